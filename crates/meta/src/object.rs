@@ -1,0 +1,330 @@
+//! The stored object: immutable, encoded once, shared by pointer.
+//!
+//! An [`Object`] keeps the JSON bytes as they lie in the store, without `resourceVersion`, and the offset at which that
+//! one field is spliced in when the object is written out. So the store's record, the watch cache, every list, every
+//! watch event and every in-process informer share one buffer. Only its metadata is parsed; the body is parsed by
+//! whoever asks ([`Object::value`] on writes, [`Object::typed`] by components, once for all of them).
+
+use std::any::Any;
+use std::collections::BTreeMap;
+use std::sync::{Arc, OnceLock};
+
+use bytes::Bytes;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+/// `metadata.ownerReferences[]`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct OwnerReference {
+    pub api_version: String,
+    pub kind: String,
+    pub name: String,
+    pub uid: String,
+    pub controller: Option<bool>,
+    pub block_owner_deletion: Option<bool>,
+}
+
+/// The part of `ObjectMeta` the machinery itself needs. Follows `k8s.io/apimachinery` `meta/v1.ObjectMeta`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Meta {
+    pub name: Box<str>,
+    /// Empty for cluster-scoped objects.
+    pub namespace: Box<str>,
+    pub uid: Box<str>,
+    pub generation: i64,
+    #[serde(deserialize_with = "or_default")]
+    pub labels: BTreeMap<Box<str>, Box<str>>,
+    /// RFC 3339, whole seconds, `Z`.
+    #[serde(deserialize_with = "or_default")]
+    pub creation_timestamp: Box<str>,
+    /// Set while the object waits for its finalizers or grace period.
+    pub deletion_timestamp: Option<Box<str>>,
+    pub deletion_grace_period_seconds: Option<i64>,
+    #[serde(deserialize_with = "or_default")]
+    pub finalizers: Vec<Box<str>>,
+    #[serde(deserialize_with = "or_default")]
+    pub owner_references: Vec<OwnerReference>,
+    /// As the wire spells it; [`Object::resource_version`] is the one to use.
+    #[serde(rename = "resourceVersion")]
+    wire_version: Option<Box<str>>,
+}
+
+/// Go clients write `null` for empty maps and lists; it means the same as leaving the field out.
+fn or_default<'de, D: serde::Deserializer<'de>, T: Deserialize<'de> + Default>(d: D) -> Result<T, D::Error> {
+    Ok(Option::<T>::deserialize(d)?.unwrap_or_default())
+}
+
+impl Meta {
+    /// `namespace/name`, or `name` for cluster-scoped objects: the key components use, as client-go's
+    /// `MetaNamespaceKeyFunc` writes it.
+    pub fn key(&self) -> String {
+        object_key(&self.namespace, &self.name)
+    }
+
+    pub fn label(&self, name: &str) -> Option<&str> {
+        self.labels.get(name).map(|v| &**v)
+    }
+
+    /// The owner with `controller: true`.
+    pub fn controller(&self) -> Option<&OwnerReference> {
+        self.owner_references.iter().find(|o| o.controller == Some(true))
+    }
+}
+
+/// `namespace/name`, or `name` when the namespace is empty.
+pub fn object_key(namespace: &str, name: &str) -> String {
+    if namespace.is_empty() { name.to_string() } else { format!("{namespace}/{name}") }
+}
+
+/// Splits what [`object_key`] joined: `(namespace, name)`.
+pub fn split_key(key: &str) -> (&str, &str) {
+    key.split_once('/').unwrap_or(("", key))
+}
+
+/// Where `resourceVersion` goes when the object is written.
+#[derive(Clone, Copy, Debug)]
+enum Splice {
+    /// After this many bytes (just behind `"metadata":{`, which is never empty).
+    At(u32),
+    /// The bytes already hold it: the object came over the wire.
+    Present,
+}
+
+#[derive(Deserialize)]
+struct Head {
+    #[serde(default, rename = "apiVersion")]
+    api_version: Box<str>,
+    #[serde(default)]
+    kind: Box<str>,
+    #[serde(default)]
+    metadata: Meta,
+}
+
+/// Why bytes are not an object.
+#[derive(Debug, thiserror::Error)]
+pub enum ObjectError {
+    #[error("not an object: {0}")]
+    Json(#[from] serde_json::Error),
+    #[error("stored object does not begin with its kind, apiVersion and metadata")]
+    NotCanonical,
+    #[error("invalid resourceVersion {0:?}")]
+    ResourceVersion(String),
+}
+
+/// One version of one object.
+pub struct Object {
+    pub meta: Meta,
+    pub api_version: Box<str>,
+    pub kind: Box<str>,
+    /// The store's revision at which this version was written; 0 before it is stored.
+    pub resource_version: u64,
+    /// Values of the kind's selectable fields, in the order of its row; filled by the API server.
+    pub fields: Box<[Box<str>]>,
+    raw: Bytes,
+    splice: Splice,
+    typed: OnceLock<Arc<dyn Any + Send + Sync>>,
+}
+
+impl std::fmt::Debug for Object {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} {}@{}", self.kind, self.meta.key(), self.resource_version)
+    }
+}
+
+/// Encodes a body in stored form: kind, apiVersion and metadata first, no `resourceVersion`.
+pub fn encode_stored(body: &Value) -> Result<Bytes, ObjectError> {
+    let map = body.as_object().ok_or(ObjectError::NotCanonical)?;
+    let mut out = Vec::with_capacity(1024);
+    out.push(b'{');
+    for key in ["kind", "apiVersion"] {
+        let value = map.get(key).and_then(Value::as_str).ok_or(ObjectError::NotCanonical)?;
+        out.extend_from_slice(b"\"");
+        out.extend_from_slice(key.as_bytes());
+        out.extend_from_slice(b"\":");
+        serde_json::to_writer(&mut out, value)?;
+        out.push(b',');
+    }
+    out.extend_from_slice(METADATA);
+    let metadata = map.get("metadata").and_then(Value::as_object).ok_or(ObjectError::NotCanonical)?;
+    let mut first = true;
+    for (key, value) in metadata.iter().filter(|(k, _)| *k != "resourceVersion") {
+        if !std::mem::take(&mut first) {
+            out.push(b',');
+        }
+        serde_json::to_writer(&mut out, key)?;
+        out.push(b':');
+        serde_json::to_writer(&mut out, value)?;
+    }
+    if first {
+        return Err(ObjectError::NotCanonical);
+    }
+    out.push(b'}');
+    for (key, value) in map.iter().filter(|(k, _)| !matches!(k.as_str(), "kind" | "apiVersion" | "metadata")) {
+        out.push(b',');
+        serde_json::to_writer(&mut out, key)?;
+        out.push(b':');
+        serde_json::to_writer(&mut out, value)?;
+    }
+    out.push(b'}');
+    out.shrink_to_fit();
+    Ok(Bytes::from(out))
+}
+
+const METADATA: &[u8] = b"\"metadata\":{";
+const RESOURCE_VERSION: &[u8] = b"\"resourceVersion\":\"";
+
+impl Object {
+    /// An object as the store holds it: canonical order (see [`encode_stored`]), without `resourceVersion`.
+    pub fn from_stored(raw: Bytes, resource_version: u64) -> Result<Self, ObjectError> {
+        let head: Head = serde_json::from_slice(&raw)?;
+        Self::with_meta(raw, head.metadata, head.api_version, head.kind, resource_version)
+    }
+
+    /// As [`Object::from_stored`], when the writer still has the body's tree at hand and the bytes need no second parse.
+    pub fn from_stored_body(raw: Bytes, body: &Value, resource_version: u64) -> Result<Self, ObjectError> {
+        let mut meta = Meta::deserialize(&body["metadata"])?;
+        meta.wire_version = None;
+        let text = |key: &str| body[key].as_str().unwrap_or_default().into();
+        Self::with_meta(raw, meta, text("apiVersion"), text("kind"), resource_version)
+    }
+
+    fn with_meta(raw: Bytes, meta: Meta, api_version: Box<str>, kind: Box<str>, rv: u64) -> Result<Self, ObjectError> {
+        // Kind and apiVersion hold no braces, so the first match is the object's own metadata.
+        let window = &raw[..raw.len().min(512)];
+        let at = window.windows(METADATA.len()).position(|w| w == METADATA).ok_or(ObjectError::NotCanonical)?;
+        let splice = Splice::At((at + METADATA.len()) as u32);
+        Ok(Self { meta, api_version, kind, resource_version: rv, fields: Box::default(), raw, splice, typed: OnceLock::new() })
+    }
+
+    /// An object as it came over the wire, with its `resourceVersion` inside.
+    pub fn from_wire(raw: Bytes) -> Result<Self, ObjectError> {
+        let mut head: Head = serde_json::from_slice(&raw)?;
+        let rv = match head.metadata.wire_version.take().as_deref() {
+            None | Some("") => 0,
+            Some(rv) => rv.parse().map_err(|_| ObjectError::ResourceVersion(rv.to_string()))?,
+        };
+        Ok(Self {
+            meta: head.metadata,
+            api_version: head.api_version,
+            kind: head.kind,
+            resource_version: rv,
+            fields: Box::default(),
+            raw,
+            splice: Splice::Present,
+            typed: OnceLock::new(),
+        })
+    }
+
+    /// An object from a tree, with whatever `resourceVersion` the tree holds (answers that are not stored).
+    pub fn from_value(body: &Value) -> Result<Self, ObjectError> {
+        Self::from_wire(Bytes::from(serde_json::to_vec(body)?))
+    }
+
+    /// The group, version and kind the bytes are written in.
+    pub fn gvk(&self) -> crate::Gvk {
+        let (group, version) = self.api_version.split_once('/').unwrap_or(("", &self.api_version));
+        crate::Gvk::new(group, version, &self.kind)
+    }
+
+    /// The bytes as stored: the shared buffer itself, without `resourceVersion` unless it came over the wire.
+    pub fn raw(&self) -> &Bytes {
+        &self.raw
+    }
+
+    /// Length of the JSON that [`Object::write_json`] writes, or a little more.
+    pub fn json_len(&self) -> usize {
+        self.raw.len() + RESOURCE_VERSION.len() + 22
+    }
+
+    /// Appends the object as clients see it.
+    pub fn write_json(&self, out: &mut Vec<u8>) {
+        match self.splice {
+            Splice::Present => out.extend_from_slice(&self.raw),
+            Splice::At(at) => {
+                let (head, tail) = self.raw.split_at(at as usize);
+                out.extend_from_slice(head);
+                out.extend_from_slice(RESOURCE_VERSION);
+                write_decimal(self.resource_version, out);
+                out.extend_from_slice(b"\",");
+                out.extend_from_slice(tail);
+            }
+        }
+    }
+
+    /// The object as clients see it.
+    pub fn to_json(&self) -> Bytes {
+        let mut out = Vec::with_capacity(self.json_len());
+        self.write_json(&mut out);
+        out.into()
+    }
+
+    /// Parses the whole body, `metadata.resourceVersion` included.
+    pub fn value(&self) -> Result<Value, ObjectError> {
+        let mut body: Value = serde_json::from_slice(&self.raw)?;
+        if let (Splice::At(_), Some(metadata)) = (self.splice, body.get_mut("metadata").and_then(Value::as_object_mut)) {
+            metadata.insert("resourceVersion".into(), Value::String(self.resource_version.to_string()));
+        }
+        Ok(body)
+    }
+
+    /// The body as a typed kind, parsed once and shared by all who ask for the same type.
+    pub fn typed<T: DeserializeOwned + Send + Sync + 'static>(&self) -> Result<Arc<T>, ObjectError> {
+        if let Some(view) = self.typed.get()
+            && let Ok(view) = view.clone().downcast::<T>()
+        {
+            return Ok(view);
+        }
+        let view: Arc<T> = Arc::new(match self.splice {
+            Splice::Present => serde_json::from_slice(&self.raw)?,
+            Splice::At(_) => serde_json::from_slice(&self.to_json())?,
+        });
+        // Two threads may race, or two types be asked of one object; the first stays, both are right.
+        let _ = self.typed.set(view.clone());
+        Ok(view)
+    }
+}
+
+fn write_decimal(mut n: u64, out: &mut Vec<u8>) {
+    let mut digits = [0u8; 20];
+    let mut at = digits.len();
+    loop {
+        at -= 1;
+        digits[at] = b'0' + (n % 10) as u8;
+        n /= 10;
+        if n == 0 {
+            break;
+        }
+    }
+    out.extend_from_slice(&digits[at..]);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn stored_bytes_gain_the_resource_version_when_written() {
+        let body = json!({"data": {"metadata": "{"}, "apiVersion": "v1", "kind": "ConfigMap",
+            "metadata": {"name": "a", "namespace": "n", "uid": "u", "resourceVersion": "7", "labels": null}});
+        let object = Object::from_stored(encode_stored(&body).unwrap(), 42).unwrap();
+        assert_eq!(object.meta.key(), "n/a");
+        let seen: Value = serde_json::from_slice(&object.to_json()).unwrap();
+        assert_eq!(seen["metadata"]["resourceVersion"], "42");
+        assert_eq!(seen["data"], body["data"]);
+        assert_eq!(object.value().unwrap(), seen);
+        assert_eq!(Object::from_wire(object.to_json()).unwrap().resource_version, 42);
+        let same = Object::from_stored_body(encode_stored(&body).unwrap(), &body, 42).unwrap();
+        assert_eq!(same.to_json(), object.to_json());
+    }
+
+    #[test]
+    fn what_is_not_an_object_is_refused() {
+        for body in [json!([]), json!({}), json!({"kind": "A", "apiVersion": "v1", "metadata": {}})] {
+            assert!(encode_stored(&body).is_err(), "{body}");
+        }
+    }
+}

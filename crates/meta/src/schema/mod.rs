@@ -1,0 +1,189 @@
+//! The schema engine: what fields a kind has, how lists merge, what is defaulted and what is pruned.
+//!
+//! Built-in kinds and CRDs are the same graph of [`Node`]s in an arena ([`Types`]); decoding, defaulting, validation,
+//! strategic merge, server-side apply, protobuf and OpenAPI all walk it through [`View`]. The graph may be recursive
+//! (`JSONSchemaProps`), so nodes name each other by [`TypeId`].
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use serde_json::Value;
+
+/// A node's place in its arena.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct TypeId(pub u32);
+
+/// An arena of nodes.
+#[derive(Debug, Default)]
+pub struct Types {
+    pub nodes: Vec<Node>,
+    /// Named struct types, by their full OpenAPI name (`io.k8s.api.core.v1.PodSpec`).
+    pub names: HashMap<Arc<str>, TypeId>,
+}
+
+/// A type as used in one place: the same struct may be atomic in one field and granular in another.
+#[derive(Clone, Debug)]
+pub struct Node {
+    pub shape: Shape,
+    /// Maps and structs: owned as a whole by one applier (`+mapType=atomic`, `+structType=atomic`).
+    pub atomic: bool,
+    pub nullable: bool,
+    /// Values allowed, empty for any.
+    pub enumeration: Vec<Value>,
+    /// Scalars: the OpenAPI format (`int32`, `date-time`, `byte`, …); empty for none.
+    pub format: Arc<str>,
+    /// Constraints only CRD schemas carry (pattern, bounds, CEL rules, …), the node's own JSON schema.
+    pub constraints: Option<Arc<Value>>,
+}
+
+/// The form of a value.
+#[derive(Clone, Debug)]
+pub enum Shape {
+    Struct(Struct),
+    Map { value: TypeId },
+    List { item: TypeId, kind: ListKind, patch: PatchStrategy },
+    Scalar(Scalar),
+}
+
+/// An object with named fields.
+#[derive(Clone, Debug, Default)]
+pub struct Struct {
+    /// Full OpenAPI name; empty for the inline objects of CRDs.
+    pub name: Arc<str>,
+    /// Sorted by name.
+    pub fields: Vec<Field>,
+    /// Fields not named here are kept (`x-kubernetes-preserve-unknown-fields`).
+    pub preserve_unknown: bool,
+    /// Has its own apiVersion, kind and metadata (`x-kubernetes-embedded-resource`).
+    pub embedded_resource: bool,
+}
+
+/// One named field.
+#[derive(Clone, Debug)]
+pub struct Field {
+    pub name: Arc<str>,
+    pub node: TypeId,
+    pub required: bool,
+    /// Filled in when the field is absent.
+    pub default: Option<Arc<Value>>,
+    /// Protobuf field number; 0 for none.
+    pub tag: u32,
+    /// For fields inlined from an embedded message: the tags of the messages around it, outermost first.
+    pub inlined_in: Arc<[u32]>,
+}
+
+/// How appliers share a list (`+listType`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ListKind {
+    Atomic,
+    Set,
+    Map { keys: Arc<[Arc<str>]> },
+}
+
+/// How strategic merge patch treats a list or struct (`+patchStrategy`, `+patchMergeKey`).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PatchStrategy {
+    pub merge: bool,
+    pub retain_keys: bool,
+    /// Lists of objects; empty for lists of scalars.
+    pub merge_key: Arc<str>,
+}
+
+/// Leaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Scalar {
+    String,
+    Boolean,
+    Int32,
+    Int64,
+    Uint32,
+    Uint64,
+    Float32,
+    Float64,
+    /// Base64 in JSON.
+    Bytes,
+    /// `metav1.Time`, RFC 3339 in whole seconds.
+    Time,
+    /// `metav1.MicroTime`.
+    MicroTime,
+    /// `metav1.Duration`, Go's duration text.
+    Duration,
+    Quantity,
+    IntOrString,
+    /// `runtime.RawExtension` and other any-JSON values.
+    Any,
+    /// `metav1.FieldsV1`.
+    FieldsV1,
+}
+
+impl Types {
+    pub fn node(&self, id: TypeId) -> &Node {
+        &self.nodes[id.0 as usize]
+    }
+
+    pub fn named(&self, name: &str) -> Option<View<'_>> {
+        Some(View { types: self, id: *self.names.get(name)? })
+    }
+}
+
+/// A schema: an arena and the node of a whole object.
+#[derive(Clone, Debug)]
+pub struct Schema {
+    pub types: Arc<Types>,
+    pub root: TypeId,
+}
+
+impl Schema {
+    pub fn root(&self) -> View<'_> {
+        View { types: &self.types, id: self.root }
+    }
+}
+
+/// A place in a schema, to walk alongside a value.
+#[derive(Clone, Copy, Debug)]
+pub struct View<'a> {
+    pub types: &'a Types,
+    pub id: TypeId,
+}
+
+impl<'a> View<'a> {
+    pub fn node(self) -> &'a Node {
+        self.types.node(self.id)
+    }
+
+    pub fn shape(self) -> &'a Shape {
+        &self.node().shape
+    }
+
+    fn at(self, id: TypeId) -> Self {
+        Self { types: self.types, id }
+    }
+
+    /// The field's own facts, for structs.
+    pub fn field_facts(self, name: &str) -> Option<&'a Field> {
+        let Shape::Struct(s) = self.shape() else { return None };
+        s.fields.binary_search_by(|f| (*f.name).cmp(name)).ok().map(|at| &s.fields[at])
+    }
+
+    /// Below a struct's field or a map's key.
+    pub fn child(self, name: &str) -> Option<View<'a>> {
+        match self.shape() {
+            Shape::Struct(_) => self.field_facts(name).map(|f| self.at(f.node)),
+            Shape::Map { value } => Some(self.at(*value)),
+            _ => None,
+        }
+    }
+
+    /// A list's item.
+    pub fn item(self) -> Option<View<'a>> {
+        match self.shape() {
+            Shape::List { item, .. } => Some(self.at(*item)),
+            _ => None,
+        }
+    }
+
+    /// The node of a field whose facts are at hand.
+    pub fn of(self, field: &Field) -> View<'a> {
+        self.at(field.node)
+    }
+}
