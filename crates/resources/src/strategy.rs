@@ -1,0 +1,116 @@
+//! What a kind does beyond its schema: each method has a default, and most kinds need one or two.
+//!
+//! Follows upstream's `registry/rest` strategies. A strategy sees JSON trees in the storage version, fully defaulted by the
+//! schema; it never does IO and never decides order, authorization or admission.
+
+use meta::{FieldError, Status, Value};
+
+/// What a strategy may know about the request.
+#[derive(Clone, Copy, Debug)]
+pub struct Context<'a> {
+    /// Now, RFC 3339 in whole seconds with `Z`.
+    pub now: &'a str,
+    pub user: &'a str,
+    pub groups: &'a [String],
+    /// Empty, or the subresource being written (`status`, `approval`, …).
+    pub subresource: &'a str,
+}
+
+/// Deletion as the strategy wants it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Deletion {
+    /// Gone at once (finalizers aside).
+    Immediate,
+    /// Marked with `deletionTimestamp` and left to whoever finishes it; seconds to wait.
+    Graceful(i64),
+}
+
+pub trait Strategy: Send + Sync + 'static {
+    /// Defaults that depend on other fields, after the schema's own.
+    fn default(&self, _object: &mut Value) {}
+
+    /// Fills and clears what clients may not say on create. The pipeline itself has set metadata and, for kinds with a
+    /// status subresource, dropped `status`.
+    fn prepare_create(&self, _cx: &Context<'_>, _object: &mut Value) {}
+
+    /// The same on update, the stored object at hand. The pipeline itself has restored immutable metadata and, by
+    /// subresource, the half that may not change; it bumps `generation` when anything outside metadata and status changed.
+    fn prepare_update(&self, _cx: &Context<'_>, _object: &mut Value, _old: &Value) {}
+
+    fn validate_create(&self, _cx: &Context<'_>, _object: &Value) -> Vec<FieldError> {
+        Vec::new()
+    }
+
+    fn validate_update(&self, cx: &Context<'_>, object: &Value, _old: &Value) -> Vec<FieldError> {
+        self.validate_create(cx, object)
+    }
+
+    /// Texts for `Warning` headers.
+    fn warnings(&self, _object: &Value) -> Vec<String> {
+        Vec::new()
+    }
+
+    /// How names of this kind are checked; the text is upstream's complaint.
+    fn validate_name(&self, name: &str, generate: bool) -> Result<(), String> {
+        crate::strategy::dns_subdomain(name, generate)
+    }
+
+    /// A PUT to a name that does not exist creates it.
+    fn allow_create_on_update(&self) -> bool {
+        false
+    }
+
+    /// An update without `resourceVersion` overwrites whatever is there.
+    fn allow_unconditional_update(&self) -> bool {
+        true
+    }
+
+    /// `requested` is the client's `gracePeriodSeconds`, if any.
+    fn deletion(&self, _object: &Value, _requested: Option<i64>) -> Deletion {
+        Deletion::Immediate
+    }
+
+    /// Whether finalizers of other kinds (`spec.finalizers` of namespaces) still hold the object.
+    fn held(&self, _object: &Value) -> bool {
+        false
+    }
+
+    /// The propagation a delete gets when the client names none: `background` for all but ReplicationController-like
+    /// kinds of old API versions.
+    fn default_orphans(&self) -> bool {
+        false
+    }
+
+    /// From one served version to another. Kinds with one version, and versions that differ in name alone, need nothing.
+    fn convert(&self, _object: &mut Value, _from: &str, _to: &str) -> Result<(), Status> {
+        Ok(())
+    }
+
+    /// Cells for the row's `Cell::Built` columns, in their order. `now` as in [`Context`].
+    fn table_row(&self, _object: &Value, _now: &str) -> Vec<Value> {
+        Vec::new()
+    }
+}
+
+/// A kind whose schema says it all.
+pub struct Default;
+
+impl Strategy for Default {}
+
+/// `IsDNS1123Subdomain`, as most kinds' names are checked. With `generate`, the name is a prefix and may end in a dash.
+pub fn dns_subdomain(name: &str, generate: bool) -> Result<(), String> {
+    const MAX: usize = 253;
+    let name = if generate { name.strip_suffix('-').unwrap_or(name) } else { name };
+    if name.len() > MAX {
+        return Err(format!("must be no more than {MAX} characters"));
+    }
+    let label = |part: &str| {
+        let edge = |b: Option<&u8>| b.is_some_and(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
+        let bytes = part.as_bytes();
+        edge(bytes.first()) && edge(bytes.last()) && bytes.iter().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || *b == b'-')
+    };
+    if name.split('.').all(label) {
+        return Ok(());
+    }
+    Err("a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or '.', and must start and end with an alphanumeric character (e.g. 'example.com', regex used for validation is '[a-z0-9]([-a-z0-9]*[a-z0-9])?(\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*')".into())
+}
