@@ -9,8 +9,10 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
+use crate::Gvk;
+
 /// A node's place in its arena.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct TypeId(pub u32);
 
 /// An arena of nodes.
@@ -19,6 +21,8 @@ pub struct Types {
     pub nodes: Vec<Node>,
     /// Named struct types, by their full OpenAPI name (`io.k8s.api.core.v1.PodSpec`).
     pub names: HashMap<Arc<str>, TypeId>,
+    /// The structs of kinds: those with an apiVersion and kind of their own.
+    pub kinds: HashMap<Gvk, TypeId>,
 }
 
 /// A type as used in one place: the same struct may be atomic in one field and granular in another.
@@ -32,8 +36,25 @@ pub struct Node {
     pub enumeration: Vec<Value>,
     /// Scalars: the OpenAPI format (`int32`, `date-time`, `byte`, …); empty for none.
     pub format: Arc<str>,
+    /// Lists: protobuf puts the items into a message of their own (`ExtraValue`, `Verbs`).
+    pub wrapped: bool,
     /// Constraints only CRD schemas carry (pattern, bounds, CEL rules, …), the node's own JSON schema.
     pub constraints: Option<Arc<Value>>,
+}
+
+impl From<Shape> for Node {
+    /// A node with nothing special about it.
+    fn from(shape: Shape) -> Self {
+        Self {
+            shape,
+            atomic: false,
+            nullable: false,
+            enumeration: Vec::new(),
+            format: Arc::default(),
+            wrapped: false,
+            constraints: None,
+        }
+    }
 }
 
 /// The form of a value.
@@ -59,7 +80,7 @@ pub struct Struct {
 }
 
 /// One named field.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Field {
     pub name: Arc<str>,
     pub node: TypeId,
@@ -70,6 +91,22 @@ pub struct Field {
     pub tag: u32,
     /// For fields inlined from an embedded message: the tags of the messages around it, outermost first.
     pub inlined_in: Arc<[u32]>,
+    /// Whether Go tells an absent field from a zero one.
+    pub presence: Presence,
+    /// Strategic merge clears the fields of this struct that the patch does not name (`+patchStrategy=retainKeys`).
+    pub retain_keys: bool,
+}
+
+/// What Go's struct does with an absent or zero value; protobuf and JSON encoding depend on it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Presence {
+    /// A value with `omitempty`: zero and absent are the same, and JSON leaves both out.
+    #[default]
+    NonZero,
+    /// A pointer: zero and absent differ.
+    Pointer,
+    /// A value without `omitempty`: absent is written as zero.
+    Always,
 }
 
 /// How appliers share a list (`+listType`).
@@ -114,6 +151,12 @@ pub enum Scalar {
     Any,
     /// `metav1.FieldsV1`.
     FieldsV1,
+    /// `JSONSchemaPropsOrBool` of CRDs: a schema or a boolean.
+    SchemaOrBool,
+    /// `JSONSchemaPropsOrArray`: a schema or a list of schemas.
+    SchemaOrArray,
+    /// `JSONSchemaPropsOrStringArray`: a schema or a list of strings.
+    SchemaOrStrings,
 }
 
 impl Types {
@@ -123,6 +166,11 @@ impl Types {
 
     pub fn named(&self, name: &str) -> Option<View<'_>> {
         Some(View { types: self, id: *self.names.get(name)? })
+    }
+
+    /// The struct of a kind.
+    pub fn kind(&self, gvk: &Gvk) -> Option<View<'_>> {
+        Some(View { types: self, id: *self.kinds.get(gvk)? })
     }
 }
 
