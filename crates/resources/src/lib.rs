@@ -7,6 +7,8 @@
 
 #![forbid(unsafe_code)]
 
+pub mod builtin;
+pub mod kinds;
 pub mod strategy;
 
 use std::sync::Arc;
@@ -112,6 +114,10 @@ pub enum SelectableValue {
     PathOr(&'static str),
     /// The scalar at another dotted path.
     At(&'static str),
+    /// As `At`, with another text for absent.
+    AtOr(&'static str, &'static str),
+    /// The scalar at the first path, or when that is empty at the second.
+    Either(&'static str, &'static str),
 }
 
 /// A column of a server-side table.
@@ -174,18 +180,24 @@ impl Resource {
     pub fn select_fields(&self, body: &Value) -> Box<[Box<str>]> {
         self.selectable
             .iter()
-            .map(|field| {
-                let (path, absent) = match field.value {
-                    SelectableValue::Path => (&*field.name, ""),
-                    SelectableValue::PathOr(text) => (&*field.name, text),
-                    SelectableValue::At(path) => (path, ""),
-                };
-                match path.split('.').try_fold(body, |at, part| at.get(part)) {
-                    None | Some(Value::Null) => absent.into(),
-                    Some(Value::String(text)) => text.as_str().into(),
-                    Some(other) => other.to_string().into(),
+            .map(|field| match field.value {
+                SelectableValue::Path => scalar_text(body, &field.name, ""),
+                SelectableValue::PathOr(absent) => scalar_text(body, &field.name, absent),
+                SelectableValue::At(path) => scalar_text(body, path, ""),
+                SelectableValue::AtOr(path, absent) => scalar_text(body, path, absent),
+                SelectableValue::Either(first, second) => {
+                    Some(scalar_text(body, first, "")).filter(|t| !t.is_empty()).unwrap_or_else(|| scalar_text(body, second, ""))
                 }
             })
             .collect()
+    }
+}
+
+/// The scalar at a dotted path as text; `absent` when there is none.
+fn scalar_text(body: &Value, path: &str, absent: &str) -> Box<str> {
+    match path.split('.').try_fold(body, |at, part| at.get(part)) {
+        None | Some(Value::Null) => absent.into(),
+        Some(Value::String(text)) => text.as_str().into(),
+        Some(other) => other.to_string().into(),
     }
 }

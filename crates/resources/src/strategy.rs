@@ -86,6 +86,13 @@ pub trait Strategy: Send + Sync + 'static {
         Ok(())
     }
 
+    /// The `apiVersion` this kind's objects are stored in when that is another row's: `events.k8s.io/v1` Events are core
+    /// `v1` Events in the store. Such a row shares its prefix, cache and selectable values with that other row, and
+    /// `convert` then gets whole `apiVersion`s.
+    fn stored_as(&self) -> Option<&'static str> {
+        None
+    }
+
     /// Cells for the row's `Cell::Built` columns, in their order. `now` as in [`Context`].
     fn table_row(&self, _object: &Value, _now: &str) -> Vec<Value> {
         Vec::new()
