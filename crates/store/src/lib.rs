@@ -14,7 +14,9 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::stream::BoxStream;
 
+pub mod embedded;
 mod error;
+pub mod limits;
 
 pub use error::StoreError;
 
@@ -205,3 +207,6 @@ pub fn prefix_end(prefix: &str) -> String {
     }
     char::MAX.to_string()
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,309 @@
+//! The embedded store: one process, one directory, no daemon.
+//!
+//! An append-only segmented log is the only durable truth; snapshots of the state at the compacted revision let old
+//! segments go; memory holds every key's newest version and the recent history (see `docs/adr/0002-embedded-store.md`).
+//! One writer thread commits waiting requests in groups, one sync a group; readers read memory and see only what is
+//! durable. An idle store writes nothing and wakes nobody.
+
+mod index;
+mod leases;
+mod log;
+mod record;
+mod recovery;
+mod snapshot;
+
+mod watch;
+mod writer;
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, mpsc};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use async_trait::async_trait;
+use tokio::sync::{Semaphore, oneshot};
+
+use crate::{Backend, KeyValue, LeaseId, Range, Revision, StoreError, Txn, TxnOutcome, WatchStream, limits};
+use index::{HistoryLimits, Index};
+use writer::{Request, Work};
+
+/// Requests waiting for the writer may hold so many KiB together (each counts at least one); more callers wait.
+const QUEUE_KIB: usize = 64 << 10;
+
+/// What may be set when opening a store. The defaults suit a cluster of any size on one machine.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The most bytes of keys and values one transaction may carry. Default 1.5 MiB, as with etcd.
+    pub max_request_bytes: usize,
+    /// The most bytes of keys and values that may exist; beyond it only deletes work. Default 8 GiB, as advised for etcd.
+    pub max_database_bytes: u64,
+    /// How long history stays readable. Default 5 minutes, upstream's compaction interval.
+    pub history_age: Duration,
+    /// The most bytes of superseded values kept as history. Default 64 MiB.
+    pub history_bytes: u64,
+    /// The most changes kept as history (each takes some 300 bytes of memory). Default 200 000.
+    pub history_changes: usize,
+    /// A segment of the log ends when it is longer than this. Default 16 MiB.
+    pub segment_bytes: u64,
+    /// A snapshot is due when it would free this much log, and twice the size of the data. Default 64 MiB.
+    pub snapshot_log_bytes: u64,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options {
+            max_request_bytes: limits::MAX_REQUEST_BYTES,
+            max_database_bytes: 8 << 30,
+            history_age: Duration::from_secs(5 * 60),
+            history_bytes: 64 << 20,
+            history_changes: 200_000,
+            segment_bytes: 16 << 20,
+            snapshot_log_bytes: 64 << 20,
+        }
+    }
+}
+
+impl Options {
+    fn history_limits(&self) -> HistoryLimits {
+        HistoryLimits {
+            age_ms: u64::try_from(self.history_age.as_millis()).unwrap_or(u64::MAX),
+            bytes: self.history_bytes,
+            changes: self.history_changes,
+        }
+    }
+}
+
+/// Sizes and positions of an open store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Status {
+    /// The newest revision.
+    pub revision: Revision,
+    /// The oldest readable revision.
+    pub compacted: Revision,
+    /// Keys that exist.
+    pub keys: u64,
+    /// Their bytes, with their values.
+    pub live_bytes: u64,
+    /// Changes kept as history.
+    pub history_changes: u64,
+    /// Bytes of superseded values kept for it.
+    pub history_bytes: u64,
+    /// Bytes of records in the log.
+    pub log_bytes: u64,
+    /// Leases that exist.
+    pub leases: u64,
+}
+
+/// Milliseconds since 1970 that never go back while the process lives.
+#[derive(Debug)]
+struct Clock {
+    start: Instant,
+    start_ms: u64,
+}
+
+impl Clock {
+    /// A clock that starts now, but not before `floor_ms`.
+    fn starting_at(floor_ms: u64) -> Self {
+        let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Clock { start: Instant::now(), start_ms: (wall.as_millis() as u64).max(floor_ms) }
+    }
+
+    fn now_ms(&self) -> u64 {
+        self.start_ms + self.start.elapsed().as_millis() as u64
+    }
+}
+
+/// What the writer and the readers share.
+#[derive(Debug)]
+struct Shared {
+    index: RwLock<Index>,
+    /// The newest durable revision; written under the index lock.
+    revision: AtomicU64,
+    log_bytes: AtomicU64,
+    leases: AtomicU64,
+    closed: AtomicBool,
+    /// Wakes the watchers; its value is the newest revision.
+    published: tokio::sync::watch::Sender<Revision>,
+}
+
+impl Shared {
+    fn read(&self) -> Result<RwLockReadGuard<'_, Index>, StoreError> {
+        if self.closed.load(Ordering::Acquire) {
+            return Err(StoreError::Closed);
+        }
+        // Poisoned: the writer panicked while changing the index. What it holds is not to be trusted.
+        self.index.read().map_err(|_| StoreError::Closed)
+    }
+
+    fn write(&self) -> Result<RwLockWriteGuard<'_, Index>, StoreError> {
+        self.index.write().map_err(|_| StoreError::Closed)
+    }
+}
+
+/// An open store. Dropping it closes it: the writer finishes what it has and the directory is free again.
+#[derive(Debug)]
+pub struct Embedded {
+    shared: Arc<Shared>,
+    requests: mpsc::Sender<Request>,
+    queue: Arc<Semaphore>,
+    writer: Mutex<Option<JoinHandle<()>>>,
+    options: Options,
+    dir: PathBuf,
+    store: u64,
+    #[cfg(test)]
+    faults: Arc<log::Faults>,
+}
+
+/// Opens the store in `dir`, creating it if there is none. Reads the whole log: call it off the async threads when the
+/// store may be large.
+pub fn open(dir: impl AsRef<Path>, options: Options) -> Result<Embedded, StoreError> {
+    let dir = dir.as_ref();
+    let faults = Arc::new(log::Faults::default());
+    let recovered = recovery::open(dir, &options, faults.clone())?;
+    let clock = Clock::starting_at(recovered.last_ms);
+    let mut leases = recovered.leases;
+    leases.clamp(clock.now_ms());
+    let revision = recovered.index.revision();
+    let shared = Arc::new(Shared {
+        index: RwLock::new(recovered.index),
+        revision: AtomicU64::new(revision),
+        log_bytes: AtomicU64::new(recovered.log.bytes()),
+        leases: AtomicU64::new(leases.len() as u64),
+        closed: AtomicBool::new(false),
+        published: tokio::sync::watch::Sender::new(revision),
+    });
+    let (requests, waiting) = mpsc::channel();
+    let store = recovered.log.store();
+    let writer = writer::Writer::new(
+        shared.clone(),
+        requests.clone(),
+        waiting,
+        recovered.log,
+        leases,
+        clock,
+        options.clone(),
+        dir.into(),
+    );
+    let lock: File = recovered.lock;
+    let thread = std::thread::Builder::new()
+        .name("store-writer".into())
+        .spawn(move || {
+            writer.run();
+            drop(lock);
+        })
+        .map_err(|e| StoreError::io("starting the store's writer thread", &e))?;
+    Ok(Embedded {
+        shared,
+        requests,
+        queue: Arc::new(Semaphore::new(QUEUE_KIB)),
+        writer: Mutex::new(Some(thread)),
+        options,
+        dir: dir.into(),
+        store,
+        #[cfg(test)]
+        faults,
+    })
+}
+
+impl Embedded {
+    /// Hands work to the writer and waits for its answer. `bytes` is what the work holds in memory.
+    async fn ask<T>(
+        &self,
+        bytes: usize,
+        work: impl FnOnce(oneshot::Sender<Result<T, StoreError>>) -> Work,
+    ) -> Result<T, StoreError> {
+        let cost = (1 + bytes / 1024).min(QUEUE_KIB) as u32;
+        let permit = self.queue.clone().acquire_many_owned(cost).await.map_err(|_| StoreError::Closed)?;
+        let (answer, answered) = oneshot::channel();
+        let request = Request { work: work(answer), bytes, _permit: Some(permit) };
+        self.requests.send(request).map_err(|_| StoreError::Closed)?;
+        answered.await.map_err(|_| StoreError::Closed)?
+    }
+
+    /// Sizes and positions.
+    pub fn status(&self) -> Result<Status, StoreError> {
+        let index = self.shared.read()?;
+        Ok(Status {
+            revision: index.revision(),
+            compacted: index.compacted(),
+            keys: index.live_keys() as u64,
+            live_bytes: index.live_bytes(),
+            history_changes: index.history_changes() as u64,
+            history_bytes: index.history_bytes(),
+            log_bytes: self.shared.log_bytes.load(Ordering::Acquire),
+            leases: self.shared.leases.load(Ordering::Acquire),
+        })
+    }
+
+    /// The directory the store is in.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Closes the store: waits for the group under way, then refuses everything. Watches end with `Closed`.
+    pub fn close(&self) {
+        let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(writer) = writer.take() {
+            // The writer being gone already is as good.
+            _ = self.requests.send(Request { work: Work::Close, bytes: 0, _permit: None });
+            if writer.join().is_err() {
+                tracing::error!("the store's writer thread had panicked");
+            }
+        }
+        self.shared.closed.store(true, Ordering::Release);
+        self.queue.close();
+    }
+}
+
+impl Drop for Embedded {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+#[async_trait]
+impl Backend for Embedded {
+    async fn txn(&self, txn: Txn) -> Result<TxnOutcome, StoreError> {
+        let bytes = limits::check_txn(&txn, self.options.max_request_bytes)?;
+        self.ask(bytes, |answer| Work::Txn(txn, answer)).await
+    }
+
+    async fn get(&self, key: &str, at: Option<Revision>) -> Result<(Option<KeyValue>, Revision), StoreError> {
+        let index = self.shared.read()?;
+        Ok((index.get(key, at)?, index.revision()))
+    }
+
+    async fn range(&self, start: &str, end: &str, limit: usize, at: Option<Revision>) -> Result<Range, StoreError> {
+        self.shared.read()?.range(start, end, limit, at)
+    }
+
+    async fn current_revision(&self) -> Result<Revision, StoreError> {
+        Ok(self.shared.revision.load(Ordering::Acquire))
+    }
+
+    async fn watch(&self, prefix: &str, after: Revision) -> Result<WatchStream, StoreError> {
+        watch::start(self.shared.clone(), prefix, after)
+    }
+
+    async fn request_progress(&self) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    async fn compact(&self, revision: Revision) -> Result<(), StoreError> {
+        self.ask(0, |answer| Work::Compact(revision, answer)).await
+    }
+
+    async fn grant_lease(&self, ttl_seconds: u64) -> Result<LeaseId, StoreError> {
+        self.ask(0, |answer| Work::Grant(ttl_seconds, answer)).await
+    }
+
+    async fn keep_alive_lease(&self, lease: LeaseId) -> Result<(), StoreError> {
+        self.ask(0, |answer| Work::KeepAlive(lease, answer)).await
+    }
+
+    async fn revoke_lease(&self, lease: LeaseId) -> Result<(), StoreError> {
+        self.ask(0, |answer| Work::Revoke(lease, answer)).await
+    }
+}

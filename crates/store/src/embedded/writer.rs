@@ -1,0 +1,461 @@
+//! The writer thread: takes what waits, decides it, makes it durable with one sync, publishes it, answers.
+//!
+//! Guarantees: revisions are assigned here and only here, without gaps; nothing staged is visible or answered before it is
+//! on disk, refusals included (they may rest on writes of the same group); after a failed sync every write is refused. Sleeps
+//! without a timer unless a lease exists.
+
+use std::collections::HashSet;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
+
+use super::index::Staging;
+use super::leases::{LeaseTerm, Leases};
+use super::log::{AppendError, Log};
+use super::record::{self, Entry};
+use super::snapshot::{self, Contents, snapshot_name};
+use super::{Clock, Options, Shared};
+use crate::{Key, LeaseId, Op, Revision, StoreError, Txn, TxnOutcome};
+
+/// The most requests committed with one sync: bounds how long the first of them waits.
+const GROUP_REQUESTS: usize = 4096;
+
+/// A group takes no further request once it holds so many bytes: bounds the record and the time to write it.
+const GROUP_BYTES: usize = 4 << 20;
+
+/// Leases ended in one group at most; the rest follow in the next.
+const GROUP_LEASES: usize = 256;
+
+/// How long ended leases wait after a write found no room, in milliseconds: room does not come at once.
+const NO_ROOM_PAUSE_MS: u64 = 5_000;
+
+/// The longest sleep until a lease's end: the clock is looked at again then.
+const LONGEST_SLEEP: Duration = Duration::from_secs(3600);
+
+/// One request, and the share of the queue it holds until it is taken.
+pub struct Request {
+    pub work: Work,
+    pub bytes: usize,
+    pub _permit: Option<OwnedSemaphorePermit>,
+}
+
+type Answer<T> = oneshot::Sender<Result<T, StoreError>>;
+
+/// What the writer can be asked to do.
+pub enum Work {
+    Txn(Txn, Answer<TxnOutcome>),
+    Compact(Revision, Answer<()>),
+    Grant(u64, Answer<LeaseId>),
+    KeepAlive(LeaseId, Answer<()>),
+    Revoke(LeaseId, Answer<()>),
+    /// A background snapshot has ended: the revision it is of, when it succeeded.
+    SnapshotDone(Result<Revision, StoreError>),
+    Close,
+}
+
+/// An answer that waits for the sync.
+enum Pending {
+    Txn(Answer<TxnOutcome>, TxnOutcome),
+    Done(Answer<()>),
+    Granted(Answer<LeaseId>, LeaseId),
+}
+
+impl Pending {
+    // A caller that no longer waits does not care for its answer: failed sends are dropped.
+    fn settle(self, outcome: &Result<(), StoreError>) {
+        match (self, outcome.clone()) {
+            (Pending::Txn(answer, _), Err(e)) => _ = answer.send(Err(e)),
+            (Pending::Txn(answer, outcome), Ok(())) => _ = answer.send(Ok(outcome)),
+            (Pending::Done(answer), done) => _ = answer.send(done),
+            (Pending::Granted(answer, _), Err(e)) => _ = answer.send(Err(e)),
+            (Pending::Granted(answer, id), Ok(())) => _ = answer.send(Ok(id)),
+        }
+    }
+}
+
+/// A group being gathered.
+struct Group<'a> {
+    staging: Staging<'a>,
+    pending: Vec<Pending>,
+    terms: Vec<LeaseTerm>,
+    ended: HashSet<LeaseId>,
+    /// Keys that this group puts on leases.
+    leased: Vec<(LeaseId, Key)>,
+    /// The compacted revision before the group.
+    compacted: Revision,
+    compact: Option<Revision>,
+}
+
+pub struct Writer {
+    shared: Arc<Shared>,
+    /// For the snapshot thread's report.
+    requests: Sender<Request>,
+    waiting: Receiver<Request>,
+    log: Log,
+    leases: Leases,
+    clock: Clock,
+    options: Options,
+    dir: PathBuf,
+    payload: Vec<u8>,
+    /// Why writes are refused for good.
+    broken: Option<StoreError>,
+    snapshot: Option<(Revision, JoinHandle<()>)>,
+    /// After a failed snapshot: the log has to grow to this before the next try.
+    snapshot_not_before: u64,
+    /// After a write found no room: leases are not ended before this time.
+    expiry_not_before: u64,
+}
+
+impl Drop for Writer {
+    /// However the thread ends: watchers wake up and find the store closed, and no snapshot is left running.
+    fn drop(&mut self) {
+        self.shared.closed.store(true, Ordering::Release);
+        self.shared.published.send_modify(|_| {});
+        if let Some((_, thread)) = self.snapshot.take() {
+            _ = thread.join();
+        }
+    }
+}
+
+impl Writer {
+    #[allow(clippy::too_many_arguments)]
+    pub fn new(
+        shared: Arc<Shared>,
+        requests: Sender<Request>,
+        waiting: Receiver<Request>,
+        log: Log,
+        leases: Leases,
+        clock: Clock,
+        options: Options,
+        dir: PathBuf,
+    ) -> Self {
+        Writer {
+            shared,
+            requests,
+            waiting,
+            log,
+            leases,
+            clock,
+            options,
+            dir,
+            payload: Vec::new(),
+            broken: None,
+            snapshot: None,
+            snapshot_not_before: 0,
+            expiry_not_before: 0,
+        }
+    }
+
+    /// Works until told to close.
+    pub fn run(mut self) {
+        let mut open = true;
+        while open {
+            let Some(first) = self.wait() else { break };
+            let mut group = Vec::new();
+            let mut bytes = 0;
+            let mut next = first;
+            while let Some(request) = next.take() {
+                bytes += request.bytes;
+                match request.work {
+                    Work::Close => open = false,
+                    Work::SnapshotDone(result) => self.snapshot_done(result),
+                    work => group.push(work),
+                }
+                if open && group.len() < GROUP_REQUESTS && bytes < GROUP_BYTES {
+                    next = self.waiting.try_recv().ok();
+                }
+            }
+            self.commit(group);
+            self.start_snapshot_if_due();
+        }
+    }
+
+    /// Waits for a request or the end of a lease (`Some(None)`); `None` when nobody can ask any more.
+    fn wait(&self) -> Option<Option<Request>> {
+        let deadline = if self.broken.is_some() { None } else { self.leases.next_deadline() };
+        let Some(deadline) = deadline else { return self.waiting.recv().ok().map(Some) };
+        let deadline = deadline.max(self.expiry_not_before);
+        let sleep = Duration::from_millis(deadline.saturating_sub(self.clock.now_ms())).min(LONGEST_SLEEP);
+        match self.waiting.recv_timeout(sleep) {
+            Ok(request) => Some(Some(request)),
+            Err(RecvTimeoutError::Timeout) => Some(None),
+            Err(RecvTimeoutError::Disconnected) => None,
+        }
+    }
+
+    /// Commits a group of requests, with the leases that have ended.
+    fn commit(&mut self, work: Vec<Work>) {
+        if let Some(broken) = &self.broken {
+            work.into_iter().for_each(|work| refuse(work, broken));
+            return;
+        }
+        let now = self.clock.now_ms();
+        let shared = self.shared.clone();
+        let Ok(index) = shared.read() else {
+            work.into_iter().for_each(|work| refuse(work, &StoreError::Closed));
+            return;
+        };
+        record::begin(&mut self.payload, now);
+        let mut group = Group {
+            staging: Staging::new(&index),
+            pending: Vec::with_capacity(work.len()),
+            terms: Vec::new(),
+            ended: HashSet::new(),
+            leased: Vec::new(),
+            compacted: index.compacted(),
+            compact: None,
+        };
+        for work in work {
+            self.stage(&mut group, work, now);
+        }
+        let ended = if now < self.expiry_not_before { Vec::new() } else { self.leases.ended(now, GROUP_LEASES) };
+        for id in ended {
+            // Kept alive in this very group: it has not ended after all.
+            if !group.terms.iter().any(|term| term.id == id) {
+                self.end_lease(&mut group, id);
+            }
+        }
+        let Group { staging, pending, terms, ended, compact, .. } = group;
+        let revision = staging.revision();
+        let changes = staging.finish();
+        drop(index);
+        let mut outcome = Ok(());
+        if !record::is_empty(&self.payload) {
+            outcome = self.log.append(&self.payload, revision).map_err(|e| self.failed(e));
+        }
+        if outcome.is_ok() {
+            terms.into_iter().for_each(|term| self.leases.set(term));
+            self.leases.follow(&changes);
+            ended.into_iter().for_each(|id| self.leases.remove(id));
+            outcome = self.publish(changes, compact, now);
+        }
+        pending.into_iter().for_each(|pending| pending.settle(&outcome));
+        if self.payload.capacity() > 2 * GROUP_BYTES {
+            self.payload = Vec::new();
+        }
+    }
+
+    fn failed(&mut self, error: AppendError) -> StoreError {
+        match error {
+            AppendError::NoSpace(error) => {
+                tracing::error!(%error, "a write to the store found no room");
+                self.expiry_not_before = self.clock.now_ms() + NO_ROOM_PAUSE_MS;
+                error
+            }
+            AppendError::Broken(error) => {
+                tracing::error!(%error, "the store takes no more writes: what is on disk is not known");
+                let refusal = StoreError::Unavailable(format!("writes are refused since a write to disk failed: {error}"));
+                self.broken = Some(refusal.clone());
+                refusal
+            }
+        }
+    }
+
+    fn publish(&self, changes: Vec<crate::Change>, compact: Option<Revision>, now: u64) -> Result<(), StoreError> {
+        let pin = self.snapshot.as_ref().map(|(revision, _)| *revision);
+        let changed = !changes.is_empty();
+        let changes: Arc<[crate::Change]> = changes.into();
+        let revision = {
+            let mut index = self.shared.write()?;
+            index.commit(changes, now);
+            if let Some(revision) = compact {
+                index.compact(revision, pin);
+            }
+            if changed {
+                index.enforce(&self.options.history_limits(), now, pin);
+            }
+            self.shared.revision.store(index.revision(), Ordering::Release);
+            index.revision()
+        };
+        self.shared.log_bytes.store(self.log.bytes(), Ordering::Release);
+        self.shared.leases.store(self.leases.len() as u64, Ordering::Release);
+        if changed {
+            self.shared.published.send_replace(revision);
+        }
+        Ok(())
+    }
+
+    /// Decides one request on top of those before it in the group.
+    fn stage(&mut self, group: &mut Group<'_>, work: Work, now: u64) {
+        match work {
+            Work::Txn(txn, answer) => match self.stage_txn(group, txn) {
+                Ok(outcome) => group.pending.push(Pending::Txn(answer, outcome)),
+                Err(e) => _ = answer.send(Err(e)),
+            },
+            Work::Compact(revision, answer) => {
+                let current = group.staging.revision();
+                if revision > current {
+                    _ = answer.send(Err(StoreError::FutureRevision { requested: revision, current }));
+                    return;
+                }
+                if revision > group.compacted {
+                    record::step(&mut self.payload, &Entry::Compact(revision));
+                }
+                group.compact = group.compact.max(Some(revision));
+                group.pending.push(Pending::Done(answer));
+            }
+            Work::Grant(ttl, answer) => match self.leases.plan(ttl, now) {
+                Ok(term) => {
+                    record::step(&mut self.payload, &Entry::Lease(term));
+                    group.terms.push(term);
+                    group.pending.push(Pending::Granted(answer, term.id));
+                }
+                Err(e) => _ = answer.send(Err(e)),
+            },
+            Work::KeepAlive(id, answer) => match self.leases.renewed(id, now) {
+                Some(term) if !group.ended.contains(&id) => {
+                    record::step(&mut self.payload, &Entry::Lease(term));
+                    group.terms.push(term);
+                    group.pending.push(Pending::Done(answer));
+                }
+                _ => _ = answer.send(Err(StoreError::LeaseNotFound(id))),
+            },
+            Work::Revoke(id, answer) => {
+                if !self.leases.contains(id) || group.ended.contains(&id) {
+                    _ = answer.send(Err(StoreError::LeaseNotFound(id)));
+                    return;
+                }
+                self.end_lease(group, id);
+                group.pending.push(Pending::Done(answer));
+            }
+            // Handled before a group is staged.
+            Work::SnapshotDone(_) | Work::Close => {}
+        }
+    }
+
+    fn stage_txn(&mut self, group: &mut Group<'_>, txn: Txn) -> Result<TxnOutcome, StoreError> {
+        let staging = &mut group.staging;
+        if !txn.compares.iter().all(|compare| staging.holds(compare)) {
+            let current = txn.compares.iter().map(|compare| staging.current(&compare.key)).collect();
+            return Ok(TxnOutcome::Conflict { current, revision: staging.revision() });
+        }
+        let mut grows = 0;
+        for op in &txn.ops {
+            let Op::Put { key, value, lease } = op else { continue };
+            grows += key.len() + value.len();
+            if let Some(id) = lease {
+                if !self.leases.contains(*id) || group.ended.contains(id) {
+                    return Err(StoreError::LeaseNotFound(*id));
+                }
+                if !self.leases.has_room(*id) {
+                    return Err(StoreError::Full(format!("lease {id} holds as many keys as a lease can")));
+                }
+            }
+        }
+        let limit = self.options.max_database_bytes;
+        if grows > 0 && staging.live_bytes() + grows as u64 > limit {
+            return Err(StoreError::Full(format!("the database limit of {limit} bytes is reached")));
+        }
+        for op in &txn.ops {
+            if let Op::Put { key, lease: Some(id), .. } = op {
+                group.leased.push((*id, key.clone()));
+            }
+        }
+        let next = staging.revision() + 1;
+        let before = self.payload.len();
+        record::commit(&mut self.payload, next, &txn.ops);
+        match staging.apply(txn.ops) {
+            Some(revision) => Ok(TxnOutcome::Committed { revision }),
+            None => {
+                self.payload.truncate(before);
+                Ok(TxnOutcome::Committed { revision: staging.revision() })
+            }
+        }
+    }
+
+    /// Stages the end of a lease and the deletion of its keys, those this group attaches included.
+    fn end_lease(&mut self, group: &mut Group<'_>, id: LeaseId) {
+        let attached = group.leased.iter().filter(|(lease, _)| *lease == id).map(|(_, key)| key);
+        let mut keys: Vec<Key> = self.leases.keys(id).chain(attached).cloned().collect();
+        keys.sort_unstable();
+        keys.dedup();
+        keys.retain(|key| group.staging.current(key).is_some_and(|kv| kv.lease == Some(id)));
+        if !keys.is_empty() {
+            let ops: Vec<Op> = keys.into_iter().map(|key| Op::Delete { key }).collect();
+            record::commit(&mut self.payload, group.staging.revision() + 1, &ops);
+            group.staging.apply(ops);
+        }
+        record::step(&mut self.payload, &Entry::LeaseEnd(id));
+        group.ended.insert(id);
+    }
+
+    /// Starts a snapshot of the compacted revision in the background when enough of the log would go with it.
+    fn start_snapshot_if_due(&mut self) {
+        if self.snapshot.is_some() || self.broken.is_some() {
+            return;
+        }
+        let Ok(index) = self.shared.read() else { return };
+        let (revision, live) = (index.compacted(), index.live_bytes());
+        drop(index);
+        let due = self.options.snapshot_log_bytes.max(2 * live);
+        if self.log.droppable(revision) <= due || self.log.bytes() < self.snapshot_not_before {
+            return;
+        }
+        let contents = Contents {
+            store: self.log.store(),
+            revision,
+            leases: self.leases.terms(),
+            next_lease: self.leases.next_id(),
+        };
+        let path = self.dir.join(snapshot_name(revision));
+        let (shared, requests) = (self.shared.clone(), self.requests.clone());
+        let work = move || {
+            let page = |start: &str| Ok(shared.read()?.page(start, snapshot::PAGE_KEYS, revision));
+            let result = snapshot::write(&path, &contents, page).map(|_| revision);
+            // The writer being gone, nobody needs to know.
+            _ = requests.send(Request { work: Work::SnapshotDone(result), bytes: 0, _permit: None });
+        };
+        match std::thread::Builder::new().name("store-snapshot".into()).spawn(work) {
+            Ok(thread) => self.snapshot = Some((revision, thread)),
+            Err(error) => self.snapshot_failed(&StoreError::io("starting a thread", &error)),
+        }
+    }
+
+    fn snapshot_failed(&mut self, error: &StoreError) {
+        tracing::warn!(%error, "a snapshot of the store failed; the log grows until the next one");
+        self.snapshot_not_before = self.log.bytes() + self.options.snapshot_log_bytes;
+    }
+
+    /// Lets go of what a finished snapshot has made superfluous.
+    fn snapshot_done(&mut self, result: Result<Revision, StoreError>) {
+        if let Some((_, thread)) = self.snapshot.take() {
+            _ = thread.join();
+        }
+        let revision = match result {
+            Ok(revision) => revision,
+            Err(error) => return self.snapshot_failed(&error),
+        };
+        let removed = self.log.drop_up_to(revision).and_then(|()| {
+            let files = super::recovery::Files::list(&self.dir, false).map_err(std::io::Error::other)?;
+            for (_, path) in files.snapshots.range(..revision) {
+                std::fs::remove_file(path)?;
+            }
+            Ok(())
+        });
+        if let Err(error) = removed {
+            tracing::warn!(%error, "cannot remove what a snapshot of the store has made superfluous");
+        }
+        self.shared.log_bytes.store(self.log.bytes(), Ordering::Release);
+        // What a compaction wanted to forget while the snapshot was read.
+        if let Ok(mut index) = self.shared.write() {
+            let compacted = index.compacted();
+            index.compact(compacted, None);
+        }
+    }
+}
+
+fn refuse(work: Work, error: &StoreError) {
+    match work {
+        Work::Txn(_, answer) => _ = answer.send(Err(error.clone())),
+        Work::Compact(_, answer) | Work::KeepAlive(_, answer) | Work::Revoke(_, answer) => {
+            _ = answer.send(Err(error.clone()));
+        }
+        Work::Grant(_, answer) => _ = answer.send(Err(error.clone())),
+        Work::SnapshotDone(_) | Work::Close => {}
+    }
+}

@@ -1,0 +1,1 @@
+//! A real etcd for the tests, where one is installed.
