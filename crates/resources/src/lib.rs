@@ -9,6 +9,7 @@
 
 pub mod builtin;
 pub mod kinds;
+pub mod metadata;
 pub mod strategy;
 
 use std::sync::Arc;

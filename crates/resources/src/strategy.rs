@@ -45,6 +45,17 @@ pub trait Strategy: Send + Sync + 'static {
         self.validate_create(cx, object)
     }
 
+    /// Whether the server counts `metadata.generation`; by default for kinds with a status subresource.
+    fn tracks_generation(&self, has_status: bool) -> bool {
+        has_status
+    }
+
+    /// Whether a status subresource keeps `status` out of ordinary creates and updates. False for kinds whose clients
+    /// write both at once.
+    fn drops_status_on_create(&self) -> bool {
+        true
+    }
+
     /// Texts for `Warning` headers.
     fn warnings(&self, _object: &Value) -> Vec<String> {
         Vec::new()
