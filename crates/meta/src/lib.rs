@@ -8,6 +8,7 @@
 
 pub mod names;
 pub mod object;
+pub mod quantity;
 pub mod request;
 pub mod schema;
 pub mod selector;
