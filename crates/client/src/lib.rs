@@ -1,1 +1,31 @@
-//! The `client` room.
+//! One interface to the API, over two transports.
+//!
+//! A [`Client`] speaks [`meta::Request`] and [`meta::Reply`] to a [`Transport`]: the [`remote`] one (HTTPS, kubeconfig,
+//! authentication plugins) or the one inside the API server's process, which shares objects by pointer. On it stand the
+//! [`Api`] calls, the [`Informer`]s with their indexes and subscriptions, the work [`Queue`], the event [`Recorder`] and
+//! the [`LeaderElection`]. What a component built on this cannot tell is which transport it has.
+
+#![forbid(unsafe_code)]
+
+pub mod api;
+pub mod discovery;
+pub mod election;
+pub mod informer;
+pub mod queue;
+pub mod recorder;
+pub mod remote;
+pub mod store;
+pub mod subscription;
+pub mod time;
+pub mod transport;
+
+pub use api::{Api, DeleteOptions, DynamicApi, Kind, ListOptions, Patch, Propagation, gvr_of};
+pub use discovery::ApiResource;
+pub use election::LeaderElection;
+pub use informer::{Informer, Informers};
+pub use queue::{Backoff, Queue};
+pub use recorder::{EventType, Recorder, reference};
+pub use subscription::{Batch, Change, Subscription};
+pub use transport::{Client, Transport};
+
+pub use meta::{Gvr, List, Object, Status};
