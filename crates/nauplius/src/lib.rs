@@ -1,1 +1,3 @@
 //! The binary.
+
+pub mod fabric;

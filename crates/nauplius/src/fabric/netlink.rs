@@ -1,0 +1,262 @@
+//! Links, addresses and routes of one network namespace, changed over a netlink socket.
+//!
+//! A [`Netlink`] speaks for the namespace in which its socket was made, for as long as it lives, whatever the thread
+//! using it does later: so one thread can set up many namespaces without spawning `ip` and without a runtime. Every
+//! call waits for the kernel's acknowledgement. It knows nothing of clusters: names and numbers come from the caller.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr};
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use ipnet::Ipv4Net;
+use netlink_packet_core::{
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage,
+    NetlinkPayload,
+};
+use netlink_packet_route::address::{AddressAttribute, AddressMessage, AddressScope};
+use netlink_packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
+use netlink_packet_route::route::{
+    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
+};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use netlink_sys::protocols::NETLINK_ROUTE;
+use netlink_sys::{Socket, SocketAddr};
+use nix::errno::Errno;
+
+/// How a route says who made it (`proto 78` in `ip route`): only routes with this mark are ever removed.
+pub const ROUTE_PROTOCOL: u8 = 78;
+
+/// One IPv4 route of the main table.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Route {
+    pub destination: Ipv4Net,
+    /// The next hop; none means packets for the destination are refused (`unreachable`).
+    pub gateway: Option<Ipv4Addr>,
+    /// Smaller is preferred; routes that differ only in this live side by side.
+    pub metric: u32,
+}
+
+/// A request-and-acknowledge channel to one namespace's network configuration.
+pub struct Netlink {
+    socket: Socket,
+    sequence: u32,
+}
+
+impl Netlink {
+    /// Speaks for the namespace the calling thread is in now.
+    pub fn here() -> io::Result<Netlink> {
+        let mut socket = Socket::new(NETLINK_ROUTE)?;
+        socket.bind_auto()?;
+        socket.connect(&SocketAddr::new(0, 0))?;
+        Ok(Netlink { socket, sequence: 0 })
+    }
+
+    /// The index of the link called `name`.
+    pub fn link(&mut self, name: &str) -> io::Result<Option<u32>> {
+        let mut message = LinkMessage::default();
+        message.attributes.push(LinkAttribute::IfName(name.to_string()));
+        match self.request(RouteNetlinkMessage::GetLink(message), NLM_F_ACK) {
+            Ok(replies) => Ok(replies.into_iter().find_map(|reply| match reply {
+                RouteNetlinkMessage::NewLink(link) => Some(link.header.index),
+                _ => None,
+            })),
+            Err(error) if is(&error, Errno::ENODEV) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The link must exist: it was just made.
+    pub fn expect_link(&mut self, name: &str) -> io::Result<u32> {
+        self.link(name)?.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("no link {name}")))
+    }
+
+    /// Makes a bridge, up. One that exists is left as it is.
+    pub fn add_bridge(&mut self, name: &str) -> io::Result<()> {
+        let mut message = new_link(name);
+        message.header.flags = LinkFlags::Up;
+        message.header.change_mask = LinkFlags::Up;
+        message.attributes.push(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Bridge)]));
+        existing(self.request(RouteNetlinkMessage::NewLink(message), NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL))
+    }
+
+    /// Makes a pair of links in one step: `name` here, up, a port of `bridge`; its other end `peer` in the namespace
+    /// `peer_namespace`.
+    pub fn add_port(&mut self, name: &str, bridge: u32, peer: &str, peer_namespace: BorrowedFd<'_>) -> io::Result<()> {
+        let mut far = new_link(peer);
+        far.attributes.push(LinkAttribute::NetNsFd(peer_namespace.as_raw_fd()));
+        let mut message = new_link(name);
+        message.header.flags = LinkFlags::Up;
+        message.header.change_mask = LinkFlags::Up;
+        message.attributes.push(LinkAttribute::Controller(bridge));
+        message.attributes.push(LinkAttribute::LinkInfo(vec![
+            LinkInfo::Kind(InfoKind::Veth),
+            LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(far))),
+        ]));
+        self.request(RouteNetlinkMessage::NewLink(message), NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL).map(drop)
+    }
+
+    pub fn set_up(&mut self, index: u32) -> io::Result<()> {
+        let mut message = LinkMessage::default();
+        message.header.index = index;
+        message.header.flags = LinkFlags::Up;
+        message.header.change_mask = LinkFlags::Up;
+        self.request(RouteNetlinkMessage::SetLink(message), NLM_F_ACK).map(drop)
+    }
+
+    /// Removes a link; one that is gone already is no error.
+    pub fn delete_link(&mut self, name: &str) -> io::Result<()> {
+        let mut message = LinkMessage::default();
+        message.attributes.push(LinkAttribute::IfName(name.to_string()));
+        match self.request(RouteNetlinkMessage::DelLink(message), NLM_F_ACK) {
+            Err(error) if is(&error, Errno::ENODEV) => Ok(()),
+            other => other.map(drop),
+        }
+    }
+
+    /// Gives a link an address; one it has already is no error.
+    pub fn add_address(&mut self, index: u32, address: Ipv4Net) -> io::Result<()> {
+        let mut message = AddressMessage::default();
+        message.header.family = AddressFamily::Inet;
+        message.header.prefix_len = address.prefix_len();
+        message.header.scope = AddressScope::Universe;
+        message.header.index = index;
+        message.attributes.push(AddressAttribute::Local(IpAddr::V4(address.addr())));
+        message.attributes.push(AddressAttribute::Address(IpAddr::V4(address.addr())));
+        if address.prefix_len() < 31 {
+            message.attributes.push(AddressAttribute::Broadcast(address.broadcast()));
+        }
+        existing(self.request(RouteNetlinkMessage::NewAddress(message), NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL))
+    }
+
+    /// Puts a route in place, over one of ours or anybody's with the same destination and metric.
+    pub fn replace_route(&mut self, route: &Route) -> io::Result<()> {
+        let flags = NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE;
+        self.request(RouteNetlinkMessage::NewRoute(route_message(route)), flags).map(drop)
+    }
+
+    /// Adds a route if no other has the same destination and metric; says whether it did.
+    pub fn add_route(&mut self, route: &Route) -> io::Result<bool> {
+        let flags = NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL;
+        match self.request(RouteNetlinkMessage::NewRoute(route_message(route)), flags) {
+            Ok(_) => Ok(true),
+            Err(error) if is(&error, Errno::EEXIST) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Removes a route that carries our mark; one that is gone already is no error.
+    pub fn delete_route(&mut self, route: &Route) -> io::Result<()> {
+        match self.request(RouteNetlinkMessage::DelRoute(route_message(route)), NLM_F_ACK) {
+            Err(error) if is(&error, Errno::ESRCH) => Ok(()),
+            other => other.map(drop),
+        }
+    }
+
+    /// The routes of the main table that carry our mark.
+    pub fn routes(&mut self) -> io::Result<Vec<Route>> {
+        let mut message = RouteMessage::default();
+        message.header.address_family = AddressFamily::Inet;
+        let replies = self.request(RouteNetlinkMessage::GetRoute(message), NLM_F_DUMP)?;
+        Ok(replies
+            .into_iter()
+            .filter_map(|reply| match reply {
+                RouteNetlinkMessage::NewRoute(message) => ours(&message),
+                _ => None,
+            })
+            .collect())
+    }
+
+    /// Sends one request and collects what comes back until the acknowledgement or the end of the dump.
+    fn request(&mut self, message: RouteNetlinkMessage, flags: u16) -> io::Result<Vec<RouteNetlinkMessage>> {
+        self.sequence = self.sequence.wrapping_add(1);
+        let mut header = NetlinkHeader::default();
+        header.flags = NLM_F_REQUEST | flags;
+        header.sequence_number = self.sequence;
+        let mut packet = NetlinkMessage::new(header, NetlinkPayload::from(message));
+        packet.finalize();
+        let mut bytes = vec![0; packet.buffer_len()];
+        packet.serialize(&mut bytes);
+        self.socket.send(&bytes, 0)?;
+
+        let mut replies = Vec::new();
+        loop {
+            let (datagram, _) = self.socket.recv_from_full()?;
+            let mut rest = &datagram[..];
+            while !rest.is_empty() {
+                let reply = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest).map_err(io::Error::other)?;
+                // Messages are padded to four bytes; a length that leads nowhere would loop for ever.
+                let length = (reply.header.length as usize).next_multiple_of(4).max(16);
+                rest = rest.get(length..).unwrap_or_default();
+                if reply.header.sequence_number != self.sequence {
+                    continue;
+                }
+                match reply.payload {
+                    NetlinkPayload::Error(error) => {
+                        return match error.code {
+                            None => Ok(replies),
+                            Some(code) => Err(io::Error::from_raw_os_error(-code.get())),
+                        };
+                    }
+                    NetlinkPayload::Done(_) => return Ok(replies),
+                    NetlinkPayload::InnerMessage(inner) => replies.push(inner),
+                    _ => {}
+                }
+            }
+        }
+    }
+}
+
+fn new_link(name: &str) -> LinkMessage {
+    let mut message = LinkMessage::default();
+    message.attributes.push(LinkAttribute::IfName(name.to_string()));
+    message
+}
+
+fn route_message(route: &Route) -> RouteMessage {
+    let mut message = RouteMessage::default();
+    message.header.address_family = AddressFamily::Inet;
+    message.header.destination_prefix_length = route.destination.prefix_len();
+    message.header.table = RouteHeader::RT_TABLE_MAIN;
+    message.header.protocol = RouteProtocol::Other(ROUTE_PROTOCOL);
+    message.header.scope = RouteScope::Universe;
+    message.header.kind = if route.gateway.is_some() { RouteType::Unicast } else { RouteType::Unreachable };
+    message.attributes.push(RouteAttribute::Destination(RouteAddress::Inet(route.destination.network())));
+    message.attributes.push(RouteAttribute::Priority(route.metric));
+    if let Some(gateway) = route.gateway {
+        message.attributes.push(RouteAttribute::Gateway(RouteAddress::Inet(gateway)));
+    }
+    message
+}
+
+/// Reads a route back, if it is one [`route_message`] could have written into the main table.
+fn ours(message: &RouteMessage) -> Option<Route> {
+    let header = &message.header;
+    if header.table != RouteHeader::RT_TABLE_MAIN || header.protocol != RouteProtocol::Other(ROUTE_PROTOCOL) {
+        return None;
+    }
+    let mut destination = Ipv4Addr::UNSPECIFIED;
+    let mut gateway = None;
+    let mut metric = 0;
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Destination(RouteAddress::Inet(address)) => destination = *address,
+            RouteAttribute::Gateway(RouteAddress::Inet(address)) => gateway = Some(*address),
+            RouteAttribute::Priority(priority) => metric = *priority,
+            _ => {}
+        }
+    }
+    let destination = Ipv4Net::new(destination, header.destination_prefix_length).ok()?;
+    Some(Route { destination, gateway, metric })
+}
+
+fn is(error: &io::Error, errno: Errno) -> bool {
+    error.raw_os_error() == Some(errno as i32)
+}
+
+/// What exists already is as good as made.
+fn existing<T>(result: io::Result<T>) -> io::Result<()> {
+    match result {
+        Err(error) if is(&error, Errno::EEXIST) => Ok(()),
+        other => other.map(drop),
+    }
+}

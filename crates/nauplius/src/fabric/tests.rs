@@ -1,0 +1,167 @@
+//! The fabric for real, under names of its own. Needs root; says so and passes without it.
+
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use super::*;
+
+fn root() -> bool {
+    let root = nix::unistd::geteuid().is_root();
+    if !root {
+        println!("skipped: needs root to make network namespaces");
+    }
+    root
+}
+
+/// Removes the fabric when the test ends, however it ends.
+struct Cleared(Layout);
+
+impl Drop for Cleared {
+    fn drop(&mut self) {
+        if let Err(error) = Fabric::remove(&self.0) {
+            eprintln!("{error:#}");
+        }
+    }
+}
+
+/// A layout that no other cluster or test of this machine uses; its ranges are documentation and benchmark networks,
+/// so that the host's routes for a real cluster stay as they are.
+fn layout(test: &str, nodes: u32) -> Layout {
+    Layout {
+        node_network: Ipv4Net::new_assert(Ipv4Addr::new(198, 18, 0, 0), 24),
+        pod_network: Ipv4Net::new_assert(Ipv4Addr::new(198, 19, 0, 0), 17),
+        service_network: Ipv4Net::new_assert(Ipv4Addr::new(198, 19, 128, 0), 17),
+        ..Layout::new(format!("fabric-{test}-{}", std::process::id()), nodes)
+    }
+}
+
+#[test]
+fn names_and_addresses() {
+    let layout = Layout::new("nauplius", 3);
+    assert_eq!(layout.fabric_namespace().to_str(), Some("/run/netns/nauplius"));
+    assert_eq!(layout.node_namespace(2).to_str(), Some("/run/netns/nauplius-node-2"));
+    assert_eq!(layout.control_plane_address(), Ipv4Addr::new(10, 245, 0, 1));
+    assert_eq!(layout.node_address(3), Ipv4Addr::new(10, 245, 0, 13));
+    assert!(layout.is_node_name("nauplius-node-12"));
+    assert!(!layout.is_node_name("nauplius-node-"));
+    assert!(!layout.is_node_name("nauplius2-node-1"));
+}
+
+#[test]
+fn bad_layouts_are_refused() {
+    for cluster in ["", "a/b", "UPPER", "a-node-1", &"x".repeat(41)] {
+        assert!(Layout::new(cluster, 1).check().is_err(), "{cluster:?}");
+    }
+    assert!(Layout::new("a", 244).check().is_ok());
+    assert!(Layout::new("a", 245).check().is_err());
+}
+
+#[test]
+fn two_clusters_never_share_a_host_route() {
+    let (one, two) = (Layout::new("one", 1), Layout::new("two", 1));
+    assert!(one.host_routes().iter().all(|route| !two.host_routes().contains(route)));
+}
+
+/// Node to node, node to control plane and back; made twice, removed twice; the host cannot reach any of it.
+#[test]
+fn nodes_reach_each_other() {
+    if !root() {
+        return;
+    }
+    let layout = layout("reach", 2);
+    let _cleared = Cleared(layout.clone());
+    let began = Instant::now();
+    Fabric::ensure(&layout).unwrap();
+    println!("two nodes made in {:?}", began.elapsed());
+    let began = Instant::now();
+    Fabric::ensure(&layout).unwrap();
+    println!("two nodes found in {:?}", began.elapsed());
+
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let places = [
+        (layout.fabric_namespace(), layout.control_plane_address()),
+        (layout.node_namespace(1), layout.node_address(1)),
+        (layout.node_namespace(2), layout.node_address(2)),
+    ];
+    for (to, address) in &places {
+        let listener = listen_in(to, SocketAddr::from((*address, 0))).unwrap();
+        let target = listener.local_addr().unwrap();
+        for (from, source) in &places {
+            runtime.block_on(async {
+                let stream = connect_in(from, target).await.unwrap();
+                assert_eq!(stream.local_addr().unwrap().ip(), *source);
+                let mut stream = stream.into_std().unwrap();
+                stream.set_nonblocking(false).unwrap();
+                let (mut accepted, _) = listener.accept().unwrap();
+                accepted.write_all(b"!").unwrap();
+                let mut byte = [0];
+                stream.read_exact(&mut byte).unwrap();
+            });
+        }
+        let error = std::net::TcpStream::connect_timeout(&target, Duration::from_secs(2)).unwrap_err();
+        println!("from the host: {error}");
+    }
+    // Nothing leads out of the fabric, and a node is told so at once.
+    let out = SocketAddr::from((Ipv4Addr::new(203, 0, 113, 1), 9));
+    let answer = runtime.block_on(async {
+        tokio::time::timeout(Duration::from_secs(2), connect_in(&layout.node_namespace(1), out)).await
+    });
+    println!("out of the fabric: {:?}", answer.expect("answered at once").unwrap_err());
+
+    let ours = || Netlink::here().unwrap().routes().unwrap();
+    assert!(layout.host_routes().iter().all(|route| ours().contains(route)));
+    Fabric::remove(&layout).unwrap();
+    Fabric::remove(&layout).unwrap();
+    assert!(places.iter().all(|(namespace, _)| !namespace.exists()));
+    assert!(layout.host_routes().iter().all(|route| !ours().contains(route)));
+}
+
+/// A node's namespace removed behind our back is made anew, on the same bridge.
+#[test]
+fn a_lost_node_is_made_again() {
+    if !root() {
+        return;
+    }
+    let layout = layout("again", 1);
+    let _cleared = Cleared(layout.clone());
+    Fabric::ensure(&layout).unwrap();
+    namespace::remove(&layout.node_name_of(1)).unwrap();
+    Fabric::ensure(&layout).unwrap();
+    let listener = listen_in(&layout.node_namespace(1), SocketAddr::from((layout.node_address(1), 0))).unwrap();
+    let target = listener.local_addr().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(connect_in(&layout.fabric_namespace(), target)).unwrap();
+}
+
+#[test]
+fn routes_follow_the_node_object() {
+    use k8s_openapi::api::core::v1::Node;
+    let cases = [
+        (r#"{"spec":{"podCIDR":"10.244.1.0/24"},"status":{"addresses":[{"type":"InternalIP","address":"10.245.0.12"}]}}"#,
+            vec!["10.244.1.0/24 10.245.0.12"]),
+        (r#"{"spec":{"podCIDR":"10.244.1.0/24","podCIDRs":["10.244.1.0/24","fd00::/64","10.244.9.7/24"]},
+             "status":{"addresses":[{"type":"Hostname","address":"n"},{"type":"InternalIP","address":"10.245.0.12"}]}}"#,
+            vec!["10.244.1.0/24 10.245.0.12", "10.244.9.0/24 10.245.0.12"]),
+        (r#"{"spec":{"podCIDR":"0.0.0.0/0"},"status":{"addresses":[{"type":"InternalIP","address":"10.245.0.12"}]}}"#, vec![]),
+        (r#"{"spec":{"podCIDR":"10.244.1.0/24"}}"#, vec![]),
+        (r#"{"spec":{},"status":{"addresses":[{"type":"InternalIP","address":"10.245.0.12"}]}}"#, vec![]),
+    ];
+    for (node, expect) in cases {
+        let mut value: serde_json::Value = serde_json::from_str(node).unwrap();
+        value["metadata"] = serde_json::json!({"name": "n"});
+        let node: Node = serde_json::from_value(value).unwrap();
+        let got: Vec<String> =
+            routes::routes_to(&node).iter().map(|r| format!("{} {}", r.destination, r.gateway.unwrap())).collect();
+        assert_eq!(got, expect);
+    }
+}
+
+#[test]
+fn only_tcp_node_ports_are_published() {
+    let service = serde_json::json!({"metadata": {"name": "s"}, "spec": {"ports": [
+        {"port": 80, "nodePort": 30080, "protocol": "TCP"}, {"port": 53, "nodePort": 30053, "protocol": "UDP"},
+        {"port": 81, "nodePort": 30081}, {"port": 82}, {"port": 83, "nodePort": 0}]}});
+    let service: k8s_openapi::api::core::v1::Service = serde_json::from_value(service).unwrap();
+    assert_eq!(nodeports::tcp_node_ports(&service), [30080, 30081]);
+}
