@@ -414,6 +414,14 @@ mod tests {
     }
 
     #[test]
+    fn every_row_has_a_cell_for_each_column() {
+        for row in rows() {
+            let cells = row.strategy.table_row(&serde_json::json!({"metadata": {"name": "x"}}), "2026-01-01T00:00:00Z");
+            assert_eq!(cells.len(), row.versions[0].columns.len(), "{}", row.kind);
+        }
+    }
+
+    #[test]
     fn columns_are_read_from_their_notation() {
         let read = columns("Name|Ready#|Node*");
         assert_eq!((&*read[0].format, &*read[1].kind, read[2].priority), ("name", "integer", 1));

@@ -8,9 +8,11 @@
 #![forbid(unsafe_code)]
 
 pub mod builtin;
+pub mod cells;
 pub mod kinds;
 pub mod metadata;
 pub mod strategy;
+pub mod tree;
 
 use std::sync::Arc;
 
