@@ -6,6 +6,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod decode;
 pub mod names;
 pub mod object;
 pub mod quantity;
@@ -13,6 +14,8 @@ pub mod request;
 pub mod schema;
 pub mod selector;
 pub mod status;
+pub mod time;
+pub mod yaml;
 
 pub use names::{GroupKind, GroupVersion, Gvk, Gvr};
 pub use object::{Meta, Object, OwnerReference};

@@ -3,6 +3,18 @@
 //! Built-in kinds and CRDs are the same graph of [`Node`]s in an arena ([`Types`]); decoding, defaulting, validation,
 //! strategic merge, server-side apply, protobuf and OpenAPI all walk it through [`View`]. The graph may be recursive
 //! (`JSONSchemaProps`), so nodes name each other by [`TypeId`].
+//!
+//! To find a schema: [`builtin()`] is the arena of all built-in types, `builtin().kind(&gvk)` a kind's [`View`],
+//! `builtin().named("io.k8s.api.core.v1.PodSpec")` any struct's; [`builtin_schema`] makes a [`Schema`] of a kind.
+//!
+//! To read a body: [`crate::decode::object`] does bytes → tree → pruned tree with [`crate::decode::Issues`]; its steps
+//! are [`crate::decode::json`], [`crate::decode::yaml`], [`prune`], and [`default`]; [`conform`] is the last two in one walk.
+
+mod builtin;
+mod coerce;
+
+pub use builtin::builtin;
+pub use coerce::{TypeError, conform, default, prune};
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -168,9 +180,13 @@ impl Types {
         Some(View { types: self, id: *self.names.get(name)? })
     }
 
-    /// The struct of a kind.
+    /// The struct of a kind. Kinds that every group has (`DeleteOptions`, `Status`, `WatchEvent`, …) are found under any group.
     pub fn kind(&self, gvk: &Gvk) -> Option<View<'_>> {
-        Some(View { types: self, id: *self.kinds.get(gvk)? })
+        let id = self.kinds.get(gvk).copied().or_else(|| {
+            let shared = Gvk { group: META_GROUP.into(), version: "v1".into(), kind: gvk.kind.clone() };
+            self.kinds.get(&shared).copied()
+        })?;
+        Some(View { types: self, id })
     }
 }
 
@@ -179,6 +195,15 @@ impl Types {
 pub struct Schema {
     pub types: Arc<Types>,
     pub root: TypeId,
+}
+
+/// The group under which [`Types::kinds`] has the kinds of `meta/v1` that all groups share.
+pub(crate) const META_GROUP: &str = "meta.k8s.io";
+
+/// The schema of a built-in kind.
+pub fn builtin_schema(gvk: &Gvk) -> Option<Schema> {
+    let types = builtin();
+    Some(Schema { types: types.clone(), root: types.kind(gvk)?.id })
 }
 
 impl Schema {
