@@ -29,3 +29,8 @@ pub use subscription::{Batch, Change, Subscription};
 pub use transport::{Client, Transport};
 
 pub use meta::{Gvr, List, Object, Status};
+
+#[cfg(test)]
+mod fake;
+#[cfg(test)]
+mod tests;

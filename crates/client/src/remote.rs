@@ -424,3 +424,61 @@ impl Transport for Remote {
         Ok(self.exchange(request).await?.1)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use meta::Gvr;
+    use serde_json::json;
+
+    #[test]
+    fn urls() {
+        let mut request = Request::new(Verb::Watch, Gvr::new("apps", "v1", "deployments"), "n", "");
+        request.options.label_selector = Some("a in (b,c)".into());
+        request.options.resource_version = Some("5".into());
+        assert_eq!(
+            url(&request),
+            "/apis/apps/v1/namespaces/n/deployments?labelSelector=a%20in%20%28b%2Cc%29&resourceVersion=5&watch=true"
+        );
+        let role = Request::new(Verb::Get, Gvr::new("rbac.authorization.k8s.io", "v1", "clusterroles"), "", "system:a b");
+        assert_eq!(url(&role), "/apis/rbac.authorization.k8s.io/v1/clusterroles/system:a%20b");
+    }
+
+    #[test]
+    fn list_items_get_the_kind_of_their_list() {
+        let item = |extra: &str| format!("{{{extra}\"metadata\":{{\"name\":\"a\",\"resourceVersion\":\"7\"}}}}");
+        for extra in ["", "\"kind\":\"Pod\",\"apiVersion\":\"v1\",", "\"spec\":{},\"kind\":\"Pod\",\"apiVersion\":\"v1\","] {
+            let body = format!("{{\"kind\":\"PodList\",\"apiVersion\":\"v1\",\"metadata\":{{\"resourceVersion\":\"9\"}},\"items\":[{}]}}", item(extra));
+            let list = decode_list(body.as_bytes()).unwrap();
+            assert_eq!((list.resource_version, list.items.len()), (9, 1));
+            let one = &list.items[0];
+            assert_eq!((&*one.kind, &*one.api_version, one.resource_version), ("Pod", "v1", 7), "{extra}");
+            assert_eq!(one.value().unwrap()["kind"], "Pod");
+        }
+        assert!(decode_list(br#"{"kind":"PodList","items":null}"#).unwrap().items.is_empty());
+    }
+
+    #[test]
+    fn watch_lines_may_come_in_any_pieces() {
+        let text = concat!(
+            r#"{"type":"ADDED","object":{"kind":"Pod","apiVersion":"v1","metadata":{"name":"a","resourceVersion":"3"}}}"#, "\n",
+            r#"{"type":"BOOKMARK","object":{"metadata":{"resourceVersion":"4","annotations":{"k8s.io/initial-events-end":"true"}}}}"#, "\n",
+            r#"{"type":"ERROR","object":{"kind":"Status","status":"Failure","code":410,"reason":"Expired"}}"#, "\n",
+        );
+        for size in [1, 7, 1000] {
+            let mut lines = Lines::new();
+            let events: Vec<_> = text.as_bytes().chunks(size).flat_map(|c| lines.feed(c)).collect();
+            assert!(matches!(&events[0], WatchEvent::Object { kind: EventKind::Added, object } if object.resource_version == 3));
+            assert!(matches!(events[1], WatchEvent::Bookmark { resource_version: 4, initial_events_end: true }));
+            assert!(matches!(&events[2], WatchEvent::Error(s) if s.is(Reason::Expired)));
+        }
+    }
+
+    #[test]
+    fn failures_become_statuses() {
+        let body = json!({"kind": "Status", "code": 404, "reason": "NotFound", "message": "no"}).to_string();
+        assert!(failure(404, None, body.as_bytes()).is_not_found());
+        let plain = failure(429, Some(3), b"slow down");
+        assert!(plain.is(Reason::TooManyRequests) && plain.details.unwrap().retry_after_seconds == 3);
+    }
+}
