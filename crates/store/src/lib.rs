@@ -16,6 +16,7 @@ use futures::stream::BoxStream;
 
 pub mod embedded;
 mod error;
+pub mod etcd;
 pub mod limits;
 
 pub use error::StoreError;

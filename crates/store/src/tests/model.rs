@@ -34,6 +34,8 @@ pub struct Walk {
     changes: Vec<Change>,
     compacted: Revision,
     first: Revision,
+    /// What is watched. With an old etcd, progress for less than all keys takes revisions of its own.
+    pub prefixes: &'static [&'static str],
 }
 
 impl Walk {
@@ -46,6 +48,7 @@ impl Walk {
             changes: Vec::new(),
             compacted: first,
             first,
+            prefixes: &["/a/", "/b/", "/"],
         }
     }
 
@@ -169,7 +172,7 @@ impl Walk {
     async fn check_watch(&mut self, store: &dyn Backend) {
         let (revision, _) = self.now();
         let after = (revision - self.random.below(60).min(revision - self.first)).max(self.compacted);
-        let prefix = ["/a/", "/b/", "/"][self.random.below(3) as usize];
+        let prefix = self.prefixes[self.random.below(self.prefixes.len() as u64) as usize];
         let expected: Vec<_> =
             self.changes.iter().filter(|c| c.revision > after && c.key.starts_with(prefix)).cloned().collect();
         let got = collect(store, prefix, after, revision).await;
@@ -225,10 +228,16 @@ pub async fn collect(store: &dyn Backend, prefix: &str, after: Revision, until: 
     let mut stream = store.watch(prefix, after).await.unwrap();
     let mut changes = Vec::new();
     let mut reached = after;
+    let mut silences = 0;
     while reached < until {
-        store.request_progress().await.unwrap();
-        let next = tokio::time::timeout(Duration::from_secs(10), stream.next()).await;
-        match next.expect("the watch says nothing").expect("the watch ended").unwrap() {
+        let Ok(next) = tokio::time::timeout(Duration::from_millis(200), stream.next()).await else {
+            // Only now: with an old etcd, asking writes.
+            silences += 1;
+            assert!(silences < 100, "the watch says nothing");
+            store.request_progress().await.unwrap();
+            continue;
+        };
+        match next.expect("the watch ended").unwrap() {
             WatchItem::Changes(some) => {
                 assert!(!some.is_empty());
                 assert!(some[0].revision > reached, "{} after {reached}", some[0].revision);

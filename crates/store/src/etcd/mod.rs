@@ -1,0 +1,373 @@
+//! The store on an etcd v3 cluster: any number of API servers may share it.
+//!
+//! Keys are etcd's keys, verbatim, so what upstream's API server wrote is found. Reads are linearizable. Nothing is cached
+//! here. Reads are tried again while etcd is away, up to the request timeout; a write only when it surely was not sent,
+//! so that nothing happens twice. Compaction is the caller's: call [`Backend::compact`] on a schedule.
+
+mod convert;
+mod watch;
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use etcd_client::{
+    Certificate, Client, CompareOp, ConnectOptions, GetOptions, Identity, PutOptions, TlsOptions, TxnOp, TxnOpResponse,
+};
+use tokio::time::Instant;
+
+use crate::{
+    Backend, Compare, KeyValue, LeaseId, Op, Range, Revision, StoreError, Txn, TxnOutcome, WatchStream, limits,
+};
+use convert::{key_value, map_error, retry, revision_of};
+
+/// How long a connection may take to come up.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How often a silent connection is probed, and how long the answer may take: as upstream's API server does.
+const KEEP_ALIVE: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(10));
+
+/// The first pause before a read is tried again; doubles up to [`LONGEST_PAUSE`].
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+
+/// The longest pause between two tries.
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+
+/// Keys read with one call: bounds the size of an answer, and how long etcd is busy with it.
+const PAGE_KEYS: usize = 1000;
+
+/// The largest answer accepted, in bytes. A page that would be larger is asked for in smaller ones.
+const MAX_ANSWER_BYTES: usize = 256 << 20;
+
+/// The largest watch message accepted, in bytes: as large as etcd can send, since it may hold many revisions.
+const MAX_WATCH_BYTES: usize = i32::MAX as usize;
+
+/// Where etcd is and how to speak to it.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Client URLs, such as `https://10.0.0.1:2379`; all `http` or all `https`.
+    pub endpoints: Vec<String>,
+    /// The certificate authority of the servers, PEM. Needed for `https`.
+    pub ca: Option<Vec<u8>>,
+    /// The client certificate, PEM; with `key`.
+    pub cert: Option<Vec<u8>>,
+    /// The key of the client certificate, PEM.
+    pub key: Option<Vec<u8>>,
+    /// How long a request may take, tries included. Default 10 s.
+    pub request_timeout: Duration,
+    /// The most bytes of keys and values one transaction may carry; etcd has its own limit. Default 1.5 MiB.
+    pub max_request_bytes: usize,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options {
+            endpoints: Vec::new(),
+            ca: None,
+            cert: None,
+            key: None,
+            request_timeout: Duration::from_secs(10),
+            max_request_bytes: limits::MAX_REQUEST_BYTES,
+        }
+    }
+}
+
+impl Options {
+    fn connect_options(&self) -> Result<ConnectOptions, StoreError> {
+        let invalid = |what: String| Err(StoreError::Invalid(what));
+        if self.endpoints.is_empty() {
+            return invalid("no etcd endpoint is given".into());
+        }
+        if let Some(other) = self.endpoints.iter().find(|url| !url.starts_with("http://") && !url.starts_with("https://")) {
+            return invalid(format!("etcd endpoint {other:?} is not a URL: write http://HOST:PORT or https://HOST:PORT"));
+        }
+        let secure = self.endpoints.iter().filter(|url| url.starts_with("https://")).count();
+        if secure != 0 && secure != self.endpoints.len() {
+            return invalid("etcd endpoints mix http and https".into());
+        }
+        let options = ConnectOptions::new()
+            .with_connect_timeout(CONNECT_TIMEOUT)
+            .with_keep_alive(KEEP_ALIVE.0, KEEP_ALIVE.1)
+            .with_require_leader(true);
+        if secure == 0 {
+            return Ok(options);
+        }
+        let Some(ca) = &self.ca else {
+            return invalid("etcd endpoints are https: the certificate authority of the servers is needed".into());
+        };
+        let mut tls = TlsOptions::new().ca_certificate(Certificate::from_pem(ca));
+        match (&self.cert, &self.key) {
+            (Some(cert), Some(key)) => tls = tls.identity(Identity::from_pem(cert, key)),
+            (None, None) => {}
+            _ => return invalid("the etcd client certificate and its key must be given together".into()),
+        }
+        Ok(options.with_tls(tls))
+    }
+}
+
+/// A store on etcd. Cheap to share behind an `Arc`.
+pub struct Etcd {
+    client: Client,
+    /// The endpoints, for messages.
+    name: String,
+    options: Options,
+    progress: watch::Progress,
+    /// Counts the calls for progress; every watch follows it.
+    asked: tokio::sync::watch::Sender<u64>,
+}
+
+/// Connects, and makes sure that etcd answers.
+pub async fn connect(options: Options) -> Result<Etcd, StoreError> {
+    let connect_options = options.connect_options()?;
+    let name = options.endpoints.join(", ");
+    let client = Client::connect(&options.endpoints, Some(connect_options.clone()))
+        .await
+        .map_err(|e| map_error(&name, e))?;
+    // Every member that answers is asked for its version: watches may come to lie on any of them.
+    let versions = options.endpoints.iter().map(|endpoint| {
+        let connect_options = connect_options.clone();
+        async move {
+            let mut client = Client::connect([endpoint], Some(connect_options)).await?;
+            let status = client.status().await?;
+            Ok::<_, etcd_client::Error>(status.version().to_owned())
+        }
+    });
+    let answers = tokio::time::timeout(options.request_timeout, futures::future::join_all(versions)).await;
+    let answers = answers.map_err(|_| convert::silent(&name, options.request_timeout))?;
+    let mut versions = Vec::new();
+    let mut failure = None;
+    for answer in answers {
+        match answer {
+            Ok(version) => versions.push(version),
+            Err(e) => failure = Some(e),
+        }
+    }
+    if versions.is_empty()
+        && let Some(failure) = failure
+    {
+        return Err(map_error(&name, failure));
+    }
+    let progress = watch::Progress::for_versions(&versions);
+    tracing::info!(endpoints = name, ?versions, ?progress, "connected to etcd");
+    Ok(Etcd { client, name, options, progress, asked: tokio::sync::watch::Sender::new(0) })
+}
+
+impl Etcd {
+    /// Runs a call until it works, fails for good, or the time is up.
+    async fn call<T, F>(&self, idempotent: bool, mut attempt: impl FnMut(Client) -> F) -> Result<T, StoreError>
+    where
+        F: Future<Output = Result<T, etcd_client::Error>>,
+    {
+        let deadline = Instant::now() + self.options.request_timeout;
+        let mut pause = FIRST_PAUSE;
+        loop {
+            let error = match tokio::time::timeout_at(deadline, attempt(self.client.clone())).await {
+                Ok(Ok(answer)) => return Ok(answer),
+                Ok(Err(error)) => error,
+                Err(_) => return Err(convert::silent(&self.name, self.options.request_timeout)),
+            };
+            if !retry(&error, idempotent) || Instant::now() + pause >= deadline {
+                return Err(map_error(&self.name, error));
+            }
+            tokio::time::sleep(pause).await;
+            pause = (2 * pause).min(LONGEST_PAUSE);
+        }
+    }
+
+    async fn page(&self, start: &str, end: &str, limit: usize, at: Revision) -> Result<Range, StoreError> {
+        // etcd's first key is "\0": it takes no empty start.
+        let start = if start.is_empty() { "\0" } else { start };
+        let options = GetOptions::new().with_range(end).with_limit(limit as i64).with_revision(at as i64);
+        let mut answer = self
+            .call(true, |client| {
+                let mut kv = client.kv_client().max_decoding_message_size(MAX_ANSWER_BYTES);
+                let options = options.clone();
+                async move { kv.get(start, Some(options)).await }
+            })
+            .await
+            .map_err(|e| about(e, at))?;
+        let current_revision = revision_of(answer.header());
+        let items = answer.take_kvs().into_iter().map(key_value).collect::<Result<_, _>>()?;
+        let revision = if at == 0 { current_revision } else { at };
+        Ok(Range { items, more: answer.more(), count: answer.count() as u64, revision, current_revision })
+    }
+}
+
+/// Fills in what etcd's messages do not say: the revision that was asked for.
+fn about(error: StoreError, at: Revision) -> StoreError {
+    match error {
+        StoreError::Compacted { current, .. } => StoreError::Compacted { compacted: at + 1, current },
+        StoreError::FutureRevision { current, .. } => StoreError::FutureRevision { requested: at, current },
+        other => other,
+    }
+}
+
+fn etcd_compare(compare: &Compare) -> etcd_client::Compare {
+    etcd_client::Compare::mod_revision(&*compare.key, CompareOp::Equal, compare.mod_revision as i64)
+}
+
+fn etcd_op(op: &Op) -> TxnOp {
+    match op {
+        Op::Put { key, value, lease } => {
+            let options = lease.map(|lease| PutOptions::new().with_lease(lease.0));
+            TxnOp::put(&**key, &**value, options)
+        }
+        Op::Delete { key } => TxnOp::delete(&**key, None),
+    }
+}
+
+#[async_trait]
+impl Backend for Etcd {
+    async fn txn(&self, txn: Txn) -> Result<TxnOutcome, StoreError> {
+        let size = limits::check_txn(&txn, self.options.max_request_bytes)?;
+        let request = etcd_client::Txn::new()
+            .when(txn.compares.iter().map(etcd_compare).collect::<Vec<_>>())
+            .and_then(txn.ops.iter().map(etcd_op).collect::<Vec<_>>())
+            .or_else(txn.compares.iter().map(|c| TxnOp::get(&*c.key, None)).collect::<Vec<_>>());
+        let answer = self
+            .call(false, |client| {
+                let (mut kv, request) = (client.kv_client(), request.clone());
+                async move { kv.txn(request).await }
+            })
+            .await
+            .map_err(|error| match error {
+                StoreError::TooLarge { limit, .. } => StoreError::TooLarge { size, limit },
+                StoreError::LeaseNotFound(_) => {
+                    let lease = txn.ops.iter().find_map(|op| match op {
+                        Op::Put { lease, .. } => *lease,
+                        Op::Delete { .. } => None,
+                    });
+                    StoreError::LeaseNotFound(lease.unwrap_or(LeaseId(0)))
+                }
+                other => other,
+            })?;
+        let revision = revision_of(answer.header());
+        if answer.succeeded() {
+            return Ok(TxnOutcome::Committed { revision });
+        }
+        let mut current = Vec::with_capacity(txn.compares.len());
+        for response in answer.op_responses() {
+            if let TxnOpResponse::Get(mut found) = response {
+                current.push(found.take_kvs().pop().map(key_value).transpose()?);
+            }
+        }
+        Ok(TxnOutcome::Conflict { current, revision })
+    }
+
+    async fn get(&self, key: &str, at: Option<Revision>) -> Result<(Option<KeyValue>, Revision), StoreError> {
+        let at = at.unwrap_or(0);
+        let mut answer = self
+            .call(true, |client| {
+                let mut kv = client.kv_client().max_decoding_message_size(MAX_ANSWER_BYTES);
+                let options = GetOptions::new().with_revision(at as i64);
+                async move { kv.get(key, Some(options)).await }
+            })
+            .await
+            .map_err(|e| about(e, at))?;
+        let revision = revision_of(answer.header());
+        Ok((answer.take_kvs().pop().map(key_value).transpose()?, revision))
+    }
+
+    async fn range(&self, start: &str, end: &str, limit: usize, at: Option<Revision>) -> Result<Range, StoreError> {
+        let limit = if limit == 0 { usize::MAX } else { limit };
+        let mut page_keys = PAGE_KEYS;
+        let mut from = start.to_owned();
+        let mut whole: Option<Range> = None;
+        if start >= end {
+            let current_revision = self.current_revision().await?;
+            let revision = at.filter(|at| *at != 0).unwrap_or(current_revision);
+            return Ok(Range { items: Vec::new(), more: false, count: 0, revision, current_revision });
+        }
+        loop {
+            let have = whole.as_ref().map_or(0, |whole| whole.items.len());
+            let revision = whole.as_ref().map_or(at.unwrap_or(0), |whole| whole.revision);
+            let wanted = page_keys.min(limit - have);
+            let page = match self.page(&from, end, wanted, revision).await {
+                Ok(page) => page,
+                Err(StoreError::TooLarge { .. }) if wanted > 1 => {
+                    page_keys = wanted / 2;
+                    continue;
+                }
+                Err(e) => return Err(e),
+            };
+            let more = page.more;
+            if let Some(last) = page.items.last() {
+                from = format!("{}\0", last.key);
+            }
+            let whole = match &mut whole {
+                None => whole.insert(page),
+                Some(whole) => {
+                    whole.items.extend(page.items);
+                    whole.more = more;
+                    whole
+                }
+            };
+            if !more || whole.items.len() >= limit {
+                break;
+            }
+        }
+        // The loop ends only after a page was read.
+        whole.ok_or_else(|| StoreError::Unavailable("etcd gave no page".into()))
+    }
+
+    async fn current_revision(&self) -> Result<Revision, StoreError> {
+        // Any linearizable read tells; this one finds at most a count.
+        let answer = self
+            .call(true, |client| {
+                let mut kv = client.kv_client();
+                async move { kv.get("\0", Some(GetOptions::new().with_count_only())).await }
+            })
+            .await?;
+        Ok(revision_of(answer.header()))
+    }
+
+    async fn watch(&self, prefix: &str, after: Revision) -> Result<WatchStream, StoreError> {
+        let current = self.current_revision().await?;
+        if after > current {
+            return Err(StoreError::FutureRevision { requested: after, current });
+        }
+        Ok(watch::start(&self.client, &self.name, self.progress, self.asked.subscribe(), prefix, after))
+    }
+
+    async fn request_progress(&self) -> Result<(), StoreError> {
+        self.asked.send_modify(|count| *count = count.wrapping_add(1));
+        Ok(())
+    }
+
+    async fn compact(&self, revision: Revision) -> Result<(), StoreError> {
+        let compacted = self.call(true, |mut client| async move { client.compact(revision as i64, None).await }).await;
+        match compacted {
+            Ok(_) | Err(StoreError::Compacted { .. }) => Ok(()),
+            Err(e) => Err(about(e, revision)),
+        }
+    }
+
+    async fn grant_lease(&self, ttl_seconds: u64) -> Result<LeaseId, StoreError> {
+        let ttl = i64::try_from(ttl_seconds).ok().filter(|ttl| *ttl > 0);
+        let Some(ttl) = ttl else { return Err(StoreError::Invalid(format!("a lease cannot last {ttl_seconds} seconds"))) };
+        let answer = self.call(false, |mut client| async move { client.lease_grant(ttl, None).await }).await?;
+        Ok(LeaseId(answer.id()))
+    }
+
+    async fn keep_alive_lease(&self, lease: LeaseId) -> Result<(), StoreError> {
+        let kept = self.call(true, |mut client| async move { client.lease_keep_alive(lease.0).await.map(|_| ()) });
+        kept.await.map_err(|e| of_lease(e, lease))
+    }
+
+    async fn revoke_lease(&self, lease: LeaseId) -> Result<(), StoreError> {
+        let revoked = self.call(false, |mut client| async move { client.lease_revoke(lease.0).await });
+        revoked.await.map(|_| ()).map_err(|e| of_lease(e, lease))
+    }
+}
+
+fn of_lease(error: StoreError, lease: LeaseId) -> StoreError {
+    match error {
+        StoreError::LeaseNotFound(_) => StoreError::LeaseNotFound(lease),
+        other => other,
+    }
+}
+
+/// A value that owns its bytes, made without copying.
+fn owned(value: Vec<u8>) -> Bytes {
+    Bytes::from(value)
+}
