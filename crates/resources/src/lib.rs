@@ -11,8 +11,10 @@ pub mod builtin;
 pub mod cells;
 pub mod kinds;
 pub mod metadata;
+pub mod metadata;
 pub mod strategy;
 pub mod tree;
+pub mod validate;
 
 use std::sync::Arc;
 
