@@ -18,6 +18,7 @@ pub mod embedded;
 mod error;
 pub mod etcd;
 pub mod limits;
+pub mod maintain;
 
 pub use error::StoreError;
 

@@ -23,7 +23,8 @@ pub const SEGMENT_HEADER: usize = 64;
 
 const MAGIC: &[u8; 8] = b"NAUPLOG\n";
 
-/// How far a segment is filled with zeros ahead of the records, in bytes: one extra sync for so much log.
+/// How far a segment is filled with zeros ahead of the records, in bytes: one extra sync for so much log. Less only when
+/// the whole segment is to be shorter.
 const ZEROS_AHEAD: u64 = 1 << 20;
 
 /// Room kept behind every record for a seal and for the zero header that ends the log, in bytes.
@@ -163,13 +164,13 @@ impl Log {
         faults: std::sync::Arc<Faults>,
     ) -> Result<Self, StoreError> {
         let header = SegmentHeader { store, number: 1, first_revision: after + 1 };
-        let file = create_segment(dir, &header, &faults).map_err(|e| StoreError::io("creating the log", &e))?;
+        let file = create_segment(dir, &header, segment_bytes, &faults).map_err(|e| StoreError::io("creating the log", &e))?;
         Ok(Log {
             dir: dir.into(),
             file,
             header,
             position: SEGMENT_HEADER as u64,
-            reserved: SEGMENT_HEADER as u64 + ZEROS_AHEAD,
+            reserved: SEGMENT_HEADER as u64 + zeros_ahead(segment_bytes),
             last_revision: after,
             sealed: Vec::new(),
             segment_bytes,
@@ -232,7 +233,7 @@ impl Log {
         if needed <= self.reserved {
             return Ok(());
         }
-        let to = needed.max(self.reserved + ZEROS_AHEAD);
+        let to = needed.max(self.reserved + zeros_ahead(self.segment_bytes));
         let written = self.faults.check_space().and_then(|()| write_zeros(&self.file, self.reserved, to));
         match written {
             Ok(()) => {}
@@ -249,7 +250,7 @@ impl Log {
     fn rotate(&mut self) -> Result<(), AppendError> {
         let number = self.header.number + 1;
         let header = SegmentHeader { number, first_revision: self.last_revision + 1, ..self.header };
-        let file = match create_segment(&self.dir, &header, &self.faults) {
+        let file = match create_segment(&self.dir, &header, self.segment_bytes, &self.faults) {
             Ok(file) => file,
             Err(e) if is_full(&e) => {
                 return Err(AppendError::NoSpace(StoreError::Full(format!("{}", self.error("following", &e)))));
@@ -270,7 +271,7 @@ impl Log {
         self.file = file;
         self.header = header;
         self.position = SEGMENT_HEADER as u64;
-        self.reserved = SEGMENT_HEADER as u64 + ZEROS_AHEAD;
+        self.reserved = SEGMENT_HEADER as u64 + zeros_ahead(self.segment_bytes);
         Ok(())
     }
 
@@ -299,6 +300,10 @@ impl Log {
     }
 }
 
+fn zeros_ahead(segment_bytes: u64) -> u64 {
+    segment_bytes.clamp(2 * TAIL_ROOM, ZEROS_AHEAD)
+}
+
 fn is_full(error: &io::Error) -> bool {
     matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded)
 }
@@ -315,14 +320,14 @@ fn write_zeros(file: &File, from: u64, to: u64) -> io::Result<()> {
 }
 
 /// A new segment under its final name, wholly on disk.
-fn create_segment(dir: &Path, header: &SegmentHeader, faults: &Faults) -> io::Result<File> {
+fn create_segment(dir: &Path, header: &SegmentHeader, segment_bytes: u64, faults: &Faults) -> io::Result<File> {
     faults.check_space()?;
     let path = dir.join(segment_name(header.number));
     let temporary = path.with_extension("tmp");
     let create = || {
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
         file.write_all_at(&header.encode(), 0)?;
-        write_zeros(&file, SEGMENT_HEADER as u64, SEGMENT_HEADER as u64 + ZEROS_AHEAD)?;
+        write_zeros(&file, SEGMENT_HEADER as u64, SEGMENT_HEADER as u64 + zeros_ahead(segment_bytes))?;
         file.sync_all()?;
         std::fs::rename(&temporary, &path)?;
         sync_dir(dir)?;

@@ -5,13 +5,15 @@
 //! One writer thread commits waiting requests in groups, one sync a group; readers read memory and see only what is
 //! durable. An idle store writes nothing and wakes nobody.
 
-mod index;
-mod leases;
-mod log;
-mod record;
-mod recovery;
-mod snapshot;
+pub(crate) mod index;
+pub(crate) mod leases;
+pub(crate) mod log;
+pub(crate) mod record;
+pub(crate) mod recovery;
+pub(crate) mod snapshot;
 
+#[cfg(test)]
+mod tests;
 mod watch;
 mod writer;
 
@@ -27,7 +29,7 @@ use tokio::sync::{Semaphore, oneshot};
 
 use crate::{Backend, KeyValue, LeaseId, Range, Revision, StoreError, Txn, TxnOutcome, WatchStream, limits};
 use index::{HistoryLimits, Index};
-use writer::{Request, Work};
+use writer::{Moment, Request, Work};
 
 /// Requests waiting for the writer may hold so many KiB together (each counts at least one); more callers wait.
 const QUEUE_KIB: usize = 64 << 10;
@@ -47,6 +49,8 @@ pub struct Options {
     pub history_changes: usize,
     /// A segment of the log ends when it is longer than this. Default 16 MiB.
     pub segment_bytes: u64,
+    /// The name of the writer thread. Default `store-writer`.
+    pub writer_name: &'static str,
     /// A snapshot is due when it would free this much log, and twice the size of the data. Default 64 MiB.
     pub snapshot_log_bytes: u64,
 }
@@ -60,6 +64,7 @@ impl Default for Options {
             history_bytes: 64 << 20,
             history_changes: 200_000,
             segment_bytes: 16 << 20,
+            writer_name: "store-writer",
             snapshot_log_bytes: 64 << 20,
         }
     }
@@ -188,7 +193,7 @@ pub fn open(dir: impl AsRef<Path>, options: Options) -> Result<Embedded, StoreEr
     );
     let lock: File = recovered.lock;
     let thread = std::thread::Builder::new()
-        .name("store-writer".into())
+        .name(options.writer_name.into())
         .spawn(move || {
             writer.run();
             drop(lock);
@@ -235,6 +240,23 @@ impl Embedded {
             log_bytes: self.shared.log_bytes.load(Ordering::Acquire),
             leases: self.shared.leases.load(Ordering::Acquire),
         })
+    }
+
+    /// Writes the state as it is now to one file, that [`crate::maintain::restore`] takes; the store works on meanwhile.
+    /// Blocks the thread for as long as the file takes. Gives the revision and the size of the file in bytes.
+    pub fn save(&self, path: &Path) -> Result<(Revision, u64), StoreError> {
+        let (answer, answered) = oneshot::channel();
+        let request = Request { work: Work::Moment(answer), bytes: 0, _permit: None };
+        self.requests.send(request).map_err(|_| StoreError::Closed)?;
+        let Moment { revision, leases, next_lease } = answered.blocking_recv().map_err(|_| StoreError::Closed)?;
+        let contents = snapshot::Contents { store: self.store, revision, leases, next_lease };
+        let size = snapshot::write(path, &contents, |start| {
+            let index = self.shared.read()?;
+            // History may be given up under a slow disk: an error, never a mixture of revisions.
+            index.resolve(Some(revision))?;
+            Ok(index.page(start, snapshot::PAGE_KEYS, revision))
+        })?;
+        Ok((revision, size))
     }
 
     /// The directory the store is in.

@@ -53,9 +53,18 @@ pub enum Work {
     Grant(u64, Answer<LeaseId>),
     KeepAlive(LeaseId, Answer<()>),
     Revoke(LeaseId, Answer<()>),
+    /// What a saved state needs to know of one moment.
+    Moment(oneshot::Sender<Moment>),
     /// A background snapshot has ended: the revision it is of, when it succeeded.
     SnapshotDone(Result<Revision, StoreError>),
     Close,
+}
+
+/// The newest revision with the leases of that very moment.
+pub struct Moment {
+    pub revision: Revision,
+    pub leases: Vec<LeaseTerm>,
+    pub next_lease: i64,
 }
 
 /// An answer that waits for the sync.
@@ -156,7 +165,7 @@ impl Writer {
         let mut open = true;
         while open {
             let Some(first) = self.wait() else { break };
-            let mut group = Vec::new();
+            let (mut group, mut moments) = (Vec::new(), Vec::new());
             let mut bytes = 0;
             let mut next = first;
             while let Some(request) = next.take() {
@@ -164,6 +173,7 @@ impl Writer {
                 match request.work {
                     Work::Close => open = false,
                     Work::SnapshotDone(result) => self.snapshot_done(result),
+                    Work::Moment(answer) => moments.push(answer),
                     work => group.push(work),
                 }
                 if open && group.len() < GROUP_REQUESTS && bytes < GROUP_BYTES {
@@ -171,6 +181,13 @@ impl Writer {
                 }
             }
             self.commit(group);
+            for answer in moments {
+                _ = answer.send(Moment {
+                    revision: self.shared.revision.load(Ordering::Acquire),
+                    leases: self.leases.terms(),
+                    next_lease: self.leases.next_id(),
+                });
+            }
             self.start_snapshot_if_due();
         }
     }
@@ -324,7 +341,7 @@ impl Writer {
                 group.pending.push(Pending::Done(answer));
             }
             // Handled before a group is staged.
-            Work::SnapshotDone(_) | Work::Close => {}
+            Work::SnapshotDone(_) | Work::Moment(_) | Work::Close => {}
         }
     }
 
@@ -456,6 +473,6 @@ fn refuse(work: Work, error: &StoreError) {
             _ = answer.send(Err(error.clone()));
         }
         Work::Grant(_, answer) => _ = answer.send(Err(error.clone())),
-        Work::SnapshotDone(_) | Work::Close => {}
+        Work::SnapshotDone(_) | Work::Moment(_) | Work::Close => {}
     }
 }

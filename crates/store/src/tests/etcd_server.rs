@@ -21,19 +21,20 @@ fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
-fn spawn(dir: &Path, endpoint: &str, peer: &str) -> std::io::Result<Child> {
-    Command::new("etcd")
+fn command(dir: &Path, endpoint: &str, peer: &str) -> Command {
+    let mut command = Command::new("etcd");
+    command
         .arg("--data-dir")
         .arg(dir)
-        .args(["--name", "test", "--log-level", "error", "--unsafe-no-fsync"])
+        .args(["--name", "test", "--log-level", "error"])
         .args(["--listen-client-urls", endpoint, "--advertise-client-urls", endpoint])
         .args(["--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer])
         .args(["--initial-cluster", &format!("test={peer}")])
         // A lone member elects itself at once, and grants leases of a second.
         .args(["--heartbeat-interval", "10", "--election-timeout", "100"])
         .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
+        .stderr(Stdio::null());
+    command
 }
 
 impl Server {
@@ -42,7 +43,12 @@ impl Server {
         let dir = tempfile::tempdir().unwrap();
         let endpoint = format!("http://127.0.0.1:{}", free_port());
         let peer = format!("http://127.0.0.1:{}", free_port());
-        match spawn(dir.path(), &endpoint, &peer) {
+        let command = command(dir.path(), &endpoint, &peer);
+        Server::run(command, endpoint, peer, dir)
+    }
+
+    fn run(mut command: Command, endpoint: String, peer: String, dir: tempfile::TempDir) -> Option<Self> {
+        match command.spawn() {
             Ok(process) => Some(Server { process, endpoint, peer, dir }),
             Err(e) => {
                 println!("skipped: no etcd binary found ({e})");
@@ -58,22 +64,23 @@ impl Server {
 
     fn restart(&mut self) {
         self.stop();
-        self.process = spawn(self.dir.path(), &self.endpoint, &self.peer).unwrap();
+        self.process = command(self.dir.path(), &self.endpoint, &self.peer).spawn().unwrap();
     }
 
     async fn connect(&self) -> Arc<Etcd> {
-        let end = Instant::now() + Duration::from_secs(20);
-        loop {
-            let options = etcd::Options {
-                endpoints: vec![self.endpoint.clone()],
-                request_timeout: Duration::from_secs(2),
-                ..etcd::Options::default()
-            };
-            match etcd::connect(options).await {
-                Ok(store) => return Arc::new(store),
-                Err(e) if Instant::now() > end => panic!("etcd does not come up: {e}"),
-                Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
-            }
+        let endpoints = vec![self.endpoint.clone()];
+        connect(etcd::Options { endpoints, request_timeout: Duration::from_secs(2), ..etcd::Options::default() }).await
+    }
+}
+
+/// Connects to a server that is coming up.
+async fn connect(options: etcd::Options) -> Arc<Etcd> {
+    let end = Instant::now() + Duration::from_secs(20);
+    loop {
+        match etcd::connect(options.clone()).await {
+            Ok(store) => return Arc::new(store),
+            Err(e) if Instant::now() > end => panic!("etcd does not come up: {e}"),
+            Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
         }
     }
 }
@@ -170,6 +177,68 @@ async fn progress_never_overtakes_changes() {
         }
     }
     assert_eq!(seen, 200);
+}
+
+#[tokio::test]
+async fn a_dead_endpoint_is_worked_around() {
+    let Some(server) = Server::start() else { return };
+    server.connect().await;
+    let dead = format!("http://127.0.0.1:{}", free_port());
+    let endpoints = vec![dead, server.endpoint.clone()];
+    let store = etcd::connect(etcd::Options { endpoints, ..etcd::Options::default() }).await.unwrap();
+    for n in 0..20 {
+        let revision = commit(&store, vec![put("/k", &n.to_string())]).await;
+        assert_eq!(store.get("/k", None).await.unwrap().1, revision);
+    }
+    assert_eq!(model::collect(&store, "/k", 1, 21).await.len(), 20);
+}
+
+/// A server that wants client certificates, from an authority made for the test.
+#[tokio::test]
+async fn tls_with_client_certificates() {
+    use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair};
+    let dir = tempfile::tempdir().unwrap();
+    let mut authority = CertificateParams::default();
+    authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let authority = CertifiedIssuer::self_signed(authority, KeyPair::generate().unwrap()).unwrap();
+    let mut issue = |name: &str, purpose| {
+        let mut params = CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
+        params.extended_key_usages = purpose;
+        let key = KeyPair::generate().unwrap();
+        let cert = params.signed_by(&key, &authority).unwrap();
+        let paths = [dir.path().join(format!("{name}.crt")), dir.path().join(format!("{name}.key"))];
+        std::fs::write(&paths[0], cert.pem()).unwrap();
+        std::fs::write(&paths[1], key.serialize_pem()).unwrap();
+        (paths, cert.pem().into_bytes(), key.serialize_pem().into_bytes())
+    };
+    use ExtendedKeyUsagePurpose::{ClientAuth, ServerAuth};
+    // etcd's own gateway is a client of its server with the server's certificate.
+    let (server_files, ..) = issue("server", vec![ServerAuth, ClientAuth]);
+    let (_, cert, key) = issue("client", vec![ClientAuth]);
+    let ca_file = dir.path().join("ca.crt");
+    std::fs::write(&ca_file, authority.pem()).unwrap();
+    let endpoint = format!("https://127.0.0.1:{}", free_port());
+    let peer = format!("http://127.0.0.1:{}", free_port());
+    let mut command = command(&dir.path().join("data"), &endpoint, &peer);
+    command.arg("--cert-file").arg(&server_files[0]).arg("--key-file").arg(&server_files[1]);
+    command.arg("--trusted-ca-file").arg(&ca_file).arg("--client-cert-auth");
+    let Some(_server) = Server::run(command, endpoint.clone(), peer, tempfile::tempdir().unwrap()) else { return };
+    let whole = etcd::Options {
+        endpoints: vec![endpoint],
+        ca: Some(authority.pem().into_bytes()),
+        cert: Some(cert),
+        key: Some(key),
+        request_timeout: Duration::from_secs(2),
+        ..etcd::Options::default()
+    };
+    let store = connect(whole.clone()).await;
+    let revision = commit(&*store, vec![put("/secret", "s")]).await;
+    assert_eq!(model::collect(&*store, "/", 1, revision).await.len(), 1);
+    let nameless = etcd::Options { cert: None, key: None, ..whole.clone() };
+    let refused = etcd::connect(nameless).await.err().unwrap();
+    assert!(matches!(refused, StoreError::Unavailable(_)), "{refused:?}");
+    let half = etcd::Options { key: None, ..whole };
+    assert!(matches!(etcd::connect(half).await.err().unwrap(), StoreError::Invalid(_)));
 }
 
 #[tokio::test]

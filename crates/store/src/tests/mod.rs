@@ -1,7 +1,7 @@
 //! What both backends must do, run against each: the scenarios, and a random walk beside a simple model.
 
 mod etcd_server;
-mod model;
+pub(crate) mod model;
 mod scenarios;
 
 use std::sync::Arc;

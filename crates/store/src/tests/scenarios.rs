@@ -31,6 +31,7 @@ scenarios![
     deletes_of_nothing_change_nothing,
     malformed_transactions_are_refused,
     ranges_are_ordered_and_paged,
+    many_keys_are_read_whole,
     reads_at_a_revision,
     compaction_forgets,
     future_revisions_are_refused,
@@ -154,6 +155,21 @@ async fn ranges_are_ordered_and_paged(store: Arc<dyn Backend>) {
     assert_eq!((rest.revision, rest.current_revision), (current, current + 1));
     let none = store.range("/z", "/a", 0, None).await.unwrap();
     assert_eq!((none.items.len(), none.count), (0, 0));
+}
+
+async fn many_keys_are_read_whole(store: Arc<dyn Backend>) {
+    for hundred in 0..23 {
+        commit(&*store, (0..100).map(|i| put(&format!("/m/{:05}", hundred * 100 + i), "v")).collect()).await;
+    }
+    let revision = commit(&*store, vec![put("/other", "")]).await;
+    for (limit, expected) in [(0, 2300), (1, 1), (1000, 1000), (1500, 1500), (2300, 2300), (5000, 2300)] {
+        let range = store.range("/m/", "/m0", limit, None).await.unwrap();
+        assert_eq!((range.items.len(), range.count, range.more), (expected, 2300, expected < 2300), "limit {limit}");
+        assert_eq!((range.revision, range.current_revision), (revision, revision));
+        for (i, kv) in range.items.iter().enumerate() {
+            assert_eq!(*kv.key, *format!("/m/{i:05}"));
+        }
+    }
 }
 
 async fn reads_at_a_revision(store: Arc<dyn Backend>) {
