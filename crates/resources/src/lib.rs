@@ -11,7 +11,6 @@ pub mod builtin;
 pub mod cells;
 pub mod kinds;
 pub mod metadata;
-pub mod metadata;
 pub mod strategy;
 pub mod tree;
 pub mod validate;
