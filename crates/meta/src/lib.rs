@@ -9,6 +9,7 @@
 pub mod decode;
 pub mod names;
 pub mod object;
+pub mod protobuf;
 pub mod quantity;
 pub mod request;
 pub mod schema;

@@ -88,6 +88,10 @@ impl<'a> Reader<'a> {
             if let Shape::Struct(s) = &mut node.shape {
                 s.fields.sort_by(|a, b| a.name.cmp(&b.name));
                 s.fields.shrink_to_fit();
+                let mut order: Vec<u16> = (0..s.fields.len() as u16).filter(|i| s.fields[usize::from(*i)].tag != 0).collect();
+                let path = |i: &u16| s.fields[usize::from(*i)].wire_path();
+                order.sort_by(|a, b| path(a).cmp(path(b)));
+                s.wire_order = order.into();
             }
         }
         self.types.nodes.shrink_to_fit();

@@ -219,7 +219,7 @@ fn wants_default(view: View<'_>, field: &Field, found: Option<&Value>, default: 
     let zero_is_absent = go && field.presence != Presence::Pointer;
     match found {
         None => !(zero_is_absent && is_zero(default)),
-        Some(Value::Null) => !node.nullable && !(zero_is_absent && is_zero(default)),
+        Some(Value::Null) => !(node.nullable || zero_is_absent && is_zero(default)),
         Some(value) => zero_is_absent && is_zero(value) && !is_zero(default),
     }
 }

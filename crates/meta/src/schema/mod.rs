@@ -9,12 +9,14 @@
 //!
 //! To read a body: [`crate::decode::object`] does bytes → tree → pruned tree with [`crate::decode::Issues`]; its steps
 //! are [`crate::decode::json`], [`crate::decode::yaml`], [`prune`], and [`default`]; [`conform`] is the last two in one walk.
+//! To speak protobuf: [`crate::protobuf::decode`] and [`crate::protobuf::encode`].
 
 mod builtin;
 mod coerce;
 
 pub use builtin::builtin;
 pub use coerce::{TypeError, conform, default, prune};
+pub(crate) use coerce::{JSON_SCHEMA_PROPS, is_zero};
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -85,6 +87,8 @@ pub struct Struct {
     pub name: Arc<str>,
     /// Sorted by name.
     pub fields: Vec<Field>,
+    /// Places in `fields` of those with a tag, in the order protobuf writes them: by the tags around them and their own.
+    pub wire_order: Box<[u16]>,
     /// Fields not named here are kept (`x-kubernetes-preserve-unknown-fields`).
     pub preserve_unknown: bool,
     /// Has its own apiVersion, kind and metadata (`x-kubernetes-embedded-resource`).
@@ -107,6 +111,13 @@ pub struct Field {
     pub presence: Presence,
     /// Strategic merge clears the fields of this struct that the patch does not name (`+patchStrategy=retainKeys`).
     pub retain_keys: bool,
+}
+
+impl Field {
+    /// The protobuf tags that lead to the field: those of the messages it is inlined from, then its own.
+    pub fn wire_path(&self) -> impl Iterator<Item = u32> + '_ {
+        self.inlined_in.iter().copied().chain([self.tag])
+    }
 }
 
 /// What Go's struct does with an absent or zero value; protobuf and JSON encoding depend on it.
