@@ -1,0 +1,394 @@
+//! One runner for all controllers: events to keys, keys to plans, plans to writes.
+//!
+//! It guarantees that a key has one reconcile at a time, that a reconcile sees at least what the last one of its key
+//! wrote (it waits until the informers have reached those versions), and that a failing or panicking reconcile comes back
+//! with its own back-off. What a key means it does not know.
+
+use std::collections::HashMap;
+use std::panic::AssertUnwindSafe;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use client::{Batch, Change, Client, Informer, Queue, Recorder};
+use futures::future::{BoxFuture, FutureExt, join_all};
+use jiff::Timestamp;
+use meta::{Gvr, Object, Reason, Status};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::plan::{Action, Note, Plan, What};
+
+/// How long a reconcile waits for the informers to reach its key's last writes before the key goes to the back.
+const CATCH_UP: Duration = Duration::from_secs(5);
+/// A deletion the informer never shows (the object came back as it was) is believed after this.
+const DELETION_SEEN: Duration = Duration::from_secs(30);
+/// Writes at once of one plan.
+const MAX_AT_ONCE: usize = 64;
+
+/// What a reconcile is asked.
+#[derive(Clone, Debug)]
+pub struct Ask {
+    pub key: Arc<str>,
+    pub now: Timestamp,
+    /// Why the key's last plan did not go through, until one does.
+    pub failure: Option<Arc<Status>>,
+}
+
+type Map = Box<dyn Fn(&Change) -> Vec<String> + Send + Sync>;
+type Reconcile = Box<dyn Fn(Ask) -> BoxFuture<'static, Result<Plan, Status>> + Send + Sync>;
+
+struct Watch {
+    informer: Arc<Informer>,
+    map: Map,
+}
+
+/// A controller, declared: what it watches, which keys that makes dirty, and how a key becomes a plan.
+pub struct Controller {
+    pub name: &'static str,
+    watches: Vec<Watch>,
+    /// Waited for and read, but its changes make no key dirty.
+    reads: Vec<Arc<Informer>>,
+    tick: Option<(Duration, &'static str)>,
+    reconcile: Reconcile,
+    workers: usize,
+}
+
+/// The changed object's own key.
+pub fn own_key(change: &Change) -> Vec<String> {
+    vec![change.key.to_string()]
+}
+
+impl Controller {
+    pub fn new(name: &'static str, reconcile: impl Fn(Ask) -> Result<Plan, Status> + Send + Sync + 'static) -> Self {
+        Self::with_io(name, move |ask| futures::future::ready(reconcile(ask)).boxed())
+    }
+
+    /// For the few whose world is not all in informers.
+    pub fn with_io(
+        name: &'static str,
+        reconcile: impl Fn(Ask) -> BoxFuture<'static, Result<Plan, Status>> + Send + Sync + 'static,
+    ) -> Self {
+        Self { name, watches: Vec::new(), reads: Vec::new(), tick: None, reconcile: Box::new(reconcile), workers: 5 }
+    }
+
+    pub fn watch(mut self, informer: &Arc<Informer>, map: impl Fn(&Change) -> Vec<String> + Send + Sync + 'static) -> Self {
+        self.watches.push(Watch { informer: informer.clone(), map: Box::new(map) });
+        self
+    }
+
+    pub fn read(mut self, informer: &Arc<Informer>) -> Self {
+        self.reads.push(informer.clone());
+        self
+    }
+
+    /// Makes a key dirty again and again.
+    pub fn every(mut self, period: Duration, key: &'static str) -> Self {
+        self.tick = Some((period, key));
+        self
+    }
+
+    /// Keys reconciled at once.
+    pub fn workers(mut self, workers: usize) -> Self {
+        self.workers = workers;
+        self
+    }
+
+    /// Runs until cancelled.
+    pub async fn run(self, client: Client, cancel: CancellationToken) {
+        let recorder = Recorder::new(&client, self.name, "");
+        let running = Arc::new(Running {
+            name: self.name,
+            client,
+            recorder,
+            queue: Queue::default(),
+            reconcile: self.reconcile,
+            informers: self
+                .watches
+                .iter()
+                .map(|w| &w.informer)
+                .chain(&self.reads)
+                .map(|i| (i.scope().resource.clone(), i.clone()))
+                .collect(),
+            memory: Mutex::default(),
+        });
+        let synced = join_all(running.informers.values().map(|i| i.synced()));
+        if cancel.run_until_cancelled(synced).await.is_none() {
+            return;
+        }
+        let mut tasks = JoinSet::new();
+        for watch in self.watches {
+            tasks.spawn(follow(watch, running.queue.clone()));
+        }
+        if let Some((period, key)) = self.tick {
+            let queue = running.queue.clone();
+            tasks.spawn(async move {
+                loop {
+                    queue.add(key.into());
+                    tokio::time::sleep(period).await;
+                }
+            });
+        }
+        tracing::debug!(controller = self.name, "started");
+        cancel.run_until_cancelled(running.dispatch(self.workers)).await;
+        running.queue.close();
+        tasks.shutdown().await;
+    }
+}
+
+/// Turns one informer's changes into dirty keys.
+async fn follow(watch: Watch, queue: Queue<Arc<str>>) {
+    let mut subscription = watch.informer.subscribe();
+    while let Some(batch) = subscription.next().await {
+        let changes = match batch {
+            Batch::Changes(changes) => changes,
+            Batch::Resync => {
+                let whole = |o: Arc<Object>| Change { key: o.meta.key().into(), old: None, new: Some(o) };
+                watch.informer.list(None).into_iter().map(whole).collect()
+            }
+        };
+        for change in &changes {
+            for key in (watch.map)(change) {
+                queue.add(key.into());
+            }
+        }
+    }
+}
+
+/// What the runner remembers of a key between its reconciles.
+#[derive(Default)]
+struct KeyMemory {
+    /// Versions its writes were given.
+    written: HashMap<Gvr, u64>,
+    /// (resource, key, uid, when)
+    deleted: Vec<(Gvr, String, String, Instant)>,
+    failure: Option<Arc<Status>>,
+}
+
+impl KeyMemory {
+    fn is_empty(&self) -> bool {
+        self.written.is_empty() && self.deleted.is_empty() && self.failure.is_none()
+    }
+}
+
+struct Running {
+    name: &'static str,
+    client: Client,
+    recorder: Recorder,
+    queue: Queue<Arc<str>>,
+    reconcile: Reconcile,
+    informers: HashMap<Gvr, Arc<Informer>>,
+    memory: Mutex<HashMap<Arc<str>, KeyMemory>>,
+}
+
+impl Running {
+    async fn dispatch(self: &Arc<Self>, workers: usize) {
+        let permits = Arc::new(Semaphore::new(workers));
+        let mut tasks = JoinSet::new();
+        loop {
+            // The semaphore is never closed.
+            let Ok(permit) = permits.clone().acquire_owned().await else { return };
+            let Some(key) = self.queue.get().await else { return };
+            while tasks.try_join_next().is_some() {}
+            let running = self.clone();
+            tasks.spawn(async move {
+                running.work(&key).await;
+                running.queue.done(&key);
+                drop(permit);
+            });
+        }
+    }
+
+    fn remember(&self, key: &Arc<str>, change: impl FnOnce(&mut KeyMemory)) {
+        let mut memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
+        let of_key = memory.entry(key.clone()).or_default();
+        change(of_key);
+        if of_key.is_empty() {
+            memory.remove(key);
+        }
+    }
+
+    /// Waits until the informers show what this key's last plan wrote.
+    async fn caught_up(&self, key: &Arc<str>) -> bool {
+        let mut written = HashMap::new();
+        let mut waiting = false;
+        self.remember(key, |memory| {
+            written = std::mem::take(&mut memory.written);
+            memory.deleted.retain(|(resource, name, uid, at)| {
+                let Some(informer) = self.informers.get(resource) else { return false };
+                let seen = informer.get(name).is_none_or(|o| *o.meta.uid != **uid || o.meta.deletion_timestamp.is_some());
+                !seen && at.elapsed() < DELETION_SEEN
+            });
+            waiting = !memory.deleted.is_empty();
+        });
+        if waiting {
+            // The deletion's own event makes the key dirty as well; this is for the case that it does not.
+            self.remember(key, |memory| memory.written.extend(written));
+            return false;
+        }
+        let reached = join_all(written.iter().map(|(resource, version)| async move {
+            if let Some(informer) = self.informers.get(resource) {
+                informer.reached(*version).await;
+            }
+        }));
+        if tokio::time::timeout(CATCH_UP, reached).await.is_err() {
+            self.remember(key, |memory| memory.written.extend(written));
+            return false;
+        }
+        true
+    }
+
+    async fn work(self: &Arc<Self>, key: &Arc<str>) {
+        if !self.caught_up(key).await {
+            self.queue.add_after(key.clone(), Duration::from_millis(100));
+            return;
+        }
+        let mut failure = None;
+        self.remember(key, |memory| failure = memory.failure.clone());
+        let ask = Ask { key: key.clone(), now: Timestamp::now(), failure };
+        let outcome = AssertUnwindSafe(async {
+            let plan = (self.reconcile)(ask).await?;
+            let again = plan.again;
+            self.execute(key, plan).await.map(|()| again)
+        })
+        .catch_unwind()
+        .await
+        .unwrap_or_else(|_| Err(Status::internal(format!("{} panicked at {key}", self.name))));
+        match outcome {
+            Ok(again) => {
+                self.queue.forget(key);
+                self.remember(key, |memory| memory.failure = None);
+                if let Some(delay) = again {
+                    self.queue.add_after(key.clone(), delay);
+                }
+            }
+            Err(status) if is_namespace_terminating(&status) => self.queue.forget(key),
+            Err(status) => {
+                let attempts = self.queue.failures(key) + 1;
+                let conflict = status.is_conflict();
+                // Conflicts are the ordinary way to learn of a newer world.
+                if conflict || !attempts.is_power_of_two() {
+                    tracing::debug!(controller = self.name, %key, "retrying: {status}");
+                } else {
+                    tracing::warn!(controller = self.name, %key, attempts, "retrying: {status}");
+                }
+                if !conflict {
+                    self.remember(key, |memory| memory.failure = Some(Arc::new(status)));
+                }
+                self.queue.retry(key.clone());
+            }
+        }
+    }
+
+    async fn execute(&self, key: &Arc<str>, plan: Plan) -> Result<(), Status> {
+        for note in &plan.notes {
+            self.record(note, "");
+        }
+        let mut first = None;
+        for action in plan.actions {
+            let result = match action.what {
+                What::SlowStart(actions) => self.slow_start(key, actions).await,
+                _ => self.perform(key, action).await,
+            };
+            if let Err(status) = result {
+                first.get_or_insert(status);
+                if plan.stop_at_failure {
+                    break;
+                }
+            }
+        }
+        first.map_or(Ok(()), Err)
+    }
+
+    fn record(&self, note: &Note, fill: &str) {
+        self.recorder.event(&note.about, note.kind, note.reason, note.message.replace("{}", fill));
+    }
+
+    async fn perform(&self, key: &Arc<str>, action: Action) -> Result<(), Status> {
+        let Action { resource, namespace, what, done, failed, may_exist } = action;
+        let api = self.client.dynamic(resource.clone()).namespaced(&namespace);
+        let (mut name, mut removed) = (String::new(), None);
+        let result = match what {
+            What::Create { body } => {
+                name = body["metadata"]["name"].as_str().unwrap_or_default().to_string();
+                api.create(body).await.map(Some)
+            }
+            What::Post { name, subresource, body } => api.create_subresource(&name, subresource, body).await.map(|_| None),
+            What::Update { name: n, subresource, body } => {
+                let result = match subresource {
+                    "" => api.update(&n, body).await,
+                    sub => api.update_subresource(&n, sub, body).await,
+                };
+                name = n;
+                result.map(Some)
+            }
+            What::Patch { name: n, subresource, patch } => {
+                let result = api.patch_subresource(&n, subresource, patch).await;
+                name = n;
+                result.map(Some)
+            }
+            What::Delete { name: n, options } => {
+                let result = api.delete(&n, &options).await;
+                removed = options.uid.map(|uid| (meta::object::object_key(&namespace, &n), uid));
+                name = n;
+                match result {
+                    // Gone, or another of the same name: what was to be deleted is.
+                    Err(status) if status.is_not_found() || status.is_conflict() => return Ok(()),
+                    other => other,
+                }
+            }
+            What::DeleteCollection { options } => api.delete_collection(&options, &Default::default()).await.map(|()| None),
+            // Groups do not nest; `execute` takes them apart.
+            What::SlowStart(_) => return Ok(()),
+        };
+        match result {
+            Ok(object) => {
+                self.remember(key, |memory| {
+                    if let Some((name, uid)) = removed {
+                        memory.deleted.push((resource.clone(), name, uid, Instant::now()));
+                    } else if let Some(object) = &object {
+                        let version = memory.written.entry(resource.clone()).or_default();
+                        *version = (*version).max(object.resource_version);
+                    }
+                });
+                if let Some(note) = done {
+                    let name = object.as_ref().map_or(name.as_str(), |o| &o.meta.name);
+                    self.record(&note, name);
+                }
+                Ok(())
+            }
+            Err(status) if may_exist && status.is_already_exists() => Ok(()),
+            Err(status) => {
+                if let Some(note) = failed
+                    && !is_namespace_terminating(&status)
+                {
+                    self.record(&note, &status.message);
+                }
+                Err(status)
+            }
+        }
+    }
+
+    async fn slow_start(&self, key: &Arc<str>, actions: Vec<Action>) -> Result<(), Status> {
+        let mut rest = actions.into_iter();
+        let mut size = 1;
+        loop {
+            let group: Vec<Action> = rest.by_ref().take(size).collect();
+            if group.is_empty() {
+                return Ok(());
+            }
+            let results = join_all(group.into_iter().map(|a| self.perform(key, a))).await;
+            if let Some(status) = results.into_iter().find_map(Result::err) {
+                return Err(status);
+            }
+            size = (size * 2).min(MAX_AT_ONCE);
+        }
+    }
+}
+
+/// Creating in a namespace that goes away fails for good, and rightly so.
+fn is_namespace_terminating(status: &Status) -> bool {
+    status.is(Reason::Forbidden)
+        && status.details.as_ref().is_some_and(|d| d.causes.iter().any(|c| c.reason == "NamespaceTerminating"))
+}
