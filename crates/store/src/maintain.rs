@@ -90,7 +90,12 @@ pub fn save(dir: impl AsRef<Path>, options: &Options, file: impl AsRef<Path>) ->
 /// Makes a store from a saved file in a directory that holds none. The new store stands `bump` revisions above the saved
 /// one: clients that saw revisions after the save must not meet them again with another meaning, so give more than were
 /// written since. Gives the revision the store stands at.
-pub fn restore(file: impl AsRef<Path>, dir: impl AsRef<Path>, options: &Options, bump: u64) -> Result<Revision, StoreError> {
+pub fn restore(
+    file: impl AsRef<Path>,
+    dir: impl AsRef<Path>,
+    options: &Options,
+    bump: u64,
+) -> Result<Revision, StoreError> {
     let (file, dir) = (file.as_ref(), dir.as_ref());
     let mut items = Vec::new();
     let mut contents = snapshot::read(file, |kv| items.push(kv))?;

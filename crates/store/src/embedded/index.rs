@@ -160,9 +160,7 @@ impl Index {
     pub fn resolve(&self, at: Option<Revision>) -> Result<Revision, StoreError> {
         match at {
             None | Some(0) => Ok(self.revision),
-            Some(at) if at > self.revision => {
-                Err(StoreError::FutureRevision { requested: at, current: self.revision })
-            }
+            Some(at) if at > self.revision => Err(StoreError::FutureRevision { requested: at, current: self.revision }),
             Some(at) if at < self.compacted => Err(self.compacted_error()),
             Some(at) => Ok(at),
         }

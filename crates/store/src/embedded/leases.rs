@@ -47,7 +47,9 @@ impl Leases {
     /// A term for a new lease; it exists once [`Leases::set`] is called with it.
     pub fn plan(&mut self, ttl_seconds: u64, now_ms: u64) -> Result<LeaseTerm, StoreError> {
         if ttl_seconds == 0 || ttl_seconds > MAX_TTL_SECONDS {
-            return Err(StoreError::Invalid(format!("a lease lasts 1 to {MAX_TTL_SECONDS} seconds, not {ttl_seconds}")));
+            return Err(StoreError::Invalid(format!(
+                "a lease lasts 1 to {MAX_TTL_SECONDS} seconds, not {ttl_seconds}"
+            )));
         }
         if self.table.len() >= MAX_LEASES {
             return Err(StoreError::Full(format!("there are {MAX_LEASES} leases already")));
@@ -143,11 +145,8 @@ impl Leases {
 
     /// Every lease, for a snapshot.
     pub fn terms(&self) -> Vec<LeaseTerm> {
-        let term = |(id, lease): (&LeaseId, &Lease)| LeaseTerm {
-            id: *id,
-            ttl_ms: lease.ttl_ms,
-            expires_ms: lease.expires_ms,
-        };
+        let term =
+            |(id, lease): (&LeaseId, &Lease)| LeaseTerm { id: *id, ttl_ms: lease.ttl_ms, expires_ms: lease.expires_ms };
         self.table.iter().map(term).collect()
     }
 

@@ -164,7 +164,8 @@ impl Log {
         faults: std::sync::Arc<Faults>,
     ) -> Result<Self, StoreError> {
         let header = SegmentHeader { store, number: 1, first_revision: after + 1 };
-        let file = create_segment(dir, &header, segment_bytes, &faults).map_err(|e| StoreError::io("creating the log", &e))?;
+        let file =
+            create_segment(dir, &header, segment_bytes, &faults).map_err(|e| StoreError::io("creating the log", &e))?;
         Ok(Log {
             dir: dir.into(),
             file,
@@ -180,7 +181,12 @@ impl Log {
     }
 
     /// Goes on with a log that recovery has read.
-    pub fn resume(dir: &Path, tail: Tail, segment_bytes: u64, faults: std::sync::Arc<Faults>) -> Result<Self, StoreError> {
+    pub fn resume(
+        dir: &Path,
+        tail: Tail,
+        segment_bytes: u64,
+        faults: std::sync::Arc<Faults>,
+    ) -> Result<Self, StoreError> {
         let Tail { header, position, torn, last_revision, sealed } = tail;
         let path = dir.join(segment_name(header.number));
         let open = || -> io::Result<(File, u64)> {
@@ -194,7 +200,18 @@ impl Log {
         };
         let (file, reserved) = open().map_err(|e| StoreError::io(format_args!("opening {}", path.display()), &e))?;
         let dir = dir.into();
-        Ok(Log { dir, file, header, position, reserved, last_revision, sealed, segment_bytes, buffer: Vec::new(), faults })
+        Ok(Log {
+            dir,
+            file,
+            header,
+            position,
+            reserved,
+            last_revision,
+            sealed,
+            segment_bytes,
+            buffer: Vec::new(),
+            faults,
+        })
     }
 
     /// Appends one record and syncs it. `last_revision` is the newest revision in it or before it.
@@ -237,7 +254,9 @@ impl Log {
         let written = self.faults.check_space().and_then(|()| write_zeros(&self.file, self.reserved, to));
         match written {
             Ok(()) => {}
-            Err(e) if is_full(&e) => return Err(AppendError::NoSpace(StoreError::Full(format!("{}", self.error("extending", &e))))),
+            Err(e) if is_full(&e) => {
+                return Err(AppendError::NoSpace(StoreError::Full(format!("{}", self.error("extending", &e)))));
+            }
             Err(e) => return Err(AppendError::Broken(self.error("extending", &e))),
         }
         let synced = self.faults.check_sync().and_then(|()| self.file.sync_all());
@@ -325,7 +344,8 @@ fn create_segment(dir: &Path, header: &SegmentHeader, segment_bytes: u64, faults
     let path = dir.join(segment_name(header.number));
     let temporary = path.with_extension("tmp");
     let create = || {
-        let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+        let file =
+            OpenOptions::new().read(true).write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
         file.write_all_at(&header.encode(), 0)?;
         write_zeros(&file, SEGMENT_HEADER as u64, SEGMENT_HEADER as u64 + zeros_ahead(segment_bytes))?;
         file.sync_all()?;

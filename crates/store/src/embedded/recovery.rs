@@ -186,7 +186,9 @@ pub fn replay(files: &Files, options: &Options) -> Result<Replay, StoreError> {
             (true, None) => return Err(corrupt(&segment.path, file.len(), "the segment after this one is missing")),
             (false, None) => {}
             // A crash between creating a segment and sealing the one before it leaves an empty last segment.
-            (false, Some(next)) if i + 2 == segments.len() && is_unused(&next.path)? => replay.unused = Some(next.number),
+            (false, Some(next)) if i + 2 == segments.len() && is_unused(&next.path)? => {
+                replay.unused = Some(next.number)
+            }
             (false, Some(_)) => {
                 return Err(corrupt(&segment.path, replay.tail.position as usize, "the segment ends without its seal"));
             }
@@ -239,7 +241,8 @@ fn chain(files: &Files, store: Option<u64>, base: Revision) -> Result<(Vec<Segme
     let obsolete = segments.iter().map(|s| s.number).collect();
     let first = &kept[0];
     if first.header.first_revision > base + 1 {
-        let missing = format!("revisions {} to {} are missing before this segment", base + 1, first.header.first_revision - 1);
+        let missing =
+            format!("revisions {} to {} are missing before this segment", base + 1, first.header.first_revision - 1);
         return Err(corrupt(&first.path, 0, missing));
     }
     for pair in kept.windows(2) {

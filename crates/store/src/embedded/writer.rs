@@ -266,7 +266,8 @@ impl Writer {
             }
             AppendError::Broken(error) => {
                 tracing::error!(%error, "the store takes no more writes: what is on disk is not known");
-                let refusal = StoreError::Unavailable(format!("writes are refused since a write to disk failed: {error}"));
+                let refusal =
+                    StoreError::Unavailable(format!("writes are refused since a write to disk failed: {error}"));
                 self.broken = Some(refusal.clone());
                 refusal
             }

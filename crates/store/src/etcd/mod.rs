@@ -78,8 +78,12 @@ impl Options {
         if self.endpoints.is_empty() {
             return invalid("no etcd endpoint is given".into());
         }
-        if let Some(other) = self.endpoints.iter().find(|url| !url.starts_with("http://") && !url.starts_with("https://")) {
-            return invalid(format!("etcd endpoint {other:?} is not a URL: write http://HOST:PORT or https://HOST:PORT"));
+        if let Some(other) =
+            self.endpoints.iter().find(|url| !url.starts_with("http://") && !url.starts_with("https://"))
+        {
+            return invalid(format!(
+                "etcd endpoint {other:?} is not a URL: write http://HOST:PORT or https://HOST:PORT"
+            ));
         }
         let secure = self.endpoints.iter().filter(|url| url.starts_with("https://")).count();
         if secure != 0 && secure != self.endpoints.len() {
@@ -120,9 +124,8 @@ pub struct Etcd {
 pub async fn connect(options: Options) -> Result<Etcd, StoreError> {
     let connect_options = options.connect_options()?;
     let name = options.endpoints.join(", ");
-    let client = Client::connect(&options.endpoints, Some(connect_options.clone()))
-        .await
-        .map_err(|e| map_error(&name, e))?;
+    let client =
+        Client::connect(&options.endpoints, Some(connect_options.clone())).await.map_err(|e| map_error(&name, e))?;
     // Every member that answers is asked for its version: watches may come to lie on any of them.
     let versions = options.endpoints.iter().map(|endpoint| {
         let connect_options = connect_options.clone();
@@ -344,7 +347,9 @@ impl Backend for Etcd {
 
     async fn grant_lease(&self, ttl_seconds: u64) -> Result<LeaseId, StoreError> {
         let ttl = i64::try_from(ttl_seconds).ok().filter(|ttl| *ttl > 0);
-        let Some(ttl) = ttl else { return Err(StoreError::Invalid(format!("a lease cannot last {ttl_seconds} seconds"))) };
+        let Some(ttl) = ttl else {
+            return Err(StoreError::Invalid(format!("a lease cannot last {ttl_seconds} seconds")));
+        };
         let answer = self.call(false, |mut client| async move { client.lease_grant(ttl, None).await }).await?;
         Ok(LeaseId(answer.id()))
     }

@@ -6,6 +6,8 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures::StreamExt;
+
 use super::{commit, model, put, scenarios};
 use crate::etcd::{self, Etcd};
 use crate::{Backend, StoreError, WatchItem};
@@ -117,9 +119,17 @@ async fn a_watch_survives_a_restart_of_etcd() {
     let Some(mut server) = Server::start() else { return };
     let store = server.connect().await;
     let start = commit(&*store, vec![put("/w/0", "")]).await;
-    let follower = store.clone();
-    const WRITES: u64 = 60;
-    let reader = tokio::spawn(async move { model::collect(&*follower, "/w/", start, start + WRITES).await });
+    const WRITES: usize = 60;
+    let mut watch = store.watch("/w/", start).await.unwrap();
+    let reader = tokio::spawn(async move {
+        let mut changes = Vec::new();
+        while changes.len() < WRITES {
+            if let WatchItem::Changes(some) = watch.next().await.unwrap().unwrap() {
+                changes.extend(some.iter().cloned());
+            }
+        }
+        changes
+    });
     for n in 1..=WRITES {
         if n % 20 == 0 {
             server.restart();
@@ -134,13 +144,13 @@ async fn a_watch_survives_a_restart_of_etcd() {
         }
     }
     let changes = tokio::time::timeout(Duration::from_secs(30), reader).await.unwrap().unwrap();
-    let revisions: Vec<_> = changes.iter().map(|change| change.revision).collect();
-    assert_eq!(revisions, (start + 1..=start + WRITES).collect::<Vec<_>>(), "all, once, in order");
+    let keys: Vec<_> = changes.iter().map(|change| change.key.to_string()).collect();
+    assert_eq!(keys, (1..=WRITES).map(|n| format!("/w/{n}")).collect::<Vec<_>>(), "all, once, in order");
+    assert!(changes.windows(2).all(|pair| pair[0].revision < pair[1].revision));
 }
 
 #[tokio::test]
 async fn progress_never_overtakes_changes() {
-    use futures::StreamExt;
     let Some(server) = Server::start() else { return };
     let store = server.connect().await;
     let start = store.current_revision().await.unwrap();
@@ -180,6 +190,27 @@ async fn progress_never_overtakes_changes() {
 }
 
 #[tokio::test]
+async fn a_full_etcd_says_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let endpoint = format!("http://127.0.0.1:{}", free_port());
+    let peer = format!("http://127.0.0.1:{}", free_port());
+    let mut command = command(dir.path(), &endpoint, &peer);
+    command.args(["--quota-backend-bytes", "4000000"]);
+    let Some(server) = Server::run(command, endpoint, peer, dir) else { return };
+    let store = server.connect().await;
+    let value = "v".repeat(1 << 20);
+    for n in 0..20 {
+        let txn = crate::Txn { compares: Vec::new(), ops: vec![put(&format!("/{n}"), &value)] };
+        match store.txn(txn).await {
+            Ok(_) => {}
+            Err(StoreError::Full(_)) => return,
+            Err(other) => panic!("{other:?}"),
+        }
+    }
+    panic!("20 MiB fit into 4 MB");
+}
+
+#[tokio::test]
 async fn a_dead_endpoint_is_worked_around() {
     let Some(server) = Server::start() else { return };
     server.connect().await;
@@ -201,7 +232,7 @@ async fn tls_with_client_certificates() {
     let mut authority = CertificateParams::default();
     authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     let authority = CertifiedIssuer::self_signed(authority, KeyPair::generate().unwrap()).unwrap();
-    let mut issue = |name: &str, purpose| {
+    let issue = |name: &str, purpose| {
         let mut params = CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
         params.extended_key_usages = purpose;
         let key = KeyPair::generate().unwrap();

@@ -192,7 +192,8 @@ impl Walk {
 
     async fn check_group(&mut self, store: Arc<dyn Backend>) {
         let writes: Vec<_> = (0..8).map(|i| (format!("/a/g{i}"), format!("{}", self.random.below(1000)))).collect();
-        let txns = writes.iter().map(|(key, value)| store.txn(Txn { compares: Vec::new(), ops: vec![put(key, value)] }));
+        let txns =
+            writes.iter().map(|(key, value)| store.txn(Txn { compares: Vec::new(), ops: vec![put(key, value)] }));
         let outcomes = futures::future::join_all(txns).await;
         let mut order: Vec<_> = outcomes
             .into_iter()

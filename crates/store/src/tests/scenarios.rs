@@ -10,9 +10,7 @@ use futures::StreamExt;
 
 use super::model::collect;
 use super::{at, commit, delete, put};
-use crate::{
-    Backend, ChangeKind, Key, LeaseId, MAX_TXN_OPS, Op, StoreError, Txn, TxnOutcome, WatchItem, prefix_end,
-};
+use crate::{Backend, ChangeKind, Key, LeaseId, MAX_TXN_OPS, Op, StoreError, Txn, TxnOutcome, WatchItem, prefix_end};
 
 type Scenario = fn(Arc<dyn Backend>) -> Pin<Box<dyn Future<Output = ()> + Send>>;
 

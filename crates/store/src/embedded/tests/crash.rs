@@ -31,6 +31,9 @@ async fn sample(options: &Options, writes: u32) -> Sample {
     commit(&store, vec![leased]).await;
     let contents = contents(&store).await;
     let revision = store.current_revision().await.unwrap();
+    drop(store);
+    // Closing may come between a snapshot and the removal of what it supersedes; opening removes it.
+    drop(open(dir.path(), options.clone()).unwrap());
     Sample { dir, contents, revision }
 }
 
@@ -80,13 +83,13 @@ async fn damage_is_reported_or_harmless() {
             let name = path.file_name().unwrap().to_str().unwrap();
             let end = written(path);
             let mut reported = 0;
-            for offset in (0..end).step_by(3) {
+            for offset in (0..end).step_by(7) {
                 let what = format!("{name}: bit {} of byte {offset} flipped", offset % 8);
                 let flip = |dir: &Path| change(&in_dir(dir, path), |bytes| bytes[offset] ^= 1 << (offset % 8));
                 reported += usize::from(sample.reopen(&what, &options, flip).await.is_err());
             }
-            assert_eq!(reported, end.div_ceil(3), "{name}: every flipped bit is noticed");
-            for offset in (0..end).step_by(5) {
+            assert_eq!(reported, end.div_ceil(7), "{name}: every flipped bit is noticed");
+            for offset in (0..end).step_by(11) {
                 let what = format!("{name}: cut at {offset}");
                 let cut = |dir: &Path| change(&in_dir(dir, path), |bytes| bytes.truncate(offset));
                 sample.reopen(&what, &options, cut).await.expect_err(&what);
@@ -184,7 +187,11 @@ async fn a_crash_while_a_segment_is_followed() {
     std::fs::write(next.with_extension("tmp"), "left aside").unwrap();
     for _ in 0..2 {
         let store = open(dir.path(), options.clone()).unwrap();
-        assert_eq!(store.current_revision().await.unwrap(), revision - 1, "the write that made the segment is not in it");
+        assert_eq!(
+            store.current_revision().await.unwrap(),
+            revision - 1,
+            "the write that made the segment is not in it"
+        );
         drop(store);
     }
     let store = open(dir.path(), options.clone()).unwrap();
