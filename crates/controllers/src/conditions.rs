@@ -76,3 +76,29 @@ pub fn count(status: &mut Value, field: &str, number: i64) {
 pub fn time(condition: &Value, field: &str) -> Option<Timestamp> {
     client::time::parse(condition[field].as_str()?)
 }
+
+/// Sets a condition in its place, also when only its words changed; the transition time is kept when the status is the
+/// same. For controllers whose conditions keep their order.
+pub fn update(status: &mut Value, condition: Condition<'_>, now: Timestamp) {
+    if !status["conditions"].is_array() {
+        status["conditions"] = json!([]);
+    }
+    let list = status["conditions"].as_array_mut().into_iter().flatten();
+    let wanted = [("status", condition.status), ("reason", condition.reason), ("message", condition.message)];
+    if let Some(current) = list.into_iter().find(|c| c["type"] == condition.kind) {
+        if current["status"] != condition.status {
+            current["lastTransitionTime"] = rfc3339(now).into();
+        }
+        for (field, text) in wanted {
+            current[field] = text.into();
+        }
+        return;
+    }
+    let mut new = json!({"type": condition.kind, "lastTransitionTime": rfc3339(now)});
+    for (field, text) in wanted {
+        new[field] = text.into();
+    }
+    if let Some(list) = status["conditions"].as_array_mut() {
+        list.push(new);
+    }
+}

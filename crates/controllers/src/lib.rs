@@ -8,7 +8,10 @@
 
 mod conditions;
 mod deployment;
+mod endpoints;
+mod garbage;
 mod hash;
+mod namespace;
 mod owners;
 mod plan;
 mod pods;
@@ -102,6 +105,13 @@ const CONTROLLERS: &[(&str, bool, Make)] = &[
     ("deployment-controller", true, deployment::deployments),
     ("replicaset-controller", true, replicaset::replica_sets),
     ("replicationcontroller-controller", true, replicaset::replication_controllers),
+    ("endpointslice-controller", true, endpoints::endpoint_slices),
+    ("endpoints-controller", true, endpoints::endpoints),
+    ("endpointslice-mirroring-controller", true, endpoints::endpoint_slice_mirroring),
+    ("namespace-controller", true, namespace::namespaces),
+    ("serviceaccount-controller", true, namespace::service_accounts),
+    ("root-ca-certificate-publisher-controller", true, namespace::root_ca),
+    ("garbage-collector-controller", true, garbage::garbage_collector),
 ];
 
 /// Names of all controllers, for help texts.

@@ -39,6 +39,8 @@ pub struct Ask {
 type Map = Box<dyn Fn(&Change) -> Vec<String> + Send + Sync>;
 type Reconcile = Box<dyn Fn(Ask) -> BoxFuture<'static, Result<Plan, Status>> + Send + Sync>;
 
+type Feed = Box<dyn FnOnce(Queue<Arc<str>>) -> BoxFuture<'static, ()> + Send>;
+
 struct Watch {
     informer: Arc<Informer>,
     map: Map,
@@ -51,6 +53,7 @@ pub struct Controller {
     /// Waited for and read, but its changes make no key dirty.
     reads: Vec<Arc<Informer>>,
     tick: Option<(Duration, &'static str)>,
+    feed: Option<Feed>,
     reconcile: Reconcile,
     workers: usize,
 }
@@ -70,7 +73,7 @@ impl Controller {
         name: &'static str,
         reconcile: impl Fn(Ask) -> BoxFuture<'static, Result<Plan, Status>> + Send + Sync + 'static,
     ) -> Self {
-        Self { name, watches: Vec::new(), reads: Vec::new(), tick: None, reconcile: Box::new(reconcile), workers: 5 }
+        Self { name, watches: Vec::new(), reads: Vec::new(), tick: None, feed: None, reconcile: Box::new(reconcile), workers: 5 }
     }
 
     pub fn watch(mut self, informer: &Arc<Informer>, map: impl Fn(&Change) -> Vec<String> + Send + Sync + 'static) -> Self {
@@ -86,6 +89,12 @@ impl Controller {
     /// Makes a key dirty again and again.
     pub fn every(mut self, period: Duration, key: &'static str) -> Self {
         self.tick = Some((period, key));
+        self
+    }
+
+    /// A task of its own that makes keys dirty, for what cannot be declared beforehand.
+    pub fn feed(mut self, feed: impl FnOnce(Queue<Arc<str>>) -> BoxFuture<'static, ()> + Send + 'static) -> Self {
+        self.feed = Some(Box::new(feed));
         self
     }
 
@@ -129,6 +138,9 @@ impl Controller {
                     tokio::time::sleep(period).await;
                 }
             });
+        }
+        if let Some(feed) = self.feed {
+            tasks.spawn(feed(running.queue.clone()));
         }
         tracing::debug!(controller = self.name, "started");
         cancel.run_until_cancelled(running.dispatch(self.workers)).await;

@@ -1,0 +1,548 @@
+//! EndpointSlices and Endpoints: which pods stand behind a Service, at which addresses and ports.
+//!
+//! One gathering for both; a pure plan for each. Slices are filled to [`MAX_PER_SLICE`] and changed as little as
+//! possible; each has one address family and one set of ports.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use client::{Change, Informer};
+use k8s_openapi::api::core::v1::{Endpoints, Node, Pod, Service, ServicePort, ServiceSpec};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use meta::{LabelSelector, Object, Status};
+use serde_json::{Map, Value, json};
+
+use crate::plan::{Action, Plan};
+use crate::pods::{self, PodView};
+use crate::runner::{Controller, own_key};
+use crate::{Context, decoded};
+
+/// Endpoints in a slice, upstream's default.
+const MAX_PER_SLICE: usize = 100;
+/// Addresses in an Endpoints object; beyond that it is marked as truncated.
+const MAX_ADDRESSES: usize = 1000;
+const SERVICE_NAME: &str = "kubernetes.io/service-name";
+const MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
+const SLICE_CONTROLLER: &str = "endpointslice-controller.k8s.io";
+const HEADLESS: &str = "service.kubernetes.io/headless";
+const ENDPOINTS_MANAGED_BY: &str = "endpoints.kubernetes.io/managed-by";
+const OVER_CAPACITY: &str = "endpoints.kubernetes.io/over-capacity";
+const ZONE: &str = "topology.kubernetes.io/zone";
+
+/// A Service with its pods.
+pub struct World<'a> {
+    pub service: &'a Object,
+    pub spec: &'a ServiceSpec,
+    pub pods: Vec<PodView>,
+    /// Zones of nodes that have one.
+    pub zones: BTreeMap<String, String>,
+}
+
+fn is_headless(spec: &ServiceSpec) -> bool {
+    matches!(spec.cluster_ip.as_deref(), None | Some("" | "None"))
+}
+
+/// Whether the pod has an address anybody could use.
+fn belongs(pod: &PodView, with_terminating: bool) -> bool {
+    let has_ip = pod.pod.status.as_ref().and_then(|s| s.pod_ip.as_deref()).is_some_and(|ip| !ip.is_empty());
+    has_ip && !pod.is_finished() && (with_terminating || !pod.is_terminating())
+}
+
+/// The pod's number for a Service's port; `None` when it names a port the pod has not.
+fn target_port(pod: &Pod, port: &ServicePort) -> Option<i32> {
+    match &port.target_port {
+        None => Some(port.port),
+        Some(IntOrString::Int(0)) => Some(port.port),
+        Some(IntOrString::Int(number)) => Some(*number),
+        Some(IntOrString::String(name)) if name.is_empty() => Some(port.port),
+        Some(IntOrString::String(name)) => {
+            let spec = pod.spec.as_ref()?;
+            let sidecars = spec.init_containers.iter().flatten().filter(|c| c.restart_policy.as_deref() == Some("Always"));
+            let ports = spec.containers.iter().chain(sidecars).flat_map(|c| c.ports.iter().flatten());
+            let protocol = |p: &Option<String>| p.clone().unwrap_or_else(|| "TCP".into());
+            ports.into_iter().find(|p| p.name.as_ref() == Some(name) && protocol(&p.protocol) == protocol(&port.protocol)).map(|p| p.container_port)
+        }
+    }
+}
+
+fn endpoint_ports(spec: &ServiceSpec, pod: &Pod, always_named: bool) -> Vec<Value> {
+    let mut ports = Vec::new();
+    for port in spec.ports.iter().flatten() {
+        let Some(number) = target_port(pod, port) else { continue };
+        let mut out = Map::new();
+        let name = port.name.clone().unwrap_or_default();
+        if always_named || !name.is_empty() {
+            out.insert("name".into(), name.into());
+        }
+        out.insert("port".into(), number.into());
+        out.insert("protocol".into(), port.protocol.clone().unwrap_or_else(|| "TCP".into()).into());
+        if let Some(app) = &port.app_protocol {
+            out.insert("appProtocol".into(), app.as_str().into());
+        }
+        ports.push(Value::Object(out));
+    }
+    ports
+}
+
+fn hostname<'a>(service: &Object, pod: &'a PodView) -> Option<&'a str> {
+    let spec = pod.pod.spec.as_ref()?;
+    let hostname = spec.hostname.as_deref().filter(|h| !h.is_empty())?;
+    (spec.subdomain.as_deref() == Some(&*service.meta.name)).then_some(hostname)
+}
+
+fn target_ref(pod: &PodView) -> Value {
+    let meta = &pod.object.meta;
+    json!({"kind": "Pod", "namespace": &*meta.namespace, "name": &*meta.name, "uid": &*meta.uid})
+}
+
+fn service_labels(service: &Object) -> Map<String, Value> {
+    service.meta.labels.iter().map(|(k, v)| (k.to_string(), Value::from(&**v))).collect()
+}
+
+fn slice_endpoint(world: &World<'_>, pod: &PodView, family: &str) -> Option<Value> {
+    let ips = pod.pod.status.as_ref()?.pod_ips.as_deref().unwrap_or_default();
+    let wanted = |ip: &&str| ip.parse::<IpAddr>().is_ok_and(|a| a.is_ipv4() == (family == "IPv4"));
+    let single = pod.pod.status.as_ref()?.pod_ip.as_deref().filter(|_| ips.is_empty());
+    let addresses: Vec<&str> = ips.iter().map(|i| i.ip.as_str()).chain(single).filter(wanted).collect();
+    if addresses.is_empty() {
+        return None;
+    }
+    let (serving, terminating) = (pod.is_ready(), pod.is_terminating());
+    let ready = world.spec.publish_not_ready_addresses == Some(true) || (serving && !terminating);
+    let mut out = json!({
+        "addresses": addresses,
+        "conditions": {"ready": ready, "serving": serving, "terminating": terminating},
+        "targetRef": target_ref(pod),
+    });
+    if !pod.node().is_empty() {
+        out["nodeName"] = pod.node().into();
+    }
+    if let Some(hostname) = hostname(world.service, pod) {
+        out["hostname"] = hostname.into();
+    }
+    if let Some(zone) = world.zones.get(pod.node()) {
+        out["zone"] = zone.as_str().into();
+        match world.spec.traffic_distribution.as_deref() {
+            Some("PreferClose" | "PreferSameZone") => out["hints"] = json!({"forZones": [{"name": zone}]}),
+            Some("PreferSameNode") => out["hints"] = json!({"forZones": [{"name": zone}], "forNodes": [{"name": pod.node()}]}),
+            _ => {}
+        }
+    }
+    Some(out)
+}
+
+fn families(spec: &ServiceSpec, pods: &[PodView]) -> Vec<String> {
+    let declared = spec.ip_families.clone().unwrap_or_default();
+    if !declared.is_empty() {
+        return declared;
+    }
+    // Services from before dual stack: as their address, or their pods', says.
+    let ip = spec.cluster_ip.as_deref().and_then(|ip| ip.parse::<IpAddr>().ok());
+    let of_pod = || pods.iter().find_map(|p| p.pod.status.as_ref()?.pod_ip.as_deref()?.parse::<IpAddr>().ok());
+    vec![if ip.or_else(of_pod).is_some_and(|ip| ip.is_ipv6()) { "IPv6" } else { "IPv4" }.to_string()]
+}
+
+/// One slice as it should be.
+struct Slice {
+    existing: Option<(Arc<Object>, Value)>,
+    endpoints: Vec<Value>,
+}
+
+fn identity(endpoint: &Value) -> String {
+    format!("{}{}", endpoint["targetRef"]["uid"], endpoint["addresses"])
+}
+
+/// The slices of one address family and one set of ports: keep what is right, change in place, then fill up.
+fn fill(existing: Vec<(Arc<Object>, Value)>, desired: Vec<Value>) -> Vec<Slice> {
+    let mut desired: BTreeMap<String, Value> = desired.into_iter().map(|e| (identity(&e), e)).collect();
+    let mut slices: Vec<Slice> = existing
+        .into_iter()
+        .map(|(object, body)| {
+            let held = body["endpoints"].as_array().cloned().unwrap_or_default();
+            let endpoints = held.iter().filter_map(|e| desired.remove(&identity(e))).collect();
+            Slice { existing: Some((object, body)), endpoints }
+        })
+        .collect();
+    let mut rest = desired.into_values();
+    for slice in &mut slices {
+        let room = MAX_PER_SLICE.saturating_sub(slice.endpoints.len());
+        slice.endpoints.extend(rest.by_ref().take(room));
+    }
+    loop {
+        let endpoints: Vec<Value> = rest.by_ref().take(MAX_PER_SLICE).collect();
+        if endpoints.is_empty() {
+            return slices;
+        }
+        slices.push(Slice { existing: None, endpoints });
+    }
+}
+
+/// Brings a Service's slices to what its pods are.
+pub fn plan_slices(world: &World<'_>, slices: Vec<Arc<Object>>, taken: impl Fn(&str) -> bool) -> Result<Plan, Status> {
+    let resource = client::gvr_of::<EndpointSlice>();
+    let mut plan = Plan::nothing();
+    let mut labels = service_labels(world.service);
+    labels.retain(|k, _| ![SERVICE_NAME, MANAGED_BY, HEADLESS].contains(&k.as_str()));
+    labels.insert(SERVICE_NAME.into(), (&*world.service.meta.name).into());
+    labels.insert(MANAGED_BY.into(), SLICE_CONTROLLER.into());
+    if is_headless(world.spec) {
+        labels.insert(HEADLESS.into(), "".into());
+    }
+    let labels = Value::Object(labels);
+    let prefix = pods::name_prefix(&world.service.meta.name);
+    let uids: Vec<String> = slices.iter().map(|s| s.meta.uid.to_string()).collect();
+    let mut fresh = 0;
+    let mut existing: BTreeMap<(String, String), Vec<(Arc<Object>, Value)>> = BTreeMap::new();
+    let supported = families(world.spec, &world.pods);
+    for slice in slices {
+        let body = slice.value().map_err(Status::internal)?;
+        let family = body["addressType"].as_str().unwrap_or_default().to_string();
+        let ours = slice.meta.owner_references.iter().any(|o| *o.uid == *world.service.meta.uid);
+        if !ours || !supported.contains(&family) {
+            plan.act(Action::delete(&resource, &slice));
+            continue;
+        }
+        existing.entry((family, ports_key(&body["ports"]))).or_default().push((slice, body));
+    }
+    for family in supported {
+        let mut desired: BTreeMap<String, (Vec<Value>, Vec<Value>)> = BTreeMap::new();
+        for pod in world.pods.iter().filter(|p| belongs(p, true)) {
+            let Some(endpoint) = slice_endpoint(world, pod, &family) else { continue };
+            let ports = endpoint_ports(world.spec, &pod.pod, true);
+            let group = desired.entry(ports_key(&json!(ports))).or_insert_with(|| (ports, Vec::new()));
+            group.1.push(endpoint);
+        }
+        if desired.is_empty() {
+            // A Service without endpoints has one slice that says so.
+            desired.insert(ports_key(&json!([])), (Vec::new(), Vec::new()));
+        }
+        let is_placeholder = desired.values().all(|d| d.1.is_empty());
+        for (key, (ports, endpoints)) in desired {
+            let mut filled = fill(existing.remove(&(family.clone(), key)).unwrap_or_default(), endpoints);
+            if is_placeholder && filled.is_empty() {
+                filled.push(Slice { existing: None, endpoints: Vec::new() });
+            }
+            for (at, slice) in filled.into_iter().enumerate() {
+                match slice.existing {
+                    Some((object, _)) if slice.endpoints.is_empty() && !(is_placeholder && at == 0) => {
+                        plan.act(Action::delete(&resource, &object));
+                    }
+                    Some((object, mut body)) => {
+                        let held = body["endpoints"].as_array().cloned().unwrap_or_default();
+                        if held == slice.endpoints && body["metadata"]["labels"] == labels {
+                            continue;
+                        }
+                        body["endpoints"] = slice.endpoints.into();
+                        body["metadata"]["labels"] = labels.clone();
+                        plan.act(Action::update(&resource, &object, body));
+                    }
+                    None => {
+                        fresh += 1;
+                        let seed = format!("{}{family}", world.service.meta.uid);
+                        let names = pods::fresh_names(&prefix, &seed, uids.iter().map(String::as_str), &taken, fresh);
+                        let body = json!({
+                            "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
+                            "metadata": {
+                                "name": names.last(), "generateName": prefix, "namespace": &*world.service.meta.namespace,
+                                "labels": labels, "ownerReferences": [crate::owners::controller_ref(world.service)],
+                            },
+                            "addressType": family, "endpoints": slice.endpoints, "ports": ports,
+                        });
+                        plan.act(Action::create(&resource, &world.service.meta.namespace, body).may_exist());
+                    }
+                }
+            }
+        }
+    }
+    for (object, _) in existing.into_values().flatten() {
+        plan.act(Action::delete(&resource, &object));
+    }
+    Ok(plan)
+}
+
+/// The same for the same set of ports.
+fn ports_key(ports: &Value) -> String {
+    let mut keys: Vec<String> = ports
+        .as_array()
+        .into_iter()
+        .flatten()
+        .map(|p| format!("{}/{}/{}/{}", p["name"].as_str().unwrap_or_default(), p["port"], p["protocol"], p["appProtocol"]))
+        .collect();
+    keys.sort();
+    keys.join(",")
+}
+
+/// Brings a Service's Endpoints object to what its pods are.
+pub fn plan_endpoints(world: &World<'_>, existing: Option<&Arc<Object>>) -> Result<Plan, Status> {
+    let resource = client::gvr_of::<Endpoints>();
+    let all = world.spec.publish_not_ready_addresses == Some(true);
+    let family = families(world.spec, &world.pods).into_iter().next().unwrap_or_default();
+    // (ports, ready, not ready) by ports
+    let mut groups: BTreeMap<String, (Vec<Value>, Vec<Value>, Vec<Value>)> = BTreeMap::new();
+    let mut count = 0;
+    let mut pods: Vec<&PodView> = world.pods.iter().filter(|p| belongs(p, all)).collect();
+    pods.sort_by_key(|p| !p.is_ready());
+    for pod in pods {
+        let Some(endpoint) = slice_endpoint(world, pod, &family) else { continue };
+        let ports = endpoint_ports(world.spec, &pod.pod, false);
+        let portless = world.spec.ports.as_ref().is_none_or(Vec::is_empty);
+        if ports.is_empty() && !(portless && is_headless(world.spec)) {
+            continue;
+        }
+        count += 1;
+        if count > MAX_ADDRESSES {
+            continue;
+        }
+        let mut address = json!({"ip": endpoint["addresses"][0], "targetRef": endpoint["targetRef"]});
+        for field in ["nodeName", "hostname"] {
+            if let Some(value) = endpoint.get(field) {
+                address[field] = value.clone();
+            }
+        }
+        let group = groups.entry(ports_key(&json!(ports))).or_insert_with(|| (ports, Vec::new(), Vec::new()));
+        if all || pod.is_ready() { group.1.push(address) } else { group.2.push(address) }
+    }
+    let mut subsets = Vec::new();
+    for (ports, mut ready, mut not_ready) in groups.into_values() {
+        let mut subset = Map::new();
+        for (field, list) in [("addresses", &mut ready), ("notReadyAddresses", &mut not_ready)] {
+            list.sort_by_key(|a| (a["ip"].as_str().map(str::to_string), a["targetRef"]["uid"].to_string()));
+            if !list.is_empty() {
+                subset.insert(field.into(), std::mem::take(list).into());
+            }
+        }
+        if !ports.is_empty() {
+            subset.insert("ports".into(), ports.into());
+        }
+        subsets.push(Value::Object(subset));
+    }
+    let mut labels = service_labels(world.service);
+    labels.insert(ENDPOINTS_MANAGED_BY.into(), "endpoint-controller".into());
+    match is_headless(world.spec) {
+        true => labels.insert(HEADLESS.into(), "".into()),
+        false => labels.remove(HEADLESS),
+    };
+    let labels = Value::Object(labels);
+    let truncated = (count > MAX_ADDRESSES).then_some("truncated");
+    let mut plan = Plan::nothing();
+    let mut body = match existing {
+        Some(object) => object.value().map_err(Status::internal)?,
+        None => json!({
+            "apiVersion": "v1", "kind": "Endpoints",
+            "metadata": {"name": &*world.service.meta.name, "namespace": &*world.service.meta.namespace},
+        }),
+    };
+    let before = body.clone();
+    body["metadata"]["labels"] = labels;
+    match truncated {
+        Some(word) => body["metadata"]["annotations"][OVER_CAPACITY] = word.into(),
+        None => {
+            if let Some(annotations) = body["metadata"].get_mut("annotations").and_then(Value::as_object_mut) {
+                annotations.remove(OVER_CAPACITY);
+            }
+        }
+    }
+    if subsets.is_empty() {
+        if let Some(map) = body.as_object_mut() {
+            map.remove("subsets");
+        }
+    } else {
+        body["subsets"] = subsets.into();
+    }
+    match existing {
+        None => plan.act(Action::create(&resource, &world.service.meta.namespace, body).may_exist()),
+        Some(_) if body == before => return Ok(plan),
+        Some(object) => plan.act(Action::update(&resource, object, body)),
+    };
+    Ok(plan)
+}
+
+fn gather<'a>(service: &'a Object, typed: &'a Service, pods: &Informer, nodes: &Informer) -> Result<Option<World<'a>>, Status> {
+    let Some(spec) = &typed.spec else { return Ok(None) };
+    let Some(selector) = spec.selector.as_ref().filter(|_| spec.type_.as_deref() != Some("ExternalName")) else { return Ok(None) };
+    if selector.is_empty() || service.meta.deletion_timestamp.is_some() {
+        return Ok(None);
+    }
+    let selector = LabelSelector::from_map(selector.iter().map(|(k, v)| (k.as_str(), v.as_str())));
+    let pods = pods::views(pods.list_selected(Some(&service.meta.namespace), &selector))?;
+    let zone = |p: &PodView| Some((p.node().to_string(), nodes.get(p.node())?.meta.label(ZONE)?.to_string()));
+    let zones = pods.iter().filter_map(zone).collect();
+    Ok(Some(World { service, spec, pods, zones }))
+}
+
+/// What of a pod its endpoints show.
+fn shown(object: &Arc<Object>) -> Option<impl PartialEq + use<>> {
+    let pod = PodView::new(object.clone()).ok()?;
+    let ips = pod.pod.status.as_ref().and_then(|s| s.pod_ips.clone());
+    let ip = pod.pod.status.as_ref().and_then(|s| s.pod_ip.clone());
+    let state = (pod.is_ready(), pod.is_terminating(), pod.is_finished(), pod.node().to_string());
+    let host = pod.pod.spec.as_ref().map(|s| (s.hostname.clone(), s.subdomain.clone()));
+    Some((ips, ip, state, host, object.meta.labels.clone()))
+}
+
+fn pod_to_services(services: &Arc<Informer>) -> impl Fn(&Change) -> Vec<String> + Send + Sync + 'static {
+    let services = services.clone();
+    move |change| {
+        if let (Some(old), Some(new)) = (&change.old, &change.new)
+            && shown(old) == shown(new)
+        {
+            return Vec::new();
+        }
+        let Some(namespace) = change.object().map(|o| o.meta.namespace.clone()) else { return Vec::new() };
+        let selects = |service: &Object| {
+            let typed = service.typed::<Service>().ok()?;
+            let map = typed.spec.as_ref()?.selector.as_ref().filter(|s| !s.is_empty())?;
+            let selector = LabelSelector::from_map(map.iter().map(|(k, v)| (k.as_str(), v.as_str())));
+            [&change.old, &change.new].into_iter().flatten().any(|o| selector.matches(&o.meta.labels)).then_some(())
+        };
+        services.list(Some(&namespace)).iter().filter(|s| selects(s).is_some()).map(|s| s.meta.key()).collect()
+    }
+}
+
+pub fn endpoint_slices(cx: &Context) -> Controller {
+    let (services, all_pods) = (cx.informers.get::<Service>(), cx.informers.get::<Pod>());
+    let (nodes, slices) = (cx.informers.get::<Node>(), cx.informers.get::<EndpointSlice>());
+    let ours = |o: &Object| o.meta.label(MANAGED_BY) == Some(SLICE_CONTROLLER);
+    let service_of = move |o: &Object| Some(meta::object::object_key(&o.meta.namespace, o.meta.label(SERVICE_NAME).filter(|_| ours(o))?));
+    slices.add_index("service", move |o| service_of(o).into_iter().collect());
+    let (of, of_pods, of_nodes, of_slices) = (services.clone(), all_pods.clone(), nodes.clone(), slices.clone());
+    Controller::new("endpointslice-controller", move |ask| {
+        // The slices of a Service that is gone go with it: they are its dependents.
+        let Some(object) = of.get(&ask.key) else { return Ok(Plan::nothing()) };
+        let typed = decoded::<Service>(&object)?;
+        let Some(world) = gather(&object, &typed, &of_pods, &of_nodes)? else { return Ok(Plan::nothing()) };
+        let namespace = &object.meta.namespace;
+        let taken = |name: &str| of_slices.get(&meta::object::object_key(namespace, name)).is_some();
+        plan_slices(&world, of_slices.by_index("service", &ask.key), taken)
+    })
+    .watch(&services, own_key)
+    .watch(&all_pods, pod_to_services(&services))
+    .watch(&slices, move |c| [&c.old, &c.new].into_iter().flatten().filter_map(|o| service_of(o)).collect())
+    .read(&nodes)
+    .workers(cx.options.concurrency)
+}
+
+pub fn endpoints(cx: &Context) -> Controller {
+    let (services, all_pods) = (cx.informers.get::<Service>(), cx.informers.get::<Pod>());
+    let (nodes, endpoints) = (cx.informers.get::<Node>(), cx.informers.get::<Endpoints>());
+    let (of, of_pods, of_nodes, of_endpoints) = (services.clone(), all_pods.clone(), nodes.clone(), endpoints.clone());
+    let ours = |o: &Object| o.meta.label(ENDPOINTS_MANAGED_BY).is_some();
+    Controller::new("endpoints-controller", move |ask| {
+        let existing = of_endpoints.get(&ask.key);
+        let Some(object) = of.get(&ask.key) else {
+            let mut plan = Plan::nothing();
+            if let Some(left) = existing.filter(|e| ours(e)) {
+                plan.act(Action::delete(&client::gvr_of::<Endpoints>(), &left));
+            }
+            return Ok(plan);
+        };
+        let typed = decoded::<Service>(&object)?;
+        let Some(world) = gather(&object, &typed, &of_pods, &of_nodes)? else { return Ok(Plan::nothing()) };
+        plan_endpoints(&world, existing.as_ref())
+    })
+    .watch(&services, own_key)
+    .watch(&all_pods, pod_to_services(&services))
+    .watch(&endpoints, move |c| match c.object() {
+        Some(o) if ours(o) => own_key(c),
+        _ => Vec::new(),
+    })
+    .read(&nodes)
+    .workers(cx.options.concurrency)
+}
+
+/// The mirror of an Endpoints object somebody made by hand, for a Service without selector.
+pub fn plan_mirror(endpoints: &Object, service: &Object, slices: Vec<Arc<Object>>) -> Result<Plan, Status> {
+    let resource = client::gvr_of::<EndpointSlice>();
+    let body = endpoints.value().map_err(Status::internal)?;
+    let mut plan = Plan::nothing();
+    let mut wanted: BTreeMap<String, Value> = BTreeMap::new();
+    for (at, subset) in body["subsets"].as_array().into_iter().flatten().enumerate() {
+        for family in ["IPv4", "IPv6"] {
+            let mut list = Vec::new();
+            for (field, ready) in [("addresses", true), ("notReadyAddresses", false)] {
+                for address in subset[field].as_array().into_iter().flatten() {
+                    let ip = address["ip"].as_str().unwrap_or_default();
+                    if !ip.parse::<IpAddr>().is_ok_and(|a| a.is_ipv4() == (family == "IPv4")) || list.len() >= MAX_ADDRESSES {
+                        continue;
+                    }
+                    let mut endpoint = json!({"addresses": [ip], "conditions": {"ready": ready}});
+                    for field in ["hostname", "nodeName", "targetRef"] {
+                        if let Some(value) = address.get(field) {
+                            endpoint[field] = value.clone();
+                        }
+                    }
+                    list.push(endpoint);
+                }
+            }
+            if list.is_empty() {
+                continue;
+            }
+            let mut ports = subset["ports"].as_array().cloned().unwrap_or_default();
+            for port in &mut ports {
+                if port.get("name").is_none() {
+                    port["name"] = "".into();
+                }
+            }
+            let seed = format!("{}/{at}/{family}", endpoints.meta.uid);
+            let name = format!("{}{}", pods::name_prefix(&service.meta.name), crate::hash::suffix(&seed));
+            let slice = json!({"endpoints": list, "ports": ports, "addressType": family});
+            wanted.insert(name, slice);
+        }
+    }
+    for slice in slices {
+        let Some(want) = wanted.remove(&*slice.meta.name) else {
+            plan.act(Action::delete(&resource, &slice));
+            continue;
+        };
+        let mut body = slice.value().map_err(Status::internal)?;
+        if body["endpoints"] != want["endpoints"] || body["ports"] != want["ports"] {
+            body["endpoints"] = want["endpoints"].clone();
+            body["ports"] = want["ports"].clone();
+            plan.act(Action::update(&resource, &slice, body));
+        }
+    }
+    let mut labels: Map<String, Value> = endpoints.meta.labels.iter().map(|(k, v)| (k.to_string(), Value::from(&**v))).collect();
+    labels.insert(SERVICE_NAME.into(), (&*service.meta.name).into());
+    labels.insert(MANAGED_BY.into(), MIRROR_CONTROLLER.into());
+    for (name, mut slice) in wanted {
+        slice["apiVersion"] = "discovery.k8s.io/v1".into();
+        slice["kind"] = "EndpointSlice".into();
+        slice["metadata"] = json!({
+            "name": name, "namespace": &*endpoints.meta.namespace, "labels": labels,
+            "ownerReferences": [crate::owners::controller_ref(endpoints)],
+        });
+        plan.act(Action::create(&resource, &endpoints.meta.namespace, slice).may_exist());
+    }
+    Ok(plan)
+}
+
+const MIRROR_CONTROLLER: &str = "endpointslicemirroring-controller.k8s.io";
+const SKIP_MIRROR: &str = "endpointslice.kubernetes.io/skip-mirror";
+
+pub fn endpoint_slice_mirroring(cx: &Context) -> Controller {
+    let (services, endpoints) = (cx.informers.get::<Service>(), cx.informers.get::<Endpoints>());
+    let slices = cx.informers.get::<EndpointSlice>();
+    let ours = |o: &Object| o.meta.label(MANAGED_BY) == Some(MIRROR_CONTROLLER);
+    let mirror_of = move |o: &Object| Some(meta::object::object_key(&o.meta.namespace, o.meta.label(SERVICE_NAME).filter(|_| ours(o))?));
+    slices.add_index("mirror", move |o| mirror_of(o).into_iter().collect());
+    let (of, of_endpoints, of_slices) = (services.clone(), endpoints.clone(), slices.clone());
+    Controller::new("endpointslice-mirroring-controller", move |ask| {
+        let held = of_slices.by_index("mirror", &ask.key);
+        let mirrored = of_endpoints.get(&ask.key).zip(of.get(&ask.key)).filter(|(endpoints, service)| {
+            let skipped = endpoints.meta.label(SKIP_MIRROR) == Some("true") || endpoints.meta.label(ENDPOINTS_MANAGED_BY).is_some();
+            let selecting = service.typed::<Service>().is_ok_and(|s| s.spec.as_ref().is_some_and(|s| s.selector.as_ref().is_some_and(|m| !m.is_empty())));
+            !skipped && !selecting
+        });
+        if let Some((endpoints, service)) = mirrored {
+            return plan_mirror(&endpoints, &service, held);
+        }
+        let resource = client::gvr_of::<EndpointSlice>();
+        let gone = held.iter().map(|s| Action::delete(&resource, s));
+        Ok(Plan { actions: gone.collect(), ..Plan::nothing() })
+    })
+    .watch(&services, own_key)
+    .watch(&endpoints, own_key)
+    .watch(&slices, move |c| [&c.old, &c.new].into_iter().flatten().filter_map(|o| mirror_of(o)).collect())
+}
