@@ -9,6 +9,7 @@
 
 pub mod builtin;
 pub mod cells;
+pub mod defaults;
 pub mod kinds;
 pub mod metadata;
 pub mod strategy;

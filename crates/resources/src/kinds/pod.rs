@@ -1,16 +1,221 @@
-//! Pods: strategy. The rules of a pod's spec, which workloads share, are in [`crate::validate`].
+//! Pods: what the server fills in, what may change, and how they go.
+//!
+//! The rules of a pod's spec, which workloads share, are in [`crate::validate::pod_spec`].
 
-use meta::Value;
+use meta::{FieldError, Value};
+use serde_json::json;
 
+use crate::defaults;
 use crate::kinds::pod_columns;
-use crate::strategy::Strategy;
+use crate::strategy::{Context, Deletion, Strategy};
+use crate::tree::Tree;
+use crate::validate::{At, Errors, formats, pod_spec, pod_update, resources};
 
 kinds! {
     Pod: "Name|Ready|Status|Restarts|Age|IP*|Node*|Nominated Node*|Readiness Gates*";
 }
 
+const CONTAINERS: [&str; 2] = ["containers", "initContainers"];
+
+/// Takes from a pod only its containers' resources; everything else is the old pod's.
+fn keep_but_resources(object: &mut Value, old: &Value) {
+    let mut pod = old.clone();
+    for list in CONTAINERS {
+        let asked = object.at("spec").list(list);
+        for container in pod.at_mut("spec").map(|s| s.list_mut(list)).unwrap_or_default() {
+            if let Some(wanted) = asked.iter().find(|c| c["name"] == container["name"]) {
+                container.copy_from("resources", wanted);
+                container.copy_from("resizePolicy", wanted);
+            }
+        }
+    }
+    pod.copy_from("spec.resources", object);
+    pod.copy_from("metadata.managedFields", object);
+    *object = pod;
+}
+
 impl Strategy for Pod {
+    fn default(&self, object: &mut Value) {
+        defaults::pod(object);
+    }
+
+    fn prepare_create(&self, cx: &Context<'_>, object: &mut Value) {
+        let mut status = json!({"phase": "Pending", "qosClass": resources::quality_of_service(object.at("spec"))});
+        if !object.list("spec.schedulingGates").is_empty() {
+            status.put("conditions", json!([{
+                "type": "PodScheduled", "status": "False", "reason": "SchedulingGated", "lastProbeTime": null,
+                "lastTransitionTime": cx.now, "message": "Scheduling is blocked due to non-empty scheduling gates",
+            }]));
+        }
+        object.put("status", status);
+    }
+
+    fn prepare_update(&self, cx: &Context<'_>, object: &mut Value, old: &Value) {
+        match cx.subresource {
+            "status" => {
+                object.copy_from("status.qosClass", old);
+                object.copy_from("metadata.ownerReferences", old);
+            }
+            "resize" => keep_but_resources(object, old),
+            "ephemeralcontainers" => {
+                let mut pod = old.clone();
+                pod.copy_from("spec.ephemeralContainers", object);
+                pod.copy_from("metadata.managedFields", object);
+                *object = pod;
+                defaults::pod(object);
+            }
+            _ => object.copy_from("status", old),
+        }
+    }
+
+    fn validate_create(&self, _cx: &Context<'_>, object: &Value) -> Vec<FieldError> {
+        let mut errors = Errors::default();
+        let spec = At::new(object.at("spec"), "spec");
+        pod_spec::spec(&spec, object.text("metadata.name"), &mut errors);
+        if !spec.value.list("ephemeralContainers").is_empty() {
+            errors.forbidden(&spec.child("ephemeralContainers"), "cannot be set on create");
+        }
+        if !spec.value.text("nodeName").is_empty() && !spec.value.list("schedulingGates").is_empty() {
+            errors.forbidden(&spec.child("nodeName"), "cannot be set until all schedulingGates have been cleared");
+        }
+        errors.0
+    }
+
+    fn validate_update(&self, cx: &Context<'_>, object: &Value, old: &Value) -> Vec<FieldError> {
+        let mut errors = Errors::default();
+        let spec = At::new(object.at("spec"), "spec");
+        if cx.subresource == "status" {
+            pod_update::status(&At::root(object), old, &mut errors);
+            return errors.0;
+        }
+        pod_spec::spec(&spec, object.text("metadata.name"), &mut errors);
+        match cx.subresource {
+            "ephemeralcontainers" => pod_update::ephemeral_containers(&spec, old.at("spec"), &mut errors),
+            "resize" => pod_update::resize(&spec, old, &mut errors),
+            _ => pod_update::spec(&spec, old.at("spec"), &mut errors),
+        }
+        errors.0
+    }
+
+    fn warnings(&self, object: &Value) -> Vec<String> {
+        env_warnings(&At::new(object.at("spec"), "spec"))
+    }
+
+    fn validate_name(&self, name: &str, generate: bool) -> Result<(), String> {
+        let name = if generate { name.strip_suffix('-').unwrap_or(name) } else { name };
+        formats::dns_subdomain(name).into_iter().next().map_or(Ok(()), Err)
+    }
+
+    fn deletion(&self, object: &Value, requested: Option<i64>) -> Deletion {
+        let finished = matches!(object.text("status.phase"), "Failed" | "Succeeded");
+        if finished || object.text("spec.nodeName").is_empty() {
+            return Deletion::Immediate;
+        }
+        match requested.or(object.number("spec.terminationGracePeriodSeconds")).unwrap_or(0) {
+            0 => Deletion::Immediate,
+            seconds if seconds < 0 => Deletion::Graceful(1),
+            seconds => Deletion::Graceful(seconds),
+        }
+    }
+
     fn table_row(&self, object: &Value, now: &str) -> Vec<Value> {
         pod_columns::row(object, now)
+    }
+}
+
+/// Variables that hide earlier ones of the same name.
+pub fn env_warnings(spec: &At<'_>) -> Vec<String> {
+    let mut warnings = Vec::new();
+    for container in CONTAINERS.iter().flat_map(|list| spec.each(list)) {
+        let mut seen = std::collections::HashSet::new();
+        for variable in container.each("env") {
+            let name = variable.value.text("name");
+            if !seen.insert(name) {
+                warnings.push(format!("{}: hides previous definition of {name:?}, which may be dropped when using apply", variable.path));
+            }
+        }
+    }
+    warnings
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::validate::tests::expect;
+
+    fn pod() -> Value {
+        let mut pod = json!({"metadata": {"name": "p", "namespace": "n"}, "spec": {"containers": [{"name": "a", "image": "x:1"}]}});
+        Pod.default(&mut pod);
+        Pod.prepare_create(&cx(""), &mut pod);
+        pod
+    }
+
+    fn cx(subresource: &'static str) -> Context<'static> {
+        Context { now: "2026-01-01T00:00:00Z", user: "u", groups: &[], subresource }
+    }
+
+    #[test]
+    fn a_new_pod_is_pending() {
+        assert_eq!(pod()["status"], json!({"phase": "Pending", "qosClass": "BestEffort"}));
+        assert_eq!(Pod.validate_create(&cx(""), &pod()), []);
+    }
+
+    #[test]
+    fn little_of_a_pod_may_change() {
+        let check = |subresource, path: &str, value: Value, expected: &[&str]| {
+            let (old, mut new) = (pod(), pod());
+            match path.strip_prefix("containers.") {
+                Some(field) => new["spec"].list_mut("containers")[0].put(field, value),
+                None => new.put(path, value),
+            }
+            Pod.prepare_update(&cx(subresource), &mut new, &old);
+            let errors = Pod.validate_update(&cx(subresource), &new, &old);
+            let first_lines: Vec<String> = errors.iter().map(|e| e.to_string().lines().next().unwrap_or_default().to_string()).collect();
+            assert_eq!(first_lines, expected, "{path}");
+            new
+        };
+        const OTHER: &str = "spec: Forbidden: pod updates may not change fields other than `spec.containers[*].image`,`spec.initContainers[*].image`,`spec.activeDeadlineSeconds`,`spec.tolerations` (only additions to existing tolerations),`spec.terminationGracePeriodSeconds` (allow it to be set to 1 if it was previously negative)";
+        check("", "containers.image", json!("x:2"), &[]);
+        check("", "spec.activeDeadlineSeconds", json!(5), &[]);
+        check("", "spec.tolerations", json!([{"operator": "Exists"}]), &[]);
+        check("", "metadata.labels", json!({"a": "b"}), &[]);
+        check("", "spec.hostname", json!("h"), &[OTHER]);
+        check("", "containers.command", json!(["x"]), &[OTHER]);
+        check("", "containers.resources", json!({"limits": {"cpu": "1"}}), &[OTHER]);
+        check("", "spec.containers", json!([{"name": "a", "image": "x", "imagePullPolicy": "Always", "terminationMessagePolicy": "File"},
+            {"name": "b", "image": "x", "imagePullPolicy": "Always", "terminationMessagePolicy": "File"}]),
+            &["spec.containers: Forbidden: pod updates may not add or remove containers"]);
+        let resized = check("resize", "containers.resources", json!({"requests": {"cpu": "1"}}),
+            &["spec: Invalid value: \"Burstable\": Pod QOS Class may not change as a result of resizing"]);
+        assert_eq!(resized["spec"]["containers"][0]["resources"]["requests"]["cpu"], "1");
+        let same = check("resize", "containers.image", json!("y"), &[]);
+        assert_eq!(same, pod());
+        let debugged = check("ephemeralcontainers", "spec.ephemeralContainers", json!([{"name": "d", "image": "b"}]), &[]);
+        assert_eq!(debugged["spec"]["ephemeralContainers"][0]["imagePullPolicy"], "Always");
+    }
+
+    #[test]
+    fn pods_go_gracefully_when_they_run() {
+        let check = |changes: &[(&str, Value)], requested, expected| {
+            let mut pod = pod();
+            for (path, value) in changes {
+                pod.put(path, value.clone());
+            }
+            assert_eq!(Pod.deletion(&pod, requested), expected, "{changes:?}");
+        };
+        let node = ("spec.nodeName", json!("n"));
+        check(&[], None, Deletion::Immediate);
+        check(std::slice::from_ref(&node), None, Deletion::Graceful(30));
+        check(std::slice::from_ref(&node), Some(5), Deletion::Graceful(5));
+        check(std::slice::from_ref(&node), Some(0), Deletion::Immediate);
+        check(&[node, ("status.phase", json!("Failed"))], None, Deletion::Immediate);
+    }
+
+    #[test]
+    fn create_takes_no_ephemeral_containers() {
+        let mut pod = pod();
+        pod.put("spec.ephemeralContainers", json!([{"name": "d", "image": "b"}]));
+        Pod.default(&mut pod);
+        expect(&Pod.validate_create(&cx(""), &pod), &["spec.ephemeralContainers: Forbidden: cannot be set on create"], &pod);
     }
 }

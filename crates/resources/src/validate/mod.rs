@@ -4,8 +4,15 @@
 //! one kind stand with the kind. Texts and paths are upstream's, for clients match on them. Types have been checked
 //! against the schema before; a value of a wrong type reads as absent here.
 
+pub mod containers;
 pub mod formats;
+pub mod pod_spec;
+pub mod pod_update;
+pub mod resources;
+pub mod scheduling;
+pub mod security;
 pub mod selectors;
+pub mod volumes;
 
 use std::collections::HashSet;
 
