@@ -9,6 +9,7 @@
 pub mod decode;
 pub mod names;
 pub mod object;
+pub mod openapi;
 pub mod protobuf;
 pub mod quantity;
 pub mod request;

@@ -5,7 +5,7 @@
 //! is bounded in depth.
 
 mod read;
-mod wire;
+pub(crate) mod wire;
 mod write;
 
 use serde_json::Value;
