@@ -42,13 +42,18 @@ async fn snapshots_bound_the_log() {
     for n in 0..1000 {
         commit(&store, vec![put(&format!("/{}", n % 10), &format!("{n}").repeat(40))]).await;
     }
+    // The snapshot is taken beside the writes: on a busy machine it may come a little later.
+    let mut more = 0;
+    while store.status().unwrap().log_bytes > 48 << 10 {
+        more += 1;
+        assert!(more < 5000, "no snapshot frees the log: {:?}", store.status());
+        commit(&store, vec![put("/more", &more.to_string())]).await;
+    }
     let status = store.status().unwrap();
-    assert!(status.log_bytes < 64 << 10, "{status:?}");
     let before = contents(&store).await;
     drop(store);
-    assert!(files(dir.path(), "log-").len() < 30);
-    assert_eq!(files(dir.path(), "snapshot-").len(), 1);
     let store = open(dir.path(), options.clone()).unwrap();
+    assert_eq!(files(dir.path(), "snapshot-").len(), 1);
     assert_eq!(contents(&store).await, before);
     let reopened = store.status().unwrap();
     assert_eq!((reopened.revision, reopened.leases), (status.revision, 1));
@@ -58,6 +63,38 @@ async fn snapshots_bound_the_log() {
     assert!(store.get("/leased", None).await.unwrap().0.is_none());
     drop(store);
     assert_eq!(maintain::check(dir.path(), &options).unwrap().status.leases, 1);
+}
+
+#[tokio::test]
+async fn a_snapshot_under_writes_is_of_one_revision() {
+    let dir = tempfile::tempdir().unwrap();
+    // History so short that only holding it back keeps the snapshot's revision readable.
+    let options = Options { history_changes: 4, snapshot_log_bytes: 8 << 10, segment_bytes: 16 << 10, ..small() };
+    let store = open(dir.path(), options.clone()).unwrap();
+    for hundred in 0..120 {
+        commit(&store, (0..100).map(|i| put(&format!("/{:05}", hundred * 100 + i), "1")).collect()).await;
+    }
+    let mut snapshots = std::collections::BTreeSet::new();
+    for n in 0..2500 {
+        let keys = (0..4).map(|i| format!("/{:05}", (n * 7 + i * 2999) % 12000));
+        let writes = keys.map(|key| (key, n.to_string().repeat(20)));
+        futures::future::join_all(writes.map(|(key, value)| {
+            let store = &store;
+            async move { commit(store, vec![put(&key, &value)]).await }
+        }))
+        .await;
+        if n % 10 == 0 {
+            let names = files(dir.path(), "snapshot-").into_iter();
+            snapshots.extend(names.filter(|name| name.extension().is_none()));
+        }
+    }
+    assert!(snapshots.len() > 1, "{snapshots:?}");
+    let before = contents(&store).await;
+    drop(store);
+    let store = open(dir.path(), options.clone()).unwrap();
+    assert!(contents(&store).await == before, "the snapshot mixes revisions");
+    drop(store);
+    assert_eq!(maintain::check(dir.path(), &options).unwrap().status.keys, 12000);
 }
 
 #[tokio::test]
