@@ -272,9 +272,12 @@ impl Log {
         let file = match create_segment(&self.dir, &header, self.segment_bytes, &self.faults) {
             Ok(file) => file,
             Err(e) if is_full(&e) => {
-                return Err(AppendError::NoSpace(StoreError::Full(format!("{}", self.error("following", &e)))));
+                return Err(AppendError::NoSpace(StoreError::Full(format!(
+                    "{}",
+                    self.error("creating the segment after", &e)
+                ))));
             }
-            Err(e) => return Err(AppendError::Broken(self.error("following", &e))),
+            Err(e) => return Err(AppendError::Broken(self.error("creating the segment after", &e))),
         };
         let mut seal = Vec::new();
         record::begin(&mut seal, 0);
