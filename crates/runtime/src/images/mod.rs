@@ -1,0 +1,8 @@
+//! Images: names, archives, registries, and layers unpacked for overlayfs.
+
+pub mod config;
+pub mod import;
+pub mod pull;
+pub mod reference;
+pub mod store;
+pub mod unpack;

@@ -1,0 +1,81 @@
+//! The built-in network: one bridge a node, one veth pair a pod.
+//!
+//! Pods reach each other through the bridge and everything else through its address, which is their gateway. Routes
+//! between nodes and Services are others' business.
+
+use std::io;
+use std::net::IpAddr;
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use anyhow::{Context, Result};
+
+use super::ipam::Ipam;
+use super::netlink::Netlink;
+
+/// The interface's name in a pod.
+pub const POD_INTERFACE: &str = "eth0";
+/// Largest packet on pod links: a standard Ethernet's.
+const MTU: u32 = 1500;
+
+/// The node's end of a pod's link. Names may have 15 characters.
+pub fn host_interface(sandbox: &str) -> String {
+    format!("veth{}", &sandbox[..sandbox.len().min(11)])
+}
+
+/// Makes the bridge if need be and returns its number.
+pub fn ensure(netlink: &mut Netlink, name: &str, pool: &Ipam) -> Result<u32> {
+    let find = |netlink: &mut Netlink| -> io::Result<u32> {
+        netlink.link(name)?.map(|l| l.index).ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))
+    };
+    let gateway = pool.gateway();
+    if netlink.link(name)?.is_none() {
+        netlink.add_bridge(name).with_context(|| format!("creating bridge {name}"))?;
+        let index = find(netlink)?;
+        // A fixed address: a bridge otherwise takes its lowest port's, and pods' neighbour tables would go stale.
+        if let IpAddr::V4(v4) = gateway {
+            let [a, b, c, d] = v4.octets();
+            netlink.set_address(index, &[0x0a, 0x58, a, b, c, d]).context("setting the bridge's hardware address")?;
+        }
+    }
+    let index = find(netlink).with_context(|| format!("bridge {name}"))?;
+    netlink.add_address(index, gateway, pool.range().prefix_len()).context("giving the bridge its address")?;
+    netlink.set_up(index).context("bringing the bridge up")?;
+    // Forwarding is per network namespace, and this process is in its node's.
+    let forward = if gateway.is_ipv4() { "ipv4/ip_forward" } else { "ipv6/conf/all/forwarding" };
+    if let Err(error) = std::fs::write(format!("/proc/sys/net/{forward}"), "1") {
+        tracing::warn!(%error, "cannot turn on IP forwarding; pods reach only their own node");
+    }
+    Ok(index)
+}
+
+/// Connects a pod and returns its address.
+pub fn attach(netlink: &mut Netlink, bridge: u32, pool: &Ipam, sandbox: &str, namespace: &OwnedFd) -> Result<IpAddr> {
+    let address = pool.allocate(sandbox).context("allocating an address")?;
+    let name = host_interface(sandbox);
+    netlink.delete_link(&name)?;
+    netlink.add_veth(&name, bridge, POD_INTERFACE, namespace.as_raw_fd(), MTU).context("creating a veth pair")?;
+    let port = netlink.link(&name)?.map(|l| l.index).context("the veth pair has vanished")?;
+    netlink.set_hairpin(port).context("setting hairpin mode")?;
+    let mut inside = Netlink::open_in(std::os::fd::AsFd::as_fd(namespace)).context("entering the pod's network")?;
+    let eth0 = inside.link(POD_INTERFACE)?.context("the pod's interface has vanished")?.index;
+    inside.add_address(eth0, address, pool.range().prefix_len()).context("giving the pod its address")?;
+    inside.set_up(eth0).context("bringing the pod's interface up")?;
+    inside.add_default_route(pool.gateway(), eth0).context("giving the pod its default route")?;
+    Ok(address)
+}
+
+/// Brings a namespace's loopback interface up.
+pub fn loopback(namespace: &OwnedFd) -> Result<()> {
+    let mut inside = Netlink::open_in(std::os::fd::AsFd::as_fd(namespace)).context("entering the pod's network")?;
+    let lo = inside.link("lo")?.context("no loopback interface")?.index;
+    inside.set_up(lo).context("bringing loopback up")
+}
+
+/// Disconnects a pod; idempotent.
+pub fn detach(netlink: &mut Netlink, pool: Option<&Ipam>, sandbox: &str) -> Result<()> {
+    netlink.delete_link(&host_interface(sandbox)).context("removing the pod's link")?;
+    if let Some(pool) = pool {
+        pool.release(sandbox).context("releasing the pod's address")?;
+    }
+    Ok(())
+}

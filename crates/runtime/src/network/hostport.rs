@@ -1,0 +1,205 @@
+//! Host ports and masquerading of the built-in network, as one nftables table of our own.
+//!
+//! The table is rewritten whole, in one transaction, from what is open; other tables are never touched. Without host
+//! ports and masquerading no table exists and `nft` is not needed.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::net::IpAddr;
+use std::process::{Command, Stdio};
+use std::sync::{Mutex, PoisonError};
+
+use anyhow::{Context, Result, bail};
+use ipnet::IpNet;
+
+use crate::cri::v1::{PortMapping, Protocol};
+
+/// The table's name.
+const TABLE: &str = "nauplius-hostports";
+
+/// One forwarded port.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Forward {
+    protocol: &'static str,
+    host_ip: Option<IpAddr>,
+    host_port: u16,
+    pod: IpAddr,
+    port: u16,
+}
+
+#[derive(Default)]
+struct State {
+    open: BTreeMap<String, Vec<Forward>>,
+    masquerade: Option<(IpNet, Vec<IpNet>)>,
+    written: bool,
+}
+
+/// All forwarded ports of the node.
+pub struct HostPorts {
+    state: Mutex<State>,
+}
+
+impl HostPorts {
+    /// None yet.
+    pub fn new() -> HostPorts {
+        HostPorts { state: Mutex::default() }
+    }
+
+    /// Hides pods behind the node towards everything but the given ranges; with none given, never.
+    pub fn ensure_masquerade(&self, pods: IpNet, except: &[IpNet]) -> Result<()> {
+        let wanted = (!except.is_empty()).then(|| (pods, except.to_vec()));
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if state.masquerade == wanted {
+            return Ok(());
+        }
+        state.masquerade = wanted;
+        write(&mut state)
+    }
+
+    /// Forwards a sandbox's host ports to its address.
+    pub fn open(&self, sandbox: &str, pod: IpAddr, mappings: &[PortMapping]) -> Result<()> {
+        let mut forwards = Vec::new();
+        for m in mappings.iter().filter(|m| m.host_port > 0) {
+            let port = |n: i32| u16::try_from(n).with_context(|| format!("{n} is not a port"));
+            let host_ip = match m.host_ip.as_str() {
+                "" | "0.0.0.0" | "::" => None,
+                text => Some(text.parse().with_context(|| format!("host address \"{text}\""))?),
+            };
+            forwards.push(Forward {
+                protocol: match m.protocol() {
+                    Protocol::Tcp => "tcp",
+                    Protocol::Udp => "udp",
+                    Protocol::Sctp => "sctp",
+                },
+                host_ip,
+                host_port: port(m.host_port)?,
+                pod,
+                port: port(m.container_port)?,
+            });
+        }
+        if forwards.is_empty() {
+            return Ok(());
+        }
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.open.insert(sandbox.to_string(), forwards);
+        write(&mut state)
+    }
+
+    /// Stops forwarding for a sandbox; idempotent.
+    pub fn close(&self, sandbox: &str) -> Result<()> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        match state.open.remove(sandbox) {
+            Some(_) => write(&mut state),
+            None => Ok(()),
+        }
+    }
+
+    /// Removes the table.
+    pub fn remove_all(&self) -> Result<()> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        *state = State { written: true, ..State::default() };
+        match write(&mut state) {
+            // Without the program there can be no table of ours either.
+            Err(e) if e.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == std::io::ErrorKind::NotFound) => {
+                Ok(())
+            }
+            other => other,
+        }
+    }
+}
+
+fn write(state: &mut State) -> Result<()> {
+    let empty = state.open.is_empty() && state.masquerade.is_none();
+    if empty && !state.written {
+        return Ok(());
+    }
+    apply(&program(state))?;
+    state.written = !empty;
+    Ok(())
+}
+
+fn program(state: &State) -> String {
+    let mut text = format!("add table inet {TABLE}\ndelete table inet {TABLE}\n");
+    if state.open.is_empty() && state.masquerade.is_none() {
+        return text;
+    }
+    let mut dnat = String::new();
+    let mut snat = String::new();
+    for f in state.open.values().flatten() {
+        let family = if f.pod.is_ipv4() { "ip" } else { "ip6" };
+        let to = if f.pod.is_ipv4() { format!("{}:{}", f.pod, f.port) } else { format!("[{}]:{}", f.pod, f.port) };
+        let address = match f.host_ip {
+            Some(ip) => format!("{family} daddr {ip}"),
+            None => "fib daddr type local".into(),
+        };
+        // Writing to a string cannot fail.
+        let _ = writeln!(
+            dnat,
+            "    meta nfproto {} {address} {} dport {} dnat {family} to {to}",
+            if f.pod.is_ipv4() { "ipv4" } else { "ipv6" },
+            f.protocol,
+            f.host_port
+        );
+        // A pod that reaches itself, or a node's loopback that reaches a pod, needs an address that can be answered.
+        let _ = writeln!(
+            snat,
+            "    {family} daddr {} {} dport {} {family} saddr {{ {}, {} }} masquerade",
+            f.pod,
+            f.protocol,
+            f.port,
+            f.pod,
+            if f.pod.is_ipv4() { "127.0.0.0/8" } else { "::1" }
+        );
+    }
+    if let Some((pods, except)) = &state.masquerade {
+        let family = if pods.addr().is_ipv4() { "ip" } else { "ip6" };
+        let list: Vec<String> = except.iter().map(IpNet::to_string).collect();
+        let _ = writeln!(snat, "    {family} saddr {pods} {family} daddr != {{ {} }} masquerade", list.join(", "));
+    }
+    let _ = write!(
+        text,
+        "table inet {TABLE} {{\n  chain prerouting {{\n    type nat hook prerouting priority dstnat;\n{dnat}  }}\n  \
+         chain output {{\n    type nat hook output priority dstnat;\n{dnat}  }}\n  \
+         chain postrouting {{\n    type nat hook postrouting priority srcnat;\n{snat}  }}\n}}\n"
+    );
+    text
+}
+
+fn apply(program: &str) -> Result<()> {
+    let mut child = Command::new("nft")
+        .args(["-f", "-"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .context("running nft (package nftables)")?;
+    child.stdin.take().context("nft without input")?.write_all(program.as_bytes())?;
+    let output = child.wait_with_output()?;
+    if !output.status.success() {
+        bail!("nft refused the host port rules: {}", String::from_utf8_lossy(&output.stderr).trim());
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn programs_replace_the_table_whole() {
+        let mut state = State::default();
+        assert!(!program(&state).contains("chain"));
+        let forward = Forward {
+            protocol: "udp",
+            host_ip: Some("127.0.0.1".parse().unwrap()),
+            host_port: 8053,
+            pod: "10.0.0.2".parse().unwrap(),
+            port: 53,
+        };
+        state.open.insert("a".into(), vec![forward]);
+        let text = program(&state);
+        assert!(text.starts_with("add table inet nauplius-hostports\ndelete table inet nauplius-hostports\n"));
+        assert!(text.contains("ip daddr 127.0.0.1 udp dport 8053 dnat ip to 10.0.0.2:53"));
+    }
+}

@@ -1,0 +1,181 @@
+//! Pod networking: CNI plugins where configured, else the built-in bridge; host ports either way.
+//!
+//! Guarantees: a pod that failed to connect leaves nothing; disconnecting is idempotent and needs no pod to be alive.
+
+mod bridge;
+mod cni;
+mod hostport;
+mod ipam;
+pub mod namespace;
+pub mod netlink;
+
+use std::net::IpAddr;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+
+use anyhow::{Context, Result};
+use ipnet::IpNet;
+
+use crate::cri::v1::PodSandboxConfig;
+use ipam::Ipam;
+use netlink::Netlink;
+
+pub use bridge::POD_INTERFACE;
+
+/// How pods are connected.
+#[derive(Debug, Clone)]
+pub struct NetworkConfig {
+    /// Where CNI configurations are looked for; the first by name counts. Without any, the built-in bridge.
+    pub cni_conf_dir: Option<PathBuf>,
+    /// Where CNI plugins are.
+    pub cni_bin_dirs: Vec<PathBuf>,
+    /// The built-in bridge's name.
+    pub bridge: String,
+    /// The node's pod range, if known from the start; otherwise `UpdateRuntimeConfig` brings it.
+    pub pod_cidr: Option<IpNet>,
+    /// Hide pod addresses behind the node's when they talk to anything outside these ranges; empty: never.
+    pub masquerade_except: Vec<IpNet>,
+}
+
+impl Default for NetworkConfig {
+    fn default() -> Self {
+        NetworkConfig {
+            cni_conf_dir: None,
+            cni_bin_dirs: vec!["/opt/cni/bin".into(), "/usr/lib/cni".into()],
+            bridge: "cni0".into(),
+            pod_cidr: None,
+            masquerade_except: Vec::new(),
+        }
+    }
+}
+
+/// The node's pod network.
+pub struct Network {
+    config: NetworkConfig,
+    dir: PathBuf,
+    pool: RwLock<Option<Arc<Ipam>>>,
+    /// The node's routing socket and the bridge's number: one change at a time.
+    node: Mutex<Netlink>,
+    hostports: hostport::HostPorts,
+}
+
+impl Network {
+    /// Opens the network's durable state below `dir`.
+    pub fn open(config: NetworkConfig, dir: PathBuf) -> Result<Network> {
+        std::fs::create_dir_all(&dir).with_context(|| format!("creating {}", dir.display()))?;
+        let remembered = std::fs::read_to_string(dir.join("pod-cidr")).ok().and_then(|t| t.trim().parse().ok());
+        let cidr = config.pod_cidr.or(remembered);
+        let network = Network {
+            config,
+            hostports: hostport::HostPorts::new(),
+            dir,
+            pool: RwLock::new(None),
+            node: Mutex::new(Netlink::open().context("opening a netlink socket")?),
+        };
+        if let Some(cidr) = cidr {
+            network.set_range(cidr)?;
+        }
+        Ok(network)
+    }
+
+    /// Sets the node's pod range. A range in use cannot be replaced under its pods, but new pods get the new one.
+    pub fn set_range(&self, cidr: IpNet) -> Result<()> {
+        let cidr = cidr.trunc();
+        let mut pool = self.pool.write().unwrap_or_else(PoisonError::into_inner);
+        if pool.as_ref().is_some_and(|p| p.range() == cidr) {
+            return Ok(());
+        }
+        *pool = Some(Arc::new(Ipam::open(&self.dir.join("addresses"), cidr).context("opening the address pool")?));
+        std::fs::write(self.dir.join("pod-cidr"), cidr.to_string())?;
+        tracing::info!(%cidr, "pod range set");
+        Ok(())
+    }
+
+    fn pool(&self) -> Option<Arc<Ipam>> {
+        self.pool.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn conflist(&self) -> Option<Result<cni::Conflist>> {
+        cni::Conflist::load(self.config.cni_conf_dir.as_deref()?).transpose()
+    }
+
+    /// Why pods cannot be connected now, if so.
+    pub fn problem(&self) -> Option<String> {
+        match self.conflist() {
+            Some(Ok(_)) => None,
+            Some(Err(error)) => Some(format!("cni config invalid: {error:#}")),
+            None if self.pool().is_some() => None,
+            None => Some("no CNI configuration and no pod CIDR yet".into()),
+        }
+    }
+
+    /// Connects a sandbox and returns its addresses. Blocks.
+    pub fn attach(&self, sandbox: &str, config: &PodSandboxConfig, namespace: &OwnedFd, shim: i32) -> Result<Vec<IpAddr>> {
+        let attached = self.try_attach(sandbox, config, namespace, shim);
+        if attached.is_err() {
+            if let Err(error) = self.detach(sandbox, config, Some(shim)) {
+                tracing::warn!(sandbox, error = format!("{error:#}"), "cleaning up after a failed connection");
+            }
+        }
+        attached
+    }
+
+    fn try_attach(&self, sandbox: &str, config: &PodSandboxConfig, namespace: &OwnedFd, shim: i32) -> Result<Vec<IpAddr>> {
+        bridge::loopback(namespace)?;
+        if let Some(conflist) = self.conflist() {
+            let call = cni::Call::new(sandbox, config, &self.config.cni_bin_dirs, Some(shim));
+            return conflist?.add(&call, &self.dir);
+        }
+        let pool = self.pool().context("no pod CIDR is known yet")?;
+        let address = {
+            let mut node = self.node.lock().unwrap_or_else(PoisonError::into_inner);
+            let index = bridge::ensure(&mut node, &self.config.bridge, &pool)?;
+            bridge::attach(&mut node, index, &pool, sandbox, namespace)?
+        };
+        self.hostports.ensure_masquerade(pool.range(), &self.config.masquerade_except)?;
+        self.hostports.open(sandbox, address, &config.port_mappings)?;
+        Ok(vec![address])
+    }
+
+    /// Disconnects a sandbox; idempotent, whether or not its shim lives. Blocks.
+    pub fn detach(&self, sandbox: &str, config: &PodSandboxConfig, shim: Option<i32>) -> Result<()> {
+        let remembered = self.dir.join(cni::cache_name(sandbox));
+        if remembered.exists() {
+            let call = cni::Call::new(sandbox, config, &self.config.cni_bin_dirs, shim);
+            return cni::delete_cached(&call, &self.dir);
+        }
+        self.hostports.close(sandbox)?;
+        let pool = self.pool();
+        let mut node = self.node.lock().unwrap_or_else(PoisonError::into_inner);
+        bridge::detach(&mut node, pool.as_deref(), sandbox)
+    }
+
+    /// After a restart: forgets addresses of sandboxes that are no more, and writes the host ports of those that are.
+    pub fn reconcile(&self, alive: &[(String, Vec<IpAddr>, PodSandboxConfig)]) -> Result<()> {
+        if let Some(pool) = self.pool() {
+            pool.keep_only(|owner| alive.iter().any(|(id, ..)| id == owner))?;
+        }
+        for (sandbox, addresses, config) in alive {
+            if let (Some(address), false) = (addresses.first(), self.dir.join(cni::cache_name(sandbox)).exists()) {
+                self.hostports.open(sandbox, *address, &config.port_mappings)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes every pod's link, the bridge and the rules, for a node that is taken down.
+    pub fn remove_pods_and_bridge(&self, config: &crate::Config) -> Result<()> {
+        for entry in std::fs::read_dir(config.root.join("sandboxes")).into_iter().flatten().flatten() {
+            let id = entry.file_name().to_string_lossy().into_owned();
+            let record: crate::records::SandboxRecord =
+                crate::records::load(&entry.path().join("record")).unwrap_or_default();
+            if let Err(error) = self.detach(&id, &record.config.unwrap_or_default(), None) {
+                tracing::warn!(sandbox = id, error = format!("{error:#}"), "disconnecting a pod");
+            }
+        }
+        self.hostports.remove_all()?;
+        let mut node = self.node.lock().unwrap_or_else(PoisonError::into_inner);
+        node.delete_link(&self.config.bridge).context("removing the bridge")
+    }
+}

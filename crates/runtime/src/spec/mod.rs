@@ -1,0 +1,9 @@
+//! From CRI's wishes to a container's exact specification. Pure but for looking at the node's devices: what must be
+//! read from disk (image configuration, account files) comes in as arguments.
+
+pub mod bundle;
+pub mod capabilities;
+pub mod container;
+pub mod devices;
+pub mod seccomp;
+pub mod user;

@@ -1,0 +1,258 @@
+//! The engine through CRI, with real containers. Needs root; skips with a line otherwise.
+
+mod node;
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use futures::StreamExt;
+use node::{Node, log_text, pod, security, shell};
+use runtime::cri::v1::*;
+
+macro_rules! able {
+    () => {
+        if let Some(why) = node::unable() {
+            eprintln!("skipped: {why}");
+            return;
+        }
+    };
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pod_lives_and_dies() {
+    able!();
+    let node = Node::start(&["--pod-cidr", "10.77.1.0/24"]).await;
+    node.import_busybox("busybox:test").await;
+    let mut c = node.clients().await;
+    let images = c.images.list_images(ListImagesRequest::default()).await.unwrap().into_inner().images;
+    assert_eq!(images[0].repo_tags, ["docker.io/library/busybox:test"]);
+    let mut events = c.runtime.get_container_events(GetEventsRequest {}).await.unwrap().into_inner();
+
+    let logs = node.dir.path().join("logs");
+    let config = pod("one", &logs);
+    let began = Instant::now();
+    let sandbox = c.run(&config).await;
+    eprintln!("sandbox: {:?}", began.elapsed());
+    let began = Instant::now();
+    let main = c.launch(&sandbox, &config, shell("main", "echo out; echo err >&2; printf tail; trap 'exit 3' TERM; while :; do sleep 0.01; done")).await;
+    eprintln!("container: {:?}", began.elapsed());
+    let status = c.status(&main).await;
+    assert_eq!(status.state(), ContainerState::ContainerRunning);
+
+    // Inside: names, mounts, layers, network.
+    for (script, expect) in [
+        ("hostname", "one\n"),
+        ("cat /etc/hostname", "one\n"),
+        ("cat /etc/resolv.conf", "search svc\nnameserver 10.96.0.10\n"),
+        ("echo $FROM_IMAGE $HOSTNAME", "1 one\n"),
+        ("ls /removed 2>/dev/null; ls /opaque; cat /home/through /passwd-link | head -c1", "shown\nz"),
+        ("echo x > /proc/sys/kernel/hostname; cat /proc/keys", "sh: can't create /proc/sys/kernel/hostname: Read-only file system\n"),
+        ("id -u; id -G", "0\n0\n"),
+        ("ps | grep -c 'sleep 0'", "1\n"),
+        ("cat /proc/1/oom_score_adj", "1000\n"),
+        ("grep Cap.nd: /proc/self/status; grep Cap.ff: /proc/self/status", "CapBnd:\t00000000a80425fb\nCapEff:\t00000000a80425fb\n"),
+        ("echo hi > /dev/null; echo x > /dev/shm/y; mount | grep -c cgroup", "ANY"),
+    ] {
+        let (got, code) = c.exec(&main, script).await;
+        if expect == "ANY" {
+            assert_eq!(code, 0, "{script}: {got}");
+        } else if script.starts_with("ps") {
+            assert!(!got.trim().is_empty());
+        } else {
+            assert_eq!(got, expect, "{script}");
+        }
+    }
+    assert_eq!(c.exec(&main, "exit 7").await.1, 7);
+    let began = Instant::now();
+    let slow = ExecSyncRequest { container_id: main.clone(), cmd: vec!["sleep".into(), "60".into()], timeout: 1 };
+    let refused = c.runtime.exec_sync(slow).await.unwrap_err();
+    assert_eq!(refused.code(), tonic::Code::DeadlineExceeded);
+    assert!(began.elapsed() < Duration::from_secs(5));
+    let missing = ExecSyncRequest { container_id: main.clone(), cmd: vec!["nonsense".into()], timeout: 1 };
+    let refused = c.runtime.exec_sync(missing).await.unwrap_err();
+    assert!(refused.message().contains("exec: \"nonsense\": executable file not found in $PATH"), "{refused}");
+
+    // The node reaches the pod, the pod reaches another.
+    let other_config = pod("two", &logs);
+    let other = c.run(&other_config).await;
+    let ip = |status: PodSandboxStatusResponse| status.status.unwrap().network.unwrap().ip;
+    let request = |id: &str| PodSandboxStatusRequest { pod_sandbox_id: id.into(), verbose: false };
+    let other_ip = ip(c.runtime.pod_sandbox_status(request(&other)).await.unwrap().into_inner());
+    let own_ip = ip(c.runtime.pod_sandbox_status(request(&sandbox)).await.unwrap().into_inner());
+    assert_ne!(own_ip, other_ip);
+    let (got, code) = c.exec(&main, &format!("ping -c1 -W2 {other_ip} && ping -c1 -W2 127.0.0.1 && ping -c1 -W2 10.77.1.1")).await;
+    assert_eq!(code, 0, "{got}");
+    assert!(node.nsenter(&["/bin/busybox", "ping", "-c1", "-W2", &own_ip]).contains("1 packets received"));
+
+    // Stopping: asked first.
+    c.runtime.stop_container(StopContainerRequest { container_id: main.clone(), timeout: 10 }).await.unwrap();
+    let status = c.status(&main).await;
+    assert_eq!((status.state(), status.exit_code, status.reason.as_str()), (ContainerState::ContainerExited, 3, "Error"));
+    assert_eq!(log_text(&logs.join("one/main.log")), "out\nerr\ntail\n");
+    let raw = std::fs::read_to_string(logs.join("one/main.log")).unwrap();
+    assert!(raw.contains(" stdout F out\n") && raw.contains(" stderr F err\n"), "{raw}");
+
+    // One that cannot start, one that ends well, one that is killed.
+    let mut bad = shell("bad", "");
+    bad.command = vec!["/no/such".into()];
+    let bad = c.create(&sandbox, &config, bad).await;
+    let refused = c.runtime.start_container(StartContainerRequest { container_id: bad.clone() }).await.unwrap_err();
+    assert!(refused.message().contains("no such file or directory"), "{refused}");
+    let status = c.status(&bad).await;
+    assert_eq!((status.exit_code, status.reason.as_str()), (128, "StartError"));
+    let good = c.launch(&sandbox, &config, shell("good", "exit 0")).await;
+    assert_eq!(c.ended(&good).await.reason, "Completed");
+    let stubborn = c.launch(&sandbox, &config, shell("stubborn", "trap '' TERM; while :; do sleep 0.01; done")).await;
+    c.runtime.stop_container(StopContainerRequest { container_id: stubborn.clone(), timeout: 1 }).await.unwrap();
+    assert_eq!(c.status(&stubborn).await.exit_code, 137);
+
+    let stats = c.runtime.list_container_stats(ListContainerStatsRequest::default()).await.unwrap().into_inner();
+    assert!(stats.stats.is_empty());
+    c.remove(&sandbox).await;
+    c.remove(&other).await;
+    c.remove(&other).await;
+    let mut seen: HashMap<String, Vec<i32>> = HashMap::new();
+    while let Ok(Some(Ok(event))) = tokio::time::timeout(Duration::from_millis(300), events.next()).await {
+        seen.entry(event.container_id).or_default().push(event.container_event_type);
+    }
+    for id in [&sandbox, &main, &good, &stubborn] {
+        assert_eq!(seen[id], [0, 1, 2, 3], "{id}");
+    }
+    nothing_left(&node);
+}
+
+/// No mount, link, cgroup, process or directory of a pod.
+fn nothing_left(node: &Node) {
+    let data = node.dir.path().display().to_string();
+    let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
+    assert!(!mounts.contains(&data), "{mounts}");
+    let links = node.nsenter(&["ip", "-o", "link"]);
+    assert!(!links.contains("veth"), "{links}");
+    for dir in ["root/sandboxes", "root/containers", "state/sandboxes"] {
+        let left: Vec<_> = std::fs::read_dir(node.dir.path().join(dir)).unwrap().collect();
+        assert!(left.is_empty(), "{dir}: {left:?}");
+    }
+    let cgroup = Path::new("/sys/fs/cgroup/memory").join(node.cgroup.trim_start_matches('/'));
+    let groups = std::fs::read_dir(cgroup).map(|d| d.flatten().filter(|e| e.path().is_dir()).count()).unwrap_or(0);
+    assert_eq!(groups, 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn containers_outlive_the_engine() {
+    able!();
+    let mut node = Node::start(&["--pod-cidr", "10.77.2.0/24"]).await;
+    node.import_busybox("busybox:test").await;
+    let mut c = node.clients().await;
+    let logs = node.dir.path().join("logs");
+    let config = pod("one", &logs);
+    let sandbox = c.run(&config).await;
+    let lasting = c.launch(&sandbox, &config, shell("lasting", "n=0; while :; do echo $n; n=$((n+1)); sleep 0.02; done")).await;
+    let ending = c.launch(&sandbox, &config, shell("ending", "while ! [ -e /dev/shm/go ]; do sleep 0.01; done; exit 5")).await;
+    let created = c.create(&sandbox, &config, shell("created", "exit 6")).await;
+    let pid = c.exec(&lasting, "cat /proc/1/stat").await.0;
+    let shm = node.dir.path().join("state/sandboxes").join(&sandbox).join("shm/go");
+    node.kill();
+    std::fs::write(shm, "").unwrap();
+    let exit = node.dir.path().join("root/containers").join(&ending).join("exit.json");
+    let deadline = Instant::now() + node::PATIENCE;
+    while !exit.exists() {
+        assert!(Instant::now() < deadline);
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    node.serve().await;
+    let mut c = node.clients().await;
+    assert_eq!(c.status(&ending).await.exit_code, 5);
+    assert_eq!(c.status(&lasting).await.state(), ContainerState::ContainerRunning);
+    let again = c.exec(&lasting, "cat /proc/1/stat").await.0;
+    let start = |stat: &str| stat.split(' ').nth(21).map(str::to_string);
+    assert_eq!(start(&pid), start(&again));
+    c.start(&created).await;
+    assert_eq!(c.ended(&created).await.exit_code, 6);
+    // Output went on meanwhile, without a gap.
+    let text = log_text(&logs.join("one/lasting.log"));
+    let numbers: Vec<usize> = text.lines().map(|l| l.parse().unwrap()).collect();
+    assert_eq!(numbers, (0..numbers.len()).collect::<Vec<_>>());
+    c.remove(&sandbox).await;
+    nothing_left(&node);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn security_and_namespaces() {
+    able!();
+    let node = Node::start(&["--pod-cidr", "10.77.3.0/24"]).await;
+    node.import_busybox("busybox:test").await;
+    let mut c = node.clients().await;
+    let logs = node.dir.path().join("logs");
+    let mut config = pod("one", &logs);
+    let linux = config.linux.as_mut().unwrap();
+    linux.sysctls.insert("net.ipv4.ip_unprivileged_port_start".into(), "7".into());
+    linux.security_context.as_mut().unwrap().namespace_options = Some(NamespaceOption::default());
+    let sandbox = c.run(&config).await;
+
+    let mut user = shell("user", "sleep 1000");
+    security(&mut user).run_as_username = "web".into();
+    security(&mut user).supplemental_groups = vec![77];
+    security(&mut user).readonly_rootfs = true;
+    security(&mut user).no_new_privs = true;
+    let user = c.launch(&sandbox, &config, user).await;
+    for (script, expect) in [
+        ("id -u; id -g; id -G", "1000\n1000\n1000 77 5000\n"),
+        ("grep -E 'CapEff|NoNewPrivs' /proc/self/status", "NoNewPrivs:\t1\nCapEff:\t0000000000000000\n"),
+        ("touch /x", "touch: /x: Read-only file system\n"),
+        ("cat /proc/sys/net/ipv4/ip_unprivileged_port_start", "7\n"),
+        ("echo $HOME", "/home\n"),
+    ] {
+        let mut got = c.exec(&user, script).await.0;
+        if script.contains("CapEff") {
+            let mut lines: Vec<&str> = got.lines().collect();
+            lines.sort_by_key(|l| l.starts_with("CapEff"));
+            got = lines.join("\n") + "\n";
+        }
+        assert_eq!(got, expect, "{script}");
+    }
+
+    // A shared PID namespace: containers see each other, and init reaps.
+    let mut shared = shell("shared", "sleep 1000");
+    security(&mut shared).namespace_options = Some(NamespaceOption::default());
+    let first = c.launch(&sandbox, &config, shared.clone()).await;
+    shared.metadata.as_mut().unwrap().name = "second".into();
+    let second = c.launch(&sandbox, &config, shared).await;
+    let (ps, _) = c.exec(&second, "ps").await;
+    assert_eq!(ps.matches("sleep 1000").count(), 2, "{ps}");
+    c.runtime.stop_container(StopContainerRequest { container_id: first.clone(), timeout: 0 }).await.unwrap();
+    assert_eq!(c.status(&first).await.exit_code, 137);
+
+    // Privileged, with a volume both ways.
+    let mut privileged = shell("privileged", "sleep 1000");
+    security(&mut privileged).privileged = true;
+    let volume = node.dir.path().join("volume");
+    privileged.mounts = vec![Mount {
+        container_path: "/data/in".into(),
+        host_path: volume.display().to_string(),
+        ..Default::default()
+    }];
+    let privileged = c.launch(&sandbox, &config, privileged).await;
+    let (got, code) = c.exec(&privileged, "echo v > /data/in/f && ls /dev/kmsg && cat /proc/sys/kernel/hostname").await;
+    assert_eq!((got.as_str(), code), ("/dev/kmsg\none\n", 0));
+    assert_eq!(std::fs::read_to_string(volume.join("f")).unwrap(), "v\n");
+
+    // Limits.
+    let mut limited = shell("limited", "sleep 1000");
+    let resources = limited.linux.as_mut().unwrap().resources.as_mut().unwrap();
+    resources.memory_limit_in_bytes = 32 << 20;
+    resources.cpu_quota = 50_000;
+    resources.cpu_period = 100_000;
+    let limited = c.launch(&sandbox, &config, limited).await;
+    let (got, _) = c.exec(&limited, "cat /sys/fs/cgroup/memory/memory.limit_in_bytes /sys/fs/cgroup/cpu/cpu.cfs_quota_us /sys/fs/cgroup/memory.max /sys/fs/cgroup/cpu.max 2>/dev/null").await;
+    assert!(got == "33554432\n50000\n" || got == "33554432\n50000 100000\n", "{got}");
+    let mut hog = shell("hog", "x=$(yes | head -c 100000000); echo $x");
+    hog.linux.as_mut().unwrap().resources.as_mut().unwrap().memory_limit_in_bytes = 16 << 20;
+    let hog = c.launch(&sandbox, &config, hog).await;
+    let status = c.ended(&hog).await;
+    assert_eq!((status.exit_code, status.reason.as_str()), (137, "OOMKilled"));
+    let stats = c.runtime.container_stats(ContainerStatsRequest { container_id: limited.clone() }).await.unwrap();
+    assert!(stats.into_inner().stats.unwrap().memory.unwrap().working_set_bytes.unwrap().value > 0);
+    c.remove(&sandbox).await;
+    nothing_left(&node);
+}
