@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
 use crate::Context;
+use crate::owners::reference_value;
 use crate::plan::{Action, Plan};
 use crate::runner::{Ask, Controller};
 
@@ -90,7 +91,7 @@ fn without_finalizer(resource: &Gvr, object: &Object, name: &str) -> Action {
 }
 
 fn with_owners(resource: &Gvr, object: &Object, keep: impl Fn(&OwnerReference) -> bool) -> Action {
-    let rest: Vec<&OwnerReference> = object.meta.owner_references.iter().filter(|o| keep(o)).collect();
+    let rest: Vec<Value> = object.meta.owner_references.iter().filter(|o| keep(o)).map(reference_value).collect();
     Action::patch(resource, object, "", metadata_patch(object, "ownerReferences", json!(rest)))
 }
 
@@ -139,13 +140,11 @@ pub fn plan(resource: &Gvr, object: &Object, standing: &[Standing], dependents: 
     if propagation == Propagation::Foreground {
         // Owners in a circle would wait for each other forever: dependents that wait themselves let this one go.
         for (r, d) in dependents.iter().filter(|(_, d)| is_waiting(d)) {
-            let references: Vec<OwnerReference> = d
-                .meta
-                .owner_references
-                .iter()
-                .cloned()
-                .map(|o| if *o.uid == *object.meta.uid { OwnerReference { block_owner_deletion: Some(false), ..o } } else { o })
-                .collect();
+            let unblock = |o: &OwnerReference| match *o.uid == *object.meta.uid {
+                true => reference_value(&OwnerReference { block_owner_deletion: Some(false), ..o.clone() }),
+                false => reference_value(o),
+            };
+            let references: Vec<Value> = d.meta.owner_references.iter().map(unblock).collect();
             plan.act(Action::patch(r, d, "", metadata_patch(d, "ownerReferences", json!(references))));
         }
     }

@@ -7,11 +7,16 @@
 #![forbid(unsafe_code)]
 
 mod conditions;
+mod daemonset;
 mod deployment;
 mod endpoints;
 mod garbage;
 mod hash;
+mod history;
+mod indexes;
+mod job;
 mod namespace;
+mod nodes;
 mod owners;
 mod plan;
 mod pods;
@@ -19,6 +24,7 @@ mod replicas;
 mod replicaset;
 mod rollout;
 mod runner;
+mod statefulset;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -112,6 +118,10 @@ const CONTROLLERS: &[(&str, bool, Make)] = &[
     ("serviceaccount-controller", true, namespace::service_accounts),
     ("root-ca-certificate-publisher-controller", true, namespace::root_ca),
     ("garbage-collector-controller", true, garbage::garbage_collector),
+    ("job-controller", true, job::jobs),
+    ("daemonset-controller", true, daemonset::daemon_sets),
+    ("statefulset-controller", true, statefulset::stateful_sets),
+    ("ttl-after-finished-controller", true, job::ttl_after_finished),
 ];
 
 /// Names of all controllers, for help texts.

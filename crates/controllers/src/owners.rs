@@ -31,7 +31,8 @@ pub fn controller_ref(owner: &Object) -> Value {
     })
 }
 
-fn reference_value(reference: &OwnerReference) -> Value {
+/// An owner reference as JSON, without what it leaves open.
+pub fn reference_value(reference: &OwnerReference) -> Value {
     let mut out = json!({
         "apiVersion": reference.api_version, "kind": reference.kind, "name": reference.name, "uid": reference.uid,
     });
