@@ -1,10 +1,15 @@
 //! batch: jobs and cron jobs.
 
-use meta::Value;
+use meta::{FieldError, Value};
+use serde_json::{Map, json};
 
 use crate::cells::{age, containers, human_duration, name, seconds_between, selector, since, titled};
-use crate::strategy::Strategy;
+use crate::defaults;
+use crate::kinds::pod::env_warnings;
+use crate::strategy::{Context, Strategy};
 use crate::tree::Tree;
+use crate::validate::workloads::{matches, selected};
+use crate::validate::{At, Errors, cron, formats, pod_spec, selectors};
 
 kinds! {
     Job: "Name|Status|Completions|Duration|Age|Containers*|Images*|Selector*";
@@ -25,7 +30,226 @@ fn job_status(job: &Value) -> &'static str {
     }
 }
 
+/// Labels the server puts on a job's pods, under their new and their old names.
+const NAME_LABELS: [&str; 2] = ["batch.kubernetes.io/job-name", "job-name"];
+const UID_LABELS: [&str; 2] = ["batch.kubernetes.io/controller-uid", "controller-uid"];
+const INDEXED: &str = "Indexed";
+/// Above this an indexed job's status grows too large.
+const MAX_INDEXED_PARALLELISM: i64 = 100_000;
+const MAX_FAILURE_RULES: usize = 20;
+const MAX_EXIT_CODES: usize = 255;
+
+/// Defaults of a job's spec, also of one in a cron job's template.
+fn default_spec(spec: &mut Value) {
+    if !spec.has("completions") && !spec.has("parallelism") {
+        spec.put("completions", 1);
+    }
+    spec.or_put("parallelism", 1);
+    let retries = if spec.has("backoffLimitPerIndex") { i64::from(i32::MAX) } else { 6 };
+    spec.or_put("backoffLimit", retries);
+    spec.or_put("completionMode", "NonIndexed");
+    spec.or_put("suspend", false);
+    let replacement = if spec.has("podFailurePolicy") { "Failed" } else { "TerminatingOrFailed" };
+    spec.or_put("podReplacementPolicy", replacement);
+    for rule in spec.list_mut("podFailurePolicy.rules") {
+        for pattern in rule.list_mut("onPodConditions") {
+            pattern.or_put("status", "True");
+        }
+    }
+    defaults::template(spec, "template");
+}
+
+fn failure_policy(spec: &At<'_>, errors: &mut Errors) {
+    let containers: Vec<&str> =
+        ["containers", "initContainers"].iter().flat_map(|l| spec.value.at("template.spec").list(l)).map(|c| c.text("name")).collect();
+    let rules = spec.child("podFailurePolicy.rules");
+    let count = rules.value.list("").len();
+    if count > MAX_FAILURE_RULES {
+        errors.0.push(FieldError::too_many(&rules.path, count, MAX_FAILURE_RULES));
+    }
+    for rule in rules.items() {
+        errors.need_one_of(&rule.child("action"), &["Count", "FailIndex", "FailJob", "Ignore"]);
+        let (codes, conditions) = (rule.child("onExitCodes"), rule.child("onPodConditions"));
+        match (codes.there(), conditions.value.list("").is_empty()) {
+            (true, false) => errors.invalid(&rule, "specifying both OnExitCodes and OnPodConditions is not supported"),
+            (false, true) => errors.invalid(&rule, "specifying one of OnExitCodes and OnPodConditions is required"),
+            _ => {}
+        }
+        if codes.there() {
+            errors.need_one_of(&codes.child("operator"), &["In", "NotIn"]);
+            let container = codes.child("containerName");
+            if container.there() && !containers.contains(&container.str()) {
+                errors.invalid(&container, "must be one of the container or initContainer names in the pod template");
+            }
+            let values = codes.child("values");
+            match values.value.list("").len() {
+                0 => errors.invalid(&values, "at least one value is required"),
+                many if many > MAX_EXIT_CODES => errors.0.push(FieldError::too_many(&values.path, many, MAX_EXIT_CODES)),
+                _ => {}
+            }
+            for value in values.items().filter(|v| codes.value.text("operator") == "In" && v.number() == Some(0)) {
+                errors.invalid(&value, "must not be 0 for the In operator");
+            }
+            errors.unique(values.items());
+            if !values.value.list("").is_sorted_by_key(|v| v.as_i64()) {
+                errors.invalid(&values, "must be ordered");
+            }
+        }
+        for pattern in conditions.items() {
+            errors.format(&pattern.child("type"), formats::qualified_name);
+            errors.need_one_of(&pattern.child("status"), &["False", "True", "Unknown"]);
+        }
+    }
+}
+
+/// A job's spec without its selector.
+fn check_spec(spec: &At<'_>, errors: &mut Errors) {
+    for field in ["parallelism", "completions", "activeDeadlineSeconds", "backoffLimit", "backoffLimitPerIndex", "maxFailedIndexes",
+        "ttlSecondsAfterFinished"] {
+        errors.not_negative(&spec.child(field));
+    }
+    let (mode, completions, parallelism) = (spec.child("completionMode"), spec.child("completions"), spec.child("parallelism"));
+    errors.may_one_of(&mode, &[INDEXED, "NonIndexed"]);
+    if mode.str() == INDEXED {
+        if !completions.there() {
+            errors.required(&completions, "when completion mode is Indexed");
+        }
+        if parallelism.number().is_some_and(|p| p > MAX_INDEXED_PARALLELISM) {
+            errors.invalid(&parallelism, format!("must be less than or equal to {MAX_INDEXED_PARALLELISM} when completion mode is Indexed"));
+        }
+    } else if spec.value.has("backoffLimitPerIndex") {
+        errors.invalid(&spec.child("backoffLimitPerIndex"), "requires indexed completion mode");
+    }
+    errors.may_one_of(&spec.child("podReplacementPolicy"), &["Failed", "TerminatingOrFailed"]);
+    failure_policy(spec, errors);
+    pod_spec::template(&spec.child("template"), errors);
+    let policy = spec.child("template.spec.restartPolicy");
+    match policy.str() {
+        "Always" | "" => errors.required(&policy, "valid values: \"OnFailure\", \"Never\""),
+        "OnFailure" if spec.value.has("podFailurePolicy") => {
+            errors.invalid(&policy, "only \"Never\" is supported when podFailurePolicy is specified");
+        }
+        // Anything else the template's own check has refused.
+        _ => {}
+    }
+}
+
+/// Puts the labels on the template by which the job, and no other, knows its pods.
+fn generate_selector(job: &mut Value) {
+    let (name, uid) = (job.at("metadata.name").clone(), job.at("metadata.uid").clone());
+    let labels = job.dig("spec.template.metadata.labels");
+    for (keys, value) in [(NAME_LABELS, &name), (UID_LABELS, &uid)] {
+        for key in keys {
+            labels.entry(key).or_insert_with(|| value.clone());
+        }
+    }
+    job.dig("spec.selector.matchLabels").entry(UID_LABELS[0]).or_insert(uid);
+}
+
+fn check_generated_selector(job: &At<'_>, errors: &mut Errors) {
+    if job.value.flag("spec.manualSelector") || !job.value.has("spec.selector") {
+        return;
+    }
+    let labels = job.child("spec.template.metadata");
+    let (name, uid) = (job.value.text("metadata.name"), job.value.text("metadata.uid"));
+    let mut expected = Map::new();
+    for (keys, value) in [(NAME_LABELS, name), (UID_LABELS, uid)] {
+        for key in keys {
+            expected.insert(key.to_string(), value.into());
+            match labels.value.map("labels").get(key) {
+                None => errors.0.push(FieldError::required(&labels.path.child("labels").key(key), format!("must be '{value}'"))),
+                Some(found) if found != value => {
+                    errors.0.push(FieldError::invalid(&labels.path.child("labels").key(key), found.clone(), format!("must be '{value}'")));
+                }
+                Some(_) => {}
+            }
+        }
+    }
+    let selector = job.child("spec.selector");
+    if !matches(selector.value, &Value::Object(expected)) {
+        errors.invalid(&selector, "`selector` not auto-generated");
+    }
+}
+
 impl Strategy for Job {
+    fn default(&self, object: &mut Value) {
+        let labels = object.map("spec.template.metadata.labels").clone();
+        if !labels.is_empty() && object.map("metadata.labels").is_empty() {
+            object.put("metadata.labels", labels);
+        }
+        if let Some(spec) = object.at_mut("spec") {
+            default_spec(spec);
+        }
+    }
+
+    fn prepare_create(&self, _cx: &Context<'_>, object: &mut Value) {
+        if !object.flag("spec.manualSelector") {
+            generate_selector(object);
+        }
+    }
+
+    fn validate_create(&self, _cx: &Context<'_>, object: &Value) -> Vec<FieldError> {
+        let (at, mut errors) = (At::root(object), Errors::default());
+        let spec = at.child("spec");
+        check_generated_selector(&at, &mut errors);
+        check_spec(&spec, &mut errors);
+        let selector = spec.child("selector");
+        if selector.there() {
+            selectors::label_selector(&selector, &mut errors);
+            selected(&spec, &mut errors);
+        } else {
+            errors.required(&selector, "");
+        }
+        let completions = spec.value.int("completions");
+        if spec.value.text("completionMode") == INDEXED && completions > 0 {
+            let hostname = format!("{}-{}", at.value.text("metadata.name"), completions - 1);
+            if !formats::dns_label(&hostname).is_empty() {
+                errors.invalid(&at.child("metadata.name"), format!("will not able to create pod with invalid DNS label: {hostname}"));
+            }
+        }
+        errors.0
+    }
+
+    fn validate_update(&self, cx: &Context<'_>, object: &Value, old: &Value) -> Vec<FieldError> {
+        let mut errors = Errors::default();
+        if cx.subresource == "status" {
+            for field in ["active", "succeeded", "failed", "ready", "terminating"] {
+                errors.not_negative(&At::root(object).child("status").child(field));
+            }
+            return errors.0;
+        }
+        let (spec, before) = (At::new(object.at("spec"), "spec"), old.at("spec"));
+        check_spec(&spec, &mut errors);
+        selected(&spec, &mut errors);
+        // An indexed job grows and shrinks when all its indexes run at once.
+        let (completions, wanted) = (spec.child("completions"), spec.value.number("completions"));
+        let elastic = spec.value.text("completionMode") == INDEXED
+            && wanted == spec.value.number("parallelism")
+            && before.number("completions") == before.number("parallelism");
+        if wanted != before.number("completions") {
+            if !elastic && spec.value.text("completionMode") == INDEXED {
+                errors.invalid(&completions, "can only be modified in tandem with spec.parallelism");
+            } else if !elastic {
+                errors.immutable(&completions, before.at("completions"));
+            }
+        }
+        for field in ["selector", "completionMode", "podFailurePolicy", "backoffLimitPerIndex", "managedBy", "successPolicy"] {
+            errors.immutable(&spec.child(field), before.at(field));
+        }
+        let mut template = before.at("template").clone();
+        if before.flag("suspend") && !old.has("status.startTime") {
+            for path in ["spec.affinity", "spec.nodeSelector", "spec.tolerations", "spec.schedulingGates", "metadata.annotations", "metadata.labels"] {
+                template.copy_from(path, spec.value.at("template"));
+            }
+        }
+        errors.immutable(&spec.child("template"), &template);
+        errors.0
+    }
+
+    fn warnings(&self, object: &Value) -> Vec<String> {
+        env_warnings(&At::new(object.at("spec.template.spec"), "spec.template.spec"))
+    }
+
     fn table_row(&self, object: &Value, now: &str) -> Vec<Value> {
         let succeeded = object.int("status.succeeded");
         let completions = match (object.number("spec.completions"), object.int("spec.parallelism")) {
@@ -49,7 +273,69 @@ impl Strategy for Job {
     }
 }
 
+/// What the controller puts behind a cron job's name: a dash and ten digits of minutes.
+const JOB_SUFFIX: usize = 11;
+const MAX_NAME: usize = 63 - JOB_SUFFIX;
+
 impl Strategy for CronJob {
+    fn default(&self, object: &mut Value) {
+        let Some(spec) = object.at_mut("spec") else { return };
+        spec.or_put("concurrencyPolicy", "Allow");
+        spec.or_put("suspend", false);
+        spec.or_put("successfulJobsHistoryLimit", 3);
+        spec.or_put("failedJobsHistoryLimit", 1);
+        // The job itself is filled in when it is made; its pods are known to be pods already.
+        defaults::template(spec, "jobTemplate.spec.template");
+    }
+
+    fn validate_create(&self, cx: &Context<'_>, object: &Value) -> Vec<FieldError> {
+        let mut errors = Errors(self.validate_update(cx, object, &json!({})));
+        let name = At::root(object).child("metadata.name");
+        if name.str().len() > MAX_NAME {
+            errors.invalid(&name, format!("must be no more than {MAX_NAME} characters"));
+        }
+        errors.0
+    }
+
+    fn validate_update(&self, cx: &Context<'_>, object: &Value, old: &Value) -> Vec<FieldError> {
+        let mut errors = Errors::default();
+        if cx.subresource == "status" {
+            return errors.0;
+        }
+        let spec = At::new(object.at("spec"), "spec");
+        let (schedule, zone) = (spec.child("schedule"), spec.child("timeZone"));
+        errors.need_format(&schedule, cron::schedule);
+        if schedule.str().contains("TZ") && old.at("spec.schedule") != schedule.value {
+            let detail = if zone.there() {
+                "cannot use both timeZone field and TZ or CRON_TZ in schedule"
+            } else {
+                "cannot use TZ or CRON_TZ in schedule, use timeZone field instead"
+            };
+            errors.invalid(&schedule, detail);
+        }
+        if zone.there() && zone.value != old.at("spec.timeZone") {
+            errors.format(&zone, cron::time_zone);
+        }
+        for field in ["startingDeadlineSeconds", "successfulJobsHistoryLimit", "failedJobsHistoryLimit"] {
+            errors.not_negative(&spec.child(field));
+        }
+        errors.need_one_of(&spec.child("concurrencyPolicy"), &["Allow", "Forbid", "Replace"]);
+        let job = spec.child("jobTemplate.spec");
+        check_spec(&job, &mut errors);
+        if job.value.has("selector") {
+            errors.invalid(&job.child("selector"), "`selector` will be auto-generated");
+        }
+        if job.value.flag("manualSelector") {
+            errors.not_supported(&job.child("manualSelector"), &["nil", "false"]);
+        }
+        errors.0
+    }
+
+    fn warnings(&self, object: &Value) -> Vec<String> {
+        let path = "spec.jobTemplate.spec.template.spec";
+        env_warnings(&At::new(object.at(path), path))
+    }
+
     fn table_row(&self, object: &Value, now: &str) -> Vec<Value> {
         let last = object.text("status.lastScheduleTime");
         let job = object.at("spec.jobTemplate.spec");
@@ -66,5 +352,85 @@ impl Strategy for CronJob {
             images,
             selector(job.at("selector")),
         ]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::validate::tests::expect;
+
+    const CX: Context<'static> = Context { now: "2026-01-01T00:00:00Z", user: "u", groups: &[], subresource: "" };
+
+    fn job(changes: Value) -> Value {
+        let mut object = json!({"metadata": {"name": "j", "uid": "u-1"},
+            "spec": {"template": {"spec": {"restartPolicy": "Never", "containers": [{"name": "c", "image": "x"}]}}}});
+        for (path, value) in changes.as_object().unwrap() {
+            object.put(path, value.clone());
+        }
+        Job.default(&mut object);
+        Job.prepare_create(&CX, &mut object);
+        object
+    }
+
+    #[test]
+    fn jobs_are_filled_in() {
+        let object = job(json!({}));
+        expect(&Job.validate_create(&CX, &object), &[], &object);
+        assert_eq!(object["spec"]["selector"], json!({"matchLabels": {"batch.kubernetes.io/controller-uid": "u-1"}}));
+        assert_eq!(object["spec"]["template"]["metadata"]["labels"]["job-name"], "j");
+        assert_eq!((object["spec"].int("completions"), object["spec"].int("backoffLimit")), (1, 6));
+    }
+
+    #[test]
+    fn jobs_are_checked() {
+        let check = |changes, expected: &[&str]| {
+            let object = job(changes);
+            expect(&Job.validate_create(&CX, &object), expected, &object);
+        };
+        check(json!({"spec.template.spec.restartPolicy": "Always"}),
+            &["spec.template.spec.restartPolicy: Required value: valid values: \"OnFailure\", \"Never\""]);
+        check(json!({"spec.parallelism": -1}), &["spec.parallelism: Invalid value: -1: must be greater than or equal to 0"]);
+        check(json!({"spec.completionMode": "Indexed", "spec.parallelism": 2}), &["spec.completions: Required value: when completion mode is Indexed"]);
+        check(json!({"spec.podFailurePolicy.rules": [{"action": "FailJob", "onExitCodes": {"operator": "In", "values": [2, 1]}}]}),
+            &["spec.podFailurePolicy.rules[0].onExitCodes.values: Invalid value: [2,1]: must be ordered"]);
+    }
+
+    #[test]
+    fn little_of_a_job_may_change() {
+        let old = job(json!({}));
+        let check = |path: &str, value: Value, count: usize| {
+            let mut new = old.clone();
+            new.put(path, value);
+            assert_eq!(Job.validate_update(&CX, &new, &old).len(), count, "{path}");
+        };
+        check("spec.parallelism", json!(5), 0);
+        check("spec.suspend", json!(true), 0);
+        check("spec.completions", json!(5), 1);
+        check("spec.template.spec.hostname", json!("h"), 1);
+        check("spec.template.spec.nodeSelector", json!({"a": "b"}), 1);
+        let old = job(json!({"spec.suspend": true}));
+        let mut new = old.clone();
+        new.put("spec.template.spec.nodeSelector", json!({"a": "b"}));
+        expect(&Job.validate_update(&CX, &new, &old), &[], &new);
+    }
+
+    #[test]
+    fn cron_jobs_are_checked() {
+        let check = |changes: Value, expected: &[&str]| {
+            let mut object = json!({"metadata": {"name": "c"}, "spec": {"schedule": "* * * * *",
+                "jobTemplate": {"spec": {"template": {"spec": {"restartPolicy": "Never", "containers": [{"name": "c", "image": "x"}]}}}}}});
+            for (path, value) in changes.as_object().unwrap() {
+                object.put(path, value.clone());
+            }
+            CronJob.default(&mut object);
+            expect(&CronJob.validate_create(&CX, &object), expected, &object);
+        };
+        check(json!({}), &[]);
+        check(json!({"spec.schedule": "61 * * * *"}), &["spec.schedule: Invalid value: \"61 * * * *\": end of range (61) above maximum (59): 61"]);
+        check(json!({"spec.timeZone": "Nowhere/X"}), &["spec.timeZone: Invalid value: \"Nowhere/X\": unknown time zone Nowhere/X"]);
+        check(json!({"metadata.name": "x".repeat(53)}), &[&format!("metadata.name: Invalid value: {:?}: must be no more than 52 characters", "x".repeat(53))]);
+        check(json!({"spec.concurrencyPolicy": "X"}),
+            &["spec.concurrencyPolicy: Unsupported value: \"X\": supported values: \"Allow\", \"Forbid\", \"Replace\""]);
     }
 }

@@ -5,6 +5,7 @@
 //! against the schema before; a value of a wrong type reads as absent here.
 
 pub mod containers;
+pub mod cron;
 pub mod formats;
 pub mod pod_spec;
 pub mod pod_update;
@@ -13,6 +14,7 @@ pub mod scheduling;
 pub mod security;
 pub mod selectors;
 pub mod volumes;
+pub mod workloads;
 
 use std::collections::HashSet;
 
