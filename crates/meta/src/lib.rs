@@ -6,11 +6,13 @@
 
 #![forbid(unsafe_code)]
 
+pub mod apply;
 pub mod decode;
 pub mod names;
 pub mod object;
 pub mod openapi;
 pub mod protobuf;
+pub mod patch;
 pub mod quantity;
 pub mod request;
 pub mod schema;

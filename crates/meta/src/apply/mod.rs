@@ -1,0 +1,247 @@
+//! Field management: who owns which fields (`metadata.managedFields`), and server-side apply on top of it.
+//!
+//! [`track_update`] runs on every ordinary write, so it walks the old and the new object once, builds only what differs
+//! and leaves the entries of others the opaque JSON they are unless a field they may own is touched. [`apply`] merges a
+//! configuration. Both know the schema, not the kind; they read no clock, and what a subresource may not write has to be
+//! restored in the body before. Entries written in another version of the API are compared by path, without conversion.
+
+mod compare;
+mod config;
+mod conflicts;
+mod entries;
+mod fields;
+mod last_applied;
+mod place;
+
+pub use conflicts::{Conflict, Conflicts};
+
+use serde_json::{Map, Value};
+
+use crate::schema::View;
+use compare::Difference;
+use entries::Operation;
+use fields::Fields;
+use place::Place;
+
+/// The manager given what was there before the first apply to an object without any entries.
+const BEFORE_FIRST_APPLY: &str = "before-first-apply";
+
+/// Whose write it is, and when.
+#[derive(Clone, Copy, Debug)]
+pub struct Writer<'a> {
+    pub manager: &'a str,
+    /// Empty for the resource itself.
+    pub subresource: &'a str,
+    /// RFC 3339, whole seconds.
+    pub now: &'a str,
+}
+
+fn metadata(object: &mut Value) -> Option<&mut Map<String, Value>> {
+    object.get_mut("metadata").and_then(Value::as_object_mut)
+}
+
+fn entries_of(object: &Value) -> Option<&Vec<Value>> {
+    object.get("metadata")?.get("managedFields")?.as_array()
+}
+
+fn put(body: &mut Value, entries: Vec<Value>) {
+    if let Some(metadata) = metadata(body) {
+        if entries.is_empty() {
+            metadata.remove("managedFields");
+        } else {
+            metadata.insert("managedFields".into(), Value::Array(entries));
+        }
+    }
+}
+
+/// The entries before this write: what the client sent, or the old object's when that is nothing, or may not be
+/// changed (subresources), or cannot be read.
+fn entries_before(old: Option<&Value>, body: &mut Value, writer: &Writer<'_>) -> Vec<Value> {
+    let sent = metadata(body).and_then(|m| m.remove("managedFields"));
+    let olds = || old.and_then(entries_of).filter(|e| entries::valid(e)).cloned().unwrap_or_default();
+    match sent {
+        Some(Value::Array(sent)) if writer.subresource.is_empty() => {
+            if entries::is_reset(&sent) {
+                Vec::new()
+            } else if entries::valid(&sent) {
+                sent
+            } else {
+                olds()
+            }
+        }
+        // The usual case of a write to a subresource: the client sent back what it read.
+        Some(Value::Array(sent)) if old.and_then(entries_of) == Some(&sent) => sent,
+        _ => olds(),
+    }
+}
+
+/// Keeps `managedFields` of a body up to date after an ordinary create (`old` is none) or update.
+pub fn track_update(root: View<'_>, old: Option<&Value>, body: &mut Value, writer: &Writer<'_>) {
+    let mut entries = entries_before(old, body, writer);
+    // An object whose entries were taken away is not tracked again before someone applies.
+    if old.is_some() && entries.is_empty() {
+        return put(body, entries);
+    }
+    let difference = compare::compare(root, old, body);
+    if !difference.is_empty() {
+        record(&mut entries, difference, body.get("apiVersion").and_then(Value::as_str).unwrap_or_default(), writer);
+    }
+    put(body, entries);
+}
+
+/// Gives the writer what it gained, and takes from the others that and what is no more.
+fn record(entries: &mut Vec<Value>, difference: Difference, api_version: &str, writer: &Writer<'_>) {
+    let Difference { gained, lost } = difference;
+    let own = entries::find(entries, writer, Operation::Update, api_version);
+    for (at, entry) in entries.iter_mut().enumerate() {
+        let Some(set) = entries::fields_mut(entry) else { continue };
+        fields::subtract(set, &lost);
+        if Some(at) != own {
+            fields::subtract(set, &gained);
+        }
+    }
+    if !gained.is_empty() {
+        match own {
+            Some(at) => {
+                match entries::fields_mut(&mut entries[at]) {
+                    Some(set) => fields::unite(set, gained),
+                    None => entries[at] = entries::new(writer, Operation::Update, api_version, gained),
+                }
+                entries::set_time(&mut entries[at], writer.now);
+            }
+            None => entries.push(entries::new(writer, Operation::Update, api_version, gained)),
+        }
+    }
+    entries::drop_empty(entries);
+    entries::cap(entries);
+    entries::sort(entries);
+}
+
+/// What this writer's requests do not change, whatever they say: kinds have their status written through the status
+/// subresource alone, and only that there. Custom resources may do without; for them the caller has dropped what counts
+/// not.
+fn ignored(place: Place<'_>, writer: &Writer<'_>) -> &'static [&'static str] {
+    match writer.subresource {
+        "" if place.is_builtin() && place.declares("status") => &["f:status"],
+        "status" => &["f:spec"],
+        _ => &[],
+    }
+}
+
+/// Server-side apply: the live object with the configuration laid over it, without what this manager applied before and
+/// no longer does, and with the owners of all fields. Without `force`, fields others own may not be changed.
+pub fn apply(root: View<'_>, live: &Value, applied: &Value, force: bool, writer: &Writer<'_>) -> Result<Value, Conflicts> {
+    let place = Place::root(root);
+    let api_version = entries::text(applied, "apiVersion");
+    let mut errors = Vec::new();
+    config::check(place, applied, "", &mut errors);
+    if !errors.is_empty() {
+        return Err(Conflicts::Invalid(unfit(applied, &errors)));
+    }
+    let ignored = ignored(place, writer);
+    let ignore = |set: &mut Fields| ignored.iter().for_each(|element| drop(set.remove(*element)));
+
+    let mut entries = entries_of(live).filter(|e| entries::valid(e)).cloned().unwrap_or_default();
+    if entries.is_empty() {
+        let mut before = compare::compare(root, None, live).gained;
+        ignore(&mut before);
+        if !before.is_empty() {
+            let owner = Writer { manager: BEFORE_FIRST_APPLY, ..*writer };
+            entries.push(entries::new(&owner, Operation::Update, api_version, before));
+        }
+    }
+
+    let mut set = config::applied(place, applied);
+    ignore(&mut set);
+    let own = entries::find(&entries, writer, Operation::Apply, api_version);
+    let before = own.map(|at| entries.remove(at));
+
+    let mut merged = live.clone();
+    if let Some(metadata) = metadata(&mut merged) {
+        metadata.remove("managedFields");
+    }
+    config::merge(place, &mut merged, applied);
+    if let Some(metadata) = metadata(&mut merged) {
+        metadata.remove("managedFields");
+    }
+    if let Some(last) = before.as_ref().and_then(entries::fields_of).filter(|f| !f.is_empty()) {
+        let mut owned = set.clone();
+        for entry in &entries {
+            fields::unite(&mut owned, entries::fields_of(entry).cloned().unwrap_or_default());
+        }
+        config::prune(place, &mut merged, last, &owned);
+    }
+
+    let mut difference = compare::compare(root, Some(live), &merged);
+    ignore(&mut difference.gained);
+    ignore(&mut difference.lost);
+    if !force {
+        refuse_conflicts(root, live, &entries, &difference.gained, writer, api_version)?;
+    }
+    for entry in &mut entries {
+        if let Some(owned) = entries::fields_mut(entry) {
+            fields::subtract(owned, &difference.gained);
+            fields::subtract(owned, &difference.lost);
+        }
+    }
+    compare::strip(&mut set);
+    let mut entry = entries::new(writer, Operation::Apply, api_version, set);
+    if difference.is_empty()
+        && let Some(time) = before.as_ref().and_then(|b| b.get("time"))
+    {
+        entries::set_time(&mut entry, time.as_str().unwrap_or(writer.now));
+    }
+    entries.push(entry);
+    entries::drop_empty(&mut entries);
+    entries::sort(&mut entries);
+    last_applied::keep(&mut merged, applied, writer);
+    put(&mut merged, entries);
+    Ok(merged)
+}
+
+/// Fails when others own what would change.
+fn refuse_conflicts(
+    root: View<'_>,
+    live: &Value,
+    entries: &[Value],
+    gained: &Fields,
+    writer: &Writer<'_>,
+    api_version: &str,
+) -> Result<(), Conflicts> {
+    // Computed at most once, and only when there is a conflict.
+    let mut allowed: Option<Fields> = None;
+    let mut found: Vec<Conflict> = Vec::new();
+    for entry in entries {
+        let Some(owned) = entries::fields_of(entry) else { continue };
+        let mut contested = fields::intersection(owned, gained);
+        if !contested.is_empty() {
+            let allowed = allowed.get_or_insert_with(|| last_applied::allowed(root, live, writer, api_version));
+            fields::subtract(&mut contested, allowed);
+        }
+        found.extend(conflicts::with_entry(entry, &contested));
+    }
+    if found.is_empty() {
+        return Ok(());
+    }
+    found.sort_by(|a, b| a.manager.cmp(&b.manager));
+    Err(Conflicts::Fields(found))
+}
+
+/// Upstream's words for a configuration whose lists cannot be read.
+fn unfit(applied: &Value, errors: &[String]) -> String {
+    let said = match errors {
+        [one] => one.clone(),
+        many => format!("errors:\n  {}", many.join("\n  ")),
+    };
+    let meta = |name: &str| applied.get("metadata").map_or("", |m| entries::text(m, name));
+    let api_version = entries::text(applied, "apiVersion");
+    let kind = entries::text(applied, "kind");
+    let gvk = match api_version.split_once('/') {
+        Some(_) => format!("{api_version}, Kind={kind}"),
+        None => format!("/{api_version}, Kind={kind}"),
+    };
+    format!("failed to create typed patch object ({}/{}; {gvk}): {said}", meta("namespace"), meta("name"))
+}
+
+#[cfg(test)]
+mod tests;

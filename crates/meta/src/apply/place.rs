@@ -1,0 +1,153 @@
+//! A place in the schema as ownership sees it: what is one leaf, what is shared field by field or item by item, and how
+//! a list's items are told apart.
+//!
+//! Below what the schema does not know, maps are shared by key and lists are leaves. Built-in structs behave as Go's
+//! do: a struct inside a struct, and fields always written, exist from the start, so that nobody gains them by writing
+//! what is inside.
+
+use std::sync::Arc;
+
+use serde_json::{Map, Value};
+
+use crate::schema::{ListKind, Presence, Scalar, Shape, View};
+
+#[derive(Clone, Copy)]
+pub struct Place<'s> {
+    /// None below what the schema does not know.
+    view: Option<View<'s>>,
+    /// Below a built-in struct, where any-JSON values are leaves.
+    builtin: bool,
+}
+
+/// How a value is owned.
+#[derive(Clone, Copy)]
+pub enum Form<'s> {
+    /// As a whole.
+    Leaf,
+    /// Field by field or key by key.
+    Object,
+    /// Item by item.
+    List(Identity<'s>),
+}
+
+/// What tells a list's item from the others.
+#[derive(Clone, Copy)]
+pub enum Identity<'s> {
+    Value,
+    Keys(&'s [Arc<str>]),
+}
+
+impl<'s> Place<'s> {
+    pub fn root(view: View<'s>) -> Self {
+        let builtin = matches!(view.shape(), Shape::Struct(s) if !s.name.is_empty());
+        Self { view: Some(view), builtin }
+    }
+
+    /// A built-in type, not a custom resource.
+    pub fn is_builtin(self) -> bool {
+        self.builtin
+    }
+
+    pub fn form(self, value: &Value) -> Form<'s> {
+        let node = self.view.map(View::node);
+        match (value, node) {
+            (Value::Object(_), None) => Form::Object,
+            (Value::Object(_), Some(node)) => match &node.shape {
+                Shape::Struct(_) | Shape::Map { .. } if !node.atomic => Form::Object,
+                _ => Form::Leaf,
+            },
+            (Value::Array(_), Some(node)) => match &node.shape {
+                Shape::List { kind: ListKind::Set, .. } => Form::List(Identity::Value),
+                Shape::List { kind: ListKind::Map { keys }, .. } => Form::List(Identity::Keys(keys)),
+                _ => Form::Leaf,
+            },
+            _ => Form::Leaf,
+        }
+    }
+
+    /// Whether the schema names this field, other than as some key of a map.
+    pub fn declares(self, name: &str) -> bool {
+        self.view.is_some_and(|v| v.field_facts(name).is_some())
+    }
+
+    fn at(self, view: Option<View<'s>>, builtin: bool) -> Self {
+        let deduced = !builtin && view.is_some_and(|v| matches!(v.shape(), Shape::Scalar(Scalar::Any)));
+        Self { view: view.filter(|_| !deduced), builtin }
+    }
+
+    pub fn child(self, name: &str) -> Self {
+        let builtin = match self.view.map(View::shape) {
+            Some(Shape::Struct(s)) => !s.name.is_empty(),
+            _ => self.builtin,
+        };
+        self.at(self.view.and_then(|v| v.child(name)), builtin)
+    }
+
+    pub fn item(self) -> Self {
+        self.at(self.view.and_then(View::item), self.builtin)
+    }
+
+    /// Whether Go's struct has this field even when JSON has not.
+    pub fn always_has(self, name: &str) -> bool {
+        let Some(view) = self.view else { return false };
+        let Shape::Struct(s) = view.shape() else { return false };
+        if s.name.is_empty() {
+            return false;
+        }
+        view.field_facts(name).is_some_and(|field| match field.presence {
+            Presence::Always => true,
+            Presence::NonZero => matches!(view.of(field).shape(), Shape::Struct(_)),
+            Presence::Pointer => false,
+        })
+    }
+
+    /// The path element of an item; an error in upstream's words when it has none.
+    pub fn element(self, identity: Identity<'_>, item: &Value) -> Result<String, String> {
+        match identity {
+            Identity::Value => match item {
+                Value::Object(_) => Err("associative list without keys has an element that's a map type".into()),
+                Value::Array(_) => Err("not supported: associative list with lists as elements".into()),
+                Value::Null => Err("associative list without keys has an element that's an explicit null".into()),
+                scalar => Ok(format!("v:{scalar}")),
+            },
+            Identity::Keys(keys) => {
+                let item = match item {
+                    Value::Object(item) => item,
+                    Value::Null => return Err("associative list with keys may not have a null element".into()),
+                    _ => return Err("associative list with keys may not have non-map elements".into()),
+                };
+                self.keys_element(keys, item)
+            }
+        }
+    }
+
+    fn keys_element(self, keys: &[Arc<str>], item: &Map<String, Value>) -> Result<String, String> {
+        let inner = self.view.and_then(View::item);
+        let mut found: Vec<(&str, &Value)> = Vec::with_capacity(keys.len());
+        for key in keys {
+            let default = || inner.and_then(|v| v.field_facts(key)).and_then(|f| f.default.as_deref());
+            let value = item.get(&**key).filter(|v| !v.is_null()).or_else(default).ok_or_else(|| {
+                format!("associative list with keys has an element that omits key field {key:?} (and doesn't have default value)")
+            })?;
+            found.push((key, value));
+        }
+        found.sort_unstable_by_key(|(name, _)| *name);
+        let mut out = String::with_capacity(32);
+        out.push_str("k:{");
+        for (at, (name, value)) in found.iter().enumerate() {
+            use std::fmt::Write as _;
+            // Writing to a string cannot fail.
+            let _ = write!(out, "{}\"{name}\":{value}", if at == 0 { "" } else { "," });
+        }
+        out.push('}');
+        Ok(out)
+    }
+}
+
+/// The path element of a field or map key.
+pub fn field_element(name: &str) -> String {
+    let mut out = String::with_capacity(name.len() + 2);
+    out.push_str("f:");
+    out.push_str(name);
+    out
+}
