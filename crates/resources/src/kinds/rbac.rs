@@ -14,6 +14,11 @@ kinds! {
 }
 
 impl Strategy for RoleBinding {
+    /// Any path segment, colons included (`IsPathSegmentName`); the pipeline checks that much of every name.
+    fn validate_name(&self, _name: &str, _generate: bool) -> Result<(), String> {
+        Ok(())
+    }
+
     fn table_row(&self, object: &Value, now: &str) -> Vec<Value> {
         let of = |kind: &str| {
             let subject = |s: &Value| match s.text("namespace") {
@@ -29,12 +34,22 @@ impl Strategy for RoleBinding {
 }
 
 impl Strategy for Role {
+    /// Any path segment, colons included (`IsPathSegmentName`); the pipeline checks that much of every name.
+    fn validate_name(&self, _name: &str, _generate: bool) -> Result<(), String> {
+        Ok(())
+    }
+
     fn table_row(&self, object: &Value, now: &str) -> Vec<Value> {
         crate::kinds::Plain.table_row(object, now)
     }
 }
 
 impl Strategy for ClusterRole {
+    /// Any path segment, colons included (`IsPathSegmentName`); the pipeline checks that much of every name.
+    fn validate_name(&self, _name: &str, _generate: bool) -> Result<(), String> {
+        Ok(())
+    }
+
     fn table_row(&self, object: &Value, now: &str) -> Vec<Value> {
         crate::kinds::Plain.table_row(object, now)
     }
