@@ -34,13 +34,13 @@ pub fn conform(view: View<'_>, value: &mut Value, issues: &mut Issues) -> Result
 
 /// Where the walk is; lives on the stack, and is only read to word a complaint.
 #[derive(Clone, Copy)]
-struct Path<'p> {
-    parent: Option<&'p Path<'p>>,
-    step: Step<'p>,
+pub(super) struct Path<'p> {
+    pub(super) parent: Option<&'p Path<'p>>,
+    pub(super) step: Step<'p>,
 }
 
 #[derive(Clone, Copy)]
-enum Step<'p> {
+pub(super) enum Step<'p> {
     Root,
     /// A field, and the name of the struct it is in.
     Field(&'p str, &'p str),
@@ -50,7 +50,7 @@ enum Step<'p> {
 
 impl Path<'_> {
     /// `spec.containers[0].image`.
-    fn text(&self) -> String {
+    pub(super) fn text(&self) -> String {
         let mut out = self.parent.map_or_else(String::new, Path::text);
         match self.step {
             Step::Root => {}

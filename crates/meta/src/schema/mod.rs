@@ -9,14 +9,18 @@
 //!
 //! To read a body: [`crate::decode::object`] does bytes → tree → pruned tree with [`crate::decode::Issues`]; its steps
 //! are [`crate::decode::json`], [`crate::decode::yaml`], [`prune`], and [`default`]; [`conform`] is the last two in one walk.
+//! CRDs: [`structural::build`] makes a [`Schema`] of an `openAPIV3Schema`, [`validate`] checks a (pruned, defaulted) object.
 //! To speak protobuf: [`crate::protobuf::decode`] and [`crate::protobuf::encode`].
 
 mod builtin;
 mod coerce;
+pub mod structural;
+mod validate;
 
 pub use builtin::builtin;
 pub use coerce::{TypeError, conform, default, prune};
 pub(crate) use coerce::{JSON_SCHEMA_PROPS, is_zero};
+pub use validate::validate;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -37,6 +41,8 @@ pub struct Types {
     pub names: HashMap<Arc<str>, TypeId>,
     /// The structs of kinds: those with an apiVersion and kind of their own.
     pub kinds: HashMap<Gvk, TypeId>,
+    /// The patterns in constraints, compiled.
+    pub patterns: HashMap<Arc<str>, regex::Regex>,
 }
 
 /// A type as used in one place: the same struct may be atomic in one field and granular in another.
