@@ -51,7 +51,7 @@ fn long_duration(text: &str) -> bool {
     digits > 0 && {
         let unit = text[digits..].trim().trim_end_matches('s');
         let units = ["n", "ns", "nano", "u", "µ", "us", "µs", "micro", "m", "ms", "milli", "s", "sec", "second", "min", "minute", "h", "hr", "hour", "d", "day", "w", "wk", "week"];
-        units.contains(&unit) || units.contains(&&text[digits..].trim())
+        units.contains(&unit) || units.contains(&text[digits..].trim())
     }
 }
 
