@@ -1,1 +1,25 @@
-//! The `apiserver` room.
+//! The API server: the only door to the store.
+//!
+//! One pipeline ([`pipeline`]) serves every kind: route → authenticate → authorize → decode → default → admission →
+//! prepare → validate → transaction → encode. Reads come from the watch cache ([`cache`]). HTTP ([`http`]) and the
+//! in-process transport differ only in how a request arrives and a reply leaves. Nothing here knows a particular kind
+//! except the rooms that say so by name: [`subresource`], [`reviews`], [`bootstrap`].
+
+#![forbid(unsafe_code)]
+
+pub mod admission;
+pub mod authn;
+pub mod authz;
+pub mod bootstrap;
+pub mod cache;
+pub mod catalog;
+pub mod clock;
+pub mod discovery;
+pub mod http;
+pub mod pipeline;
+pub mod reviews;
+pub mod server;
+pub mod subresource;
+
+pub use authn::User;
+pub use server::{ApiServer, Config};

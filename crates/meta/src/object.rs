@@ -223,6 +223,20 @@ impl Object {
         Self::from_wire(Bytes::from(serde_json::to_vec(body)?))
     }
 
+    /// The same bytes at another version: what a deletion leaves behind carries the deletion's own revision.
+    pub fn at_version(&self, resource_version: u64) -> Self {
+        Self {
+            meta: self.meta.clone(),
+            api_version: self.api_version.clone(),
+            kind: self.kind.clone(),
+            resource_version,
+            fields: self.fields.clone(),
+            raw: self.raw.clone(),
+            splice: self.splice,
+            typed: OnceLock::new(),
+        }
+    }
+
     /// The group, version and kind the bytes are written in.
     pub fn gvk(&self) -> crate::Gvk {
         let (group, version) = self.api_version.split_once('/').unwrap_or(("", &self.api_version));

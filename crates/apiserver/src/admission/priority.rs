@@ -1,0 +1,70 @@
+//! Priority: a pod's number, from its class or the default one.
+
+use async_trait::async_trait;
+use meta::{Status, Value};
+
+use super::{Attributes, Plugin};
+use crate::server::ApiServer;
+
+pub struct Priority;
+
+const GROUP: &str = "scheduling.k8s.io";
+
+#[async_trait]
+impl Plugin for Priority {
+    async fn mutate(&self, server: &ApiServer, a: &Attributes<'_>, pod: &mut Value, _old: Option<&Value>) -> Result<(), Status> {
+        if !a.creates("", "pods") {
+            return Ok(());
+        }
+        let pod_name = pod["metadata"]["name"].as_str().unwrap_or_default().to_string();
+        let Some(spec) = pod["spec"].as_object_mut() else { return Ok(()) };
+        let class_name = spec.get("priorityClassName").and_then(Value::as_str).unwrap_or_default().to_string();
+        let class = if class_name.is_empty() {
+            default_class(server)?
+        } else {
+            let mut found = server.lookup(GROUP, "priorityclasses", "", &class_name);
+            if found.is_none() {
+                server.await_newest().await?;
+                found = server.lookup(GROUP, "priorityclasses", "", &class_name);
+            }
+            let found = found.ok_or_else(|| a.forbid(&pod_name, format!("no PriorityClass with name {class_name} was found")))?;
+            Some(found.value().map_err(Status::internal)?)
+        };
+        let value = class.as_ref().map_or(0, |class| class["value"].as_i64().unwrap_or(0));
+        if let Some(said) = spec.get("priority").and_then(Value::as_i64).filter(|said| *said != value) {
+            return Err(a.forbid(&pod_name, format!("the integer value of priority ({said}) must not be provided in pod spec; priority admission controller computed {value} from the given PriorityClass name")));
+        }
+        spec.insert("priority".into(), value.into());
+        let policy = class.as_ref().and_then(|class| class["preemptionPolicy"].as_str()).unwrap_or("PreemptLowerPriority");
+        spec.entry("preemptionPolicy").or_insert_with(|| policy.into());
+        if class_name.is_empty() && let Some(class) = &class {
+            spec.insert("priorityClassName".into(), class["metadata"]["name"].clone());
+        }
+        Ok(())
+    }
+
+    async fn validate(&self, server: &ApiServer, a: &Attributes<'_>, object: Option<&Value>, _old: Option<&Value>) -> Result<(), Status> {
+        let Some(class) = object.filter(|o| a.is(GROUP, "priorityclasses") && o["globalDefault"] == true) else { return Ok(()) };
+        let name = class["metadata"]["name"].as_str().unwrap_or_default();
+        match default_class(server)? {
+            Some(other) if other["metadata"]["name"] != name => {
+                let other = other["metadata"]["name"].as_str().unwrap_or_default();
+                Err(a.forbid(name, format!("PriorityClass {other} is already marked as default. Only one default can exist")))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Of several, the one with the smallest value.
+fn default_class(server: &ApiServer) -> Result<Option<Value>, Status> {
+    let mut best: Option<Value> = None;
+    for class in server.lookup_all(GROUP, "priorityclasses", "") {
+        let class = class.value().map_err(Status::internal)?;
+        let smaller = best.as_ref().is_none_or(|b| class["value"].as_i64() < b["value"].as_i64());
+        if class["globalDefault"] == true && smaller {
+            best = Some(class);
+        }
+    }
+    Ok(best)
+}

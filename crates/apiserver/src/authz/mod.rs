@@ -1,0 +1,83 @@
+//! What a user may do: node, RBAC, and the few words that are always free.
+//!
+//! Every request passes [`require`] exactly once before the pipeline looks at it. `system:masters` passes; everyone else
+//! needs a rule ([`rbac`]).
+
+pub mod rbac;
+
+use meta::{Request, Status, Verb};
+
+use crate::authn::{MASTERS, User};
+use crate::server::ApiServer;
+
+/// What is to be done, as rules describe it.
+#[derive(Clone, Copy, Debug)]
+pub struct Attributes<'a> {
+    pub verb: &'a str,
+    pub group: &'a str,
+    pub version: &'a str,
+    pub resource: &'a str,
+    pub subresource: &'a str,
+    pub namespace: &'a str,
+    pub name: &'a str,
+    /// Non-resource requests have a path and nothing else but the verb.
+    pub path: Option<&'a str>,
+}
+
+impl<'a> Attributes<'a> {
+    pub fn of(request: &'a Request) -> Self {
+        // A read of one object through a field selector is still a list; upstream's authorizer sees the name, though.
+        Self {
+            verb: request.verb.as_str(),
+            group: &request.resource.group,
+            version: &request.resource.version,
+            resource: &request.resource.resource,
+            subresource: &request.subresource,
+            namespace: &request.namespace,
+            name: if request.verb == Verb::Create && request.subresource.is_empty() { "" } else { &request.name },
+            path: None,
+        }
+    }
+
+    pub fn path(verb: &'a str, path: &'a str) -> Self {
+        Self { verb, group: "", version: "", resource: "", subresource: "", namespace: "", name: "", path: Some(path) }
+    }
+
+    /// `pods/log`, as rules spell it.
+    fn full_resource(&self) -> String {
+        if self.subresource.is_empty() { self.resource.into() } else { format!("{}/{}", self.resource, self.subresource) }
+    }
+}
+
+/// Whether, and why not.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Decision {
+    Allow(String),
+    NoOpinion(String),
+}
+
+/// Decides.
+pub fn decide(server: &ApiServer, user: &User, attributes: &Attributes<'_>) -> Decision {
+    if user.in_group(MASTERS) {
+        return Decision::Allow(String::new());
+    }
+    server.rbac().decide(server, user, attributes)
+}
+
+/// A 403 in upstream's words unless allowed.
+pub fn require(server: &ApiServer, user: &User, attributes: &Attributes<'_>) -> Result<(), Status> {
+    let Decision::NoOpinion(reason) = decide(server, user, attributes) else { return Ok(()) };
+    let why = match attributes.path {
+        Some(path) => format!("User {:?} cannot {} path {path:?}", user.name, attributes.verb),
+        None => {
+            let scope = match attributes.namespace {
+                "" => " at the cluster scope".to_string(),
+                ns => format!(" in the namespace {ns:?}"),
+            };
+            let resource = attributes.full_resource();
+            format!("User {:?} cannot {} resource {resource:?} in API group {:?}{scope}", user.name, attributes.verb, attributes.group)
+        }
+    };
+    let why = if reason.is_empty() { why } else { format!("{why}: {reason}") };
+    Err(Status::forbidden(attributes.group, attributes.resource, attributes.name, why))
+}

@@ -1,0 +1,182 @@
+//! Default RBAC: who may do what from the start.
+//!
+//! Follows upstream's bootstrap policy (`plugin/pkg/auth/authorizer/rbac/bootstrappolicy`) in names and reach. A rule is
+//! written `verbs groups resources [names]`, words joined by commas, `-` for the core group.
+
+use serde_json::{Value, json};
+
+use super::{RBAC, Wanted, object};
+
+const READ: &str = "get,list,watch";
+const WRITE: &str = "create,delete,deletecollection,patch,update";
+const FULL: &str = "create,delete,deletecollection,get,list,patch,update,watch";
+const EVENTS: &str = "create,patch,update -,events.k8s.io events";
+const REVIEWS: &str = "create authentication.k8s.io tokenreviews; create authorization.k8s.io subjectaccessreviews";
+
+/// Rules separated by semicolons; `$READ` and the like are the lists above.
+type Rules = &'static str;
+
+/// (name, rules, label `aggregate-to-…` or empty, aggregated from)
+const ROLES: &[(&str, Rules, &str, &[&str])] = &[
+    ("cluster-admin", "* * *; * /*", "", &[]),
+    ("system:discovery", "get /api; get /api/*; get /apis; get /apis/*; get /healthz; get /livez; get /openapi; get /openapi/*; get /readyz; get /version; get /version/", "", &[]),
+    ("system:public-info-viewer", "get /healthz; get /livez; get /readyz; get /version; get /version/", "", &[]),
+    ("system:monitoring", "get /healthz; get /healthz/*; get /livez; get /livez/*; get /metrics; get /metrics/slis; get /readyz; get /readyz/*", "", &[]),
+    ("system:service-account-issuer-discovery", "get /.well-known/openid-configuration; get /openid/v1/jwks", "", &[]),
+    ("system:basic-user", "create authorization.k8s.io selfsubjectaccessreviews,selfsubjectrulesreviews; create authentication.k8s.io selfsubjectreviews", "", &[]),
+    ("admin", "", "", &["admin"]),
+    ("edit", "", "admin", &["edit"]),
+    ("view", "", "edit", &["view"]),
+    ("system:aggregate-to-admin", "create authorization.k8s.io localsubjectaccessreviews; $FULL rbac.authorization.k8s.io roles,rolebindings", "admin", &[]),
+    ("system:aggregate-to-edit", "\
+        $READ - pods/attach,pods/proxy,secrets,services/proxy; create - pods/attach,pods/exec,pods/portforward,pods/proxy,pods/eviction; impersonate - serviceaccounts; \
+        $WRITE - pods,replicationcontrollers,replicationcontrollers/scale,configmaps,events,persistentvolumeclaims,secrets,serviceaccounts,services,services/proxy; \
+        create - serviceaccounts/token; \
+        $WRITE apps daemonsets,deployments,deployments/rollback,deployments/scale,replicasets,replicasets/scale,statefulsets,statefulsets/scale; \
+        $WRITE autoscaling horizontalpodautoscalers; $WRITE batch cronjobs,jobs; $WRITE policy poddisruptionbudgets; \
+        $WRITE networking.k8s.io ingresses,networkpolicies; $FULL coordination.k8s.io leases; $WRITE resource.k8s.io resourceclaims,resourceclaimtemplates", "edit", &[]),
+    ("system:aggregate-to-view", "\
+        $READ - configmaps,endpoints,persistentvolumeclaims,persistentvolumeclaims/status,pods,replicationcontrollers,replicationcontrollers/scale,serviceaccounts,services,services/status; \
+        $READ - bindings,events,limitranges,namespaces,namespaces/status,pods/log,pods/status,replicationcontrollers/status,resourcequotas,resourcequotas/status; \
+        $READ discovery.k8s.io endpointslices; \
+        $READ apps controllerrevisions,daemonsets,daemonsets/status,deployments,deployments/scale,deployments/status,replicasets,replicasets/scale,replicasets/status,statefulsets,statefulsets/scale,statefulsets/status; \
+        $READ autoscaling horizontalpodautoscalers,horizontalpodautoscalers/status; $READ batch cronjobs,cronjobs/status,jobs,jobs/status; \
+        $READ policy poddisruptionbudgets,poddisruptionbudgets/status; $READ networking.k8s.io ingresses,ingresses/status,networkpolicies; \
+        $READ resource.k8s.io resourceclaims,resourceclaims/status,resourceclaimtemplates; $READ events.k8s.io events", "view", &[]),
+    ("system:heapster", "$READ - events,namespaces,nodes,pods; $READ apps deployments", "", &[]),
+    ("system:node", "\
+        $REVIEWS; create authorization.k8s.io localsubjectaccessreviews; $READ - services; create,get,list,watch - nodes; patch,update - nodes/status,nodes; \
+        $EVENTS; $READ - pods; create,delete - pods; patch,update - pods/status; create - pods/eviction; $READ - configmaps,secrets; \
+        get - persistentvolumeclaims,persistentvolumes; get - endpoints; create,get,list,watch certificates.k8s.io certificatesigningrequests; \
+        create,delete,get,patch,update coordination.k8s.io leases; get storage.k8s.io volumeattachments; create - serviceaccounts/token; \
+        get,patch,update - persistentvolumeclaims/status; create,delete,get,patch,update storage.k8s.io csinodes; $READ storage.k8s.io csidrivers; \
+        $READ node.k8s.io runtimeclasses; get resource.k8s.io resourceclaims; $READ,create,delete,deletecollection,patch,update resource.k8s.io resourceslices; \
+        $READ certificates.k8s.io clustertrustbundles", "", &[]),
+    ("system:node-proxier", "$READ - endpoints,services; get,list,watch - nodes; $EVENTS; $READ discovery.k8s.io endpointslices; $READ networking.k8s.io networkpolicies,servicecidrs; $READ - pods,namespaces", "", &[]),
+    ("system:node-problem-detector", "get - nodes; patch - nodes/status; $EVENTS", "", &[]),
+    ("system:node-bootstrapper", "create,get,list,watch certificates.k8s.io certificatesigningrequests", "", &[]),
+    ("system:auth-delegator", "$REVIEWS", "", &[]),
+    ("system:kube-aggregator", "$READ - endpoints,services", "", &[]),
+    ("system:kube-dns", "$READ - endpoints,services,pods,namespaces; $READ discovery.k8s.io endpointslices", "", &[]),
+    ("system:persistent-volume-provisioner", "create,delete,get,list,watch - persistentvolumes; $READ,update - persistentvolumeclaims; $READ storage.k8s.io storageclasses; watch - events; $EVENTS", "", &[]),
+    ("system:volume-scheduler", "$READ,patch,update - persistentvolumes; $READ storage.k8s.io storageclasses; $READ,patch,update - persistentvolumeclaims", "", &[]),
+    ("system:kube-scheduler", "\
+        $EVENTS; create coordination.k8s.io leases; get,list,watch,update,patch coordination.k8s.io leases; $READ - nodes; delete,get,list,watch - pods; \
+        create - bindings,pods/binding; patch,update - pods/status; $READ - replicationcontrollers,services,namespaces; $READ apps replicasets,statefulsets; \
+        $READ policy poddisruptionbudgets; $READ - persistentvolumeclaims,persistentvolumes; $REVIEWS; $READ storage.k8s.io csidrivers,csinodes,csistoragecapacities,storageclasses,volumeattachments; \
+        $READ resource.k8s.io deviceclasses,resourceclaims,resourceslices; patch,update resource.k8s.io resourceclaims,resourceclaims/status; $READ scheduling.k8s.io priorityclasses,workloads,podgroups", "", &[]),
+    // One process runs all controllers; collecting garbage and emptying namespaces reach every kind there is.
+    ("system:kube-controller-manager", "\
+        $EVENTS; get,list,watch,delete,deletecollection,patch,update * *; get /*; create coordination.k8s.io leases; create - serviceaccounts,serviceaccounts/token,secrets,configmaps,endpoints,pods,persistentvolumes,persistentvolumeclaims,services; \
+        create apps replicasets,controllerrevisions; create batch jobs; create discovery.k8s.io endpointslices; create networking.k8s.io ipaddresses,servicecidrs; create resource.k8s.io resourceclaims; \
+        create storage.k8s.io volumeattachments; approve,sign certificates.k8s.io signers; $REVIEWS; create - pods/eviction; escalate,bind rbac.authorization.k8s.io clusterroles,roles; use * *", "", &[]),
+    ("system:certificates.k8s.io:kube-apiserver-client-kubelet-approver", "approve certificates.k8s.io signers kubernetes.io/kube-apiserver-client-kubelet", "", &[]),
+];
+
+/// (binding, role, subject kind, subjects)
+const BINDINGS: &[(&str, &str, &str, &[&str])] = &[
+    ("cluster-admin", "cluster-admin", "Group", &["system:masters"]),
+    ("system:monitoring", "system:monitoring", "Group", &["system:monitoring"]),
+    ("system:discovery", "system:discovery", "Group", &["system:authenticated"]),
+    ("system:basic-user", "system:basic-user", "Group", &["system:authenticated"]),
+    ("system:public-info-viewer", "system:public-info-viewer", "Group", &["system:authenticated", "system:unauthenticated"]),
+    ("system:service-account-issuer-discovery", "system:service-account-issuer-discovery", "Group", &["system:serviceaccounts"]),
+    ("system:node", "system:node", "Group", &["system:nodes"]),
+    ("system:node-proxier", "system:node-proxier", "User", &["system:kube-proxy"]),
+    ("system:kube-dns", "system:kube-dns", "User", &["system:kube-dns"]),
+    ("system:kube-scheduler", "system:kube-scheduler", "User", &["system:kube-scheduler"]),
+    ("system:volume-scheduler", "system:volume-scheduler", "User", &["system:kube-scheduler"]),
+    ("system:kube-controller-manager", "system:kube-controller-manager", "User", &["system:kube-controller-manager"]),
+];
+
+/// (namespace, role, rules, bound users)
+const NAMESPACED: &[(&str, &str, Rules, &[&str])] = &[
+    ("kube-system", "extension-apiserver-authentication-reader", "get,list,watch - configmaps extension-apiserver-authentication", &["system:kube-controller-manager", "system:kube-scheduler"]),
+    ("kube-system", "system::leader-locking-kube-controller-manager", "create,get,list,update,watch - configmaps; get,list,update,watch coordination.k8s.io leases kube-controller-manager", &["system:kube-controller-manager"]),
+    ("kube-system", "system::leader-locking-kube-scheduler", "create,get,list,update,watch - configmaps; get,list,update,watch coordination.k8s.io leases kube-scheduler", &["system:kube-scheduler"]),
+];
+
+fn rules(text: &str) -> Value {
+    let text = text.replace("$EVENTS", EVENTS).replace("$REVIEWS", REVIEWS);
+    let text = text.replace("$READ", READ).replace("$WRITE", WRITE).replace("$FULL", FULL);
+    let words = |list: &str| -> Vec<String> { list.split(',').map(|w| if w == "-" { String::new() } else { w.into() }).collect() };
+    let rules = text.split(';').map(str::trim).filter(|rule| !rule.is_empty()).map(|rule| {
+        let mut parts = rule.split_whitespace();
+        let (verbs, groups, resources, names) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default(), parts.next(), parts.next());
+        match resources {
+            None => json!({"verbs": words(verbs), "nonResourceURLs": if groups == "/*" { vec!["*".to_string()] } else { words(groups) }}),
+            Some(resources) => {
+                let mut rule = json!({"verbs": words(verbs), "apiGroups": words(groups), "resources": words(resources)});
+                if let Some(names) = names {
+                    rule["resourceNames"] = json!(words(names));
+                }
+                rule
+            }
+        }
+    });
+    rules.collect()
+}
+
+fn default_metadata(mut wanted: Wanted) -> Wanted {
+    let metadata = &mut wanted.body["metadata"];
+    if !metadata["labels"].is_object() {
+        metadata["labels"] = json!({});
+    }
+    metadata["labels"]["kubernetes.io/bootstrapping"] = "rbac-defaults".into();
+    metadata["annotations"] = json!({"rbac.authorization.kubernetes.io/autoupdate": "true"});
+    wanted
+}
+
+pub fn cluster_roles() -> Vec<Wanted> {
+    let role = |(name, text, aggregate_to, from): &(&str, Rules, &str, &[&str])| {
+        let label = |to: &str| format!("rbac.authorization.k8s.io/aggregate-to-{to}");
+        let mut body = json!({"rules": rules(text), "metadata": {"labels": {}}});
+        if !aggregate_to.is_empty() {
+            body["metadata"]["labels"][label(aggregate_to)] = "true".into();
+        }
+        if let [from] = from {
+            let mut selector = json!({});
+            selector[label(from)] = "true".into();
+            body["aggregationRule"] = json!({"clusterRoleSelectors": [{"matchLabels": selector}]});
+            // Until the aggregation controller runs, and where it does not, the role already reaches what it should.
+            body["rules"] = aggregate(from);
+        }
+        default_metadata(object(RBAC, "v1", "clusterroles", "", "ClusterRole", name, body))
+    };
+    ROLES.iter().map(role).collect()
+}
+
+/// The rules of all roles labelled for `to`, and of those they aggregate in turn.
+fn aggregate(to: &str) -> Value {
+    let mut out = Vec::new();
+    for (_, text, aggregate_to, from) in ROLES.iter().filter(|role| role.2 == to) {
+        debug_assert_eq!(*aggregate_to, to);
+        out.extend(rules(text).as_array().cloned().unwrap_or_default());
+        if let [from] = from {
+            out.extend(aggregate(from).as_array().cloned().unwrap_or_default());
+        }
+    }
+    out.into()
+}
+
+fn subjects(kind: &str, names: &[&str]) -> Value {
+    names.iter().map(|name| json!({"kind": kind, "apiGroup": RBAC, "name": name})).collect()
+}
+
+pub fn bindings() -> Vec<Wanted> {
+    let binding = |(name, role, kind, names): &(&str, &str, &str, &[&str])| {
+        let body = json!({"roleRef": {"apiGroup": RBAC, "kind": "ClusterRole", "name": role}, "subjects": subjects(kind, names)});
+        default_metadata(object(RBAC, "v1", "clusterrolebindings", "", "ClusterRoleBinding", name, body))
+    };
+    BINDINGS.iter().map(binding).collect()
+}
+
+pub fn namespaced() -> Vec<Wanted> {
+    let both = |(namespace, name, text, users): &(&str, &str, Rules, &[&str])| {
+        let role = object(RBAC, "v1", "roles", namespace, "Role", name, json!({"rules": rules(text)}));
+        let body = json!({"roleRef": {"apiGroup": RBAC, "kind": "Role", "name": name}, "subjects": subjects("User", users)});
+        let binding = object(RBAC, "v1", "rolebindings", namespace, "RoleBinding", name, body);
+        [default_metadata(role), default_metadata(binding)]
+    };
+    NAMESPACED.iter().flat_map(both).collect()
+}

@@ -1,0 +1,197 @@
+//! The watch cache: every object of one kind, and its recent history, shared by pointer with all readers.
+//!
+//! One [`Cache`] a storage prefix. A single dispatcher feeds all caches from one store watch in revision order
+//! ([`feed`]), so "nothing below revision R is missing" is one number for the whole server. Watchers hold a position in
+//! the shared history and read from it; there is no queue a watcher, and a watcher that falls behind the history is cut
+//! with 410 without holding up anyone. The cache decides nothing about namespaces, selectors or formats.
+
+pub mod feed;
+pub mod watcher;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::ops::Bound;
+use std::sync::{Arc, RwLock};
+
+use meta::{EventKind, Object};
+use store::{KeyValue, Revision};
+use tokio::sync::watch;
+
+/// History kept a kind, in events: upstream's largest watch cache.
+const MAX_EVENTS: usize = 100_000;
+/// History kept a kind, in bytes of the objects it alone keeps alive.
+const MAX_EVENT_BYTES: usize = 24 << 20;
+/// History always kept, whatever its size, so that short interruptions resume.
+const MIN_EVENTS: usize = 256;
+
+/// One change, as every watcher of the kind sees it.
+pub struct Event {
+    pub kind: EventKind,
+    /// For deletions: the last state, at the revision of the deletion.
+    pub object: Arc<Object>,
+    pub previous: Option<Arc<Object>>,
+    /// The store's key.
+    pub key: Arc<str>,
+}
+
+impl Event {
+    pub fn revision(&self) -> Revision {
+        self.object.resource_version
+    }
+}
+
+#[derive(Default)]
+struct State {
+    objects: BTreeMap<Arc<str>, Arc<Object>>,
+    /// Ascending by revision.
+    history: VecDeque<Arc<Event>>,
+    history_bytes: usize,
+    /// The history holds every change after this revision.
+    complete_after: Revision,
+    /// The revision of the newest change in this cache.
+    newest: Revision,
+}
+
+/// All objects below one storage prefix.
+pub struct Cache {
+    prefix: Arc<str>,
+    decode: Box<Decode>,
+    state: RwLock<State>,
+    /// Revision of the newest change: what watchers wait on.
+    changed: watch::Sender<Revision>,
+}
+
+/// Makes an object of stored bytes; knows the kind's selectable fields and legacy encodings.
+pub type Decode = dyn Fn(&KeyValue) -> Result<Object, String> + Send + Sync;
+
+/// What lies in a range of the cache.
+pub struct Slice {
+    pub items: Vec<Arc<Object>>,
+    /// The newest change the cache knew of.
+    pub newest: Revision,
+}
+
+impl Cache {
+    pub fn new(prefix: Arc<str>, decode: Box<Decode>) -> Self {
+        Self { prefix, decode, state: RwLock::default(), changed: watch::Sender::new(0) }
+    }
+
+    pub fn prefix(&self) -> &Arc<str> {
+        &self.prefix
+    }
+
+    // The lock is poisoned only if a reader or writer panicked in a few lines that cannot.
+    fn read(&self) -> std::sync::RwLockReadGuard<'_, State> {
+        self.state.read().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// Turns a stored value into an object of this kind.
+    pub fn decode(&self, stored: &KeyValue) -> Result<Object, String> {
+        (self.decode)(stored)
+    }
+
+    /// Fills an empty cache with a range read at `revision`. Objects that do not decode are reported and left out; they
+    /// can still be deleted by key.
+    pub fn load(&self, items: &[KeyValue], revision: Revision) {
+        let mut state = self.state.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+        for item in items {
+            match self.decode(item) {
+                Ok(object) => {
+                    state.objects.insert(item.key.clone(), Arc::new(object));
+                }
+                Err(error) => tracing::error!(key = %item.key, %error, "stored object cannot be read"),
+            }
+        }
+        state.complete_after = revision;
+        state.newest = revision;
+        drop(state);
+        self.changed.send_replace(revision);
+    }
+
+    /// Takes changes in, oldest first, and wakes watchers once.
+    fn apply(&self, changes: impl Iterator<Item = (Arc<str>, Revision, Option<Object>)>) {
+        let mut state = self.state.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+        for (key, revision, object) in changes {
+            if revision <= state.newest && revision <= state.complete_after {
+                continue; // Already in the range the cache was loaded from.
+            }
+            let object = object.map(Arc::new);
+            let previous = match &object {
+                Some(object) => state.objects.insert(key.clone(), object.clone()),
+                None => state.objects.remove(&key),
+            };
+            let (kind, object) = match (object, &previous) {
+                (Some(object), None) => (EventKind::Added, object),
+                (Some(object), Some(_)) => (EventKind::Modified, object),
+                (None, Some(previous)) => (EventKind::Deleted, Arc::new(previous.at_version(revision))),
+                (None, None) => continue,
+            };
+            state.history_bytes += object.json_len();
+            state.newest = revision;
+            state.history.push_back(Arc::new(Event { kind, object, previous, key }));
+        }
+        while state.history.len() > MAX_EVENTS || (state.history_bytes > MAX_EVENT_BYTES && state.history.len() > MIN_EVENTS) {
+            let Some(event) = state.history.pop_front() else { break };
+            state.history_bytes -= event.object.json_len();
+            state.complete_after = event.revision();
+        }
+        let newest = state.newest;
+        drop(state);
+        self.changed.send_replace(newest);
+    }
+
+    pub fn get(&self, key: &str) -> Option<Arc<Object>> {
+        self.read().objects.get(key).cloned()
+    }
+
+    /// Everything whose key starts with `prefix`.
+    pub fn list(&self, prefix: &str) -> Slice {
+        self.slice(prefix, None, usize::MAX).0
+    }
+
+    /// As [`Cache::list`], from just after a key and at most `limit` objects; says whether more follow.
+    pub fn slice(&self, prefix: &str, after: Option<&str>, limit: usize) -> (Slice, bool) {
+        let state = self.read();
+        let from = after.map_or(Bound::Included(prefix), Bound::Excluded);
+        let mut range = state.objects.range::<str, _>((from, Bound::Unbounded)).take_while(|(key, _)| key.starts_with(prefix));
+        let items = range.by_ref().take(limit).map(|(_, object)| object.clone()).collect();
+        let more = range.next().is_some();
+        (Slice { items, newest: state.newest }, more)
+    }
+
+    /// How many objects there are, and the bytes of their JSON.
+    pub fn size(&self) -> (usize, usize) {
+        let state = self.read();
+        (state.objects.len(), state.objects.values().map(|o| o.json_len()).sum())
+    }
+
+    /// The revision of the newest change.
+    pub fn newest(&self) -> Revision {
+        self.read().newest
+    }
+
+    /// All changes after `position`, at most `limit` and the rest of the last one's transaction; `None` when the history no longer reaches back that far.
+    fn since(&self, position: Revision, limit: usize) -> Option<Vec<Arc<Event>>> {
+        let state = self.read();
+        if position < state.complete_after {
+            return None;
+        }
+        let from = state.history.partition_point(|event| event.revision() <= position);
+        let mut events: Vec<_> = state.history.range(from..).take(limit).cloned().collect();
+        // Changes of one transaction share a revision; a position between them would lose the rest.
+        if let Some(last) = events.last().map(|event| event.revision()) {
+            let rest = state.history.range(from + events.len()..).take_while(|event| event.revision() == last);
+            events.extend(rest.cloned().collect::<Vec<_>>());
+        }
+        Some(events)
+    }
+
+    /// The revision after which the history is complete.
+    pub fn oldest(&self) -> Revision {
+        self.read().complete_after
+    }
+
+    /// Whether a watch can start after `position` from memory.
+    pub fn reaches(&self, position: Revision) -> bool {
+        position >= self.read().complete_after
+    }
+}

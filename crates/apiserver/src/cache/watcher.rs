@@ -1,0 +1,193 @@
+//! One client's position in a kind's history.
+//!
+//! A watcher sleeps on the kind's newest revision, then reads what is new from the shared history, filtered. Selectors
+//! turn modifications into additions and deletions as objects enter and leave the selection (upstream's rule).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::Stream;
+use meta::{EventKind, FieldSelector, LabelSelector, Object, Status, WatchEvent};
+use resources::Resource;
+use store::Revision;
+
+use super::feed::Feed;
+use super::{Cache, Event};
+
+/// Events handed over at once; a reader that is slower gets the rest on its next turn.
+const BATCH: usize = 512;
+/// How often a quiet watch that asked for bookmarks gets one. Upstream: about a minute.
+const BOOKMARK_EVERY: Duration = Duration::from_secs(60);
+
+/// Which objects a request is about.
+#[derive(Clone)]
+pub struct Selection {
+    /// Key prefix: the kind's, or one namespace of it.
+    pub prefix: Arc<str>,
+    /// One object only, when the field selector pins its name.
+    pub name: Option<Box<str>>,
+    pub labels: LabelSelector,
+    pub fields: FieldSelector,
+    /// Names of the kind's selectable fields, in the order of `Object::fields`.
+    pub names: Arc<[Arc<str>]>,
+}
+
+impl Selection {
+    pub fn new(resource: &Resource, prefix: &str, labels: LabelSelector, fields: FieldSelector) -> Self {
+        let name = fields.exact("metadata.name").map(Into::into);
+        let names = resource.selectable.iter().map(|s| s.name.clone()).collect();
+        Self { prefix: prefix.into(), name, labels, fields, names }
+    }
+
+    pub fn is_everything(&self) -> bool {
+        self.labels.is_everything() && self.fields.is_everything()
+    }
+
+    /// Selectors only; the prefix is the caller's to check.
+    pub fn matches(&self, object: &Object) -> bool {
+        (self.labels.is_everything() || self.labels.matches(&object.meta.labels))
+            && (self.fields.is_everything() || self.fields.matches_by(|field| self.field(object, field)))
+    }
+
+    fn field<'a>(&self, object: &'a Object, field: &str) -> &'a str {
+        match field {
+            "metadata.name" => &object.meta.name,
+            "metadata.namespace" => &object.meta.namespace,
+            _ => self.names.iter().position(|n| &**n == field).and_then(|at| object.fields.get(at)).map_or("", |v| v),
+        }
+    }
+
+    /// What the watcher of this selection sees of a change.
+    pub fn see(&self, event: &Event) -> Option<EventKind> {
+        if !event.key.starts_with(&*self.prefix) {
+            return None;
+        }
+        if self.is_everything() {
+            return Some(event.kind);
+        }
+        let now = event.kind != EventKind::Deleted && self.matches(&event.object);
+        let before = event.previous.as_ref().is_some_and(|previous| self.matches(previous));
+        match (before, now) {
+            (false, true) => Some(EventKind::Added),
+            (true, true) => Some(EventKind::Modified),
+            (true, false) => Some(EventKind::Deleted),
+            (false, false) => None,
+        }
+    }
+}
+
+/// One item of a watch over the cache.
+pub enum Seen {
+    /// Whole, as the shared frame has it.
+    Event(Arc<Event>),
+    /// The same change under another name: it entered or left the selection. The object is the one to show.
+    Changed(EventKind, Arc<Object>),
+    Bookmark { revision: Revision, initial_events_end: bool },
+    Gone(Status),
+}
+
+impl Seen {
+    pub fn into_watch_event(self) -> WatchEvent {
+        match self {
+            Seen::Event(event) => WatchEvent::Object { kind: event.kind, object: event.object.clone() },
+            Seen::Changed(kind, object) => WatchEvent::Object { kind, object },
+            Seen::Bookmark { revision, initial_events_end } => {
+                WatchEvent::Bookmark { resource_version: revision, initial_events_end }
+            }
+            Seen::Gone(status) => WatchEvent::Error(status),
+        }
+    }
+}
+
+/// How a watch starts and ends.
+pub struct Start {
+    /// Objects shown first, as additions.
+    pub initial: Vec<Arc<Object>>,
+    /// Changes after this revision follow.
+    pub position: Revision,
+    /// A bookmark closes the initial objects (streaming lists).
+    pub mark_initial: bool,
+    pub bookmarks: bool,
+    pub timeout: Duration,
+}
+
+pub fn gone(position: Revision, oldest: Revision) -> Status {
+    Status::expired(format!("too old resource version: {position} ({oldest})"))
+}
+
+/// The watch itself: batches, never empty, until the timeout or until the history is lost.
+pub fn watch(cache: Arc<Cache>, feed: Arc<Feed>, selection: Selection, start: Start) -> impl Stream<Item = Vec<Seen>> + Send {
+    struct Walk {
+        cache: Arc<Cache>,
+        feed: Arc<Feed>,
+        selection: Selection,
+        changed: tokio::sync::watch::Receiver<Revision>,
+        position: Revision,
+        first: Option<Vec<Seen>>,
+        bookmarks: bool,
+        deadline: tokio::time::Instant,
+        bookmark_at: tokio::time::Instant,
+        ended: bool,
+    }
+    let now = tokio::time::Instant::now();
+    let mut first: Vec<Seen> = start.initial.into_iter().map(|object| Seen::Changed(EventKind::Added, object)).collect();
+    if start.mark_initial {
+        first.push(Seen::Bookmark { revision: start.position, initial_events_end: true });
+    }
+    let walk = Walk {
+        changed: cache.changed.subscribe(),
+        cache,
+        feed,
+        selection,
+        position: start.position,
+        first: (!first.is_empty()).then_some(first),
+        bookmarks: start.bookmarks,
+        deadline: now + start.timeout,
+        bookmark_at: now + BOOKMARK_EVERY,
+        ended: false,
+    };
+    futures::stream::unfold(walk, |mut walk| async move {
+        if let Some(first) = walk.first.take() {
+            return Some((first, walk));
+        }
+        while !walk.ended {
+            walk.changed.mark_unchanged();
+            let Some(events) = walk.cache.since(walk.position, BATCH) else {
+                walk.ended = true;
+                let oldest = walk.cache.oldest();
+                return Some((vec![Seen::Gone(gone(walk.position, oldest))], walk));
+            };
+            let mut seen = Vec::new();
+            for event in events {
+                walk.position = event.revision();
+                match walk.selection.see(&event) {
+                    None => {}
+                    Some(kind) if kind == event.kind => seen.push(Seen::Event(event)),
+                    // It left the selection: clients get the last state they knew, at the version it left.
+                    Some(EventKind::Deleted) => {
+                        let last = event.previous.as_ref().unwrap_or(&event.object).at_version(event.revision());
+                        seen.push(Seen::Changed(EventKind::Deleted, Arc::new(last)));
+                    }
+                    Some(kind) => seen.push(Seen::Changed(kind, event.object.clone())),
+                }
+            }
+            if !seen.is_empty() {
+                return Some((seen, walk));
+            }
+            tokio::select! {
+                changed = walk.changed.changed() => walk.ended = changed.is_err(),
+                () = tokio::time::sleep_until(walk.deadline) => walk.ended = true,
+                () = tokio::time::sleep_until(walk.bookmark_at), if walk.bookmarks => {
+                    walk.bookmark_at += BOOKMARK_EVERY;
+                    // Progress first, then the history: a bookmark must never overtake a change.
+                    let revision = walk.feed.progress();
+                    if walk.cache.since(walk.position, 1).is_some_and(|rest| rest.is_empty()) && revision > walk.position {
+                        walk.position = revision;
+                        return Some((vec![Seen::Bookmark { revision, initial_events_end: false }], walk));
+                    }
+                }
+            }
+        }
+        None
+    })
+}

@@ -1,0 +1,126 @@
+//! What is served right now: the built-in rows and those CustomResourceDefinitions add, each with its cache.
+//!
+//! The catalog is immutable; adding a kind makes a new one. Everything that depends on the set of kinds (discovery,
+//! OpenAPI) is derived from a catalog and cached by its generation.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use meta::{Gvr, Object, Status, Value};
+use resources::{Resource, ResourceVersion};
+use store::KeyValue;
+
+use crate::cache::Cache;
+
+/// A kind and its objects.
+pub struct Served {
+    pub resource: Resource,
+    /// Absent for kinds that are never stored.
+    pub cache: Option<Arc<Cache>>,
+}
+
+impl Served {
+    pub fn new(resource: Resource) -> Arc<Self> {
+        let cache = (!resource.prefix.is_empty()).then(|| Arc::new(Cache::new(resource.prefix.clone(), decoder(&resource))));
+        Arc::new(Self { resource, cache })
+    }
+
+    /// The same kind over a cache it shares with another row of the same prefix (events).
+    pub fn sharing(resource: Resource, cache: Arc<Cache>) -> Arc<Self> {
+        Arc::new(Self { resource, cache: Some(cache) })
+    }
+
+    pub fn cache(&self) -> Result<&Arc<Cache>, Status> {
+        let refuse = || Status::method_not_allowed(&self.resource.group, &self.resource.plural, "get");
+        self.cache.as_ref().ok_or_else(refuse)
+    }
+
+    /// Whether objects must be converted to be shown in `version`.
+    pub fn is_storage(&self, version: &ResourceVersion) -> bool {
+        version.name == self.resource.storage_version().name
+    }
+
+    /// Turns a tree from one served version into another, `apiVersion` and `kind` included.
+    pub fn convert(&self, body: &mut Value, from: &str, to: &str) -> Result<(), Status> {
+        if from != to {
+            self.resource.strategy.convert(body, from, to)?;
+        }
+        body["apiVersion"] = self.resource.group_version(to).to_string().into();
+        body["kind"] = self.resource.kind.to_string().into();
+        Ok(())
+    }
+
+    /// A stored object as `version` shows it: itself when nothing differs.
+    pub fn present(&self, object: Arc<Object>, version: &ResourceVersion) -> Result<Arc<Object>, Status> {
+        let same_group = object.api_version.split_once('/').map_or("", |(group, _)| group) == &*self.resource.group;
+        if self.is_storage(version) && same_group {
+            return Ok(object);
+        }
+        let mut body = object.value().map_err(Status::internal)?;
+        let stored = object.api_version.rsplit('/').next().unwrap_or_default();
+        if same_group {
+            self.convert(&mut body, stored, &version.name)?;
+        } else {
+            // Two groups over one prefix (events): the strategy is told the whole apiVersion it comes from.
+            self.convert(&mut body, &object.api_version, &version.name)?;
+        }
+        let mut shown = Object::from_value(&body).map_err(Status::internal)?;
+        shown.fields = object.fields.clone();
+        Ok(Arc::new(shown))
+    }
+}
+
+/// How a kind's stored bytes become objects.
+fn decoder(resource: &Resource) -> Box<crate::cache::Decode> {
+    let resource = resource.clone();
+    Box::new(move |stored: &KeyValue| {
+        let mut object = Object::from_stored(stored.value.clone(), stored.mod_revision).map_err(|e| e.to_string())?;
+        if !resource.selectable.is_empty() {
+            let body: Value = serde_json::from_slice(&stored.value).map_err(|e| e.to_string())?;
+            object.fields = resource.select_fields(&body);
+        }
+        Ok(object)
+    })
+}
+
+/// All kinds served at one time.
+#[derive(Clone, Default)]
+pub struct Catalog {
+    kinds: Vec<Arc<Served>>,
+    by_resource: HashMap<Gvr, (usize, usize)>,
+    /// Grows with each change.
+    pub generation: u64,
+}
+
+impl Catalog {
+    /// Replaces all of `kinds`; a later kind does not displace an earlier one of the same name.
+    pub fn new(kinds: Vec<Arc<Served>>, generation: u64) -> Self {
+        let mut by_resource = HashMap::new();
+        for (at, served) in kinds.iter().enumerate() {
+            for (v, version) in served.resource.versions.iter().enumerate().filter(|(_, v)| v.served) {
+                by_resource.entry(served.resource.gvr(&version.name)).or_insert((at, v));
+            }
+        }
+        Self { kinds, by_resource, generation }
+    }
+
+    pub fn kinds(&self) -> &[Arc<Served>] {
+        &self.kinds
+    }
+
+    /// The kind behind a URL's group, version and plural, and the index of that version in its row.
+    pub fn get(&self, gvr: &Gvr) -> Option<(&Arc<Served>, usize)> {
+        let (kind, version) = self.by_resource.get(gvr)?;
+        Some((&self.kinds[*kind], *version))
+    }
+
+    /// By group and plural, whatever the version.
+    pub fn find(&self, group: &str, plural: &str) -> Option<&Arc<Served>> {
+        self.kinds.iter().find(|s| &*s.resource.group == group && &*s.resource.plural == plural)
+    }
+
+    /// By group and kind.
+    pub fn find_kind(&self, group: &str, kind: &str) -> Option<&Arc<Served>> {
+        self.kinds.iter().find(|s| &*s.resource.group == group && &*s.resource.kind == kind)
+    }
+}

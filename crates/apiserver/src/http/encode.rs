@@ -1,0 +1,343 @@
+//! Replies as bytes: JSON, YAML, protobuf, tables, metadata only; whole, or as a watch.
+//!
+//! Objects are already encoded; a list is their bytes between commas, cut into chunks of one TLS record. Only tables,
+//! metadata, YAML and protobuf look inside.
+
+use std::convert::Infallible;
+use std::io::Write;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::StreamExt;
+use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
+use http_body_util::{BodyExt, StreamBody};
+use hyper::body::Frame;
+use meta::{List, Object, Reason, Reply, Request, Status, Value, WatchEvent, WatchStream};
+use resources::Resource;
+use serde_json::json;
+use tokio_util::sync::CancellationToken;
+
+use super::{Body, full, table};
+use crate::server::ApiServer;
+
+/// One HTTP/2 DATA frame in one TLS record: header and authentication tag deducted from 16 KiB.
+const CHUNK: usize = 16_375;
+/// Replies above this are compressed for clients that take it, as upstream.
+const GZIP_FROM: usize = 128 * 1024;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    Json,
+    Yaml,
+    Protobuf,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum View {
+    Whole,
+    Table,
+    Metadata,
+}
+
+/// What the client takes.
+pub struct Negotiated {
+    format: Format,
+    view: View,
+    gzip: bool,
+}
+
+impl Negotiated {
+    pub fn of(headers: &HeaderMap) -> Result<Self, Status> {
+        let gzip = headers.get_all(header::ACCEPT_ENCODING).iter().any(|v| v.to_str().is_ok_and(|v| v.split(',').any(|e| e.trim().starts_with("gzip"))));
+        let accept: Vec<&str> = headers.get_all(header::ACCEPT).iter().filter_map(|v| v.to_str().ok()).flat_map(|v| v.split(',')).map(str::trim).filter(|v| !v.is_empty()).collect();
+        if accept.is_empty() {
+            return Ok(Self { format: Format::Json, view: View::Whole, gzip });
+        }
+        for clause in &accept {
+            let mut parts = clause.split(';').map(str::trim);
+            let format = match parts.next().unwrap_or_default() {
+                "application/json" | "*/*" | "application/*" => Format::Json,
+                "application/yaml" => Format::Yaml,
+                "application/vnd.kubernetes.protobuf" => Format::Protobuf,
+                _ => continue,
+            };
+            let mut view = View::Whole;
+            let (mut group, mut version) = ("meta.k8s.io", "v1");
+            for part in parts {
+                match part.split_once('=').unwrap_or((part, "")) {
+                    ("as", "Table") => view = View::Table,
+                    ("as", "PartialObjectMetadata" | "PartialObjectMetadataList") => view = View::Metadata,
+                    ("g", g) => group = g,
+                    ("v", v) => version = v,
+                    _ => {}
+                }
+            }
+            let known = view == View::Whole || (group == "meta.k8s.io" && matches!(version, "v1" | "v1beta1"));
+            if known && !(view != View::Whole && format == Format::Yaml) {
+                return Ok(Self { format, view, gzip });
+            }
+        }
+        let message = "only the following media types are accepted: application/json, application/yaml, application/vnd.kubernetes.protobuf";
+        Err(Status::new(Reason::NotAcceptable, message))
+    }
+}
+
+/// What the encoder must know of the kind asked for.
+pub struct Shape {
+    resource: Option<(Arc<crate::catalog::Served>, usize)>,
+    api_version: String,
+    include_object: String,
+}
+
+impl Shape {
+    pub fn of(server: &ApiServer, request: &Request) -> Result<Self, Status> {
+        let found = server.catalog().get(&request.resource).map(|(served, version)| (served.clone(), version));
+        let gv = meta::GroupVersion { group: request.resource.group.clone(), version: request.resource.version.clone() };
+        let include_object = request.options.other.iter().find(|(k, _)| k == "includeObject").map(|(_, v)| v.clone()).unwrap_or_default();
+        Ok(Self { resource: found, api_version: gv.to_string(), include_object })
+    }
+
+    fn kind(&self) -> Option<(&Resource, &resources::ResourceVersion)> {
+        let (served, version) = self.resource.as_ref()?;
+        Some((&served.resource, &served.resource.versions[*version]))
+    }
+}
+
+pub fn reply(reply: Reply, shape: &Shape, negotiated: &Negotiated, ending: &CancellationToken) -> Result<Response<Body>, Status> {
+    match reply {
+        Reply::Object { object, created } => {
+            let code = if created { StatusCode::CREATED } else { StatusCode::OK };
+            let bytes = match negotiated.view {
+                View::Whole if negotiated.format == Format::Json => object.to_json(),
+                View::Whole => value_bytes(shape, &object.value().map_err(Status::internal)?, negotiated.format)?,
+                View::Metadata => value_bytes(shape, &partial(&object)?, negotiated.format)?,
+                View::Table => value_bytes(shape, &tabulate(shape, std::slice::from_ref(&object), &List::default(), true)?, Format::Json)?,
+            };
+            Ok(whole(code, negotiated, bytes))
+        }
+        Reply::Value { value, code } => {
+            let code = StatusCode::from_u16(code).unwrap_or(StatusCode::OK);
+            Ok(whole(code, negotiated, value_bytes(shape, &value, negotiated.format)?))
+        }
+        Reply::List(list) => list_reply(list, shape, negotiated),
+        Reply::Watch(events) => watch_reply(events, shape, negotiated, ending),
+    }
+}
+
+fn content_type(format: Format) -> HeaderValue {
+    HeaderValue::from_static(match format {
+        Format::Json => "application/json",
+        Format::Yaml => "application/yaml",
+        Format::Protobuf => "application/vnd.kubernetes.protobuf",
+    })
+}
+
+fn respond(code: StatusCode, format: Format, body: Body) -> Response<Body> {
+    let mut response = Response::new(body);
+    *response.status_mut() = code;
+    response.headers_mut().insert(header::CONTENT_TYPE, content_type(format));
+    response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
+    response
+}
+
+fn whole(code: StatusCode, negotiated: &Negotiated, bytes: Bytes) -> Response<Body> {
+    let format = if negotiated.view == View::Table { Format::Json } else { negotiated.format };
+    chunked(code, format, negotiated, vec![bytes])
+}
+
+/// A body of ready pieces, compressed when that pays.
+fn chunked(code: StatusCode, format: Format, negotiated: &Negotiated, pieces: Vec<Bytes>) -> Response<Body> {
+    let length: usize = pieces.iter().map(Bytes::len).sum();
+    if negotiated.gzip && length > GZIP_FROM {
+        let mut encoder = flate2::write::GzEncoder::new(Vec::with_capacity(length / 4), flate2::Compression::fast());
+        // Writing to memory does not fail.
+        let written = pieces.iter().try_for_each(|piece| encoder.write_all(piece)).and_then(|()| encoder.finish());
+        if let Ok(compressed) = written {
+            let mut response = respond(code, format, full(compressed));
+            response.headers_mut().insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+            response.headers_mut().insert(header::VARY, HeaderValue::from_static("Accept-Encoding"));
+            return response;
+        }
+    }
+    let mut pieces = pieces;
+    if pieces.len() == 1 && let Some(only) = pieces.pop() {
+        return respond(code, format, full(only));
+    }
+    let frames = futures::stream::iter(pieces.into_iter().map(|piece| Ok::<_, Infallible>(Frame::data(piece))));
+    let mut response = respond(code, format, StreamBody::new(frames).boxed_unsync());
+    response.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from(length));
+    response
+}
+
+fn value_bytes(shape: &Shape, value: &Value, format: Format) -> Result<Bytes, Status> {
+    match format {
+        Format::Json => serde_json::to_vec(value).map(Bytes::from).map_err(Status::internal),
+        Format::Yaml => serde_saphyr::to_string(value).map(Bytes::from).map_err(Status::internal),
+        Format::Protobuf => {
+            if shape.kind().is_some_and(|(r, _)| r.custom) {
+                return Err(Status::new(Reason::NotAcceptable, "custom resources have no protobuf form"));
+            }
+            protobuf(value).map(Bytes::from)
+        }
+    }
+}
+
+/// A tree in protobuf, by the kind it says it is.
+fn protobuf(value: &Value) -> Result<Vec<u8>, Status> {
+    let text = |field: &str| value[field].as_str().unwrap_or_default();
+    let gv = meta::GroupVersion::parse(text("apiVersion")).unwrap_or_else(|| meta::GroupVersion::new("", "v1"));
+    let gvk = meta::Gvk::new(&gv.group, &gv.version, text("kind"));
+    let view = meta::schema::builtin().kind(&gvk);
+    let view = view.ok_or_else(|| Status::new(Reason::NotAcceptable, format!("{gvk} has no protobuf form")))?;
+    meta::protobuf::encode(view, value).map_err(Status::internal)
+}
+
+/// `PartialObjectMetadata` of an object.
+fn partial(object: &Object) -> Result<Value, Status> {
+    let body = object.value().map_err(Status::internal)?;
+    Ok(json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": body["metadata"]}))
+}
+
+fn list_metadata(list: &List) -> Value {
+    let mut metadata = json!({"resourceVersion": list.resource_version.to_string()});
+    if let Some(token) = &list.continue_token {
+        metadata["continue"] = token.as_str().into();
+    }
+    if let Some(remaining) = list.remaining_item_count {
+        metadata["remainingItemCount"] = remaining.into();
+    }
+    metadata
+}
+
+fn tabulate(shape: &Shape, items: &[Arc<Object>], list: &List, with_columns: bool) -> Result<Value, Status> {
+    let (resource, version) = shape.kind().ok_or_else(Status::unknown_path)?;
+    let rows = items.iter().map(|object| table::row(resource, version, object, &shape.include_object)).collect::<Result<Vec<_>, _>>()?;
+    let mut out = json!({"kind": "Table", "apiVersion": "meta.k8s.io/v1", "metadata": {}, "columnDefinitions": null, "rows": rows});
+    if with_columns {
+        out["columnDefinitions"] = table::columns(resource, version);
+    }
+    if list.resource_version > 0 {
+        out["metadata"] = list_metadata(list);
+    } else if let [one] = items {
+        out["metadata"] = json!({"resourceVersion": one.resource_version.to_string()});
+    }
+    Ok(out)
+}
+
+fn list_reply(list: List, shape: &Shape, negotiated: &Negotiated) -> Result<Response<Body>, Status> {
+    let list_kind = shape.kind().map_or("List", |(r, _)| &*r.list_kind);
+    match (negotiated.view, negotiated.format) {
+        (View::Table, _) => {
+            let value = tabulate(shape, &list.items, &list, true)?;
+            Ok(whole(StatusCode::OK, negotiated, value_bytes(shape, &value, Format::Json)?))
+        }
+        (View::Metadata, format) => {
+            let items = list.items.iter().map(|object| partial(object)).collect::<Result<Vec<_>, _>>()?;
+            let value = json!({"kind": "PartialObjectMetadataList", "apiVersion": "meta.k8s.io/v1", "metadata": list_metadata(&list), "items": items});
+            Ok(whole(StatusCode::OK, negotiated, value_bytes(shape, &value, format)?))
+        }
+        (View::Whole, Format::Json) => {
+            let head = json!({"kind": list_kind, "apiVersion": shape.api_version, "metadata": list_metadata(&list)}).to_string();
+            let mut pieces = Vec::new();
+            let mut piece = Vec::with_capacity(CHUNK + 4096);
+            piece.extend_from_slice(&head.as_bytes()[..head.len() - 1]);
+            piece.extend_from_slice(b",\"items\":[");
+            for (at, object) in list.items.iter().enumerate() {
+                if at > 0 {
+                    piece.push(b',');
+                }
+                object.write_json(&mut piece);
+                if piece.len() >= CHUNK {
+                    let mut ready = Bytes::from(std::mem::replace(&mut piece, Vec::with_capacity(CHUNK + 4096)));
+                    while ready.len() >= CHUNK {
+                        pieces.push(ready.split_to(CHUNK));
+                    }
+                    piece.extend_from_slice(&ready);
+                }
+            }
+            piece.extend_from_slice(b"]}\n");
+            pieces.push(piece.into());
+            Ok(chunked(StatusCode::OK, Format::Json, negotiated, pieces))
+        }
+        (View::Whole, format) => {
+            let items = list.items.iter().map(|o| o.value().map_err(Status::internal)).collect::<Result<Vec<_>, _>>()?;
+            let value = json!({"kind": list_kind, "apiVersion": shape.api_version, "metadata": list_metadata(&list), "items": items});
+            Ok(whole(StatusCode::OK, negotiated, value_bytes(shape, &value, format)?))
+        }
+    }
+}
+
+/// A watch: frames as the changes come.
+fn watch_reply(events: WatchStream, shape: &Shape, negotiated: &Negotiated, ending: &CancellationToken) -> Result<Response<Body>, Status> {
+    let (format, view) = (negotiated.format, negotiated.view);
+    if format == Format::Yaml {
+        return Err(Status::new(Reason::NotAcceptable, "a watch is not served as YAML"));
+    }
+    let shape = Shape { resource: shape.resource.clone(), api_version: shape.api_version.clone(), include_object: shape.include_object.clone() };
+    let mut first_table = true;
+    let frames = events.map(move |batch| {
+        let mut out = Vec::with_capacity(1024 * batch.len());
+        for event in batch {
+            if let Err(status) = write_event(&event, &shape, format, view, &mut first_table, &mut out) {
+                tracing::warn!(%status, "watch event cannot be encoded");
+            }
+        }
+        Ok::<_, Infallible>(Frame::data(Bytes::from(out)))
+    });
+    let frames = frames.take_until(ending.clone().cancelled_owned());
+    let mut response = respond(StatusCode::OK, format, StreamBody::new(frames).boxed_unsync());
+    if format == Format::Protobuf {
+        response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/vnd.kubernetes.protobuf;stream=watch"));
+    }
+    Ok(response)
+}
+
+fn write_event(event: &WatchEvent, shape: &Shape, format: Format, view: View, first_table: &mut bool, out: &mut Vec<u8>) -> Result<(), Status> {
+    let (kind, value) = match event {
+        WatchEvent::Object { kind, object } if view == View::Whole && format == Format::Json => {
+            out.extend_from_slice(b"{\"type\":\"");
+            out.extend_from_slice(kind.as_str().as_bytes());
+            out.extend_from_slice(b"\",\"object\":");
+            object.write_json(out);
+            out.extend_from_slice(b"}\n");
+            return Ok(());
+        }
+        WatchEvent::Object { kind, object } => {
+            let value = match view {
+                View::Whole => object.value().map_err(Status::internal)?,
+                View::Metadata => partial(object)?,
+                View::Table => tabulate(shape, std::slice::from_ref(object), &List::default(), std::mem::take(first_table))?,
+            };
+            (kind.as_str(), value)
+        }
+        WatchEvent::Bookmark { resource_version, initial_events_end } => {
+            let mut metadata = json!({"resourceVersion": resource_version.to_string(), "creationTimestamp": null});
+            if *initial_events_end {
+                metadata["annotations"] = json!({"k8s.io/initial-events-end": "true"});
+            }
+            let value = match view {
+                View::Metadata => json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": metadata}),
+                View::Table => {
+                    let object = json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": metadata});
+                    json!({"kind": "Table", "apiVersion": "meta.k8s.io/v1", "metadata": {"resourceVersion": resource_version.to_string()}, "columnDefinitions": null, "rows": [{"cells": [], "object": object}]})
+                }
+                View::Whole => {
+                    let kind = shape.kind().map_or("", |(r, _)| &*r.kind);
+                    json!({"kind": kind, "apiVersion": shape.api_version, "metadata": metadata})
+                }
+            };
+            ("BOOKMARK", value)
+        }
+        WatchEvent::Error(status) => ("ERROR", status.to_value()),
+    };
+    match format {
+        Format::Protobuf => {
+            out.extend_from_slice(&meta::protobuf::watch_frame(kind, &protobuf(&value)?));
+        }
+        _ => {
+            serde_json::to_writer(&mut *out, &json!({"type": kind, "object": value})).map_err(Status::internal)?;
+            out.push(b'\n');
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,272 @@
+//! HTTPS: connections, and one request from bytes to bytes.
+//!
+//! Accepts TLS connections (HTTP/1.1 and HTTP/2), learns the caller from the client certificate or token, routes, calls the
+//! pipeline and encodes what comes back. Every body is bounded. A handler that panics is answered with a 500 and counted.
+
+pub mod encode;
+mod metrics;
+mod paths;
+pub mod route;
+mod table;
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::FutureExt;
+use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header};
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Incoming;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use meta::{Reason, Status};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::authn::{self, User};
+use crate::authz;
+use crate::pipeline::Caller;
+use crate::server::ApiServer;
+use route::Route;
+
+pub type Body = UnsyncBoxBody<Bytes, Infallible>;
+
+/// Largest request body, as upstream.
+const MAX_BODY: usize = 3 << 20;
+/// A client that does not finish its TLS handshake or request head in this time is let go.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// Connections served at a time.
+const MAX_CONNECTIONS: usize = 10_000;
+/// Streams one HTTP/2 connection may have open: upstream's default.
+const MAX_STREAMS: u32 = 250;
+/// How long open requests may finish after shutdown begins.
+const DRAIN: Duration = Duration::from_secs(5);
+
+pub fn full(bytes: impl Into<Bytes>) -> Body {
+    Full::new(bytes.into()).boxed_unsync()
+}
+
+/// Accepts connections until `cancel`, then lets open requests finish for a moment.
+pub async fn serve(server: Arc<ApiServer>, listener: TcpListener, tls: Arc<rustls::ServerConfig>, cancel: CancellationToken) {
+    let acceptor = tokio_rustls::TlsAcceptor::from(tls);
+    let tracker = TaskTracker::new();
+    let places = Arc::new(tokio::sync::Semaphore::new(MAX_CONNECTIONS));
+    loop {
+        let place = tokio::select! {
+            () = cancel.cancelled() => break,
+            place = places.clone().acquire_owned() => place,
+        };
+        let Ok(place) = place else { break };
+        let (stream, _) = tokio::select! {
+            () = cancel.cancelled() => break,
+            accepted = listener.accept() => match accepted {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    // Out of descriptors, most likely: give those that close a moment.
+                    tracing::warn!(%error, "accept");
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                    continue;
+                }
+            },
+        };
+        let (acceptor, server, cancel) = (acceptor.clone(), server.clone(), cancel.clone());
+        tracker.spawn(async move {
+            let _place = place;
+            let _ = stream.set_nodelay(true);
+            match tokio::time::timeout(HEAD_TIMEOUT, acceptor.accept(stream)).await {
+                Ok(Ok(stream)) => connection(server, stream, cancel).await,
+                Ok(Err(error)) => tracing::debug!(%error, "TLS handshake"),
+                Err(_) => tracing::debug!("TLS handshake timed out"),
+            }
+        });
+    }
+    tracker.close();
+    let _ = tokio::time::timeout(DRAIN, tracker.wait()).await;
+}
+
+async fn connection(server: Arc<ApiServer>, stream: tokio_rustls::server::TlsStream<tokio::net::TcpStream>, cancel: CancellationToken) {
+    let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
+    let user = certificate.map(|der| authn::user_of_certificate(der).map(Arc::new)).transpose();
+    let ending = cancel.clone();
+    let service = hyper::service::service_fn(move |request| {
+        let (server, user, ending) = (server.clone(), user.clone(), ending.clone());
+        async move { Ok::<_, Infallible>(guarded(&server, user, request, ending).await) }
+    });
+    let mut builder = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
+    builder.http2().timer(TokioTimer::new()).max_concurrent_streams(MAX_STREAMS).keep_alive_interval(Duration::from_secs(30));
+    let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
+    tokio::pin!(connection);
+    let result = tokio::select! {
+        result = connection.as_mut() => result,
+        () = cancel.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = result {
+        tracing::debug!(%error, "connection");
+    }
+}
+
+/// Answers a request, whatever happens to its handler.
+async fn guarded(server: &Arc<ApiServer>, user: Result<Option<Arc<User>>, Status>, request: http::Request<Incoming>, ending: CancellationToken) -> Response<Body> {
+    let started = std::time::Instant::now();
+    let (method, path) = (request.method().clone(), request.uri().path().to_string());
+    let handled = std::panic::AssertUnwindSafe(handle(server, user, request, ending)).catch_unwind().await;
+    let response = handled.unwrap_or_else(|_| {
+        tracing::error!(%method, path, "a request handler panicked");
+        error(&Status::internal("this request caused apiserver to panic. Look in log for details"))
+    });
+    metrics::observe(&method, &path, response.status(), started.elapsed());
+    tracing::debug!(%method, path, status = response.status().as_u16(), ms = started.elapsed().as_secs_f64() * 1e3, "request");
+    response
+}
+
+/// A Status as a response.
+pub fn error(status: &Status) -> Response<Body> {
+    let mut response = Response::new(full(status.to_value().to_string() + "\n"));
+    *response.status_mut() = StatusCode::from_u16(status.code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
+    let retry = status.details.as_ref().map_or(0, |d| d.retry_after_seconds);
+    if status.is(Reason::TooManyRequests) || retry > 0 {
+        headers.insert(header::RETRY_AFTER, HeaderValue::from(retry.max(1)));
+    }
+    response
+}
+
+fn text_of<'a>(headers: &'a HeaderMap, name: header::HeaderName) -> Option<&'a str> {
+    headers.get(name).and_then(|v| v.to_str().ok())
+}
+
+async fn handle(server: &Arc<ApiServer>, certificate: Result<Option<Arc<User>>, Status>, request: http::Request<Incoming>, ending: CancellationToken) -> Response<Body> {
+    let user = match certificate {
+        Ok(user) => server.authenticate(user.as_ref(), text_of(request.headers(), header::AUTHORIZATION)).await,
+        Err(status) => Err(status),
+    };
+    let user = match user {
+        Ok(user) => user,
+        Err(status) => return error(&status),
+    };
+    let user = match impersonate(server, user, request.headers()) {
+        Ok(user) => user,
+        Err(status) => return error(&status),
+    };
+    let caller = Caller::new(user, text_of(request.headers(), header::USER_AGENT).unwrap_or_default());
+    let mut response = answer(server, &caller, request, ending).await.unwrap_or_else(|status| error(&status));
+    for warning in caller.take_warnings() {
+        let quoted = warning.replace('\\', "\\\\").replace('"', "\\\"").replace(['\n', '\r'], " ");
+        if let Ok(value) = HeaderValue::from_str(&format!("299 - \"{quoted}\"")) {
+            response.headers_mut().append(header::WARNING, value);
+        }
+    }
+    response
+}
+
+async fn answer(server: &Arc<ApiServer>, caller: &Caller, request: http::Request<Incoming>, ending: CancellationToken) -> Result<Response<Body>, Status> {
+    let (parts, body) = request.into_parts();
+    match route::parse(&parts.method, parts.uri.path(), parts.uri.query().unwrap_or_default())? {
+        Route::Path => {
+            let verb = parts.method.as_str().to_ascii_lowercase();
+            if !paths::is_public(parts.uri.path()) {
+                authz::require(server, &caller.user, &authz::Attributes::path(&verb, parts.uri.path()))?;
+            }
+            if !matches!(parts.method, Method::GET | Method::HEAD) {
+                return Err(Status::new(Reason::MethodNotAllowed, "the server does not allow this method on the requested resource"));
+            }
+            paths::serve(server, &parts)
+        }
+        Route::Connect(call) => {
+            let verb = call.verb(&parts.method);
+            authz::require(server, &caller.user, &authz::Attributes { verb, ..authz::Attributes::of(&call.request) })?;
+            crate::subresource::connect::serve(server, call, http::Request::from_parts(parts, body)).await
+        }
+        Route::Resource(mut request) => {
+            let negotiated = encode::Negotiated::of(&parts.headers)?;
+            if request.verb.is_write() {
+                let content_type = text_of(&parts.headers, header::CONTENT_TYPE).unwrap_or_default().to_string();
+                let bytes = read_body(body).await?;
+                if !bytes.is_empty() {
+                    request.body = meta::RequestBody::Bytes { content_type, bytes };
+                }
+            }
+            let shape = encode::Shape::of(server, &request)?;
+            let dry = !request.options.dry_run.is_empty();
+            let _ = dry;
+            let reply = server.call(caller, request).await?;
+            encode::reply(reply, &shape, &negotiated, &ending)
+        }
+    }
+}
+
+async fn read_body(body: Incoming) -> Result<Bytes, Status> {
+    match Limited::new(body, MAX_BODY).collect().await {
+        Ok(collected) => Ok(collected.to_bytes()),
+        Err(error) if error.is::<http_body_util::LengthLimitError>() => {
+            Err(Status::new(Reason::RequestEntityTooLarge, format!("Request entity too large: limit is {MAX_BODY}")))
+        }
+        Err(error) => Err(Status::bad_request(format!("reading the request's body: {error}"))),
+    }
+}
+
+/// `Impersonate-User` and its kin: act as another, if allowed to.
+fn impersonate(server: &ApiServer, user: Arc<User>, headers: &HeaderMap) -> Result<Arc<User>, Status> {
+    const EXTRA: &str = "impersonate-extra-";
+    let one = |name: &str| headers.get(name).and_then(|v| v.to_str().ok()).map(String::from);
+    let groups: Vec<String> = headers.get_all("impersonate-group").iter().filter_map(|v| v.to_str().ok()).map(String::from).collect();
+    let Some(name) = one("impersonate-user").filter(|n| !n.is_empty()) else {
+        let stray = !groups.is_empty() || headers.keys().any(|k| k.as_str().starts_with(EXTRA)) || headers.contains_key("impersonate-uid");
+        return if stray { Err(Status::bad_request("requested impersonation without impersonating a user")) } else { Ok(user) };
+    };
+    let ask = |group: &str, resource: &str, namespace: &str, name: &str, sub: &str| {
+        let attributes = authz::Attributes { verb: "impersonate", group, version: "", resource, subresource: sub, namespace, name, path: None };
+        authz::require(server, &user, &attributes)
+    };
+    let mut target = User { name, ..User::default() };
+    match target.service_account() {
+        Some((namespace, account)) => ask("", "serviceaccounts", namespace, account, "")?,
+        None => ask("", "users", "", &target.name, "")?,
+    }
+    for group in &groups {
+        ask("", "groups", "", group, "")?;
+    }
+    if let Some(uid) = one("impersonate-uid") {
+        ask("authentication.k8s.io", "uids", "", &uid, "")?;
+        target.uid = uid;
+    }
+    for (key, value) in headers {
+        let (Some(extra), Ok(value)) = (key.as_str().strip_prefix(EXTRA), value.to_str()) else { continue };
+        let extra = route::decode(extra).to_lowercase();
+        ask("authentication.k8s.io", "userextras", "", value, &extra)?;
+        target.extra.entry(extra).or_default().push(value.into());
+    }
+    if groups.is_empty() && let Some((namespace, _)) = target.service_account() {
+        target.groups = vec!["system:serviceaccounts".into(), format!("system:serviceaccounts:{namespace}")];
+    } else {
+        target.groups = groups;
+    }
+    let outsider = target.name == authn::ANONYMOUS;
+    let group = if outsider { authn::UNAUTHENTICATED } else { authn::AUTHENTICATED };
+    if !target.in_group(group) {
+        target.groups.push(group.into());
+    }
+    Ok(Arc::new(target))
+}
+
+/// The body of a GET on a path that is no resource, for callers in this process.
+pub async fn get_path(server: &Arc<ApiServer>, user: &Arc<User>, path_and_query: &str) -> Result<Bytes, Status> {
+    let request = http::Request::get(path_and_query).body(()).map_err(|e| Status::bad_request(e.to_string()))?;
+    let (parts, ()) = request.into_parts();
+    authz::require(server, user, &authz::Attributes::path("get", parts.uri.path()))?;
+    let response = paths::serve(server, &parts)?;
+    let status = response.status();
+    let body = match response.into_body().collect().await {
+        Ok(body) => body.to_bytes(),
+        Err(never) => match never {},
+    };
+    if status.is_success() { Ok(body) } else { Err(Status::internal(String::from_utf8_lossy(&body))) }
+}

@@ -1,0 +1,333 @@
+//! Bodies: from bytes to trees in the requested version, and the documents that change objects.
+//!
+//! JSON, YAML and protobuf become one tree; the schema prunes and checks it under the client's field validation policy
+//! (Ignore, Warn, Strict); patches are applied in the requested version, so that they mean what their author saw.
+
+use meta::decode::Issues;
+use meta::{FieldError, RequestBody, Status, Value, Verb};
+use resources::Resource;
+
+use super::Target;
+use crate::server::ApiServer;
+
+/// Operations one JSON patch may hold, as upstream.
+const MAX_JSON_PATCH_OPS: usize = 10_000;
+
+/// `fieldValidation`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum FieldValidation {
+    Ignore,
+    Warn,
+    Strict,
+}
+
+fn field_validation(target: &Target<'_>) -> Result<FieldValidation, Status> {
+    match target.request.options.field_validation.as_deref().unwrap_or_default() {
+        "Ignore" => Ok(FieldValidation::Ignore),
+        "" | "Warn" => Ok(FieldValidation::Warn),
+        "Strict" => Ok(FieldValidation::Strict),
+        other => {
+            let path = meta::FieldPath::new("fieldValidation");
+            let error = FieldError::not_supported(&path, other, &["Ignore", "Strict", "Warn"]);
+            Err(Status::invalid("meta.k8s.io", "CreateOptions", "", &[error]))
+        }
+    }
+}
+
+fn media_type(content_type: &str) -> &str {
+    content_type.split(';').next().unwrap_or_default().trim()
+}
+
+fn unsupported(content_type: &str, supported: &str) -> Status {
+    let message = format!("the body of the request was in an unknown format - accepted media types include: {supported}");
+    tracing::debug!(content_type, "unsupported media type");
+    Status::new(meta::Reason::UnsupportedMediaType, message)
+}
+
+/// A tree of bytes, and what a strict reader objects to so far.
+fn parse(body: &RequestBody) -> Result<(Value, Issues), Status> {
+    match body {
+        RequestBody::None => Err(Status::bad_request("the request has no body")),
+        RequestBody::Value { value, .. } => Ok((value.clone(), Issues::default())),
+        RequestBody::Bytes { content_type, bytes } => {
+            let refuse = |error: &dyn std::fmt::Display| Status::bad_request(error.to_string());
+            match media_type(content_type) {
+                "" | "application/json" => meta::decode::json(bytes).map_err(|e| refuse(&e)),
+                "application/yaml" => meta::decode::yaml(bytes).map_err(|e| refuse(&e)),
+                "application/vnd.kubernetes.protobuf" => {
+                    Ok((meta::protobuf::decode(meta::schema::builtin(), bytes).map_err(|e| refuse(&e))?, Issues::default()))
+                }
+                other => Err(unsupported(other, "application/json, application/yaml, application/vnd.kubernetes.protobuf")),
+            }
+        }
+    }
+}
+
+/// `DeleteOptions`, `Eviction` and other bodies that are not the resource itself.
+pub fn decode_options(body: &RequestBody, kind: &str) -> Result<Value, Status> {
+    let (value, _) = parse(body)?;
+    match value["kind"].as_str() {
+        Some(said) if said != kind && !said.is_empty() => {
+            Err(Status::bad_request(format!("no kind \"{said}\" is registered for this request; it takes {kind}")))
+        }
+        _ if value.is_object() => Ok(value),
+        _ => Err(Status::bad_request(format!("the body of the request is not a {kind}"))),
+    }
+}
+
+/// Prunes and checks a tree against the schema of the requested version, telling the client what was wrong with it.
+fn check(target: &Target<'_>, body: &mut Value, mut issues: Issues) -> Result<(), Status> {
+    let policy = field_validation(target)?;
+    meta::schema::prune(target.version.schema.root(), body, &mut issues).map_err(|error| {
+        let (kind, version) = (&target.served.resource.kind, &target.version.name);
+        Status::bad_request(format!("{kind} in version {version:?} cannot be handled as a {kind}: {error}"))
+    })?;
+    if let RequestBody::Bytes { bytes, .. } = &target.request.body {
+        issues.arrange(bytes);
+    }
+    match policy {
+        FieldValidation::Strict => issues.strict_error().map_or(Ok(()), |message| Err(Status::bad_request(message))),
+        FieldValidation::Warn => {
+            issues.texts().for_each(|issue| target.caller.warn(issue));
+            Ok(())
+        }
+        FieldValidation::Ignore => Ok(()),
+    }
+}
+
+/// The body of a create or update, in the requested version.
+pub fn decode_object(_server: &ApiServer, target: &Target<'_>, body: &RequestBody) -> Result<Value, Status> {
+    let (mut value, issues) = parse(body)?;
+    expect_kind(target, &mut value)?;
+    check(target, &mut value, issues)?;
+    Ok(value)
+}
+
+/// The body must say what it is, and be what the URL says. In-process callers may leave it out.
+fn expect_kind(target: &Target<'_>, value: &mut Value) -> Result<(), Status> {
+    let resource = &target.served.resource;
+    let wanted = resource.group_version(&target.version.name).to_string();
+    let map = value.as_object_mut().ok_or_else(|| Status::bad_request("couldn't get version/kind; json parse error: the body is not an object"))?;
+    let kind = map.get("kind").and_then(Value::as_str).unwrap_or_default();
+    let api_version = map.get("apiVersion").and_then(Value::as_str).unwrap_or_default();
+    if (!kind.is_empty() && kind != &*resource.kind) || (!api_version.is_empty() && api_version != wanted) {
+        let said = meta::GroupVersion::parse(api_version).unwrap_or_else(|| meta::GroupVersion::new("", ""));
+        return Err(Status::bad_request(format!(
+            "the API version in the data ({said}, Kind={kind}) does not match the expected API version ({wanted}, Kind={})",
+            resource.kind
+        )));
+    }
+    if resource.custom && (kind.is_empty() || api_version.is_empty()) {
+        let what = if kind.is_empty() { "kind" } else { "apiVersion" };
+        return Err(Status::bad_request(format!("Object '{}' is missing in the body", if what == "kind" { "Kind" } else { "apiVersion" })));
+    }
+    map.insert("kind".into(), resource.kind.to_string().into());
+    map.insert("apiVersion".into(), wanted.into());
+    Ok(())
+}
+
+/// Fills in defaults of a body in the storage version.
+pub fn default(resource: &Resource, body: &mut Value) {
+    meta::schema::default(resource.storage_version().schema.root(), body);
+    resource.strategy.default(body);
+}
+
+/// What a custom resource's schema demands. Built-in kinds are checked by decoding and their strategies.
+pub fn validate_schema(resource: &Resource, body: &Value, old: Option<&Value>) -> Vec<FieldError> {
+    if !resource.custom {
+        return Vec::new();
+    }
+    let _ = (body, old); Vec::new()
+}
+
+/// The manager a write is recorded under: the client's word, or the first part of its user agent.
+fn manager<'a>(target: &Target<'a>) -> &'a str {
+    let agent = &target.caller.user_agent;
+    let named = target.request.options.field_manager.as_deref().filter(|m| !m.is_empty());
+    named.unwrap_or_else(|| agent.split('/').next().filter(|a| !a.is_empty()).unwrap_or("unknown"))
+}
+
+fn applied_by<'a>(target: &Target<'a>, now: &'a str) -> meta::apply::Writer<'a> {
+    meta::apply::Writer {
+        manager: manager(target),
+        subresource: &target.request.subresource,
+        now,
+    }
+}
+
+/// Records who owns which fields after an ordinary write.
+pub fn manage_fields(target: &Target<'_>, old: Option<&Value>, body: &mut Value, now: &str) -> Result<(), Status> {
+    let root = target.served.resource.storage_version().schema.root();
+    meta::apply::track_update(root, old, body, &applied_by(target, now));
+    Ok(())
+}
+
+/// A document that makes a new body of an old one, in the requested version.
+pub enum Document {
+    Put(Value),
+    JsonPatch(Value),
+    MergePatch(Value),
+    StrategicPatch(Value),
+    Apply(Value),
+}
+
+impl Document {
+    pub fn of(server: &ApiServer, target: &Target<'_>) -> Result<Self, Status> {
+        if target.request.verb == Verb::Update {
+            return Ok(Self::Put(decode_object(server, target, &target.request.body)?));
+        }
+        let content_type = match &target.request.body {
+            RequestBody::None => return Err(Status::bad_request("the request has no body")),
+            RequestBody::Bytes { content_type, .. } => content_type,
+            RequestBody::Value { content_type, .. } => *content_type,
+        };
+        let options = &target.request.options;
+        let media = media_type(content_type);
+        if options.force.is_some() && !media.starts_with("application/apply-patch") {
+            let path = meta::FieldPath::new("force");
+            let error = FieldError::forbidden(&path, "may not be specified for non-apply patch");
+            return Err(Status::invalid("meta.k8s.io", "PatchOptions", "", &[error]));
+        }
+        let json = || match &target.request.body {
+            RequestBody::Bytes { bytes, .. } => meta::decode::json(bytes).map(|(v, _)| v).map_err(|e| Status::bad_request(format!("error decoding patch: {e}"))),
+            RequestBody::Value { value, .. } => Ok(value.clone()),
+            RequestBody::None => Ok(Value::Null),
+        };
+        match media {
+            "application/json-patch+json" => {
+                let patch = json()?;
+                if patch.as_array().is_some_and(|ops| ops.len() > MAX_JSON_PATCH_OPS) {
+                    let message = format!("The allowed maximum operations in a JSON patch is {MAX_JSON_PATCH_OPS}, got {}", patch.as_array().map_or(0, Vec::len));
+                    return Err(Status::new(meta::Reason::RequestEntityTooLarge, message));
+                }
+                Ok(Self::JsonPatch(patch))
+            }
+            "application/merge-patch+json" => Ok(Self::MergePatch(json()?)),
+            "application/strategic-merge-patch+json" if !target.served.resource.custom => Ok(Self::StrategicPatch(json()?)),
+            "application/apply-patch+yaml" | "application/apply-patch+json" => {
+                if options.field_manager.as_deref().unwrap_or_default().is_empty() {
+                    let path = meta::FieldPath::new("fieldManager");
+                    let error = FieldError::required(&path, "is required for apply patch");
+                    return Err(Status::invalid("meta.k8s.io", "PatchOptions", "", &[error]));
+                }
+                let (mut value, issues) = match &target.request.body {
+                    RequestBody::Bytes { bytes, .. } => meta::decode::yaml(bytes).map_err(|e| Status::bad_request(format!("error decoding YAML: {e}")))?,
+                    RequestBody::Value { value, .. } => (value.clone(), Issues::default()),
+                    RequestBody::None => (Value::Null, Issues::default()),
+                };
+                expect_kind(target, &mut value)?;
+                if value["metadata"]["managedFields"].as_array().is_some_and(|m| !m.is_empty()) {
+                    return Err(Status::bad_request("metadata.managedFields must be nil"));
+                }
+                check(target, &mut value, issues)?;
+                Ok(Self::Apply(value))
+            }
+            other => {
+                let mut supported = vec!["application/json-patch+json", "application/merge-patch+json", "application/apply-patch+yaml"];
+                if !target.served.resource.custom {
+                    supported.insert(2, "application/strategic-merge-patch+json");
+                }
+                Err(unsupported(other, &supported.join(", ")))
+            }
+        }
+    }
+
+    /// The body to create when there is nothing to change.
+    pub fn as_new(&self, target: &Target<'_>, now: &str) -> Result<Value, Status> {
+        match self {
+            Self::Put(body) => Ok(body.clone()),
+            Self::Apply(body) => {
+                let nothing = serde_json::json!({"kind": body["kind"], "apiVersion": body["apiVersion"], "metadata": {}});
+                let root = target.version.schema.root();
+                meta::apply::apply(root, &nothing, body, false, &applied_by(target, now)).map_err(|c| c.status(target.group(), target.plural(), &target.request.name))
+            }
+            _ => Err(target.not_found()),
+        }
+    }
+
+    /// The changed body, in the storage version.
+    pub fn changed(&self, target: &Target<'_>, old: &Value, now: &str) -> Result<Value, Status> {
+        let served = target.served;
+        let (asked, storage) = (&*target.version.name, &*served.resource.storage_version().name);
+        let seen = || -> Result<Value, Status> {
+            let mut seen = old.clone();
+            served.convert(&mut seen, storage, asked)?;
+            Ok(seen)
+        };
+        let root = target.version.schema.root();
+        let unprocessable = |error: meta::patch::PatchError| match error {
+            meta::patch::PatchError::Invalid(message) => Status::bad_request(message),
+            meta::patch::PatchError::Unprocessable(message) => {
+                let mut status = Status::new(meta::Reason::Invalid, message);
+                status.details = Some(Box::new(meta::status::Details {
+                    name: target.request.name.clone(),
+                    group: target.group().into(),
+                    kind: served.resource.kind.to_string(),
+                    ..Default::default()
+                }));
+                status
+            }
+        };
+        let mut body = match self {
+            Self::Put(body) => body.clone(),
+            Self::JsonPatch(patch) => meta::patch::json(seen()?, patch).map_err(unprocessable)?,
+            Self::MergePatch(patch) => {
+                let mut body = seen()?;
+                meta::patch::merge(&mut body, patch).map_err(unprocessable)?;
+                body
+            }
+            Self::StrategicPatch(patch) => meta::patch::strategic(root, seen()?, patch).map_err(unprocessable)?,
+            Self::Apply(applied) => {
+                let force = target.request.options.force.unwrap_or(false);
+                meta::apply::apply(root, &seen()?, applied, force, &applied_by(target, now)).map_err(|conflicts| {
+                    conflicts.status(target.group(), target.plural(), &target.request.name)
+                })?
+            }
+        };
+        if !matches!(self, Self::Put(_) | Self::Apply(_)) {
+            expect_kind(target, &mut body)?;
+            check(target, &mut body, Issues::default())?;
+        }
+        served.convert(&mut body, asked, storage)?;
+        Ok(body)
+    }
+}
+
+/// A PUT or patch of a Scale.
+pub struct ScaleDocument(Document);
+
+impl ScaleDocument {
+    pub fn of(target: &Target<'_>) -> Result<Self, Status> {
+        if target.request.verb == Verb::Update {
+            return Ok(Self(Document::Put(decode_options(&target.request.body, "Scale")?)));
+        }
+        let (content_type, value) = match &target.request.body {
+            RequestBody::Bytes { content_type, bytes } => {
+                let (value, _) = meta::decode::yaml(bytes).map_err(|e| Status::bad_request(format!("error decoding patch: {e}")))?;
+                (content_type.as_str(), value)
+            }
+            RequestBody::Value { content_type, value } => (*content_type, value.clone()),
+            RequestBody::None => return Err(Status::bad_request("the request has no body")),
+        };
+        match media_type(content_type) {
+            "application/json-patch+json" => Ok(Self(Document::JsonPatch(value))),
+            // A Scale has no lists: all three mean the same.
+            "application/merge-patch+json" | "application/strategic-merge-patch+json" | "application/apply-patch+yaml" => Ok(Self(Document::MergePatch(value))),
+            other => Err(unsupported(other, "application/json-patch+json, application/merge-patch+json, application/strategic-merge-patch+json, application/apply-patch+yaml")),
+        }
+    }
+
+    pub fn changed(&self, before: &Value) -> Result<Value, Status> {
+        let said = |error: meta::patch::PatchError| Status::bad_request(error.to_string());
+        match &self.0 {
+            Document::Put(scale) => Ok(scale.clone()),
+            Document::JsonPatch(patch) => meta::patch::json(before.clone(), patch).map_err(said),
+            Document::MergePatch(patch) => {
+                let mut scale = before.clone();
+                meta::patch::merge(&mut scale, patch).map_err(said)?;
+                Ok(scale)
+            }
+            Document::StrategicPatch(_) | Document::Apply(_) => Err(Status::internal("a scale is not patched this way")),
+        }
+    }
+}

@@ -1,0 +1,245 @@
+//! Delete and delete-collection.
+//!
+//! Follows upstream's generic registry: an object with finalizers or a grace period is marked with
+//! `deletionTimestamp` and stays; otherwise it goes at once. The propagation policy becomes a finalizer for the garbage
+//! collector.
+
+use meta::{Object, Reply, Request, RequestBody, Status, Value, Verb};
+use resources::strategy::Deletion;
+use store::{Compare, Op, Txn, TxnOutcome};
+
+use super::read::store_error;
+use super::write::Change;
+use super::{Target, body, metadata};
+use crate::admission::{self, Attributes, Operation};
+use crate::clock;
+use crate::server::ApiServer;
+
+/// The garbage collector's finalizers.
+const ORPHAN: &str = "orphan";
+const FOREGROUND: &str = "foregroundDeletion";
+/// Objects deleted by one delete-collection at a time.
+const COLLECTION_PARALLEL: usize = 16;
+/// Tries at an object that others keep changing.
+const TRIES: usize = 64;
+
+/// `metav1.DeleteOptions`, from body or query.
+#[derive(Clone, Debug, Default)]
+pub struct DeleteOptions {
+    pub grace_period_seconds: Option<i64>,
+    pub propagation: Option<String>,
+    pub uid: Option<String>,
+    pub resource_version: Option<String>,
+    pub dry_run: Vec<String>,
+}
+
+impl DeleteOptions {
+    pub fn of(request: &Request) -> Result<Self, Status> {
+        let mut options = Self { dry_run: request.options.dry_run.clone(), ..Self::default() };
+        let query = |name: &str| request.options.other.iter().find(|(k, _)| k == name).map(|(_, v)| v.as_str());
+        if let Some(seconds) = query("gracePeriodSeconds") {
+            options.grace_period_seconds =
+                Some(seconds.parse().map_err(|_| Status::bad_request(format!("gracePeriodSeconds: invalid value {seconds:?}")))?);
+        }
+        options.propagation = query("propagationPolicy").map(str::to_string);
+        match query("orphanDependents") {
+            Some("true") => options.propagation = Some("Orphan".into()),
+            Some("false") => options.propagation = Some("Background".into()),
+            _ => {}
+        }
+        let body = match &request.body {
+            RequestBody::None => return options.checked(),
+            RequestBody::Bytes { bytes, .. } if bytes.is_empty() => return options.checked(),
+            other => body::decode_options(other, "DeleteOptions")?,
+        };
+        options.grace_period_seconds = body["gracePeriodSeconds"].as_i64().or(options.grace_period_seconds);
+        if let Some(policy) = body["propagationPolicy"].as_str() {
+            options.propagation = Some(policy.into());
+        }
+        if let Some(orphan) = body["orphanDependents"].as_bool() {
+            if options.propagation.is_some() {
+                return Err(Status::bad_request("orphanDependents and deletionPropagation cannot be both set"));
+            }
+            options.propagation = Some(if orphan { "Orphan" } else { "Background" }.into());
+        }
+        options.uid = body["preconditions"]["uid"].as_str().map(str::to_string);
+        options.resource_version = body["preconditions"]["resourceVersion"].as_str().map(str::to_string);
+        for value in body["dryRun"].as_array().into_iter().flatten().filter_map(Value::as_str) {
+            options.dry_run.push(value.into());
+        }
+        options.checked()
+    }
+
+    fn checked(self) -> Result<Self, Status> {
+        let path = meta::FieldPath::new("propagationPolicy");
+        let refuse = |errors| Err(Status::invalid("meta.k8s.io", "DeleteOptions", "", errors));
+        if let Some(policy) = &self.propagation
+            && !matches!(policy.as_str(), "Orphan" | "Background" | "Foreground")
+        {
+            let names = ["Foreground", "Background", "Orphan", "nil"];
+            return refuse(&[meta::FieldError::not_supported(&path, policy.as_str(), &names)]);
+        }
+        if self.dry_run.iter().any(|d| d != "All") {
+            let path = meta::FieldPath::new("dryRun");
+            return refuse(&[meta::FieldError::not_supported(&path, self.dry_run.join(","), &["All"])]);
+        }
+        Ok(self)
+    }
+
+    fn dry(&self) -> bool {
+        !self.dry_run.is_empty()
+    }
+}
+
+impl ApiServer {
+    pub(super) async fn delete(&self, target: Target<'_>) -> Result<Reply, Status> {
+        let options = DeleteOptions::of(target.request)?;
+        match self.delete_object(target, &options).await? {
+            Some(kept) => Ok(Reply::Object { object: target.served.present(kept.into(), target.version)?, created: false }),
+            None => {
+                let mut status = Status::success();
+                status.details = Some(Box::new(meta::status::Details {
+                    name: target.request.name.clone(),
+                    group: target.group().into(),
+                    kind: target.plural().into(),
+                    ..Default::default()
+                }));
+                Ok(Reply::Value { value: status.to_value(), code: 200 })
+            }
+        }
+    }
+
+    /// Deletes one object, or marks it; `Some` is the object that stays for now.
+    pub async fn delete_object(&self, target: Target<'_>, options: &DeleteOptions) -> Result<Option<Object>, Status> {
+        let resource = &target.served.resource;
+        let cache = target.served.cache()?;
+        let key: store::Key = target.key().into();
+        let mut refused = None;
+        for _ in 0..TRIES {
+            let (stored, _) = self.store().get(&key, None).await.map_err(store_error)?;
+            let stored = stored.ok_or_else(|| target.not_found())?;
+            let object = match cache.decode(&stored) {
+                Ok(object) => object,
+                // What cannot be read can still be removed.
+                Err(error) => {
+                    tracing::warn!(%key, %error, "deleting an object that cannot be read");
+                    let txn = Txn { compares: vec![Compare { key: key.clone(), mod_revision: stored.mod_revision }], ops: vec![Op::Delete { key: key.clone() }] };
+                    self.store().txn(txn).await.map_err(store_error)?;
+                    return Ok(None);
+                }
+            };
+            let old = object.value().map_err(Status::internal)?;
+            self.check_preconditions(&target, options, &old)?;
+            let attributes = Attributes::new(&target, Operation::Delete)?;
+            admission::validate(self, &attributes, None, Some(&old)).await?;
+
+            let marked = mark(resource, &old, options);
+            if options.dry() {
+                return Ok(None);
+            }
+            let Some(marked) = marked else {
+                let mut txn = Txn { compares: vec![Compare { key: key.clone(), mod_revision: stored.mod_revision }], ops: vec![Op::Delete { key: key.clone() }] };
+                super::write::claim(resource, Some(&old), None, &mut txn);
+                match self.store().txn(txn).await.map_err(store_error)? {
+                    TxnOutcome::Committed { .. } => return Ok(None),
+                    TxnOutcome::Conflict { .. } => continue,
+                }
+            };
+            if marked == old {
+                return Ok(Some(object));
+            }
+            let revision = stored.mod_revision.to_string();
+            let replace = |body: &mut Value| {
+                if metadata::text(body, "resourceVersion") != revision {
+                    return Err(Status::conflict(target.group(), target.plural(), &target.request.name, metadata::MODIFIED));
+                }
+                *body = marked.clone();
+                Ok(())
+            };
+            match self.change(target, Change::Server(&replace)).await {
+                Ok(written) if written.removed => return Ok(None),
+                Ok(written) => return Object::from_wire(written.object.to_json()).map(Some).map_err(Status::internal),
+                Err(status) if status.is_conflict() => refused = Some(status),
+                Err(status) => return Err(status),
+            }
+        }
+        Err(refused.unwrap_or_else(|| Status::conflict(target.group(), target.plural(), &target.request.name, metadata::MODIFIED)))
+    }
+
+    fn check_preconditions(&self, target: &Target<'_>, options: &DeleteOptions, old: &Value) -> Result<(), Status> {
+        for (wanted, field, words) in [(&options.uid, "uid", "UID"), (&options.resource_version, "resourceVersion", "ResourceVersion")] {
+            let found = metadata::text(old, field);
+            if let Some(wanted) = wanted.as_deref().filter(|w| *w != found) {
+                let why = format!("Precondition failed: {words} in precondition: {wanted}, {words} in object meta: {found}");
+                return Err(Status::conflict(target.group(), target.plural(), &target.request.name, why));
+            }
+        }
+        Ok(())
+    }
+
+    async fn delete_if_there(&self, target: Target<'_>, options: &DeleteOptions) -> Result<(), Status> {
+        match self.delete_object(target, options).await {
+            Err(status) if !status.is_not_found() => Err(status),
+            _ => Ok(()),
+        }
+    }
+
+    pub(super) async fn delete_collection(&self, target: Target<'_>) -> Result<Reply, Status> {
+        use futures::{FutureExt, StreamExt, TryStreamExt};
+        let options = DeleteOptions::of(target.request)?;
+        let list = self.list_stored(target).await?;
+        let requests: Vec<Request> = list
+            .items
+            .iter()
+            .map(|item| Request::new(Verb::Delete, target.request.resource.clone(), &item.meta.namespace, &item.meta.name))
+            .collect();
+        let mut deletions = Vec::with_capacity(requests.len());
+        for request in &requests {
+            deletions.push(self.delete_if_there(Target { request, ..target }, &options).boxed());
+        }
+        futures::stream::iter(deletions).buffer_unordered(COLLECTION_PARALLEL).try_collect::<Vec<()>>().await?;
+        let mut items = Vec::with_capacity(list.items.len());
+        for item in list.items {
+            items.push(target.served.present(item, target.version)?);
+        }
+        Ok(Reply::List(meta::List { resource_version: list.resource_version, items, ..meta::List::default() }))
+    }
+}
+
+/// The object marked for deletion, or `None` when it can go at once.
+fn mark(resource: &resources::Resource, old: &Value, options: &DeleteOptions) -> Option<Value> {
+    let grace = match resource.strategy.deletion(old, options.grace_period_seconds) {
+        Deletion::Immediate => 0,
+        Deletion::Graceful(seconds) => seconds.max(0),
+    };
+    let mut new = old.clone();
+    let metadata = new["metadata"].as_object_mut()?;
+    let mut finalizers: Vec<Value> = metadata.get("finalizers").and_then(Value::as_array).cloned().unwrap_or_default();
+    let default = if resource.strategy.default_orphans() { Some("Orphan") } else { None };
+    let wanted = options.propagation.as_deref().or(default);
+    if let Some(policy) = wanted {
+        finalizers.retain(|f| f != ORPHAN && f != FOREGROUND);
+        match policy {
+            "Orphan" => finalizers.push(ORPHAN.into()),
+            "Foreground" => finalizers.push(FOREGROUND.into()),
+            _ => {}
+        }
+    }
+    let waits = !finalizers.is_empty() || resource.strategy.held(old);
+    if !waits && grace == 0 {
+        return None;
+    }
+    if finalizers.is_empty() {
+        metadata.remove("finalizers");
+    } else {
+        metadata.insert("finalizers".into(), finalizers.into());
+    }
+    let already = metadata.get("deletionTimestamp").is_some_and(|t| !t.is_null());
+    let before = metadata.get("deletionGracePeriodSeconds").and_then(Value::as_i64);
+    // A second delete may shorten the wait, never lengthen it.
+    if !already || before.is_some_and(|before| grace < before && options.grace_period_seconds.is_some()) {
+        metadata.insert("deletionTimestamp".into(), clock::after_seconds(grace).into());
+        metadata.insert("deletionGracePeriodSeconds".into(), grace.into());
+    }
+    Some(new)
+}

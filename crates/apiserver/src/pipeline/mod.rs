@@ -1,0 +1,138 @@
+//! One pipeline for every kind and verb.
+//!
+//! [`ApiServer::call`] takes a request whose caller is known: it authorizes, finds the kind, and hands over to reading
+//! ([`read`]), writing ([`write`]) or deleting ([`delete`]). No kind and no subresource decides order or authorization for
+//! itself.
+
+pub mod body;
+pub mod delete;
+pub mod metadata;
+pub mod read;
+pub mod write;
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use meta::{Reply, Request, Status, Verb};
+use resources::{ResourceVersion, SubresourceKind, Verbs};
+
+use crate::authn::User;
+use crate::authz;
+use crate::catalog::Served;
+use crate::server::ApiServer;
+
+/// Longest wait for the caches to reach a revision; then 504.
+pub const FRESHNESS_LIMIT: Duration = Duration::from_secs(3);
+/// Most `Warning` headers a reply carries.
+const MAX_WARNINGS: usize = 64;
+
+/// Who asks, and what the answer should tell them besides.
+pub struct Caller {
+    pub user: Arc<User>,
+    pub user_agent: String,
+    warnings: Mutex<Vec<String>>,
+}
+
+impl Caller {
+    pub fn new(user: Arc<User>, user_agent: &str) -> Self {
+        Self { user, user_agent: user_agent.to_string(), warnings: Mutex::default() }
+    }
+
+    /// Adds a text for a `Warning` header, once.
+    pub fn warn(&self, text: impl Into<String>) {
+        let text = text.into();
+        let mut warnings = self.warnings.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if warnings.len() < MAX_WARNINGS && !warnings.contains(&text) {
+            warnings.push(text);
+        }
+    }
+
+    pub fn take_warnings(&self) -> Vec<String> {
+        std::mem::take(&mut self.warnings.lock().unwrap_or_else(std::sync::PoisonError::into_inner))
+    }
+}
+
+/// What a request is about, resolved.
+#[derive(Clone, Copy)]
+pub struct Target<'a> {
+    pub caller: &'a Caller,
+    pub served: &'a Arc<Served>,
+    pub version: &'a ResourceVersion,
+    pub request: &'a Request,
+}
+
+impl Target<'_> {
+    pub fn group(&self) -> &str {
+        &self.served.resource.group
+    }
+
+    pub fn plural(&self) -> &str {
+        &self.served.resource.plural
+    }
+
+    pub fn key(&self) -> String {
+        self.served.resource.key(&self.request.namespace, &self.request.name)
+    }
+
+    pub fn not_found(&self) -> Status {
+        Status::not_found(self.group(), self.plural(), &self.request.name)
+    }
+
+    pub fn not_allowed(&self) -> Status {
+        Status::method_not_allowed(self.group(), self.plural(), self.request.verb.as_str())
+    }
+
+    pub fn dry_run(&self) -> Result<bool, Status> {
+        match &self.request.options.dry_run[..] {
+            [] => Ok(false),
+            [all] if all == "All" => Ok(true),
+            other => Err(Status::bad_request(format!("dryRun: Unsupported value: {:?}: supported values: \"All\"", other.join(",")))),
+        }
+    }
+}
+
+impl ApiServer {
+    /// Serves one request of a known caller, authorization included.
+    pub async fn call(&self, caller: &Caller, request: Request) -> Result<Reply, Status> {
+        authz::require(self, &caller.user, &authz::Attributes::of(&request))?;
+        self.serve(caller, request).await
+    }
+
+    /// Serves one request that is already authorized.
+    pub async fn serve(&self, caller: &Caller, request: Request) -> Result<Reply, Status> {
+        let catalog = self.catalog();
+        let (served, version) = catalog.get(&request.resource).ok_or_else(Status::unknown_path)?;
+        let resource = &served.resource;
+        let version = &resource.versions[version];
+        if let Some(text) = &version.deprecation {
+            caller.warn(&**text);
+        }
+        if resource.namespaced && request.namespace.is_empty() && !matches!(request.verb, Verb::List | Verb::Watch | Verb::Create) {
+            return Err(Status::unknown_path());
+        }
+        let target = Target { caller, served, version, request: &request };
+        if !request.subresource.is_empty() {
+            let sub = resource.subresource(&request.subresource).ok_or_else(Status::unknown_path)?;
+            return match (&sub.kind, request.verb) {
+                (SubresourceKind::Status | SubresourceKind::Part, Verb::Get) => self.get(target).await,
+                (SubresourceKind::Status | SubresourceKind::Part, Verb::Update | Verb::Patch) => self.update(target).await,
+                (SubresourceKind::Scale { .. }, Verb::Get | Verb::Update | Verb::Patch) => crate::subresource::scale::serve(self, target).await,
+                (SubresourceKind::Action, Verb::Create) => crate::subresource::act(self, target).await,
+                _ => Err(target.not_allowed()),
+            };
+        }
+        match (resource.verbs, request.verb) {
+            (Verbs::CreateOnly, Verb::Create) => crate::reviews::create(self, target).await,
+            (Verbs::CreateOnly, _) => Err(target.not_allowed()),
+            (Verbs::ReadOnly, Verb::Get | Verb::List) => crate::reviews::component_statuses(self, target).await,
+            (Verbs::ReadOnly, _) | (Verbs::NoDeleteCollection, Verb::DeleteCollection) => Err(target.not_allowed()),
+            (_, Verb::Get) => self.get(target).await,
+            (_, Verb::List) => self.list(target).await,
+            (_, Verb::Watch) => self.watch(target).await,
+            (_, Verb::Create) => self.create(target).await,
+            (_, Verb::Update | Verb::Patch) => self.update(target).await,
+            (_, Verb::Delete) => self.delete(target).await,
+            (_, Verb::DeleteCollection) => self.delete_collection(target).await,
+        }
+    }
+}

@@ -1,0 +1,369 @@
+//! Create, update, patch and apply: one function with different first halves.
+//!
+//! [`ApiServer::create`] and [`ApiServer::change`] run the same steps — default, mutating admission, prepare, field
+//! management, validate, validating admission, transaction — and differ in where the new body comes from. A dry run
+//! stops before the transaction. A change made by the server itself (a binding, a deletion mark) is the same change with
+//! a function as its first half.
+
+use std::sync::Arc;
+
+use meta::{FieldError, Object, Reply, Status, Value, Verb};
+use resources::Context;
+use store::{Compare, Op, Txn, TxnOutcome};
+
+use super::read::store_error;
+use super::{Target, body, metadata};
+use crate::admission::{self, Attributes, Operation, service_address};
+use crate::clock;
+use crate::server::ApiServer;
+
+/// Tries at a generated name before giving up, as upstream.
+const NAME_TRIES: usize = 8;
+/// Tries at a change whose object is being changed by others all the time.
+const CHANGE_TRIES: usize = 64;
+
+/// Where the new body of an existing object comes from.
+pub enum Change<'a> {
+    /// The client's own: PUT, or any patch.
+    Request,
+    /// The server's. Says what to do with the current object; runs again when it was changed meanwhile.
+    Server(&'a (dyn Fn(&mut Value) -> Result<(), Status> + Send + Sync)),
+}
+
+/// What came of one try at creating.
+enum Created {
+    Done(Arc<Object>),
+    /// Another object holds what this one claims besides its name.
+    ClaimTaken(Status),
+}
+
+/// Adds to a transaction what the body claims besides its own key, and gives back what the old one did.
+pub(super) fn claim(resource: &resources::Resource, old: Option<&Value>, new: Option<&Value>, txn: &mut Txn) {
+    let (before, after) = (service_address::claims(resource, old), service_address::claims(resource, new));
+    for (key, value) in after.iter().filter(|(key, _)| !before.contains_key(*key)) {
+        let key: store::Key = key.as_str().into();
+        txn.compares.push(Compare { key: key.clone(), mod_revision: 0 });
+        txn.ops.push(Op::Put { key, value: value.clone(), lease: None });
+    }
+    for key in before.keys().filter(|key| !after.contains_key(*key)) {
+        txn.ops.push(Op::Delete { key: key.as_str().into() });
+    }
+}
+
+fn claim_taken(target: &Target<'_>, name: &str, compared: &[store::Key], current: &[Option<store::KeyValue>]) -> Status {
+    let held = compared.iter().zip(current).skip(1).find(|(_, found)| found.is_some());
+    let error = service_address::taken(held.map_or("", |(key, _)| &**key));
+    Status::invalid(target.group(), &target.served.resource.kind, name, &[error])
+}
+
+/// What a write left behind.
+pub struct Written {
+    pub object: Arc<Object>,
+    pub created: bool,
+    /// The write removed the object: it was only waiting for its last finalizer.
+    pub removed: bool,
+}
+
+impl ApiServer {
+    pub(super) async fn create(&self, target: Target<'_>) -> Result<Reply, Status> {
+        let body = body::decode_object(self, &target, &target.request.body)?;
+        let object = self.create_object(target, body).await?;
+        Ok(Reply::Object { object: target.served.present(object, target.version)?, created: true })
+    }
+
+    /// Creates an object from a body in the requested version.
+    pub async fn create_object(&self, target: Target<'_>, mut body: Value) -> Result<Arc<Object>, Status> {
+        let resource = &target.served.resource;
+        if resource.namespaced && target.request.namespace.is_empty() {
+            return Err(Status::bad_request("an empty namespace may not be set during creation"));
+        }
+        metadata::agree_with_url(&target, &mut body)?;
+        let generated = metadata::text(&body, "name").is_empty() && !metadata::text(&body, "generateName").is_empty();
+        let mut refused = Status::internal("no attempt was made");
+        for _ in 0..NAME_TRIES {
+            let mut body = body.clone();
+            if generated {
+                let name = metadata::generate_name(metadata::text(&body, "generateName"));
+                metadata::of(&mut body)?.insert("name".into(), name.into());
+            }
+            match self.create_once(target, body).await {
+                Ok(Created::Done(object)) => return Ok(object),
+                // An address picked a moment ago went to someone else; a named one will be refused again.
+                Ok(Created::ClaimTaken(status)) => refused = status,
+                Err(status) if generated && status.is_already_exists() => refused = status,
+                Err(status) => return Err(status),
+            }
+        }
+        Err(refused)
+    }
+
+    async fn create_once(&self, target: Target<'_>, mut body: Value) -> Result<Created, Status> {
+        let resource = &target.served.resource;
+        let now = clock::now();
+        if !metadata::text(&body, "resourceVersion").is_empty() {
+            return Err(Status::bad_request("resourceVersion should not be set on objects to be created"));
+        }
+        target.served.convert(&mut body, &target.version.name, &resource.storage_version().name)?;
+        let cx = context(&target, &now);
+        let tracks = resource.strategy.tracks_generation(resource.has_status());
+        body::default(resource, &mut body);
+        metadata::prepare_create(&mut body, &now, tracks)?;
+
+        let mut attributes = Attributes::new(&target, Operation::Create)?;
+        admission::mutate(self, &mut attributes, &mut body, None).await?;
+        body::default(resource, &mut body);
+        if resource.has_status() && resource.strategy.drops_status_on_create() && let Some(map) = body.as_object_mut() {
+            map.remove("status");
+        }
+        resource.strategy.prepare_create(&cx, &mut body);
+        if target.request.verb == Verb::Create {
+            body::manage_fields(&target, None, &mut body, &now)?;
+        }
+
+        let mut errors = metadata::validate_name(&target, &body);
+        errors.extend(resources::metadata::validate(&body, resource.namespaced));
+        errors.extend(resource.strategy.validate_create(&cx, &body));
+        errors.extend(body::validate_schema(resource, &body, None));
+        self.refuse(&target, &body, &errors)?;
+        for warning in resource.strategy.warnings(&body) {
+            target.caller.warn(warning);
+        }
+        admission::validate(self, &attributes, Some(&body), None).await?;
+
+        let name = metadata::text(&body, "name").to_string();
+        let key = resource.key(&target.request.namespace, &name);
+        if target.dry_run()? {
+            self.await_newest().await?;
+            if target.served.cache()?.get(&key).is_some() {
+                return Err(Status::already_exists(target.group(), target.plural(), &name));
+            }
+            return Object::from_value(&body).map(|o| Created::Done(Arc::new(o))).map_err(Status::internal);
+        }
+        let lease = self.lease_for(resource.ttl_seconds).await?;
+        let raw = meta::object::encode_stored(&body).map_err(Status::internal)?;
+        let key: store::Key = key.into();
+        let mut txn = Txn {
+            compares: vec![Compare { key: key.clone(), mod_revision: 0 }],
+            ops: vec![Op::Put { key, value: raw.clone(), lease }],
+        };
+        claim(resource, None, Some(&body), &mut txn);
+        let compared: Vec<store::Key> = txn.compares.iter().map(|c| c.key.clone()).collect();
+        match self.store().txn(txn).await.map_err(store_error)? {
+            TxnOutcome::Committed { revision } => {
+                let mut object = Object::from_stored_body(raw, &body, revision).map_err(Status::internal)?;
+                object.fields = resource.select_fields(&body);
+                Ok(Created::Done(Arc::new(object)))
+            }
+            TxnOutcome::Conflict { current, .. } if current.first().is_some_and(Option::is_some) => {
+                Err(Status::already_exists(target.group(), target.plural(), &name))
+            }
+            TxnOutcome::Conflict { current, .. } => Ok(Created::ClaimTaken(claim_taken(&target, &name, &compared, &current))),
+        }
+    }
+
+    fn refuse(&self, target: &Target<'_>, body: &Value, errors: &[FieldError]) -> Result<(), Status> {
+        if errors.is_empty() {
+            return Ok(());
+        }
+        Err(Status::invalid(target.group(), &target.served.resource.kind, metadata::text(body, "name"), errors))
+    }
+
+    pub(super) async fn update(&self, target: Target<'_>) -> Result<Reply, Status> {
+        let written = self.change(target, Change::Request).await?;
+        Ok(Reply::Object { object: target.served.present(written.object, target.version)?, created: written.created })
+    }
+
+    /// Changes one object, or (where the kind or an apply allows it) creates it.
+    pub async fn change(&self, target: Target<'_>, change: Change<'_>) -> Result<Written, Status> {
+        let resource = &target.served.resource;
+        let key: store::Key = target.key().into();
+        let cache = target.served.cache()?;
+        let document = match &change {
+            Change::Request => Some(body::Document::of(self, &target)?),
+            Change::Server(_) => None,
+        };
+        // The cache may be a moment behind; the transaction tells, and then the store is asked.
+        let mut current = cache.get(&key);
+        let mut certain = false;
+        for _ in 0..CHANGE_TRIES {
+            if current.is_none() && !certain {
+                let (stored, _) = self.store().get(&key, None).await.map_err(store_error)?;
+                current = stored.map(|s| cache.decode(&s).map(Arc::new)).transpose().map_err(Status::internal)?;
+                certain = true;
+            }
+            let Some(old_object) = current.clone() else {
+                return self.create_by_change(target, document.as_ref()).await;
+            };
+            let old = old_object.value().map_err(Status::internal)?;
+            let made = self.make(&target, &change, document.as_ref(), &old).await;
+            let (body, named_version) = match made {
+                Ok(made) => made,
+                // What failed may have failed against an old state.
+                Err(status) if !certain && (status.is_conflict() || status.is(meta::Reason::Invalid)) => {
+                    let (stored, _) = self.store().get(&key, None).await.map_err(store_error)?;
+                    certain = true;
+                    let unchanged = stored.as_ref().is_some_and(|s| s.mod_revision == old_object.resource_version);
+                    if unchanged {
+                        return Err(status);
+                    }
+                    current = stored.map(|s| cache.decode(&s).map(Arc::new)).transpose().map_err(Status::internal)?;
+                    continue;
+                }
+                Err(status) => return Err(status),
+            };
+            let finished = is_finished(resource, &body);
+            let raw = meta::object::encode_stored(&body).map_err(Status::internal)?;
+            if target.dry_run()? {
+                let object = Object::from_value(&body).map_err(Status::internal)?;
+                return Ok(Written { object: Arc::new(object), created: false, removed: finished });
+            }
+            if raw == *old_object.raw() && !finished {
+                return Ok(Written { object: old_object, created: false, removed: false });
+            }
+            let op = if finished {
+                Op::Delete { key: key.clone() }
+            } else {
+                Op::Put { key: key.clone(), value: raw.clone(), lease: self.lease_for(resource.ttl_seconds).await? }
+            };
+            let compares = vec![Compare { key: key.clone(), mod_revision: old_object.resource_version }];
+            let mut txn = Txn { compares, ops: vec![op] };
+            claim(resource, Some(&old), (!finished).then_some(&body), &mut txn);
+            let compared: Vec<store::Key> = txn.compares.iter().map(|c| c.key.clone()).collect();
+            match self.store().txn(txn).await.map_err(store_error)? {
+                TxnOutcome::Committed { revision } => {
+                    let mut object = Object::from_stored_body(raw, &body, revision).map_err(Status::internal)?;
+                    object.fields = resource.select_fields(&body);
+                    return Ok(Written { object: Arc::new(object), created: false, removed: finished });
+                }
+                TxnOutcome::Conflict { current: found, .. } => {
+                    let own = found.first().cloned().flatten();
+                    if own.is_some_and(|own| own.mod_revision == old_object.resource_version) {
+                        return Err(claim_taken(&target, &target.request.name, &compared, &found));
+                    }
+                    if named_version && certain {
+                        return Err(self.modified(&target));
+                    }
+                    let stored = found.into_iter().next().flatten();
+                    current = stored.map(|s| cache.decode(&s).map(Arc::new)).transpose().map_err(Status::internal)?;
+                    certain = true;
+                }
+            }
+        }
+        Err(self.modified(&target))
+    }
+
+    fn modified(&self, target: &Target<'_>) -> Status {
+        Status::conflict(target.group(), target.plural(), &target.request.name, metadata::MODIFIED)
+    }
+
+    /// An update of what is not there: apply creates, some kinds create on PUT, all else is a 404.
+    async fn create_by_change(&self, target: Target<'_>, document: Option<&body::Document>) -> Result<Written, Status> {
+        let allowed = match document {
+            _ if !target.request.subresource.is_empty() => false,
+            Some(body::Document::Apply(_)) => true,
+            Some(body::Document::Put(body)) => {
+                target.served.resource.strategy.allow_create_on_update() && metadata::text(body, "uid").is_empty()
+            }
+            _ => false,
+        };
+        let Some(document) = document.filter(|_| allowed) else { return Err(target.not_found()) };
+        crate::authz::require(self, &target.caller.user, &crate::authz::Attributes { verb: "create", ..crate::authz::Attributes::of(target.request) })?;
+        let body = document.as_new(&target, &clock::now())?;
+        Ok(Written { object: self.create_object(target, body).await?, created: true, removed: false })
+    }
+
+    /// The new body, fit to be stored, and whether the client named the version it changes.
+    async fn make(&self, target: &Target<'_>, change: &Change<'_>, document: Option<&body::Document>, old: &Value) -> Result<(Value, bool), Status> {
+        let resource = &target.served.resource;
+        let now = clock::now();
+        let cx = context(target, &now);
+        let mut body;
+        let mut named_version = false;
+        match (change, document) {
+            (Change::Server(f), _) => {
+                body = old.clone();
+                f(&mut body)?;
+            }
+            (Change::Request, Some(document)) => {
+                body = document.changed(target, old, &now)?;
+                metadata::agree_with_url(target, &mut body)?;
+                named_version = metadata::preconditions(target, &body, old)?;
+                if !named_version && target.request.verb == Verb::Update && !resource.strategy.allow_unconditional_update() {
+                    let path = meta::FieldPath::new("metadata.resourceVersion");
+                    let error = FieldError::invalid(&path, "", "must be specified for an update");
+                    return Err(Status::invalid(target.group(), &resource.kind, &target.request.name, &[error]));
+                }
+                metadata::prepare_update(&mut body, old)?;
+                keep_other_half(target, &mut body, old);
+            }
+            (Change::Request, None) => return Err(Status::internal("a change without a document")),
+        }
+        metadata::of(&mut body)?.remove("resourceVersion");
+        body::default(resource, &mut body);
+        let mut attributes = Attributes::new(target, Operation::Update)?;
+        admission::mutate(self, &mut attributes, &mut body, Some(old)).await?;
+        body::default(resource, &mut body);
+        if matches!(change, Change::Request) {
+            resource.strategy.prepare_update(&cx, &mut body, old);
+        }
+        if resource.strategy.tracks_generation(resource.has_status()) {
+            metadata::bump_generation(&mut body, old);
+        }
+        if !matches!(document, Some(body::Document::Apply(_))) {
+            body::manage_fields(target, Some(old), &mut body, &now)?;
+        }
+        if matches!(change, Change::Request) {
+            let mut errors = resources::metadata::validate_update(&body, old);
+            errors.extend(resource.strategy.validate_update(&cx, &body, old));
+            errors.extend(body::validate_schema(resource, &body, Some(old)));
+            self.refuse(target, &body, &errors)?;
+        }
+        for warning in resource.strategy.warnings(&body) {
+            target.caller.warn(warning);
+        }
+        admission::validate(self, &attributes, Some(&body), Some(old)).await?;
+        Ok((body, named_version))
+    }
+}
+
+/// A deleted object that nothing holds any more goes with this very write.
+fn is_finished(resource: &resources::Resource, body: &Value) -> bool {
+    let metadata = &body["metadata"];
+    !metadata["deletionTimestamp"].is_null()
+        && metadata["deletionGracePeriodSeconds"].as_i64().unwrap_or(0) == 0
+        && metadata["finalizers"].as_array().is_none_or(Vec::is_empty)
+        && !resource.strategy.held(body)
+}
+
+/// A status write keeps everything but status; any other write keeps status.
+fn keep_other_half(target: &Target<'_>, body: &mut Value, old: &Value) {
+    let resource = &target.served.resource;
+    let Some(map) = body.as_object_mut() else { return };
+    let restore = |map: &mut serde_json::Map<String, Value>, field: &str| match old.get(field) {
+        Some(value) => drop(map.insert(field.into(), value.clone())),
+        None => drop(map.remove(field)),
+    };
+    match &*target.request.subresource {
+        "" if resource.has_status() && resource.strategy.drops_status_on_create() => restore(map, "status"),
+        "status" => {
+            let fields: Vec<String> = map.keys().chain(old.as_object().into_iter().flat_map(|o| o.keys())).cloned().collect();
+            for field in fields.iter().filter(|f| !matches!(f.as_str(), "status" | "metadata" | "apiVersion" | "kind")) {
+                restore(map, field);
+            }
+            // Custom resources keep all metadata but managedFields; built-in kinds let labels and annotations through.
+            if resource.custom && let Some(before) = old["metadata"].as_object() {
+                let managed = map["metadata"].get("managedFields").cloned();
+                let mut kept = before.clone();
+                if let Some(managed) = managed {
+                    kept.insert("managedFields".into(), managed);
+                }
+                map.insert("metadata".into(), Value::Object(kept));
+            }
+        }
+        _ => {}
+    }
+}
+
+pub(super) fn context<'a>(target: &Target<'a>, now: &'a str) -> Context<'a> {
+    Context { now, user: &target.caller.user.name, groups: &target.caller.user.groups, subresource: &target.request.subresource }
+}

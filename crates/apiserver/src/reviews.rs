@@ -1,0 +1,151 @@
+//! Kinds that are asked, not stored: token and access reviews, bindings, component statuses.
+
+use std::collections::BTreeMap;
+
+use meta::{Reply, Status, Value};
+use serde_json::json;
+
+use crate::authn::User;
+use crate::authz::{self, Attributes, Decision};
+use crate::pipeline::{Target, body};
+use crate::server::ApiServer;
+
+/// Answers the POST of a review.
+pub async fn create(server: &ApiServer, target: Target<'_>) -> Result<Reply, Status> {
+    let resource = &target.served.resource;
+    if &*resource.plural == "bindings" {
+        return crate::subresource::bind_by_name(server, target).await;
+    }
+    let mut review = body::decode_object(server, &target, &target.request.body)?;
+    let caller = &target.caller.user;
+    let spec = review["spec"].clone();
+    review["status"] = match &*resource.plural {
+        "tokenreviews" => token_review(server, &spec).await?,
+        "selfsubjectreviews" => json!({"userInfo": user_info(caller)}),
+        "selfsubjectaccessreviews" => access(server, caller, &spec)?,
+        "subjectaccessreviews" => access(server, &subject(&spec)?, &spec)?,
+        "localsubjectaccessreviews" => {
+            let namespace = spec["resourceAttributes"]["namespace"].as_str().unwrap_or_default();
+            if namespace != target.request.namespace {
+                return Err(Status::bad_request(format!("spec.resourceAttributes.namespace must match namespace: {}", target.request.namespace)));
+            }
+            access(server, &subject(&spec)?, &spec)?
+        }
+        "selfsubjectrulesreviews" => rules(server, caller, spec["namespace"].as_str().unwrap_or_default()),
+        _ => return Err(target.not_allowed()),
+    };
+    if !review["metadata"].is_object() {
+        review["metadata"] = json!({});
+    }
+    Ok(Reply::Value { value: review, code: 201 })
+}
+
+fn user_info(user: &User) -> Value {
+    let mut info = json!({"username": user.name, "groups": user.groups});
+    if !user.uid.is_empty() {
+        info["uid"] = user.uid.clone().into();
+    }
+    if !user.extra.is_empty() {
+        info["extra"] = json!(user.extra);
+    }
+    info
+}
+
+async fn token_review(server: &ApiServer, spec: &Value) -> Result<Value, Status> {
+    let token = spec["token"].as_str().unwrap_or_default();
+    if token.is_empty() {
+        return Err(Status::bad_request("token is required for TokenReview in authentication"));
+    }
+    let audiences: Vec<String> = strings(&spec["audiences"]);
+    Ok(match server.verify_token(token, &audiences).await {
+        Ok(verified) => {
+            let mut user = verified.user;
+            user.groups.push(crate::authn::AUTHENTICATED.into());
+            json!({"authenticated": true, "user": user_info(&user), "audiences": verified.audiences})
+        }
+        Err(why) => json!({"user": {}, "error": format!("[invalid bearer token, {why}]")}),
+    })
+}
+
+fn strings(list: &Value) -> Vec<String> {
+    list.as_array().into_iter().flatten().filter_map(Value::as_str).map(String::from).collect()
+}
+
+fn subject(spec: &Value) -> Result<User, Status> {
+    let user = User {
+        name: spec["user"].as_str().unwrap_or_default().into(),
+        uid: spec["uid"].as_str().unwrap_or_default().into(),
+        groups: strings(&spec["groups"]),
+        extra: spec["extra"].as_object().map(|e| e.iter().map(|(k, v)| (k.clone(), strings(v))).collect()).unwrap_or_else(BTreeMap::new),
+    };
+    if user.name.is_empty() && user.groups.is_empty() {
+        let path = meta::FieldPath::new("spec.user");
+        let error = meta::FieldError::invalid(&path, "", "at least one of user or group must be specified");
+        return Err(Status::invalid("authorization.k8s.io", "SubjectAccessReview", "", &[error]));
+    }
+    Ok(user)
+}
+
+fn access(server: &ApiServer, user: &User, spec: &Value) -> Result<Value, Status> {
+    let text = |at: &'static str, field: &str| spec[at][field].as_str().unwrap_or_default().to_string();
+    let (resource, path) = (spec["resourceAttributes"].is_object(), spec["nonResourceAttributes"].is_object());
+    if resource == path {
+        let field = meta::FieldPath::new(if resource { "spec.nonResourceAttributes" } else { "spec.resourceAttributes" });
+        let error = meta::FieldError::invalid(&field, Value::Null, "exactly one of nonResourceAttributes or resourceAttributes must be specified");
+        return Err(Status::invalid("authorization.k8s.io", "SubjectAccessReview", "", &[error]));
+    }
+    let decision = if resource {
+        let t = |field| text("resourceAttributes", field);
+        let (verb, group, version, plural, sub, ns, name) = (t("verb"), t("group"), t("version"), t("resource"), t("subresource"), t("namespace"), t("name"));
+        authz::decide(server, user, &Attributes { verb: &verb, group: &group, version: &version, resource: &plural, subresource: &sub, namespace: &ns, name: &name, path: None })
+    } else {
+        let (verb, path) = (text("nonResourceAttributes", "verb"), text("nonResourceAttributes", "path"));
+        authz::decide(server, user, &Attributes::path(&verb, &path))
+    };
+    let (allowed, reason) = match decision {
+        Decision::Allow(reason) => (true, reason),
+        Decision::NoOpinion(reason) => (false, reason),
+    };
+    let mut status = json!({"allowed": allowed});
+    if !reason.is_empty() {
+        status["reason"] = reason.into();
+    }
+    Ok(status)
+}
+
+fn rules(server: &ApiServer, user: &User, namespace: &str) -> Value {
+    let (mut resource, mut paths) = (Vec::new(), Vec::new());
+    let mut push = |rule: authz::rbac::Rule| {
+        if rule.non_resource_urls.is_empty() {
+            let mut out = json!({"verbs": rule.verbs, "apiGroups": rule.api_groups, "resources": rule.resources});
+            if !rule.resource_names.is_empty() {
+                out["resourceNames"] = json!(rule.resource_names);
+            }
+            resource.push(out);
+        } else {
+            paths.push(json!({"verbs": rule.verbs, "nonResourceURLs": rule.non_resource_urls}));
+        }
+    };
+    if user.in_group(crate::authn::MASTERS) {
+        let all = || vec!["*".to_string()];
+        push(authz::rbac::Rule { verbs: all(), api_groups: all(), resources: all(), ..Default::default() });
+        push(authz::rbac::Rule { verbs: all(), non_resource_urls: all(), ..Default::default() });
+    }
+    server.rbac().rules_of(server, user, namespace).into_iter().for_each(push);
+    json!({"resourceRules": resource, "nonResourceRules": paths, "incomplete": false})
+}
+
+/// `componentstatuses`: the store and the server itself are known to be well, since they answer.
+pub async fn component_statuses(server: &ApiServer, target: Target<'_>) -> Result<Reply, Status> {
+    server.await_newest().await?;
+    let one = |name: &str| {
+        let condition = json!({"type": "Healthy", "status": "True", "message": "ok"});
+        json!({"kind": "ComponentStatus", "apiVersion": "v1", "metadata": {"name": name}, "conditions": [condition]})
+    };
+    let name = &*target.request.name;
+    if name.is_empty() {
+        let list = json!({"kind": "ComponentStatusList", "apiVersion": "v1", "metadata": {}, "items": [one("etcd-0")]});
+        return Ok(Reply::Value { value: list, code: 200 });
+    }
+    if name == "etcd-0" { Ok(Reply::Value { value: one(name), code: 200 }) } else { Err(target.not_found()) }
+}

@@ -1,0 +1,211 @@
+//! The server's parts, put together: store, feed, catalog, authorizer, token keys.
+
+use std::sync::{Arc, Mutex, RwLock};
+use std::time::{Duration, Instant};
+
+use ipnet::Ipv4Net;
+use meta::{Object, Status};
+use store::{Backend, LeaseId, StoreError};
+use tokio_util::sync::CancellationToken;
+
+use crate::authn::token::TokenKeys;
+use crate::authz::rbac::Rbac;
+use crate::cache::feed::Feed;
+use crate::catalog::{Catalog, Served};
+use crate::pipeline::FRESHNESS_LIMIT;
+use crate::pipeline::read::store_error;
+
+/// What the server is told at start.
+#[derive(Clone)]
+pub struct Config {
+    /// Where clients of the cluster reach it: the `kubernetes` Service's endpoint.
+    pub advertise: std::net::SocketAddr,
+    pub service_cidr: Ipv4Net,
+    /// First and last node port.
+    pub node_ports: (u16, u16),
+    /// `iss` of service account tokens.
+    pub issuer: String,
+    /// Private key of service account tokens, P-256 in PKCS#8 PEM.
+    pub service_account_key: String,
+    /// How the server presents itself to kubelets, and how it trusts them.
+    pub kubelet: KubeletConnection,
+}
+
+/// How kubelets are reached for logs, exec and the like.
+#[derive(Clone)]
+pub struct KubeletConnection {
+    pub tls: Arc<rustls::ClientConfig>,
+    pub dial: Arc<dyn Dial>,
+}
+
+/// Opens TCP connections to nodes and pods; in an all-in-one cluster, inside another network namespace.
+#[async_trait::async_trait]
+pub trait Dial: Send + Sync {
+    async fn connect(&self, address: std::net::SocketAddr) -> std::io::Result<tokio::net::TcpStream>;
+}
+
+/// Dials from where the process is.
+pub struct DirectDial;
+
+#[async_trait::async_trait]
+impl Dial for DirectDial {
+    async fn connect(&self, address: std::net::SocketAddr) -> std::io::Result<tokio::net::TcpStream> {
+        tokio::net::TcpStream::connect(address).await
+    }
+}
+
+/// Objects with a lifetime share leases of this granularity, so that a burst of events needs one lease.
+const LEASE_SHARED_FOR: Duration = Duration::from_secs(60);
+
+pub struct ApiServer {
+    config: Config,
+    store: Arc<dyn Backend>,
+    feed: Arc<Feed>,
+    catalog: RwLock<Arc<Catalog>>,
+    rbac: Rbac,
+    keys: TokenKeys,
+    lease: tokio::sync::Mutex<Option<(LeaseId, u64, Instant)>>,
+    /// Held while the catalog changes.
+    pub(crate) changing_catalog: Mutex<()>,
+    started: Instant,
+    ready: std::sync::atomic::AtomicBool,
+}
+
+impl ApiServer {
+    /// Loads the store into the caches and follows it until `cancel`. The server then answers calls; it is ready when
+    /// its bootstrap objects are there ([`crate::bootstrap`]).
+    pub async fn start(config: Config, store: Arc<dyn Backend>, cancel: CancellationToken) -> Result<Arc<Self>, String> {
+        let keys = TokenKeys::new(&config.service_account_key, &config.issuer)?;
+        let catalog = Catalog::new(builtin_kinds(), 1);
+        let feed = Feed::new(store.clone());
+        let mut caches: Vec<_> = catalog.kinds().iter().filter_map(|served| served.cache.clone()).collect();
+        caches.sort_by(|a, b| a.prefix().cmp(b.prefix()));
+        caches.dedup_by(|a, b| Arc::ptr_eq(a, b));
+        feed.load(caches).await.map_err(|e| format!("reading the store: {e}"))?;
+        let server = Arc::new(Self {
+            config,
+            store,
+            feed: feed.clone(),
+            catalog: RwLock::new(Arc::new(catalog)),
+            rbac: Rbac::default(),
+            keys,
+            lease: tokio::sync::Mutex::default(),
+            changing_catalog: Mutex::default(),
+            started: Instant::now(),
+            ready: Default::default(),
+        });
+        tokio::spawn(async move {
+            tokio::select! {
+                () = cancel.cancelled() => {}
+                error = feed.follow() => {
+                    if !matches!(error, StoreError::Closed) {
+                        // Caches that can no longer follow would answer with the past: better to be started anew.
+                        tracing::error!(%error, "the watch cache lost the store");
+                    }
+                    cancel.cancel();
+                }
+            }
+        });
+        crate::bootstrap::run(&server).await.map_err(|status| format!("bootstrap objects: {status}"))?;
+        server.ready.store(true, std::sync::atomic::Ordering::Release);
+        Ok(server)
+    }
+
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    pub fn store(&self) -> &Arc<dyn Backend> {
+        &self.store
+    }
+
+    pub fn feed(&self) -> &Arc<Feed> {
+        &self.feed
+    }
+
+    pub fn rbac(&self) -> &Rbac {
+        &self.rbac
+    }
+
+    pub fn token_keys(&self) -> &TokenKeys {
+        &self.keys
+    }
+
+    pub fn is_ready(&self) -> bool {
+        self.ready.load(std::sync::atomic::Ordering::Acquire)
+    }
+
+    pub fn uptime(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    pub fn catalog(&self) -> Arc<Catalog> {
+        self.catalog.read().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
+    }
+
+    /// Replaces the catalog with what `change` makes of its kinds.
+    pub fn change_catalog(&self, change: impl FnOnce(&[Arc<Served>]) -> Vec<Arc<Served>>) {
+        let _held = self.changing_catalog.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let old = self.catalog();
+        let new = Catalog::new(change(old.kinds()), old.generation + 1);
+        *self.catalog.write().unwrap_or_else(std::sync::PoisonError::into_inner) = Arc::new(new);
+    }
+
+    /// An object as the cache has it now, in its storage version.
+    pub fn lookup(&self, group: &str, plural: &str, namespace: &str, name: &str) -> Option<Arc<Object>> {
+        let catalog = self.catalog();
+        let served = catalog.find(group, plural)?;
+        served.cache.as_ref()?.get(&served.resource.key(namespace, name))
+    }
+
+    /// All objects of a kind the cache has now, in one namespace or (when empty) all.
+    pub fn lookup_all(&self, group: &str, plural: &str, namespace: &str) -> Vec<Arc<Object>> {
+        let catalog = self.catalog();
+        let Some(cache) = catalog.find(group, plural).and_then(|served| served.cache.clone()) else { return Vec::new() };
+        let prefix = if namespace.is_empty() { format!("{}/", cache.prefix()) } else { format!("{}/{namespace}/", cache.prefix()) };
+        cache.list(&prefix).items
+    }
+
+    /// Waits until the caches hold everything written so far.
+    pub async fn await_newest(&self) -> Result<(), Status> {
+        let revision = self.store.current_revision().await.map_err(store_error)?;
+        if self.feed.progress() < revision {
+            self.store.request_progress().await.map_err(store_error)?;
+            self.feed.reach(revision, FRESHNESS_LIMIT).await;
+        }
+        Ok(())
+    }
+
+    /// The lease for an object that lives `ttl` seconds; objects written within a minute share one.
+    pub(crate) async fn lease_for(&self, ttl: u64) -> Result<Option<LeaseId>, Status> {
+        if ttl == 0 {
+            return Ok(None);
+        }
+        let mut held = self.lease.lock().await;
+        if let Some((lease, for_ttl, since)) = *held
+            && for_ttl == ttl
+            && since.elapsed() < LEASE_SHARED_FOR
+        {
+            return Ok(Some(lease));
+        }
+        let lease = self.store.grant_lease(ttl + LEASE_SHARED_FOR.as_secs()).await.map_err(store_error)?;
+        *held = Some((lease, ttl, Instant::now()));
+        Ok(Some(lease))
+    }
+}
+
+/// The built-in rows, rows of one prefix over one cache.
+fn builtin_kinds() -> Vec<Arc<Served>> {
+    let mut by_prefix = std::collections::HashMap::<Arc<str>, Arc<Served>>::new();
+    let mut kinds = Vec::new();
+    for resource in resources::builtin::table(meta::schema::builtin()) {
+        let first = by_prefix.get(&resource.prefix).filter(|_| !resource.prefix.is_empty()).and_then(|s| s.cache.clone());
+        let served = match first {
+            Some(cache) => Served::sharing(resource, cache),
+            None => Served::new(resource),
+        };
+        by_prefix.entry(served.resource.prefix.clone()).or_insert_with(|| served.clone());
+        kinds.push(served);
+    }
+    kinds
+}

@@ -1,0 +1,177 @@
+//! Subresources that act: a POST of one object that changes or makes another.
+//!
+//! Streams and proxied calls are in [`connect`]; they are not answered with objects.
+
+pub mod connect;
+pub mod scale;
+mod token;
+
+use meta::{Reply, Status, Value, Verb};
+use serde_json::json;
+
+use crate::clock;
+use crate::pipeline::delete::DeleteOptions;
+use crate::pipeline::write::Change;
+use crate::pipeline::{Target, body, metadata};
+use crate::server::ApiServer;
+
+/// Serves a POST to an acting subresource.
+pub async fn act(server: &ApiServer, target: Target<'_>) -> Result<Reply, Status> {
+    match &*target.request.subresource {
+        "binding" => {
+            let binding = body::decode_options(&target.request.body, "Binding")?;
+            bind(server, target, &binding).await
+        }
+        "eviction" => evict(server, target).await,
+        "token" => token::create(server, target).await,
+        _ => Err(Status::unknown_path()),
+    }
+}
+
+fn created() -> Reply {
+    let mut status = Status::success();
+    status.code = 201;
+    Reply::Value { value: status.to_value(), code: 201 }
+}
+
+/// Gives a pod its node: what the scheduler writes.
+pub async fn bind(server: &ApiServer, target: Target<'_>, binding: &Value) -> Result<Reply, Status> {
+    let path = meta::FieldPath::new("target.name");
+    let node = binding["target"]["name"].as_str().unwrap_or_default();
+    let kind = binding["target"]["kind"].as_str().unwrap_or("Node");
+    let refuse = |error| Err(Status::invalid("", "Binding", &target.request.name, &[error]));
+    if !matches!(kind, "" | "Node") {
+        return refuse(meta::FieldError::not_supported(&meta::FieldPath::new("target.kind"), kind, &["Node", "<empty>"]));
+    }
+    if node.is_empty() {
+        return refuse(meta::FieldError::required(&path, ""));
+    }
+    let now = clock::now();
+    let assign = |pod: &mut Value| {
+        let conflict = |why: String| Err(Status::conflict("", "pods/binding", &target.request.name, why));
+        let uid = metadata::text(binding, "uid");
+        if !uid.is_empty() && uid != metadata::text(pod, "uid") {
+            return conflict(format!("Precondition failed: UID in precondition: {uid}, UID in object meta: {}", metadata::text(pod, "uid")));
+        }
+        if !pod["metadata"]["deletionTimestamp"].is_null() {
+            return conflict(format!("pod {} is being deleted, cannot be assigned to a host", target.request.name));
+        }
+        match pod["spec"]["nodeName"].as_str() {
+            Some(before) if !before.is_empty() => {
+                return conflict(format!("pod {} is already assigned to node {before:?}", target.request.name));
+            }
+            _ => {}
+        }
+        if pod["spec"]["schedulingGates"].as_array().is_some_and(|gates| !gates.is_empty()) {
+            return conflict(format!("pod {} has non-empty .spec.schedulingGates", target.request.name));
+        }
+        pod["spec"]["nodeName"] = node.into();
+        if let Some(annotations) = binding["metadata"]["annotations"].as_object() {
+            let kept = metadata::of(pod)?.entry("annotations").or_insert_with(|| json!({}));
+            for (key, value) in annotations {
+                kept[key] = value.clone();
+            }
+        }
+        let conditions = &mut pod["status"]["conditions"];
+        if !conditions.is_array() {
+            *conditions = json!([]);
+        }
+        if let Some(list) = conditions.as_array_mut() {
+            list.retain(|c| c["type"] != "PodScheduled");
+            list.push(json!({"type": "PodScheduled", "status": "True", "lastProbeTime": null, "lastTransitionTime": now}));
+        }
+        Ok(())
+    };
+    server.change(target, Change::Server(&assign)).await?;
+    Ok(created())
+}
+
+/// A POST of a Binding to the `bindings` collection names the pod in its body.
+pub async fn bind_by_name(server: &ApiServer, target: Target<'_>) -> Result<Reply, Status> {
+    let binding = body::decode_options(&target.request.body, "Binding")?;
+    let mut request = target.request.clone();
+    request.name = metadata::text(&binding, "name").to_string();
+    request.verb = Verb::Update;
+    let catalog = server.catalog();
+    let served = catalog.find("", "pods").ok_or_else(Status::unknown_path)?;
+    bind(server, Target { served, version: served.resource.storage_version(), request: &request, ..target }, &binding).await
+}
+
+/// Deletes a pod if its disruption budgets allow.
+async fn evict(server: &ApiServer, target: Target<'_>) -> Result<Reply, Status> {
+    let eviction = body::decode_options(&target.request.body, "Eviction")?;
+    let name = metadata::text(&eviction, "name");
+    if !name.is_empty() && name != target.request.name {
+        return Err(Status::bad_request("name in URL does not match name in Eviction object"));
+    }
+    let pod = server.lookup("", "pods", &target.request.namespace, &target.request.name).ok_or_else(|| target.not_found())?;
+    let body = pod.value().map_err(Status::internal)?;
+    let finished = matches!(body["status"]["phase"].as_str(), Some("Succeeded" | "Failed" | "Pending")) || pod.meta.deletion_timestamp.is_some();
+    let mut request = target.request.clone();
+    request.subresource = String::new();
+    request.verb = Verb::Delete;
+    request.body = match eviction.get("deleteOptions").filter(|o| o.is_object()) {
+        Some(options) => meta::RequestBody::Value { content_type: "application/json", value: options.clone() },
+        None => meta::RequestBody::None,
+    };
+    let options = DeleteOptions::of(&request)?;
+    let target = Target { request: &request, ..target };
+    if !finished {
+        spend_budget(server, &target, &pod).await?;
+    }
+    server.delete_object(target, &options).await?;
+    Ok(created())
+}
+
+/// Takes one disruption from the pod's budget, or refuses with 429.
+async fn spend_budget(server: &ApiServer, target: &Target<'_>, pod: &meta::Object) -> Result<(), Status> {
+    let mut budgets = Vec::new();
+    for budget in server.lookup_all("policy", "poddisruptionbudgets", &pod.meta.namespace) {
+        let body = budget.value().map_err(Status::internal)?;
+        let selector = meta::LabelSelector::from_value(&body["spec"]["selector"]).map_err(Status::internal)?;
+        if selector.matches(&pod.meta.labels) {
+            budgets.push((budget, body));
+        }
+    }
+    let (budget, body) = match &budgets[..] {
+        [] => return Ok(()),
+        [one] => one,
+        _ => return Err(Status::internal("This pod has more than one PodDisruptionBudget, which the eviction subresource does not support.")),
+    };
+    if target.dry_run()? {
+        return Ok(());
+    }
+    let name = &budget.meta.name;
+    let refuse = |why: String| {
+        let cause = meta::Cause { reason: "DisruptionBudget".into(), message: why, field: String::new() };
+        Err(Status::too_many_requests("Cannot evict pod as it would violate the pod's disruption budget.", 0).with_causes(vec![cause]))
+    };
+    let spend = |budget: &mut Value| {
+        let generation = budget["metadata"]["generation"].as_i64().unwrap_or(0);
+        if budget["status"]["observedGeneration"].as_i64().unwrap_or(0) < generation {
+            return refuse(format!("The disruption budget {name} is still being processed by the server."));
+        }
+        let allowed = budget["status"]["disruptionsAllowed"].as_i64().unwrap_or(0);
+        if allowed <= 0 {
+            let status = &budget["status"];
+            return refuse(format!(
+                "The disruption budget {name} needs {} healthy pods and has {} currently",
+                status["desiredHealthy"].as_i64().unwrap_or(0),
+                status["currentHealthy"].as_i64().unwrap_or(0)
+            ));
+        }
+        budget["status"]["disruptionsAllowed"] = (allowed - 1).into();
+        let disrupted = &mut budget["status"]["disruptedPods"];
+        if !disrupted.is_object() {
+            *disrupted = json!({});
+        }
+        disrupted[&*pod.meta.name] = clock::now().into();
+        Ok(())
+    };
+    let catalog = server.catalog();
+    let served = catalog.find("policy", "poddisruptionbudgets").ok_or_else(Status::unknown_path)?;
+    let version = served.resource.storage_version();
+    let request = meta::Request::new(Verb::Update, served.resource.gvr(&version.name), metadata::text(body, "namespace"), name).subresource("status");
+    server.change(Target { caller: target.caller, served, version, request: &request }, Change::Server(&spend)).await?;
+    Ok(())
+}
