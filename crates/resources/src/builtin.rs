@@ -414,6 +414,16 @@ mod tests {
     }
 
     #[test]
+    fn every_row_has_its_schema() {
+        for row in table(meta::schema::builtin()) {
+            for version in &row.versions {
+                let Shape::Struct(root) = version.schema.root().shape() else { panic!("{} is no struct", row.kind) };
+                assert!(!root.preserve_unknown && !root.fields.is_empty(), "{} {}: no facts", row.kind, version.name);
+            }
+        }
+    }
+
+    #[test]
     fn every_row_has_a_cell_for_each_column() {
         for row in rows() {
             let cells = row.strategy.table_row(&serde_json::json!({"metadata": {"name": "x"}}), "2026-01-01T00:00:00Z");

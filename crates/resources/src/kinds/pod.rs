@@ -102,8 +102,7 @@ impl Strategy for Pod {
     }
 
     fn validate_name(&self, name: &str, generate: bool) -> Result<(), String> {
-        let name = if generate { name.strip_suffix('-').unwrap_or(name) } else { name };
-        formats::dns_subdomain(name).into_iter().next().map_or(Ok(()), Err)
+        formats::name(formats::dns_subdomain, name, generate)
     }
 
     fn deletion(&self, object: &Value, requested: Option<i64>) -> Deletion {

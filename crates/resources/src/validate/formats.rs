@@ -8,6 +8,12 @@ use std::net::IpAddr;
 /// What is wrong, in upstream's words; nothing when all is well.
 pub type Complaints = Vec<String>;
 
+/// A format as a rule for objects' names ([`crate::Strategy::validate_name`]); what is generated may end in a dash.
+pub fn name(format: fn(&str) -> Complaints, name: &str, generate: bool) -> Result<(), String> {
+    let name = if generate { name.strip_suffix('-').unwrap_or(name) } else { name };
+    format(name).into_iter().next().map_or(Ok(()), Err)
+}
+
 const DNS_LABEL: &str = "[a-z0-9]([-a-z0-9]*[a-z0-9])?";
 const MAX_LABEL: usize = 63;
 const MAX_SUBDOMAIN: usize = 253;
