@@ -1,1 +1,104 @@
-//! The `proxy` room.
+//! Services and EndpointSlices become one nftables program on this node.
+//!
+//! The core is pure: [`service`] reads objects, [`endpoints`] decides which endpoints count, [`program`] compiles each
+//! Service into a fragment and folds fragments into a [`Ruleset`], [`nft`] writes a ruleset, or the difference between
+//! two, as text for `nft -f -`. The shell ([`run`]) follows the API, applies one atomic transaction for all that changed
+//! meanwhile, forgets stale connections ([`conntrack`]), answers health checks ([`health`]) and puts the table back when
+//! somebody else took it apart.
+//!
+//! What decides a packet's fate is data in four maps, looked up by address, protocol and port; the chains they lead to
+//! are shared by all Services with as many endpoints. So one endpoint's change is two map elements, whatever the number
+//! of Services. Only Services with session affinity have chains of their own.
+//!
+//! It does not know how endpoints come to be, how pods reach each other, or who else uses nftables here: it touches the
+//! table [`TABLE`] only, in the network namespace of its own process.
+
+#![forbid(unsafe_code)]
+
+pub mod conntrack;
+pub mod endpoints;
+pub mod health;
+pub mod metrics;
+pub mod nft;
+pub mod program;
+mod run;
+pub mod service;
+#[cfg(test)]
+mod tests;
+
+use std::net::{IpAddr, SocketAddr};
+
+use ipnet::IpNet;
+
+pub use nft::{Transaction, diff};
+pub use program::{NodeView, Ruleset, program};
+pub use run::{clean_up, run};
+
+/// The table, one in each address family asked for.
+pub const TABLE: &str = "nauplius-proxy";
+
+/// An address family; each has its own table, its own Services' addresses and its own EndpointSlices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Family {
+    V4,
+    V6,
+}
+
+impl Family {
+    pub fn of(address: IpAddr) -> Family {
+        if address.is_ipv4() { Family::V4 } else { Family::V6 }
+    }
+
+    /// As nft names the family, and the header fields of it.
+    pub fn nft(self) -> &'static str {
+        match self {
+            Family::V4 => "ip",
+            Family::V6 => "ip6",
+        }
+    }
+
+    /// `EndpointSlice.addressType`.
+    pub fn address_type(self) -> &'static str {
+        match self {
+            Family::V4 => "IPv4",
+            Family::V6 => "IPv6",
+        }
+    }
+}
+
+/// How this node's proxy works.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The Node this runs on: says which endpoints are local and which zone this is.
+    pub node_name: String,
+    pub families: Vec<Family>,
+    /// Where node ports answer. Empty: the Node object's InternalIP and ExternalIP addresses.
+    pub node_addresses: Vec<IpAddr>,
+    /// Pod addresses of the whole cluster: a source outside them is masqueraded on its way through a cluster IP. Empty:
+    /// nothing is known to be outside.
+    pub cluster_cidrs: Vec<IpNet>,
+    /// Masquerade everything that goes through a cluster IP.
+    pub masquerade_all: bool,
+    /// Cluster IPs somebody on this node answers for himself (the cluster DNS): no rule touches them.
+    pub leave: Vec<IpAddr>,
+    /// `/healthz` and `/livez`; upstream's is `0.0.0.0:10256`.
+    pub healthz: Option<SocketAddr>,
+    /// `/metrics` and `/proxyMode`; upstream's is `127.0.0.1:10249`.
+    pub metrics: Option<SocketAddr>,
+}
+
+impl Config {
+    /// IPv4, the Node's own addresses, upstream's ports on loopback.
+    pub fn new(node_name: impl Into<String>) -> Config {
+        Config {
+            node_name: node_name.into(),
+            families: vec![Family::V4],
+            node_addresses: Vec::new(),
+            cluster_cidrs: Vec::new(),
+            masquerade_all: false,
+            leave: Vec::new(),
+            healthz: Some(SocketAddr::from(([127, 0, 0, 1], 10256))),
+            metrics: Some(SocketAddr::from(([127, 0, 0, 1], 10249))),
+        }
+    }
+}

@@ -1,0 +1,219 @@
+//! Connections the kernel still remembers although the program changed, and the rule set's generation.
+//!
+//! A TCP connection to an endpoint that is gone ends by itself. A UDP "connection" goes on for as long as the client
+//! sends: to an endpoint that left, or to nowhere if the first packet came before the first endpoint. [`stale`] says
+//! which remembered connections contradict the program; the shell has the kernel forget them. SCTP likewise.
+//!
+//! Spoken over netlink directly: no tool needs to be installed for it.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use netlink_sys::protocols::NETLINK_NETFILTER;
+use netlink_sys::{Socket, SocketAddr};
+
+use crate::endpoints::Endpoint;
+use crate::service::{Front, Protocol};
+use crate::{Family, NodeView, Ruleset};
+
+const NLMSG_ERROR: u16 = 2;
+const NLMSG_DONE: u16 = 3;
+const NLM_F_REQUEST: u16 = 1;
+const NLM_F_ACK: u16 = 4;
+const NLM_F_DUMP: u16 = 0x300;
+/// Connection tracking messages: get, delete.
+const CT_GET: u16 = (1 << 8) | 1;
+const CT_DELETE: u16 = (1 << 8) | 2;
+/// nf_tables: the question for the generation.
+const GET_GENERATION: u16 = (10 << 8) | 16;
+
+/// Attributes of a connection.
+const TUPLE_ORIGINAL: u16 = 1;
+const TUPLE_REPLY: u16 = 2;
+const IDENTITY: u16 = 12;
+const ZONE: u16 = 18;
+/// Attribute types carry flags in their upper bits.
+const TYPE_MASK: u16 = 0x3fff;
+
+/// One remembered connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Connection {
+    pub protocol: Protocol,
+    /// Where the client sent to.
+    pub destination: (IpAddr, u16),
+    /// Who answers, or would.
+    pub responder: Endpoint,
+    /// The attributes that name it to the kernel, as the kernel wrote them.
+    name: Vec<u8>,
+}
+
+/// The connections the program no longer would make.
+pub fn stale<'a>(connections: &'a [Connection], ruleset: &Ruleset, node: &NodeView) -> Vec<&'a Connection> {
+    let contradicts = |connection: &&Connection| {
+        let (address, port) = connection.destination;
+        let front = Front::Address(address, connection.protocol, port);
+        let behind = ruleset.behind(&front).or_else(|| {
+            let here = node.addresses.contains(&address);
+            ruleset.behind(&Front::NodePort(connection.protocol, port)).filter(|_| here)
+        });
+        behind.is_some_and(|behind| {
+            let rewritten = connection.responder != Endpoint { address, port };
+            let none = behind.cluster.is_empty() && behind.local.is_empty();
+            let known = behind.cluster.contains(&connection.responder) || behind.local.contains(&connection.responder);
+            !known && (rewritten || !none)
+        })
+    };
+    connections.iter().filter(contradicts).collect()
+}
+
+/// A channel to the netfilter of the calling thread's network namespace.
+pub struct Netfilter {
+    socket: Socket,
+    sequence: u32,
+}
+
+impl Netfilter {
+    pub fn open() -> io::Result<Netfilter> {
+        let mut socket = Socket::new(NETLINK_NETFILTER)?;
+        socket.bind_auto()?;
+        socket.connect(&SocketAddr::new(0, 0))?;
+        Ok(Netfilter { socket, sequence: 0 })
+    }
+
+    /// A number that grows with every change anybody makes to nftables here.
+    pub fn generation(&mut self) -> io::Result<u32> {
+        let replies = self.request(GET_GENERATION, NLM_F_REQUEST, 0, &[], 1)?;
+        let number = replies.first().and_then(|reply| attribute(reply, 1)?.try_into().ok()).map(u32::from_be_bytes);
+        number.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "no generation in the kernel's answer"))
+    }
+
+    /// The remembered UDP and SCTP connections of a family.
+    pub fn connections(&mut self, family: Family) -> io::Result<Vec<Connection>> {
+        let replies = self.request(CT_GET, NLM_F_REQUEST | NLM_F_DUMP, number_of(family), &[], usize::MAX)?;
+        Ok(replies.iter().filter_map(|reply| parse(reply)).collect())
+    }
+
+    /// Has the kernel forget one; it may have done so already.
+    pub fn forget(&mut self, connection: &Connection) -> io::Result<()> {
+        let family = number_of(Family::of(connection.destination.0));
+        match self.request(CT_DELETE, NLM_F_REQUEST | NLM_F_ACK, family, &connection.name, usize::MAX) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            other => other.map(drop),
+        }
+    }
+
+    /// Sends one request; collects the attributes of up to `enough` answers, or all until the end of the dump or the
+    /// acknowledgement.
+    fn request(&mut self, kind: u16, flags: u16, family: u8, body: &[u8], enough: usize) -> io::Result<Vec<Vec<u8>>> {
+        self.sequence = self.sequence.wrapping_add(1);
+        let length = 20 + body.len();
+        let mut packet = Vec::with_capacity(length);
+        packet.extend((length as u32).to_ne_bytes());
+        packet.extend(kind.to_ne_bytes());
+        packet.extend(flags.to_ne_bytes());
+        packet.extend(self.sequence.to_ne_bytes());
+        packet.extend([0; 4]);
+        packet.extend([family, 0, 0, 0]);
+        packet.extend(body);
+        self.socket.send(&packet, 0)?;
+        let mut replies = Vec::new();
+        loop {
+            let (datagram, _) = self.socket.recv_from_full()?;
+            let mut rest = &datagram[..];
+            while let Some(message) = rest.get(..16) {
+                let length = (word(message, 0) as usize).clamp(16, rest.len());
+                let (kind, sequence) = (word(message, 4) as u16, word(message, 8));
+                let payload = &rest[16..length];
+                rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+                if sequence != self.sequence {
+                    continue;
+                }
+                match kind {
+                    NLMSG_DONE => return Ok(replies),
+                    NLMSG_ERROR => {
+                        let code = payload.get(..4).map_or(0, |_| word(payload, 0) as i32);
+                        return if code == 0 { Ok(replies) } else { Err(io::Error::from_raw_os_error(-code)) };
+                    }
+                    _ => replies.push(payload.get(4..).unwrap_or_default().to_vec()),
+                }
+                if replies.len() >= enough {
+                    return Ok(replies);
+                }
+            }
+        }
+    }
+}
+
+fn number_of(family: Family) -> u8 {
+    match family {
+        Family::V4 => 2,
+        Family::V6 => 10,
+    }
+}
+
+/// Four bytes in the machine's order; the caller has checked that they are there.
+fn word(bytes: &[u8], at: usize) -> u32 {
+    bytes.get(at..at + 4).and_then(|four| four.try_into().ok()).map_or(0, u32::from_ne_bytes)
+}
+
+/// Type, whole attribute and value of each attribute.
+fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8], &[u8])> {
+    std::iter::from_fn(move || {
+        let header = bytes.get(..4)?;
+        let length = usize::from(u16::from_ne_bytes([header[0], header[1]]));
+        let kind = u16::from_ne_bytes([header[2], header[3]]) & TYPE_MASK;
+        let whole = bytes.get(..length).filter(|_| length >= 4)?;
+        bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
+        Some((kind, whole, &whole[4..]))
+    })
+}
+
+fn attribute(bytes: &[u8], kind: u16) -> Option<&[u8]> {
+    attributes(bytes).find(|(k, _, _)| *k == kind).map(|(_, _, value)| value)
+}
+
+fn parse(reply: &[u8]) -> Option<Connection> {
+    let original = attribute(reply, TUPLE_ORIGINAL)?;
+    let answer = attribute(reply, TUPLE_REPLY)?;
+    let protocol = match attribute(attribute(original, 2)?, 1)?.first()? {
+        17 => Protocol::Udp,
+        132 => Protocol::Sctp,
+        _ => return None,
+    };
+    let mut name = Vec::new();
+    for (kind, whole, _) in attributes(reply) {
+        if matches!(kind, TUPLE_ORIGINAL | IDENTITY | ZONE) {
+            name.extend(whole);
+            name.resize(name.len().next_multiple_of(4), 0);
+        }
+    }
+    let (address, port) = side(answer, Side::Source)?;
+    Some(Connection { protocol, destination: side(original, Side::Destination)?, responder: Endpoint { address, port }, name })
+}
+
+#[derive(Clone, Copy)]
+enum Side {
+    Source,
+    Destination,
+}
+
+/// One end of a tuple.
+fn side(tuple: &[u8], side: Side) -> Option<(IpAddr, u16)> {
+    let (v4, v6, port) = match side {
+        Side::Source => (1, 3, 2),
+        Side::Destination => (2, 4, 3),
+    };
+    let (addresses, ports) = (attribute(tuple, 1)?, attribute(tuple, 2)?);
+    let address = match attribute(addresses, v4) {
+        Some(four) => IpAddr::V4(Ipv4Addr::from(<[u8; 4]>::try_from(four).ok()?)),
+        None => IpAddr::V6(Ipv6Addr::from(<[u8; 16]>::try_from(attribute(addresses, v6)?).ok()?)),
+    };
+    Some((address, u16::from_be_bytes(attribute(ports, port)?.try_into().ok()?)))
+}
+
+#[cfg(test)]
+impl Connection {
+    pub(crate) fn example(protocol: Protocol, destination: (IpAddr, u16), responder: Endpoint) -> Connection {
+        Connection { protocol, destination, responder, name: Vec::new() }
+    }
+}

@@ -1,0 +1,241 @@
+//! Small HTTP answers: the proxy's own health and metrics, and the health check node ports of Services.
+//!
+//! Load balancers ask these ports with one short GET; so this reads a request's head, answers, and closes. It knows no
+//! keep-alive, no bodies and no TLS.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use crate::metrics::Metrics;
+
+/// Bytes of a request's head.
+const MAX_HEAD_BYTES: usize = 8 << 10;
+/// Requests answered at once on one port; the next is closed at once.
+const MAX_REQUESTS: usize = 64;
+/// For one request, from accept to close.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+/// Rules that could not be written for this long make the proxy unhealthy.
+const LATE: Duration = Duration::from_secs(60);
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// An answer.
+#[derive(Clone, Debug)]
+pub struct Answer {
+    pub status: u16,
+    pub content_type: &'static str,
+    pub header: Option<(&'static str, String)>,
+    pub body: String,
+}
+
+impl Answer {
+    pub fn text(status: u16, body: impl Into<String>) -> Answer {
+        Answer { status, content_type: "text/plain; charset=utf-8", header: None, body: body.into() }
+    }
+}
+
+/// Answers GETs on a listener until dropped.
+pub fn serve(listener: TcpListener, answer: impl Fn(&str) -> Answer + Send + Sync + 'static) -> DropGuard {
+    let stop = CancellationToken::new();
+    let stopped = stop.clone();
+    let answer = Arc::new(answer);
+    tokio::spawn(async move {
+        stopped
+            .run_until_cancelled(async move {
+                let room = Arc::new(Semaphore::new(MAX_REQUESTS));
+                loop {
+                    let Ok((stream, _)) = listener.accept().await else {
+                        tokio::time::sleep(ACCEPT_PAUSE).await;
+                        continue;
+                    };
+                    let Ok(permit) = room.clone().try_acquire_owned() else { continue };
+                    let answer = answer.clone();
+                    tokio::spawn(async move {
+                        // Who asks and goes away is no news.
+                        let _ = tokio::time::timeout(REQUEST_TIMEOUT, exchange(stream, &*answer)).await;
+                        drop(permit);
+                    });
+                }
+            })
+            .await;
+    });
+    stop.drop_guard()
+}
+
+async fn exchange(mut stream: TcpStream, answer: &(impl Fn(&str) -> Answer + ?Sized)) -> io::Result<()> {
+    let mut head = Vec::with_capacity(512);
+    while !head.windows(4).any(|w| w == b"\r\n\r\n") {
+        if head.len() >= MAX_HEAD_BYTES || stream.read_buf(&mut head).await? == 0 {
+            return Ok(());
+        }
+    }
+    let text = String::from_utf8_lossy(&head);
+    let mut words = text.split(' ');
+    let reply = match (words.next(), words.next()) {
+        (Some("GET" | "HEAD"), Some(target)) => answer(target.split('?').next().unwrap_or(target)),
+        _ => Answer::text(405, "method not allowed\n"),
+    };
+    let reason = match reply.status {
+        200 => "OK",
+        404 => "Not Found",
+        405 => "Method Not Allowed",
+        _ => "Service Unavailable",
+    };
+    let extra = reply.header.map(|(name, value)| format!("{name}: {value}\r\n")).unwrap_or_default();
+    let out = format!(
+        "HTTP/1.1 {} {reason}\r\nContent-Type: {}\r\nX-Content-Type-Options: nosniff\r\nContent-Length: {}\r\n{extra}Connection: close\r\n\r\n",
+        reply.status,
+        reply.content_type,
+        reply.body.len()
+    );
+    stream.write_all(out.as_bytes()).await?;
+    if !text.starts_with("HEAD") {
+        stream.write_all(reply.body.as_bytes()).await?;
+    }
+    stream.shutdown().await
+}
+
+/// Whether the proxy works: shared between the loop and the servers.
+#[derive(Debug)]
+pub struct Health {
+    began: Instant,
+    /// Milliseconds after `began` since when rules wait to be written; 0: none do.
+    waiting_since: AtomicU64,
+    /// 1 while the Node is being deleted.
+    leaving: AtomicU64,
+}
+
+impl Default for Health {
+    fn default() -> Self {
+        Health { began: Instant::now(), waiting_since: AtomicU64::new(0), leaving: AtomicU64::new(0) }
+    }
+}
+
+impl Health {
+    fn now(&self) -> u64 {
+        self.began.elapsed().as_millis() as u64 + 1
+    }
+
+    /// Rules wait to be written, from now unless some waited already.
+    pub fn waiting(&self) {
+        let _ = self.waiting_since.compare_exchange(0, self.now(), Ordering::Relaxed, Ordering::Relaxed);
+    }
+
+    pub fn done(&self) {
+        self.waiting_since.store(0, Ordering::Relaxed);
+    }
+
+    pub fn leaving(&self, leaving: bool) {
+        self.leaving.store(u64::from(leaving), Ordering::Relaxed);
+    }
+
+    pub fn in_time(&self) -> bool {
+        let since = self.waiting_since.load(Ordering::Relaxed);
+        since == 0 || Duration::from_millis(self.now().saturating_sub(since)) < LATE
+    }
+
+    pub fn healthy(&self) -> bool {
+        self.in_time() && self.leaving.load(Ordering::Relaxed) == 0
+    }
+
+    fn answer(&self, healthy: bool) -> Answer {
+        let body = json!({"healthy": healthy}).to_string();
+        let status = if healthy { 200 } else { 503 };
+        Answer { content_type: "application/json", ..Answer::text(status, body) }
+    }
+}
+
+/// The proxy's own two servers. An address that is taken is reported, and the proxy works without.
+pub async fn own_servers(
+    healthz: Option<SocketAddr>,
+    metrics_address: Option<SocketAddr>,
+    health: &Arc<Health>,
+    metrics: &Arc<Metrics>,
+) -> Vec<DropGuard> {
+    let mut out = Vec::new();
+    let bind = async |address: Option<SocketAddr>| match TcpListener::bind(address?).await {
+        Ok(listener) => Some(listener),
+        Err(error) => {
+            tracing::warn!("the proxy does not answer on {address:?}: {error}");
+            None
+        }
+    };
+    if let Some(listener) = bind(healthz).await {
+        let health = health.clone();
+        out.push(serve(listener, move |path| match path {
+            "/healthz" => health.answer(health.healthy()),
+            "/livez" => health.answer(health.in_time()),
+            _ => Answer::text(404, "404 page not found\n"),
+        }));
+    }
+    if let Some(listener) = bind(metrics_address).await {
+        let (health, metrics) = (health.clone(), metrics.clone());
+        out.push(serve(listener, move |path| match path {
+            "/metrics" => Answer { content_type: "text/plain; version=0.0.4", ..Answer::text(200, metrics.render()) },
+            "/proxyMode" => Answer::text(200, "nftables"),
+            "/healthz" => health.answer(health.healthy()),
+            _ => Answer::text(404, "404 page not found\n"),
+        }));
+    }
+    out
+}
+
+/// The health check node ports, one server a port and address.
+#[derive(Default)]
+pub struct HealthPorts {
+    open: BTreeMap<(IpAddr, u16), (String, Arc<AtomicU64>, DropGuard)>,
+}
+
+impl HealthPorts {
+    /// `wanted`: port → Service key and its count of local ready endpoints.
+    pub async fn set(&mut self, wanted: &BTreeMap<u16, (String, usize)>, addresses: &[IpAddr], health: &Arc<Health>) {
+        self.open.retain(|(address, port), (key, _, _)| {
+            addresses.contains(address) && wanted.get(port).is_some_and(|(service, _)| service == key)
+        });
+        for (port, (key, count)) in wanted {
+            for address in addresses {
+                if let Some((_, known, _)) = self.open.get(&(*address, *port)) {
+                    known.store(*count as u64, Ordering::Relaxed);
+                    continue;
+                }
+                let listener = match TcpListener::bind((*address, *port)).await {
+                    Ok(listener) => listener,
+                    Err(error) => {
+                        tracing::warn!("cannot open the health check port {port} of Service {key} on {address}: {error}");
+                        continue;
+                    }
+                };
+                let known = Arc::new(AtomicU64::new(*count as u64));
+                let (counted, service, health) = (known.clone(), key.clone(), health.clone());
+                let guard = serve(listener, move |_| service_health(&service, counted.load(Ordering::Relaxed), health.healthy()));
+                self.open.insert((*address, *port), (key.clone(), known, guard));
+            }
+        }
+    }
+}
+
+/// What a load balancer is told: this node takes traffic for the Service when it has an endpoint and works.
+pub fn service_health(key: &str, local_endpoints: u64, proxy_healthy: bool) -> Answer {
+    let (namespace, name) = key.split_once('/').unwrap_or(("", key));
+    let body = json!({
+        "service": {"namespace": namespace, "name": name},
+        "localEndpoints": local_endpoints,
+        "serviceProxyHealthy": proxy_healthy,
+    });
+    let status = if local_endpoints > 0 && proxy_healthy { 200 } else { 503 };
+    Answer {
+        status,
+        content_type: "application/json",
+        header: Some(("X-Load-Balancing-Endpoint-Weight", local_endpoints.to_string())),
+        body: body.to_string(),
+    }
+}

@@ -1,0 +1,301 @@
+//! The table as text for `nft -f -`: all of it, or what changed.
+//!
+//! A [`Transaction`] is one atomic commit. A difference adds chains and sets first, then swaps map elements, then removes
+//! what nothing leads to any more, so that each step refers only to what exists.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use serde_json::Value;
+
+use crate::program::{Delta, MASQUERADE_MARK, NodeView, Ruleset};
+use crate::service::Protocol;
+use crate::{Config, Family, TABLE};
+
+/// Elements in one command: keeps nft's parser from holding one enormous line.
+const ELEMENTS_PER_COMMAND: usize = 1_000;
+
+/// The table's maps and sets of elements that Services contribute to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Map {
+    /// Address, protocol, port → where to go.
+    Frontends,
+    /// The same for ports of the node's own addresses.
+    NodePorts,
+    /// Address, port, index → endpoint; one map a protocol, see [`base`].
+    Endpoints(Protocol),
+    NodePortEndpoints(Protocol),
+    /// Addresses of which other ports are refused.
+    ClusterIps,
+    /// An endpoint's address twice: a connection of its own that came back to it.
+    Hairpin,
+    /// Load balancer addresses only some may use, and who.
+    Restricted,
+    Sources,
+}
+
+impl Map {
+    pub fn name(self) -> &'static str {
+        match self {
+            Map::Frontends => "frontends",
+            Map::NodePorts => "node-ports",
+            Map::Endpoints(Protocol::Tcp) => "tcp-endpoints",
+            Map::Endpoints(Protocol::Udp) => "udp-endpoints",
+            Map::Endpoints(Protocol::Sctp) => "sctp-endpoints",
+            Map::NodePortEndpoints(Protocol::Tcp) => "tcp-node-port-endpoints",
+            Map::NodePortEndpoints(Protocol::Udp) => "udp-node-port-endpoints",
+            Map::NodePortEndpoints(Protocol::Sctp) => "sctp-node-port-endpoints",
+            Map::ClusterIps => "cluster-ips",
+            Map::Hairpin => "hairpin",
+            Map::Restricted => "restricted",
+            Map::Sources => "sources",
+        }
+    }
+}
+
+/// Text for one run of `nft -f -`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Transaction {
+    pub text: String,
+}
+
+impl Transaction {
+    pub fn is_empty(&self) -> bool {
+        self.text.is_empty()
+    }
+
+    pub fn append(&mut self, other: Transaction) {
+        self.text.push_str(&other.text);
+    }
+
+    fn line(&mut self, family: Family, command: std::fmt::Arguments<'_>) {
+        // Writing to a String cannot fail.
+        let _ = writeln!(self.text, "{}", OneTable(family, command));
+    }
+
+    fn elements<'a>(&mut self, family: Family, verb: &str, elements: impl Iterator<Item = (Map, String)> + 'a) {
+        let mut by_map: BTreeMap<Map, Vec<String>> = BTreeMap::new();
+        for (map, element) in elements {
+            by_map.entry(map).or_default().push(element);
+        }
+        for (map, elements) in by_map {
+            for some in elements.chunks(ELEMENTS_PER_COMMAND) {
+                let _ = writeln!(
+                    self.text,
+                    "{verb} element {} {TABLE} {} {{ {} }}",
+                    family.nft(),
+                    map.name(),
+                    some.join(", ")
+                );
+            }
+        }
+    }
+}
+
+/// `add chain` + ` ip nauplius-proxy ` + `name …`: the command's first two words, the table, the rest.
+struct OneTable<'a>(Family, std::fmt::Arguments<'a>);
+
+impl std::fmt::Display for OneTable<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let command = self.1.to_string();
+        let words = command.match_indices(' ').nth(1).map_or(command.len(), |(at, _)| at);
+        let (verb, rest) = command.split_at(words);
+        write!(f, "{verb} {} {TABLE}{rest}", self.0.nft())
+    }
+}
+
+/// The fixed part of the table, one command a line, without the table's name.
+pub(crate) fn base(family: Family, node: &NodeView, config: &Config) -> Vec<String> {
+    let (ip, address) = match family {
+        Family::V4 => ("ip", "ipv4_addr"),
+        Family::V6 => ("ip6", "ipv6_addr"),
+    };
+    let mine = |ip: &&IpAddr| Family::of(**ip) == family;
+    let mut out = vec![
+        format!("add map frontends {{ type {address} . inet_proto . inet_service : verdict ; }}"),
+        "add map node-ports { type inet_proto . inet_service : verdict ; }".to_string(),
+        format!("add set cluster-ips {{ type {address} ; }}"),
+        format!("add set hairpin {{ type {address} . {address} ; }}"),
+        format!("add set restricted {{ type {address} . inet_proto . inet_service ; }}"),
+        format!("add set sources {{ type {address} . inet_proto . inet_service . {address} ; flags interval ; }}"),
+        format!("add set node-addresses {{ type {address} ; }}"),
+        format!("add set pod-networks {{ type {address} ; flags interval ; auto-merge ; }}"),
+        "add chain services".to_string(),
+        "add chain refuse".to_string(),
+        "add rule refuse reject".to_string(),
+        "add chain prerouting { type nat hook prerouting priority dstnat ; }".to_string(),
+        "add rule prerouting jump services".to_string(),
+        "add chain output { type nat hook output priority -100 ; }".to_string(),
+        "add rule output jump services".to_string(),
+        format!("add rule services {ip} daddr . meta l4proto . th dport @restricted {ip} daddr . meta l4proto . th dport . {ip} saddr != @sources drop"),
+        format!("add rule services {ip} daddr . meta l4proto . th dport vmap @frontends"),
+        format!("add rule services {ip} daddr @node-addresses meta l4proto . th dport vmap @node-ports"),
+        format!("add rule services {ip} daddr @cluster-ips meta l4proto {{ tcp, udp, sctp }} goto refuse"),
+        "add chain postrouting { type nat hook postrouting priority srcnat ; }".to_string(),
+        format!("add rule postrouting ct status dnat {ip} saddr . {ip} daddr @hairpin masquerade fully-random"),
+        format!("add rule postrouting meta mark and {MASQUERADE_MARK:#x} == 0 return"),
+        format!("add rule postrouting meta mark set meta mark xor {MASQUERADE_MARK:#x}"),
+        "add rule postrouting masquerade fully-random".to_string(),
+    ];
+    for protocol in [Protocol::Tcp, Protocol::Udp, Protocol::Sctp] {
+        // Only `typeof` can say "a random number", and it needs the port's header named: hence a map for each protocol.
+        for (map, address) in [
+            (Map::Endpoints(protocol), format!("{ip} daddr . ")),
+            (Map::NodePortEndpoints(protocol), String::new()),
+        ] {
+            let key = format!("{address}{protocol} dport . numgen random mod 65536");
+            out.push(format!("add map {} {{ typeof {key} : {ip} daddr . {protocol} dport ; }}", map.name()));
+        }
+    }
+    for address in node.addresses.iter().filter(mine).filter(|ip| !ip.is_loopback()) {
+        out.push(format!("add element node-addresses {{ {address} }}"));
+    }
+    for net in config.cluster_cidrs.iter().filter(|net| Family::of(net.addr()) == family) {
+        out.push(format!("add element pod-networks {{ {} }}", net.trunc()));
+    }
+    out
+}
+
+/// Removes the table; no error when there is none.
+pub fn removal(family: Family) -> Transaction {
+    let table = format!("table {} {TABLE}", family.nft());
+    Transaction { text: format!("add {table}\ndelete {table}\n") }
+}
+
+/// The whole table in place of whatever was there.
+pub fn full(ruleset: &Ruleset) -> Transaction {
+    let mut out = removal(ruleset.family);
+    let _ = writeln!(out.text, "add table {} {TABLE}", ruleset.family.nft());
+    for command in &*ruleset.base {
+        out.line(ruleset.family, format_args!("{command}"));
+    }
+    out.append(changes(&everything(ruleset), ruleset));
+    out
+}
+
+/// What turns the table that holds `old` into one that holds `new`, in one commit.
+pub fn diff(old: &Ruleset, new: &Ruleset) -> Transaction {
+    if old.family != new.family || old.base != new.base {
+        return full(new);
+    }
+    let mut delta = everything(new);
+    for (key, (value, _)) in &old.elements {
+        delta.elements.insert(key.clone(), Some(value.clone()));
+    }
+    for (name, (rules, _)) in &old.chains {
+        delta.chains.insert(name.clone(), Some(rules.clone()));
+    }
+    for (name, (declaration, _)) in &old.sets {
+        delta.sets.insert(name.clone(), Some(declaration.clone()));
+    }
+    changes(&delta, new)
+}
+
+/// As if nothing had been there before.
+fn everything(ruleset: &Ruleset) -> Delta {
+    Delta {
+        elements: ruleset.elements.keys().map(|key| (key.clone(), None)).collect(),
+        chains: ruleset.chains.keys().map(|name| (name.clone(), None)).collect(),
+        sets: ruleset.sets.keys().map(|name| (name.clone(), None)).collect(),
+        connectionless: false,
+    }
+}
+
+/// What was touched, as far as it is different now.
+pub fn changes(delta: &Delta, now: &Ruleset) -> Transaction {
+    let family = now.family;
+    let mut out = Transaction::default();
+    for (name, before) in &delta.sets {
+        if let (None, Some((declaration, _))) = (before, now.sets.get(name)) {
+            out.line(family, format_args!("add set {name} {{ {declaration} }}"));
+        }
+    }
+    // All chains before any rule: rules lead from one to another.
+    for (name, before) in &delta.chains {
+        if before.is_none() && now.chains.contains_key(name) {
+            out.line(family, format_args!("add chain {name}"));
+        }
+    }
+    for (name, before) in &delta.chains {
+        let Some((rules, _)) = now.chains.get(name) else { continue };
+        if before.as_ref() == Some(rules) {
+            continue;
+        }
+        if before.is_some() {
+            out.line(family, format_args!("flush chain {name}"));
+        }
+        for rule in &**rules {
+            out.line(family, format_args!("add rule {name} {rule}"));
+        }
+    }
+    let differs = |key: &(Map, Arc<str>), before: &Option<Arc<str>>| {
+        before.as_deref() != now.elements.get(key).map(|(value, _)| &**value)
+    };
+    let gone = delta.elements.iter().filter(|(key, before)| before.is_some() && differs(key, before));
+    out.elements(family, "delete", gone.map(|((map, key), _)| (*map, key.to_string())));
+    let added = delta.elements.iter().filter(|(key, before)| differs(key, before));
+    out.elements(
+        family,
+        "add",
+        added.filter_map(|(key, _)| {
+            let (value, _) = now.elements.get(key)?;
+            let text = if value.is_empty() { key.1.to_string() } else { format!("{} : {value}", key.1) };
+            Some((key.0, text))
+        }),
+    );
+    let dead: Vec<&Arc<str>> = delta
+        .chains
+        .iter()
+        .filter(|(name, before)| before.is_some() && !now.chains.contains_key(*name))
+        .map(|(name, _)| name)
+        .collect();
+    for name in &dead {
+        out.line(family, format_args!("flush chain {name}"));
+    }
+    for name in &dead {
+        out.line(family, format_args!("delete chain {name}"));
+    }
+    for (name, before) in &delta.sets {
+        if before.is_some() && !now.sets.contains_key(name) {
+            out.line(family, format_args!("delete set {name}"));
+        }
+    }
+    out
+}
+
+/// Whether what `nft -j list table` shows has everything the ruleset put there, by count: enough to see a flush or a
+/// removal, without reading each element back.
+pub fn intact(listing: &Value, ruleset: &Ruleset) -> bool {
+    let mut rules: BTreeMap<&str, usize> = BTreeMap::new();
+    let mut elements: BTreeMap<&str, usize> = BTreeMap::new();
+    for object in listing["nftables"].as_array().into_iter().flatten() {
+        if let Some(chain) = object["chain"]["name"].as_str() {
+            rules.entry(chain).or_default();
+        } else if let Some(chain) = object["rule"]["chain"].as_str() {
+            *rules.entry(chain).or_default() += 1;
+        } else if let Some(map) = object.get("map").or_else(|| object.get("set"))
+            && let Some(name) = map["name"].as_str()
+        {
+            elements.insert(name, map["elem"].as_array().map_or(0, Vec::len));
+        }
+    }
+    let mut expected_rules: BTreeMap<&str, usize> = BTreeMap::new();
+    for command in &*ruleset.base {
+        let mut words = command.split(' ').skip(1);
+        match (words.next(), words.next()) {
+            (Some("chain"), Some(name)) => _ = expected_rules.entry(name).or_default(),
+            (Some("rule"), Some(name)) => *expected_rules.entry(name).or_default() += 1,
+            _ => {}
+        }
+    }
+    expected_rules.extend(ruleset.chains.iter().map(|(name, (rules, _))| (&**name, rules.len())));
+    let mut expected: BTreeMap<&str, usize> = BTreeMap::new();
+    for (map, _) in ruleset.elements.keys() {
+        *expected.entry(map.name()).or_default() += 1;
+    }
+    expected_rules.iter().all(|(name, count)| rules.get(name) == Some(count))
+        && expected.iter().all(|(name, count)| elements.get(name) == Some(count))
+        && ruleset.sets.keys().all(|name| elements.contains_key(&**name))
+}

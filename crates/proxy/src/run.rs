@@ -1,0 +1,324 @@
+//! The shell: follows the API, writes transactions, looks after the table.
+//!
+//! Level-triggered: an event only marks a Service; its compilation reads the informers. While one transaction is being
+//! written further changes gather for the next. A transaction that fails is followed by the whole table, with back-off.
+//! On exit the table stays, so that connections go on working while the proxy restarts.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::process::Stdio;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use client::{Batch, Client, Informer, Informers};
+use k8s_openapi::api::core::v1 as core;
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use tokio::io::AsyncWriteExt;
+use tokio::process::Command;
+use tokio_util::sync::CancellationToken;
+
+use crate::conntrack::{Netfilter, stale};
+use crate::health::{Health, HealthPorts, own_servers};
+use crate::metrics::Metrics;
+use crate::nft::{self, Transaction};
+use crate::program::{Delta, NodeView, Ruleset, compile};
+use crate::{Config, Family, TABLE};
+
+/// The index of EndpointSlices by their Service; other components of the process use the same.
+const BY_SERVICE: &str = "kubernetes.io/service-name";
+/// How often the rule set's generation is looked at, to see whether somebody else changed something.
+const LOOK: Duration = Duration::from_secs(5);
+/// After a failed write: doubling from the first to the last.
+const RETRY_FIRST: Duration = Duration::from_millis(500);
+const RETRY_LAST: Duration = Duration::from_secs(30);
+/// The longest a run of nft may take; the whole table of 10,000 Services takes a second or two.
+const NFT_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Runs the proxy in the network namespace of this process until cancelled.
+pub async fn run(config: Config, client: Client, cancel: CancellationToken) -> Result<()> {
+    let informers = Informers::new(client);
+    let services = informers.get::<core::Service>();
+    let slices = informers.get::<EndpointSlice>();
+    let nodes = informers.get::<core::Node>();
+    slices.add_index(BY_SERVICE, |slice| slice_owner(slice).into_iter().collect());
+    let (mut service_changes, mut slice_changes, mut node_changes) =
+        (services.subscribe(), slices.subscribe(), nodes.subscribe());
+    let health = Arc::new(Health::default());
+    let metrics = Arc::new(Metrics::default());
+    let _servers = own_servers(config.healthz, config.metrics, &health, &metrics).await;
+    let ready = async { tokio::join!(services.synced(), slices.synced(), nodes.synced()) };
+    if cancel.run_until_cancelled(ready).await.is_none() {
+        return Ok(());
+    }
+    let mut netfilter = Netfilter::open().context("cannot speak to netfilter (is this running as root?)")?;
+    let known_generation = netfilter.generation().context("cannot speak to nftables (does the kernel have nf_tables?)")?;
+    let mut shell = Shell {
+        node: NodeView::default(),
+        tables: Vec::new(),
+        dirty: BTreeSet::new(),
+        rewrite: true,
+        known_generation,
+        failures: 0,
+        health_ports: HealthPorts::default(),
+        config,
+        services,
+        slices,
+        nodes,
+        netfilter,
+        health,
+        metrics,
+    };
+    let mut look = tokio::time::interval(LOOK);
+    look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        // Everything that is pending goes into one transaction.
+        while let Some(batch) = service_changes.try_next() {
+            shell.services_changed(batch);
+        }
+        while let Some(batch) = slice_changes.try_next() {
+            shell.slices_changed(batch);
+        }
+        while node_changes.try_next().is_some() {}
+        let pause = shell.sync().await?;
+        tokio::select! {
+            () = cancel.cancelled() => return Ok(()),
+            batch = service_changes.next() => match batch {
+                Some(batch) => shell.services_changed(batch),
+                None => return Ok(()),
+            },
+            batch = slice_changes.next() => match batch {
+                Some(batch) => shell.slices_changed(batch),
+                None => return Ok(()),
+            },
+            batch = node_changes.next() => if batch.is_none() { return Ok(()) },
+            _ = look.tick() => shell.look().await,
+            () = tokio::time::sleep(pause.unwrap_or_default()), if pause.is_some() => {}
+        }
+    }
+}
+
+/// Removes the proxy's tables from the network namespace of this process.
+pub async fn clean_up(families: &[Family]) -> Result<()> {
+    let mut transaction = Transaction::default();
+    for family in families {
+        transaction.append(nft::removal(*family));
+    }
+    apply(&transaction).await
+}
+
+/// The Service a slice belongs to, from its metadata alone.
+fn slice_owner(slice: &client::Object) -> Option<String> {
+    Some(format!("{}/{}", slice.meta.namespace, slice.meta.label(BY_SERVICE)?))
+}
+
+struct Shell {
+    config: Config,
+    node: NodeView,
+    tables: Vec<Ruleset>,
+    /// Services to compile again.
+    dirty: BTreeSet<String>,
+    /// The whole table is to be written: at the start, when the node changed, after a failure or a disturbance.
+    rewrite: bool,
+    known_generation: u32,
+    failures: u32,
+    services: Arc<Informer>,
+    slices: Arc<Informer>,
+    nodes: Arc<Informer>,
+    netfilter: Netfilter,
+    health: Arc<Health>,
+    metrics: Arc<Metrics>,
+    health_ports: HealthPorts,
+}
+
+impl Shell {
+    fn services_changed(&mut self, batch: Batch) {
+        match batch {
+            Batch::Changes(changes) => {
+                self.metrics.changed(changes.len(), 0);
+                self.dirty.extend(changes.iter().map(|change| change.key.to_string()));
+            }
+            Batch::Resync => self.rewrite = true,
+        }
+    }
+
+    fn slices_changed(&mut self, batch: Batch) {
+        match batch {
+            Batch::Changes(changes) => {
+                self.metrics.changed(0, changes.len());
+                let objects = changes.iter().flat_map(|change| [&change.old, &change.new]).flatten();
+                self.dirty.extend(objects.filter_map(|slice| slice_owner(slice)));
+            }
+            Batch::Resync => self.rewrite = true,
+        }
+    }
+
+    /// Brings the table up to date. Says how long to wait before trying again when that failed.
+    async fn sync(&mut self) -> Result<Option<Duration>> {
+        let node = self.nodes.get(&self.config.node_name).and_then(|node| node.typed::<core::Node>().ok());
+        self.health.leaving(node.as_ref().is_some_and(|node| node.metadata.deletion_timestamp.is_some()));
+        let view = NodeView::new(node.as_deref(), &self.config);
+        if view != self.node {
+            self.node = view;
+            self.rewrite = true;
+        }
+        if self.dirty.is_empty() && !self.rewrite {
+            return Ok(None);
+        }
+        self.health.waiting();
+        let began = Instant::now();
+        let full = self.rewrite;
+        let (transaction, connectionless) = if full { self.whole() } else { self.changed() };
+        if !transaction.is_empty() {
+            let before = self.netfilter.generation().unwrap_or(self.known_generation);
+            if let Err(error) = apply(&transaction).await {
+                self.metrics.failed();
+                if self.failures == 0 {
+                    tracing::error!("cannot write the proxy's rules: {error:#}");
+                }
+                if error.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == std::io::ErrorKind::NotFound) {
+                    return Err(error);
+                }
+                self.rewrite = true;
+                let pause = RETRY_FIRST.saturating_mul(1 << self.failures.min(10)).min(RETRY_LAST);
+                self.failures += 1;
+                return Ok(Some(pause));
+            }
+            // One commit, one generation. If there were more somebody else was at work, and `look` will see to it.
+            self.known_generation = before.wrapping_add(1);
+        }
+        self.rewrite = false;
+        self.failures = 0;
+        self.health.done();
+        let services = self.tables.first().map_or(0, |table| table.fragments().count());
+        self.metrics.synced(began.elapsed(), full, services);
+        tracing::debug!(full, services, bytes = transaction.text.len(), took = ?began.elapsed(), "proxy rules written");
+        if connectionless {
+            self.forget_stale();
+        }
+        let mut wanted = BTreeMap::new();
+        for (key, fragment) in self.tables.iter().flat_map(Ruleset::fragments) {
+            if let Some((port, count)) = fragment.health {
+                wanted.entry(port).or_insert((key.to_string(), 0usize)).1 += count;
+            }
+        }
+        self.health_ports.set(&wanted, &self.node.addresses, &self.health).await;
+        Ok(None)
+    }
+
+    /// Every Service compiled anew; endpoints keep their places.
+    fn whole(&mut self) -> (Transaction, bool) {
+        self.dirty.clear();
+        let keys: Vec<String> = self.services.list(None).iter().map(|service| service.meta.key()).collect();
+        let mut out = Transaction::default();
+        let mut tables = Vec::new();
+        for family in &self.config.families {
+            let old = self.tables.iter().find(|table| table.family == *family);
+            let mut table = Ruleset::new(*family, &self.node, &self.config);
+            let mut delta = Delta::default();
+            for key in &keys {
+                let previous = old.and_then(|old| old.fragment(key)).cloned();
+                table.update(key, self.compile(key, *family, previous.as_deref()), &mut delta);
+            }
+            out.append(nft::full(&table));
+            tables.push(table);
+        }
+        self.tables = tables;
+        (out, true)
+    }
+
+    /// Only the Services that were marked.
+    fn changed(&mut self) -> (Transaction, bool) {
+        let dirty = std::mem::take(&mut self.dirty);
+        let mut tables = std::mem::take(&mut self.tables);
+        let mut out = Transaction::default();
+        let mut connectionless = false;
+        for table in &mut tables {
+            let mut delta = Delta::default();
+            for key in &dirty {
+                let previous = table.fragment(key).cloned();
+                let fragment = self.compile(key, table.family, previous.as_deref());
+                table.update(key, fragment, &mut delta);
+            }
+            connectionless |= delta.connectionless;
+            out.append(nft::changes(&delta, table));
+        }
+        self.tables = tables;
+        (out, connectionless)
+    }
+
+    fn compile(&self, key: &str, family: Family, previous: Option<&crate::program::Fragment>) -> Option<crate::program::Fragment> {
+        let service = self.services.get(key)?;
+        let service = match service.typed::<core::Service>() {
+            Ok(service) => service,
+            Err(error) => {
+                tracing::warn!("cannot read Service {key}: {error}");
+                return None;
+            }
+        };
+        let slices: Vec<Arc<EndpointSlice>> =
+            self.slices.by_index(BY_SERVICE, key).iter().filter_map(|slice| slice.typed().ok()).collect();
+        let slices = slices.iter().map(|slice| &**slice);
+        compile(key, &service, slices, family, &self.node, &self.config, previous)
+    }
+
+    /// Has the kernel forget UDP and SCTP connections that the program no longer would make.
+    fn forget_stale(&mut self) {
+        for table in &self.tables {
+            let forgotten = self.netfilter.connections(table.family).and_then(|connections| {
+                let stale = stale(&connections, table, &self.node);
+                stale.iter().try_for_each(|connection| self.netfilter.forget(connection)).map(|()| stale.len())
+            });
+            match forgotten {
+                Ok(0) => {}
+                Ok(count) => self.metrics.forgotten(count),
+                Err(error) => tracing::warn!("cannot clean up connections whose endpoint is gone: {error}"),
+            }
+        }
+    }
+
+    /// When somebody else changed nftables here, makes sure that our table is still whole.
+    async fn look(&mut self) {
+        let Ok(generation) = self.netfilter.generation() else { return };
+        if self.rewrite || generation == self.known_generation {
+            return;
+        }
+        for table in &self.tables {
+            if !listing(table.family).await.is_some_and(|listing| nft::intact(&listing, table)) {
+                tracing::warn!("the table {} {TABLE} was changed by somebody else: writing it anew", table.family.nft());
+                self.metrics.put_back();
+                self.rewrite = true;
+            }
+        }
+        self.known_generation = generation;
+    }
+}
+
+/// The table as nft shows it; `None` when there is none.
+async fn listing(family: Family) -> Option<serde_json::Value> {
+    let output = Command::new("nft").args(["-j", "list", "table", family.nft(), TABLE]).kill_on_drop(true).output();
+    let output = tokio::time::timeout(NFT_TIMEOUT, output).await.ok()?.ok()?;
+    output.status.success().then(|| serde_json::from_slice(&output.stdout).ok())?
+}
+
+/// One commit.
+async fn apply(transaction: &Transaction) -> Result<()> {
+    let mut child = Command::new("nft")
+        .args(["-f", "-"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .context("cannot run nft: install the package nftables")?;
+    let mut stdin = child.stdin.take().context("nft has no input")?;
+    let text = transaction.text.clone();
+    let writing = tokio::spawn(async move { stdin.write_all(text.as_bytes()).await });
+    let output = tokio::time::timeout(NFT_TIMEOUT, child.wait_with_output()).await.context("nft did not finish")??;
+    // A broken pipe means that nft gave up; its own words say why.
+    let _ = writing.await;
+    if !output.status.success() {
+        let said = String::from_utf8_lossy(&output.stderr);
+        bail!("nft refused the transaction ({}): {}", output.status, said.lines().take(6).collect::<Vec<_>>().join(" / "));
+    }
+    Ok(())
+}

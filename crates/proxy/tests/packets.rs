@@ -1,0 +1,293 @@
+//! The program with real packets, in network namespaces of its own: a node, a client outside, two pods.
+//!
+//! Needs root, `ip` and `nft`; without them it says so and passes.
+
+use std::io::{Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::AsFd;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use nix::sched::{CloneFlags, setns};
+use proxy::conntrack::{Netfilter, stale};
+use proxy::nft::{full, intact};
+use proxy::{Config, Family, NodeView, Ruleset, TABLE, diff, program};
+use serde_json::{Value, json};
+
+const VIP: &str = "10.7.0.10";
+const NODE: &str = "10.9.0.1";
+const CLIENT: &str = "10.9.0.2";
+const WAIT: Duration = Duration::from_secs(2);
+
+/// Four namespaces, taken down at the end.
+struct Net {
+    prefix: String,
+}
+
+impl Net {
+    fn new() -> Option<Net> {
+        let has = |tool: &str| Command::new(tool).arg("-V").output().is_ok();
+        if !nix::unistd::geteuid().is_root() || !has("ip") || !has("nft") {
+            println!("skipped: needs root, ip and nft");
+            return None;
+        }
+        let net = Net { prefix: format!("proxy-{}", std::process::id()) };
+        for place in ["node", "client", "one", "two"] {
+            run("ip", &["netns", "add", &net.name(place)], "");
+            net.ip(place, "link set lo up");
+        }
+        for (place, near, far) in [("client", NODE, CLIENT), ("one", "10.8.1.1", "10.8.1.2"), ("two", "10.8.2.1", "10.8.2.2")] {
+            net.ip("node", &format!("link add {place} type veth peer name eth0 netns {}", net.name(place)));
+            net.ip("node", &format!("addr add {near}/24 dev {place}"));
+            net.ip("node", &format!("link set {place} up"));
+            net.ip(place, &format!("addr add {far}/24 dev eth0"));
+            net.ip(place, "link set eth0 up");
+            net.ip(place, &format!("route add default via {near}"));
+        }
+        // The node itself needs some route for cluster IPs, as through its default route in a cluster.
+        net.ip("node", "route add default via 10.9.0.2");
+        net.within("node", || std::fs::write("/proc/sys/net/ipv4/ip_forward", "1").unwrap());
+        Some(net)
+    }
+
+    fn name(&self, place: &str) -> String {
+        format!("{}-{place}", self.prefix)
+    }
+
+    fn ip(&self, place: &str, arguments: &str) {
+        let mut all = vec!["-n".to_string(), self.name(place)];
+        all.extend(arguments.split(' ').map(str::to_string));
+        run("ip", &all.iter().map(String::as_str).collect::<Vec<_>>(), "");
+    }
+
+    fn nft(&self, arguments: &[&str], input: &str) -> String {
+        let node = self.name("node");
+        let mut all = vec!["netns", "exec", &node, "nft"];
+        all.extend(arguments);
+        run("ip", &all, input)
+    }
+
+    fn apply(&self, text: &str) {
+        self.nft(&["-f", "-"], text);
+    }
+
+    fn within<T: Send>(&self, place: &str, work: impl FnOnce() -> T + Send) -> T {
+        let path = format!("/run/netns/{}", self.name(place));
+        std::thread::scope(|scope| {
+            let thread = scope.spawn(move || {
+                setns(std::fs::File::open(path).unwrap().as_fd(), CloneFlags::CLONE_NEWNET).unwrap();
+                work()
+            });
+            thread.join().unwrap()
+        })
+    }
+
+    /// A pod that answers each connection with its name and whom it sees, by TCP and UDP.
+    fn serve(&self, place: &'static str, port: u16) {
+        let (tcp, udp) = self.within(place, || {
+            (TcpListener::bind(("0.0.0.0", port)).unwrap(), UdpSocket::bind(("0.0.0.0", port)).unwrap())
+        });
+        std::thread::spawn(move || {
+            for mut stream in tcp.incoming().flatten() {
+                let peer = stream.peer_addr().unwrap().ip();
+                let _ = write!(stream, "{place} {peer}");
+            }
+        });
+        std::thread::spawn(move || {
+            let mut buffer = [0; 16];
+            while let Ok((_, peer)) = udp.recv_from(&mut buffer) {
+                let _ = udp.send_to(format!("{place} {}", peer.ip()).as_bytes(), peer);
+            }
+        });
+    }
+
+    /// Who answers, and whom he sees.
+    fn ask(&self, from: &str, to: &str, port: u16) -> std::io::Result<(String, String)> {
+        let to = SocketAddr::new(to.parse::<IpAddr>().unwrap(), port);
+        self.within(from, || {
+            let mut stream = TcpStream::connect_timeout(&to, WAIT)?;
+            stream.set_read_timeout(Some(WAIT))?;
+            let mut text = String::new();
+            stream.read_to_string(&mut text)?;
+            let (name, peer) = text.split_once(' ').unwrap();
+            Ok((name.to_string(), peer.to_string()))
+        })
+    }
+
+    /// As [`Net::ask`], until each of `expect` answered once and nobody else did.
+    fn answers(&self, from: &str, to: &str, port: u16, expect: &[(&str, &str)]) {
+        let mut seen = std::collections::BTreeSet::new();
+        for _ in 0..40 {
+            seen.insert(self.ask(from, to, port).unwrap_or_else(|error| panic!("{from} → {to}:{port}: {error}")));
+        }
+        let expect = expect.iter().map(|(name, peer)| (name.to_string(), peer.to_string())).collect();
+        assert_eq!(seen, expect, "{from} → {to}:{port}");
+    }
+}
+
+impl Drop for Net {
+    fn drop(&mut self) {
+        for place in ["node", "client", "one", "two"] {
+            let _ = Command::new("ip").args(["netns", "del", &self.name(place)]).status();
+        }
+    }
+}
+
+fn run(program: &str, arguments: &[&str], input: &str) -> String {
+    let mut child = Command::new(program)
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{program} {arguments:?}: {said}\n{input}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn table(spec: Value, endpoints: &[(&str, &str)]) -> Ruleset {
+    let service: Service =
+        serde_json::from_value(json!({"metadata": {"name": "web", "namespace": "ns"}, "spec": spec})).unwrap();
+    let list: Vec<Value> =
+        endpoints.iter().map(|(address, node)| json!({"addresses": [address], "nodeName": node})).collect();
+    let slice: EndpointSlice = serde_json::from_value(json!({
+        "metadata": {"name": "web-x", "namespace": "ns", "labels": {"kubernetes.io/service-name": "web"}},
+        "addressType": "IPv4", "endpoints": list,
+        "ports": [{"name": "t", "port": 8080}, {"name": "u", "port": 8080, "protocol": "UDP"}]}))
+    .unwrap();
+    program([&service], [&slice], Family::V4, &view(), &config())
+}
+
+fn view() -> NodeView {
+    NodeView::new(None, &config())
+}
+
+fn config() -> Config {
+    Config {
+        node_addresses: vec![NODE.parse().unwrap()],
+        cluster_cidrs: vec!["10.8.0.0/16".parse().unwrap()],
+        ..Config::new("node")
+    }
+}
+
+fn spec(extra: Value) -> Value {
+    let mut spec = json!({"type": "NodePort", "clusterIP": VIP, "ports": [
+        {"name": "t", "port": 80, "nodePort": 30080}, {"name": "u", "port": 80, "protocol": "UDP", "nodePort": 30080}]});
+    spec.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
+    spec
+}
+
+#[test]
+fn packets_go_where_the_program_says() {
+    let Some(net) = Net::new() else { return };
+    net.serve("one", 8080);
+    net.serve("two", 8080);
+    let both = [("10.8.1.2", "node"), ("10.8.2.2", "elsewhere")];
+
+    let mut now = table(spec(json!({})), &both);
+    net.apply(&full(&now).text);
+    // From outside, through the cluster IP: masqueraded, spread over both.
+    net.answers("client", VIP, 80, &[("one", "10.8.1.1"), ("two", "10.8.2.1")]);
+    // From a pod: its own address, and masqueraded when it comes back to itself.
+    net.answers("one", VIP, 80, &[("one", "10.8.1.1"), ("two", "10.8.1.2")]);
+    // From the node itself.
+    net.answers("node", VIP, 80, &[("one", "10.8.1.1"), ("two", "10.8.2.1")]);
+    // A node port, from outside, from a pod, from the node.
+    net.answers("client", NODE, 30080, &[("one", "10.8.1.1"), ("two", "10.8.2.1")]);
+    net.answers("two", NODE, 30080, &[("one", "10.8.1.1"), ("two", "10.8.2.1")]);
+    net.answers("node", NODE, 30080, &[("one", "10.8.1.1"), ("two", "10.8.2.1")]);
+    // A port the Service has not.
+    let error = net.ask("client", VIP, 81).unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionRefused);
+
+    // What the kernel shows is what was meant; a flush is noticed.
+    let listing = || serde_json::from_str::<Value>(&net.nft(&["-j", "list", "table", "ip", TABLE], "")).unwrap();
+    assert!(intact(&listing(), &now), "{:#}", listing());
+    net.nft(&["flush", "map", "ip", TABLE, "tcp-endpoints"], "");
+    assert!(!intact(&listing(), &now));
+    net.apply(&full(&now).text);
+    assert!(intact(&listing(), &now));
+
+    // One endpoint less: the table that was is turned into the table that is.
+    let next = |now: &mut Ruleset, table: Ruleset| {
+        net.apply(&diff(now, &table).text);
+        assert!(intact(&listing(), &table), "{:#}", listing());
+        *now = table;
+    };
+    let udp = net.within("client", || {
+        let socket = UdpSocket::bind((CLIENT, 0)).unwrap();
+        socket.set_read_timeout(Some(WAIT)).unwrap();
+        socket
+    });
+    let ask_udp = || -> std::io::Result<String> {
+        udp.send_to(b"?", (VIP, 80))?;
+        let mut buffer = [0; 64];
+        let (length, _) = udp.recv_from(&mut buffer)?;
+        Ok(String::from_utf8_lossy(&buffer[..length]).split(' ').next().unwrap().to_string())
+    };
+    let first = ask_udp().unwrap();
+    assert_eq!(ask_udp().unwrap(), first, "one socket's packets are one connection");
+    let (stays, other) = if first == "one" { (both[1], "two") } else { (both[0], "one") };
+    next(&mut now, table(spec(json!({})), &[stays]));
+    let near = if other == "one" { "10.8.1.1" } else { "10.8.2.1" };
+    net.answers("client", VIP, 80, &[(other, near)]);
+    // The kernel still sends this socket's packets where the endpoint was, until it is told to forget.
+    assert_eq!(ask_udp().unwrap(), first);
+    net.within("node", || {
+        let mut netfilter = Netfilter::open().unwrap();
+        let connections = netfilter.connections(Family::V4).unwrap();
+        let stale = stale(&connections, &now, &view());
+        assert_eq!(stale.len(), 1, "{connections:?}");
+        netfilter.forget(stale[0]).unwrap();
+        netfilter.forget(stale[0]).unwrap();
+        let before = netfilter.generation().unwrap();
+        assert_eq!(netfilter.generation().unwrap(), before);
+    });
+    assert_eq!(ask_udp().unwrap(), other);
+
+    // Only this node's endpoints, and the client's own address.
+    next(&mut now, table(spec(json!({"externalTrafficPolicy": "Local"})), &both));
+    net.answers("client", NODE, 30080, &[("one", CLIENT)]);
+    net.answers("one", NODE, 30080, &[("one", "10.8.1.1"), ("two", "10.8.1.2")]);
+    next(&mut now, table(spec(json!({"externalTrafficPolicy": "Local"})), &[both[1]]));
+    assert!(matches!(net.ask("client", NODE, 30080).unwrap_err().kind(), std::io::ErrorKind::TimedOut | std::io::ErrorKind::WouldBlock));
+    net.answers("one", NODE, 30080, &[("two", "10.8.1.2")]);
+
+    // A client stays with its endpoint.
+    next(&mut now, table(spec(json!({"sessionAffinity": "ClientIP"})), &both));
+    let chosen = net.ask("client", VIP, 80).unwrap();
+    net.answers("client", VIP, 80, &[(&chosen.0, &chosen.1)]);
+    net.answers("client", NODE, 30080, &[(&chosen.0, &chosen.1)]);
+    // Its endpoint goes: it gets the other one.
+    let (stays, other) = if chosen.0 == "one" { (both[1], ("two", "10.8.2.1")) } else { (both[0], ("one", "10.8.1.1")) };
+    next(&mut now, table(spec(json!({"sessionAffinity": "ClientIP"})), &[stays]));
+    net.answers("client", VIP, 80, &[other]);
+
+    // Nobody there: refused at once.
+    next(&mut now, table(spec(json!({})), &[]));
+    for (from, to, port) in [("client", VIP, 80), ("one", VIP, 80), ("node", VIP, 80), ("client", NODE, 30080)] {
+        assert_eq!(net.ask(from, to, port).unwrap_err().kind(), std::io::ErrorKind::ConnectionRefused, "{from} → {to}");
+    }
+    // Nothing of a Service is left behind.
+    next(&mut now, Ruleset::new(Family::V4, &view(), &config()));
+    assert!(!net.nft(&["list", "table", "ip", TABLE], "").contains("spread"));
+    net.apply(&proxy::nft::removal(Family::V4).text);
+    assert!(!net.nft(&["list", "ruleset"], "").contains(TABLE));
+
+    // Load balancer sources, and the other family's table is at least accepted.
+    let mut limited = spec(json!({"type": "LoadBalancer", "loadBalancerSourceRanges": ["203.0.113.0/24", "10.9.0.0/30"]}));
+    limited["externalIPs"] = json!(["198.51.100.7"]);
+    net.apply(&full(&table(limited, &both)).text);
+    net.answers("client", "198.51.100.7", 80, &[("one", "10.8.1.1"), ("two", "10.8.2.1")]);
+    let six: Service = serde_json::from_value(json!({"metadata": {"name": "six", "namespace": "ns"},
+        "spec": {"clusterIP": "fd07::1", "sessionAffinity": "ClientIP", "ports": [{"port": 80}]}})).unwrap();
+    let slice: EndpointSlice = serde_json::from_value(json!({
+        "metadata": {"name": "six-x", "namespace": "ns", "labels": {"kubernetes.io/service-name": "six"}},
+        "addressType": "IPv6", "endpoints": [{"addresses": ["fd08::1"]}], "ports": [{"port": 8080}]})).unwrap();
+    net.apply(&full(&program([&six], [&slice], Family::V6, &view(), &config())).text);
+}
