@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 mod conditions;
+mod cronjob;
 mod daemonset;
 mod deployment;
 mod endpoints;
@@ -16,15 +17,19 @@ mod history;
 mod indexes;
 mod job;
 mod namespace;
+mod node_ipam;
+mod node_lifecycle;
 mod nodes;
 mod owners;
 mod plan;
+mod pod_gc;
 mod pods;
 mod replicas;
 mod replicaset;
 mod rollout;
 mod runner;
 mod statefulset;
+mod taint_eviction;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -121,6 +126,11 @@ const CONTROLLERS: &[(&str, bool, Make)] = &[
     ("job-controller", true, job::jobs),
     ("daemonset-controller", true, daemonset::daemon_sets),
     ("statefulset-controller", true, statefulset::stateful_sets),
+    ("cronjob-controller", true, cronjob::cron_jobs),
+    ("node-lifecycle-controller", true, node_lifecycle::node_lifecycle),
+    ("taint-eviction-controller", true, taint_eviction::taint_eviction),
+    ("node-ipam-controller", true, node_ipam::node_ipam),
+    ("pod-garbage-collector-controller", true, pod_gc::pod_gc),
     ("ttl-after-finished-controller", true, job::ttl_after_finished),
 ];
 

@@ -1,0 +1,280 @@
+//! CronJobs: a Job at each time of a schedule. The plan is pure; a Job's name comes from its time, so that none starts
+//! twice.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use client::time::rfc3339;
+use croner::Cron;
+use croner::parser::{CronParser, Seconds, Year};
+use jiff::tz::TimeZone;
+use jiff::{Timestamp, Zoned};
+use k8s_openapi::api::batch::v1::{CronJob, CronJobSpec, Job};
+use meta::{Object, Status};
+use serde_json::{Value, json};
+
+use crate::owners::{self, BY_CONTROLLER};
+use crate::plan::{Action, Note, Plan};
+use crate::pods::seconds_between;
+use crate::runner::{Controller, own_key};
+use crate::{Context, conditions, decoded, status_of};
+
+const SCHEDULED_AT: &str = "batch.kubernetes.io/cronjob-scheduled-timestamp";
+/// Missed times counted before it is said that there are too many.
+const MAX_MISSED: usize = 100;
+/// Bytes of a CronJob's name in its Jobs' names.
+const MAX_PREFIX: usize = 52;
+
+/// A schedule with its time zone.
+struct Schedule {
+    cron: Cron,
+    zone: TimeZone,
+}
+
+impl Schedule {
+    fn parse(text: &str, zone: TimeZone) -> Result<Self, String> {
+        let (text, zone) = match text.strip_prefix("TZ=").or_else(|| text.strip_prefix("CRON_TZ=")) {
+            Some(rest) => {
+                let (name, rest) = rest.split_once(' ').ok_or("schedule without fields")?;
+                (rest.trim(), TimeZone::get(name).map_err(|e| e.to_string())?)
+            }
+            None => (text, zone),
+        };
+        let parser = CronParser::builder().seconds(Seconds::Disallowed).year(Year::Disallowed).build();
+        Ok(Self { cron: parser.parse(text).map_err(|e| e.to_string())?, zone })
+    }
+
+    fn zoned(&self, at: Timestamp) -> Zoned {
+        at.to_zoned(self.zone.clone())
+    }
+
+    /// The latest time up to and including `now`.
+    fn latest(&self, now: Timestamp) -> Option<Timestamp> {
+        self.cron.find_previous_occurrence(&self.zoned(now), true).ok().map(|t| t.timestamp())
+    }
+
+    fn next(&self, after: Timestamp) -> Option<Timestamp> {
+        self.cron.find_next_occurrence(&self.zoned(after), false).ok().map(|t| t.timestamp())
+    }
+
+    /// How many times lie after `from` up to `to`, counted to one beyond the limit.
+    fn count(&self, from: Timestamp, to: Timestamp) -> usize {
+        let mut at = from;
+        for n in 0..=MAX_MISSED {
+            match self.next(at).filter(|t| *t <= to) {
+                Some(next) => at = next,
+                None => return n,
+            }
+        }
+        MAX_MISSED + 1
+    }
+}
+
+/// How a Job ended, if it did: `Complete` or `Failed`.
+fn ended(status: &Value) -> Option<&'static str> {
+    ["Complete", "Failed"].into_iter().find(|c| conditions::is_true(status, c))
+}
+
+fn job_name(object: &Object, at: Timestamp) -> String {
+    let name = &object.meta.name;
+    format!("{}-{}", &name[..name.len().min(MAX_PREFIX)], at.as_second() / 60)
+}
+
+pub fn plan(object: &Object, spec: &CronJobSpec, jobs: &[Arc<Object>], now: Timestamp) -> Result<Plan, Status> {
+    let mut plan = Plan::nothing();
+    let known = status_of(object)?;
+    let mut status = if known.is_object() { known.clone() } else { json!({}) };
+    let mut active: Vec<Value> = status["active"].as_array().cloned().unwrap_or_default();
+    let statuses = jobs.iter().map(|j| Ok((j, status_of(j)?))).collect::<Result<Vec<_>, Status>>()?;
+    for (job, state) in &statuses {
+        let listed = active.iter().any(|a| a["uid"] == *job.meta.uid);
+        let Some(how) = ended(state) else {
+            if !listed {
+                let said = format!("Saw a job that the controller did not create or forgot: {}", job.meta.name);
+                plan.note(Note::warning(object, "UnexpectedJob", said));
+                active.push(json!(client::reference(job)));
+            }
+            continue;
+        };
+        if listed {
+            active.retain(|a| a["uid"] != *job.meta.uid);
+            let said = format!("Saw completed job: {}, condition: {how}", job.meta.name);
+            plan.note(Note::normal(object, "SawCompletedJob", said));
+        }
+        let finished = client::time::parse(state["completionTime"].as_str().unwrap_or_default());
+        let last = client::time::parse(status["lastSuccessfulTime"].as_str().unwrap_or_default());
+        if let Some(finished) = finished.filter(|f| last.is_none_or(|l| *f > l)) {
+            status["lastSuccessfulTime"] = rfc3339(finished).into();
+        }
+    }
+    active.retain(|a| {
+        let there = jobs.iter().any(|j| a["uid"] == *j.meta.uid);
+        if !there {
+            let said = format!("Active job went missing: {}", a["name"].as_str().unwrap_or_default());
+            plan.note(Note::normal(object, "MissingJob", said));
+        }
+        there
+    });
+    forget_old(&mut plan, object, spec, &statuses);
+    if object.meta.deletion_timestamp.is_none() {
+        schedule(&mut plan, object, spec, jobs, &mut status, &mut active, now)?;
+    }
+    if active.is_empty() {
+        if let Some(map) = status.as_object_mut() {
+            map.remove("active");
+        }
+    } else {
+        status["active"] = active.into();
+    }
+    // A fresh status is {} either way.
+    if status != known && !(known.is_null() && status == json!({})) {
+        plan.act(Action::status(&client::gvr_of::<CronJob>(), object, status)?);
+    }
+    Ok(plan)
+}
+
+/// Deletes the oldest ended Jobs beyond the history limits.
+fn forget_old(plan: &mut Plan, object: &Object, spec: &CronJobSpec, jobs: &[(&Arc<Object>, Value)]) {
+    let limits = [("Complete", spec.successful_jobs_history_limit.unwrap_or(3)), ("Failed", spec.failed_jobs_history_limit.unwrap_or(1))];
+    for (how, limit) in limits {
+        let mut of: Vec<_> = jobs.iter().filter(|(j, s)| ended(s) == Some(how) && j.meta.deletion_timestamp.is_none()).collect();
+        of.sort_by_key(|(j, s)| (s["startTime"].as_str().unwrap_or_default().to_string(), j.meta.name.clone()));
+        let beyond = of.len().saturating_sub(usize::try_from(limit).unwrap_or(0));
+        plan.actions.extend(of.into_iter().take(beyond).map(|(job, _)| delete(object, job)));
+    }
+}
+
+fn delete(object: &Object, job: &Object) -> Action {
+    let options = client::DeleteOptions::default().propagation(client::Propagation::Background);
+    Action::delete_with(&client::gvr_of::<Job>(), job, options)
+        .done(Note::normal(object, "SuccessfulDelete", format!("Deleted job {}", job.meta.name)))
+        .failed(Note::warning(object, "FailedDelete", "Deleted job: {}"))
+}
+
+fn schedule(
+    plan: &mut Plan,
+    object: &Object,
+    spec: &CronJobSpec,
+    jobs: &[Arc<Object>],
+    status: &mut Value,
+    active: &mut Vec<Value>,
+    now: Timestamp,
+) -> Result<(), Status> {
+    let zone = match spec.time_zone.as_deref() {
+        None => TimeZone::UTC,
+        Some(name) => match TimeZone::get(name) {
+            Ok(zone) => zone,
+            Err(error) => {
+                plan.note(Note::warning(object, "UnknownTimeZone", format!("invalid timeZone: {name:?}: {error}")));
+                return Ok(());
+            }
+        },
+    };
+    if spec.suspend == Some(true) {
+        return Ok(());
+    }
+    let schedule = match Schedule::parse(&spec.schedule, zone) {
+        Ok(schedule) => schedule,
+        Err(error) => {
+            plan.note(Note::warning(object, "UnparseableSchedule", format!("unparseable schedule: {:?} : {error}", spec.schedule)));
+            return Ok(());
+        }
+    };
+    if let Some(next) = schedule.next(now) {
+        let wait = u64::try_from(next.as_millisecond() - now.as_millisecond()).unwrap_or(0);
+        plan.again_after(Duration::from_millis(wait + 100));
+    }
+    let last = client::time::parse(status["lastScheduleTime"].as_str().unwrap_or_default());
+    let created = client::time::parse(&object.meta.creation_timestamp).unwrap_or(now);
+    let mut earliest = last.unwrap_or(created);
+    if let Some(deadline) = spec.starting_deadline_seconds
+        && let Ok(bound) = Timestamp::from_second(now.as_second().saturating_sub(deadline))
+    {
+        earliest = earliest.max(bound);
+    }
+    let Some(at) = schedule.latest(now).filter(|t| *t > earliest) else { return Ok(()) };
+    if schedule.count(earliest, now) > MAX_MISSED {
+        let said = format!(
+            "too many missed start times: more than {MAX_MISSED}. Set or decrease .spec.startingDeadlineSeconds or check clock skew"
+        );
+        plan.note(Note::warning(object, "TooManyMissedTimes", said));
+    }
+    if spec.starting_deadline_seconds.is_some_and(|d| seconds_between(at, now) > d) {
+        let said = format!("Missed scheduled time to start a job: {}", at.strftime("%a, %d %b %Y %H:%M:%S UTC"));
+        plan.note(Note::warning(object, "MissSchedule", said));
+        return Ok(());
+    }
+    let name = job_name(object, at);
+    if last == Some(at) || jobs.iter().any(|j| *j.meta.name == *name) {
+        if last != Some(at) {
+            status["lastScheduleTime"] = rfc3339(at).into();
+        }
+        return Ok(());
+    }
+    match spec.concurrency_policy.as_deref() {
+        Some("Forbid") if !active.is_empty() => {
+            let said = "Not starting job because prior execution is running and concurrency policy is Forbid";
+            plan.note(Note::normal(object, "JobAlreadyActive", said));
+            return Ok(());
+        }
+        Some("Replace") => {
+            let running = jobs.iter().filter(|j| active.iter().any(|a| a["uid"] == *j.meta.uid));
+            plan.actions.extend(running.map(|j| delete(object, j)));
+            active.clear();
+        }
+        _ => {}
+    }
+    let template = serde_json::to_value(&spec.job_template).map_err(Status::internal)?;
+    let mut metadata = json!({"name": name, "namespace": &*object.meta.namespace, "ownerReferences": [owners::controller_ref(object)]});
+    for field in ["labels", "annotations"] {
+        if let Some(value) = template["metadata"].get(field) {
+            metadata[field] = value.clone();
+        }
+    }
+    let local = schedule.zoned(at).strftime("%Y-%m-%dT%H:%M:%S%:z").to_string();
+    metadata["annotations"][SCHEDULED_AT] = local.replace("+00:00", "Z").into();
+    let body = json!({"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "spec": template["spec"]});
+    let create = Action::create(&client::gvr_of::<Job>(), &object.meta.namespace, body)
+        .may_exist()
+        .done(Note::normal(object, "SuccessfulCreate", "Created job {}"))
+        .failed(Note::warning(object, "FailedCreate", "Error creating job: {}"));
+    // The time is noted when the Job is seen; until then its name keeps it from being made twice.
+    plan.act(create);
+    Ok(())
+}
+
+pub fn cron_jobs(cx: &Context) -> Controller {
+    let (crons, jobs) = (cx.informers.get::<CronJob>(), cx.informers.get::<Job>());
+    owners::index(&jobs);
+    let (of, of_jobs) = (crons.clone(), jobs.clone());
+    Controller::new("cronjob-controller", move |ask| {
+        let Some(object) = of.get(&ask.key) else { return Ok(Plan::nothing()) };
+        let cron = decoded::<CronJob>(&object)?;
+        plan(&object, &cron.spec, &of_jobs.by_index(BY_CONTROLLER, &object.meta.uid), ask.now)
+    })
+    .watch(&crons, own_key)
+    .watch(&jobs, owners::to_controller("CronJob"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn schedules() {
+        let at = |t: &str| t.parse::<Timestamp>().unwrap();
+        for (text, zone, now, latest, next) in [
+            ("*/5 * * * *", "UTC", "2026-01-01T10:07:30Z", "2026-01-01T10:05:00Z", "2026-01-01T10:10:00Z"),
+            ("@hourly", "UTC", "2026-01-01T10:00:00Z", "2026-01-01T10:00:00Z", "2026-01-01T11:00:00Z"),
+            ("0 9 * * 1-5", "Europe/Berlin", "2026-07-06T07:00:00Z", "2026-07-06T07:00:00Z", "2026-07-07T07:00:00Z"),
+            ("TZ=UTC 0 0 1 * ?", "UTC", "2026-01-15T00:00:00Z", "2026-01-01T00:00:00Z", "2026-02-01T00:00:00Z"),
+        ] {
+            let schedule = Schedule::parse(text, TimeZone::get(zone).unwrap()).unwrap_or_else(|e| panic!("{text}: {e}"));
+            assert_eq!(schedule.latest(at(now)), Some(at(latest)), "{text}");
+            assert_eq!(schedule.next(at(now)), Some(at(next)), "{text}");
+        }
+        for text in ["", "* * * *", "61 * * * *", "* * * * * *", "nonsense"] {
+            assert!(Schedule::parse(text, TimeZone::UTC).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,230 @@
+//! The health of nodes: what a silent node is said to be, and the taints that follow from a node's conditions.
+//!
+//! A node is heard when its lease or its status changes; how long ago is measured by our clock from when we saw it, so
+//! that clocks need not agree. Evicting the pods of tainted nodes is [`crate::taint_eviction`]'s.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use client::time::rfc3339;
+use jiff::Timestamp;
+use k8s_openapi::api::coordination::v1::Lease;
+use k8s_openapi::api::core::v1::{Node, Pod, Taint};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use meta::{Object, Status};
+use serde_json::{Value, json};
+
+use crate::nodes::{self, NOT_READY, UNREACHABLE};
+use crate::plan::{Action, Note, Plan};
+use crate::pods::{self, PodView};
+use crate::runner::{Controller, own_key};
+use crate::{Context, decoded, status_of};
+
+const LEASES: &str = "kube-node-lease";
+/// Conditions that say nothing any more once the node is silent.
+const CONDITIONS: &[&str] = &["Ready", "MemoryPressure", "DiskPressure", "PIDPressure"];
+/// The index of pods by node.
+pub const BY_NODE: &str = "node";
+
+/// (condition, its status, the NoSchedule taint it means)
+const TAINTS: &[(&str, &str, &str)] = &[
+    ("Ready", "False", NOT_READY),
+    ("Ready", "Unknown", UNREACHABLE),
+    ("MemoryPressure", "True", nodes::MEMORY_PRESSURE),
+    ("DiskPressure", "True", nodes::DISK_PRESSURE),
+    ("PIDPressure", "True", nodes::PID_PRESSURE),
+    ("NetworkUnavailable", "True", nodes::NETWORK_UNAVAILABLE),
+];
+
+pub fn index_pods_by_node(pods: &client::Informer) {
+    pods.add_index(BY_NODE, |o| {
+        let node = o.typed::<Pod>().ok().and_then(|p| p.spec.as_ref()?.node_name.clone());
+        node.filter(|n| !n.is_empty()).into_iter().collect()
+    });
+}
+
+/// How a node stands at a moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Health {
+    /// Seconds since it was last heard.
+    pub silent: i64,
+    /// Seconds a node may be silent.
+    pub grace: i64,
+    /// Whether its pods may be told to go now: evictions are rationed, and stop when every node is silent.
+    pub may_evict: bool,
+}
+
+fn ready_status(node: &Node) -> &str {
+    nodes::condition(node, "Ready").map_or("Unknown", |c| c.status.as_str())
+}
+
+/// What becomes of one node, and of the readiness of its pods.
+pub fn plan(object: &Object, node: &Node, health: Health, pods: &[PodView], now: Timestamp) -> Result<Plan, Status> {
+    let resource = client::gvr_of::<Node>();
+    let mut plan = Plan::nothing();
+    if health.silent > health.grace && ready_status(node) != "Unknown"
+        || (health.silent > health.grace && nodes::condition(node, "Ready").is_none())
+    {
+        let mut status = status_of(object)?;
+        silence(&mut status, &object.meta.creation_timestamp, now);
+        let said = format!("Node {} status is now: NodeNotReady", object.meta.name);
+        plan.act(Action::status(&resource, object, status)?.done(Note::normal(object, "NodeNotReady", said)));
+        // Taints follow from what is written now.
+        return Ok(plan);
+    }
+    let known = nodes::taints(node);
+    let wanted = wanted_taints(node, health.may_evict, now);
+    if wanted != known {
+        let metadata = json!({"resourceVersion": object.resource_version.to_string()});
+        let taints = if wanted.is_empty() { Value::Null } else { json!(wanted) };
+        plan.act(Action::patch(&resource, object, "", client::Patch::Merge(json!({"metadata": metadata, "spec": {"taints": taints}}))));
+    }
+    if ready_status(node) == "Unknown" && nodes::condition(node, "Ready").is_some() {
+        for pod in pods.iter().filter(|p| p.is_ready()) {
+            let mut status = status_of(&pod.object)?;
+            for condition in status["conditions"].as_array_mut().into_iter().flatten().filter(|c| c["type"] == "Ready") {
+                condition["status"] = "False".into();
+                condition["lastTransitionTime"] = rfc3339(now).into();
+            }
+            let action = Action::status(&crate::replicas::pods_resource(), &pod.object, status)?;
+            plan.act(action.done(Note::warning(&pod.object, "NodeNotReady", "Node is not ready")));
+        }
+    }
+    Ok(plan)
+}
+
+fn silence(status: &mut Value, created: &str, now: Timestamp) {
+    if !status["conditions"].is_array() {
+        status["conditions"] = json!([]);
+    }
+    let at = Value::from(rfc3339(now));
+    for kind in CONDITIONS {
+        let list = status["conditions"].as_array_mut().into_iter().flatten();
+        match list.into_iter().find(|c| c["type"] == *kind) {
+            Some(condition) if condition["status"] != "Unknown" => {
+                condition["status"] = "Unknown".into();
+                condition["reason"] = "NodeStatusUnknown".into();
+                condition["message"] = "Kubelet stopped posting node status.".into();
+                condition["lastTransitionTime"] = at.clone();
+            }
+            Some(_) => {}
+            None => {
+                let condition = json!({
+                    "type": kind, "status": "Unknown", "reason": "NodeStatusNeverUpdated",
+                    "message": "Kubelet never posted node status.", "lastHeartbeatTime": created, "lastTransitionTime": at,
+                });
+                if let Some(list) = status["conditions"].as_array_mut() {
+                    list.push(condition);
+                }
+            }
+        }
+    }
+}
+
+fn wanted_taints(node: &Node, may_evict: bool, now: Timestamp) -> Vec<Taint> {
+    let has = |kind: &str, status: &str| nodes::condition(node, kind).is_some_and(|c| c.status == status);
+    let known = nodes::taints(node);
+    let ready = nodes::condition(node, "Ready");
+    let mut wanted: Vec<(&str, &str)> =
+        TAINTS.iter().filter(|(kind, status, _)| has(kind, status)).map(|(_, _, taint)| (*taint, "NoSchedule")).collect();
+    if ready.is_none() && known.iter().any(|t| t.key == NOT_READY && t.effect == "NoSchedule") {
+        // It has not said anything yet: it stays as it was registered.
+        wanted.push((NOT_READY, "NoSchedule"));
+    }
+    if node.spec.as_ref().is_some_and(|s| s.unschedulable == Some(true)) {
+        wanted.push((nodes::UNSCHEDULABLE, "NoSchedule"));
+    }
+    let unready = match ready.map(|c| c.status.as_str()) {
+        Some("False") => Some(NOT_READY),
+        Some("Unknown") => Some(UNREACHABLE),
+        _ => None,
+    };
+    let evicting = known.iter().any(|t| t.effect == "NoExecute" && [NOT_READY, UNREACHABLE].contains(&t.key.as_str()));
+    if let Some(taint) = unready.filter(|_| may_evict || evicting) {
+        wanted.push((taint, "NoExecute"));
+    }
+    let ours = |t: &Taint| match t.effect.as_str() {
+        "NoSchedule" => t.key == nodes::UNSCHEDULABLE || TAINTS.iter().any(|(_, _, key)| *key == t.key),
+        "NoExecute" => [NOT_READY, UNREACHABLE].contains(&t.key.as_str()),
+        _ => false,
+    };
+    let is = |t: &Taint, w: &(&str, &str)| t.key == w.0 && t.effect == w.1;
+    let mut out: Vec<Taint> = known.iter().filter(|t| !ours(t) || wanted.iter().any(|w| is(t, w))).cloned().collect();
+    for want in wanted {
+        if !out.iter().any(|t| is(t, &want)) {
+            let whole = Timestamp::from_second(now.as_second()).unwrap_or(now);
+            out.push(Taint { key: want.0.into(), effect: want.1.into(), value: None, time_added: Some(Time(whole)) });
+        }
+    }
+    out
+}
+
+/// What is remembered of nodes between looks; a restart begins every grace period anew.
+#[derive(Default)]
+struct Memory {
+    /// (what was heard last, when)
+    heard: HashMap<String, (String, Timestamp)>,
+    /// When a node of a zone was last told to evict.
+    evicted: HashMap<String, Timestamp>,
+}
+
+fn zone(object: &Object) -> String {
+    let label = |name: &str| object.meta.label(name).unwrap_or_default().to_string();
+    format!("{}/{}", label("topology.kubernetes.io/region"), label("topology.kubernetes.io/zone"))
+}
+
+pub fn node_lifecycle(cx: &Context) -> Controller {
+    let (all_nodes, all_pods) = (cx.informers.get::<Node>(), cx.informers.get::<Pod>());
+    let leases = cx.informers.get_gvr(client::gvr_of::<Lease>(), LEASES, None, None);
+    index_pods_by_node(&all_pods);
+    let (of, of_pods, of_leases, options) = (all_nodes.clone(), all_pods.clone(), leases.clone(), cx.options.clone());
+    let memory = Mutex::new(Memory::default());
+    let everything = all_nodes.clone();
+    let queue_all = move |queue: client::Queue<Arc<str>>, period: Duration| async move {
+        loop {
+            tokio::time::sleep(period).await;
+            everything.list(None).iter().for_each(|n| queue.add(n.meta.name.to_string().into()));
+        }
+    };
+    let period = cx.options.node_monitor_period;
+    Controller::new("node-lifecycle-controller", move |ask| {
+        let Some(object) = of.get(&ask.key) else {
+            memory.lock().unwrap_or_else(PoisonError::into_inner).heard.remove(&*ask.key);
+            return Ok(Plan::nothing());
+        };
+        let node = decoded::<Node>(&object)?;
+        let renewed = of_leases.get(&format!("{LEASES}/{}", ask.key)).and_then(|l| decoded::<Lease>(&l).ok()?.spec.as_ref()?.renew_time.as_ref().map(|t| t.0.to_string()));
+        let beat = nodes::condition(&node, "Ready").and_then(|c| c.last_heartbeat_time.as_ref()).map(|t| t.0.to_string());
+        let voice = format!("{}|{}", renewed.unwrap_or_default(), beat.unwrap_or_default());
+        let grace = match nodes::condition(&node, "Ready") {
+            Some(_) => options.node_monitor_grace_period,
+            None => options.node_startup_grace_period,
+        };
+        let mut memory = memory.lock().unwrap_or_else(PoisonError::into_inner);
+        let heard = memory.heard.entry(ask.key.to_string()).or_insert_with(|| (voice.clone(), ask.now));
+        if heard.0 != voice {
+            *heard = (voice, ask.now);
+        }
+        let silent = pods::seconds_between(heard.1, ask.now);
+        let mut may_evict = false;
+        if ready_status(&node) != "True" && nodes::condition(&node, "Ready").is_some() {
+            let anybody_ready = of.list(None).iter().any(|o| o.typed::<Node>().is_ok_and(|n| ready_status(&n) == "True"));
+            let last = memory.evicted.get(&zone(&object)).copied();
+            let interval = 1.0 / options.node_eviction_rate.max(f64::MIN_POSITIVE);
+            may_evict = anybody_ready && last.is_none_or(|l| pods::seconds_between(l, ask.now) as f64 >= interval);
+            let tainted = nodes::taints(&node).iter().any(|t| t.effect == "NoExecute" && [NOT_READY, UNREACHABLE].contains(&t.key.as_str()));
+            if may_evict && !tainted {
+                memory.evicted.insert(zone(&object), ask.now);
+            }
+        }
+        drop(memory);
+        let health = Health { silent, grace: i64::try_from(grace.as_secs()).unwrap_or(i64::MAX), may_evict };
+        let views = if ready_status(&node) == "Unknown" { pods::views(of_pods.by_index(BY_NODE, &ask.key))? } else { Vec::new() };
+        plan(&object, &node, health, &views, ask.now)
+    })
+    .watch(&all_nodes, own_key)
+    .read(&leases)
+    .read(&all_pods)
+    .feed(move |queue| Box::pin(queue_all(queue, period)))
+}
