@@ -81,6 +81,9 @@ pub trait Strategy: Send + Sync + 'static {
         Deletion::Immediate
     }
 
+    /// What an object says of itself once it is marked with `deletionTimestamp` and stays for now.
+    fn prepare_delete(&self, _object: &mut Value) {}
+
     /// Whether finalizers of other kinds (`spec.finalizers` of namespaces) still hold the object.
     fn held(&self, _object: &Value) -> bool {
         false

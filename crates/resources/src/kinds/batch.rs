@@ -250,6 +250,10 @@ impl Strategy for Job {
         env_warnings(&At::new(object.at("spec.template.spec"), "spec.template.spec"))
     }
 
+    fn default_orphans(&self) -> bool {
+        true
+    }
+
     fn table_row(&self, object: &Value, now: &str) -> Vec<Value> {
         let succeeded = object.int("status.succeeded");
         let completions = match (object.number("spec.completions"), object.int("spec.parallelism")) {

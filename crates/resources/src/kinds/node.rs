@@ -2,11 +2,12 @@
 
 use std::collections::BTreeSet;
 
-use meta::Value;
+use meta::{FieldError, Value};
 
 use crate::cells::{age, name, or_none};
-use crate::strategy::Strategy;
+use crate::strategy::{Context, Strategy};
 use crate::tree::Tree;
+use crate::validate::{At, Errors, formats, resources, same, scheduling, selectors};
 
 kinds! {
     Node: "Name|Status|Roles|Age|Version|Internal-IP*|External-IP*|OS-Image*|Kernel-Version*|Container-Runtime*";
@@ -28,6 +29,64 @@ fn roles(node: &Value) -> String {
 }
 
 impl Strategy for Node {
+    fn default(&self, object: &mut Value) {
+        if object.has("status.capacity") && !object.has("status.allocatable") {
+            let capacity = object.at("status.capacity").clone();
+            object.put("status.allocatable", capacity);
+        }
+    }
+
+    fn prepare_update(&self, cx: &Context<'_>, object: &mut Value, old: &Value) {
+        if cx.subresource.is_empty() {
+            object.copy_from("status", old);
+        }
+    }
+
+    fn validate_create(&self, _cx: &Context<'_>, object: &Value) -> Vec<FieldError> {
+        let mut errors = Errors::default();
+        let at = At::root(object);
+        scheduling::taints(&At { value: object.at("spec.taints"), path: meta::FieldPath::new("metadata.taints") }, &mut errors);
+        let ranges = at.child("spec.podCIDRs");
+        for range in ranges.items() {
+            for complaint in formats::cidr(range.str()) {
+                errors.invalid(&range, complaint);
+            }
+        }
+        let v6 = ranges.items().filter(|r| r.str().contains(':')).count();
+        if ranges.items().count() > 1 && (v6 != 1 || ranges.items().count() > 2) {
+            errors.invalid(&ranges, "may specify no more than one CIDR for each IP family");
+        }
+        for list in ["capacity", "allocatable"] {
+            for (resource, value) in at.child("status").child(list).entries() {
+                resources::amount(&value, resource, &mut errors);
+            }
+        }
+        errors.0
+    }
+
+    fn validate_update(&self, cx: &Context<'_>, object: &Value, old: &Value) -> Vec<FieldError> {
+        let mut errors = Errors(self.validate_create(cx, object));
+        let spec = At::new(object.at("spec"), "spec");
+        let before = old.at("spec");
+        if !before.list("podCIDRs").is_empty() && !same(before.at("podCIDRs"), spec.value.at("podCIDRs")) {
+            errors.forbidden(&spec.child("podCIDRs"), "node updates may not change podCIDR except from \"\" to valid");
+        }
+        if !before.text("providerID").is_empty() && before.text("providerID") != spec.value.text("providerID") {
+            errors.forbidden(&spec.child("providerID"), "node updates may not change providerID except from \"\" to valid");
+        }
+        errors.unique(At::new(object.at("status"), "status").each("addresses"));
+        errors.0
+    }
+
+    /// A kubelet registers a node with its status.
+    fn drops_status_on_create(&self) -> bool {
+        false
+    }
+
+    fn tracks_generation(&self, _has_status: bool) -> bool {
+        false
+    }
+
     fn table_row(&self, object: &Value, now: &str) -> Vec<Value> {
         let mut status = match object.find("status.conditions", "type", "Ready").map(|c| c.text("status")) {
             None => "Unknown",
@@ -57,6 +116,21 @@ impl Strategy for Node {
 }
 
 impl Strategy for RuntimeClass {
+    fn validate_create(&self, _cx: &Context<'_>, object: &Value) -> Vec<FieldError> {
+        let (at, mut errors) = (At::root(object), Errors::default());
+        errors.format(&at.child("handler"), formats::dns_label);
+        resources::list(&at.child("overhead.podFixed"), &mut errors);
+        selectors::labels(&at.child("scheduling.nodeSelector"), &mut errors);
+        scheduling::tolerations(&at.child("scheduling.tolerations"), &mut errors);
+        errors.0
+    }
+
+    fn validate_update(&self, cx: &Context<'_>, object: &Value, old: &Value) -> Vec<FieldError> {
+        let mut errors = Errors(self.validate_create(cx, object));
+        errors.immutable(&At::root(object).child("handler"), old.at("handler"));
+        errors.0
+    }
+
     fn table_row(&self, object: &Value, now: &str) -> Vec<Value> {
         vec![name(object), object.text("handler").into(), age(object, now)]
     }

@@ -1,10 +1,15 @@
 //! Disruption budgets, quotas and limit ranges.
 
-use meta::Value;
+use std::collections::HashSet;
+
+use meta::quantity::Quantity;
+use meta::{FieldError, Value};
 
 use crate::cells::{age, name, quantity};
-use crate::strategy::Strategy;
+use crate::strategy::{Context, Strategy};
 use crate::tree::Tree;
+use crate::validate::workloads::{at_most_all, int_or_percent};
+use crate::validate::{At, Errors, IMMUTABLE, resources, selectors};
 
 kinds! {
     PodDisruptionBudget: "Name|Min Available|Max Unavailable|Allowed Disruptions#|Age";
@@ -13,6 +18,36 @@ kinds! {
 }
 
 impl Strategy for PodDisruptionBudget {
+    fn validate_create(&self, _cx: &Context<'_>, object: &Value) -> Vec<FieldError> {
+        let (spec, mut errors) = (At::new(object.at("spec"), "spec"), Errors::default());
+        let bounds = ["minAvailable", "maxUnavailable"].map(|f| spec.child(f));
+        if bounds.iter().all(At::there) {
+            errors.invalid(&spec, "minAvailable and maxUnavailable cannot be both set");
+        }
+        for bound in &bounds {
+            int_or_percent(bound, &mut errors);
+            at_most_all(bound, &mut errors);
+        }
+        selectors::label_selector(&spec.child("selector"), &mut errors);
+        errors.may_one_of(&spec.child("unhealthyPodEvictionPolicy"), &["AlwaysAllow", "IfHealthyBudget"]);
+        errors.0
+    }
+
+    fn validate_update(&self, cx: &Context<'_>, object: &Value, _old: &Value) -> Vec<FieldError> {
+        if cx.subresource != "status" {
+            return self.validate_create(cx, object);
+        }
+        let (status, mut errors) = (At::new(object.at("status"), "status"), Errors::default());
+        for field in ["disruptionsAllowed", "currentHealthy", "desiredHealthy", "expectedPods"] {
+            errors.not_negative(&status.child(field));
+        }
+        errors.0
+    }
+
+    fn allow_unconditional_update(&self) -> bool {
+        false
+    }
+
     fn table_row(&self, object: &Value, now: &str) -> Vec<Value> {
         let bound = |field: &str| match object["spec"].at(field) {
             Value::Null => "N/A".into(),
@@ -24,7 +59,58 @@ impl Strategy for PodDisruptionBudget {
     }
 }
 
+const SCOPES: [&str; 7] = [
+    "BestEffort", "CrossNamespacePodAffinity", "NotBestEffort", "NotTerminating", "PriorityClass", "Terminating", "VolumeAttributesClass",
+];
+
 impl Strategy for ResourceQuota {
+    fn validate_create(&self, _cx: &Context<'_>, object: &Value) -> Vec<FieldError> {
+        let (spec, mut errors) = (At::new(object.at("spec"), "spec"), Errors::default());
+        for (resource, value) in spec.child("hard").entries() {
+            resources::quota_name(&value, resource, &mut errors);
+            resources::amount(&value, resource, &mut errors);
+        }
+        let scopes = spec.child("scopes");
+        let has = |scope: &str| scopes.items().any(|s| s.str() == scope);
+        for _ in scopes.items().filter(|s| !SCOPES.contains(&s.str())) {
+            errors.invalid(&scopes, "unsupported scope");
+        }
+        if (has("BestEffort") && has("NotBestEffort")) || (has("Terminating") && has("NotTerminating")) {
+            errors.invalid(&scopes, "conflicting scopes");
+        }
+        for expression in spec.each("scopeSelector.matchExpressions") {
+            errors.one_of(&expression.child("scopeName"), &SCOPES);
+            let values = expression.child("values");
+            match expression.value.text("operator") {
+                "In" | "NotIn" if values.value.list("").is_empty() => {
+                    errors.required(&values, "must be at least one value when `operator` is 'In' or 'NotIn' for scope selector");
+                }
+                "Exists" | "DoesNotExist" if !values.value.list("").is_empty() => {
+                    errors.invalid(&values, "must be no value when `operator` is 'Exist' or 'DoesNotExist' for scope selector");
+                }
+                "In" | "NotIn" | "Exists" | "DoesNotExist" => {}
+                _ => errors.invalid(&expression.child("operator"), "not a valid selector operator"),
+            }
+        }
+        errors.0
+    }
+
+    fn validate_update(&self, cx: &Context<'_>, object: &Value, old: &Value) -> Vec<FieldError> {
+        if cx.subresource == "status" {
+            return Vec::new();
+        }
+        let mut errors = Errors(self.validate_create(cx, object));
+        let scopes = |v: &Value| v.list("spec.scopes").iter().filter_map(|s| s.as_str().map(String::from)).collect::<HashSet<_>>();
+        if scopes(object) != scopes(old) {
+            errors.invalid(&At::root(object).child("spec.scopes"), IMMUTABLE);
+        }
+        errors.0
+    }
+
+    fn tracks_generation(&self, _has_status: bool) -> bool {
+        false
+    }
+
     fn table_row(&self, object: &Value, now: &str) -> Vec<Value> {
         let (hard, used) = (object.map("status.hard"), object.map("status.used"));
         let side = |limits: bool| {
@@ -36,8 +122,134 @@ impl Strategy for ResourceQuota {
     }
 }
 
+/// Copies into one list what is only in another.
+fn fill(item: &mut Value, from: &str, to: &str) {
+    let amounts = item.map(from).clone();
+    if !amounts.is_empty() {
+        let target = item.dig(to);
+        for (name, amount) in amounts {
+            target.entry(name).or_insert(amount);
+        }
+    }
+}
+
+/// Lists of a limit, the smaller before the larger, and how each is called in messages.
+const ORDER: &[(&str, &str, &str, &str, &str)] = &[
+    ("min", "max", "min", "min value", "max value"),
+    ("min", "defaultRequest", "defaultRequest", "min value", "default request value"),
+    ("defaultRequest", "max", "defaultRequest", "default request value", "max value"),
+    ("defaultRequest", "default", "defaultRequest", "default request value", "default limit value"),
+    ("min", "default", "default", "min value", "default value"),
+    ("default", "max", "default", "default value", "max value"),
+];
+
+fn check_limit(limit: &At<'_>, errors: &mut Errors) {
+    let quantity = |list: &str, name: &str| limit.value.map(list).get(name).and_then(|v| Quantity::from_value(v).ok());
+    let kind = limit.value.text("type");
+    for list in ["max", "min", "default", "defaultRequest", "maxLimitRequestRatio"] {
+        let at = limit.child(list);
+        if kind == "Pod" && matches!(list, "default" | "defaultRequest") && !at.value.map("").is_empty() {
+            errors.forbidden(&at, "may not be specified when `type` is 'Pod'");
+        }
+        resources::list(&at, errors);
+    }
+    let lists = ["max", "min", "default", "defaultRequest"];
+    let names: HashSet<&String> = lists.iter().flat_map(|list| limit.value.map(list).keys()).collect();
+    for name in names {
+        for (smaller, larger, at, smaller_name, larger_name) in ORDER {
+            if let (Some(a), Some(b)) = (quantity(smaller, name), quantity(larger, name))
+                && a > b
+            {
+                let at = At { value: limit.value.map(at).get(name).unwrap_or(&Value::Null), path: limit.path.child(at).key(name) };
+                errors.invalid(&at, format!("{smaller_name} {a} is greater than {larger_name} {b}"));
+            }
+        }
+    }
+    for (_, ratio) in limit.child("maxLimitRequestRatio").entries() {
+        if let Ok(value) = Quantity::from_value(ratio.value)
+            && value < Quantity::from_int(1)
+        {
+            errors.invalid(&ratio, format!("ratio {value} is less than 1"));
+        }
+    }
+    if kind == "PersistentVolumeClaim" && quantity("min", "storage").is_none() && quantity("max", "storage").is_none() {
+        errors.required(&limit.child("limits"), "either minimum or maximum storage value is required, but neither was provided");
+    }
+}
+
 impl Strategy for LimitRange {
+    fn default(&self, object: &mut Value) {
+        for item in object.at_mut("spec").map(|s| s.list_mut("limits")).unwrap_or_default() {
+            if item.text("type") == "Container" {
+                fill(item, "max", "default");
+                fill(item, "default", "defaultRequest");
+                fill(item, "min", "defaultRequest");
+            }
+        }
+    }
+
+    fn validate_create(&self, _cx: &Context<'_>, object: &Value) -> Vec<FieldError> {
+        let (spec, mut errors) = (At::new(object.at("spec"), "spec"), Errors::default());
+        for limit in spec.each("limits") {
+            let kind = limit.child("type");
+            if errors.need(&kind, "") && !kind.str().contains('/') {
+                errors.one_of(&kind, &["Container", "PersistentVolumeClaim", "Pod"]);
+            }
+            check_limit(&limit, &mut errors);
+        }
+        errors.unique(spec.each("limits").map(|l| l.child("type")));
+        errors.0
+    }
+
+    fn allow_create_on_update(&self) -> bool {
+        true
+    }
+
     fn table_row(&self, object: &Value, now: &str) -> Vec<Value> {
         crate::kinds::Plain.table_row(object, now)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::validate::tests::expect;
+
+    const CX: Context<'static> = Context { now: "2026-01-01T00:00:00Z", user: "u", groups: &[], subresource: "" };
+
+    fn check(strategy: &dyn Strategy, spec: Value, expected: &[&str]) -> Value {
+        let mut object = json!({"spec": spec});
+        strategy.default(&mut object);
+        expect(&strategy.validate_create(&CX, &object), expected, &object);
+        object
+    }
+
+    #[test]
+    fn budgets() {
+        check(&PodDisruptionBudget, json!({"minAvailable": "50%"}), &[]);
+        check(&PodDisruptionBudget, json!({"minAvailable": "150%"}), &["spec.minAvailable: Invalid value: \"150%\": must not be greater than 100%"]);
+        check(&PodDisruptionBudget, json!({"minAvailable": 1, "maxUnavailable": 1}),
+            &["spec: Invalid value: {\"maxUnavailable\":1,\"minAvailable\":1}: minAvailable and maxUnavailable cannot be both set"]);
+    }
+
+    #[test]
+    fn quotas() {
+        check(&ResourceQuota, json!({"hard": {"pods": "10", "requests.cpu": "1", "count/deployments.apps": "5"}}), &[]);
+        check(&ResourceQuota, json!({"hard": {"pods": "-1", "x": "1"}}), &[
+            "spec.hard[pods]: Invalid value: \"-1\": must be greater than or equal to 0",
+            "spec.hard[x]: Invalid value: \"x\": must be a standard resource for quota",
+        ]);
+        check(&ResourceQuota, json!({"scopes": ["Terminating", "NotTerminating"]}),
+            &["spec.scopes: Invalid value: [\"Terminating\",\"NotTerminating\"]: conflicting scopes"]);
+    }
+
+    #[test]
+    fn limits() {
+        let object = check(&LimitRange, json!({"limits": [{"type": "Container", "max": {"cpu": "1"}, "min": {"memory": "1Mi"}}]}), &[]);
+        assert_eq!(object["spec"]["limits"][0]["defaultRequest"], json!({"cpu": "1", "memory": "1Mi"}));
+        check(&LimitRange, json!({"limits": [{"type": "Pod", "max": {"cpu": "1"}, "min": {"cpu": "2"}}]}),
+            &["spec.limits[0].min[cpu]: Invalid value: \"2\": min value 2 is greater than max value 1"]);
     }
 }
