@@ -179,3 +179,8 @@ fn status_of(object: &Object) -> Result<Value, Status> {
     let mut body = object.value().map_err(Status::internal)?;
     Ok(body.get_mut("status").map_or(Value::Null, Value::take))
 }
+
+#[cfg(test)]
+mod scenarios;
+#[cfg(test)]
+mod sim;
