@@ -10,7 +10,7 @@ use base64::Engine;
 
 use crate::catalog::Catalog;
 
-fn verbs(resource: &Resource) -> &'static [&'static str] {
+pub fn verbs(resource: &Resource) -> &'static [&'static str] {
     match resource.verbs {
         Verbs::All => &["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"],
         Verbs::NoDeleteCollection => &["create", "delete", "get", "list", "patch", "update", "watch"],

@@ -64,6 +64,7 @@ pub struct ApiServer {
     catalog: RwLock<Arc<Catalog>>,
     rbac: Rbac,
     keys: TokenKeys,
+    openapi: crate::openapi::OpenApi,
     lease: tokio::sync::Mutex<Option<(LeaseId, u64, Instant)>>,
     /// Held while the catalog changes.
     pub(crate) changing_catalog: Mutex<()>,
@@ -89,12 +90,15 @@ impl ApiServer {
             catalog: RwLock::new(Arc::new(catalog)),
             rbac: Rbac::default(),
             keys,
+            openapi: Default::default(),
             lease: tokio::sync::Mutex::default(),
             changing_catalog: Mutex::default(),
             started: Instant::now(),
             ready: Default::default(),
         });
+        let followed = cancel.clone();
         tokio::spawn(async move {
+            let cancel = followed;
             tokio::select! {
                 () = cancel.cancelled() => {}
                 error = feed.follow() => {
@@ -107,6 +111,7 @@ impl ApiServer {
             }
         });
         crate::bootstrap::run(&server).await.map_err(|status| format!("bootstrap objects: {status}"))?;
+        tokio::spawn(crate::crd::run(server.clone(), cancel));
         server.ready.store(true, std::sync::atomic::Ordering::Release);
         Ok(server)
     }
@@ -125,6 +130,10 @@ impl ApiServer {
 
     pub fn rbac(&self) -> &Rbac {
         &self.rbac
+    }
+
+    pub fn openapi(&self) -> &crate::openapi::OpenApi {
+        &self.openapi
     }
 
     pub fn token_keys(&self) -> &TokenKeys {

@@ -248,7 +248,7 @@ static ROWS: &[Row] = &[
 
     row("policy", "PodDisruptionBudget", "poddisruptionbudgets").short(&["pdb"]).status().is::<policy::PodDisruptionBudget>(),
 
-    cluster(RBAC, "ClusterRoleBinding", "clusterrolebindings").is::<rbac::RoleBinding>(),
+    cluster(RBAC, "ClusterRoleBinding", "clusterrolebindings").is::<rbac::ClusterRoleBinding>(),
     cluster(RBAC, "ClusterRole", "clusterroles").is::<rbac::ClusterRole>(),
     row(RBAC, "RoleBinding", "rolebindings").is::<rbac::RoleBinding>(),
     row(RBAC, "Role", "roles").is::<rbac::Role>(),
@@ -339,6 +339,7 @@ impl Row {
                 None => unknown(),
             },
             columns: columns.clone(),
+            published: None,
         };
         let stored = matches!(self.verbs, Verbs::All | Verbs::NoDeleteCollection);
         Resource {

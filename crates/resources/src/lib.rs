@@ -61,6 +61,8 @@ pub struct ResourceVersion {
     pub deprecation: Option<Arc<str>>,
     pub schema: Schema,
     pub columns: Arc<[Column]>,
+    /// A CustomResourceDefinition's `openAPIV3Schema` as its author wrote it, for OpenAPI.
+    pub published: Option<Arc<Value>>,
 }
 
 /// Which verbs the resource itself offers.

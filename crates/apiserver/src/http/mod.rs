@@ -4,6 +4,7 @@
 //! pipeline and encodes what comes back. Every body is bounded. A handler that panics is answered with a 500 and counted.
 
 pub mod encode;
+mod jsonpath;
 mod metrics;
 mod paths;
 pub mod route;

@@ -60,6 +60,7 @@ pub fn serve(server: &Arc<ApiServer>, parts: &Parts) -> Result<Response<Body>, S
         ["apis", group, version] => discovery::resource_list(&catalog, group, version).map(|v| json_response(&v)).ok_or_else(Status::unknown_path),
         [".well-known", "openid-configuration"] => Ok(json_response(&server.token_keys().openid_configuration())),
         ["openid", "v1", "jwks"] => Ok(with_type(server.token_keys().jwks().to_string(), "application/jwk-set+json")),
+        ["openapi", rest @ ..] => server.openapi().serve(&catalog, rest, parts),
         ["metrics"] => {
             let stored: Vec<(String, usize)> = catalog
                 .kinds()

@@ -20,9 +20,9 @@ pub fn columns(resource: &Resource, version: &ResourceVersion) -> Value {
         .collect()
 }
 
-/// The value at a dotted path (a JSONPath without filters), as its column's type prints it.
+/// The value at a JSONPath, as its column's type prints it.
 fn cell_at(body: &Value, path: &str, kind: &str, now: &str) -> Value {
-    let Some(found) = path.trim_start_matches('.').split('.').try_fold(body, |at, part| at.get(part)) else { return Value::Null };
+    let Some(found) = super::jsonpath::find(body, path) else { return Value::Null };
     match (kind, found) {
         ("date", Value::String(at)) => resources::cells::since(at, now).into(),
         ("string", Value::String(_)) | ("integer" | "number", Value::Number(_)) | ("boolean", Value::Bool(_)) => found.clone(),

@@ -133,11 +133,11 @@ pub fn default(resource: &Resource, body: &mut Value) {
 }
 
 /// What a custom resource's schema demands. Built-in kinds are checked by decoding and their strategies.
-pub fn validate_schema(resource: &Resource, body: &Value, old: Option<&Value>) -> Vec<FieldError> {
+pub fn validate_schema(resource: &Resource, body: &Value) -> Vec<FieldError> {
     if !resource.custom {
         return Vec::new();
     }
-    let _ = (body, old); Vec::new()
+    meta::schema::validate(resource.storage_version().schema.root(), body, &meta::FieldPath::root())
 }
 
 /// The manager a write is recorded under: the client's word, or the first part of its user agent.

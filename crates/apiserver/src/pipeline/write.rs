@@ -123,7 +123,7 @@ impl ApiServer {
         let mut errors = metadata::validate_name(&target, &body);
         errors.extend(resources::metadata::validate(&body, resource.namespaced));
         errors.extend(resource.strategy.validate_create(&cx, &body));
-        errors.extend(body::validate_schema(resource, &body, None));
+        errors.extend(body::validate_schema(resource, &body));
         self.refuse(&target, &body, &errors)?;
         for warning in resource.strategy.warnings(&body) {
             target.caller.warn(warning);
@@ -315,7 +315,7 @@ impl ApiServer {
         if matches!(change, Change::Request) {
             let mut errors = resources::metadata::validate_update(&body, old);
             errors.extend(resource.strategy.validate_update(&cx, &body, old));
-            errors.extend(body::validate_schema(resource, &body, Some(old)));
+            errors.extend(body::validate_schema(resource, &body));
             self.refuse(target, &body, &errors)?;
         }
         for warning in resource.strategy.warnings(&body) {

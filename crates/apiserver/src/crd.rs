@@ -1,0 +1,388 @@
+//! CustomResourceDefinitions: stored definitions become served kinds.
+//!
+//! One task follows the definitions: it accepts names, turns each definition into a [`Resource`] row, adds its cache to the
+//! feed and the row to the catalog, and says so in the definition's status. A definition on its way out takes its
+//! objects with it. Everything downstream of the row is the machinery of built-in kinds.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt;
+use meta::{Gvk, Object, Request, Status, Value, Verb};
+use resources::{Cell, Column, Resource, ResourceVersion, Selectable, SelectableValue, Strategy, Subresource, SubresourceKind, Verbs};
+use serde_json::json;
+use tokio_util::sync::CancellationToken;
+
+use crate::bootstrap::loopback;
+use crate::cache::watcher::{Selection, Start, watch};
+use crate::catalog::Served;
+use crate::clock;
+use crate::pipeline::Target;
+use crate::pipeline::write::Change;
+use crate::server::ApiServer;
+
+const GROUP: &str = "apiextensions.k8s.io";
+const PLURAL: &str = "customresourcedefinitions";
+const CLEANUP: &str = "customresourcecleanup.apiextensions.k8s.io";
+/// The watch is opened anew after this long, in case it ended unseen.
+const REOPEN: Duration = Duration::from_secs(3600);
+
+/// Between two looks at objects whose finalizers hold up their definition's end.
+const AGAIN: Duration = Duration::from_secs(1);
+
+/// A custom kind's strategy: its schema says it all, but for its status and generation.
+struct Custom {
+    has_status: bool,
+}
+
+impl Strategy for Custom {
+    /// Generation counts for every custom kind, with or without a status subresource.
+    fn tracks_generation(&self, _has_status: bool) -> bool {
+        true
+    }
+
+    fn drops_status_on_create(&self) -> bool {
+        self.has_status
+    }
+
+    fn allow_unconditional_update(&self) -> bool {
+        false
+    }
+}
+
+fn text<'a>(value: &'a Value, field: &str) -> &'a str {
+    value[field].as_str().unwrap_or_default()
+}
+
+fn texts(list: &Value) -> Vec<Arc<str>> {
+    list.as_array().into_iter().flatten().filter_map(Value::as_str).map(Arc::from).collect()
+}
+
+fn dotted(path: &Value) -> Option<Arc<str>> {
+    path.as_str().map(|p| Arc::from(p.trim_start_matches('.')))
+}
+
+const GET_PATCH_UPDATE: &[&str] = &["get", "patch", "update"];
+
+/// The row a definition describes.
+pub fn row(definition: &Value) -> Result<Resource, String> {
+    let spec = &definition["spec"];
+    let names = if definition["status"]["acceptedNames"]["kind"].as_str().is_some_and(|k| !k.is_empty()) { &definition["status"]["acceptedNames"] } else { &spec["names"] };
+    let (group, kind, plural) = (text(spec, "group"), text(names, "kind"), text(names, "plural"));
+    let mut versions = Vec::new();
+    let mut storage = 0;
+    let (mut scale, mut status) = (None, false);
+    for version in spec["versions"].as_array().into_iter().flatten() {
+        if version["storage"] == true {
+            storage = versions.len();
+            scale = version["subresources"]["scale"].as_object().map(|_| version["subresources"]["scale"].clone());
+        }
+        status |= version["subresources"]["status"].is_object();
+        versions.push(self::version(group, kind, version)?);
+    }
+    let mut subresources = Vec::new();
+    let storage_name = versions.get(storage).map(|v: &ResourceVersion| v.name.clone()).ok_or("no version")?;
+    if status {
+        subresources.push(Subresource { name: "status".into(), kind: SubresourceKind::Status, body: Gvk::new(group, &storage_name, kind), verbs: GET_PATCH_UPDATE });
+    }
+    if let Some(scale) = scale {
+        let kind = SubresourceKind::Scale {
+            spec_replicas: dotted(&scale["specReplicasPath"]).unwrap_or_else(|| "spec.replicas".into()),
+            status_replicas: dotted(&scale["statusReplicasPath"]).unwrap_or_else(|| "status.replicas".into()),
+            selector: dotted(&scale["labelSelectorPath"]),
+        };
+        subresources.push(Subresource { name: "scale".into(), kind, body: Gvk::new("autoscaling", "v1", "Scale"), verbs: GET_PATCH_UPDATE });
+    }
+    let selectable = spec["versions"][storage]["selectableFields"].as_array().into_iter().flatten();
+    let selectable = selectable.filter_map(|f| Some(Selectable { name: dotted(&f["jsonPath"])?, value: SelectableValue::Path })).collect();
+    versions_in_order(&mut versions, &mut storage);
+    let or = |field: &str, default: String| if text(names, field).is_empty() { default } else { text(names, field).to_string() };
+    Ok(Resource {
+        group: group.into(),
+        kind: kind.into(),
+        list_kind: or("listKind", format!("{kind}List")).into(),
+        plural: plural.into(),
+        singular: or("singular", kind.to_lowercase()).into(),
+        short_names: texts(&names["shortNames"]),
+        categories: texts(&names["categories"]),
+        namespaced: text(spec, "scope") == "Namespaced",
+        versions,
+        storage,
+        prefix: format!("/registry/{group}/{plural}").into(),
+        verbs: Verbs::All,
+        subresources,
+        selectable,
+        strategy: Arc::new(Custom { has_status: status }),
+        custom: true,
+        ttl_seconds: 0,
+    })
+}
+
+/// Discovery prefers `v2` to `v1` to betas, whatever order the definition has.
+fn versions_in_order(versions: &mut [ResourceVersion], storage: &mut usize) {
+    let stored = versions[*storage].name.clone();
+    versions.sort_by_key(|v| std::cmp::Reverse(crate::discovery::version_priority(&v.name)));
+    *storage = versions.iter().position(|v| v.name == stored).unwrap_or(0);
+}
+
+fn version(group: &str, kind: &str, version: &Value) -> Result<ResourceVersion, String> {
+    let name = text(version, "name");
+    let published = &version["schema"]["openAPIV3Schema"];
+    let schema = if published.is_object() {
+        let path = meta::FieldPath::new("spec.versions.schema.openAPIV3Schema");
+        meta::schema::structural::build(published, &path).map_err(|errors| errors.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "))?
+    } else {
+        meta::schema::structural::open()
+    };
+    let column = |c: &Value| Column {
+        name: text(c, "name").into(),
+        kind: text(c, "type").into(),
+        format: text(c, "format").into(),
+        description: text(c, "description").into(),
+        priority: i32::try_from(c["priority"].as_i64().unwrap_or(0)).unwrap_or(0),
+        cell: Cell::JsonPath(text(c, "jsonPath").into()),
+    };
+    let first = json!({"name": "Name", "type": "string", "format": "name", "jsonPath": ".metadata.name"});
+    let age = json!({"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"});
+    let mut columns = vec![column(&first)];
+    match version["additionalPrinterColumns"].as_array().filter(|c| !c.is_empty()) {
+        Some(more) => columns.extend(more.iter().map(column)),
+        None => columns.push(column(&age)),
+    }
+    let deprecation = (version["deprecated"] == true).then(|| {
+        let said = text(version, "deprecationWarning");
+        if said.is_empty() { format!("{group}/{name} {kind} is deprecated").into() } else { said.into() }
+    });
+    Ok(ResourceVersion {
+        name: name.into(),
+        served: version["served"] == true,
+        deprecation,
+        schema,
+        columns: columns.into(),
+        published: published.is_object().then(|| Arc::new(published.clone())),
+    })
+}
+
+fn condition(definition: &mut Value, kind: &str, status: bool, reason: &str, message: &str) {
+    let status = if status { "True" } else { "False" };
+    if !definition["status"]["conditions"].is_array() {
+        definition["status"]["conditions"] = json!([]);
+    }
+    let Some(list) = definition["status"]["conditions"].as_array_mut() else { return };
+    let new = json!({"type": kind, "status": status, "lastTransitionTime": clock::now(), "reason": reason, "message": message});
+    match list.iter_mut().find(|c| c["type"] == kind) {
+        Some(c) if c["status"] == status => {
+            c["reason"] = reason.into();
+            c["message"] = message.into();
+        }
+        Some(c) => *c = new,
+        None => list.push(new),
+    }
+}
+
+/// Serves stored definitions, and follows them until `cancel`.
+pub async fn run(server: Arc<ApiServer>, cancel: CancellationToken) {
+    while !cancel.is_cancelled() {
+        let catalog = server.catalog();
+        let Some(served) = catalog.find(GROUP, PLURAL).cloned() else { return };
+        let Some(cache) = served.cache.clone() else { return };
+        let prefix = format!("{}/", cache.prefix());
+        let selection = Selection::new(&served.resource, &prefix, Default::default(), Default::default());
+        let start = Start { initial: Vec::new(), position: cache.newest().max(server.feed().progress()), mark_initial: false, bookmarks: false, timeout: REOPEN };
+        for object in cache.list(&prefix).items {
+            take(&server, &object).await;
+        }
+        forget_others(&server, &cache.list(&prefix).items);
+        let mut changes = std::pin::pin!(watch(cache.clone(), server.feed().clone(), selection, start));
+        loop {
+            let batch = tokio::select! {
+                () = cancel.cancelled() => return,
+                batch = changes.next() => batch,
+            };
+            let Some(batch) = batch else { break };
+            for seen in batch {
+                if let meta::WatchEvent::Object { kind, object } = seen.into_watch_event()
+                    && kind != meta::EventKind::Deleted
+                {
+                    take(&server, &object).await;
+                }
+            }
+            forget_others(&server, &cache.list(&prefix).items);
+        }
+    }
+}
+
+/// Stops serving kinds whose definition is gone.
+fn forget_others(server: &ApiServer, definitions: &[Arc<Object>]) {
+    let defined = |resource: &Resource| definitions.iter().any(|d| *d.meta.name == *format!("{}.{}", resource.plural, resource.group));
+    let catalog = server.catalog();
+    if catalog.kinds().iter().all(|served| !served.resource.custom || defined(&served.resource)) {
+        return;
+    }
+    for served in catalog.kinds().iter().filter(|s| s.resource.custom && !defined(&s.resource)) {
+        server.feed().remove(&served.resource.prefix);
+    }
+    server.change_catalog(|kinds| kinds.iter().filter(|s| !s.resource.custom || defined(&s.resource)).cloned().collect());
+}
+
+async fn take(server: &Arc<ApiServer>, object: &Arc<Object>) {
+    if let Err(status) = define(server, object).await {
+        tracing::warn!(definition = %object.meta.name, %status, "custom resource definition");
+    }
+}
+
+async fn define(server: &Arc<ApiServer>, object: &Arc<Object>) -> Result<(), Status> {
+    let definition = object.value().map_err(Status::internal)?;
+    if object.meta.deletion_timestamp.is_some() {
+        return clean_up(server, object, &definition).await;
+    }
+    let conflict = name_conflict(server, &definition);
+    let resource = row(&definition);
+    let served = conflict.is_none() && resource.is_ok();
+    if let (Ok(resource), None) = (&resource, &conflict) {
+        publish(server, resource.clone()).await?;
+    }
+    // The status tells of what is served already, so that whoever waits for it finds it.
+    let update = |current: &mut Value| {
+        if !current["metadata"]["deletionTimestamp"].is_null() {
+            return Ok(());
+        }
+        let stored: Vec<Value> = current["spec"]["versions"].as_array().into_iter().flatten().filter(|v| v["storage"] == true).map(|v| v["name"].clone()).collect();
+        let names = current["spec"]["names"].clone();
+        if !current["status"].is_object() {
+            current["status"] = json!({});
+        }
+        match &conflict {
+            None => {
+                condition(current, "NamesAccepted", true, "NoConflicts", "no conflicts found");
+                current["status"]["acceptedNames"] = names;
+            }
+            Some(why) => condition(current, "NamesAccepted", false, "Conflict", why),
+        }
+        match &resource {
+            Ok(_) if served => condition(current, "Established", true, "InitialNamesAccepted", "the initial names have been accepted"),
+            Ok(_) => condition(current, "Established", false, "NotAccepted", "not all names are accepted"),
+            Err(why) => condition(current, "NonStructuralSchema", true, "Violations", why),
+        }
+        if !current["status"]["storedVersions"].is_array() {
+            current["status"]["storedVersions"] = json!([]);
+        }
+        if let Some(list) = current["status"]["storedVersions"].as_array_mut() {
+            for version in stored {
+                if !list.contains(&version) {
+                    list.push(version);
+                }
+            }
+        }
+        let finalizers = &mut current["metadata"]["finalizers"];
+        if !finalizers.is_array() {
+            *finalizers = json!([]);
+        }
+        if let Some(list) = finalizers.as_array_mut()
+            && !list.iter().any(|f| f == CLEANUP)
+        {
+            list.push(CLEANUP.into());
+        }
+        Ok(())
+    };
+    change(server, &object.meta.name, &update).await
+}
+
+async fn change(server: &Arc<ApiServer>, name: &str, update: &(dyn Fn(&mut Value) -> Result<(), Status> + Send + Sync)) -> Result<(), Status> {
+    let catalog = server.catalog();
+    let served = catalog.find(GROUP, PLURAL).ok_or_else(Status::unknown_path)?;
+    let version = served.resource.storage_version();
+    let request = Request::new(Verb::Update, served.resource.gvr(&version.name), "", name).subresource("status");
+    let caller = loopback();
+    match server.change(Target { caller: &caller, served, version, request: &request }, Change::Server(update)).await {
+        Err(status) if !status.is_not_found() => Err(status),
+        _ => Ok(()),
+    }
+}
+
+/// Another kind of the group that has one of the names.
+fn name_conflict(server: &ApiServer, definition: &Value) -> Option<String> {
+    let (group, names) = (text(&definition["spec"], "group"), &definition["spec"]["names"]);
+    let catalog = server.catalog();
+    let mut others = catalog.kinds().iter().map(|s| &s.resource).filter(|r| &*r.group == group && &*r.plural != text(names, "plural"));
+    others.find_map(|other| {
+        let taken = |name: &str| !name.is_empty() && (name == &*other.plural || name == &*other.singular || other.short_names.iter().any(|s| &**s == name));
+        if text(names, "kind") == &*other.kind || text(names, "listKind") == &*other.list_kind {
+            return Some(format!("{:?} is already in use", text(names, "kind")));
+        }
+        let mut mine = texts(&names["shortNames"]);
+        mine.push(text(names, "singular").into());
+        mine.into_iter().find(|name| taken(name)).map(|name| format!("{name:?} is already in use"))
+    })
+}
+
+/// Puts a row into the catalog, with the cache it had before or a new one.
+async fn publish(server: &Arc<ApiServer>, resource: Resource) -> Result<(), Status> {
+    let same = |s: &&Arc<Served>| s.resource.prefix == resource.prefix;
+    let before = server.catalog().kinds().iter().find(same).cloned();
+    let served = match before.and_then(|before| before.cache.clone()) {
+        Some(cache) => Served::sharing(resource.clone(), cache),
+        None => {
+            let served = Served::new(resource.clone());
+            if let Some(cache) = served.cache.clone() {
+                server.feed().add(cache).await.map_err(crate::pipeline::read::store_error)?;
+            }
+            served
+        }
+    };
+    server.change_catalog(|kinds| {
+        let mut kinds: Vec<_> = kinds.iter().filter(|s| s.resource.prefix != resource.prefix).cloned().collect();
+        kinds.push(served);
+        kinds
+    });
+    Ok(())
+}
+
+/// Looks at a definition again whose objects are slow to go.
+fn look_again(server: Arc<ApiServer>, name: String) -> futures::future::BoxFuture<'static, ()> {
+    Box::pin(async move {
+        tokio::time::sleep(AGAIN).await;
+        if let Some(current) = server.lookup(GROUP, PLURAL, "", &name) {
+            take(&server, &current).await;
+        }
+    })
+}
+
+/// Deletes the objects of a definition that is going, then lets it go.
+async fn clean_up(server: &Arc<ApiServer>, object: &Arc<Object>, definition: &Value) -> Result<(), Status> {
+    if !object.meta.finalizers.iter().any(|f| &**f == CLEANUP) {
+        return Ok(());
+    }
+    let (group, plural) = (text(&definition["spec"], "group"), text(&definition["spec"]["names"], "plural"));
+    let served = server.catalog().find(group, plural).cloned();
+    if let Some(served) = served.filter(|s| s.resource.custom) {
+        server.await_newest().await?;
+        let caller = loopback();
+        let gvr = served.resource.gvr(&served.resource.storage_version().name);
+        let items = served.cache()?.list(&format!("{}/", served.resource.prefix)).items;
+        for item in &items {
+            let request = Request::new(Verb::Delete, gvr.clone(), &item.meta.namespace, &item.meta.name);
+            match server.serve(&caller, request).await {
+                Err(status) if !status.is_not_found() => return Err(status),
+                _ => {}
+            }
+        }
+        server.await_newest().await?;
+        if !served.cache()?.list(&format!("{}/", served.resource.prefix)).items.is_empty() {
+            // Finalizers of its objects hold it; each deletion of one is a chance to look again.
+            tokio::spawn(look_again(server.clone(), object.meta.name.to_string()));
+            return change(server, &object.meta.name, &|current| {
+                condition(current, "Terminating", true, "InstanceDeletionInProgress", "CustomResource deletion is in progress");
+                Ok(())
+            })
+            .await;
+        }
+    }
+    change(server, &object.meta.name, &|current| {
+        if let Some(list) = current["metadata"]["finalizers"].as_array_mut() {
+            list.retain(|f| f != CLEANUP);
+        }
+        Ok(())
+    })
+    .await
+}

@@ -1,0 +1,174 @@
+//! `/openapi/v2` and `/openapi/v3`: documents made of the catalog, on demand, kept until the catalog changes.
+//!
+//! Each v3 document is found under a hash of its content, so that clients may keep it for good.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+
+use bytes::Bytes;
+use http::request::Parts;
+use http::{HeaderValue, Response, StatusCode, header};
+use meta::openapi::{Kind, Part, Source};
+use meta::{GroupVersion, Gvk, Status, Value};
+use resources::{Resource, ResourceVersion, SubresourceKind};
+use serde_json::json;
+
+use crate::catalog::Catalog;
+use crate::discovery::verbs;
+use crate::http::{Body, full};
+
+/// A document and its hash.
+#[derive(Clone)]
+struct Document {
+    bytes: Bytes,
+    hash: String,
+}
+
+impl Document {
+    fn new(bytes: Vec<u8>) -> Self {
+        let digest = ring::digest::digest(&ring::digest::SHA512, &bytes);
+        let hash = digest.as_ref().iter().map(|b| format!("{b:02X}")).collect();
+        Self { bytes: bytes.into(), hash }
+    }
+
+    fn json(value: &Value) -> Result<Self, Status> {
+        serde_json::to_vec(value).map(Self::new).map_err(Status::internal)
+    }
+}
+
+#[derive(Default)]
+struct Made {
+    generation: u64,
+    v3: BTreeMap<String, Document>,
+    v2: Option<Document>,
+    v2_protobuf: Option<Document>,
+}
+
+/// Documents made so far.
+#[derive(Default)]
+pub struct OpenApi {
+    made: Mutex<Made>,
+}
+
+/// `api/v1` or `apis/apps/v1`.
+fn path_of(gv: &GroupVersion) -> String {
+    if gv.group.is_empty() { format!("api/{}", gv.version) } else { format!("apis/{}/{}", gv.group, gv.version) }
+}
+
+fn versions(catalog: &Catalog) -> Vec<GroupVersion> {
+    let mut out = Vec::new();
+    for served in catalog.kinds() {
+        for version in served.resource.versions.iter().filter(|v| v.served) {
+            let gv = served.resource.group_version(&version.name);
+            if !out.contains(&gv) {
+                out.push(gv);
+            }
+        }
+    }
+    out
+}
+
+fn kind_of<'a>(resource: &'a Resource, version: &'a ResourceVersion) -> Kind<'a> {
+    let null = &Value::Null;
+    let own = Gvk::new(&resource.group, &version.name, &resource.kind);
+    let part = |sub: &'a resources::Subresource| {
+        let body = if sub.body.kind == resource.kind && sub.body.group == resource.group { own.clone() } else { sub.body.clone() };
+        let schema = if body == own { None } else { meta::schema::builtin().kind(&body) };
+        Part { name: &sub.name, verbs: sub.verbs, body, schema, connect: sub.kind == SubresourceKind::Connect }
+    };
+    Kind {
+        gvk: own.clone(),
+        list_kind: &resource.list_kind,
+        plural: &resource.plural,
+        namespaced: resource.namespaced,
+        schema: if resource.custom { Source::Custom(version.published.as_deref().unwrap_or(null)) } else { Source::Builtin(version.schema.root()) },
+        verbs: verbs(resource),
+        subresources: resource.subresources.iter().map(part).collect(),
+    }
+}
+
+fn kinds<'a>(catalog: &'a Catalog, only: Option<&GroupVersion>) -> Vec<Kind<'a>> {
+    let mut out = Vec::new();
+    for served in catalog.kinds() {
+        for version in served.resource.versions.iter().filter(|v| v.served) {
+            if only.is_none_or(|gv| *gv == served.resource.group_version(&version.name)) {
+                out.push(kind_of(&served.resource, version));
+            }
+        }
+    }
+    out
+}
+
+fn respond(document: &Document, content_type: &'static str, parts: &Parts) -> Response<Body> {
+    let etag = format!("\"{}\"", document.hash);
+    let fresh = parts.headers.get(header::IF_NONE_MATCH).is_some_and(|v| v.as_bytes() == etag.as_bytes());
+    let mut response = Response::new(full(if fresh { Bytes::new() } else { document.bytes.clone() }));
+    if fresh {
+        *response.status_mut() = StatusCode::NOT_MODIFIED;
+    }
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+    if let Ok(etag) = HeaderValue::from_str(&etag) {
+        headers.insert(header::ETAG, etag);
+    }
+    let immutable = parts.uri.query().is_some_and(|q| q.contains("hash="));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static(if immutable { "public, immutable" } else { "no-cache, private" }));
+    response
+}
+
+impl OpenApi {
+    fn with<T>(&self, catalog: &Catalog, make: impl FnOnce(&mut Made) -> T) -> T {
+        let mut made = self.made.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if made.generation != catalog.generation {
+            *made = Made { generation: catalog.generation, ..Made::default() };
+        }
+        make(&mut made)
+    }
+
+    fn v3(&self, catalog: &Catalog, gv: &GroupVersion) -> Result<Document, Status> {
+        self.with(catalog, |made| {
+            if let Some(document) = made.v3.get(&path_of(gv)) {
+                return Ok(document.clone());
+            }
+            let document = Document::json(&meta::openapi::v3(&kinds(catalog, Some(gv)), &()))?;
+            made.v3.insert(path_of(gv), document.clone());
+            Ok(document)
+        })
+    }
+
+    /// Serves the paths below `/openapi`.
+    pub fn serve(&self, catalog: &Arc<Catalog>, segments: &[&str], parts: &Parts) -> Result<Response<Body>, Status> {
+        let accept = parts.headers.get(header::ACCEPT).and_then(|v| v.to_str().ok()).unwrap_or_default();
+        match segments {
+            ["v3"] => {
+                let mut paths = serde_json::Map::new();
+                for gv in versions(catalog) {
+                    let (path, document) = (path_of(&gv), self.v3(catalog, &gv)?);
+                    let url = format!("/openapi/v3/{path}?hash={}", document.hash);
+                    paths.insert(path, json!({"serverRelativeURL": url}));
+                }
+                Ok(respond(&Document::json(&json!({"paths": paths}))?, "application/json", parts))
+            }
+            ["v3", rest @ ..] => {
+                let wanted = rest.join("/");
+                let gv = versions(catalog).into_iter().find(|gv| path_of(gv) == wanted).ok_or_else(Status::unknown_path)?;
+                Ok(respond(&self.v3(catalog, &gv)?, "application/json", parts))
+            }
+            ["v2"] => {
+                let protobuf = accept.contains("proto-openapi.spec.v2");
+                let document = self.with(catalog, |made| {
+                    let slot = if protobuf { &mut made.v2_protobuf } else { &mut made.v2 };
+                    if let Some(document) = slot {
+                        return Ok(document.clone());
+                    }
+                    let value = meta::openapi::v2(&kinds(catalog, None), &());
+                    let document = if protobuf { Document::new(meta::openapi::gnostic(&value)) } else { Document::json(&value)? };
+                    *slot = Some(document.clone());
+                    Ok::<_, Status>(document)
+                })?;
+                Ok(respond(&document, if protobuf { meta::openapi::V2_PROTOBUF } else { "application/json" }, parts))
+            }
+            _ => Err(Status::unknown_path()),
+        }
+    }
+}
