@@ -2,7 +2,12 @@
 //!
 //! CRI hands out a URL with a token; whoever opens it within a minute gets the session, once.
 
+pub mod channel;
+mod exec;
+mod portforward;
 pub mod server;
+mod spdy;
+mod websocket;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
