@@ -1,3 +1,18 @@
-//! The binary.
+//! The binary: roles, configuration, PKI, bootstrap, wiring, signals. Nothing else.
+//!
+//! [`cli`] reads what is asked; [`up`] brings a whole cluster up on one machine; [`roles`] runs one component, in this
+//! process or alone; [`fabric`] is the cluster's network on one machine. No component's logic lives here.
 
+#![forbid(unsafe_code)]
+
+pub mod cli;
 pub mod fabric;
+pub mod local;
+pub mod node;
+mod pending;
+pub mod pki;
+pub mod preflight;
+pub mod roles;
+pub mod supervise;
+pub mod tls;
+pub mod up;

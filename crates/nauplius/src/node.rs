@@ -1,0 +1,401 @@
+//! A node's components: runtime, kubelet, proxy, DNS, routes; all in one process, or one at a time.
+//!
+//! What a node is told stands in one file ([`NodePlace`]) that `up` writes; the same options exist as flags for a node
+//! outside an `up` cluster.
+
+mod leftovers;
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use client::{Client, Informers};
+use ipnet::Ipv4Net;
+use k8s_openapi::api::core::v1::{Service, ServicePort, ServiceSpec};
+use serde::{Deserialize, Serialize};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::cli::ApiAccess;
+use crate::pending::dns;
+use crate::{fabric, roles, supervise};
+
+const CLUSTER_DOMAIN: &str = "cluster.local";
+/// How long the engine may take to open its socket.
+const ENGINE_WITHIN: Duration = Duration::from_secs(20);
+
+/// Node `n`'s name.
+pub fn node_name(n: u32) -> String {
+    format!("node-{n}")
+}
+
+/// Everything a node of an `up` cluster is told.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct NodePlace {
+    pub name: String,
+    /// Durable files of the node.
+    pub dir: PathBuf,
+    /// Sockets and mount points.
+    pub run_dir: PathBuf,
+    /// All of the node's cgroups are below this path.
+    pub cgroup: String,
+    pub network_namespace: PathBuf,
+    pub address: IpAddr,
+    pub cluster_dns: IpAddr,
+    pub cluster_cidr: Ipv4Net,
+    pub client_ca: PathBuf,
+    pub kubelet_kubeconfig: PathBuf,
+    pub proxy_kubeconfig: PathBuf,
+    pub dns_kubeconfig: PathBuf,
+    /// Another engine's CRI socket; the embedded one when absent.
+    pub container_runtime_endpoint: Option<String>,
+}
+
+impl NodePlace {
+    fn engine_socket(&self) -> PathBuf {
+        self.run_dir.join("runtime.sock")
+    }
+
+    fn endpoint(&self) -> String {
+        self.container_runtime_endpoint.clone().unwrap_or_else(|| format!("unix://{}", self.engine_socket().display()))
+    }
+
+    fn runtime(&self) -> Result<runtime::Config> {
+        runtime_config(&self.dir.join("runtime"), &self.run_dir.join("runtime"), &self.engine_socket(), &self.cgroup)
+    }
+
+    fn kubelet(&self) -> kubelet::Config {
+        kubelet::Config {
+            client_ca: Some(self.client_ca.clone()),
+            node_ip: Some(self.address),
+            hostname: Some(self.name.clone()),
+            cluster_dns: vec![self.cluster_dns],
+            cluster_domain: CLUSTER_DOMAIN.into(),
+            cgroup_root: self.cgroup.clone(),
+            // Images are brought in by hand; nothing could fetch them again.
+            image_gc: None,
+            labels: BTreeMap::new(),
+            ..kubelet::Config::new(&self.name, self.dir.join("kubelet"), self.endpoint())
+        }
+    }
+
+    fn proxy(&self) -> proxy::Config {
+        // The node's own DNS server answers at the cluster's DNS address.
+        proxy::Config { cluster_cidrs: vec![self.cluster_cidr.into()], leave: vec![self.cluster_dns], ..proxy::Config::new(&self.name) }
+    }
+
+    fn dns(&self) -> dns::Config {
+        dns::Config { listen: vec![SocketAddr::new(self.cluster_dns, 53)], domain: CLUSTER_DOMAIN.into(), ..dns::Config::default() }
+    }
+}
+
+fn runtime_config(root: &Path, state: &Path, socket: &Path, cgroup: &str) -> Result<runtime::Config> {
+    Ok(runtime::Config {
+        root: root.into(),
+        state: state.into(),
+        socket: socket.into(),
+        cgroup_parent: cgroup.into(),
+        network: runtime::NetworkConfig::default(),
+        streaming_address: SocketAddr::from(([127, 0, 0, 1], 0)),
+        shim_exe: std::env::current_exe().context("cannot find this program's own file")?,
+    })
+}
+
+#[derive(clap::Args, Clone)]
+pub struct NodeOptions {
+    /// The file `up` wrote for the node.
+    #[arg(long)]
+    pub place: PathBuf,
+    /// Entered before anything else happens.
+    #[arg(long)]
+    pub network_namespace: Option<PathBuf>,
+    /// One role only: runtime, kubelet, proxy or dns.
+    #[arg(long)]
+    pub only: Option<String>,
+}
+
+#[derive(clap::Args, Clone)]
+pub struct KubeletOptions {
+    #[command(flatten)]
+    pub api: ApiAccess,
+    /// The node's name [default: the host's].
+    #[arg(long)]
+    pub hostname_override: Option<String>,
+    #[arg(long)]
+    pub node_ip: Option<IpAddr>,
+    #[arg(long, default_value = "/var/lib/kubelet")]
+    pub root_dir: PathBuf,
+    #[arg(long, default_value = "unix:///run/nauplius/runtime.sock")]
+    pub container_runtime_endpoint: String,
+    #[arg(long, default_value = "0.0.0.0")]
+    pub address: IpAddr,
+    #[arg(long, default_value_t = 10250)]
+    pub port: u16,
+    #[arg(long)]
+    pub client_ca_file: Option<PathBuf>,
+    #[arg(long, requires = "tls_private_key_file")]
+    pub tls_cert_file: Option<PathBuf>,
+    #[arg(long, requires = "tls_cert_file")]
+    pub tls_private_key_file: Option<PathBuf>,
+    #[arg(long, value_delimiter = ',')]
+    pub cluster_dns: Vec<IpAddr>,
+    #[arg(long, default_value = CLUSTER_DOMAIN)]
+    pub cluster_domain: String,
+    #[arg(long, default_value_t = 110)]
+    pub max_pods: u32,
+    #[arg(long, default_value = "/")]
+    pub cgroup_root: String,
+    #[arg(long)]
+    pub pod_manifest_path: Option<PathBuf>,
+    /// `key=value`, joined by commas.
+    #[arg(long, value_delimiter = ',', value_parser = parse_label)]
+    pub node_labels: Vec<(String, String)>,
+}
+
+fn parse_label(text: &str) -> Result<(String, String), String> {
+    text.split_once('=').map(|(k, v)| (k.into(), v.into())).ok_or_else(|| format!("{text:?} is not key=value"))
+}
+
+#[derive(clap::Args, Clone)]
+pub struct ProxyOptions {
+    #[command(flatten)]
+    pub api: ApiAccess,
+    #[arg(long)]
+    pub hostname_override: Option<String>,
+    #[arg(long, value_delimiter = ',')]
+    pub cluster_cidr: Vec<ipnet::IpNet>,
+}
+
+#[derive(clap::Args, Clone)]
+pub struct DnsOptions {
+    #[command(flatten)]
+    pub api: ApiAccess,
+    #[arg(long, value_delimiter = ',', default_value = "127.0.0.1:53")]
+    pub listen: Vec<SocketAddr>,
+    #[arg(long, default_value = CLUSTER_DOMAIN)]
+    pub cluster_domain: String,
+}
+
+#[derive(clap::Args, Clone)]
+pub struct RuntimeOptions {
+    #[arg(long, default_value = "/var/lib/nauplius/runtime")]
+    pub root: PathBuf,
+    #[arg(long, default_value = "/run/nauplius/runtime")]
+    pub state: PathBuf,
+    #[arg(long, default_value = "/run/nauplius/runtime.sock")]
+    pub socket: PathBuf,
+    #[arg(long, default_value = "/nauplius")]
+    pub cgroup_parent: String,
+}
+
+fn own_hostname(asked: Option<String>) -> Result<String> {
+    match asked {
+        Some(name) => Ok(name),
+        None => Ok(nix::unistd::gethostname()?.to_string_lossy().to_lowercase()),
+    }
+}
+
+pub async fn kubelet(options: KubeletOptions, cancel: CancellationToken) -> Result<()> {
+    let client = roles::connect(&options.api.kubeconfig, "kubelet").await?;
+    let name = own_hostname(options.hostname_override)?;
+    let config = kubelet::Config {
+        listen: SocketAddr::new(options.address, options.port),
+        serving_certificate: options.tls_cert_file.zip(options.tls_private_key_file),
+        client_ca: options.client_ca_file,
+        node_ip: options.node_ip,
+        cluster_dns: options.cluster_dns,
+        cluster_domain: options.cluster_domain,
+        max_pods: options.max_pods,
+        cgroup_root: options.cgroup_root,
+        static_pod_path: options.pod_manifest_path,
+        labels: options.node_labels.into_iter().collect(),
+        ..kubelet::Config::new(name, options.root_dir, options.container_runtime_endpoint)
+    };
+    kubelet::run(config, client, cancel).await
+}
+
+pub async fn proxy(options: ProxyOptions, cancel: CancellationToken) -> Result<()> {
+    let client = roles::connect(&options.api.kubeconfig, "kube-proxy").await?;
+    let config = proxy::Config { cluster_cidrs: options.cluster_cidr, ..proxy::Config::new(own_hostname(options.hostname_override)?) };
+    proxy::run(config, client, cancel).await
+}
+
+pub async fn dns(options: DnsOptions, cancel: CancellationToken) -> Result<()> {
+    let client = roles::connect(&options.api.kubeconfig, "nauplius-dns").await?;
+    dns::run(dns::Config { listen: options.listen, domain: options.cluster_domain, ..dns::Config::default() }, client, cancel).await
+}
+
+pub async fn runtime(options: RuntimeOptions, cancel: CancellationToken) -> Result<()> {
+    let config = runtime_config(&options.root, &options.state, &options.socket, &options.cgroup_parent)?;
+    let (ready, opened) = tokio::sync::oneshot::channel();
+    tokio::spawn(async move {
+        if opened.await.is_ok() {
+            eprintln!("the container runtime listens on {}", options.socket.display());
+        }
+    });
+    runtime::serve(config, cancel, ready).await
+}
+
+/// The roles of a node of an `up` cluster, each supervised.
+pub async fn all(options: NodeOptions, cancel: CancellationToken) -> Result<()> {
+    let text = std::fs::read(&options.place).with_context(|| format!("cannot read {}", options.place.display()))?;
+    let place: NodePlace = serde_json::from_slice(&text).with_context(|| format!("{} is not a node's file", options.place.display()))?;
+    let only = options.only.as_deref();
+    if let Some(role) = only.filter(|role| !["runtime", "kubelet", "proxy", "dns"].contains(role)) {
+        bail!("--only={role}: the roles of a node are runtime, kubelet, proxy and dns");
+    }
+    let wanted = |role: &str| only.is_none_or(|only| only == role);
+    std::fs::create_dir_all(&place.run_dir).with_context(|| format!("cannot make {}", place.run_dir.display()))?;
+    let tasks = TaskTracker::new();
+    if let Ok(parent) = std::env::var("NAUPLIUS_PARENT") {
+        tasks.spawn(end_with_parent(parent, cancel.clone()));
+    }
+    if wanted("runtime") && place.container_runtime_endpoint.is_none() {
+        let (place, cancel) = (place.clone(), cancel.clone());
+        tasks.spawn(async move {
+            supervise::role("runtime", cancel, |own| {
+                let config = place.runtime();
+                async move { runtime::serve(config?, own, tokio::sync::oneshot::channel().0).await }
+            })
+            .await;
+        });
+    }
+    if wanted("kubelet") {
+        let (place, cancel) = (place.clone(), cancel.clone());
+        tasks.spawn(async move {
+            supervise::role("kubelet", cancel, |own| {
+                let place = place.clone();
+                async move {
+                    let client = roles::connect(&place.kubelet_kubeconfig, "kubelet").await?;
+                    wait_for_socket(&place.endpoint()).await;
+                    kubelet::run(place.kubelet(), client, own).await
+                }
+            })
+            .await;
+        });
+    }
+    if wanted("kubelet") {
+        let (place, cancel) = (place.clone(), cancel.clone());
+        tasks.spawn(async move {
+            supervise::role("routes", cancel, |own| {
+                let place = place.clone();
+                async move {
+                    let client = roles::connect(&place.kubelet_kubeconfig, "nauplius-routes").await?;
+                    fabric::routes(Informers::new(client), &place.name, own).await.map_err(Into::into)
+                }
+            })
+            .await;
+        });
+    }
+    if wanted("proxy") {
+        let (place, cancel) = (place.clone(), cancel.clone());
+        tasks.spawn(async move {
+            supervise::role("kube-proxy", cancel, |own| {
+                let place = place.clone();
+                async move { proxy::run(place.proxy(), roles::connect(&place.proxy_kubeconfig, "kube-proxy").await?, own).await }
+            })
+            .await;
+        });
+    }
+    if wanted("dns") {
+        let (place, cancel) = (place.clone(), cancel.clone());
+        tasks.spawn(async move {
+            supervise::role("dns", cancel, |own| {
+                let place = place.clone();
+                async move { dns::run(place.dns(), roles::connect(&place.dns_kubeconfig, "nauplius-dns").await?, own).await }
+            })
+            .await;
+        });
+    }
+    cancel.cancelled().await;
+    tasks.close();
+    tasks.wait().await;
+    Ok(())
+}
+
+/// Ends this process when `up` is gone without having said so.
+async fn end_with_parent(parent: String, cancel: CancellationToken) {
+    const LOOK_EVERY: Duration = Duration::from_secs(1);
+    loop {
+        let now = nix::unistd::getppid().to_string();
+        if now != parent {
+            tracing::warn!("the process that started this node is gone; ending");
+            cancel.cancel();
+            return;
+        }
+        tokio::select! {
+            () = cancel.cancelled() => return,
+            () = tokio::time::sleep(LOOK_EVERY) => {}
+        }
+    }
+}
+
+/// The engine starts beside the kubelet; asking it a moment too early would cost a back-off.
+async fn wait_for_socket(endpoint: &str) {
+    let path = endpoint.strip_prefix("unix://").unwrap_or(endpoint);
+    let deadline = tokio::time::Instant::now() + ENGINE_WITHIN;
+    while tokio::net::UnixStream::connect(path).await.is_err() && tokio::time::Instant::now() < deadline {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// The `kube-dns` Service, at the address pods are told.
+pub async fn publish_dns_service(admin: &Client, address: IpAddr) -> Result<()> {
+    let port = |name: &str, protocol: &str| ServicePort { name: Some(name.into()), port: 53, protocol: Some(protocol.into()), ..Default::default() };
+    let mut service = Service {
+        spec: Some(ServiceSpec {
+            cluster_ip: Some(address.to_string()),
+            ports: Some(vec![port("dns", "UDP"), port("dns-tcp", "TCP")]),
+            ..Default::default()
+        }),
+        ..Default::default()
+    };
+    service.metadata.name = Some("kube-dns".into());
+    service.metadata.namespace = Some("kube-system".into());
+    service.metadata.labels = Some([("k8s-app", "kube-dns"), ("kubernetes.io/name", "CoreDNS")].map(|(k, v)| (k.into(), v.into())).into());
+    match admin.api::<Service>().namespaced("kube-system").create(&service).await {
+        Err(status) if !status.is_already_exists() => Err(status).context("Service kube-dns"),
+        _ => Ok(()),
+    }
+}
+
+/// Imports archives through an engine's socket, or into every node of a cluster.
+pub async fn import_images(data_dir: Option<PathBuf>, socket: Option<PathBuf>, files: Vec<PathBuf>) -> Result<()> {
+    let sockets = match socket {
+        Some(socket) => vec![socket],
+        None => {
+            let dir = data_dir.unwrap_or_else(crate::up::default_data_dir);
+            let nodes = std::fs::read_dir(dir.join("nodes")).with_context(|| format!("no cluster in {}: start one with `nauplius up`", dir.display()))?;
+            let mut sockets = Vec::new();
+            for node in nodes {
+                let place = std::fs::read(node?.path().join("node.json"))?;
+                sockets.push(serde_json::from_slice::<NodePlace>(&place)?.engine_socket());
+            }
+            sockets.sort();
+            sockets
+        }
+    };
+    for file in &files {
+        for socket in &sockets {
+            let imported = runtime::image_import(socket, file, Vec::new()).await.with_context(|| format!("{} into {}", file.display(), socket.display()))?;
+            for image in imported {
+                println!("{} {}", image.id, image.names.join(" "));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Removes a node's pods, mounts and cgroups. Its network rules go with its namespace.
+pub async fn remove(place: &NodePlace) -> Result<()> {
+    let (config, place) = (place.runtime()?, place.clone());
+    tokio::task::spawn_blocking(move || {
+        runtime::reset(&config)?;
+        leftovers::unmount_below(&place.dir)?;
+        leftovers::unmount_below(&place.run_dir)?;
+        leftovers::remove_cgroups(&place.cgroup)
+    })
+    .await?
+}

@@ -1,0 +1,143 @@
+//! The API server as a role: its store, its certificates, its listeners.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context, Result, anyhow};
+use apiserver::server::{Dial, DirectDial, KubeletConnection};
+use apiserver::{ApiServer, Config};
+use async_trait::async_trait;
+use store::Backend;
+use tokio_util::sync::CancellationToken;
+
+use crate::cli::{Ranges, parse_listen};
+use crate::pki::{Pair, Pki, Purpose};
+use crate::{fabric, tls};
+
+/// `iss` and default audience of service account tokens.
+pub const ISSUER: &str = "https://kubernetes.default.svc.cluster.local";
+/// Names the server answers to.
+const NAMES: [&str; 5] = ["kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc.cluster.local", "localhost"];
+
+#[derive(clap::Args, Clone)]
+pub struct Options {
+    /// Certificates and, without --etcd-servers, the store.
+    #[arg(long)]
+    pub data_dir: PathBuf,
+    /// Where to serve HTTPS.
+    #[arg(long, default_value = "127.0.0.1:6443", value_parser = parse_listen)]
+    pub listen: SocketAddr,
+    /// The address members of the cluster reach this server at; the listening address when absent.
+    #[arg(long)]
+    pub advertise_address: Option<IpAddr>,
+    #[command(flatten)]
+    pub ranges: Ranges,
+    /// Serve inside this network namespace too, at the advertised address, and reach nodes from there.
+    #[arg(long, hide = true)]
+    pub network_namespace: Option<PathBuf>,
+    #[command(flatten)]
+    pub store: StoreOptions,
+}
+
+/// Where objects are kept.
+#[derive(clap::Args, Clone, Default)]
+pub struct StoreOptions {
+    /// A real etcd's client URLs instead of the embedded store.
+    #[arg(long, value_delimiter = ',')]
+    pub etcd_servers: Vec<String>,
+    #[arg(long)]
+    pub etcd_cafile: Option<PathBuf>,
+    #[arg(long)]
+    pub etcd_certfile: Option<PathBuf>,
+    #[arg(long)]
+    pub etcd_keyfile: Option<PathBuf>,
+}
+
+pub async fn open_store(options: &StoreOptions, data_dir: &Path) -> Result<Arc<dyn Backend>> {
+    if options.etcd_servers.is_empty() {
+        let dir = data_dir.join("store");
+        let opened = store::embedded::open(&dir, store::embedded::Options::default());
+        return Ok(Arc::new(opened.with_context(|| format!("store in {}", dir.display()))?));
+    }
+    let read = |file: &Option<PathBuf>| file.as_ref().map(|f| std::fs::read(f).with_context(|| format!("cannot read {}", f.display()))).transpose();
+    let options = store::etcd::Options {
+        endpoints: options.etcd_servers.clone(),
+        ca: read(&options.etcd_cafile)?,
+        cert: read(&options.etcd_certfile)?,
+        key: read(&options.etcd_keyfile)?,
+        ..Default::default()
+    };
+    let servers = options.endpoints.join(", ");
+    Ok(Arc::new(store::etcd::connect(options).await.with_context(|| format!("etcd at {servers}"))?))
+}
+
+/// Dials nodes and pods from inside a network namespace.
+struct NamespaceDial(PathBuf);
+
+#[async_trait]
+impl Dial for NamespaceDial {
+    async fn connect(&self, address: SocketAddr) -> std::io::Result<tokio::net::TcpStream> {
+        fabric::connect_in(&self.0, address).await
+    }
+}
+
+/// A server that listens.
+pub struct Running {
+    pub server: Arc<ApiServer>,
+    pub address: SocketAddr,
+    tasks: Vec<tokio::task::JoinHandle<()>>,
+}
+
+impl Running {
+    /// Waits until the listeners have let their clients go.
+    pub async fn ended(self) {
+        for task in self.tasks {
+            let _ = task.await;
+        }
+    }
+}
+
+/// Opens the store and serves. Ready when this returns.
+pub async fn start(options: &Options, pki: &Pki, cancel: CancellationToken) -> Result<Running> {
+    let listener = super::listen(options.listen).await?;
+    let address = listener.local_addr()?;
+    let advertise = SocketAddr::new(options.advertise_address.unwrap_or(address.ip()), address.port());
+    let addresses = [address.ip(), advertise.ip(), options.ranges.kubernetes(), IpAddr::from([127, 0, 0, 1])];
+    let serving: Pair = pki.pair("apiserver", "kube-apiserver", &[], &Purpose::Server { names: &NAMES, addresses: &addresses })?;
+    let kubelet = pki.pair("apiserver-kubelet-client", "kube-apiserver-kubelet-client", &["system:masters"], &Purpose::Client)?;
+    let dial: Arc<dyn Dial> = match &options.network_namespace {
+        Some(namespace) => Arc::new(NamespaceDial(namespace.clone())),
+        None => Arc::new(DirectDial),
+    };
+    let config = Config {
+        advertise,
+        service_cidr: options.ranges.service_cluster_ip_range,
+        node_ports: (30000, 32767),
+        issuer: ISSUER.into(),
+        service_account_key: pki.service_account_key()?,
+        kubelet: KubeletConnection { tls: tls::kubelet_client(&kubelet, None)?, dial },
+    };
+    let store = open_store(&options.store, &options.data_dir).await?;
+    let server = ApiServer::start(config, store, cancel.clone()).await.map_err(|e| anyhow!(e))?;
+    let tls = tls::server(&serving, pki.ca_pem())?;
+    let mut tasks = Vec::new();
+    if let Some(namespace) = &options.network_namespace {
+        let inside = fabric::listen_in(namespace, advertise).with_context(|| format!("cannot listen on {advertise} in {}", namespace.display()))?;
+        inside.set_nonblocking(true)?;
+        let inside = tokio::net::TcpListener::from_std(inside)?;
+        tasks.push(tokio::spawn(apiserver::http::serve(server.clone(), inside, tls.clone(), cancel.clone())));
+    }
+    tasks.push(tokio::spawn(apiserver::http::serve(server.clone(), listener, tls, cancel)));
+    Ok(Running { server, address, tasks })
+}
+
+/// The role alone.
+pub async fn run(options: Options, cancel: CancellationToken) -> Result<()> {
+    let pki = Pki::open(&options.data_dir.join("pki"))?;
+    let running = start(&options, &pki, cancel.clone()).await?;
+    eprintln!("kube-apiserver is ready on https://{}", running.address);
+    cancel.cancelled().await;
+    running.ended().await;
+    Ok(())
+}

@@ -1,0 +1,91 @@
+//! TLS settings from PEM files, all over one provider.
+
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::{ClientConfig, RootCertStore, ServerConfig};
+
+use crate::pki::Pair;
+
+/// Must run before anything else uses TLS.
+pub fn install_provider() {
+    // Only fails when one is installed already, which is then this one.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+}
+
+fn load(pair: &Pair) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)> {
+    let (certificate, key) = pair.read()?;
+    let chain = CertificateDer::pem_slice_iter(certificate.as_bytes()).collect::<Result<Vec<_>, _>>();
+    let chain = chain.with_context(|| format!("{} holds no certificate", pair.certificate.display()))?;
+    let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).with_context(|| format!("{} holds no key", pair.key.display()))?;
+    Ok((chain, key))
+}
+
+fn roots(ca_pem: &str) -> Result<RootCertStore> {
+    let mut roots = RootCertStore::empty();
+    for certificate in CertificateDer::pem_slice_iter(ca_pem.as_bytes()) {
+        roots.add(certificate.context("not a CA certificate")?)?;
+    }
+    Ok(roots)
+}
+
+/// A server that takes client certificates of the authority, and clients without one.
+pub fn server(pair: &Pair, client_ca_pem: &str) -> Result<Arc<ServerConfig>> {
+    let (chain, key) = load(pair)?;
+    let verifier = rustls::server::WebPkiClientVerifier::builder(Arc::new(roots(client_ca_pem)?)).allow_unauthenticated().build()?;
+    let mut config = ServerConfig::builder().with_client_cert_verifier(verifier).with_single_cert(chain, key)?;
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    Ok(Arc::new(config))
+}
+
+/// The API server as a client of kubelets. Kubelets' serving certificates are their own unless an authority is named, as
+/// with upstream's `--kubelet-certificate-authority` left empty; the connection still proves the API server to the kubelet.
+pub fn kubelet_client(pair: &Pair, kubelet_ca_pem: Option<&str>) -> Result<Arc<ClientConfig>> {
+    let (chain, key) = load(pair)?;
+    let builder = match kubelet_ca_pem {
+        Some(pem) => ClientConfig::builder().with_root_certificates(roots(pem)?),
+        None => ClientConfig::builder().dangerous().with_custom_certificate_verifier(Arc::new(AnyCertificate)),
+    };
+    Ok(Arc::new(builder.with_client_auth_cert(chain, key)?))
+}
+
+/// Accepts whatever certificate a kubelet made for itself.
+#[derive(Debug)]
+struct AnyCertificate;
+
+impl rustls::client::danger::ServerCertVerifier for AnyCertificate {
+    fn verify_server_cert(
+        &self,
+        _end_entity: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        _name: &rustls::pki_types::ServerName<'_>,
+        _ocsp: &[u8],
+        _now: rustls::pki_types::UnixTime,
+    ) -> Result<rustls::client::danger::ServerCertVerified, rustls::Error> {
+        Ok(rustls::client::danger::ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &rustls::DigitallySignedStruct,
+    ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
+        rustls::crypto::verify_tls12_signature(message, certificate, signature, &rustls::crypto::ring::default_provider().signature_verification_algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &rustls::DigitallySignedStruct,
+    ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
+        rustls::crypto::verify_tls13_signature(message, certificate, signature, &rustls::crypto::ring::default_provider().signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<rustls::SignatureScheme> {
+        rustls::crypto::ring::default_provider().signature_verification_algorithms.supported_schemes()
+    }
+}

@@ -1,0 +1,263 @@
+//! `nauplius up`: a whole cluster on this machine, in the foreground, until Ctrl-C.
+//!
+//! The control plane runs in this process, each role a supervised task (or, with `--split`, each in a process of its
+//! own); each node is a child process inside its own network namespace. Containers live under shims of their own, so
+//! nothing that happens to these processes touches them. All state is in the data directory; the network is
+//! [`crate::fabric`]'s.
+
+mod children;
+mod progress;
+mod reset;
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use client::{Client, Informers};
+use tokio_util::sync::CancellationToken;
+
+use crate::cli::{Ranges, parse_listen};
+use crate::fabric::{Fabric, Layout};
+use crate::local::Local;
+use crate::pki::{Pki, Purpose};
+use crate::roles::{self, apiserver::StoreOptions};
+use crate::{preflight, supervise};
+use children::{Child, Children};
+use progress::Progress;
+
+pub use reset::{ResetOptions, run as reset};
+
+/// How long the nodes may take to become Ready before `up` says which are not.
+const NODES_READY_WITHIN: Duration = Duration::from_secs(60);
+const MAX_NODES: u32 = 100;
+
+#[derive(clap::Args, Clone)]
+pub struct Options {
+    /// Only the API server, scheduler and controllers: needs no root, touches nothing but its data directory.
+    #[arg(long)]
+    pub control_plane_only: bool,
+    /// Where everything is kept [default: /var/lib/nauplius, or ~/.local/share/nauplius without root].
+    #[arg(long)]
+    pub data_dir: Option<PathBuf>,
+    /// Where to serve HTTPS.
+    #[arg(long, default_value = "127.0.0.1:6443", value_parser = parse_listen)]
+    pub listen: SocketAddr,
+    /// Where to write the administrator's kubeconfig [default: DATA_DIR/admin.kubeconfig].
+    #[arg(long)]
+    pub kubeconfig_out: Option<PathBuf>,
+    /// How many nodes, each in a network namespace of its own.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_NODES)))]
+    pub nodes: u32,
+    /// Nodes that are objects only: their pods run nowhere.
+    #[arg(long, default_value_t = 0)]
+    pub simulated_nodes: u32,
+    #[command(flatten)]
+    pub store: StoreOptions,
+    /// Another container engine's CRI socket, for a cluster of one node.
+    #[arg(long)]
+    pub container_runtime_endpoint: Option<String>,
+    #[command(flatten)]
+    pub ranges: Ranges,
+    /// Run each role in a process of its own, over HTTPS.
+    #[arg(long)]
+    pub split: bool,
+}
+
+/// Where a cluster's files are when no one says.
+pub fn default_data_dir() -> PathBuf {
+    if nix::unistd::geteuid().is_root() {
+        return "/var/lib/nauplius".into();
+    }
+    let data = std::env::var_os("XDG_DATA_HOME").map(PathBuf::from).filter(|p| p.is_absolute());
+    let home = || std::env::var_os("HOME").map_or_else(|| PathBuf::from("/tmp"), |h| PathBuf::from(h).join(".local/share"));
+    data.unwrap_or_else(home).join("nauplius")
+}
+
+/// The data directory, made, and absolute.
+pub fn data_dir(asked: Option<&Path>) -> Result<PathBuf> {
+    let dir = asked.map_or_else(default_data_dir, Path::to_path_buf);
+    std::fs::create_dir_all(&dir).with_context(|| format!("cannot make the data directory {}", dir.display()))?;
+    dir.canonicalize().with_context(|| format!("cannot use the data directory {}", dir.display()))
+}
+
+/// The name of a cluster's namespaces: plain for the usual data directory, with a mark for any other.
+pub fn cluster_name(data_dir: &Path) -> String {
+    if data_dir == Path::new("/var/lib/nauplius") {
+        return "nauplius".into();
+    }
+    let hash = data_dir.as_os_str().as_encoded_bytes().iter().fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(*b)).wrapping_mul(0x100_0000_01b3));
+    format!("nauplius-{:06x}", hash & 0xff_ffff)
+}
+
+/// A client of the running cluster under one identity.
+struct Identities<'a> {
+    pki: &'a Pki,
+    dir: PathBuf,
+    /// Where clients outside the cluster's namespaces find the API server.
+    outside: String,
+    /// And inside.
+    inside: String,
+}
+
+impl Identities<'_> {
+    fn kubeconfig(&self, name: &str, user: &str, groups: &[&str], inside: bool) -> Result<PathBuf> {
+        let pair = self.pki.pair(name, user, groups, &Purpose::Client)?;
+        let file = self.dir.join(format!("{name}.kubeconfig"));
+        self.pki.kubeconfig(&file, if inside { &self.inside } else { &self.outside }, user, &pair)?;
+        Ok(file)
+    }
+}
+
+pub async fn run(options: Options, cancel: CancellationToken) -> Result<()> {
+    let began = Instant::now();
+    if options.simulated_nodes > 0 {
+        bail!("--simulated-nodes is not there yet: nodes that are rows come with the scheduler's own work");
+    }
+    let with_nodes = !options.control_plane_only;
+    if with_nodes {
+        preflight::node()?;
+    }
+    if options.container_runtime_endpoint.is_some() && (options.nodes > 1 || !with_nodes) {
+        bail!("--container-runtime-endpoint names one engine, which serves one node: use it with --nodes 1");
+    }
+    let data_dir = data_dir(options.data_dir.as_deref())?;
+    let progress = Progress::new(began);
+    let pki = Pki::open(&data_dir.join("pki"))?;
+    let layout = Layout { pod_network: options.ranges.cluster_cidr, service_network: options.ranges.service_cluster_ip_range, ..Layout::new(cluster_name(&data_dir), options.nodes) };
+    let fabric = if with_nodes {
+        let layout = layout.clone();
+        let fabric = tokio::task::spawn_blocking(move || Fabric::ensure(&layout)).await??;
+        progress.done("network");
+        Some(fabric)
+    } else {
+        None
+    };
+
+    let server_options = roles::apiserver::Options {
+        data_dir: data_dir.clone(),
+        listen: options.listen,
+        advertise_address: fabric.as_ref().map(|f| IpAddr::from(f.layout.control_plane_address())),
+        ranges: options.ranges.clone(),
+        network_namespace: fabric.as_ref().map(|f| f.layout.fabric_namespace()),
+        store: options.store.clone(),
+    };
+    let mut children = Children::new(cancel.clone());
+    // Ended after everything that still talks to it.
+    let server_cancel = CancellationToken::new();
+    let mut running = None;
+    let mut roles_tasks = tokio_util::task::TaskTracker::new();
+    let address;
+    if options.split {
+        address = options.listen;
+        children.start(Child::apiserver(&server_options)?, server_cancel.clone());
+    } else {
+        let started = roles::apiserver::start(&server_options, &pki, server_cancel.clone()).await?;
+        address = started.address;
+        running = Some(started);
+    }
+    let outside = format!("https://{address}");
+    let inside = fabric.as_ref().map_or_else(|| outside.clone(), |f| format!("https://{}", SocketAddr::new(f.layout.control_plane_address().into(), address.port())));
+    let identities = Identities { pki: &pki, dir: data_dir.join("kubeconfig"), outside: outside.clone(), inside };
+    let admin_pair = pki.pair("admin", "kubernetes-admin", &["system:masters"], &Purpose::Client)?;
+    let kubeconfig = options.kubeconfig_out.clone().unwrap_or_else(|| data_dir.join("admin.kubeconfig"));
+    pki.kubeconfig(&kubeconfig, &outside, "kubernetes-admin", &admin_pair)?;
+    let admin = match &running {
+        Some(running) => Local::new(running.server.clone(), "kubernetes-admin", &["system:masters"], "nauplius").client(),
+        None => roles::connect(&kubeconfig, "nauplius").await?,
+    };
+    children::ready(&admin, &cancel).await?;
+    progress.done("kube-apiserver");
+    crate::node::publish_dns_service(&admin, options.ranges.dns()).await?;
+
+    let controller_options = roles::controller_options(&options.ranges, Some(pki.ca_pem().to_string()));
+    match &running {
+        Some(running) => {
+            start_in_process(&mut roles_tasks, running, controller_options, &cancel);
+        }
+        None => {
+            let scheduler = identities.kubeconfig("scheduler", "system:kube-scheduler", &[], false)?;
+            let controllers = identities.kubeconfig("controller-manager", "system:kube-controller-manager", &[], false)?;
+            children.start(Child::scheduler(&scheduler)?, cancel.clone());
+            children.start(Child::controller_manager(&controllers, &options.ranges, &pki.ca_file())?, cancel.clone());
+        }
+    }
+    progress.done("kube-scheduler");
+    progress.done("kube-controller-manager");
+
+    if let Some(fabric) = &fabric {
+        for n in 1..=options.nodes {
+            for child in Child::node(&options, &data_dir, &fabric.layout, n, &identities, &pki)? {
+                children.start(child, cancel.clone());
+            }
+        }
+        let informers = Informers::new(admin.clone());
+        let (namespace, first, token) = (fabric.layout.node_namespace(1), fabric.layout.node_address(1), cancel.clone());
+        roles_tasks.spawn(crate::fabric::publish_node_ports(informers.clone(), namespace, first, token));
+        let (namespace, token) = (fabric.layout.fabric_namespace(), cancel.clone());
+        roles_tasks.spawn(async move {
+            if let Err(error) = crate::fabric::routes_in(informers, &namespace, "", token).await {
+                tracing::error!(%error, "routes from the control plane to pods");
+            }
+        });
+        progress.waiting(&format!("{} node{}", options.nodes, if options.nodes == 1 { "" } else { "s" }));
+        nodes_ready(&admin, options.nodes, &progress, &cancel).await?;
+    }
+    progress.finish(&kubeconfig, options.control_plane_only);
+    cancel.cancelled().await;
+    progress.stopping();
+    roles_tasks.close();
+    roles_tasks.wait().await;
+    children.ended().await;
+    server_cancel.cancel();
+    if let Some(running) = running {
+        running.ended().await;
+    }
+    children.ended().await;
+    Ok(())
+}
+
+/// Scheduler and controllers beside the API server, each under its own identity.
+fn start_in_process(tasks: &mut tokio_util::task::TaskTracker, running: &roles::apiserver::Running, controllers: controllers::Options, cancel: &CancellationToken) {
+    let client = |user: &str, agent: &str| Local::new(running.server.clone(), user, &[], agent).client();
+    let (scheduler, token) = (client("system:kube-scheduler", roles::SCHEDULER), cancel.clone());
+    tasks.spawn(async move {
+        supervise::role(roles::SCHEDULER, token, |own| roles::run_scheduler(scheduler.clone(), false, own)).await;
+    });
+    let (manager, token) = (client("system:kube-controller-manager", roles::CONTROLLER_MANAGER), cancel.clone());
+    tasks.spawn(async move {
+        supervise::role(roles::CONTROLLER_MANAGER, token, |own| roles::run_controllers(manager.clone(), false, controllers.clone(), own)).await;
+    });
+}
+
+/// Waits until the nodes report Ready; says so and goes on when some do not in time.
+async fn nodes_ready(admin: &Client, count: u32, progress: &Progress, cancel: &CancellationToken) -> Result<()> {
+    use k8s_openapi::api::core::v1::Node;
+    let informers = Informers::new(admin.clone());
+    let nodes = informers.get::<Node>();
+    let mut changes = nodes.subscribe();
+    let deadline = tokio::time::Instant::now() + NODES_READY_WITHIN;
+    let mut seen = std::collections::BTreeSet::new();
+    loop {
+        for object in nodes.list(None) {
+            let Ok(node) = object.typed::<Node>() else { continue };
+            let conditions = node.status.iter().flat_map(|s| s.conditions.iter().flatten());
+            let ready = conditions.into_iter().any(|c| c.type_ == "Ready" && c.status == "True");
+            // A node of an earlier life says Ready until its kubelet speaks again; that is as good.
+            if ready && seen.insert(object.meta.name.to_string()) {
+                progress.done(&object.meta.name);
+            }
+        }
+        if seen.len() >= count as usize {
+            return Ok(());
+        }
+        tokio::select! {
+            () = cancel.cancelled() => return Ok(()),
+            () = tokio::time::sleep_until(deadline) => {
+                progress.note(&format!("{} of {count} nodes are Ready after {} s; see the log of the others", seen.len(), NODES_READY_WITHIN.as_secs()));
+                return Ok(());
+            }
+            _ = changes.next() => {}
+        }
+    }
+}
