@@ -1,1 +1,31 @@
-//! The `kubelet` room.
+//! The node agent: runs the pods bound to one node and reports on them.
+//!
+//! It reads orders from the API server (through `client`), gives them to a container engine (through CRI, over a unix
+//! socket and nothing else), and writes back what became of them. Decisions are pure ([`pods::plan`],
+//! [`pods::status`], [`spec`]); each pod has one worker task that carries them out one after the other. It guarantees
+//! that a restart of the agent never touches a running container. It knows no engine in particular, no network
+//! plugin, no store.
+
+#![deny(unsafe_code)]
+
+pub mod agent;
+pub mod cgroups;
+pub mod config;
+pub mod cri;
+pub mod eviction;
+pub mod events;
+pub mod images;
+pub mod logs;
+pub mod node;
+pub mod pods;
+pub mod probes;
+pub mod quantity;
+pub mod references;
+pub mod server;
+pub mod spec;
+pub mod statics;
+pub mod stats;
+pub mod volumes;
+
+pub use agent::run;
+pub use config::Config;

@@ -1,0 +1,212 @@
+//! The agent as a whole: what its parts share, and their start.
+
+use std::collections::HashSet;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use client::informer::Scope;
+use client::{Client, Gvr, Informer};
+use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::api::node::v1::RuntimeClass;
+use tokio::sync::Notify;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::config::Config;
+use crate::cri::{Engine, v1};
+use crate::eviction::{self, Evictions};
+use crate::events::Events;
+use crate::images::{self, Images};
+use crate::node::machine::{self, Machine};
+use crate::pods::{self, Workers};
+use crate::references::References;
+use crate::statics::Statics;
+use crate::stats::Stats;
+use crate::volumes::tokens::Tokens;
+use crate::{cgroups, logs, node, server, spec, statics};
+
+/// Between questions to an engine that is not up yet.
+const ENGINE_RETRY: Duration = Duration::from_millis(10);
+
+/// What the engine says of itself.
+#[derive(Default)]
+struct About {
+    name: String,
+    version: String,
+    handlers: Vec<v1::RuntimeHandler>,
+    supplemental_groups_policy: bool,
+}
+
+/// What all parts of the agent share.
+pub struct Context {
+    pub config: Config,
+    pub client: Client,
+    pub engine: Engine,
+    pub events: Events,
+    pub references: References,
+    pub tokens: Tokens,
+    pub images: Images,
+    pub machine: Machine,
+    pub host_ips: Vec<IpAddr>,
+    /// Pods bound to this node.
+    pub pods: Arc<Informer>,
+    pub services: Arc<Informer>,
+    /// This node's own object.
+    pub nodes: Arc<Informer>,
+    pub workers: Arc<Workers>,
+    pub evictions: Evictions,
+    pub statics: Statics,
+    pub stats: Stats,
+    /// Something the node's status depends on changed.
+    pub node_changed: Notify,
+    /// Cancelled once every pod the API had at start has a worker.
+    pub pods_seen: CancellationToken,
+    /// Uids found in the engine that no worker has claimed yet.
+    pub strangers: Mutex<HashSet<String>>,
+    about: RwLock<About>,
+}
+
+impl Context {
+    /// The node's object as the API has it.
+    pub fn node(&self) -> Option<Arc<Node>> {
+        self.nodes.get(&self.config.node_name)?.typed::<Node>().ok()
+    }
+
+    fn about<T>(&self, pick: impl FnOnce(&About) -> T) -> T {
+        pick(&self.about.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Waits until the engine answers, and learns its name.
+    pub async fn learn_engine(&self) {
+        loop {
+            match self.engine.version(v1::VersionRequest { version: "v1".into() }).await {
+                Ok(answer) => {
+                    let mut about = self.about.write().unwrap_or_else(PoisonError::into_inner);
+                    about.name = answer.runtime_name;
+                    about.version = answer.runtime_version;
+                    return;
+                }
+                Err(status) => tracing::debug!("engine does not answer yet: {status}"),
+            }
+            tokio::time::sleep(ENGINE_RETRY).await;
+        }
+    }
+
+    /// Takes note of what the engine can do.
+    pub fn learn_handlers(&self, status: &v1::StatusResponse) {
+        let policy = status.features.as_ref().is_some_and(|f| f.supplemental_groups_policy);
+        if self.about(|a| a.handlers != status.runtime_handlers || a.supplemental_groups_policy != policy) {
+            let mut about = self.about.write().unwrap_or_else(PoisonError::into_inner);
+            about.handlers = status.runtime_handlers.clone();
+            about.supplemental_groups_policy = policy;
+        }
+    }
+
+    pub fn runtime_name(&self) -> String {
+        self.about(|a| a.name.clone())
+    }
+
+    /// `containerd://1.6.20`.
+    pub fn runtime_version(&self) -> String {
+        self.about(|a| format!("{}://{}", a.name, a.version.trim_start_matches('v')))
+    }
+
+    pub fn handlers(&self) -> Vec<v1::RuntimeHandler> {
+        self.about(|a| a.handlers.clone())
+    }
+
+    pub fn supplemental_groups_policy(&self) -> bool {
+        self.about(|a| a.supplemental_groups_policy)
+    }
+
+    /// Whether the default handler can mount recursively read-only.
+    pub fn recursive_read_only(&self) -> bool {
+        self.about(|a| a.handlers.iter().any(|h| h.name.is_empty() && h.features.is_some_and(|f| f.recursive_read_only_mounts)))
+    }
+
+    /// The handler of the pod's runtime class; empty for the engine's default.
+    pub async fn runtime_handler(&self, pod: &Pod) -> Result<String, String> {
+        let Some(name) = spec::spec(pod).runtime_class_name.as_deref().filter(|n| !n.is_empty()) else { return Ok(String::new()) };
+        match self.client.api::<RuntimeClass>().get(name).await {
+            Ok(class) => Ok(class.handler.clone()),
+            Err(status) if status.is_not_found() => Err(format!("RuntimeClass \"{name}\" not found")),
+            Err(status) => Err(format!("failed to get RuntimeClass {name}: {status}")),
+        }
+    }
+}
+
+fn by_field(resource: &str, selector: String) -> Scope {
+    Scope { field_selector: Some(selector), ..Scope::all(Gvr::new("", "v1", resource)) }
+}
+
+fn build(config: Config, client: Client) -> anyhow::Result<Arc<Context>> {
+    for dir in [config.root_dir.join("pods"), config.log_dir.join("pods"), config.log_dir.join("containers")] {
+        std::fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
+    }
+    let machine = Machine::look(&config.root_dir);
+    let amounts = machine.allocatable_amounts(&config);
+    let of = |name: &str| amounts.get(name).copied().unwrap_or(0);
+    cgroups::make_root(&config, of("memory") as u64, of("cpu"))?;
+    let host_ips = machine::addresses(&config);
+    anyhow::ensure!(!host_ips.is_empty(), "no address for the node: no interface has one besides loopback; set node_ip");
+    let workers = Arc::<Workers>::default();
+    let woken = workers.clone();
+    let node = &config.node_name;
+    Ok(Arc::new(Context {
+        engine: Engine::new(&config.cri_endpoint, config.image_endpoint.as_deref()),
+        events: Events::new(&client, node),
+        references: References::new(client.clone(), Arc::new(move |uid: &str| woken.wake_for_references(uid))),
+        tokens: Tokens::default(),
+        images: Images::default(),
+        machine,
+        host_ips,
+        pods: Informer::start(&client, by_field("pods", format!("spec.nodeName={node}"))),
+        services: Informer::start(&client, Scope::all(Gvr::new("", "v1", "services"))),
+        nodes: Informer::start(&client, by_field("nodes", format!("metadata.name={node}"))),
+        workers,
+        evictions: Evictions::default(),
+        statics: Statics::default(),
+        stats: Stats::default(),
+        node_changed: Notify::new(),
+        pods_seen: CancellationToken::new(),
+        strangers: Mutex::default(),
+        about: RwLock::default(),
+        config,
+        client,
+    }))
+}
+
+/// Runs the agent until it is cancelled. Running pods are left running.
+pub async fn run(config: Config, client: Client, cancel: CancellationToken) -> anyhow::Result<()> {
+    let client = client.with_field_manager("kubelet");
+    let context = build(config, client)?;
+    let listener = server::Server::bind(&context).await?;
+    let mut parts = JoinSet::new();
+    parts.spawn(node::run(context.clone()));
+    parts.spawn(node::lease::run(context.clone()));
+    parts.spawn(pods::pleg::follow(context.clone()));
+    parts.spawn(eviction::run(context.clone()));
+    parts.spawn(statics::run(context.clone()));
+    parts.spawn(logs::rotation::run(context.clone()));
+    parts.spawn(listener.serve());
+    let following = context.clone();
+    parts.spawn(async move {
+        // Pods are named by the engine that runs them: their status waits for its answer.
+        following.learn_engine().await;
+        pods::follow(following).await;
+    });
+    if let Some(policy) = context.config.image_gc.clone() {
+        let collecting = context.clone();
+        parts.spawn(async move { images::gc::run(&collecting, policy).await });
+    }
+    tokio::select! {
+        () = cancel.cancelled() => Ok(()),
+        Some(ended) = parts.join_next() => match ended {
+            Ok(()) if cancel.is_cancelled() => Ok(()),
+            Ok(()) => anyhow::bail!("a part of the node agent ended by itself"),
+            Err(error) => Err(anyhow::Error::new(error).context("a part of the node agent failed")),
+        },
+    }
+}

@@ -1,0 +1,187 @@
+//! The `kubepods` hierarchy: one cgroup a quality-of-service class, one a pod; v2, and the controllers of v1.
+//!
+//! Driver `cgroupfs`: the agent makes directories and writes numbers. What a kernel or a container host refuses is
+//! logged and done without, unless it is the directory itself.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use k8s_openapi::api::core::v1::Pod;
+
+use crate::config::Config;
+use crate::spec::{self, resources, resources::Qos};
+
+const ROOT: &str = "/sys/fs/cgroup";
+/// v1 controllers the agent itself writes to or must fill for its children.
+const V1_WRITTEN: [&str; 4] = ["cpu", "memory", "pids", "cpuset"];
+
+fn is_v2() -> bool {
+    Path::new(ROOT).join("cgroup.controllers").exists()
+}
+
+fn pod_path(config: &Config, qos: Qos, uid: &str) -> String {
+    let base = config.cgroup_root.trim_end_matches('/');
+    match qos {
+        Qos::Guaranteed => format!("{base}/kubepods/pod{uid}"),
+        Qos::Burstable => format!("{base}/kubepods/burstable/pod{uid}"),
+        Qos::BestEffort => format!("{base}/kubepods/besteffort/pod{uid}"),
+    }
+}
+
+/// The cgroup under which the engine puts the pod's containers; empty when cgroups are not kept.
+pub fn parent(config: &Config, pod: &Pod) -> String {
+    if config.cgroups_per_qos { pod_path(config, resources::qos(pod), spec::uid(pod)) } else { String::new() }
+}
+
+/// The hierarchies' roots that a cgroup path exists in.
+fn hierarchies() -> Vec<PathBuf> {
+    if is_v2() {
+        return vec![PathBuf::from(ROOT)];
+    }
+    fs::read_dir(ROOT)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter(|e| e.file_type().is_ok_and(|t| t.is_dir()))
+        .map(|e| e.path())
+        .filter(|p| p.join("cgroup.procs").exists())
+        .collect()
+}
+
+fn set(dir: &Path, file: &str, value: impl std::fmt::Display) {
+    if let Err(error) = fs::write(dir.join(file), value.to_string()) {
+        tracing::debug!(cgroup = %dir.display(), file, "not set: {error}");
+    }
+}
+
+/// Makes a directory and those above it, handing controllers (v2) and cpusets (v1) down.
+fn make(root: &Path, path: &str) -> io::Result<PathBuf> {
+    let cpuset = root.ends_with("cpuset");
+    let mut at = root.to_path_buf();
+    for part in Path::new(path.trim_start_matches('/')).components() {
+        if is_v2() {
+            let available = fs::read_to_string(at.join("cgroup.controllers")).unwrap_or_default();
+            for controller in available.split_whitespace() {
+                set(&at, "cgroup.subtree_control", format!("+{controller}"));
+            }
+        }
+        let above = at.clone();
+        at.push(part);
+        match fs::create_dir(&at) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+            _ => {}
+        }
+        if cpuset {
+            for file in ["cpuset.cpus", "cpuset.mems"] {
+                let mine = fs::read_to_string(at.join(file)).unwrap_or_default();
+                if mine.trim().is_empty() {
+                    set(&at, file, fs::read_to_string(above.join(file)).unwrap_or_default().trim());
+                }
+            }
+        }
+    }
+    Ok(at)
+}
+
+/// Makes `kubepods` and its classes, bounded by what pods may use together.
+pub fn make_root(config: &Config, allocatable_memory: u64, allocatable_milli_cpu: i64) -> anyhow::Result<()> {
+    if !config.cgroups_per_qos {
+        return Ok(());
+    }
+    let base = format!("{}/kubepods", config.cgroup_root.trim_end_matches('/'));
+    let roots = if is_v2() { vec![PathBuf::from(ROOT)] } else { V1_WRITTEN.iter().map(|c| Path::new(ROOT).join(c)).filter(|p| p.exists()).collect() };
+    for root in roots {
+        for class in ["", "/burstable", "/besteffort"] {
+            let path = format!("{base}{class}");
+            make(&root, &path).with_context(|| format!("cannot make cgroup {path} in {}; run as root, or switch per-QoS cgroups off", root.display()))?;
+        }
+        let top = root.join(base.trim_start_matches('/'));
+        if is_v2() {
+            set(&top, "memory.max", allocatable_memory);
+            set(&top, "cpu.weight", weight(resources::shares(allocatable_milli_cpu)));
+            set(&top.join("besteffort"), "cpu.weight", 1);
+        } else if root.ends_with("memory") {
+            set(&top, "memory.limit_in_bytes", allocatable_memory);
+        } else if root.ends_with("cpu") {
+            set(&top, "cpu.shares", resources::shares(allocatable_milli_cpu));
+            set(&top.join("besteffort"), "cpu.shares", 2);
+        }
+    }
+    Ok(())
+}
+
+/// cpu.weight for v1 shares, as the OCI runtimes convert them.
+fn weight(shares: i64) -> i64 {
+    1 + ((shares.clamp(2, 262_144) - 2) * 9999) / 262_142
+}
+
+/// Makes the pod's cgroup; the path the engine is told.
+pub fn make_pod(config: &Config, pod: &Pod) -> anyhow::Result<String> {
+    if !config.cgroups_per_qos {
+        return Ok(String::new());
+    }
+    let path = parent(config, pod);
+    let numbers = resources::pod_cgroup(pod);
+    let roots = if is_v2() { vec![PathBuf::from(ROOT)] } else { V1_WRITTEN.iter().map(|c| Path::new(ROOT).join(c)).filter(|p| p.exists()).collect() };
+    for root in roots {
+        let dir = make(&root, &path).with_context(|| format!("cannot make cgroup {path} in {}", root.display()))?;
+        if is_v2() {
+            set(&dir, "cpu.weight", weight(numbers.cpu_shares));
+            if numbers.cpu_quota > 0 {
+                set(&dir, "cpu.max", format!("{} {}", numbers.cpu_quota, numbers.cpu_period));
+            }
+            if numbers.memory_limit_in_bytes > 0 {
+                set(&dir, "memory.max", numbers.memory_limit_in_bytes);
+            }
+        } else if root.ends_with("cpu") {
+            set(&dir, "cpu.shares", numbers.cpu_shares);
+            if numbers.cpu_quota > 0 {
+                set(&dir, "cpu.cfs_period_us", numbers.cpu_period);
+                set(&dir, "cpu.cfs_quota_us", numbers.cpu_quota);
+            }
+        } else if root.ends_with("memory") && numbers.memory_limit_in_bytes > 0 {
+            set(&dir, "memory.limit_in_bytes", numbers.memory_limit_in_bytes);
+        }
+        if let Some(limit) = config.pod_pids_limit.filter(|l| *l > 0)
+            && (is_v2() || root.ends_with("pids"))
+        {
+            set(&dir, "pids.max", limit);
+        }
+    }
+    Ok(path)
+}
+
+/// Removes a cgroup and those below it; processes still in it are a reason to fail.
+fn remove_tree(dir: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(dir)?.flatten() {
+        if entry.file_type().is_ok_and(|t| t.is_dir()) {
+            remove_tree(&entry.path())?;
+        }
+    }
+    fs::remove_dir(dir)
+}
+
+/// Removes the pod's cgroup everywhere.
+pub fn remove_pod(config: &Config, pod: &Pod) -> anyhow::Result<()> {
+    remove_uid(config, spec::uid(pod))
+}
+
+/// The same by uid alone: whatever its class was.
+pub fn remove_uid(config: &Config, uid: &str) -> anyhow::Result<()> {
+    if !config.cgroups_per_qos || uid.is_empty() {
+        return Ok(());
+    }
+    for root in hierarchies() {
+        for qos in [Qos::Guaranteed, Qos::Burstable, Qos::BestEffort] {
+            let dir = root.join(pod_path(config, qos, uid).trim_start_matches('/'));
+            match remove_tree(&dir) {
+                Ok(()) => {}
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error).with_context(|| format!("cannot remove cgroup {}", dir.display())),
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,158 @@
+//! What a node agent is told at start. Plain data: flags and files are read elsewhere.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::Taint;
+
+/// Everything the agent needs to know; [`Config::new`] fills in upstream's defaults.
+#[derive(Clone, Debug)]
+pub struct Config {
+    pub node_name: String,
+    /// Pod directories, volumes and the generated serving certificate live here.
+    pub root_dir: PathBuf,
+    /// Holds `pods/` (container logs) and `containers/` (links to them).
+    pub log_dir: PathBuf,
+    /// The engine's CRI socket, with or without `unix://`.
+    pub cri_endpoint: String,
+    /// The image service's socket where it is not the engine's.
+    pub image_endpoint: Option<String>,
+    /// The node API (HTTPS).
+    pub listen: SocketAddr,
+    /// Serving certificate and key (PEM files); a self-signed pair is made in `root_dir` when absent.
+    pub serving_certificate: Option<(PathBuf, PathBuf)>,
+    /// PEM bundle that client certificates must chain to; without it only bearer tokens are accepted.
+    pub client_ca: Option<PathBuf>,
+    /// The address reported for the node; the first non-loopback one of the namespace when absent.
+    pub node_ip: Option<IpAddr>,
+    pub hostname: Option<String>,
+    /// Name servers of pods with `dnsPolicy: ClusterFirst`.
+    pub cluster_dns: Vec<IpAddr>,
+    pub cluster_domain: String,
+    /// What `dnsPolicy: Default` pods inherit.
+    pub resolv_conf: PathBuf,
+    pub max_pods: u32,
+    /// Fixed pod range; otherwise `Node.spec.podCIDR` is passed on to the engine.
+    pub pod_cidr: Option<String>,
+    pub register_node: bool,
+    pub labels: BTreeMap<String, String>,
+    pub taints: Vec<Taint>,
+    pub provider_id: Option<String>,
+    /// The cgroup under which `kubepods` is made, from the hierarchy's root; `/` for the root itself.
+    pub cgroup_root: String,
+    /// Whether to keep QoS and pod cgroups at all; off where cgroups are not writable.
+    pub cgroups_per_qos: bool,
+    pub pod_pids_limit: Option<i64>,
+    /// Kept back from allocatable (resource name to quantity).
+    pub reserved: BTreeMap<String, String>,
+    /// A directory of pod manifests run without the API server.
+    pub static_pod_path: Option<PathBuf>,
+    pub eviction: EvictionThresholds,
+    pub image_gc: Option<ImageGc>,
+    /// How often node status is computed; it is sent when it changed or after `status_report`.
+    pub status_update: Duration,
+    pub status_report: Duration,
+    pub lease_duration: Duration,
+    /// `RuntimeDefault` instead of `Unconfined` for containers that do not say.
+    pub seccomp_default: bool,
+    /// Sysctls outside the safe set that pods may use; a trailing `*` is a prefix.
+    pub allowed_unsafe_sysctls: Vec<String>,
+    /// Reported as the kubelet's version.
+    pub version: String,
+    /// Dead containers kept per container of a living pod, for `logs --previous`.
+    pub dead_containers_kept: usize,
+    pub container_log_max_size: u64,
+    pub container_log_max_files: u32,
+}
+
+/// Below these the node reports pressure and evicts.
+#[derive(Clone, Debug)]
+pub struct EvictionThresholds {
+    /// Bytes of memory; 0 switches it off.
+    pub memory_available: u64,
+    /// Percent of the file system under `root_dir`; 0 switches it off.
+    pub nodefs_available_percent: u64,
+    pub nodefs_inodes_free_percent: u64,
+    /// How long a condition outlives the last observation.
+    pub pressure_transition: Duration,
+}
+
+/// Unused images go, oldest use first, when the image file system is fuller than `high_percent`, until `low_percent`.
+#[derive(Clone, Debug)]
+pub struct ImageGc {
+    pub high_percent: u64,
+    pub low_percent: u64,
+    pub min_age: Duration,
+}
+
+impl Default for ImageGc {
+    fn default() -> Self {
+        Self { high_percent: 85, low_percent: 80, min_age: Duration::from_secs(120) }
+    }
+}
+
+impl Default for EvictionThresholds {
+    fn default() -> Self {
+        Self {
+            memory_available: 100 << 20,
+            nodefs_available_percent: 10,
+            nodefs_inodes_free_percent: 5,
+            pressure_transition: Duration::from_secs(300),
+        }
+    }
+}
+
+impl Config {
+    pub fn new(node_name: impl Into<String>, root_dir: impl Into<PathBuf>, cri_endpoint: impl Into<String>) -> Self {
+        let root_dir = root_dir.into();
+        Self {
+            node_name: node_name.into(),
+            log_dir: root_dir.join("log"),
+            root_dir,
+            cri_endpoint: cri_endpoint.into(),
+            image_endpoint: None,
+            listen: SocketAddr::from(([0, 0, 0, 0], 10250)),
+            serving_certificate: None,
+            client_ca: None,
+            node_ip: None,
+            hostname: None,
+            cluster_dns: Vec::new(),
+            cluster_domain: "cluster.local".into(),
+            resolv_conf: "/etc/resolv.conf".into(),
+            max_pods: 110,
+            pod_cidr: None,
+            register_node: true,
+            labels: BTreeMap::new(),
+            taints: Vec::new(),
+            provider_id: None,
+            cgroup_root: "/".into(),
+            cgroups_per_qos: true,
+            pod_pids_limit: None,
+            reserved: BTreeMap::new(),
+            static_pod_path: None,
+            eviction: EvictionThresholds::default(),
+            image_gc: Some(ImageGc::default()),
+            status_update: Duration::from_secs(10),
+            status_report: Duration::from_secs(300),
+            lease_duration: Duration::from_secs(40),
+            seccomp_default: false,
+            allowed_unsafe_sysctls: Vec::new(),
+            version: "v1.37.0".into(),
+            dead_containers_kept: 1,
+            container_log_max_size: 10 << 20,
+            container_log_max_files: 5,
+        }
+    }
+
+    /// `<root_dir>/pods/<uid>`.
+    pub fn pod_dir(&self, uid: &str) -> PathBuf {
+        self.root_dir.join("pods").join(uid)
+    }
+
+    /// The name the node gives itself: `--hostname-override` or the node's name.
+    pub fn hostname(&self) -> &str {
+        self.hostname.as_deref().unwrap_or(&self.node_name)
+    }
+}

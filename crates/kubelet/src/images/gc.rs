@@ -1,0 +1,65 @@
+//! Image collection: when the image file system fills up, images no container uses go, the longest unused first.
+
+use std::collections::HashSet;
+use std::sync::PoisonError;
+use std::time::{Duration, Instant};
+
+use crate::agent::Context;
+use crate::config::ImageGc;
+use crate::cri::v1;
+
+/// How often the file system is looked at; as upstream.
+const EVERY: Duration = Duration::from_secs(300);
+
+/// Runs until the agent stops.
+pub async fn run(context: &Context, policy: ImageGc) {
+    loop {
+        tokio::time::sleep(EVERY).await;
+        if let Err(error) = collect(context, &policy).await {
+            tracing::warn!("image collection failed: {error:#}");
+        }
+    }
+}
+
+async fn collect(context: &Context, policy: &ImageGc) -> anyhow::Result<()> {
+    let info = context.engine.image_fs_info(v1::ImageFsInfoRequest {}).await?;
+    let Some(mountpoint) = info.image_filesystems.first().and_then(|f| f.fs_id.as_ref()).map(|id| id.mountpoint.clone()) else {
+        return Ok(());
+    };
+    let stat = nix::sys::statvfs::statvfs(mountpoint.as_str())?;
+    let capacity = stat.blocks() * stat.fragment_size();
+    let used = capacity - stat.blocks_available() * stat.fragment_size();
+    if capacity == 0 || used * 100 / capacity < policy.high_percent {
+        return Ok(());
+    }
+    let mut to_free = used.saturating_sub(capacity * policy.low_percent / 100);
+    let containers = context.engine.list_containers(v1::ListContainersRequest::default()).await?.containers;
+    let in_use: HashSet<String> =
+        containers.into_iter().flat_map(|c| [c.image_ref, c.image_id, c.image.map(|i| i.image).unwrap_or_default()]).collect();
+    let images = context.engine.list_images(v1::ListImagesRequest::default()).await?.images;
+    let now = Instant::now();
+    let mut idle: Vec<(Option<Instant>, v1::Image)> = {
+        let mut seen = context.images.used.lock().unwrap_or_else(PoisonError::into_inner);
+        images
+            .into_iter()
+            .filter(|i| !i.pinned && !in_use.contains(&i.id) && !i.repo_tags.iter().chain(&i.repo_digests).any(|n| in_use.contains(n)))
+            .map(|i| {
+                // Age counts from when this agent first saw the image.
+                let last = *seen.entry(i.id.clone()).or_insert(now);
+                (Some(last), i)
+            })
+            .collect()
+    };
+    idle.retain(|(last, _)| last.is_none_or(|l| now.duration_since(l) >= policy.min_age));
+    idle.sort_by_key(|(last, _)| *last);
+    for (_, image) in idle {
+        if to_free == 0 {
+            break;
+        }
+        let spec = v1::ImageSpec { image: image.id.clone(), ..Default::default() };
+        context.engine.remove_image(v1::RemoveImageRequest { image: Some(spec) }).await?;
+        tracing::info!(image = %image.id, bytes = image.size, "unused image removed");
+        to_free = to_free.saturating_sub(image.size);
+    }
+    Ok(())
+}

@@ -1,0 +1,220 @@
+//! Images: pull policies, credentials, back-off between failed pulls.
+
+pub mod credentials;
+pub mod gc;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::core::v1::{Container, Pod, Secret};
+
+use crate::agent::Context;
+use crate::cri::v1;
+use crate::events::About;
+use crate::pods::plan::Failed;
+use crate::references::Referent;
+use crate::spec;
+
+const FIRST_BACK_OFF: SignedDuration = SignedDuration::from_secs(10);
+const MAX_BACK_OFF: SignedDuration = SignedDuration::from_secs(300);
+/// How soon a failed pull is looked at again; then the back-off shows.
+const SHOWN_AFTER: SignedDuration = SignedDuration::from_secs(1);
+/// Pulls at once, over all pods: more only shares the same line.
+const PARALLEL_PULLS: usize = 5;
+
+#[derive(Clone, Copy)]
+struct Wait {
+    delay: SignedDuration,
+    at: Timestamp,
+}
+
+/// Pull state of the node.
+pub struct Images {
+    waits: Mutex<HashMap<(String, String), Wait>>,
+    pulls: tokio::sync::Semaphore,
+    /// When each image was last used, by id, for collection.
+    pub(crate) used: Mutex<HashMap<String, Instant>>,
+}
+
+impl Default for Images {
+    fn default() -> Self {
+        Self { waits: Mutex::default(), pulls: tokio::sync::Semaphore::new(PARALLEL_PULLS), used: Mutex::default() }
+    }
+}
+
+/// Whether a name ends in `:latest` or has neither tag nor digest.
+fn is_latest(image: &str) -> bool {
+    if image.contains('@') {
+        return false;
+    }
+    match image.rsplit('/').next().unwrap_or(image).split_once(':') {
+        Some((_, tag)) => tag == "latest",
+        None => true,
+    }
+}
+
+/// Whether a name can be an image's.
+fn well_formed(image: &str) -> bool {
+    let name = image.split('@').next().unwrap_or(image);
+    !name.is_empty()
+        && image.len() <= 1024
+        && !image.contains(char::is_whitespace)
+        && image.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-/:@+[]".contains(&b))
+        && !name.rsplit('/').next().unwrap_or(name).split(':').next().unwrap_or_default().bytes().any(|b| b.is_ascii_uppercase())
+        && !name.starts_with('-')
+}
+
+impl Images {
+    /// Makes sure a container's image is there: its status from the engine, or why the container has to wait.
+    pub async fn ensure(&self, context: &Context, pod: &Pod, container: &Container, about: &About) -> Result<v1::Image, Failed> {
+        let image = container.image.as_deref().unwrap_or_default();
+        self.obtain(context, pod, image, container.image_pull_policy.as_deref(), about).await
+    }
+
+    /// The same for an image volume; the engine's reference to it.
+    pub async fn ensure_volume(&self, context: &Context, pod: &Pod, image: &str, policy: Option<&str>) -> Result<String, String> {
+        let about = context.events.about_pod(pod);
+        self.obtain(context, pod, image, policy, &about).await.map(|i| i.id).map_err(|f| f.message)
+    }
+
+    async fn present(&self, context: &Context, image: &str) -> Result<Option<v1::Image>, tonic::Status> {
+        let spec = v1::ImageSpec { image: image.into(), ..Default::default() };
+        let found = context.engine.image_status(v1::ImageStatusRequest { image: Some(spec), verbose: false }).await?.image;
+        if let Some(image) = &found {
+            self.used.lock().unwrap_or_else(PoisonError::into_inner).insert(image.id.clone(), Instant::now());
+        }
+        Ok(found)
+    }
+
+    async fn obtain(&self, context: &Context, pod: &Pod, image: &str, policy: Option<&str>, about: &About) -> Result<v1::Image, Failed> {
+        let now = Timestamp::now();
+        let fail = |reason: &str, message: String, after: SignedDuration| Failed { reason: reason.into(), message, retry_at: now + after };
+        if !well_formed(image) {
+            let message = format!("Failed to apply default image tag \"{image}\": couldn't parse image name \"{image}\": invalid reference format");
+            context.events.warning(about, "InspectFailed", &message);
+            context.events.warning(about, "Failed", "Error: InvalidImageName");
+            return Err(fail("InvalidImageName", message, MAX_BACK_OFF));
+        }
+        let policy = policy.filter(|p| !p.is_empty()).unwrap_or(if is_latest(image) { "Always" } else { "IfNotPresent" });
+        let present = match self.present(context, image).await {
+            Ok(present) => present,
+            Err(status) => {
+                let message = format!("Failed to inspect image \"{image}\": {}", status.message());
+                context.events.warning(about, "InspectFailed", &message);
+                return Err(fail("ImageInspectError", message, SHOWN_AFTER));
+            }
+        };
+        match (present, policy) {
+            (Some(found), "IfNotPresent" | "Never") => {
+                context.events.normal(about, "Pulled", &format!("Container image \"{image}\" already present on machine"));
+                return Ok(found);
+            }
+            (None, "Never") => {
+                let message = format!("Container image \"{image}\" is not present with pull policy of Never");
+                context.events.warning(about, "ErrImageNeverPull", &message);
+                context.events.warning(about, "Failed", "Error: ErrImageNeverPull");
+                return Err(fail("ErrImageNeverPull", message, FIRST_BACK_OFF));
+            }
+            _ => {}
+        }
+        let key = (spec::uid(pod).to_string(), image.to_string());
+        let wait = self.waits.lock().unwrap_or_else(PoisonError::into_inner).get(&key).copied();
+        if let Some(wait) = wait
+            && wait.at + wait.delay > now
+        {
+            let message = format!("Back-off pulling image \"{image}\"");
+            context.events.normal(about, "BackOff", &message);
+            context.events.warning(about, "Failed", "Error: ImagePullBackOff");
+            return Err(Failed { reason: "ImagePullBackOff".into(), message, retry_at: wait.at + wait.delay });
+        }
+        context.events.normal(about, "Pulling", &format!("Pulling image \"{image}\""));
+        let begun = Instant::now();
+        match self.pull(context, pod, image).await {
+            Ok(pulled) => {
+                self.waits.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
+                let (took, size) = (begun.elapsed(), pulled.size);
+                context.events.normal(
+                    about,
+                    "Pulled",
+                    &format!(
+                        "Successfully pulled image \"{image}\" in {} ({} including waiting). Image size: {size} bytes.",
+                        shown(took),
+                        shown(took)
+                    ),
+                );
+                Ok(pulled)
+            }
+            Err(error) => {
+                let now = Timestamp::now();
+                let delay = wait.map_or(FIRST_BACK_OFF, |w| (w.delay * 2).min(MAX_BACK_OFF));
+                self.waits.lock().unwrap_or_else(PoisonError::into_inner).insert(key, Wait { delay, at: now });
+                context.events.warning(about, "Failed", &format!("Failed to pull image \"{image}\": {error}"));
+                context.events.warning(about, "Failed", "Error: ErrImagePull");
+                Err(Failed { reason: "ErrImagePull".into(), message: error, retry_at: now + SHOWN_AFTER })
+            }
+        }
+    }
+
+    async fn pull(&self, context: &Context, pod: &Pod, image: &str) -> Result<v1::Image, String> {
+        let _permit = self.pulls.acquire().await.map_err(|e| e.to_string())?;
+        let spec = v1::ImageSpec { image: image.into(), ..Default::default() };
+        let mut tries: Vec<Option<v1::AuthConfig>> = self.credentials(context, pod, image).await.into_iter().map(Some).collect();
+        if tries.is_empty() {
+            tries.push(None);
+        }
+        let mut last = String::new();
+        for auth in tries {
+            match context.engine.pull_image(v1::PullImageRequest { image: Some(spec.clone()), auth, sandbox_config: None }).await {
+                Ok(answer) => {
+                    return match self.present(context, &answer.image_ref).await {
+                        Ok(Some(found)) => Ok(found),
+                        Ok(None) => Err(format!("image {} vanished after it was pulled", answer.image_ref)),
+                        Err(status) => Err(status.to_string()),
+                    };
+                }
+                Err(status) => last = format!("rpc error: code = {:?} desc = {}", status.code(), status.message()),
+            }
+        }
+        Err(last)
+    }
+
+    async fn credentials(&self, context: &Context, pod: &Pod, image: &str) -> Vec<v1::AuthConfig> {
+        let mut out = Vec::new();
+        for reference in spec::spec(pod).image_pull_secrets.iter().flatten() {
+            let secret = context.references.get(Referent::Secret, spec::namespace(pod), &reference.name, spec::uid(pod)).await;
+            // A missing pull secret only means one credential less.
+            if let Ok(Some(object)) = secret
+                && let Ok(secret) = object.typed::<Secret>()
+            {
+                let secret: Arc<Secret> = secret;
+                out.extend(credentials::matching(&secret, image));
+            }
+        }
+        out
+    }
+
+    /// A pod is gone.
+    pub fn release(&self, uid: &str) {
+        self.waits.lock().unwrap_or_else(PoisonError::into_inner).retain(|(pod, _), _| pod != uid);
+    }
+}
+
+/// A duration as Go shows one, in milliseconds or seconds.
+fn shown(took: std::time::Duration) -> String {
+    if took.as_secs() == 0 { format!("{}ms", took.as_millis()) } else { format!("{:.3}s", took.as_secs_f64()) }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn names() {
+        for (image, latest) in [("a", true), ("r:5000/a", true), ("a:latest", true), ("a:1", false), ("a@sha256:0", false)] {
+            assert_eq!(super::is_latest(image), latest, "{image}");
+        }
+        for (image, fine) in [("a/b:1", true), ("", false), ("a b", false), ("Upper", false), ("r:5000/a@sha256:00", true), ("a:V1", true)] {
+            assert_eq!(super::well_formed(image), fine, "{image}");
+        }
+    }
+}

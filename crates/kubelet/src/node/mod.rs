@@ -1,0 +1,142 @@
+//! The Node object: registration, status, lease.
+
+pub mod lease;
+pub mod machine;
+pub mod status;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use client::Patch;
+use k8s_openapi::api::core::v1::{Node, NodeStatus};
+use serde_json::{Map, Value, json};
+use tokio::time::Instant;
+
+use crate::agent::Context;
+use crate::cri::v1;
+
+/// While the node is not ready (an engine coming up) its status is looked at this often, so that it is ready as soon as
+/// it can be; later at the slow pace.
+const EAGER: Duration = Duration::from_millis(25);
+const EAGER_FOR: Duration = Duration::from_secs(30);
+const UNREADY: Duration = Duration::from_secs(1);
+/// Between attempts to register.
+const RETRY: Duration = Duration::from_millis(100);
+
+/// Creates the node's object, or brings what this agent owns of an existing one up to date.
+pub async fn register(context: &Context, status: &NodeStatus) {
+    let config = &context.config;
+    let wanted = status::object(context, status);
+    let api = context.client.api::<Node>();
+    loop {
+        let outcome = match api.create(&wanted).await {
+            Ok(_) => return tracing::info!(node = %config.node_name, "node registered"),
+            Err(error) if error.is_already_exists() => reconcile(context, &wanted).await,
+            Err(error) => Err(error),
+        };
+        match outcome {
+            Ok(()) => return tracing::info!(node = %config.node_name, "node was registered before"),
+            Err(error) => tracing::debug!(node = %config.node_name, "not registered yet: {error}"),
+        }
+        tokio::time::sleep(RETRY).await;
+    }
+}
+
+async fn reconcile(context: &Context, wanted: &Node) -> Result<(), client::Status> {
+    let api = context.client.api::<Node>();
+    let name = &context.config.node_name;
+    let have = api.get(name).await?;
+    let labels = have.metadata.labels.clone().unwrap_or_default();
+    let stale: Map<String, Value> = wanted
+        .metadata
+        .labels
+        .iter()
+        .flatten()
+        .filter(|(k, v)| labels.get(*k) != Some(*v))
+        .map(|(k, v)| (k.clone(), Value::from(v.as_str())))
+        .collect();
+    if !stale.is_empty() {
+        api.patch(name, Patch::Strategic(json!({"metadata": {"labels": stale}}))).await?;
+    }
+    Ok(())
+}
+
+/// Tells the engine which addresses pods get.
+async fn hand_on_pod_cidr(context: &Context, last: &mut Option<String>) {
+    let of_node = || context.node().and_then(|n| n.spec.as_ref().and_then(|s| s.pod_cidr.clone()));
+    let Some(cidr) = context.config.pod_cidr.clone().or_else(of_node).filter(|c| !c.is_empty()) else { return };
+    if last.as_ref() == Some(&cidr) {
+        return;
+    }
+    let config = v1::RuntimeConfig { network_config: Some(v1::NetworkConfig { pod_cidr: cidr.clone() }) };
+    match context.engine.update_runtime_config(v1::UpdateRuntimeConfigRequest { runtime_config: Some(config) }).await {
+        Ok(_) => {
+            tracing::info!(cidr, "pod range handed to the engine");
+            *last = Some(cidr);
+        }
+        Err(status) if status.code() == tonic::Code::Unimplemented => *last = Some(cidr),
+        Err(status) => tracing::debug!("pod range not taken: {status}"),
+    }
+}
+
+/// Whether the status says Ready.
+fn is_ready(status: &NodeStatus) -> bool {
+    status.conditions.iter().flatten().any(|c| c.type_ == "Ready" && c.status == "True")
+}
+
+/// Registers, then keeps the status current until the agent stops.
+pub async fn run(context: Arc<Context>) {
+    let begun = Instant::now();
+    let mut pod_cidr = None;
+    context.learn_engine().await;
+    let mut before = status::compute(&context, &NodeStatus::default()).await;
+    if context.config.register_node {
+        register(&context, &before).await;
+    }
+    // What a create made of the status is the server's business: the first patch sends all of it.
+    let mut sent: Option<(NodeStatus, Instant)> = None;
+    let mut node_changes = context.nodes.subscribe();
+    loop {
+        hand_on_pod_cidr(&context, &mut pod_cidr).await;
+        let now = status::compute(&context, &before).await;
+        let due = sent.as_ref().is_none_or(|(last, at)| status::differs(last, &now) || at.elapsed() >= context.config.status_report);
+        if due {
+            match status::write(&context, &now).await {
+                Ok(()) => {
+                    if !sent.as_ref().is_some_and(|(s, _)| is_ready(s)) && is_ready(&now) {
+                        tracing::info!(node = %context.config.node_name, after_ms = begun.elapsed().as_millis() as u64, "node is ready");
+                        context.events.normal(&context.events.about_node(), "NodeReady", &format!("Node {} status is now: NodeReady", context.config.node_name));
+                    }
+                    sent = Some((now.clone(), Instant::now()));
+                }
+                Err(error) => {
+                    tracing::debug!("node status not written: {error}");
+                    if error.is_not_found() && context.config.register_node {
+                        register(&context, &now).await;
+                    }
+                }
+            }
+        }
+        before = now;
+        let pace = match (is_ready(&before) && sent.is_some(), begun.elapsed() < EAGER_FOR) {
+            (true, _) => context.config.status_update,
+            (false, true) => EAGER,
+            (false, false) => UNREADY,
+        };
+        tokio::select! {
+            () = tokio::time::sleep(pace) => {}
+            () = context.node_changed.notified() => {}
+            _ = wait_for_cidr(&mut node_changes, pod_cidr.is_none()) => {}
+        }
+    }
+}
+
+/// A change of the node's object matters here only while its pod range is unknown.
+async fn wait_for_cidr(changes: &mut client::Subscription, wanted: bool) {
+    if !wanted {
+        return std::future::pending().await;
+    }
+    if changes.next().await.is_none() {
+        std::future::pending::<()>().await;
+    }
+}

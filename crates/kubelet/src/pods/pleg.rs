@@ -1,0 +1,87 @@
+//! The engine's events: each wakes the worker of the pod it is about. Where the engine has no event stream, its lists
+//! are compared once a second instead.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::orphans;
+use crate::agent::Context;
+use crate::cri::v1;
+use crate::spec::names;
+
+/// How often lists are compared without an event stream; as upstream.
+const RELIST: Duration = Duration::from_secs(1);
+/// With one, how often everybody looks anyway, should an event be lost.
+const SAFETY_NET: Duration = Duration::from_secs(300);
+const RECONNECT: Duration = Duration::from_millis(200);
+
+/// Follows the engine until the agent stops.
+pub async fn follow(context: Arc<Context>) {
+    context.pods_seen.cancelled().await;
+    loop {
+        match context.engine.container_events().await {
+            Ok(stream) => {
+                // What happened before the stream began.
+                context.workers.wake_all();
+                orphans::sweep(&context).await;
+                if !listen(&context, stream).await {
+                    return relist(&context).await;
+                }
+            }
+            Err(status) if status.code() == tonic::Code::Unimplemented => return relist(&context).await,
+            Err(status) => tracing::debug!("no event stream: {status}"),
+        }
+        tokio::time::sleep(RECONNECT).await;
+    }
+}
+
+fn wake(context: &Arc<Context>, uid: &str) {
+    if !uid.is_empty() && !context.workers.wake(uid) {
+        orphans::meet(context, uid);
+    }
+}
+
+/// Passes events on; false when the engine turns out to have none.
+async fn listen(context: &Arc<Context>, mut stream: tonic::Streaming<v1::ContainerEventResponse>) -> bool {
+    loop {
+        match tokio::time::timeout(SAFETY_NET, stream.message()).await {
+            Ok(Ok(Some(event))) => {
+                let metadata = event.pod_sandbox_status.as_ref().and_then(|s| s.metadata.as_ref());
+                let uid = metadata.map(|m| m.uid.as_str()).filter(|u| !u.is_empty());
+                let label = event.containers_statuses.first().and_then(|c| c.labels.get(names::POD_UID)).map(String::as_str);
+                match uid.or(label) {
+                    Some(uid) => wake(context, uid),
+                    // An event that names no pod: everybody looks.
+                    None => context.workers.wake_all(),
+                }
+            }
+            Ok(Ok(None)) => return true,
+            Ok(Err(status)) if status.code() == tonic::Code::Unimplemented => return false,
+            Ok(Err(status)) => {
+                tracing::debug!("event stream ended: {status}");
+                return true;
+            }
+            Err(_) => context.workers.wake_all(),
+        }
+    }
+}
+
+/// Compares lists, for engines without events.
+async fn relist(context: &Arc<Context>) {
+    let mut last: HashMap<String, (String, i32)> = HashMap::new();
+    let mut ticks = tokio::time::interval(RELIST);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        let Ok((sandboxes, containers)) = context.engine.list(HashMap::new()).await else { continue };
+        let uid = |labels: &HashMap<String, String>| labels.get(names::POD_UID).cloned().unwrap_or_default();
+        let mut now: HashMap<String, (String, i32)> = sandboxes.iter().map(|s| (s.id.clone(), (uid(&s.labels), s.state))).collect();
+        now.extend(containers.iter().map(|c| (c.id.clone(), (uid(&c.labels), c.state))));
+        let changed = now.iter().filter(|(id, seen)| last.get(*id) != Some(seen)).map(|(_, (uid, _))| uid.clone());
+        let gone = last.iter().filter(|(id, _)| !now.contains_key(*id)).map(|(_, (uid, _))| uid.clone());
+        let uids: HashSet<String> = changed.chain(gone).collect();
+        uids.iter().for_each(|uid| wake(context, uid));
+        last = now;
+    }
+}

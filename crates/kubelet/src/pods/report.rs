@@ -1,0 +1,145 @@
+//! Reporting a pod's status: one patch at a time, always the newest, only what changed.
+//!
+//! The patch is a strategic merge with the pod's uid, so that it can neither hit a namesake nor undo conditions that
+//! others own.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use client::{Client, Patch};
+use k8s_openapi::api::core::v1::{Pod, PodStatus};
+use serde_json::{Map, Value, json};
+use tokio::sync::watch;
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::spec;
+
+/// Between attempts while the API server does not answer.
+const RETRY: [Duration; 4] = [Duration::from_millis(100), Duration::from_millis(500), Duration::from_secs(1), Duration::from_secs(3)];
+
+/// Merge keys of the lists that are merged and not replaced.
+const MERGED: [(&str, &str); 3] = [("conditions", "type"), ("podIPs", "ip"), ("hostIPs", "ip")];
+
+/// The difference, as a strategic merge patch; `None` when there is none.
+pub fn difference(before: &PodStatus, after: &PodStatus, uid: &str) -> Option<Value> {
+    let tree = |s: &PodStatus| serde_json::to_value(s).ok().and_then(|v| if let Value::Object(m) = v { Some(m) } else { None }).unwrap_or_default();
+    let (before, after) = (tree(before), tree(after));
+    let mut changed = Map::new();
+    for (key, value) in &after {
+        if before.get(key) == Some(value) {
+            continue;
+        }
+        let mut value = value.clone();
+        if let Some((_, merge_key)) = MERGED.iter().find(|(name, _)| name == key) {
+            let old = before.get(key).and_then(Value::as_array).cloned().unwrap_or_default();
+            let new = value.as_array().cloned().unwrap_or_default();
+            let mut items: Vec<Value> = new.iter().filter(|item| !old.contains(item)).cloned().collect();
+            if *merge_key == "ip" {
+                let gone = old.iter().filter(|o| !new.iter().any(|n| n["ip"] == o["ip"]));
+                items.extend(gone.map(|o| json!({"$patch": "delete", "ip": o["ip"]})));
+            }
+            if items.is_empty() {
+                continue;
+            }
+            value = Value::Array(items);
+        }
+        changed.insert(key.clone(), value);
+    }
+    // Only what this agent writes can be taken back.
+    for key in ["message", "reason", "podIP", "initContainerStatuses", "ephemeralContainerStatuses"] {
+        if before.contains_key(key) && !after.contains_key(key) {
+            changed.insert(key.into(), Value::Null);
+        }
+    }
+    (!changed.is_empty()).then(|| json!({"metadata": {"uid": uid}, "status": changed}))
+}
+
+/// Reports one pod.
+pub struct Reporter {
+    wanted: watch::Sender<Option<Arc<PodStatus>>>,
+    sent: watch::Receiver<Option<Arc<PodStatus>>>,
+    _task: AbortOnDropHandle<()>,
+}
+
+impl Reporter {
+    /// `before` is what the API has.
+    pub fn start(client: Client, pod: &Pod, before: PodStatus) -> Self {
+        let (wanted, mut next) = watch::channel::<Option<Arc<PodStatus>>>(None);
+        let (done, sent) = watch::channel::<Option<Arc<PodStatus>>>(None);
+        let (namespace, name, uid) = (spec::namespace(pod).to_string(), spec::name(pod).to_string(), spec::uid(pod).to_string());
+        // The API knows a static pod only by its mirror, which has another uid and may come later.
+        let is_static = pod.metadata.annotations.as_ref().and_then(|a| a.get(spec::names::CONFIG_SOURCE)).is_some_and(|s| s == "file");
+        let task = tokio::spawn(async move {
+            let mut before = Arc::new(before);
+            while next.changed().await.is_ok() {
+                let mut attempt = 0;
+                loop {
+                    let Some(status) = next.borrow_and_update().clone() else { break };
+                    if let Some(mut patch) = difference(&before, &status, &uid) {
+                        if is_static {
+                            patch["metadata"] = json!({});
+                        }
+                        let api = client.dynamic(client::Gvr::new("", "v1", "pods")).namespaced(&namespace);
+                        match api.patch_subresource(&name, "status", Patch::Strategic(patch)).await {
+                            Ok(_) => {}
+                            // Gone, or another pod of the same name: nobody is left to tell.
+                            Err(error) if error.is_conflict() || (error.is_not_found() && !is_static) => {}
+                            Err(error) => {
+                                tracing::debug!(pod = %name, "status not written: {error}");
+                                let pause = RETRY[attempt.min(RETRY.len() - 1)];
+                                attempt += 1;
+                                // A newer status need not wait for the old one's turn.
+                                let _ = tokio::time::timeout(pause, next.changed()).await;
+                                if attempt % 16 == 0 {
+                                    tracing::warn!(pod = %name, attempt, "pod status cannot be written: {error}");
+                                }
+                                continue;
+                            }
+                        }
+                    }
+                    before = status.clone();
+                    done.send_replace(Some(status));
+                    break;
+                }
+            }
+        });
+        Self { wanted, sent, _task: AbortOnDropHandle::new(task) }
+    }
+
+    /// Reports this next, instead of whatever was waiting.
+    pub fn report(&self, status: PodStatus) {
+        self.wanted.send_if_modified(|last| {
+            if last.as_deref() == Some(&status) {
+                return false;
+            }
+            *last = Some(Arc::new(status));
+            true
+        });
+    }
+
+    /// Waits until the last status is written.
+    pub async fn flush(&mut self) {
+        let Some(wanted) = self.wanted.borrow().clone() else { return };
+        // The task ends only with this reporter.
+        let _ = self.sent.wait_for(|sent| sent.as_ref().is_some_and(|s| Arc::ptr_eq(s, &wanted))).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_changed_is_sent() {
+        let status = |v: Value| -> PodStatus { serde_json::from_value(v).unwrap() };
+        let ready = |s: &str| json!({"type": "Ready", "status": s});
+        let a = status(json!({"phase": "Pending", "reason": "x", "podIPs": [{"ip": "1"}], "conditions": [ready("False"), {"type": "Other", "status": "True"}]}));
+        let b = status(json!({"phase": "Running", "podIPs": [{"ip": "2"}], "conditions": [ready("True")]}));
+        assert_eq!(difference(&a, &a, "u"), None);
+        assert_eq!(
+            difference(&a, &b, "u").unwrap(),
+            json!({"metadata": {"uid": "u"}, "status": {
+                "phase": "Running", "reason": null, "podIPs": [{"ip": "2"}, {"$patch": "delete", "ip": "1"}], "conditions": [ready("True")]}})
+        );
+    }
+}

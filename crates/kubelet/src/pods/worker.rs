@@ -1,0 +1,512 @@
+//! One pod's worker: looks, plans, carries out, reports, waits; and ends the pod when its time has come.
+//!
+//! One task a pod and everything in it serial, so that no two steps of a pod ever race. Long steps for a living pod
+//! (a pull, a hook) are abandoned when the pod has to end.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs;
+use std::io::{Read, Seek, SeekFrom};
+use std::sync::Arc;
+use std::time::Duration;
+
+use client::DeleteOptions;
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::core::v1::{Pod, PodStatus};
+use tokio::time::Instant;
+
+use super::inbox::{Inbox, Latest};
+use super::look::Known;
+use super::observed::{Observed, State};
+use super::plan::{BackOff, Failed, Memory, Plan, Step, Waiting, Why, plan};
+use super::report::Reporter;
+use super::start::{self, Start};
+use super::status::{Facts, Verdict, generate, is_terminal};
+use super::stop;
+use crate::agent::Context;
+use crate::cgroups;
+use crate::cri::v1;
+use crate::probes::Probes;
+use crate::spec::{self, container::message_file, names};
+use crate::volumes::{self, Volumes};
+
+/// Between attempts while the engine or the API server does not answer.
+const RETRY: Duration = Duration::from_secs(1);
+/// Failed volumes are tried again after this, doubling up to the longest.
+const VOLUME_RETRY: SignedDuration = SignedDuration::from_millis(500);
+const VOLUME_RETRY_MAX: SignedDuration = SignedDuration::from_secs(122);
+/// A failed refresh of a running pod's volumes.
+const REFRESH_RETRY: SignedDuration = SignedDuration::from_secs(10);
+/// Bytes of a termination message; of one taken from the log; lines of the latter.
+const MAX_MESSAGE: u64 = 4096;
+const MAX_LOG_MESSAGE: usize = 2048;
+const MAX_LOG_LINES: usize = 80;
+
+/// A pod's worker.
+pub struct Worker {
+    context: Arc<Context>,
+    inbox: Arc<Inbox>,
+    uid: String,
+    memory: Memory,
+    probes: Probes,
+    known: Known,
+    reporter: Reporter,
+    /// The last status made; what the API had, at first.
+    before: PodStatus,
+    volumes: Option<Volumes>,
+    volume_delay: SignedDuration,
+    messages: BTreeMap<String, String>,
+    verdict: Option<Verdict>,
+    /// A grace the verdict imposes.
+    verdict_grace: Option<Duration>,
+}
+
+enum Next {
+    Again,
+    Over,
+    Wait(Option<Timestamp>),
+}
+
+async fn sleep_until(at: Option<Timestamp>) {
+    match at {
+        Some(at) => {
+            let left = at.duration_since(Timestamp::now());
+            tokio::time::sleep(Duration::try_from(left).unwrap_or_default()).await;
+        }
+        None => std::future::pending().await,
+    }
+}
+
+impl Worker {
+    pub fn new(context: Arc<Context>, inbox: Arc<Inbox>) -> Self {
+        let pod = inbox.latest().pod;
+        let before = pod.status.clone().unwrap_or_default();
+        Self {
+            uid: spec::uid(&pod).to_string(),
+            reporter: Reporter::start(context.client.clone(), &pod, before.clone()),
+            context,
+            inbox,
+            memory: Memory::default(),
+            probes: Probes::default(),
+            known: Known::default(),
+            before,
+            volumes: None,
+            volume_delay: VOLUME_RETRY,
+            messages: BTreeMap::new(),
+            verdict: None,
+            verdict_grace: None,
+        }
+    }
+
+    /// Runs the pod from wherever it stands to its end.
+    pub async fn run(mut self) {
+        let ending = self.inbox.ending.clone();
+        loop {
+            let Latest { pod, removed } = self.inbox.latest();
+            let over = is_terminal(pod.status.as_ref().and_then(|s| s.phase.as_deref())) || is_terminal(self.before.phase.as_deref());
+            if removed || over || ending.is_cancelled() {
+                break;
+            }
+            let next = tokio::select! {
+                biased;
+                () = ending.cancelled() => break,
+                next = self.step(&pod) => next,
+            };
+            match next {
+                Next::Again => {}
+                Next::Over => break,
+                Next::Wait(at) => tokio::select! {
+                    () = ending.cancelled() => break,
+                    () = self.inbox.woken() => {}
+                    () = sleep_until(at) => {}
+                },
+            }
+        }
+        self.end().await;
+    }
+
+    fn report(&mut self, pod: &Pod, seen: &Observed, waiting: &BTreeMap<String, Waiting>, over: bool) {
+        self.read_messages(pod, seen);
+        let facts = Facts {
+            seen,
+            memory: &self.memory,
+            waiting,
+            before: &self.before,
+            runtime_name: &self.context.runtime_name(),
+            host_ips: &self.context.host_ips,
+            over,
+            verdict: self.verdict.as_ref(),
+            messages: &self.messages,
+            now: Timestamp::now(),
+        };
+        let status = generate(pod, &facts);
+        self.before = status.clone();
+        self.reporter.report(status);
+    }
+
+    /// Reads what containers that ended had to say.
+    fn read_messages(&mut self, pod: &Pod, seen: &Observed) {
+        for c in seen.containers.iter().filter(|c| c.state == State::Exited) {
+            if self.messages.contains_key(&c.id) {
+                continue;
+            }
+            let path = message_file(&self.context.config, pod, &c.name, c.attempt);
+            let mut message = String::new();
+            if let Ok(file) = fs::File::open(path) {
+                let mut bytes = Vec::new();
+                if file.take(MAX_MESSAGE).read_to_end(&mut bytes).is_ok() {
+                    message = String::from_utf8_lossy(&bytes).into_owned();
+                }
+            }
+            let fallback = spec::find_container(pod, &c.name)
+                .is_some_and(|(_, s)| s.termination_message_policy.as_deref() == Some("FallbackToLogsOnError"));
+            if message.is_empty() && fallback && c.exit_code != 0 {
+                message = log_tail(&c.log_path);
+            }
+            self.messages.insert(c.id.clone(), message);
+        }
+        self.messages.retain(|id, _| seen.containers.iter().any(|c| c.id == *id));
+    }
+
+    /// Decides whether the pod's time is up although its containers would go on; the time when to look again.
+    fn judge(&mut self, pod: &Pod, now: Timestamp) -> Option<Timestamp> {
+        if self.verdict.is_some() {
+            return None;
+        }
+        if let Some((verdict, grace)) = self.context.evictions.take(&self.uid) {
+            self.verdict = Some(verdict);
+            self.verdict_grace = Some(grace);
+            return None;
+        }
+        let seconds = spec::spec(pod).active_deadline_seconds?;
+        let started = self.before.start_time.as_ref()?.0;
+        let until = started + SignedDuration::from_secs(seconds);
+        if until > now {
+            return Some(until);
+        }
+        let message = "Pod was active on the node longer than the specified deadline";
+        self.context.events.normal(&self.context.events.about_pod(pod), "DeadlineExceeded", message);
+        self.verdict = Some(Verdict { reason: "DeadlineExceeded".into(), message: message.into() });
+        None
+    }
+
+    async fn step(&mut self, pod: &Arc<Pod>) -> Next {
+        let seen = match self.known.look(&self.context.engine, &self.uid).await {
+            Ok(seen) => seen,
+            Err(status) => {
+                tracing::debug!(pod = %spec::described(pod), "cannot look at pod: {status}");
+                return Next::Wait(Timestamp::now().checked_add(RETRY).ok());
+            }
+        };
+        self.probes.follow(&self.context, pod, &seen, &self.before, &self.inbox);
+        self.memory.probed = self.probes.results();
+        let references = self.inbox.take_references();
+        if references {
+            // What was missing may be there now.
+            let now = Timestamp::now();
+            for failed in self.memory.failed.values_mut().chain(&mut self.memory.sandbox_failed) {
+                failed.retry_at = failed.retry_at.min(now);
+            }
+        }
+        let now = Timestamp::now();
+        let deadline = self.judge(pod, now);
+        let plan = plan(pod, &seen, &self.memory, now);
+        self.report(pod, &seen, &plan.waiting, false);
+        if plan.finished || self.verdict.is_some() {
+            return Next::Over;
+        }
+        if seen.ready_sandbox().is_some() {
+            let due = self.volumes.as_ref().is_none_or(|v| v.renew_at.is_some_and(|at| at <= now));
+            if (references || due || shows_metadata(pod))
+                && let Some(failure) = self.make_volumes(pod, &seen).await
+            {
+                tracing::debug!(pod = %spec::described(pod), volume = %failure.volume, "volume not refreshed: {}", failure.message);
+                if let Some(volumes) = &mut self.volumes {
+                    volumes.renew_at = Some(now + REFRESH_RETRY);
+                }
+            }
+        }
+        if !plan.steps.is_empty() {
+            self.carry_out(pod, &seen, &plan).await;
+            return Next::Again;
+        }
+        self.collect_dead(&seen).await;
+        let renew = self.volumes.as_ref().and_then(|v| v.renew_at);
+        Next::Wait([plan.wake, deadline, renew].into_iter().flatten().min())
+    }
+
+    async fn make_volumes(&mut self, pod: &Pod, seen: &Observed) -> Option<volumes::Failure> {
+        let around = start::surroundings(&self.context, pod, seen.ready_sandbox());
+        let (volumes, failure) = volumes::prepare(&self.context, pod, &around).await;
+        if failure.is_none() || self.volumes.is_none() {
+            self.volumes = Some(volumes);
+        }
+        failure
+    }
+
+    async fn carry_out(&mut self, pod: &Arc<Pod>, seen: &Observed, plan: &Plan) {
+        let mut again_from_start = false;
+        for step in &plan.steps {
+            match step {
+                Step::StopSandbox { id } => {
+                    let about = self.context.events.about_pod(pod);
+                    if self.volumes.is_some() || seen.sandboxes.len() > 1 || !seen.containers.is_empty() {
+                        self.context.events.normal(&about, "SandboxChanged", "Pod sandbox changed, it will be killed and re-created.");
+                    }
+                    if let Err(status) = self.context.engine.stop_pod_sandbox(v1::StopPodSandboxRequest { pod_sandbox_id: id.clone() }).await {
+                        tracing::warn!(sandbox = %id, "sandbox not stopped: {status}");
+                        again_from_start = true;
+                    }
+                }
+                Step::CreateSandbox { attempt } => self.make_sandbox(pod, seen, *attempt).await,
+                Step::Kill { id, name, why } => self.kill(pod, seen, id, name, *why).await,
+                Step::Remove { id } => {
+                    if let Err(status) = self.context.engine.remove_container(v1::RemoveContainerRequest { container_id: id.clone() }).await {
+                        tracing::warn!(container = %id, "container not removed: {status}");
+                    }
+                }
+                Step::Start { name, restart_count, finished, .. } => self.start(pod, seen, name, *restart_count, *finished).await,
+            }
+            if again_from_start {
+                tokio::time::sleep(RETRY).await;
+                return;
+            }
+        }
+    }
+
+    async fn make_sandbox(&mut self, pod: &Pod, seen: &Observed, attempt: u32) {
+        if let Some(failure) = self.make_volumes(pod, seen).await {
+            let message = format!("MountVolume.SetUp failed for volume \"{}\" : {}", failure.volume, failure.message);
+            self.context.events.warning(&self.context.events.about_pod(pod), "FailedMount", &message);
+            let delay = self.volume_delay;
+            self.volume_delay = (delay * 2).min(VOLUME_RETRY_MAX);
+            self.memory.sandbox_failed = Some(Failed { reason: "FailedMount".into(), message, retry_at: Timestamp::now() + delay });
+            return;
+        }
+        self.volume_delay = VOLUME_RETRY;
+        self.memory.sandbox_failed = start::sandbox(&self.context, pod, attempt).await.err();
+        if let Some(failed) = &self.memory.sandbox_failed {
+            tracing::info!(pod = %spec::described(pod), "no sandbox: {}", failed.message);
+        }
+    }
+
+    async fn kill(&self, pod: &Pod, seen: &Observed, id: &str, name: &str, why: Why) {
+        let Some(container) = seen.containers.iter().find(|c| c.id == id) else { return };
+        let spec = spec::find_container(pod, name);
+        let probe_grace = |probe: Option<&k8s_openapi::api::core::v1::Probe>| probe.and_then(|p| p.termination_grace_period_seconds);
+        let spec = spec.as_ref().map(|(_, c)| c.as_ref());
+        let (message, grace) = match why {
+            Why::Liveness => (format!("Container {name} failed liveness probe, will be restarted"), probe_grace(spec.and_then(|s| s.liveness_probe.as_ref()))),
+            Why::Startup => (format!("Container {name} failed startup probe, will be restarted"), probe_grace(spec.and_then(|s| s.startup_probe.as_ref()))),
+            Why::Changed => (format!("Container {name} definition changed, will be restarted"), None),
+            Why::Unknown => (format!("Container {name} is in an unknown state, try killing it before restart"), None),
+            Why::Superseded => (format!("Stopping container {name}"), None),
+        };
+        let grace = grace.map_or_else(|| stop::grace(pod), |s| Duration::from_secs(s.max(1) as u64));
+        let ips = seen.ready_sandbox().map(|s| s.ips.clone()).unwrap_or_default();
+        stop::container(&self.context, pod, container, &ips, Instant::now() + grace, &message).await;
+    }
+
+    async fn start(&mut self, pod: &Pod, seen: &Observed, name: &str, restart_count: u32, finished: Option<Timestamp>) {
+        let now = Timestamp::now();
+        let empty = Volumes::default();
+        let start = Start { context: &self.context, pod, seen, volumes: self.volumes.as_ref().unwrap_or(&empty), name, restart_count };
+        let result = start.run().await;
+        match result {
+            Ok(()) => {
+                self.memory.failed.remove(name);
+            }
+            Err(failed) => {
+                tracing::info!(pod = %spec::described(pod), container = name, reason = %failed.reason, "container not started: {}", failed.message);
+                let began = matches!(failed.reason.as_str(), "RunContainerError" | "PostStartHookError");
+                self.memory.failed.insert(name.to_string(), failed);
+                if !began {
+                    return;
+                }
+            }
+        }
+        if let Some(finished) = finished {
+            let last = self.memory.back_off.get(name).copied();
+            self.memory.back_off.insert(name.to_string(), BackOff::next(last, finished, now));
+        }
+    }
+
+    /// Forgets dead containers beyond those kept for their logs, and dead sandboxes.
+    async fn collect_dead(&mut self, seen: &Observed) {
+        let mut count: HashMap<&str, usize> = HashMap::new();
+        for container in &seen.containers {
+            let position = count.entry(&container.name).or_default();
+            *position += 1;
+            // The newest one is the container itself, dead or not.
+            if container.state == State::Exited && *position > 1 + self.context.config.dead_containers_kept {
+                let _ = self.context.engine.remove_container(v1::RemoveContainerRequest { container_id: container.id.clone() }).await;
+                let pod = self.inbox.latest().pod;
+                start::unlink_logs(&self.context, &pod, &HashMap::from([(container.id.clone(), container.name.clone())]));
+                let log = names::pod_log_dir(&self.context.config.log_dir, &pod).join(names::container_log(&container.name, container.attempt));
+                let _ = fs::remove_file(log);
+            }
+        }
+        for sandbox in seen.sandboxes.iter().skip(1).filter(|s| !s.ready) {
+            if !seen.containers.iter().any(|c| c.sandbox_id == sandbox.id) {
+                let _ = self.context.engine.remove_pod_sandbox(v1::RemovePodSandboxRequest { pod_sandbox_id: sandbox.id.clone() }).await;
+            }
+        }
+    }
+
+    /// Ends the pod: containers, volumes, and finally its object.
+    async fn end(mut self) {
+        self.probes.ending();
+        let seen = self.stop_all().await;
+        let pod = self.inbox.latest().pod;
+        self.report(&pod, &seen, &BTreeMap::new(), true);
+        self.release(&pod).await;
+        // A finished pod keeps its object, its containers' logs and its place here until somebody deletes it.
+        loop {
+            let Latest { pod, removed } = self.inbox.latest();
+            if removed || pod.metadata.deletion_timestamp.is_some() {
+                break;
+            }
+            self.inbox.woken().await;
+        }
+        self.reporter.flush().await;
+        self.forget().await;
+    }
+
+    fn time_left(&self, latest: &Latest, since: Instant) -> Instant {
+        let grace = stop::grace(&latest.pod);
+        since + self.verdict_grace.map_or(grace, |g| g.min(grace))
+    }
+
+    /// Stops everything; a shorter grace that arrives meanwhile is honoured.
+    async fn stop_all(&mut self) -> Observed {
+        let since = Instant::now();
+        loop {
+            let seen = match self.known.look(&self.context.engine, &self.uid).await {
+                Ok(seen) => seen,
+                Err(status) => {
+                    tracing::debug!(uid = %self.uid, "cannot look at pod: {status}");
+                    tokio::time::sleep(RETRY).await;
+                    continue;
+                }
+            };
+            if seen.running().next().is_none() && !seen.sandboxes.iter().any(|s| s.ready) {
+                return seen;
+            }
+            let latest = self.inbox.latest();
+            let deadline = self.time_left(&latest, since);
+            let context = self.context.clone();
+            let work = stop::pod(&context, &latest.pod, &seen, deadline);
+            tokio::pin!(work);
+            loop {
+                tokio::select! {
+                    () = &mut work => break,
+                    () = self.inbox.woken() => {
+                        let latest = self.inbox.latest();
+                        if self.time_left(&latest, since) < deadline {
+                            break;
+                        }
+                        if let Ok(now_seen) = self.known.look(&self.context.engine, &self.uid).await {
+                            self.memory.probed = self.probes.results();
+                            self.report(&latest.pod, &now_seen, &BTreeMap::new(), false);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Gives back what the pod's containers needed.
+    async fn release(&self, pod: &Arc<Pod>) {
+        let (dir, config, pod) = (self.context.config.pod_dir(&self.uid), self.context.config.clone(), pod.clone());
+        loop {
+            let (dir, config, pod) = (dir.clone(), config.clone(), pod.clone());
+            let done = tokio::task::spawn_blocking(move || -> anyhow::Result<()> {
+                volumes::release(&dir)?;
+                cgroups::remove_pod(&config, &pod)
+            });
+            match done.await {
+                Ok(Ok(())) => break,
+                Ok(Err(error)) => tracing::warn!(uid = %self.uid, "pod not released: {error:#}"),
+                Err(error) => tracing::warn!(uid = %self.uid, "pod not released: {error}"),
+            }
+            tokio::time::sleep(RETRY).await;
+        }
+        self.context.references.release(&self.uid);
+        self.context.tokens.release(&self.uid);
+        self.context.images.release(&self.uid);
+    }
+
+    /// Removes the pod's object, then what is left of it here.
+    async fn forget(&mut self) {
+        let Latest { pod, removed } = self.inbox.latest();
+        if !removed {
+            let api = self.context.client.api::<Pod>().namespaced(spec::namespace(&pod));
+            let options = DeleteOptions::uid(self.uid.clone()).grace(0);
+            loop {
+                match api.delete(spec::name(&pod), &options).await {
+                    Ok(()) => break,
+                    Err(status) if status.is_not_found() || status.is_conflict() => break,
+                    Err(status) => tracing::debug!(pod = %spec::described(&pod), "pod not deleted: {status}"),
+                }
+                tokio::time::sleep(RETRY).await;
+            }
+        }
+        loop {
+            let removal = async {
+                let seen = self.known.look(&self.context.engine, &self.uid).await?;
+                stop::remove(&self.context, &seen).await?;
+                Ok::<_, tonic::Status>(seen)
+            };
+            match removal.await {
+                Ok(seen) => {
+                    let ids = seen.containers.iter().map(|c| (c.id.clone(), c.name.clone())).collect();
+                    start::unlink_logs(&self.context, &pod, &ids);
+                    break;
+                }
+                Err(status) => tracing::warn!(pod = %spec::described(&pod), "pod's containers not removed: {status}"),
+            }
+            tokio::time::sleep(RETRY).await;
+        }
+        let (dir, logs) = (self.context.config.pod_dir(&self.uid), names::pod_log_dir(&self.context.config.log_dir, &pod));
+        let removed = tokio::task::spawn_blocking(move || {
+            let _ = fs::remove_dir_all(logs);
+            volumes::remove(&dir)
+        });
+        if let Ok(Err(error)) = removed.await {
+            tracing::warn!(uid = %self.uid, "pod directory not removed: {error}");
+        }
+    }
+}
+
+/// Whether labels or annotations can show in the pod's volumes. Those are written at every look, which does nothing
+/// while the content is the same.
+fn shows_metadata(pod: &Pod) -> bool {
+    spec::spec(pod).volumes.iter().flatten().any(|v| {
+        v.downward_api.is_some() || v.projected.as_ref().is_some_and(|p| p.sources.iter().flatten().any(|s| s.downward_api.is_some()))
+    })
+}
+
+/// The end of a container's log, as a termination message.
+fn log_tail(path: &str) -> String {
+    /// Enough raw log for the message, prefixes and all.
+    const WINDOW: u64 = 16 << 10;
+    let Ok(mut file) = fs::File::open(path) else { return String::new() };
+    let length = file.metadata().map_or(0, |m| m.len());
+    let mut bytes = Vec::new();
+    if file.seek(SeekFrom::Start(length.saturating_sub(WINDOW))).is_err() || file.take(WINDOW).read_to_end(&mut bytes).is_err() {
+        return String::new();
+    }
+    let text = String::from_utf8_lossy(&bytes);
+    let mut lines: Vec<&str> = text.lines().filter_map(|l| l.splitn(4, ' ').nth(3)).collect();
+    if lines.len() > MAX_LOG_LINES {
+        lines.drain(..lines.len() - MAX_LOG_LINES);
+    }
+    let mut out: String = lines.iter().map(|l| format!("{l}\n")).collect();
+    if out.len() > MAX_LOG_MESSAGE {
+        let mut from = out.len() - MAX_LOG_MESSAGE;
+        while !out.is_char_boundary(from) {
+            from += 1;
+        }
+        out.drain(..from);
+    }
+    out
+}

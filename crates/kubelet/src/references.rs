@@ -1,0 +1,144 @@
+//! ConfigMaps and Secrets that pods of this node refer to.
+//!
+//! Each object is read afresh when a pod first needs it, then followed by name (nothing wider, so that a node sees no
+//! secret it has no pod for) until its last pod is gone. Changes wake the pods that use it.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use client::informer::Scope;
+use client::{Batch, Client, Gvr, Informer, Object, Status};
+use tokio_util::task::AbortOnDropHandle;
+
+/// Which kinds are followed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Referent {
+    ConfigMap,
+    Secret,
+}
+
+impl Referent {
+    fn resource(self) -> Gvr {
+        Gvr::new("", "v1", match self {
+            Referent::ConfigMap => "configmaps",
+            Referent::Secret => "secrets",
+        })
+    }
+
+    /// As messages name it.
+    pub fn word(self) -> &'static str {
+        match self {
+            Referent::ConfigMap => "configmap",
+            Referent::Secret => "secret",
+        }
+    }
+}
+
+type Key = (Referent, String, String);
+
+struct Entry {
+    informer: Arc<Informer>,
+    /// The newest version read directly; the informer overtakes it.
+    fresh: Option<Arc<Object>>,
+    users: HashSet<String>,
+    _watcher: AbortOnDropHandle<()>,
+}
+
+type Wake = Arc<dyn Fn(&str) + Send + Sync>;
+
+/// The followed objects.
+pub struct References {
+    client: Client,
+    entries: Arc<Mutex<HashMap<Key, Entry>>>,
+    wake: Wake,
+}
+
+impl References {
+    /// `wake` is called with the uid of each pod whose object changed.
+    pub fn new(client: Client, wake: Wake) -> Self {
+        Self { client, entries: Arc::default(), wake }
+    }
+
+    fn entries(&self) -> std::sync::MutexGuard<'_, HashMap<Key, Entry>> {
+        // Entries are whole after every statement.
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn follow(&self, key: &Key) -> Entry {
+        let scope = Scope {
+            namespace: key.1.clone(),
+            field_selector: Some(format!("metadata.name={}", key.2)),
+            ..Scope::all(key.0.resource())
+        };
+        let informer = Informer::start(&self.client, scope);
+        let mut changes = informer.subscribe();
+        let (entries, wake, key) = (Arc::downgrade(&self.entries), self.wake.clone(), key.clone());
+        let watcher = tokio::spawn(async move {
+            while let Some(batch) = changes.next().await {
+                if let Batch::Changes(list) = &batch && list.is_empty() {
+                    continue;
+                }
+                let Some(entries) = entries.upgrade() else { return };
+                let users: Vec<String> = {
+                    let entries = entries.lock().unwrap_or_else(PoisonError::into_inner);
+                    entries.get(&key).map(|e| e.users.iter().cloned().collect()).unwrap_or_default()
+                };
+                users.iter().for_each(|uid| wake(uid));
+            }
+        });
+        Entry { informer, fresh: None, users: HashSet::new(), _watcher: AbortOnDropHandle::new(watcher) }
+    }
+
+    /// The object as of now or later than this pod's first asking; `None` when there is none.
+    pub async fn get(&self, kind: Referent, namespace: &str, name: &str, pod_uid: &str) -> Result<Option<Arc<Object>>, Status> {
+        let key: Key = (kind, namespace.into(), name.into());
+        let first = {
+            let mut entries = self.entries();
+            if !entries.contains_key(&key) {
+                let entry = self.follow(&key);
+                entries.insert(key.clone(), entry);
+            }
+            entries.get_mut(&key).is_some_and(|e| e.users.insert(pod_uid.into()))
+        };
+        if first {
+            let read = self.client.dynamic(kind.resource()).namespaced(namespace).get_opt(name).await;
+            let mut entries = self.entries();
+            let entry = entries.get_mut(&key);
+            match read {
+                Ok(object) => {
+                    if let (Some(entry), Some(object)) = (entry, &object)
+                        && entry.fresh.as_ref().is_none_or(|f| f.resource_version < object.resource_version)
+                    {
+                        entry.fresh = Some(object.clone());
+                    }
+                    return Ok(object);
+                }
+                Err(status) => {
+                    if let Some(entry) = entry {
+                        entry.users.remove(pod_uid);
+                    }
+                    return Err(status);
+                }
+            }
+        }
+        let (informer, fresh) = match self.entries().get(&key) {
+            Some(entry) => (entry.informer.clone(), entry.fresh.clone()),
+            None => return Ok(None),
+        };
+        informer.synced().await;
+        let followed = informer.get(&format!("{namespace}/{name}"));
+        Ok(match (followed, fresh) {
+            (Some(a), Some(b)) => Some(if a.resource_version >= b.resource_version { a } else { b }),
+            (None, Some(b)) if informer.resource_version() < b.resource_version => Some(b),
+            (a, _) => a,
+        })
+    }
+
+    /// A pod is gone: objects nobody uses any more are no longer followed.
+    pub fn release(&self, pod_uid: &str) {
+        self.entries().retain(|_, entry| {
+            entry.users.remove(pod_uid);
+            !entry.users.is_empty()
+        });
+    }
+}

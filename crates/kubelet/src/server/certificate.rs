@@ -1,0 +1,64 @@
+//! The node API's TLS: a given certificate or one made here, and the authority client certificates must come from.
+
+use std::fs;
+use std::net::IpAddr;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use rustls::RootCertStore;
+use rustls::server::WebPkiClientVerifier;
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+
+use crate::config::Config;
+
+/// Makes a self-signed pair once, and keeps it.
+fn self_signed(config: &Config, ips: &[IpAddr]) -> anyhow::Result<(PathBuf, PathBuf)> {
+    let dir = config.root_dir.join("pki");
+    let (certificate, key) = (dir.join("kubelet.crt"), dir.join("kubelet.key"));
+    if certificate.exists() && key.exists() {
+        return Ok((certificate, key));
+    }
+    fs::create_dir_all(&dir)?;
+    let mut names = vec![config.hostname().to_string()];
+    names.extend(ips.iter().map(ToString::to_string));
+    let made = rcgen::generate_simple_self_signed(names)?;
+    let mut file = fs::OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(&key)?;
+    std::io::Write::write_all(&mut file, made.signing_key.serialize_pem().as_bytes())?;
+    fs::write(&certificate, made.cert.pem())?;
+    Ok((certificate, key))
+}
+
+fn certificates(path: &Path) -> anyhow::Result<Vec<CertificateDer<'static>>> {
+    let read = CertificateDer::pem_file_iter(path).with_context(|| format!("cannot read {}", path.display()))?;
+    read.collect::<Result<_, _>>().with_context(|| format!("{} is not a PEM certificate", path.display()))
+}
+
+/// The acceptor's configuration.
+pub fn server_config(config: &Config, ips: &[IpAddr]) -> anyhow::Result<rustls::ServerConfig> {
+    let (certificate, key) = match &config.serving_certificate {
+        Some(pair) => pair.clone(),
+        None => self_signed(config, ips)?,
+    };
+    let chain = certificates(&certificate)?;
+    let key = PrivateKeyDer::from_pem_file(&key).with_context(|| format!("{} is not a PEM private key", key.display()))?;
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let builder = rustls::ServerConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions()?;
+    let builder = match &config.client_ca {
+        Some(path) => {
+            let mut roots = RootCertStore::empty();
+            for authority in certificates(path)? {
+                roots.add(authority).with_context(|| format!("{} holds no certificate authority", path.display()))?;
+            }
+            // Tokens stay possible, so a certificate is asked for and not demanded.
+            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).allow_unauthenticated().build()?;
+            builder.with_client_cert_verifier(verifier)
+        }
+        None => builder.with_no_client_auth(),
+    };
+    let mut out = builder.with_single_cert(chain, key)?;
+    out.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    Ok(out)
+}

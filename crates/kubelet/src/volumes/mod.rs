@@ -1,0 +1,313 @@
+//! A pod's volumes on this node: made before its sandbox, kept current while it runs, removed after it.
+//!
+//! It guarantees that nothing is deleted through a mount, and that what the API names stays within the pod's directory.
+//! It does not know containers, only what they will be told to bind.
+
+pub mod atomic;
+pub mod host_path;
+pub mod mounts;
+pub mod ownership;
+pub mod payload;
+pub mod tokens;
+
+use std::collections::HashMap;
+use std::fs;
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{
+    ConfigMap, PersistentVolume, PersistentVolumeClaim, Pod, ProjectedVolumeSource, Secret, ServiceAccountTokenProjection, Volume,
+};
+
+use crate::agent::Context;
+use crate::references::Referent;
+use crate::spec::{self, downward::Surroundings, resources};
+use payload::Defaults;
+
+/// A volume ready to be bound.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Ready {
+    pub path: PathBuf,
+    pub read_only: bool,
+    /// An image volume: the engine mounts it by this reference and `path` is empty.
+    pub image: Option<String>,
+    /// A raw block device.
+    pub block: bool,
+}
+
+impl Ready {
+    fn at(path: impl Into<PathBuf>) -> Self {
+        Self { path: path.into(), read_only: false, image: None, block: false }
+    }
+}
+
+/// All volumes of a pod, and when their content wants another look.
+#[derive(Clone, Debug, Default)]
+pub struct Volumes {
+    pub ready: HashMap<String, Ready>,
+    pub renew_at: Option<Timestamp>,
+}
+
+/// Why a volume is not ready.
+#[derive(Clone, Debug)]
+pub struct Failure {
+    pub volume: String,
+    pub message: String,
+}
+
+fn dir(context: &Context, pod: &Pod, plugin: &str, volume: &str) -> PathBuf {
+    context.config.pod_dir(spec::uid(pod)).join("volumes").join(format!("kubernetes.io~{plugin}")).join(volume)
+}
+
+fn fs_group(pod: &Pod) -> Option<u32> {
+    spec::spec(pod).security_context.as_ref()?.fs_group.and_then(|g| u32::try_from(g).ok())
+}
+
+fn text(error: impl std::fmt::Display) -> String {
+    error.to_string()
+}
+
+/// The one user all containers run as, if there is one: tokens are given to it.
+fn common_user(pod: &Pod) -> Option<i64> {
+    let mut users = spec::all_containers(pod).map(|(_, c)| spec::security::effective(pod, c).run_as_user);
+    let first = users.next()??;
+    users.all(|u| u == Some(first)).then_some(first)
+}
+
+struct Maker<'a> {
+    context: &'a Context,
+    pod: &'a Pod,
+    around: &'a Surroundings,
+    renew_at: Option<Timestamp>,
+}
+
+impl Maker<'_> {
+    fn renew(&mut self, at: Timestamp) {
+        self.renew_at = Some(self.renew_at.map_or(at, |r| r.min(at)));
+    }
+
+    async fn referenced<T>(&self, kind: Referent, name: &str, optional: bool) -> Result<Option<Arc<T>>, String>
+    where
+        T: serde::de::DeserializeOwned + Send + Sync + 'static,
+    {
+        let found = self.context.references.get(kind, spec::namespace(self.pod), name, spec::uid(self.pod)).await.map_err(text)?;
+        match found {
+            Some(object) => object.typed::<T>().map(Some).map_err(text),
+            None if optional => Ok(None),
+            None => Err(format!("{} \"{name}\" not found", kind.word())),
+        }
+    }
+
+    /// Writes a payload volume.
+    fn write(&self, plugin: &str, name: &str, payload: &atomic::Payload) -> Result<Ready, String> {
+        let dir = dir(self.context, self.pod, plugin, name);
+        if !dir.exists() {
+            fs::create_dir_all(&dir).map_err(text)?;
+            fs::set_permissions(&dir, fs::Permissions::from_mode(0o777)).map_err(text)?;
+            if let Some(group) = fs_group(self.pod) {
+                ownership::give_group(&dir, group, true).map_err(text)?;
+            }
+        }
+        atomic::write(&dir, payload, fs_group(self.pod)).map_err(text)?;
+        Ok(Ready { read_only: true, ..Ready::at(dir) })
+    }
+
+    async fn token(&mut self, source: &ServiceAccountTokenProjection, defaults: Defaults, payload: &mut atomic::Payload) -> Result<(), String> {
+        let (token, renew_at) = self.context.tokens.get(&self.context.client, self.pod, source).await?;
+        self.renew(renew_at);
+        let (mode, user) = match (fs_group(self.pod), common_user(self.pod)) {
+            // Readable through the group, which `fsGroup` widens the mode to.
+            (Some(_), _) => (Some(0o600), source.user),
+            (None, Some(user)) => (Some(0o600), source.user.or(Some(user))),
+            (None, None) => (None, source.user),
+        };
+        payload::single(&source.path, token.into_bytes(), mode, user, defaults, payload);
+        Ok(())
+    }
+
+    async fn projected(&mut self, source: &ProjectedVolumeSource) -> Result<atomic::Payload, String> {
+        let defaults = Defaults::new(source.default_mode, source.default_user);
+        let mut payload = atomic::Payload::new();
+        for part in source.sources.iter().flatten() {
+            if let Some(p) = &part.config_map {
+                let optional = p.optional == Some(true);
+                if let Some(map) = self.referenced::<ConfigMap>(Referent::ConfigMap, &p.name, optional).await? {
+                    payload::config_map(&map, p.items.as_ref(), optional, defaults, &mut payload)?;
+                }
+            } else if let Some(p) = &part.secret {
+                let optional = p.optional == Some(true);
+                if let Some(secret) = self.referenced::<Secret>(Referent::Secret, &p.name, optional).await? {
+                    payload::secret(&secret, p.items.as_ref(), optional, defaults, &mut payload)?;
+                }
+            } else if let Some(p) = &part.downward_api {
+                payload::downward_api(self.pod, p.items.as_ref(), defaults, self.around, &mut payload)?;
+            } else if let Some(p) = &part.service_account_token {
+                self.token(p, defaults, &mut payload).await?;
+            } else if part.cluster_trust_bundle.is_some() {
+                return Err("clusterTrustBundle projections are not supported by this node".into());
+            } else if part.pod_certificate.is_some() {
+                return Err("podCertificate projections are not supported by this node".into());
+            }
+        }
+        Ok(payload)
+    }
+
+    fn empty_dir(&self, volume: &Volume, source: &k8s_openapi::api::core::v1::EmptyDirVolumeSource) -> Result<Ready, String> {
+        let dir = dir(self.context, self.pod, "empty-dir", &volume.name);
+        let fresh = !dir.exists();
+        fs::create_dir_all(&dir).map_err(text)?;
+        let mut remount = false;
+        match source.medium.as_deref().unwrap_or_default() {
+            "" => {}
+            "Memory" => {
+                remount = !mounts::below(&dir).contains(&dir);
+                let limit = source.size_limit.as_ref().map(crate::quantity::value).filter(|v| *v > 0);
+                let pod_limit = Some(resources::pod_cgroup(self.pod).memory_limit_in_bytes).filter(|v| *v > 0);
+                let size = match (limit, pod_limit) {
+                    (Some(a), Some(b)) => Some(a.min(b)),
+                    (a, b) => a.or(b),
+                };
+                mounts::tmpfs(&dir, size.map(|s| s as u64)).map_err(text)?;
+            }
+            other => return Err(format!("emptyDir medium {other:?} is not supported by this node")),
+        }
+        if fresh || remount {
+            let mode = source.mode.map_or(0o777, |m| m as u32 & 0o7777);
+            fs::set_permissions(&dir, fs::Permissions::from_mode(mode)).map_err(text)?;
+            if let Some(group) = fs_group(self.pod) {
+                ownership::give_group(&dir, group, false).map_err(text)?;
+            }
+        }
+        Ok(Ready::at(dir))
+    }
+
+    async fn claim(&self, claim: &str, read_only: bool) -> Result<Ready, String> {
+        let namespace = spec::namespace(self.pod);
+        let api = self.context.client.api::<PersistentVolumeClaim>().namespaced(namespace);
+        let claim = api.get(claim).await.map_err(text)?;
+        let claim_name = claim.metadata.name.as_deref().unwrap_or_default();
+        let bound = claim.status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Bound");
+        let name = claim.spec.as_ref().and_then(|s| s.volume_name.as_deref()).filter(|n| !n.is_empty() && bound);
+        let name = name.ok_or_else(|| format!("PVC {namespace}/{claim_name} is not bound"))?;
+        let volume = self.context.client.api::<PersistentVolume>().get(name).await.map_err(text)?;
+        let volume_spec = volume.spec.clone().unwrap_or_default();
+        let owner = volume_spec.claim_ref.as_ref().and_then(|r| r.uid.as_deref());
+        if owner.is_some_and(|uid| Some(uid) != claim.metadata.uid.as_deref()) {
+            return Err(format!("PersistentVolume {name} is bound to another claim"));
+        }
+        let block = volume_spec.volume_mode.as_deref() == Some("Block");
+        let path = if let Some(source) = &volume_spec.host_path {
+            host_path::prepare(Path::new(&source.path), source.type_.as_deref().unwrap_or_default())?;
+            PathBuf::from(&source.path)
+        } else if let Some(source) = &volume_spec.local {
+            let path = PathBuf::from(&source.path);
+            let found = fs::metadata(&path).map_err(|e| format!("path {:?} does not exist or cannot be read: {e}", source.path))?;
+            if let Some(group) = fs_group(self.pod).filter(|_| found.is_dir() && !read_only) {
+                let lazily = spec::spec(self.pod).security_context.as_ref().and_then(|c| c.fs_group_change_policy.as_deref()) == Some("OnRootMismatch");
+                if !lazily || !ownership::root_matches(&path, group) {
+                    ownership::give_group(&path, group, false).map_err(text)?;
+                }
+            }
+            path
+        } else {
+            return Err(format!("PersistentVolume {name}: only hostPath and local volumes are supported by this node"));
+        };
+        Ok(Ready { read_only, block, ..Ready::at(path) })
+    }
+
+    async fn make(&mut self, volume: &Volume) -> Result<Ready, String> {
+        let name = &volume.name;
+        if let Some(source) = &volume.empty_dir {
+            return self.empty_dir(volume, source);
+        }
+        if let Some(source) = &volume.host_path {
+            host_path::prepare(Path::new(&source.path), source.type_.as_deref().unwrap_or_default())?;
+            return Ok(Ready::at(&source.path));
+        }
+        if let Some(source) = &volume.config_map {
+            let optional = source.optional == Some(true);
+            let mut payload = atomic::Payload::new();
+            if let Some(map) = self.referenced::<ConfigMap>(Referent::ConfigMap, &source.name, optional).await? {
+                payload::config_map(&map, source.items.as_ref(), optional, Defaults::new(source.default_mode, source.default_user), &mut payload)?;
+            }
+            return self.write("configmap", name, &payload);
+        }
+        if let Some(source) = &volume.secret {
+            let optional = source.optional == Some(true);
+            let mut payload = atomic::Payload::new();
+            let secret = source.secret_name.as_deref().unwrap_or_default();
+            if let Some(secret) = self.referenced::<Secret>(Referent::Secret, secret, optional).await? {
+                payload::secret(&secret, source.items.as_ref(), optional, Defaults::new(source.default_mode, source.default_user), &mut payload)?;
+            }
+            return self.write("secret", name, &payload);
+        }
+        if let Some(source) = &volume.downward_api {
+            let mut payload = atomic::Payload::new();
+            payload::downward_api(self.pod, source.items.as_ref(), Defaults::new(source.default_mode, source.default_user), self.around, &mut payload)?;
+            return self.write("downward-api", name, &payload);
+        }
+        if let Some(source) = &volume.projected {
+            let payload = self.projected(source).await?;
+            return self.write("projected", name, &payload);
+        }
+        if let Some(source) = &volume.persistent_volume_claim {
+            return self.claim(&source.claim_name, source.read_only == Some(true)).await;
+        }
+        if volume.ephemeral.is_some() {
+            return self.claim(&format!("{}-{name}", spec::name(self.pod)), false).await;
+        }
+        if let Some(source) = &volume.image {
+            let reference = source.reference.clone().unwrap_or_default();
+            let image = self.context.images.ensure_volume(self.context, self.pod, &reference, source.pull_policy.as_deref()).await?;
+            return Ok(Ready { image: Some(image), read_only: true, ..Ready::at("") });
+        }
+        if let Some(source) = &volume.csi {
+            return Err(format!("driver name {} not found in the list of registered CSI drivers", source.driver));
+        }
+        Err("no volume plugin matched".into())
+    }
+}
+
+/// Makes, or brings up to date, every volume of the pod. The first failure is returned with what is ready so far.
+pub async fn prepare(context: &Context, pod: &Pod, around: &Surroundings) -> (Volumes, Option<Failure>) {
+    let mut maker = Maker { context, pod, around, renew_at: None };
+    let mut out = Volumes::default();
+    let mut failure = None;
+    for volume in spec::spec(pod).volumes.iter().flatten() {
+        match maker.make(volume).await {
+            Ok(ready) => {
+                out.ready.insert(volume.name.clone(), ready);
+            }
+            Err(message) => {
+                failure = Some(Failure { volume: volume.name.clone(), message });
+                break;
+            }
+        }
+    }
+    out.renew_at = maker.renew_at;
+    (out, failure)
+}
+
+/// Removes a pod's volumes and everything else in its directory.
+pub fn remove(pod_dir: &Path) -> io::Result<()> {
+    mounts::unmount_below(pod_dir)?;
+    match fs::remove_dir_all(pod_dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+/// Releases what a finished pod's volumes hold (mounts, memory), but keeps its termination messages and hosts file.
+pub fn release(pod_dir: &Path) -> io::Result<()> {
+    mounts::unmount_below(pod_dir)?;
+    for part in ["volumes", "volume-subpaths"] {
+        match fs::remove_dir_all(pod_dir.join(part)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(())
+}
