@@ -1,10 +1,12 @@
 //! discovery.k8s.io: endpoint slices.
 
-use meta::Value;
+use meta::{FieldError, Value};
 
 use crate::cells::{age, name, some_of, texts};
-use crate::strategy::Strategy;
+use crate::kinds::core::unreachable_address;
+use crate::strategy::{Context, Strategy};
 use crate::tree::Tree;
+use crate::validate::{At, Errors, formats};
 
 kinds! {
     EndpointSlice: "Name|AddressType|Ports|Endpoints|Age";
@@ -13,7 +15,85 @@ kinds! {
 /// Ports and endpoints shown before the rest is counted.
 const SHOWN: usize = 3;
 
+const MAX_ENDPOINTS: usize = 1000;
+const MAX_ADDRESSES: usize = 100;
+const MAX_PORTS: usize = 20_000;
+const MAX_HINTS: usize = 8;
+
+fn at_most(at: &At<'_>, max: usize, errors: &mut Errors) {
+    let count = at.value.list("").len();
+    if count > max {
+        errors.0.push(FieldError::too_many(&at.path, count, max));
+    }
+}
+
 impl Strategy for EndpointSlice {
+    fn default(&self, object: &mut Value) {
+        for port in object.list_mut("ports") {
+            port.or_put("name", "");
+            port.or_put("protocol", "TCP");
+        }
+    }
+
+    fn validate_create(&self, _cx: &Context<'_>, object: &Value) -> Vec<FieldError> {
+        let (at, mut errors) = (At::root(object), Errors::default());
+        let kind = at.child("addressType");
+        errors.need_one_of(&kind, &["FQDN", "IPv4", "IPv6"]);
+        at_most(&at.child("endpoints"), MAX_ENDPOINTS, &mut errors);
+        for endpoint in at.each("endpoints") {
+            let addresses = endpoint.child("addresses");
+            if addresses.value.list("").is_empty() {
+                errors.required(&addresses, "must contain at least 1 address");
+            }
+            at_most(&addresses, MAX_ADDRESSES, &mut errors);
+            for address in addresses.items() {
+                let ip = formats::parse_ip(address.str());
+                match kind.str() {
+                    "FQDN" => errors.format(&address, formats::fully_qualified_name),
+                    "IPv4" if !ip.is_some_and(|ip| ip.is_ipv4()) => errors.invalid(&address, "must be a valid IPv4 address"),
+                    "IPv6" if !ip.is_some_and(|ip| ip.is_ipv6()) => errors.invalid(&address, "must be a valid IPv6 address"),
+                    _ => {
+                        if let Some(complaint) = unreachable_address(address.str()) {
+                            errors.invalid(&address, complaint);
+                        }
+                    }
+                }
+            }
+            errors.may_format(&endpoint.child("nodeName"), formats::dns_subdomain);
+            errors.may_format(&endpoint.child("hostname"), formats::dns_label);
+            let zones = endpoint.child("hints.forZones");
+            at_most(&zones, MAX_HINTS, &mut errors);
+            for zone in zones.items() {
+                errors.format(&zone.child("name"), formats::label_value);
+            }
+            errors.unique(zones.items().map(|z| z.child("name")));
+        }
+        let ports = at.child("ports");
+        at_most(&ports, MAX_PORTS, &mut errors);
+        let mut names = std::collections::HashSet::new();
+        for port in ports.items() {
+            let name = port.child("name");
+            errors.may_format(&name, formats::dns_label);
+            // Two ports without a name have the same name.
+            if !names.insert(name.str()) {
+                errors.duplicate(&name);
+            }
+            errors.need_one_of(&port.child("protocol"), &["SCTP", "TCP", "UDP"]);
+            errors.may_format(&port.child("appProtocol"), formats::qualified_name);
+        }
+        errors.0
+    }
+
+    fn validate_update(&self, cx: &Context<'_>, object: &Value, old: &Value) -> Vec<FieldError> {
+        let mut errors = Errors(self.validate_create(cx, object));
+        errors.immutable(&At::root(object).child("addressType"), old.at("addressType"));
+        errors.0
+    }
+
+    fn tracks_generation(&self, _has_status: bool) -> bool {
+        true
+    }
+
     fn table_row(&self, object: &Value, now: &str) -> Vec<Value> {
         let port = |port: &Value| match (port.number("port"), port.at("name").as_str()) {
             (Some(number), _) => number.to_string(),
@@ -27,5 +107,30 @@ impl Strategy for EndpointSlice {
             some_of(object.list("endpoints").iter().flat_map(|e| texts(e.list("addresses"))), SHOWN, ",", "<unset>"),
             age(object, now),
         ]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::validate::tests::expect;
+
+    const CX: Context<'static> = Context { now: "2026-01-01T00:00:00Z", user: "u", groups: &[], subresource: "" };
+
+    #[test]
+    fn slices_are_checked() {
+        let check = |mut object: Value, expected: &[&str]| {
+            EndpointSlice.default(&mut object);
+            expect(&EndpointSlice.validate_create(&CX, &object), expected, &object);
+        };
+        check(json!({"addressType": "IPv4", "endpoints": [{"addresses": ["10.0.0.1"]}], "ports": [{"port": 80}]}), &[]);
+        check(json!({"addressType": "IPv4", "endpoints": [{"addresses": ["::1"]}, {}], "ports": [{}, {}]}), &[
+            "endpoints[0].addresses[0]: Invalid value: \"::1\": must be a valid IPv4 address",
+            "endpoints[1].addresses: Required value: must contain at least 1 address",
+            "ports[1].name: Duplicate value: \"\"",
+        ]);
+        check(json!({}), &["addressType: Required value"]);
     }
 }
