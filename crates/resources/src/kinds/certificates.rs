@@ -1,17 +1,152 @@
 //! certificates.k8s.io: signing requests and trust bundles.
 
-use meta::Value;
+use meta::{FieldError, Value};
+use serde_json::json;
 
 use crate::cells::{age, human_duration, name, or_none};
-use crate::strategy::Strategy;
+use crate::strategy::{Context, Strategy};
 use crate::tree::Tree;
+use crate::validate::{At, Errors, formats};
 
 kinds! {
     CertificateSigningRequest: "Name|Age|SignerName|Requestor|RequestedDuration|Condition";
     ClusterTrustBundle: "Name|SignerName";
 }
 
+const USAGES: [&str; 23] = [
+    "any", "cert sign", "client auth", "code signing", "content commitment", "crl sign", "data encipherment", "decipher only",
+    "digital signature", "email protection", "encipher only", "ipsec end system", "ipsec tunnel", "ipsec user", "key agreement",
+    "key encipherment", "microsoft sgc", "netscape sgc", "ocsp signing", "s/mime", "server auth", "signing", "timestamping",
+];
+const MIN_SECONDS: i64 = 600;
+/// Conditions only approvers set, and only ever to true.
+const DECISIONS: [&str; 2] = ["Approved", "Denied"];
+const REQUEST_HEAD: &[u8] = b"-----BEGIN CERTIFICATE REQUEST-----";
+
+fn decided(condition: &Value) -> bool {
+    DECISIONS.contains(&condition.text("type"))
+}
+
+/// The conditions of an update: those of one sort as the client has them, those of the other as they were.
+fn merge_conditions(object: &mut Value, old: &Value, theirs: impl Fn(&Value) -> bool, now: &str) {
+    let kept = old.list("status.conditions").iter().filter(|c| !theirs(c));
+    let mut all: Vec<Value> = kept.chain(object.list("status.conditions").iter().filter(|c| theirs(c))).cloned().collect();
+    for condition in &mut all {
+        condition.or_put("lastUpdateTime", now);
+        condition.or_put("lastTransitionTime", now);
+    }
+    if !all.is_empty() || object.has("status.conditions") {
+        object.put("status.conditions", all);
+    }
+}
+
+/// A signer's name: `example.com/signer`.
+fn check_signer(at: &At<'_>, errors: &mut Errors) {
+    if !errors.need(at, "") {
+        return;
+    }
+    match at.str().split_once('/') {
+        Some((domain, path)) if !path.contains('/') => {
+            for label in domain.split('.') {
+                for complaint in formats::dns_label(label) {
+                    errors.invalid_as(at, domain, format!("validating label {label:?}: {complaint}"));
+                }
+            }
+            if !domain.contains('.') {
+                errors.invalid_as(at, domain, "should be a domain with at least two segments separated by dots");
+            }
+            for complaint in formats::dns_subdomain(path) {
+                errors.invalid_as(at, path, format!("validating label {path:?}: {complaint}"));
+            }
+        }
+        _ => errors.invalid(at, "must be a fully qualified domain and path of the form 'example.com/signer-name'"),
+    }
+}
+
+fn check_conditions(object: &Value, errors: &mut Errors) {
+    let conditions = At::root(object).child("status.conditions");
+    for condition in conditions.items() {
+        let (kind, status) = (condition.child("type"), condition.child("status"));
+        errors.need(&kind, "");
+        let allowed: &[&str] = if decided(condition.value) || kind.str() == "Failed" { &["True"] } else { &["False", "True", "Unknown"] };
+        errors.need_one_of(&status, allowed);
+    }
+    let decisions: Vec<At<'_>> = conditions.items().map(|c| c.child("type")).filter(|t| DECISIONS.contains(&t.str())).collect();
+    if DECISIONS.iter().all(|d| decisions.iter().any(|t| t.str() == *d)) {
+        errors.invalid(&decisions[decisions.len() - 1], "Approved and Denied conditions are mutually exclusive");
+    }
+    errors.unique(conditions.items().map(|c| c.child("type")));
+}
+
 impl Strategy for CertificateSigningRequest {
+    /// Who asks is the server's word, not the client's.
+    fn prepare_create(&self, cx: &Context<'_>, object: &mut Value) {
+        for field in ["uid", "extra"] {
+            object.drop(&format!("spec.{field}"));
+        }
+        object.put("spec.username", cx.user);
+        object.put("spec.groups", json!(cx.groups));
+        object.put("status", json!({}));
+    }
+
+    fn prepare_update(&self, cx: &Context<'_>, object: &mut Value, old: &Value) {
+        object.copy_from("spec", old);
+        match cx.subresource {
+            "approval" => {
+                object.copy_from("status.certificate", old);
+                merge_conditions(object, old, decided, cx.now);
+            }
+            "status" => merge_conditions(object, old, |c| !decided(c), cx.now),
+            _ => object.copy_from("status", old),
+        }
+    }
+
+    fn validate_create(&self, _cx: &Context<'_>, object: &Value) -> Vec<FieldError> {
+        let (spec, mut errors) = (At::new(object.at("spec"), "spec"), Errors::default());
+        let request = spec.child("request");
+        let decoded = base64::Engine::decode(&base64::engine::general_purpose::STANDARD, request.str()).unwrap_or_default();
+        if !decoded.windows(REQUEST_HEAD.len()).any(|w| w == REQUEST_HEAD) {
+            errors.invalid(&request, "PEM block type must be CERTIFICATE REQUEST");
+        }
+        let usages = spec.child("usages");
+        if usages.value.list("").is_empty() {
+            errors.required(&usages, "");
+        }
+        for usage in usages.items() {
+            errors.one_of(&usage, &USAGES);
+        }
+        errors.unique(usages.items());
+        let signer = spec.child("signerName");
+        if signer.str() == "kubernetes.io/legacy-unknown" {
+            errors.invalid(&signer, "the legacy signerName is not allowed via this API version");
+        } else {
+            check_signer(&signer, &mut errors);
+        }
+        errors.at_least(&spec.child("expirationSeconds"), MIN_SECONDS, "may not specify a duration less than 600 seconds (10 minutes)");
+        check_conditions(object, &mut errors);
+        errors.0
+    }
+
+    fn validate_update(&self, cx: &Context<'_>, object: &Value, old: &Value) -> Vec<FieldError> {
+        let mut errors = Errors(self.validate_create(cx, object));
+        let conditions = At::root(object).child("status.conditions");
+        for before in old.list("status.conditions").iter().filter(|c| decided(c) || c.text("type") == "Failed") {
+            let kind = before.text("type");
+            if conditions.value.find("", "type", kind).is_none() {
+                errors.forbidden(&conditions, format!("updates may not remove a condition of type {kind:?}"));
+            }
+        }
+        errors.0
+    }
+
+    fn validate_name(&self, _name: &str, _generate: bool) -> Result<(), String> {
+        Ok(())
+    }
+
+    fn tracks_generation(&self, _has_status: bool) -> bool {
+        false
+    }
+
     fn table_row(&self, object: &Value, now: &str) -> Vec<Value> {
         let is = |kind: &str| object.find("status.conditions", "type", kind).is_some();
         let mut condition = if is("Denied") { "Denied" } else if is("Approved") { "Approved" } else { "Pending" }.to_string();
@@ -33,7 +168,71 @@ impl Strategy for CertificateSigningRequest {
 }
 
 impl Strategy for ClusterTrustBundle {
+    fn validate_create(&self, _cx: &Context<'_>, object: &Value) -> Vec<FieldError> {
+        let (at, mut errors) = (At::root(object), Errors::default());
+        let (signer, name) = (at.child("spec.signerName"), at.child("metadata.name"));
+        if signer.blank() {
+            if name.str().contains(':') {
+                errors.invalid(&name, "ClusterTrustBundle without signer name must not have \":\" in its name");
+            }
+        } else {
+            check_signer(&signer, &mut errors);
+            let prefix = signer.str().replace('/', ":") + ":";
+            if !name.str().starts_with(&prefix) {
+                errors.invalid(&name, format!("ClusterTrustBundle for signerName {} must be named with prefix {prefix}", signer.str()));
+            }
+        }
+        errors.need(&at.child("spec.trustBundle"), "");
+        errors.0
+    }
+
+    fn validate_update(&self, cx: &Context<'_>, object: &Value, old: &Value) -> Vec<FieldError> {
+        let mut errors = Errors(self.validate_create(cx, object));
+        errors.immutable(&At::root(object).child("spec.signerName"), old.at("spec.signerName"));
+        errors.0
+    }
+
+    fn validate_name(&self, _name: &str, _generate: bool) -> Result<(), String> {
+        Ok(())
+    }
+
     fn table_row(&self, object: &Value, _now: &str) -> Vec<Value> {
         vec![name(object), or_none(object.text("spec.signerName"))]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::validate::tests::expect;
+
+    const CX: Context<'static> = Context { now: "2026-01-01T00:00:00Z", user: "u", groups: &[], subresource: "" };
+
+    #[test]
+    fn approvers_decide_and_signers_sign() {
+        let pem = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, [REQUEST_HEAD, b"\nAA=="].concat());
+        let mut old = json!({"spec": {"request": pem, "usages": ["client auth"], "signerName": "example.com/s", "username": "forged"}});
+        CertificateSigningRequest.prepare_create(&CX, &mut old);
+        assert_eq!(old.text("spec.username"), "u");
+        expect(&CertificateSigningRequest.validate_create(&CX, &old), &[], &old);
+        let update = |subresource, path: &str, value: Value| {
+            let mut new = old.clone();
+            new.put(path, value);
+            let cx = Context { subresource, ..CX };
+            CertificateSigningRequest.prepare_update(&cx, &mut new, &old);
+            expect(&CertificateSigningRequest.validate_update(&cx, &new, &old), &[], &new);
+            new
+        };
+        let approved = || json!([{"type": "Approved", "status": "True"}]);
+        assert_eq!(update("approval", "status.conditions", approved())["status"]["conditions"][0]["lastUpdateTime"], CX.now);
+        assert!(!update("status", "status.conditions", approved()).find("status.conditions", "type", "Approved").is_some());
+        assert!(!update("", "status.certificate", json!("eA==")).has("status.certificate"));
+        assert_eq!(update("", "spec.signerName", json!("other.com/x")).text("spec.signerName"), "example.com/s");
+        let bad = json!({"spec": {"request": "", "signerName": "x"}});
+        expect(&CertificateSigningRequest.validate_create(&CX, &bad), &[
+            "spec.request: Invalid value: \"\": PEM block type must be CERTIFICATE REQUEST",
+            "spec.usages: Required value",
+            "spec.signerName: Invalid value: \"x\": must be a fully qualified domain and path of the form 'example.com/signer-name'",
+        ], &bad);
     }
 }
