@@ -6,10 +6,12 @@
 
 #![forbid(unsafe_code)]
 
+mod cluster_roles;
 mod conditions;
 mod cronjob;
 mod daemonset;
 mod deployment;
+mod disruption;
 mod endpoints;
 mod garbage;
 mod hash;
@@ -24,12 +26,14 @@ mod owners;
 mod plan;
 mod pod_gc;
 mod pods;
+mod quota;
 mod replicas;
 mod replicaset;
 mod rollout;
 mod runner;
 mod statefulset;
 mod taint_eviction;
+mod volumes;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -131,6 +135,13 @@ const CONTROLLERS: &[(&str, bool, Make)] = &[
     ("taint-eviction-controller", true, taint_eviction::taint_eviction),
     ("node-ipam-controller", true, node_ipam::node_ipam),
     ("pod-garbage-collector-controller", true, pod_gc::pod_gc),
+    ("disruption-controller", true, disruption::disruption),
+    ("resourcequota-controller", true, quota::resource_quotas),
+    ("clusterrole-aggregation-controller", true, cluster_roles::aggregation),
+    ("persistentvolume-binder-controller", true, volumes::binder),
+    ("persistentvolumeclaim-protection-controller", true, volumes::claim_protection),
+    ("persistentvolume-protection-controller", true, volumes::volume_protection),
+    ("ephemeral-volume-controller", true, volumes::ephemeral_volumes),
     ("ttl-after-finished-controller", true, job::ttl_after_finished),
 ];
 

@@ -35,8 +35,6 @@ impl Note {
 #[derive(Clone, Debug, PartialEq)]
 pub enum What {
     Create { body: Value },
-    /// `POST` to a subresource.
-    Post { name: String, subresource: &'static str, body: Value },
     /// `PUT` of a whole object; its `resourceVersion` is the precondition.
     Update { name: String, subresource: &'static str, body: Value },
     Patch { name: String, subresource: &'static str, patch: Patch },
@@ -65,10 +63,6 @@ impl Action {
 
     pub fn create(resource: &Gvr, namespace: &str, body: Value) -> Self {
         Self::new(resource, namespace, What::Create { body })
-    }
-
-    pub fn post(resource: &Gvr, of: &Object, subresource: &'static str, body: Value) -> Self {
-        Self::new(resource, &of.meta.namespace, What::Post { name: of.meta.name.to_string(), subresource, body })
     }
 
     /// Replaces an object; the body must come from [`Object::value`] so that it carries its `resourceVersion`.
@@ -137,7 +131,6 @@ impl fmt::Display for Action {
                 let name = metadata["name"].as_str().or(metadata["generateName"].as_str()).unwrap_or_default();
                 write!(f, "create {resource} {}", key(name))
             }
-            What::Post { name, subresource, .. } => write!(f, "post {resource}{} {}", with(subresource), key(name)),
             What::Update { name, subresource, .. } => write!(f, "update {resource}{} {}", with(subresource), key(name)),
             What::Patch { name, subresource, .. } => write!(f, "patch {resource}{} {}", with(subresource), key(name)),
             What::Delete { name, .. } => write!(f, "delete {resource} {}", key(name)),
@@ -180,10 +173,5 @@ impl Plan {
     pub fn again_after(&mut self, delay: Duration) -> &mut Self {
         self.again = Some(self.again.map_or(delay, |d| d.min(delay)));
         self
-    }
-
-    /// What a transcript says of the plan.
-    pub fn lines(&self) -> Vec<String> {
-        self.actions.iter().map(ToString::to_string).collect()
     }
 }

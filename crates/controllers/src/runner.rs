@@ -326,7 +326,6 @@ impl Running {
                 name = body["metadata"]["name"].as_str().unwrap_or_default().to_string();
                 api.create(body).await.map(Some)
             }
-            What::Post { name, subresource, body } => api.create_subresource(&name, subresource, body).await.map(|_| None),
             What::Update { name: n, subresource, body } => {
                 let result = match subresource {
                     "" => api.update(&n, body).await,
