@@ -112,11 +112,7 @@ fn objects(place: Place<'_>, old: &Map<String, Value>, new: &Map<String, Value>,
         if new.contains_key(name) || skip(name) {
             continue;
         }
-        let child = place.child(name);
-        let lost = if place.always_has(name) { from_zero(child, before) } else { Some(whole(child, before)) };
-        if let Some(lost) = lost {
-            out.lost.insert(field_element(name), lost);
-        }
+        out.lost.insert(field_element(name), whole(place.child(name), before));
     }
 }
 

@@ -37,6 +37,22 @@ fn applied_node(place: Place<'_>, value: &Value, item: bool) -> Option<Value> {
     }
 }
 
+/// Brings a set up to date with a schema that has changed since: what is owned as a whole now has no owners inside.
+pub fn reconcile(place: Place<'_>, set: &mut Fields) {
+    for (element, node) in set.iter_mut().filter(|(element, _)| *element != fields::SELF) {
+        let Value::Object(below) = node else { continue };
+        if below.is_empty() {
+            continue;
+        }
+        let place = place.element_place(element);
+        if place.is_atomic() {
+            below.clear();
+        } else {
+            reconcile(place, below);
+        }
+    }
+}
+
 /// What is wrong with a configuration's lists, in upstream's words, each with its path.
 pub fn check(place: Place<'_>, config: &Value, at: &str, errors: &mut Vec<String>) {
     match (place.form(config), config) {
@@ -186,7 +202,7 @@ pub fn prune(place: Place<'_>, merged: &mut Value, last: &Fields, owned: &Fields
     }
 }
 
-/// Prunes inside a value that stays; whether that left it without anything in it.
+/// Prunes inside a value that stays; whether that left it without anything in it, and no one who owns it empty.
 fn emptied(place: Place<'_>, value: &mut Value, last: &Value, owned: Option<&Value>) -> bool {
     let nothing = Fields::new();
     let empty = |value: &Value| match value {
@@ -199,5 +215,5 @@ fn emptied(place: Place<'_>, value: &mut Value, last: &Value, owned: Option<&Val
         return false;
     }
     prune(place, value, last, owned.and_then(Value::as_object).unwrap_or(&nothing));
-    empty(value)
+    empty(value) && !owned.is_some_and(fields::member)
 }

@@ -84,17 +84,22 @@ pub fn track_update(root: View<'_>, old: Option<&Value>, body: &mut Value, write
     }
     let difference = compare::compare(root, old, body);
     if !difference.is_empty() {
-        record(&mut entries, difference, body.get("apiVersion").and_then(Value::as_str).unwrap_or_default(), writer);
+        let api_version = body.get("apiVersion").and_then(Value::as_str).unwrap_or_default();
+        record(Place::root(root), &mut entries, difference, api_version, writer);
     }
     put(body, entries);
 }
 
 /// Gives the writer what it gained, and takes from the others that and what is no more.
-fn record(entries: &mut Vec<Value>, difference: Difference, api_version: &str, writer: &Writer<'_>) {
+fn record(place: Place<'_>, entries: &mut Vec<Value>, difference: Difference, api_version: &str, writer: &Writer<'_>) {
     let Difference { gained, lost } = difference;
     let own = entries::find(entries, writer, Operation::Update, api_version);
     for (at, entry) in entries.iter_mut().enumerate() {
         let Some(set) = entries::fields_mut(entry) else { continue };
+        // Built-in types keep their list and map types; those of a CRD may have changed.
+        if !place.is_builtin() {
+            config::reconcile(place, set);
+        }
         fields::subtract(set, &lost);
         if Some(at) != own {
             fields::subtract(set, &gained);
@@ -151,6 +156,9 @@ pub fn apply(root: View<'_>, live: &Value, applied: &Value, force: bool, writer:
         }
     }
 
+    for set in entries.iter_mut().filter_map(entries::fields_mut) {
+        config::reconcile(place, set);
+    }
     let mut set = config::applied(place, applied);
     ignore(&mut set);
     let own = entries::find(&entries, writer, Operation::Apply, api_version);
@@ -170,6 +178,8 @@ pub fn apply(root: View<'_>, live: &Value, applied: &Value, force: bool, writer:
             fields::unite(&mut owned, entries::fields_of(entry).cloned().unwrap_or_default());
         }
         config::prune(place, &mut merged, last, &owned);
+        // Lists applied empty are in no set, but they were applied.
+        config::merge(place, &mut merged, applied);
     }
 
     let mut difference = compare::compare(root, Some(live), &merged);

@@ -65,6 +65,23 @@ impl<'s> Place<'s> {
         }
     }
 
+    /// Whether the schema has it owned as a whole, whatever a set says that was written when it had not.
+    pub fn is_atomic(self) -> bool {
+        self.view.map(View::node).is_some_and(|node| match &node.shape {
+            Shape::Struct(_) | Shape::Map { .. } => node.atomic,
+            Shape::List { kind, .. } => *kind == ListKind::Atomic,
+            Shape::Scalar(_) => false,
+        })
+    }
+
+    /// The place a path element leads to.
+    pub fn element_place(self, element: &str) -> Self {
+        match element.strip_prefix("f:") {
+            Some(name) => self.child(name),
+            None => self.item(),
+        }
+    }
+
     /// Whether the schema names this field, other than as some key of a map.
     pub fn declares(self, name: &str) -> bool {
         self.view.is_some_and(|v| v.field_facts(name).is_some())
