@@ -70,10 +70,20 @@ impl Served {
     }
 }
 
-/// How a kind's stored bytes become objects.
-fn decoder(resource: &Resource) -> Box<crate::cache::Decode> {
+/// How a kind's stored bytes become objects. Custom kinds are defaulted as they are read, since their schema may have
+/// gained defaults after they were written.
+pub fn decoder(resource: &Resource) -> Box<crate::cache::Decode> {
     let resource = resource.clone();
     Box::new(move |stored: &KeyValue| {
+        if resource.custom {
+            let mut body: Value = serde_json::from_slice(&stored.value).map_err(|e| e.to_string())?;
+            meta::schema::default(resource.storage_version().schema.root(), &mut body);
+            body["apiVersion"] = resource.storage_gvk().api_version().into();
+            let raw = meta::object::encode_stored(&body).map_err(|e| e.to_string())?;
+            let mut object = Object::from_stored_body(raw, &body, stored.mod_revision).map_err(|e| e.to_string())?;
+            object.fields = resource.select_fields(&body);
+            return Ok(object);
+        }
         let mut object = Object::from_stored(stored.value.clone(), stored.mod_revision).map_err(|e| e.to_string())?;
         if !resource.selectable.is_empty() {
             let body: Value = serde_json::from_slice(&stored.value).map_err(|e| e.to_string())?;

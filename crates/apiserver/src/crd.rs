@@ -321,7 +321,10 @@ async fn publish(server: &Arc<ApiServer>, resource: Resource) -> Result<(), Stat
     let same = |s: &&Arc<Served>| s.resource.prefix == resource.prefix;
     let before = server.catalog().kinds().iter().find(same).cloned();
     let served = match before.and_then(|before| before.cache.clone()) {
-        Some(cache) => Served::sharing(resource.clone(), cache),
+        Some(cache) => {
+            cache.redecode(crate::catalog::decoder(&resource));
+            Served::sharing(resource.clone(), cache)
+        }
         None => {
             let served = Served::new(resource.clone());
             if let Some(cache) = served.cache.clone() {

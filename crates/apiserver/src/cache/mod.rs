@@ -54,7 +54,7 @@ struct State {
 /// All objects below one storage prefix.
 pub struct Cache {
     prefix: Arc<str>,
-    decode: Box<Decode>,
+    decode: RwLock<Box<Decode>>,
     state: RwLock<State>,
     /// Revision of the newest change: what watchers wait on.
     changed: watch::Sender<Revision>,
@@ -72,7 +72,7 @@ pub struct Slice {
 
 impl Cache {
     pub fn new(prefix: Arc<str>, decode: Box<Decode>) -> Self {
-        Self { prefix, decode, state: RwLock::default(), changed: watch::Sender::new(0) }
+        Self { prefix, decode: RwLock::new(decode), state: RwLock::default(), changed: watch::Sender::new(0) }
     }
 
     pub fn prefix(&self) -> &Arc<str> {
@@ -86,7 +86,29 @@ impl Cache {
 
     /// Turns a stored value into an object of this kind.
     pub fn decode(&self, stored: &KeyValue) -> Result<Object, String> {
-        (self.decode)(stored)
+        (self.decode.read().unwrap_or_else(std::sync::PoisonError::into_inner))(stored)
+    }
+
+    /// Reads everything anew another way: a custom kind's schema, and so its defaults, changed. Readers see it at once;
+    /// watchers hear nothing, since nothing was written.
+    pub fn redecode(&self, decode: Box<Decode>) {
+        let mut state = self.state.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+        for (key, object) in &mut state.objects {
+            let stored = KeyValue {
+                key: key.clone(),
+                value: object.raw().clone(),
+                create_revision: 0,
+                mod_revision: object.resource_version,
+                version: 0,
+                lease: None,
+            };
+            match decode(&stored) {
+                Ok(again) => *object = Arc::new(again),
+                Err(error) => tracing::warn!(%key, %error, "object does not fit its kind's new schema"),
+            }
+        }
+        drop(state);
+        *self.decode.write().unwrap_or_else(std::sync::PoisonError::into_inner) = decode;
     }
 
     /// Fills an empty cache with a range read at `revision`. Objects that do not decode are reported and left out; they

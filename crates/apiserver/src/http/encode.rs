@@ -43,6 +43,8 @@ pub enum View {
 pub struct Negotiated {
     format: Format,
     view: View,
+    /// What the client takes of objects as they are, where it would rather have a table or metadata.
+    plain: Option<Format>,
     gzip: bool,
 }
 
@@ -51,8 +53,10 @@ impl Negotiated {
         let gzip = headers.get_all(header::ACCEPT_ENCODING).iter().any(|v| v.to_str().is_ok_and(|v| v.split(',').any(|e| e.trim().starts_with("gzip"))));
         let accept: Vec<&str> = headers.get_all(header::ACCEPT).iter().filter_map(|v| v.to_str().ok()).flat_map(|v| v.split(',')).map(str::trim).filter(|v| !v.is_empty()).collect();
         if accept.is_empty() {
-            return Ok(Self { format: Format::Json, view: View::Whole, gzip });
+            return Ok(Self { format: Format::Json, view: View::Whole, plain: Some(Format::Json), gzip });
         }
+        let mut best: Option<(Format, View)> = None;
+        let mut plain = None;
         for clause in &accept {
             let mut parts = clause.split(';').map(str::trim);
             let format = match parts.next().unwrap_or_default() {
@@ -74,12 +78,22 @@ impl Negotiated {
             }
             let known = view == View::Whole || (group == "meta.k8s.io" && matches!(version, "v1" | "v1beta1"));
             if known && !(view != View::Whole && format == Format::Yaml) {
-                return Ok(Self { format, view, gzip });
+                best = best.or(Some((format, view)));
+                if view == View::Whole {
+                    plain = plain.or(Some(format));
+                }
             }
         }
-        let message = "only the following media types are accepted: application/json, application/yaml, application/vnd.kubernetes.protobuf";
-        Err(Status::new(Reason::NotAcceptable, message))
+        if let Some((format, view)) = best {
+            return Ok(Self { format, view, plain, gzip });
+        }
+        Err(not_acceptable())
     }
+}
+
+fn not_acceptable() -> Status {
+    let message = "only the following media types are accepted: application/json, application/yaml, application/vnd.kubernetes.protobuf";
+    Status::new(Reason::NotAcceptable, message)
 }
 
 /// What the encoder must know of the kind asked for.
@@ -117,7 +131,9 @@ pub fn reply(reply: Reply, shape: &Shape, negotiated: &Negotiated, ending: &Canc
         }
         Reply::Value { value, code } => {
             let code = StatusCode::from_u16(code).unwrap_or(StatusCode::OK);
-            Ok(whole(code, negotiated, value_bytes(shape, &value, negotiated.format)?))
+            let format = negotiated.plain.ok_or_else(not_acceptable)?;
+            let bytes = value_bytes(shape, &value, format)?;
+            Ok(chunked(code, format, negotiated, vec![bytes]))
         }
         Reply::List(list) => list_reply(list, shape, negotiated),
         Reply::Watch(events) => watch_reply(events, shape, negotiated, ending),

@@ -113,7 +113,7 @@ impl<'a> Definitions<'a> {
         if !self.done.contains_key(&name) {
             let mut body = match schema {
                 Value::Object(map) => map.clone(),
-                _ => object([("type", "object".into()), ("x-kubernetes-preserve-unknown-fields", true.into())]),
+                _ => object([("type", "object".into())]),
             };
             if self.version == Version::V2 {
                 simplify(&mut body);
