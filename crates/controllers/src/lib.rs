@@ -195,3 +195,5 @@ fn status_of(object: &Object) -> Result<Value, Status> {
 mod scenarios;
 #[cfg(test)]
 mod sim;
+#[cfg(test)]
+mod transcripts;

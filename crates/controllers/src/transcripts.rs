@@ -1,0 +1,240 @@
+//! Plans as data: a world goes in, lines come out.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use meta::{Gvr, Object};
+use serde_json::{Value, json};
+
+use crate::garbage::Standing;
+use crate::node_lifecycle::Health;
+use crate::plan::{Plan, What};
+use crate::pods::PodView;
+
+fn object(kind: &str, name: &str, extra: Value) -> Arc<Object> {
+    let api_version = match kind {
+        "Pod" | "Node" | "ConfigMap" => "v1",
+        "CronJob" | "Job" => "batch/v1",
+        "PodDisruptionBudget" => "policy/v1",
+        _ => "apps/v1",
+    };
+    let mut body = json!({"kind": kind, "apiVersion": api_version, "metadata": {
+        "name": name, "namespace": "n", "uid": format!("uid-{name}"), "resourceVersion": "5", "generation": 1,
+        "creationTimestamp": "2026-01-01T00:00:00Z",
+    }});
+    for (key, value) in extra.as_object().unwrap() {
+        match (body.get_mut(key).and_then(Value::as_object_mut), value) {
+            (Some(into), Value::Object(from)) => into.extend(from.clone()),
+            _ => body[key] = value.clone(),
+        }
+    }
+    Arc::new(Object::from_value(&body).unwrap())
+}
+
+fn at(text: &str) -> Timestamp {
+    text.parse().unwrap()
+}
+
+/// Actions, then events, then when to look again.
+fn lines(plan: &Plan) -> Vec<String> {
+    let mut out: Vec<String> = plan.actions.iter().map(ToString::to_string).collect();
+    out.extend(plan.notes.iter().map(|n| format!("{} {}", n.reason, n.message)));
+    out.extend(plan.again.map(|d| format!("again in {} s", d.as_secs())));
+    out
+}
+
+fn status_written(plan: &Plan) -> Value {
+    let bodies = plan.actions.iter().filter_map(|a| match &a.what {
+        What::Update { subresource: "status", body, .. } => Some(body["status"].clone()),
+        _ => None,
+    });
+    bodies.last().unwrap_or(Value::Null)
+}
+
+#[test]
+fn owners_decide_what_is_garbage() {
+    use Standing::*;
+    let owners = |n: usize| -> Value { (0..n).map(|i| json!({"apiVersion": "v1", "kind": "Pod", "name": "o", "uid": format!("u{i}")})).collect() };
+    let gvr = Gvr::new("", "v1", "configmaps");
+    for (standing, finalizers, expect) in [
+        (&[][..], json!([]), ""),
+        (&[Solid], json!([]), ""),
+        (&[Gone], json!([]), "delete configmaps n/d Background"),
+        (&[Gone], json!(["orphan"]), "delete configmaps n/d Orphan"),
+        (&[Gone], json!(["foregroundDeletion"]), "delete configmaps n/d Foreground"),
+        (&[Waiting], json!([]), "delete configmaps n/d Background"),
+        (&[Gone, Solid], json!([]), "patch configmaps n/d"),
+        (&[Waiting, Solid], json!([]), "patch configmaps n/d"),
+        (&[Gone, Unknown], json!([]), ""),
+    ] {
+        let dependent = object("ConfigMap", "d", json!({"metadata": {"finalizers": finalizers, "ownerReferences": owners(standing.len())}}));
+        let plan = crate::garbage::plan(&gvr, &dependent, standing, &[]);
+        let said: Vec<String> = plan
+            .actions
+            .iter()
+            .map(|a| match &a.what {
+                What::Delete { options, .. } => format!("{a} {}", options.propagation.unwrap().as_str()),
+                _ => a.to_string(),
+            })
+            .collect();
+        assert_eq!(said.join("; "), expect, "{standing:?} {finalizers}");
+    }
+}
+
+#[test]
+fn a_waiting_owner_is_let_go_after_its_blocking_dependents() {
+    let gvr = Gvr::new("", "v1", "configmaps");
+    let owner = object("ConfigMap", "o", json!({"metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z", "finalizers": ["foregroundDeletion"]}}));
+    let dependent = |block: bool| {
+        let references = json!([{"apiVersion": "v1", "kind": "ConfigMap", "name": "o", "uid": "uid-o", "blockOwnerDeletion": block}]);
+        (gvr.clone(), object("ConfigMap", "d", json!({"metadata": {"ownerReferences": references}})))
+    };
+    assert!(crate::garbage::plan(&gvr, &owner, &[], &[dependent(true)]).actions.is_empty());
+    assert_eq!(lines(&crate::garbage::plan(&gvr, &owner, &[], &[dependent(false)])), ["patch configmaps n/o"]);
+}
+
+#[test]
+fn cron_jobs_follow_their_schedule() {
+    let now = at("2026-01-01T10:07:30Z");
+    let job = |name: &str, ended: Option<&str>| {
+        let conditions: Value = ended.map(|c| json!({"type": c, "status": "True"})).into_iter().collect();
+        object("Job", name, json!({"metadata": {"ownerReferences": [{"uid": "uid-c"}]}, "status": {"conditions": conditions, "startTime": name}}))
+    };
+    let next = "again in 150 s";
+    let name = format!("c-{}", at("2026-01-01T10:05:00Z").as_second() / 60);
+    let running = json!({"status": {"active": [{"name": "j", "uid": "uid-j"}]}});
+    for (what, spec, status, jobs, expect) in [
+        ("due", json!({}), json!({}), vec![], vec![format!("create jobs n/{name}"), next.into()]),
+        ("done", json!({}), json!({"status": {"lastScheduleTime": "2026-01-01T10:05:00Z"}}), vec![], vec![next.into()]),
+        ("suspended", json!({"suspend": true}), json!({}), vec![], vec![]),
+        ("too late", json!({"startingDeadlineSeconds": 100}), json!({}), vec![], vec![next.into()]),
+        (
+            "forbidden", json!({"concurrencyPolicy": "Forbid"}), running.clone(), vec![job("j", None)],
+            vec!["JobAlreadyActive Not starting job because prior execution is running and concurrency policy is Forbid".into(), next.into()],
+        ),
+        (
+            "replaced", json!({"concurrencyPolicy": "Replace"}), running.clone(), vec![job("j", None)],
+            vec!["delete jobs n/j".into(), format!("create jobs n/{name}"), "update cronjobs/status n/c".into(), next.into()],
+        ),
+        (
+            "ended", json!({"suspend": true, "successfulJobsHistoryLimit": 1}), running, vec![job("j", Some("Complete")), job("k", Some("Complete"))],
+            vec!["delete jobs n/j".into(), "update cronjobs/status n/c".into(), "SawCompletedJob Saw completed job: j, condition: Complete".into()],
+        ),
+        (
+            "bad zone", json!({"timeZone": "Nowhere/At_All"}), json!({}), vec![],
+            vec!["UnknownTimeZone".into()],
+        ),
+    ] {
+        let mut body = json!({"spec": {"schedule": "*/5 * * * *", "jobTemplate": {"spec": {"template": {}}}}});
+        body["spec"].as_object_mut().unwrap().extend(spec.as_object().unwrap().clone());
+        body.as_object_mut().unwrap().extend(status.as_object().unwrap().clone());
+        let cron = object("CronJob", "c", body);
+        let typed = cron.typed::<k8s_openapi::api::batch::v1::CronJob>().unwrap();
+        let mut said = lines(&crate::cronjob::plan(&cron, &typed.spec, &jobs, now).unwrap());
+        said.retain(|l| !l.starts_with("TooManyMissedTimes"));
+        said.iter_mut().filter(|l| l.starts_with("UnknownTimeZone")).for_each(|l| l.truncate("UnknownTimeZone".len()));
+        assert_eq!(said, expect, "{what}");
+    }
+}
+
+#[test]
+fn nodes_that_fall_silent() {
+    let now = at("2026-01-01T01:00:00Z");
+    let node = |ready: Option<&str>, taints: Value| {
+        let conditions: Value = ready.map(|s| json!({"type": "Ready", "status": s})).into_iter().collect();
+        object("Node", "a", json!({"metadata": {"namespace": ""}, "spec": {"taints": taints}, "status": {"conditions": conditions}}))
+    };
+    let pod = PodView::new(object("Pod", "p", json!({"spec": {"containers": []}, "status": {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]}}))).unwrap();
+    let both = json!([{"key": "node.kubernetes.io/unreachable", "effect": "NoSchedule"}, {"key": "node.kubernetes.io/unreachable", "effect": "NoExecute"}]);
+    for (what, node, silent, may_evict, expect) in [
+        ("well", node(Some("True"), json!([])), 10, false, &[][..]),
+        ("silent", node(Some("True"), json!([])), 41, false, &["update nodes/status a"]),
+        ("unknown", node(Some("Unknown"), json!([])), 41, true, &["patch nodes a", "update pods/status n/p"]),
+        ("tainted", node(Some("Unknown"), both.clone()), 41, false, &["update pods/status n/p"]),
+        ("back", node(Some("True"), both), 0, false, &["patch nodes a"]),
+        ("new", node(None, json!([{"key": "node.kubernetes.io/not-ready", "effect": "NoSchedule"}])), 5, false, &[]),
+    ] {
+        let typed = node.typed::<k8s_openapi::api::core::v1::Node>().unwrap();
+        let health = Health { silent, grace: 40, may_evict };
+        let plan = crate::node_lifecycle::plan(&node, &typed, health, std::slice::from_ref(&pod), now).unwrap();
+        assert_eq!(lines(&plan), expect, "{what}");
+    }
+}
+
+#[test]
+fn budgets_allow_what_is_to_spare() {
+    let now = at("2026-01-01T01:00:00Z");
+    let pods: Vec<PodView> = (0..5)
+        .map(|i| {
+            let ready = if i < 4 { "True" } else { "False" };
+            PodView::new(object("Pod", &format!("p{i}"), json!({"spec": {"containers": []}, "status": {"conditions": [{"type": "Ready", "status": ready}]}}))).unwrap()
+        })
+        .collect();
+    for (spec, known, expect) in [
+        (json!({"minAvailable": 3}), json!({}), (4, 3, 5, 1)),
+        (json!({"minAvailable": "50%"}), json!({}), (4, 3, 6, 1)),
+        (json!({"maxUnavailable": 1}), json!({}), (4, 5, 6, 0)),
+        (json!({"minAvailable": 3}), json!({"disruptedPods": {"p0": "2026-01-01T00:59:30Z"}}), (3, 3, 5, 0)),
+        (json!({"minAvailable": 3}), json!({"disruptedPods": {"p0": "2026-01-01T00:50:00Z"}}), (4, 3, 5, 1)),
+    ] {
+        let budget = object("PodDisruptionBudget", "b", json!({"spec": spec, "status": known}));
+        let typed = budget.typed::<k8s_openapi::api::policy::v1::PodDisruptionBudget>().unwrap();
+        let status = status_written(&crate::disruption::plan(&budget, typed.spec.as_ref().unwrap(), &pods, 6, now).unwrap());
+        let number = |f: &str| status[f].as_i64().unwrap();
+        let said = (number("currentHealthy"), number("desiredHealthy"), number("expectedPods"), number("disruptionsAllowed"));
+        assert_eq!(said, expect, "{spec}");
+    }
+}
+
+#[test]
+fn failed_job_pods_wait_longer_each_time_and_policies_decide() {
+    let pod = |i: usize, phase: &str, code: i64, finished: &str| {
+        let state = json!({"terminated": {"exitCode": code, "finishedAt": finished}});
+        let body = json!({
+            "metadata": {"labels": {"job": "j"}, "finalizers": ["batch.kubernetes.io/job-tracking"], "ownerReferences": [{"kind": "Job", "uid": "uid-j", "controller": true}]},
+            "spec": {"containers": []}, "status": {"phase": phase, "containerStatuses": [{"name": "c", "state": state}]},
+        });
+        PodView::new(object("Pod", &format!("p{i}"), body)).unwrap()
+    };
+    let now = at("2026-01-01T00:10:00Z");
+    let failed = |n: usize| (0..n).map(|i| pod(i, "Failed", 3, "2026-01-01T00:09:58Z")).collect::<Vec<_>>();
+    let policy = |action: &str| json!({"podFailurePolicy": {"rules": [{"action": action, "onExitCodes": {"operator": "In", "values": [3]}}]}});
+    for (what, extra, pods, expect) in [
+        ("first", json!({}), vec![], &["update jobs/status n/j", "create"][..]),
+        ("one failure", json!({}), failed(1), &["update jobs/status n/j", "patch pods n/p0", "again in 8 s"]),
+        ("two failures", json!({}), failed(2), &["update jobs/status n/j", "patch pods n/p0", "patch pods n/p1", "again in 18 s"]),
+        ("ignored", policy("Ignore"), failed(1), &["update jobs/status n/j", "patch pods n/p0", "create"]),
+        ("suspended", json!({"suspend": true}), vec![], &["update jobs/status n/j", "Suspended Job suspended"]),
+    ] {
+        let mut body = json!({"spec": {"completions": 1, "parallelism": 1, "backoffLimit": 6, "selector": {"matchLabels": {"job": "j"}}, "template": {"spec": {"containers": [], "restartPolicy": "Never"}}}});
+        body["spec"].as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
+        let job = object("Job", "j", body);
+        let typed = job.typed::<k8s_openapi::api::batch::v1::Job>().unwrap();
+        let plan = crate::job::plan(&job, typed.spec.as_ref().unwrap(), &pods, &|_| false, now).unwrap();
+        let said: Vec<String> = lines(&plan).into_iter().map(|l| if l.starts_with("create pods") { "create".into() } else { l }).collect();
+        assert_eq!(said, expect, "{what}");
+    }
+    let mut body = json!({"spec": {"completions": 1, "parallelism": 1, "backoffLimit": 6, "template": {"spec": {"containers": []}}}});
+    body["spec"].as_object_mut().unwrap().extend(policy("FailJob").as_object().unwrap().clone());
+    let job = object("Job", "j", body);
+    let typed = job.typed::<k8s_openapi::api::batch::v1::Job>().unwrap();
+    let status = status_written(&crate::job::plan(&job, typed.spec.as_ref().unwrap(), &failed(1), &|_| false, now).unwrap());
+    let target = crate::conditions::get(&status, "FailureTarget").unwrap();
+    assert_eq!(target["message"], "Container c for pod n/p0 failed with exit code 3 matching FailJob rule at index 0");
+}
+
+#[test]
+fn the_same_world_makes_the_same_pods() {
+    let set = object("ReplicaSet", "web", json!({}));
+    let template = k8s_openapi::api::core::v1::PodTemplateSpec::default();
+    let plan = |pods: &[PodView]| {
+        let set = crate::replicas::Set {
+            resource: Gvr::new("apps", "v1", "replicasets"), object: &set, replicas: 3, min_ready_seconds: 0, template: &template, status: Value::Null,
+        };
+        let world = crate::replicas::World { pods, crowd: Default::default(), taken: &|_| false, failure: None };
+        lines(&crate::replicas::plan(&set, &world, at("2026-01-01T00:00:00Z")).unwrap())
+    };
+    assert_eq!(plan(&[]), plan(&[]));
+    let one = PodView::new(object("Pod", "web-x", json!({"status": {"phase": "Running"}}))).unwrap();
+    assert_ne!(plan(&[]), plan(&[one]));
+}
