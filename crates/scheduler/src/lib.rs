@@ -1,1 +1,63 @@
-//! The `scheduler` room.
+//! The scheduler: finds each pod its node.
+//!
+//! A pure [`core`] decides, over a [`snapshot`] that is kept current change by change; one file a plugin. A thin shell
+//! ([`run`]) takes in what the informers tell and sends out bindings. What it deliberately does not know is how pods come
+//! to be, or how they run.
+
+#![forbid(unsafe_code)]
+
+pub mod amounts;
+pub mod core;
+pub mod counters;
+mod events;
+pub mod node;
+pub mod node_selection;
+pub mod plugins;
+pub mod pod;
+pub mod queue;
+mod run;
+pub mod selector;
+pub mod snapshot;
+mod sources;
+pub mod spread_defaults;
+pub mod storage;
+pub mod symbol;
+pub mod verdict;
+pub mod view;
+mod world;
+mod writes;
+
+use std::time::Duration;
+
+pub use run::run;
+
+/// How the scheduler runs.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Pods with this `spec.schedulerName` are ours.
+    pub scheduler_name: String,
+    /// The delay after a pod's first failed attempt; it doubles.
+    pub pod_initial_backoff: Duration,
+    /// The longest such delay.
+    pub pod_max_backoff: Duration,
+    /// Calls to the API at once, each some kilobytes: enough to keep a server busy, few enough not to be a flood.
+    pub calls_in_flight: usize,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            scheduler_name: "default-scheduler".into(),
+            pod_initial_backoff: Duration::from_secs(1),
+            pod_max_backoff: Duration::from_secs(10),
+            calls_in_flight: 128,
+        }
+    }
+}
+
+/// Why the scheduler ended.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum Error {
+    #[error("the informers stopped")]
+    Stopped,
+}

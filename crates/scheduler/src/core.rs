@@ -1,0 +1,281 @@
+//! Where one pod goes: filters, then scores, over a snapshot.
+//!
+//! [`Core::schedule`] is a function of the snapshot, the pod, the nominations and the given randomness; it changes nothing
+//! but what it remembers to be faster. What plugins say of a node alone is remembered per [`Spec`] and asked again only
+//! for nodes that changed, so a pod like the last one costs one look at the node the last one got, and a pass over
+//! numbers.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use rand::Rng;
+
+use crate::node::Node;
+use crate::plugins::default_preemption::Budgets;
+use crate::plugins::inter_pod_affinity::{self, Required};
+use crate::plugins::pod_topology_spread::{self, Hard};
+use crate::plugins::{
+    image_locality, node_affinity, node_ports, node_resources_balanced_allocation, node_resources_fit, node_unschedulable,
+    taint_toleration, weight,
+};
+use crate::pod::{Pod, Spec};
+use crate::snapshot::{NodeId, Snapshot};
+use crate::symbol::{Symbol, SymbolMap};
+use crate::verdict::{Refusal, WhyNot};
+
+/// Specs whose verdicts are remembered; each costs 24 bytes a node.
+const REMEMBERED: usize = 32;
+
+/// What plugins that look at one node say about it.
+#[derive(Clone, Copy, Debug)]
+enum Local {
+    Absent,
+    Refused(Refusal),
+    Passed { taints: u16, affinity: i32, fixed: i32 },
+}
+
+/// Whether the plugins that look at one node let the pod on it, whatever is elsewhere.
+pub fn filter_alone(spec: &Spec, node: &Node) -> Result<(), Refusal> {
+    node_unschedulable::filter(spec, node)?;
+    taint_toleration::filter(spec, node)?;
+    node_affinity::filter(spec, node)?;
+    node_ports::filter(spec, node)?;
+    node_resources_fit::filter(spec, node)
+}
+
+fn look(spec: &Spec, node: &Node, snapshot: &Snapshot) -> Local {
+    if !node.present {
+        return Local::Absent;
+    }
+    if let Err(refusal) = filter_alone(spec, node) {
+        return Local::Refused(refusal);
+    }
+    let fixed = weight::NODE_RESOURCES_FIT * node_resources_fit::score(spec, node)
+        + weight::NODE_RESOURCES_BALANCED_ALLOCATION * node_resources_balanced_allocation::score(spec, node)
+        + weight::IMAGE_LOCALITY * image_locality::score(spec, node, snapshot);
+    let affinity = i32::try_from(node_affinity::score(spec, node)).unwrap_or(i32::MAX);
+    let taints = u16::try_from(taint_toleration::score(spec, node)).unwrap_or(u16::MAX);
+    Local::Passed { taints, affinity, fixed: fixed as i32 }
+}
+
+struct Evaluation {
+    spec: Arc<Spec>,
+    version: u64,
+    image_epoch: u64,
+    nodes: Vec<Local>,
+    used: u64,
+}
+
+/// The verdicts remembered, by the spec's address.
+#[derive(Default)]
+struct Evaluations {
+    known: HashMap<usize, Evaluation>,
+    clock: u64,
+}
+
+impl Evaluations {
+    fn current(&mut self, snapshot: &Snapshot, spec: &Arc<Spec>) -> &[Local] {
+        self.clock += 1;
+        let address = Arc::as_ptr(spec) as usize;
+        if !self.known.contains_key(&address)
+            && self.known.len() >= REMEMBERED
+            && let Some(oldest) = self.known.iter().min_by_key(|(_, e)| e.used).map(|(at, _)| *at)
+        {
+            self.known.remove(&oldest);
+        }
+        let fresh = || Evaluation { spec: spec.clone(), version: 0, image_epoch: u64::MAX, nodes: Vec::new(), used: 0 };
+        let evaluation = self.known.entry(address).or_insert_with(fresh);
+        let all = |e: &Evaluation| snapshot.nodes().iter().map(|n| look(&e.spec, n, snapshot)).collect();
+        let changed = snapshot.changed_since(evaluation.version).filter(|_| evaluation.image_epoch == snapshot.image_epoch);
+        match changed {
+            Some(changed) => {
+                evaluation.nodes.resize(snapshot.nodes().len(), Local::Absent);
+                for id in changed {
+                    evaluation.nodes[id.index()] = look(spec, snapshot.node(id), snapshot);
+                }
+            }
+            None => evaluation.nodes = all(evaluation),
+        }
+        evaluation.version = snapshot.version();
+        evaluation.image_epoch = snapshot.image_epoch;
+        evaluation.used = self.clock;
+        &evaluation.nodes
+    }
+}
+
+/// Pods that wait for room being made on a node.
+#[derive(Default)]
+pub struct Nominations {
+    by_node: SymbolMap<Vec<Pod>>,
+    of_pod: HashMap<Arc<str>, Symbol>,
+}
+
+impl Nominations {
+    /// Notes that a pod waits for a node; `None` that it no longer does.
+    pub fn set(&mut self, pod: &Pod, node: Option<Symbol>) {
+        if let Some(old) = self.of_pod.remove(&pod.key)
+            && let Some(pods) = self.by_node.get_mut(&old)
+        {
+            pods.retain(|p| p.key != pod.key);
+            if pods.is_empty() {
+                self.by_node.remove(&old);
+            }
+        }
+        if let Some(node) = node {
+            self.of_pod.insert(pod.key.clone(), node);
+            self.by_node.entry(node).or_default().push(pod.clone());
+        }
+    }
+
+    pub fn node_of(&self, key: &str) -> Option<Symbol> {
+        self.of_pod.get(key).copied()
+    }
+
+    /// Pods to make room for before this one.
+    fn ahead<'a>(&'a self, node: &Node, pod: &'a Pod) -> impl Iterator<Item = &'a Pod> + 'a {
+        let there = self.by_node.get(&node.symbol).into_iter().flatten();
+        there.filter(|p| p.priority() >= pod.priority() && p.key != pod.key)
+    }
+
+    /// Nominated to a node with less priority than the pod.
+    pub fn behind<'a>(&'a self, node: Symbol, pod: &'a Pod) -> impl Iterator<Item = &'a Pod> + 'a {
+        self.by_node.get(&node).into_iter().flatten().filter(|p| p.priority() < pod.priority())
+    }
+}
+
+/// What plugins prepared about a pod over the whole cluster.
+#[derive(Clone)]
+pub struct Prepared {
+    pub hard: Option<Hard>,
+    pub required: Option<Required>,
+}
+
+impl Prepared {
+    pub fn new(snapshot: &mut Snapshot, pod: &Pod) -> Result<Self, WhyNot> {
+        Ok(Self { hard: Hard::prepare(snapshot, pod), required: Required::prepare(snapshot, pod) })
+    }
+
+    pub fn filter(&self, id: NodeId) -> Result<(), Refusal> {
+        self.hard.as_ref().map_or(Ok(()), |h| h.filter(id))?;
+        self.required.as_ref().map_or(Ok(()), |r| r.filter(id))
+    }
+
+    /// Supposes that another pod came to a node (1) or left it (-1).
+    pub fn suppose(&mut self, snapshot: &Snapshot, pod: &Pod, other: &Pod, id: NodeId, by: i64) {
+        if let Some(hard) = &mut self.hard {
+            hard.suppose(snapshot, pod, other, id, by);
+        }
+        if let Some(required) = &mut self.required {
+            required.suppose(snapshot, pod, other, id, by);
+        }
+    }
+}
+
+/// See the module.
+#[derive(Default)]
+pub struct Core {
+    pub snapshot: Snapshot,
+    pub nominations: Nominations,
+    pub budgets: Budgets,
+    evaluations: Evaluations,
+}
+
+/// Counts refusals; runs of the same one are cheap.
+#[derive(Default)]
+struct Refusals(Vec<(Refusal, usize)>);
+
+impl Refusals {
+    fn count(&mut self, refusal: Refusal) {
+        match self.0.iter_mut().find(|r| r.0 == refusal) {
+            Some(known) => known.1 += 1,
+            None => self.0.push((refusal, 1)),
+        }
+    }
+}
+
+impl Core {
+    /// The best node for a pod, a random one among equals; or why there is none.
+    pub fn schedule(&mut self, pod: &Pod, rng: &mut impl Rng) -> Result<NodeId, WhyNot> {
+        let extended = || pod.spec.requests.extended.iter().map(|e| e.name.to_string()).collect();
+        let nodes = self.snapshot.present();
+        if nodes == 0 {
+            return Err(WhyNot::default());
+        }
+        let prepared = Prepared::new(&mut self.snapshot, pod).map_err(|why| WhyNot { nodes, ..why })?;
+        let local = self.evaluations.current(&self.snapshot, &pod.spec);
+        let mut refusals = Refusals::default();
+        let (mut feasible, mut scores) = (Vec::new(), Vec::new());
+        let (mut most_taints, mut most_affinity) = (0, 0);
+        let nominations = !self.nominations.by_node.is_empty();
+        for (at, local) in local.iter().enumerate() {
+            let id = NodeId(at as u32);
+            let (taints, affinity, fixed) = match *local {
+                Local::Absent => continue,
+                Local::Refused(refusal) => {
+                    refusals.count(refusal);
+                    continue;
+                }
+                Local::Passed { taints, affinity, fixed } => (i64::from(taints), i64::from(affinity), i64::from(fixed)),
+            };
+            let rest = prepared.filter(id).and_then(|()| {
+                if nominations { with_nominated(&self.snapshot, &self.nominations, pod, id) } else { Ok(()) }
+            });
+            if let Err(refusal) = rest {
+                refusals.count(refusal);
+                continue;
+            }
+            feasible.push(id);
+            scores.push((taints, affinity, fixed));
+            (most_taints, most_affinity) = (most_taints.max(taints), most_affinity.max(affinity));
+        }
+        match feasible.as_slice() {
+            [] => return Err(WhyNot { nodes, refusals: refusals.0.into_iter().collect(), extended: extended(), ..WhyNot::default() }),
+            [only] => return Ok(*only),
+            _ => {}
+        }
+        // The node where room was made for it is what the pod waited for.
+        if let Some(node) = self.nominations.node_of(&pod.key).or(pod.nominated).and_then(|n| self.snapshot.node_id(n))
+            && feasible.binary_search(&node).is_ok()
+        {
+            return Ok(node);
+        }
+        let total = |(taints, affinity, fixed): &(i64, i64, i64)| {
+            fixed
+                + weight::TAINT_TOLERATION * taint_toleration::normalize(*taints, most_taints)
+                + weight::NODE_AFFINITY * node_affinity::normalize(*affinity, most_affinity)
+        };
+        let mut totals: Vec<i64> = scores.iter().map(total).collect();
+        pod_topology_spread::score(&mut self.snapshot, pod, &feasible, &mut totals, weight::POD_TOPOLOGY_SPREAD);
+        inter_pod_affinity::score(&mut self.snapshot, pod, &feasible, &mut totals, weight::INTER_POD_AFFINITY);
+        Ok(feasible[best(&totals, rng)])
+    }
+
+    /// Whether plugins that look at one node would have the pod on any of these nodes: worth a new attempt. With `room`,
+    /// also where fewer pods on the node would do.
+    pub fn worth_trying(&self, spec: &Spec, nodes: &[NodeId], room: bool) -> bool {
+        nodes.iter().any(|id| {
+            let Some(node) = self.snapshot.nodes().get(id.index()) else { return false };
+            node.present && filter_alone(spec, node).map_or_else(|refusal| room && refusal.resolvable, |()| true)
+        })
+    }
+}
+
+/// Whether the pod fits beside those for whom room is being made.
+fn with_nominated(snapshot: &Snapshot, nominations: &Nominations, pod: &Pod, id: NodeId) -> Result<(), Refusal> {
+    let node = snapshot.node(id);
+    let mut ahead = nominations.ahead(node, pod).peekable();
+    if ahead.peek().is_none() {
+        return Ok(());
+    }
+    let mut fuller = node.clone();
+    ahead.for_each(|p| fuller.take(p));
+    filter_alone(&pod.spec, &fuller)
+}
+
+/// The index of the largest, a random one among equals.
+fn best(totals: &[i64], rng: &mut impl Rng) -> usize {
+    let most = totals.iter().max().copied().unwrap_or(0);
+    let equals = totals.iter().filter(|t| **t == most).count();
+    let pick = if equals > 1 { rng.random_range(0..equals) } else { 0 };
+    totals.iter().enumerate().filter(|(_, t)| **t == most).nth(pick).map_or(0, |(at, _)| at)
+}

@@ -1,0 +1,116 @@
+//! Which nodes a pod (or a volume) may or would like to be on: `nodeSelector` and node affinity, compiled.
+//!
+//! Follows `k8s.io/component-helpers/scheduling/corev1/nodeaffinity`: an empty term matches nothing, terms are or-ed, and
+//! what cannot be parsed matches nothing.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::{NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, PreferredSchedulingTerm};
+
+use crate::node::Node;
+use crate::selector::{Operator, Requirement, Selector};
+use crate::symbol::Symbol;
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Condition {
+    Label(Requirement),
+    GreaterThan(Symbol, i64),
+    LessThan(Symbol, i64),
+    /// The node's name is (true) or is not (false) this.
+    Name(Symbol, bool),
+    Never,
+}
+
+impl Condition {
+    fn of_label(api: &NodeSelectorRequirement) -> Self {
+        let values = api.values.as_deref().unwrap_or_default();
+        let key = Symbol::of(&api.key);
+        let number = || values.first().filter(|_| values.len() == 1).and_then(|v| v.parse().ok());
+        let operator = match api.operator.as_str() {
+            "In" => Operator::In,
+            "NotIn" => Operator::NotIn,
+            "Exists" => Operator::Exists,
+            "DoesNotExist" => Operator::DoesNotExist,
+            "Gt" => return number().map_or(Self::Never, |n| Self::GreaterThan(key, n)),
+            "Lt" => return number().map_or(Self::Never, |n| Self::LessThan(key, n)),
+            _ => return Self::Never,
+        };
+        Self::Label(Requirement { key, operator, values: values.iter().map(|v| Symbol::of(v)).collect() })
+    }
+
+    fn of_field(api: &NodeSelectorRequirement) -> Self {
+        match (api.key.as_str(), api.operator.as_str(), api.values.as_deref()) {
+            ("metadata.name", "In", Some([name])) => Self::Name(Symbol::of(name), true),
+            ("metadata.name", "NotIn", Some([name])) => Self::Name(Symbol::of(name), false),
+            _ => Self::Never,
+        }
+    }
+
+    fn holds(&self, node: &Node) -> bool {
+        match self {
+            Self::Label(requirement) => requirement.matches(&node.labels),
+            Self::GreaterThan(key, than) => node.number(*key).is_some_and(|n| n > *than),
+            Self::LessThan(key, than) => node.number(*key).is_some_and(|n| n < *than),
+            Self::Name(name, equal) => (node.symbol == *name) == *equal,
+            Self::Never => false,
+        }
+    }
+}
+
+/// Conditions that must all hold; none at all never match.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Term(Box<[Condition]>);
+
+impl Term {
+    fn of(api: &NodeSelectorTerm) -> Self {
+        let labels = api.match_expressions.iter().flatten().map(Condition::of_label);
+        Self(labels.chain(api.match_fields.iter().flatten().map(Condition::of_field)).collect())
+    }
+
+    fn matches(&self, node: &Node) -> bool {
+        !self.0.is_empty() && self.0.iter().all(|c| c.holds(node))
+    }
+}
+
+/// What a node must be.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct NodeSelection {
+    selector: Selector,
+    /// One must match, if given.
+    terms: Option<Box<[Term]>>,
+}
+
+impl NodeSelection {
+    pub fn new(selector: &BTreeMap<Box<str>, Box<str>>, affinity: Option<&NodeSelector>) -> Self {
+        Self {
+            selector: Selector::equal(selector.iter().map(|(k, v)| (&**k, &**v))),
+            terms: affinity.map(|a| a.node_selector_terms.iter().map(Term::of).collect()),
+        }
+    }
+
+    pub fn is_everything(&self) -> bool {
+        self.terms.is_none() && self.selector.is_everything()
+    }
+
+    pub fn matches(&self, node: &Node) -> bool {
+        self.selector.matches(&node.labels) && self.terms.as_ref().is_none_or(|t| t.iter().any(|t| t.matches(node)))
+    }
+}
+
+/// What a node would better be.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Preference {
+    pub weight: i64,
+    term: Term,
+}
+
+impl Preference {
+    pub fn all(api: Option<&[PreferredSchedulingTerm]>) -> Box<[Self]> {
+        let of = |p: &PreferredSchedulingTerm| Self { weight: i64::from(p.weight), term: Term::of(&p.preference) };
+        api.into_iter().flatten().filter(|p| p.weight != 0).map(of).collect()
+    }
+
+    pub fn matches(&self, node: &Node) -> bool {
+        self.term.matches(node)
+    }
+}

@@ -1,0 +1,184 @@
+//! Pods that want to be near others, or away from them; and others that want to be away from, or near, this one.
+
+use std::sync::Arc;
+
+use super::MAX_SCORE;
+use crate::counters::{Pick, Question};
+use crate::pod::{Pod, Term};
+use crate::snapshot::{Column, NodeId, Snapshot};
+use crate::symbol::{Symbol, SymbolMap};
+use crate::verdict::{Plugin, Reason, Refusal};
+
+/// What a required affinity of a pod already placed is worth to a pod it wants near (upstream's `hardPodAffinityWeight`).
+const HARD_WEIGHT: i64 = 1;
+
+/// Pods by domain of one topology key.
+#[derive(Clone)]
+struct Tally {
+    column: Arc<Column>,
+    by_domain: Vec<i64>,
+}
+
+impl Tally {
+    fn new(column: Arc<Column>) -> Self {
+        Self { by_domain: vec![0; column.domains], column }
+    }
+
+    fn add(&mut self, id: NodeId, amount: i64) {
+        if let Some(domain) = self.column.of(id) {
+            self.by_domain[domain] += amount;
+        }
+    }
+
+    fn at(&self, id: NodeId) -> i64 {
+        self.column.of(id).map_or(0, |d| self.by_domain[d])
+    }
+
+    fn add_all(&mut self, by_node: &[i32], weight: i64) {
+        for (at, count) in by_node.iter().enumerate().filter(|(_, c)| **c != 0) {
+            self.add(NodeId(at as u32), i64::from(*count) * weight);
+        }
+    }
+}
+
+fn question(picks: impl IntoIterator<Item = Pick>) -> Question {
+    Question { picks: picks.into_iter().collect(), skip_deleting: false }
+}
+
+/// The required terms about one pod over the cluster: its own, and those of pods already placed.
+#[derive(Clone)]
+pub struct Required {
+    affinity: Option<(Question, Vec<Tally>)>,
+    /// Whether the pod satisfies its own affinity, so that it may be the first of its kind.
+    own: bool,
+    anti: Vec<(Question, Tally)>,
+    /// Terms of placed pods that this pod would violate, by topology key.
+    existing: SymbolMap<Tally>,
+}
+
+/// The anti-affinity terms of a placed pod that pick this one.
+fn against<'a>(snapshot: &'a Snapshot, other: &'a Pod, pod: &'a Pod) -> impl Iterator<Item = &'a Term> + 'a {
+    let anti = other.spec.terms.iter().flat_map(|t| &t.anti);
+    anti.filter(move |term| Pick::of_term(term, other).matches(pod, &snapshot.namespaces))
+}
+
+impl Required {
+    /// `None` when no term bears on the pod.
+    pub fn prepare(snapshot: &mut Snapshot, pod: &Pod) -> Option<Self> {
+        let terms = pod.spec.terms.as_deref();
+        let hits: Vec<(Symbol, NodeId)> = snapshot
+            .with_terms()
+            .flat_map(|(_, placed)| against(snapshot, &placed.pod, pod).map(|t| (t.topology, placed.node)))
+            .collect();
+        let mut existing: SymbolMap<Tally> = SymbolMap::default();
+        for (topology, id) in hits {
+            let column = snapshot.column(topology);
+            existing.entry(topology).or_insert_with(|| Tally::new(column)).add(id, 1);
+        }
+        let has_own = terms.is_some_and(|t| !t.affinity.is_empty() || !t.anti.is_empty());
+        if !has_own && existing.is_empty() {
+            return None;
+        }
+        let mut out = Self { affinity: None, own: false, anti: Vec::new(), existing };
+        let Some(terms) = terms else { return Some(out) };
+        if !terms.affinity.is_empty() {
+            let question = question(terms.affinity.iter().map(|t| Pick::of_term(t, pod)));
+            let by_node = snapshot.counts(&question);
+            let tally = |snapshot: &mut Snapshot, term: &Term| {
+                let mut tally = Tally::new(snapshot.column(term.topology));
+                tally.add_all(&by_node, 1);
+                tally
+            };
+            let tallies = terms.affinity.iter().map(|t| tally(snapshot, t)).collect();
+            out.own = question.matches(pod, &snapshot.namespaces);
+            out.affinity = Some((question, tallies));
+        }
+        for term in &terms.anti {
+            let question = question([Pick::of_term(term, pod)]);
+            let mut tally = Tally::new(snapshot.column(term.topology));
+            tally.add_all(&snapshot.counts(&question), 1);
+            out.anti.push((question, tally));
+        }
+        Some(out)
+    }
+
+    fn near_enough(&self, id: NodeId) -> bool {
+        let Some((_, tallies)) = &self.affinity else { return true };
+        if tallies.iter().any(|t| t.column.of(id).is_none()) {
+            return false;
+        }
+        tallies.iter().all(|t| t.at(id) > 0) || self.own && tallies.iter().all(|t| t.by_domain.iter().all(|n| *n == 0))
+    }
+
+    pub fn filter(&self, id: NodeId) -> Result<(), Refusal> {
+        if !self.near_enough(id) {
+            return Err(Refusal::unresolvable(Plugin::InterPodAffinity, Reason::Affinity));
+        }
+        if self.anti.iter().any(|(_, tally)| tally.at(id) > 0) {
+            return Err(Refusal::resolvable(Plugin::InterPodAffinity, Reason::AntiAffinity));
+        }
+        if self.existing.values().any(|tally| tally.at(id) > 0) {
+            return Err(Refusal::resolvable(Plugin::InterPodAffinity, Reason::ExistingAntiAffinity));
+        }
+        Ok(())
+    }
+
+    /// Supposes that another pod came to a node (1) or left it (-1).
+    pub fn suppose(&mut self, snapshot: &Snapshot, pod: &Pod, other: &Pod, id: NodeId, by: i64) {
+        if let Some((question, tallies)) = &mut self.affinity
+            && question.matches(other, &snapshot.namespaces)
+        {
+            tallies.iter_mut().for_each(|t| t.add(id, by));
+        }
+        for (question, tally) in &mut self.anti {
+            if question.matches(other, &snapshot.namespaces) {
+                tally.add(id, by);
+            }
+        }
+        for term in against(snapshot, other, pod) {
+            if let Some(tally) = self.existing.get_mut(&term.topology) {
+                tally.add(id, by);
+            }
+        }
+    }
+}
+
+/// Adds the weighted, normalized scores of the nodes in question to their totals.
+pub fn score(snapshot: &mut Snapshot, pod: &Pod, nodes: &[NodeId], totals: &mut [i64], weight: i64) {
+    let mut worth: SymbolMap<Tally> = SymbolMap::default();
+    let mut hits: Vec<(Symbol, NodeId, i64)> = Vec::new();
+    for (_, placed) in snapshot.with_terms() {
+        let Some(terms) = placed.pod.spec.terms.as_deref() else { continue };
+        let required = terms.affinity.iter().map(|t| (HARD_WEIGHT, t));
+        let preferred = terms.preferred.iter().map(|(w, t)| (*w, t));
+        let avoided = terms.preferred_anti.iter().map(|(w, t)| (-*w, t));
+        for (weight, term) in required.chain(preferred).chain(avoided) {
+            if Pick::of_term(term, &placed.pod).matches(pod, &snapshot.namespaces) {
+                hits.push((term.topology, placed.node, weight));
+            }
+        }
+    }
+    for (topology, id, weight) in hits {
+        let column = snapshot.column(topology);
+        worth.entry(topology).or_insert_with(|| Tally::new(column)).add(id, weight);
+    }
+    if let Some(terms) = pod.spec.terms.as_deref() {
+        let preferred = terms.preferred.iter().map(|(w, t)| (*w, t));
+        for (weight, term) in preferred.chain(terms.preferred_anti.iter().map(|(w, t)| (-*w, t))) {
+            let by_node = snapshot.counts(&question([Pick::of_term(term, pod)]));
+            let column = snapshot.column(term.topology);
+            worth.entry(term.topology).or_insert_with(|| Tally::new(column)).add_all(&by_node, weight);
+        }
+    }
+    if worth.is_empty() {
+        return;
+    }
+    let raw: Vec<i64> = nodes.iter().map(|id| worth.values().map(|t| t.at(*id)).sum()).collect();
+    let (least, most) = (raw.iter().min().copied().unwrap_or(0), raw.iter().max().copied().unwrap_or(0));
+    if most == least {
+        return;
+    }
+    for (total, raw) in totals.iter_mut().zip(&raw) {
+        *total += weight * (MAX_SCORE as f64 * ((raw - least) as f64 / (most - least) as f64)) as i64;
+    }
+}

@@ -1,0 +1,31 @@
+//! One file a plugin: the rules by which nodes are refused, and by which they are liked.
+//!
+//! The plugins on a node alone (`filter(spec, node)`, `score(spec, node)`) know nothing of other nodes, so their verdicts
+//! are kept and only asked again when the node changes. The others prepare a state for one pod over the whole cluster.
+//! Pods that name their node themselves never reach the scheduler, so upstream's `NodeName` has nothing to refuse here.
+
+pub mod default_preemption;
+pub mod image_locality;
+pub mod inter_pod_affinity;
+pub mod node_affinity;
+pub mod node_ports;
+pub mod node_resources_balanced_allocation;
+pub mod node_resources_fit;
+pub mod node_unschedulable;
+pub mod pod_topology_spread;
+pub mod scheduling_gates;
+pub mod taint_toleration;
+
+/// The best score of one plugin.
+pub const MAX_SCORE: i64 = 100;
+
+/// Weights of the scoring plugins: upstream's defaults.
+pub mod weight {
+    pub const TAINT_TOLERATION: i64 = 3;
+    pub const NODE_AFFINITY: i64 = 2;
+    pub const NODE_RESOURCES_FIT: i64 = 1;
+    pub const NODE_RESOURCES_BALANCED_ALLOCATION: i64 = 1;
+    pub const POD_TOPOLOGY_SPREAD: i64 = 2;
+    pub const INTER_POD_AFFINITY: i64 = 2;
+    pub const IMAGE_LOCALITY: i64 = 1;
+}

@@ -1,0 +1,365 @@
+//! A pod as the core sees it.
+//!
+//! What identical pods have in common is one shared [`Spec`]: requests, tolerations, node selection, terms. Pods of one
+//! owner thus share one, and the core recognizes them by it. What differs (name, labels, state) is in [`Pod`].
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::{PodAffinityTerm, Toleration as ApiToleration, TopologySpreadConstraint, WeightedPodAffinityTerm};
+use meta::Object;
+
+use crate::amounts::{Amounts, of_pod};
+use crate::node::Taint;
+use crate::node_selection::{NodeSelection, Preference};
+use crate::selector::Selector;
+use crate::symbol::{Labels, Symbol};
+use crate::view::{PodSpecView, PodView};
+
+/// What a taint does to pods that do not tolerate it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Effect {
+    NoSchedule,
+    PreferNoSchedule,
+    NoExecute,
+}
+
+impl Effect {
+    pub fn of(text: &str) -> Option<Self> {
+        match text {
+            "NoSchedule" => Some(Self::NoSchedule),
+            "PreferNoSchedule" => Some(Self::PreferNoSchedule),
+            "NoExecute" => Some(Self::NoExecute),
+            _ => None,
+        }
+    }
+}
+
+/// How a toleration compares the taint's value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Comparison {
+    Equal(Symbol),
+    Exists,
+    GreaterThan(i64),
+    LessThan(i64),
+    /// An operator nobody knows tolerates nothing.
+    Never,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Toleration {
+    /// `None`: every key.
+    key: Option<Symbol>,
+    comparison: Comparison,
+    /// `None`: every effect.
+    effect: Option<Effect>,
+}
+
+impl Toleration {
+    fn of(api: &ApiToleration) -> Option<Self> {
+        let key = api.key.as_deref().filter(|k| !k.is_empty()).map(Symbol::of);
+        let value = api.value.as_deref().unwrap_or_default();
+        let number = |make: fn(i64) -> Comparison| value.parse().map_or(Comparison::Never, make);
+        let comparison = match api.operator.as_deref().unwrap_or_default() {
+            "" | "Equal" => Comparison::Equal(Symbol::of(value)),
+            "Exists" => Comparison::Exists,
+            "Gt" => number(Comparison::GreaterThan),
+            "Lt" => number(Comparison::LessThan),
+            _ => Comparison::Never,
+        };
+        let effect = match api.effect.as_deref().unwrap_or_default() {
+            "" => None,
+            text => Some(Effect::of(text)?),
+        };
+        Some(Self { key, comparison, effect })
+    }
+
+    pub fn tolerates(&self, taint: &Taint) -> bool {
+        self.effect.is_none_or(|e| e == taint.effect)
+            && self.key.is_none_or(|k| k == taint.key)
+            && match self.comparison {
+                Comparison::Equal(value) => value == taint.value,
+                Comparison::Exists => true,
+                Comparison::GreaterThan(than) => taint.number.is_some_and(|n| n > than),
+                Comparison::LessThan(than) => taint.number.is_some_and(|n| n < than),
+                Comparison::Never => false,
+            }
+    }
+}
+
+/// A port of the host that a pod wants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct HostPort {
+    pub protocol: Symbol,
+    /// `None`: every address.
+    pub address: Option<Symbol>,
+    pub port: i64,
+}
+
+impl HostPort {
+    pub fn conflicts(&self, other: &Self) -> bool {
+        self.port == other.port
+            && self.protocol == other.protocol
+            && (self.address == other.address || self.address.is_none() || other.address.is_none())
+    }
+}
+
+/// One of `topologySpreadConstraints`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct SpreadConstraint {
+    pub topology: Symbol,
+    pub max_skew: i64,
+    /// `DoNotSchedule`, or else `ScheduleAnyway`.
+    pub hard: bool,
+    pub selector: Selector,
+    pub match_keys: Box<[Symbol]>,
+    pub min_domains: i64,
+    pub honor_affinity: bool,
+    pub honor_taints: bool,
+}
+
+impl SpreadConstraint {
+    fn of(api: &TopologySpreadConstraint) -> Self {
+        Self {
+            topology: Symbol::of(&api.topology_key),
+            max_skew: i64::from(api.max_skew),
+            hard: api.when_unsatisfiable != "ScheduleAnyway",
+            selector: Selector::compile(api.label_selector.as_ref()),
+            match_keys: symbols(api.match_label_keys.as_deref()),
+            min_domains: i64::from(api.min_domains.unwrap_or(1)),
+            honor_affinity: api.node_affinity_policy.as_deref() != Some("Ignore"),
+            honor_taints: api.node_taints_policy.as_deref() == Some("Honor"),
+        }
+    }
+}
+
+/// A term of pod affinity or anti-affinity.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Term {
+    pub topology: Symbol,
+    pub selector: Selector,
+    pub match_keys: Box<[Symbol]>,
+    pub mismatch_keys: Box<[Symbol]>,
+    pub namespaces: Box<[Symbol]>,
+    pub namespace_selector: Option<Selector>,
+}
+
+impl Term {
+    fn of(api: &PodAffinityTerm) -> Self {
+        Self {
+            topology: Symbol::of(&api.topology_key),
+            selector: Selector::compile(api.label_selector.as_ref()),
+            match_keys: symbols(api.match_label_keys.as_deref()),
+            mismatch_keys: symbols(api.mismatch_label_keys.as_deref()),
+            namespaces: symbols(api.namespaces.as_deref()),
+            namespace_selector: api.namespace_selector.as_ref().map(|s| Selector::compile(Some(s))),
+        }
+    }
+
+    fn all(api: Option<&[PodAffinityTerm]>) -> Box<[Self]> {
+        api.into_iter().flatten().map(Self::of).collect()
+    }
+
+    fn weighted(api: Option<&[WeightedPodAffinityTerm]>) -> Box<[(i64, Self)]> {
+        api.into_iter().flatten().map(|w| (i64::from(w.weight), Self::of(&w.pod_affinity_term))).collect()
+    }
+}
+
+/// Pod affinity and anti-affinity.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct PodTerms {
+    pub affinity: Box<[Term]>,
+    pub anti: Box<[Term]>,
+    pub preferred: Box<[(i64, Term)]>,
+    pub preferred_anti: Box<[(i64, Term)]>,
+}
+
+/// A volume that bears on where a pod may go.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Volume {
+    /// The claim's name.
+    Claim(Box<str>),
+    /// An ephemeral volume's name: its claim is `pod-volume`.
+    Ephemeral(Box<str>),
+    /// An inline volume of a CSI driver.
+    Inline(Symbol),
+    /// A disk named in the pod itself: who it is, and whether sharing it to read is fine and meant.
+    Disk { identity: Symbol, sharable: bool },
+}
+
+/// What identical pods share.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Spec {
+    pub requests: Amounts,
+    /// With assumed amounts for what asks for none: (CPU, memory).
+    pub assumed: (i64, i64),
+    pub tolerations: Box<[Toleration]>,
+    pub selection: NodeSelection,
+    pub preferences: Box<[Preference]>,
+    pub ports: Box<[HostPort]>,
+    pub images: Box<[Symbol]>,
+    pub containers: i64,
+    pub spread: Box<[SpreadConstraint]>,
+    pub terms: Option<Box<PodTerms>>,
+    pub volumes: Box<[Volume]>,
+    pub priority: i32,
+    /// `preemptionPolicy` is not `Never`.
+    pub preempts: bool,
+}
+
+fn symbols(texts: Option<&[String]>) -> Box<[Symbol]> {
+    texts.into_iter().flatten().map(|t| Symbol::of(t)).collect()
+}
+
+/// An image's name with its tag, as nodes report it.
+pub fn normalized_image(name: &str) -> Symbol {
+    let after_slash = name.rsplit('/').next().unwrap_or(name);
+    if after_slash.contains(':') || name.contains('@') { Symbol::of(name) } else { Symbol::of(&format!("{name}:latest")) }
+}
+
+fn host_ports(spec: &PodSpecView) -> Box<[HostPort]> {
+    let containers = spec.containers.iter().chain(spec.init_containers.iter().filter(|c| &*c.restart_policy == "Always"));
+    let ports = containers.flat_map(|c| &c.ports).filter_map(|p| {
+        let port = if p.host_port == 0 && spec.host_network { p.container_port } else { p.host_port };
+        let protocol = if p.protocol.is_empty() { "TCP" } else { &p.protocol };
+        let address = Some(&*p.host_ip).filter(|ip| !matches!(*ip, "" | "0.0.0.0")).map(Symbol::of);
+        (port > 0).then(|| HostPort { protocol: Symbol::of(protocol), address, port })
+    });
+    ports.collect()
+}
+
+fn volumes(spec: &PodSpecView) -> Box<[Volume]> {
+    let disk = |kind: &str, name: String, sharable| Volume::Disk { identity: Symbol::of(&format!("{kind}\n{name}")), sharable };
+    let of = |v: &crate::view::VolumeView| {
+        if let Some(claim) = &v.persistent_volume_claim {
+            return Some(Volume::Claim(claim.claim_name.clone()));
+        }
+        if v.ephemeral.is_some() {
+            return Some(Volume::Ephemeral(v.name.clone()));
+        }
+        if let Some(csi) = &v.csi {
+            return Some(Volume::Inline(Symbol::of(&csi.driver)));
+        }
+        if let Some(d) = &v.gce_persistent_disk {
+            return Some(disk("gce", d.pd_name.to_string(), d.read_only));
+        }
+        if let Some(d) = &v.aws_elastic_block_store {
+            return Some(disk("ebs", d.volume_id.to_string(), false));
+        }
+        if let Some(d) = &v.iscsi {
+            return Some(disk("iscsi", d.iqn.to_string(), d.read_only));
+        }
+        let d = v.rbd.as_ref()?;
+        Some(disk("rbd", format!("{}\n{}\n{}", d.monitors.join(","), d.pool, d.image), d.read_only))
+    };
+    spec.volumes.iter().filter_map(of).collect()
+}
+
+impl Spec {
+    pub fn of(view: &PodView) -> Self {
+        let spec = &view.spec;
+        let assumed = of_pod(spec, &view.status, true);
+        let affinity = spec.affinity.as_ref();
+        let node = affinity.and_then(|a| a.node_affinity.as_ref());
+        let (near, far) = (affinity.and_then(|a| a.pod_affinity.as_ref()), affinity.and_then(|a| a.pod_anti_affinity.as_ref()));
+        let terms = (near.is_some() || far.is_some()).then(|| {
+            Box::new(PodTerms {
+                affinity: Term::all(near.and_then(|a| a.required_during_scheduling_ignored_during_execution.as_deref())),
+                preferred: Term::weighted(near.and_then(|a| a.preferred_during_scheduling_ignored_during_execution.as_deref())),
+                anti: Term::all(far.and_then(|a| a.required_during_scheduling_ignored_during_execution.as_deref())),
+                preferred_anti: Term::weighted(far.and_then(|a| a.preferred_during_scheduling_ignored_during_execution.as_deref())),
+            })
+        });
+        let containers = || spec.init_containers.iter().chain(&spec.containers);
+        let volume_images = spec.volumes.iter().filter_map(|v| v.image.as_ref()).map(|i| &i.reference);
+        let images: Box<[Symbol]> = containers().map(|c| &c.image).chain(volume_images).map(|i| normalized_image(i)).collect();
+        Self {
+            requests: of_pod(spec, &view.status, false),
+            assumed: (assumed.cpu, assumed.memory),
+            tolerations: spec.tolerations.iter().filter_map(Toleration::of).collect(),
+            selection: NodeSelection::new(&spec.node_selector, node.and_then(|n| n.required_during_scheduling_ignored_during_execution.as_ref())),
+            preferences: Preference::all(node.and_then(|n| n.preferred_during_scheduling_ignored_during_execution.as_deref())),
+            ports: host_ports(spec),
+            containers: images.len() as i64,
+            images,
+            spread: spec.topology_spread_constraints.iter().map(SpreadConstraint::of).collect(),
+            terms,
+            volumes: volumes(spec),
+            priority: spec.priority,
+            preempts: &*spec.preemption_policy != "Never",
+        }
+    }
+}
+
+/// Shares equal specs.
+#[derive(Default)]
+pub struct Specs {
+    known: HashSet<Arc<Spec>>,
+    sweep_at: usize,
+}
+
+impl Specs {
+    pub fn share(&mut self, spec: Spec) -> Arc<Spec> {
+        if let Some(known) = self.known.get(&spec) {
+            return known.clone();
+        }
+        if self.known.len() >= self.sweep_at {
+            self.known.retain(|s| Arc::strong_count(s) > 1);
+            // The sweep's cost is spread over as many additions.
+            self.sweep_at = (self.known.len() * 2).max(1024);
+        }
+        let spec = Arc::new(spec);
+        self.known.insert(spec.clone());
+        spec
+    }
+}
+
+/// A pod.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Pod {
+    /// `namespace/name`.
+    pub key: Arc<str>,
+    pub namespace: Symbol,
+    pub uid: Box<str>,
+    pub labels: Labels,
+    pub spec: Arc<Spec>,
+    /// The controller's kind and name, by which default spreading finds its selector.
+    pub controller: Option<(Symbol, Symbol)>,
+    pub deleting: bool,
+    /// `status.startTime`, RFC 3339, which orders as text does; empty when it has not started.
+    pub started: Box<str>,
+    /// `status.nominatedNodeName`
+    pub nominated: Option<Symbol>,
+}
+
+impl Pod {
+    pub fn new(object: &Object, view: &PodView, specs: &mut Specs) -> Self {
+        let meta = &object.meta;
+        let nominated = &view.status.nominated_node_name;
+        Self {
+            key: meta.key().into(),
+            namespace: Symbol::of(&meta.namespace),
+            uid: meta.uid.clone(),
+            labels: Labels::new(meta.labels.iter().map(|(k, v)| (&**k, &**v))),
+            spec: specs.share(Spec::of(view)),
+            controller: meta.controller().map(|o| (Symbol::of(&o.kind), Symbol::of(&o.name))),
+            deleting: meta.deletion_timestamp.is_some(),
+            started: view.status.start_time.clone(),
+            nominated: (!nominated.is_empty()).then(|| Symbol::of(nominated)),
+        }
+    }
+
+    pub fn priority(&self) -> i32 {
+        self.spec.priority
+    }
+
+    /// The key of the claim behind a volume.
+    pub fn claim(&self, volume: &Volume) -> Option<String> {
+        let (namespace, name) = meta::object::split_key(&self.key);
+        match volume {
+            Volume::Claim(claim) => Some(format!("{namespace}/{claim}")),
+            Volume::Ephemeral(volume) => Some(format!("{namespace}/{name}-{volume}")),
+            Volume::Inline(_) | Volume::Disk { .. } => None,
+        }
+    }
+}

@@ -1,0 +1,267 @@
+//! The pods that wait for a node.
+//!
+//! A pod is *active* (to be tried next, by priority and then by how long it waits), *backing off* (to be tried again after
+//! a delay that doubles with its attempts), *unschedulable* (until something happens that may help), *gated*, or *out*
+//! being tried or bound. Time is given from outside.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use meta::Object;
+use tokio::time::Instant;
+
+use crate::pod::Pod;
+use crate::verdict::Plugins;
+
+/// How long a pod may lie unschedulable before it is tried again whatever happened.
+const UNSCHEDULABLE_FOR: Duration = Duration::from_secs(300);
+
+/// The condition `PodScheduled` as last seen or sent.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Condition {
+    pub status: Box<str>,
+    pub reason: Box<str>,
+    pub message: Box<str>,
+}
+
+/// A pod that waits.
+#[derive(Clone, Debug)]
+pub struct Waiting {
+    pub pod: Pod,
+    pub object: Arc<Object>,
+    pub condition: Condition,
+    pub attempts: u32,
+    /// Who refused it last.
+    pub refused_by: Plugins,
+    gated: bool,
+    /// Priority (reversed), when it came, and a number that tells equals apart.
+    rank: (i64, Instant, u64),
+    tried: Instant,
+    place: Place,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Place {
+    Gated,
+    Active,
+    /// Until when; whether it may be tried sooner when nothing else is to do.
+    BackingOff(Instant, bool),
+    Unschedulable,
+    Out,
+}
+
+/// See the module.
+pub struct PodQueue {
+    pods: HashMap<Arc<str>, Waiting>,
+    active: BTreeSet<((i64, Instant, u64), Arc<str>)>,
+    backing_off: BTreeSet<(Instant, u64, Arc<str>)>,
+    unschedulable: BTreeSet<(Instant, u64, Arc<str>)>,
+    /// Backing off, but to be had when nothing is active.
+    eager: BTreeSet<(Instant, u64, Arc<str>)>,
+    sequence: u64,
+    first: Duration,
+    most: Duration,
+}
+
+impl PodQueue {
+    pub fn new(first: Duration, most: Duration) -> Self {
+        Self {
+            pods: HashMap::new(),
+            active: BTreeSet::new(),
+            backing_off: BTreeSet::new(),
+            unschedulable: BTreeSet::new(),
+            eager: BTreeSet::new(),
+            sequence: 0,
+            first,
+            most,
+        }
+    }
+
+    pub fn get(&self, key: &str) -> Option<&Waiting> {
+        self.pods.get(key)
+    }
+
+    pub fn get_mut(&mut self, key: &str) -> Option<&mut Waiting> {
+        self.pods.get_mut(key)
+    }
+
+    pub fn contains(&self, key: &str) -> bool {
+        self.pods.contains_key(key)
+    }
+
+    /// Pods to try right now.
+    pub fn is_ready(&self) -> bool {
+        !self.active.is_empty() || !self.eager.is_empty()
+    }
+
+    fn leave(&mut self, key: &Arc<str>) {
+        let Some(w) = self.pods.get(key) else { return };
+        match w.place {
+            Place::Active => {
+                self.active.remove(&(w.rank, key.clone()));
+            }
+            Place::BackingOff(until, eager) => {
+                self.backing_off.remove(&(until, w.rank.2, key.clone()));
+                if eager {
+                    self.eager.remove(&(until, w.rank.2, key.clone()));
+                }
+            }
+            Place::Unschedulable => {
+                self.unschedulable.remove(&(w.tried, w.rank.2, key.clone()));
+            }
+            Place::Gated | Place::Out => {}
+        }
+    }
+
+    fn enter(&mut self, key: &Arc<str>, place: Place) {
+        self.leave(key);
+        let Some(w) = self.pods.get_mut(key) else { return };
+        w.place = place;
+        match place {
+            Place::Active => {
+                self.active.insert((w.rank, key.clone()));
+            }
+            Place::BackingOff(until, eager) => {
+                self.backing_off.insert((until, w.rank.2, key.clone()));
+                if eager {
+                    self.eager.insert((until, w.rank.2, key.clone()));
+                }
+            }
+            Place::Unschedulable => {
+                self.unschedulable.insert((w.tried, w.rank.2, key.clone()));
+            }
+            Place::Gated | Place::Out => {}
+        }
+    }
+
+    /// Takes a pod's newest version. A change of what it asks for makes it worth trying again.
+    pub fn put(&mut self, pod: Pod, object: Arc<Object>, condition: Condition, gated: bool, now: Instant) {
+        let key = pod.key.clone();
+        if let Some(known) = self.pods.get_mut(&key).filter(|w| w.pod.uid == pod.uid) {
+            let changed = !Arc::ptr_eq(&known.pod.spec, &pod.spec) || known.pod.labels != pod.labels;
+            let opened = known.gated && !gated;
+            known.gated = gated;
+            known.object = object;
+            known.condition = condition;
+            let place = known.place;
+            if !changed && !opened {
+                known.pod = pod;
+                return;
+            }
+            // The rank is part of where it is found.
+            self.leave(&key);
+            let Some(known) = self.pods.get_mut(&key) else { return };
+            known.rank.0 = -i64::from(pod.priority());
+            known.pod = pod;
+            known.place = Place::Out;
+            let next = match place {
+                Place::Out => Place::Out,
+                _ if gated => Place::Gated,
+                Place::BackingOff(until, eager) => Place::BackingOff(until, eager),
+                _ => Place::Active,
+            };
+            self.enter(&key, next);
+            return;
+        }
+        self.remove(&key);
+        self.sequence += 1;
+        let rank = (-i64::from(pod.priority()), now, self.sequence);
+        let fresh = Waiting {
+            pod,
+            object,
+            condition,
+            attempts: 0,
+            refused_by: Plugins::default(),
+            gated,
+            rank,
+            tried: now,
+            place: Place::Out,
+        };
+        self.pods.insert(key.clone(), fresh);
+        self.enter(&key, if gated { Place::Gated } else { Place::Active });
+    }
+
+    pub fn remove(&mut self, key: &Arc<str>) -> Option<Waiting> {
+        self.leave(key);
+        self.pods.remove(key)
+    }
+
+    /// The next pod to try.
+    pub fn pop(&mut self, now: Instant) -> Option<Arc<str>> {
+        let key = match self.active.first() {
+            Some((_, key)) => key.clone(),
+            None => self.eager.first()?.2.clone(),
+        };
+        self.enter(&key, Place::Out);
+        if let Some(w) = self.pods.get_mut(&key) {
+            w.attempts = w.attempts.saturating_add(1);
+            w.tried = now;
+        }
+        Some(key)
+    }
+
+    fn delay(&self, attempts: u32) -> Duration {
+        let doublings = attempts.saturating_sub(1).min(31);
+        self.first.saturating_mul(1 << doublings).min(self.most)
+    }
+
+    /// No node would have it.
+    pub fn refused(&mut self, key: &Arc<str>, by: Plugins) {
+        if let Some(w) = self.pods.get_mut(key) {
+            w.refused_by = by;
+            self.enter(key, Place::Unschedulable);
+        }
+    }
+
+    /// Something went wrong that is not the pod's fault.
+    pub fn failed(&mut self, key: &Arc<str>, now: Instant) {
+        if let Some(w) = self.pods.get(key) {
+            let until = now + self.delay(w.attempts);
+            self.enter(key, Place::BackingOff(until, false));
+        }
+    }
+
+    /// Unschedulable pods that may be worth another try go on; the predicate says which: with `Some(true)` as soon as
+    /// there is nothing better to do, with `Some(false)` not before their delay is over.
+    pub fn wake(&mut self, now: Instant, mut worth: impl FnMut(&Waiting) -> Option<bool>) {
+        let mut woken = Vec::new();
+        for (_, _, key) in &self.unschedulable {
+            if let Some(w) = self.pods.get(key)
+                && let Some(eager) = worth(w)
+            {
+                woken.push((key.clone(), eager));
+            }
+        }
+        for (key, eager) in woken {
+            self.awaken(&key, eager, now);
+        }
+    }
+
+    fn awaken(&mut self, key: &Arc<str>, eager: bool, now: Instant) {
+        let Some(w) = self.pods.get(key) else { return };
+        let until = w.tried + self.delay(w.attempts);
+        self.enter(key, if until <= now { Place::Active } else { Place::BackingOff(until, eager) });
+    }
+
+    pub fn has_unschedulable(&self) -> bool {
+        !self.unschedulable.is_empty()
+    }
+
+    /// What the passing of time makes ready.
+    pub fn advance(&mut self, now: Instant) {
+        while let Some((_, _, key)) = self.backing_off.first().filter(|b| b.0 <= now).cloned() {
+            self.enter(&key, Place::Active);
+        }
+        while let Some((_, _, key)) = self.unschedulable.first().filter(|u| u.0 + UNSCHEDULABLE_FOR <= now).cloned() {
+            self.awaken(&key, true, now);
+        }
+    }
+
+    /// When time alone will make something ready; `None` when it will not.
+    pub fn next(&self) -> Option<Instant> {
+        let delayed = self.backing_off.first().map(|b| b.0);
+        let forgotten = self.unschedulable.first().map(|u| u.0 + UNSCHEDULABLE_FOR);
+        [delayed, forgotten].into_iter().flatten().min()
+    }
+}

@@ -1,0 +1,201 @@
+//! The shell around the core: changes in, decisions out.
+//!
+//! One task owns everything known. It takes in all changes that wait, places a bounded number of pods, sends their
+//! bindings off, and looks at the changes again; with nothing to do it sleeps until a change, an answer, or the end of a
+//! pod's delay. A placed pod counts as placed from the decision on, until its binding fails.
+
+use std::sync::Arc;
+
+use client::{Client, EventType, Informers, Recorder, reference};
+use futures::FutureExt;
+use meta::{Object, Status};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::events::Events;
+use crate::queue::{Condition, PodQueue};
+use crate::sources::Sources;
+use crate::verdict::WhyNot;
+use crate::world::World;
+use crate::{Error, Options, writes};
+
+/// Pods placed between two looks at the changes.
+const ROUND: usize = 64;
+
+/// The answer to a call.
+enum Answer {
+    Bound { object: Arc<Object>, node: Arc<str>, result: Result<(), Status> },
+    Told { what: &'static str, object: Arc<Object>, result: Result<(), Status> },
+}
+
+struct Scheduler {
+    world: World,
+    client: Client,
+    recorder: Recorder,
+    calls: JoinSet<Answer>,
+    options: Options,
+}
+
+/// Runs the scheduler until cancelled. Leader election, where there are several of us, is the caller's.
+pub async fn run(client: Client, informers: Arc<Informers>, options: Options, cancel: CancellationToken) -> Result<(), Error> {
+    let mut sources = Sources::new(&informers);
+    if cancel.run_until_cancelled(sources.listen()).await.is_none() {
+        return Ok(());
+    }
+    let queue = PodQueue::new(options.pod_initial_backoff, options.pod_max_backoff);
+    let mut scheduler = Scheduler {
+        world: World::new(queue, &options.scheduler_name),
+        recorder: Recorder::new(&client, &options.scheduler_name, ""),
+        client,
+        calls: JoinSet::new(),
+        options,
+    };
+    scheduler.take_all(&mut sources)?;
+    cancel.run_until_cancelled(scheduler.work(&mut sources)).await.unwrap_or(Ok(()))
+}
+
+impl Scheduler {
+    /// Takes in every change and answer that waits.
+    fn take_all(&mut self, sources: &mut Sources) -> Result<(), Error> {
+        let mut events = Events::default();
+        let now = Instant::now();
+        while let Some(next) = sources.next().now_or_never() {
+            let (source, changes) = next.ok_or(Error::Stopped)?;
+            self.world.take(source, changes, &mut events, now);
+        }
+        while let Some(answer) = self.calls.try_join_next() {
+            self.take_answer(answer, &mut events);
+        }
+        events.wake(&self.world.core, &mut self.world.queue, now);
+        self.world.queue.advance(now);
+        Ok(())
+    }
+
+    async fn work(&mut self, sources: &mut Sources) -> Result<(), Error> {
+        loop {
+            self.take_all(sources)?;
+            let mut placed = 0;
+            while placed < ROUND && self.calls.len() < self.options.calls_in_flight && self.try_next() {
+                placed += 1;
+            }
+            let full = self.calls.len() >= self.options.calls_in_flight;
+            if self.world.queue.is_ready() && !full {
+                // Others share the thread.
+                tokio::task::yield_now().await;
+                continue;
+            }
+            self.wait(sources, full).await?;
+        }
+    }
+
+    async fn wait(&mut self, sources: &mut Sources, full: bool) -> Result<(), Error> {
+        let mut events = Events::default();
+        let due = self.world.queue.next().filter(|_| !full);
+        let sleep = async {
+            match due {
+                Some(at) => tokio::time::sleep_until(at).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            next = sources.next() => {
+                let (source, changes) = next.ok_or(Error::Stopped)?;
+                self.world.take(source, changes, &mut events, Instant::now());
+            }
+            Some(answer) = self.calls.join_next() => self.take_answer(answer, &mut events),
+            () = sleep => {}
+        }
+        events.wake(&self.world.core, &mut self.world.queue, Instant::now());
+        Ok(())
+    }
+
+    /// Tries one pod; whether there was one.
+    fn try_next(&mut self) -> bool {
+        let now = Instant::now();
+        let Some(key) = self.world.queue.pop(now) else { return false };
+        let Some(waiting) = self.world.queue.get(&key) else { return true };
+        let (pod, object) = (waiting.pod.clone(), waiting.object.clone());
+        match self.world.core.schedule(&pod, &mut rand::rng()) {
+            Ok(id) => {
+                let node = self.world.core.snapshot.node(id).name.clone();
+                self.world.core.nominations.set(&pod, None);
+                self.world.assumed.insert(key, pod.uid.clone());
+                self.world.core.snapshot.place(pod, &node);
+                let call = writes::bind(self.client.clone(), object.clone(), node.clone());
+                self.calls.spawn(async move { Answer::Bound { object, node, result: call.await } });
+            }
+            Err(why) => self.refuse(&key, &object, why),
+        }
+        true
+    }
+
+    /// No node would have the pod.
+    fn refuse(&mut self, key: &Arc<str>, object: &Arc<Object>, why: WhyNot) {
+        let message = why.to_string();
+        self.recorder.warning(object, "FailedScheduling", message.clone());
+        self.tell(key, object, "Unschedulable", message, None);
+        self.world.queue.refused(key, why.plugins());
+    }
+
+    /// Writes the pod's condition, where it is not so already.
+    fn tell(&mut self, key: &Arc<str>, object: &Arc<Object>, reason: &str, message: String, nominated: Option<Arc<str>>) {
+        let Some(waiting) = self.world.queue.get_mut(key) else { return };
+        let condition = Condition { status: "False".into(), reason: reason.into(), message: message.into() };
+        if waiting.condition == condition && nominated.is_none() {
+            return;
+        }
+        let transition = waiting.condition.status != condition.status;
+        waiting.condition = condition.clone();
+        let object = object.clone();
+        let call = writes::set_condition(self.client.clone(), object.clone(), "PodScheduled", condition, transition, nominated);
+        self.calls.spawn(async move { Answer::Told { what: "condition", object, result: call.await } });
+    }
+
+    fn take_answer(&mut self, answer: Result<Answer, tokio::task::JoinError>, events: &mut Events) {
+        match answer {
+            Ok(Answer::Bound { object, node, result: Ok(()) }) => {
+                let key = object.meta.key();
+                // It stays assumed until it is seen.
+                if let Some((key, _)) = self.world.assumed.get_key_value(key.as_str()).map(|(k, v)| (k.clone(), v.clone())) {
+                    self.world.queue.remove(&key);
+                }
+                let message = format!("Successfully assigned {key} to {node}");
+                self.recorder.event(&reference(&object), EventType::Normal, "Scheduled", message);
+            }
+            Ok(Answer::Bound { object, node, result: Err(status) }) => self.unplace(&object, &node, &status, events),
+            Ok(Answer::Told { what, object, result: Err(status) }) if !status.is_not_found() => {
+                tracing::warn!(pod = object.meta.key(), "{what} not written: {status}");
+                // What was not written must not count as written.
+                if let Some(waiting) = self.world.queue.get_mut(&object.meta.key()) {
+                    waiting.condition = Condition::default();
+                }
+            }
+            Ok(Answer::Told { .. }) => {}
+            // A panic in a call's task: the pod concerned is unknown; it stays assumed until it is seen.
+            Err(error) => tracing::error!(%error, "a call ended without an answer"),
+        }
+    }
+
+    /// The binding failed: the pod is where it was before.
+    fn unplace(&mut self, object: &Arc<Object>, node: &str, status: &Status, events: &mut Events) {
+        let key: Arc<str> = object.meta.key().into();
+        if self.world.assumed.get(&key).is_none_or(|uid| *uid != object.meta.uid) {
+            // Seen placed, or gone, meanwhile.
+            return;
+        }
+        self.world.assumed.remove(&key);
+        if let Some(placed) = self.world.core.snapshot.remove(&key) {
+            events.freed.push(placed.node);
+        }
+        if status.is_not_found() {
+            self.world.queue.remove(&key);
+            return;
+        }
+        tracing::warn!(pod = %key, node, "not bound: {status}");
+        let message = format!("running Bind: {status}");
+        self.recorder.warning(object, "FailedScheduling", message.clone());
+        self.tell(&key, object, "SchedulerError", message, None);
+        self.world.queue.failed(&key, Instant::now());
+    }
+}

@@ -1,0 +1,102 @@
+//! From the informers into the snapshot and the queue.
+//!
+//! Each resource followed is a [`Source`]; its changes come as keys with the newest object. Nothing is kept here but the
+//! keys seen, so that a subscriber that fell behind can tell what is gone.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use client::{Batch, Change, Informer, Informers};
+use futures::StreamExt;
+use futures::stream::{BoxStream, SelectAll};
+use k8s_openapi::api::apps::v1::{ReplicaSet, StatefulSet};
+use k8s_openapi::api::core::v1::{Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod, ReplicationController, Service};
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use k8s_openapi::api::storage::v1::{CSINode, StorageClass};
+
+/// A resource the scheduler follows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Source {
+    Pods,
+    Nodes,
+    Namespaces,
+    Services,
+    ReplicaSets,
+    ReplicationControllers,
+    StatefulSets,
+    Claims,
+    Volumes,
+    Classes,
+    CsiNodes,
+    Budgets,
+}
+
+/// All of them, with their informers.
+pub struct Sources {
+    informers: Vec<(Source, Arc<Informer>)>,
+    changes: SelectAll<BoxStream<'static, (Source, Batch)>>,
+    seen: HashMap<Source, HashSet<Arc<str>>>,
+}
+
+impl Sources {
+    pub fn new(informers: &Informers) -> Self {
+        use Source::*;
+        let informers = vec![
+            (Pods, informers.get::<Pod>()),
+            (Nodes, informers.get::<Node>()),
+            (Namespaces, informers.get::<Namespace>()),
+            (Services, informers.get::<Service>()),
+            (ReplicaSets, informers.get::<ReplicaSet>()),
+            (ReplicationControllers, informers.get::<ReplicationController>()),
+            (StatefulSets, informers.get::<StatefulSet>()),
+            (Claims, informers.get::<PersistentVolumeClaim>()),
+            (Volumes, informers.get::<PersistentVolume>()),
+            (Classes, informers.get::<StorageClass>()),
+            (CsiNodes, informers.get::<CSINode>()),
+            (Budgets, informers.get::<PodDisruptionBudget>()),
+        ];
+        Self { informers, changes: SelectAll::new(), seen: HashMap::new() }
+    }
+
+    /// Waits until everything has been listed, and begins to listen.
+    pub async fn listen(&mut self) {
+        for (source, informer) in &self.informers {
+            informer.synced().await;
+            let source = *source;
+            let changes = futures::stream::unfold(informer.subscribe(), move |mut subscription| async move {
+                let batch = subscription.next().await?;
+                Some(((source, batch), subscription))
+            });
+            self.changes.push(changes.boxed());
+        }
+    }
+
+    /// Waits for changes; `None` once there will be no more.
+    pub async fn next(&mut self) -> Option<(Source, Vec<Change>)> {
+        let (source, batch) = self.changes.next().await?;
+        let seen = self.seen.entry(source).or_default();
+        let changes = match batch {
+            Batch::Changes(changes) => changes,
+            Batch::Resync => {
+                let informer = self.informers.iter().find(|i| i.0 == source).map(|i| &i.1);
+                let now = informer.map(|i| i.list(None)).unwrap_or_default();
+                let mut gone = std::mem::take(seen);
+                let mut changes = Vec::with_capacity(now.len());
+                for object in now {
+                    let key: Arc<str> = object.meta.key().into();
+                    gone.remove(&key);
+                    changes.push(Change { key, old: None, new: Some(object) });
+                }
+                changes.extend(gone.into_iter().map(|key| Change { key, old: None, new: None }));
+                changes
+            }
+        };
+        for change in &changes {
+            match change.new {
+                Some(_) => seen.insert(change.key.clone()),
+                None => seen.remove(&change.key),
+            };
+        }
+        Some((source, changes))
+    }
+}

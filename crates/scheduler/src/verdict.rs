@@ -1,0 +1,238 @@
+//! Why a node, or all of them, will not do; and how that is said.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+/// The plugins that refuse nodes or pods.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Plugin {
+    SchedulingGates,
+    NodeUnschedulable,
+    TaintToleration,
+    NodeAffinity,
+    NodePorts,
+    NodeResourcesFit,
+    VolumeRestrictions,
+    NodeVolumeLimits,
+    VolumeBinding,
+    VolumeZone,
+    PodTopologySpread,
+    InterPodAffinity,
+}
+
+/// A set of plugins.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Plugins(u16);
+
+impl Plugins {
+    pub fn of(plugins: &[Plugin]) -> Self {
+        let mut out = Self::default();
+        plugins.iter().for_each(|p| out.insert(*p));
+        out
+    }
+
+    pub fn insert(&mut self, plugin: Plugin) {
+        self.0 |= 1 << plugin as u16;
+    }
+
+    pub fn intersects(self, other: Self) -> bool {
+        self.0 & other.0 != 0
+    }
+
+    /// Whether nothing is here that is not there.
+    pub fn within(self, other: Self) -> bool {
+        self.0 & !other.0 == 0
+    }
+
+    pub fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+}
+
+/// What a pod lacks on a node, as bits: see [`Shortage::names`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Shortage(pub u32);
+
+impl Shortage {
+    pub const PODS: u32 = 1;
+    pub const CPU: u32 = 2;
+    pub const MEMORY: u32 = 4;
+    pub const EPHEMERAL: u32 = 8;
+    /// The first of the pod's other resources.
+    pub const EXTENDED: u32 = 16;
+    /// Other resources told apart; what is beyond shares the last bit.
+    pub const MAX_EXTENDED: usize = 28;
+}
+
+/// Why a node will not do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Reason {
+    Unschedulable,
+    Taint,
+    NodeAffinity,
+    Ports,
+    Insufficient(Shortage),
+    DiskConflict,
+    ReadWriteOncePod,
+    VolumeLimit,
+    VolumeNodeAffinity,
+    NoVolume,
+    NoStorageSpace,
+    MissingVolume,
+    VolumeZone,
+    Spread,
+    SpreadLabel,
+    Affinity,
+    AntiAffinity,
+    ExistingAntiAffinity,
+}
+
+/// A refusal of one node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Refusal {
+    pub plugin: Plugin,
+    pub reason: Reason,
+    /// Whether fewer pods on the node could change it.
+    pub resolvable: bool,
+}
+
+impl Refusal {
+    pub fn resolvable(plugin: Plugin, reason: Reason) -> Self {
+        Self { plugin, reason, resolvable: true }
+    }
+
+    pub fn unresolvable(plugin: Plugin, reason: Reason) -> Self {
+        Self { plugin, reason, resolvable: false }
+    }
+}
+
+impl Reason {
+    /// The messages, of which a shortage may have several.
+    fn each(self, extended: &[&str], mut tell: impl FnMut(String)) {
+        let text = match self {
+            Self::Insufficient(shortage) => {
+                for (bit, message) in [
+                    (Shortage::PODS, "Too many pods"),
+                    (Shortage::CPU, "Insufficient cpu"),
+                    (Shortage::MEMORY, "Insufficient memory"),
+                    (Shortage::EPHEMERAL, "Insufficient ephemeral-storage"),
+                ] {
+                    if shortage.0 & bit != 0 {
+                        tell(message.into());
+                    }
+                }
+                for (at, name) in extended.iter().take(Shortage::MAX_EXTENDED).enumerate() {
+                    if shortage.0 & (Shortage::EXTENDED << at) != 0 {
+                        tell(format!("Insufficient {name}"));
+                    }
+                }
+                return;
+            }
+            Self::Unschedulable => "node(s) were unschedulable",
+            Self::Taint => "node(s) had untolerated taint(s)",
+            Self::NodeAffinity => "node(s) didn't match Pod's node affinity/selector",
+            Self::Ports => "node(s) didn't have free ports for the requested pod ports",
+            Self::DiskConflict => "node(s) had no available disk",
+            Self::ReadWriteOncePod => {
+                "node has pod using PersistentVolumeClaim with the same name and ReadWriteOncePod access mode"
+            }
+            Self::VolumeLimit => "node(s) exceed max volume count",
+            Self::VolumeNodeAffinity => "node(s) didn't match PersistentVolume's node affinity",
+            Self::NoVolume => "node(s) didn't find available persistent volumes to bind",
+            Self::NoStorageSpace => "node(s) did not have enough free storage",
+            Self::MissingVolume => "node(s) unavailable due to one or more pvc(s) bound to non-existent pv(s)",
+            Self::VolumeZone => "node(s) had no available volume zone",
+            Self::Spread => "node(s) didn't match pod topology spread constraints",
+            Self::SpreadLabel => "node(s) didn't match pod topology spread constraints (missing required label)",
+            Self::Affinity => "node(s) didn't match pod affinity rules",
+            Self::AntiAffinity => "node(s) didn't match pod anti-affinity rules",
+            Self::ExistingAntiAffinity => "node(s) didn't satisfy existing pods anti-affinity rules",
+        };
+        tell(text.into());
+    }
+}
+
+/// Why no node will do.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct WhyNot {
+    pub nodes: usize,
+    /// How many nodes were refused for what.
+    pub refusals: BTreeMap<Refusal, usize>,
+    /// What stands in the way wherever the pod would go, by plugin.
+    pub pod: Option<(Plugin, String)>,
+    /// Names of the pod's extended resources, for messages.
+    pub extended: Vec<String>,
+    /// What came of trying to make room.
+    pub preemption: String,
+}
+
+impl WhyNot {
+    /// The plugins that refused.
+    pub fn plugins(&self) -> Plugins {
+        let mut out = Plugins::default();
+        self.refusals.keys().for_each(|r| out.insert(r.plugin));
+        if let Some((plugin, _)) = &self.pod {
+            out.insert(*plugin);
+        }
+        out
+    }
+}
+
+impl fmt::Display for WhyNot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.nodes == 0 && self.pod.is_none() {
+            f.write_str("no nodes available to schedule pods")?;
+        } else {
+            write!(f, "0/{} nodes are available:", self.nodes)?;
+            match &self.pod {
+                Some((_, why)) => write!(f, " {why}.")?,
+                None => {
+                    let extended: Vec<&str> = self.extended.iter().map(String::as_str).collect();
+                    let mut counts: BTreeMap<String, usize> = BTreeMap::new();
+                    for (refusal, nodes) in &self.refusals {
+                        refusal.reason.each(&extended, |text| *counts.entry(text).or_insert(0) += nodes);
+                    }
+                    let mut parts: Vec<String> = counts.into_iter().map(|(text, n)| format!("{n} {text}")).collect();
+                    parts.sort_unstable();
+                    write!(f, " {}.", parts.join(", "))?;
+                }
+            }
+        }
+        if !self.preemption.is_empty() {
+            write!(f, " preemption: {}", self.preemption)?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn said_as_upstream_says_it() {
+        let fit = |bits| Refusal::resolvable(Plugin::NodeResourcesFit, Reason::Insufficient(Shortage(bits)));
+        let taint = Refusal::unresolvable(Plugin::TaintToleration, Reason::Taint);
+        for (why, expect) in [
+            (WhyNot::default(), "no nodes available to schedule pods"),
+            (
+                WhyNot {
+                    nodes: 3,
+                    refusals: [(fit(Shortage::CPU | Shortage::EXTENDED), 1), (fit(Shortage::CPU), 1), (taint, 1)].into(),
+                    extended: vec!["example.com/gpu".into()],
+                    preemption: "0/3 nodes are available: 3 Preemption is not helpful for scheduling.".into(),
+                    ..WhyNot::default()
+                },
+                "0/3 nodes are available: 1 Insufficient example.com/gpu, 1 node(s) had untolerated taint(s), 2 Insufficient cpu. \
+                 preemption: 0/3 nodes are available: 3 Preemption is not helpful for scheduling.",
+            ),
+            (
+                WhyNot { nodes: 2, pod: Some((Plugin::VolumeBinding, "persistentvolumeclaim \"a\" not found".into())), ..WhyNot::default() },
+                "0/2 nodes are available: persistentvolumeclaim \"a\" not found.",
+            ),
+        ] {
+            assert_eq!(why.to_string(), expect);
+        }
+    }
+}

@@ -1,0 +1,188 @@
+//! What the scheduler knows, and how changes of objects change it: the snapshot, the queue, the pods assumed to be placed.
+//!
+//! No call to the API is made here, and no clock read.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use client::Change;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
+use meta::Object;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use tokio::time::Instant;
+
+use crate::core::Core;
+use crate::events::Events;
+use crate::node::Offer;
+use crate::plugins::scheduling_gates;
+use crate::pod::{Pod, Specs};
+use crate::queue::{Condition, PodQueue};
+use crate::selector::Selector;
+use crate::sources::Source;
+use crate::symbol::Labels;
+use crate::verdict::Plugin;
+use crate::view::{NodeView, PodView};
+
+/// Plugins that may think otherwise when any pod comes, goes, or changes its labels.
+const BY_PODS: &[Plugin] = &[Plugin::PodTopologySpread, Plugin::InterPodAffinity];
+const BY_STORAGE: &[Plugin] =
+    &[Plugin::VolumeRestrictions, Plugin::NodeVolumeLimits, Plugin::VolumeBinding, Plugin::VolumeZone];
+
+/// See the module.
+pub struct World {
+    pub core: Core,
+    pub queue: PodQueue,
+    pub specs: Specs,
+    /// Pods placed here but not yet seen placed: their uid.
+    pub assumed: HashMap<Arc<str>, Box<str>>,
+    scheduler_name: Box<str>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Owner {
+    spec: OwnerSpec,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct OwnerSpec {
+    selector: Option<serde_json::Value>,
+}
+
+/// An object's body in a form of ours; `None` (said once) when it is no such thing.
+pub fn view<T: DeserializeOwned>(object: &Object) -> Option<T> {
+    serde_json::from_slice(object.raw())
+        .inspect_err(|error| tracing::warn!(kind = %object.kind, key = object.meta.key(), %error, "an object that cannot be read"))
+        .ok()
+}
+
+impl World {
+    pub fn new(queue: PodQueue, scheduler_name: &str) -> Self {
+        Self { core: Core::default(), queue, specs: Specs::default(), assumed: HashMap::new(), scheduler_name: scheduler_name.into() }
+    }
+
+    /// Takes changes of one source.
+    pub fn take(&mut self, source: Source, changes: Vec<Change>, events: &mut Events, now: Instant) {
+        for change in changes {
+            let (_, name) = meta::object::split_key(&change.key);
+            match source {
+                Source::Pods => self.take_pod(&change, events, now),
+                Source::Nodes => self.take_node(&change, events),
+                Source::Namespaces => {
+                    let labels = |o: &Arc<Object>| Labels::new(o.meta.labels.iter().map(|(k, v)| (&**k, &**v)));
+                    self.core.snapshot.set_namespace(name, change.new.as_ref().map(labels));
+                    events.may_help(&[Plugin::InterPodAffinity]);
+                }
+                Source::Services | Source::ReplicaSets | Source::ReplicationControllers | Source::StatefulSets => {
+                    self.take_owner(source, &change);
+                }
+                Source::Claims | Source::Volumes | Source::Classes | Source::CsiNodes => {
+                    if self.core.snapshot.storage.take(source, &change) {
+                        events.may_help(BY_STORAGE);
+                    }
+                }
+                Source::Budgets => self.core.budgets.take(&change),
+            }
+        }
+    }
+
+    fn take_owner(&mut self, source: Source, change: &Change) {
+        let (namespace, name) = meta::object::split_key(&change.key);
+        let spec = |o: &Arc<Object>| view::<Owner>(o).and_then(|o| o.spec.selector);
+        let raw = change.new.as_ref().and_then(spec);
+        let by_map = |raw: &serde_json::Value| {
+            let pairs = raw.as_object().filter(|m| !m.is_empty())?;
+            Some(Selector::equal(pairs.iter().filter_map(|(k, v)| Some((k.as_str(), v.as_str()?)))))
+        };
+        let by_selector = |raw: serde_json::Value| serde_json::from_value::<LabelSelector>(raw).ok().map(|s| Selector::compile(Some(&s)));
+        let defaults = &mut self.core.snapshot.spread_defaults;
+        match source {
+            Source::Services => defaults.set_service(namespace, name, raw.as_ref().and_then(by_map)),
+            Source::ReplicationControllers => {
+                defaults.set_controller("ReplicationController", namespace, name, raw.as_ref().and_then(by_map));
+            }
+            Source::ReplicaSets => defaults.set_controller("ReplicaSet", namespace, name, raw.and_then(by_selector)),
+            _ => defaults.set_controller("StatefulSet", namespace, name, raw.and_then(by_selector)),
+        }
+    }
+
+    fn take_node(&mut self, change: &Change, events: &mut Events) {
+        let Some(object) = &change.new else {
+            self.core.snapshot.remove_node(&change.key);
+            events.may_help(&[Plugin::PodTopologySpread]);
+            return;
+        };
+        let Some(node) = view::<NodeView>(object) else { return };
+        if let Some(id) = self.core.snapshot.set_node(&change.key, Offer::of(object, &node)) {
+            events.changed.push(id);
+            events.may_help(BY_PODS);
+        }
+    }
+
+    fn forget_pod(&mut self, key: &Arc<str>, events: &mut Events) {
+        self.assumed.remove(key);
+        if let Some(waiting) = self.queue.remove(key) {
+            self.core.nominations.set(&waiting.pod, None);
+        }
+        if let Some(placed) = self.core.snapshot.remove(key) {
+            events.freed.push(placed.node);
+            events.may_help(BY_PODS);
+            events.may_help(&[Plugin::VolumeRestrictions, Plugin::NodeVolumeLimits]);
+        }
+    }
+
+    fn take_pod(&mut self, change: &Change, events: &mut Events, now: Instant) {
+        let Some(object) = &change.new else { return self.forget_pod(&change.key, events) };
+        let Some(view) = view::<PodView>(object) else { return };
+        if matches!(&*view.status.phase, "Succeeded" | "Failed") {
+            return self.forget_pod(&change.key, events);
+        }
+        let known = self.core.snapshot.pod(&change.key).map(|p| &p.pod.uid);
+        if known.is_some_and(|uid| *uid != object.meta.uid) {
+            // Another pod of the same name.
+            self.forget_pod(&change.key, events);
+        }
+        let pod = Pod::new(object, &view, &mut self.specs);
+        if view.spec.node_name.is_empty() {
+            self.take_unplaced(pod, object, &view, events, now);
+        } else {
+            self.take_placed(pod, &view.spec.node_name, events);
+        }
+    }
+
+    fn take_placed(&mut self, pod: Pod, node: &str, events: &mut Events) {
+        self.assumed.remove(&pod.key);
+        self.core.nominations.set(&pod, None);
+        self.queue.remove(&pod.key);
+        if let Some(old) = self.core.snapshot.pod(&pod.key) {
+            let same_node = *self.core.snapshot.node(old.node).name == *node;
+            let same_pod = Arc::ptr_eq(&old.pod.spec, &pod.spec) && old.pod.labels == pod.labels && old.pod.deleting == pod.deleting;
+            if same_node && same_pod {
+                return self.core.snapshot.refresh(pod);
+            }
+            events.freed.push(old.node);
+        }
+        self.core.snapshot.place(pod, node);
+        events.may_help(BY_PODS);
+    }
+
+    fn take_unplaced(&mut self, pod: Pod, object: &Arc<Object>, view: &PodView, events: &mut Events, now: Instant) {
+        if self.assumed.contains_key(&pod.key) {
+            // What is on its way is not to be seen yet.
+            return;
+        }
+        if pod.deleting || *view.spec.scheduler_name != *self.scheduler_name {
+            return self.forget_pod(&pod.key, events);
+        }
+        let condition = view.status.conditions.iter().find(|c| &*c.r#type == "PodScheduled");
+        let condition = condition.map_or_else(Condition::default, |c| Condition {
+            status: c.status.clone(),
+            reason: c.reason.clone(),
+            message: c.message.clone(),
+        });
+        self.core.nominations.set(&pod, pod.nominated);
+        self.queue.put(pod, object.clone(), condition, scheduling_gates::holds(view), now);
+    }
+}
