@@ -1,24 +1,304 @@
 //! What extends the API: custom resource definitions and API services.
 
-use meta::Value;
+use meta::{FieldError, Value};
+use serde_json::{Map, json};
 
 use crate::cells::{age, name};
 use crate::kinds::Plain;
-use crate::strategy::Strategy;
+use crate::strategy::{Context, Strategy};
 use crate::tree::Tree;
+use crate::validate::{At, Errors, formats, structural};
 
 kinds! {
     CustomResourceDefinition: "Name|Created At";
     ApiService: "Name|Service|Available|Age";
 }
 
+const COLUMN_TYPES: [&str; 5] = ["boolean", "date", "integer", "number", "string"];
+const COLUMN_FORMATS: [&str; 9] = ["", "byte", "date", "date-time", "double", "float", "int32", "int64", "password"];
+/// Groups of the project itself, whose APIs need its approval.
+const PROTECTED: [&str; 2] = ["k8s.io", "kubernetes.io"];
+const APPROVAL: &str = "api-approved.kubernetes.io";
+
+fn storage_version(definition: &Value) -> &str {
+    definition.list("spec.versions").iter().find(|v| v.flag("storage")).map_or("", |v| v.text("name"))
+}
+
+/// Complaints on one line, as CRDs put them.
+fn joined(at: &At<'_>, text: &str, before: &str, errors: &mut Errors) {
+    let complaints = formats::dns_1035_label(text);
+    if !complaints.is_empty() {
+        errors.invalid(at, format!("{before}{}", complaints.join(",")));
+    }
+}
+
+fn check_names(names: &At<'_>, errors: &mut Errors) {
+    const CASE: &str = "may have mixed case, but should otherwise match: ";
+    for field in ["plural", "singular", "kind", "listKind"].map(|f| names.child(f)) {
+        errors.need(&field, "");
+    }
+    for field in ["plural", "singular"].map(|f| names.child(f)).into_iter().filter(|f| !f.blank()) {
+        joined(&field, field.str(), "", errors);
+    }
+    for field in ["kind", "listKind"].map(|f| names.child(f)).into_iter().filter(|f| !f.blank()) {
+        joined(&field, &field.str().to_lowercase(), CASE, errors);
+    }
+    for name in names.each("shortNames").chain(names.each("categories")) {
+        joined(&name, name.str(), "", errors);
+    }
+    if !names.child("kind").blank() && names.value.text("kind") == names.value.text("listKind") {
+        errors.invalid(&names.child("listKind"), "kind and listKind may not be the same");
+    }
+}
+
+fn check_scale(scale: &At<'_>, errors: &mut Errors) {
+    if !scale.there() {
+        return;
+    }
+    for (field, root, required) in [("specReplicasPath", ".spec", true), ("statusReplicasPath", ".status", true), ("labelSelectorPath", "", false)] {
+        let path = scale.child(field);
+        if required && !errors.need(&path, "") {
+            continue;
+        }
+        let below = |root: &str| path.str().strip_prefix(root).is_some_and(|rest| rest.starts_with('.'));
+        if !path.blank() && !(if root.is_empty() { below(".spec") || below(".status") } else { below(root) }) {
+            let where_ = if root.is_empty() { ".spec or .status" } else { root };
+            errors.invalid(&path, format!("should be a json path under {where_}"));
+        }
+    }
+}
+
+fn check_version(version: &At<'_>, errors: &mut Errors) {
+    let name = version.child("name");
+    joined(&name, name.str(), "", errors);
+    let schema = version.child("schema.openAPIV3Schema");
+    if schema.there() {
+        structural::schema(&schema, errors);
+    } else {
+        errors.required(&schema, "schemas are required");
+    }
+    check_scale(&version.child("subresources.scale"), errors);
+    let warning = version.child("deprecationWarning");
+    if warning.there() && !version.value.flag("deprecated") {
+        errors.invalid(&warning, "can only be set for deprecated versions");
+    }
+    for column in version.each("additionalPrinterColumns") {
+        errors.need(&column.child("name"), "");
+        let (kind, format) = (column.child("type"), column.child("format"));
+        let one_of = format!("must be one of {}", COLUMN_TYPES.join(","));
+        if errors.need(&kind, &one_of) && !COLUMN_TYPES.contains(&kind.str()) {
+            errors.invalid(&kind, one_of);
+        }
+        if !COLUMN_FORMATS.contains(&format.str()) {
+            errors.invalid(&format, format!("must be one of {}", COLUMN_FORMATS[1..].join(",")));
+        }
+        errors.need(&column.child("jsonPath"), "");
+    }
+}
+
+fn check_conversion(at: &At<'_>, errors: &mut Errors) {
+    let (webhook, client) = (at.child("webhook"), at.child("webhook.clientConfig"));
+    errors.need_one_of(&at.child("strategy"), &["None", "Webhook"]);
+    match at.value.text("strategy") {
+        "Webhook" => {
+            if !client.there() {
+                errors.required(&client, "required when strategy is set to Webhook");
+            } else if client.value.has("url") == client.value.has("service") {
+                errors.required(&client, "exactly one of url or service is required");
+            }
+            if webhook.value.list("conversionReviewVersions").is_empty() {
+                errors.required(&webhook.child("conversionReviewVersions"), "");
+            }
+        }
+        _ if webhook.there() => errors.forbidden(&webhook, "should not be set when strategy is not set to Webhook"),
+        _ => {}
+    }
+}
+
+fn check_definition(object: &Value) -> Errors {
+    let (at, mut errors) = (At::root(object), Errors::default());
+    let (spec, group) = (at.child("spec"), at.child("spec.group"));
+    if errors.need(&group, "") {
+        let complaints = formats::dns_subdomain(group.str());
+        if !complaints.is_empty() {
+            errors.invalid(&group, complaints.join(","));
+        } else if !group.str().contains('.') {
+            errors.invalid(&group, "should be a domain with at least one dot");
+        }
+    }
+    let wanted = format!("{}.{}", spec.value.text("names.plural"), group.str());
+    let name = at.child("metadata.name");
+    if name.str() != wanted {
+        errors.invalid(&name, "must be spec.names.plural+\".\"+spec.group");
+    }
+    errors.need_one_of(&spec.child("scope"), &["Cluster", "Namespaced"]);
+    if spec.value.flag("preserveUnknownFields") {
+        errors.invalid(&spec.child("preserveUnknownFields"), "cannot set to true, set x-kubernetes-preserve-unknown-fields to true in spec.versions[*].schema instead");
+    }
+    let versions = spec.child("versions");
+    for version in versions.items() {
+        check_version(&version, &mut errors);
+    }
+    let names: std::collections::HashSet<&str> = versions.items().map(|v| v.value.text("name")).collect();
+    if names.len() != versions.items().count() {
+        errors.invalid(&versions, "must contain unique version names");
+    }
+    if versions.items().filter(|v| v.value.flag("storage")).count() != 1 {
+        errors.invalid(&versions, "must have exactly one version marked as storage version");
+    }
+    for stored in at.child("status").each("storedVersions").filter(|s| !names.contains(s.str())) {
+        errors.invalid(&stored, "must appear in spec.versions");
+    }
+    check_names(&spec.child("names"), &mut errors);
+    check_conversion(&spec.child("conversion"), &mut errors);
+    errors
+}
+
 impl Strategy for CustomResourceDefinition {
+    fn default(&self, object: &mut Value) {
+        let Some(spec) = object.at_mut("spec") else { return };
+        let kind = spec.text("names.kind").to_string();
+        if !kind.is_empty() {
+            if spec.text("names.singular").is_empty() {
+                spec.put("names.singular", kind.to_lowercase());
+            }
+            if spec.text("names.listKind").is_empty() {
+                spec.put("names.listKind", format!("{kind}List"));
+            }
+        }
+        spec.or_put("conversion", json!({"strategy": "None"}));
+        if let Some(service) = spec.at_mut("conversion.webhook.clientConfig.service") {
+            service.or_put("port", 443);
+        }
+    }
+
+    fn prepare_create(&self, _cx: &Context<'_>, object: &mut Value) {
+        let stored = storage_version(object).to_string();
+        let versions: Vec<String> = Some(stored).filter(|s| !s.is_empty()).into_iter().collect();
+        object.put("status", json!({"storedVersions": versions, "conditions": null, "acceptedNames": {"plural": "", "kind": ""}}));
+    }
+
+    fn prepare_update(&self, _cx: &Context<'_>, object: &mut Value, _old: &Value) {
+        let stored = storage_version(object).to_string();
+        let mut versions = object.list("status.storedVersions").to_vec();
+        if !stored.is_empty() && !versions.iter().any(|v| *v == stored) {
+            versions.push(stored.into());
+            object.put("status.storedVersions", versions);
+        }
+    }
+
+    fn validate_create(&self, _cx: &Context<'_>, object: &Value) -> Vec<FieldError> {
+        let mut errors = check_definition(object);
+        let group = object.text("spec.group");
+        let protected = PROTECTED.iter().any(|p| group == *p || group.strip_suffix(p).is_some_and(|g| g.ends_with('.')));
+        if protected && object.map("metadata.annotations").get(APPROVAL).is_none_or(|a| a == "") {
+            let detail = "protected groups must have approval annotation \"api-approved.kubernetes.io\", see https://github.com/kubernetes/enhancements/pull/1111";
+            errors.0.push(FieldError::required(&meta::FieldPath::new("metadata.annotations").key(APPROVAL), detail));
+        }
+        errors.0
+    }
+
+    fn validate_update(&self, _cx: &Context<'_>, object: &Value, old: &Value) -> Vec<FieldError> {
+        let (spec, mut errors) = (At::new(object.at("spec"), "spec"), check_definition(object));
+        let established = old.find("status.conditions", "type", "Established").is_some_and(|c| c.text("status") == "True");
+        let kept: &[&str] = if established { &["group", "names.plural", "scope", "names.kind"] } else { &["group", "names.plural"] };
+        for field in kept {
+            errors.immutable(&spec.child(field), old.at("spec").at(field));
+        }
+        errors.0
+    }
+
+    fn allow_unconditional_update(&self) -> bool {
+        false
+    }
+
     fn table_row(&self, object: &Value, now: &str) -> Vec<Value> {
         Plain.table_row(object, now)
     }
 }
 
+const MAX_GROUP_PRIORITY: i64 = 20_000;
+const MAX_VERSION_PRIORITY: i64 = 1_000;
+
 impl Strategy for ApiService {
+    fn default(&self, object: &mut Value) {
+        if let Some(service) = object.at_mut("spec.service") {
+            service.or_put("port", 443);
+        }
+    }
+
+    fn prepare_create(&self, cx: &Context<'_>, object: &mut Value) {
+        object.put("status", Map::new());
+        // Without a service this server itself answers.
+        if !object.has("spec.service") {
+            object.put("status.conditions", json!([{
+                "type": "Available", "status": "True", "reason": "Local", "message": "Local APIServices are always available",
+                "lastTransitionTime": cx.now,
+            }]));
+        }
+    }
+
+    fn validate_create(&self, _cx: &Context<'_>, object: &Value) -> Vec<FieldError> {
+        let (at, mut errors) = (At::root(object), Errors::default());
+        let (spec, name) = (at.child("spec"), at.child("metadata.name"));
+        let (group, version) = (spec.child("group"), spec.child("version"));
+        let wanted = format!("{}.{}", version.str(), group.str());
+        if name.str() != wanted {
+            errors.invalid(&name, format!("must be `spec.version+\".\"+spec.group`: {wanted:?}"));
+        }
+        if group.blank() && version.str() != "v1" {
+            errors.required(&group, "only v1 may have an empty group and it better be legacy kube");
+        }
+        errors.may_format(&group, formats::dns_subdomain);
+        errors.format(&version, formats::dns_1035_label);
+        for (field, max) in [("groupPriorityMinimum", MAX_GROUP_PRIORITY), ("versionPriority", MAX_VERSION_PRIORITY)] {
+            let priority = spec.child(field);
+            if !(1..=max).contains(&priority.number().unwrap_or(0)) {
+                errors.invalid_as(&priority, priority.number().unwrap_or(0), format!("must be positive and less than {max}"));
+            }
+        }
+        let (service, bundle, insecure) = (spec.child("service"), spec.child("caBundle"), spec.child("insecureSkipTLSVerify"));
+        if !service.there() {
+            if !bundle.blank() {
+                errors.invalid_as(&bundle, format!("{} bytes", bundle.str().len() / 4 * 3), "local APIServices may not have a caBundle");
+            }
+            if insecure.value == &Value::Bool(true) {
+                errors.invalid(&insecure, "local APIServices may not have insecureSkipTLSVerify");
+            }
+            return errors.0;
+        }
+        errors.need(&service.child("namespace"), "");
+        errors.need(&service.child("name"), "");
+        errors.port(&service.child("port"));
+        if insecure.value == &Value::Bool(true) && !bundle.blank() {
+            errors.invalid(&insecure, "may not be true if caBundle is present");
+        }
+        errors.0
+    }
+
+    fn validate_update(&self, cx: &Context<'_>, object: &Value, _old: &Value) -> Vec<FieldError> {
+        if cx.subresource == "status" {
+            let mut errors = Errors::default();
+            for condition in At::new(object.at("status"), "status").each("conditions") {
+                errors.one_of(&condition.child("status"), &["False", "True", "Unknown"]);
+            }
+            return errors.0;
+        }
+        self.validate_create(cx, object)
+    }
+
+    fn validate_name(&self, _name: &str, _generate: bool) -> Result<(), String> {
+        Ok(())
+    }
+
+    fn allow_unconditional_update(&self) -> bool {
+        false
+    }
+
+    fn tracks_generation(&self, _has_status: bool) -> bool {
+        false
+    }
+
     fn table_row(&self, object: &Value, now: &str) -> Vec<Value> {
         let service = object.at("spec.service");
         let service = if service.is_null() { "Local".into() } else { format!("{}/{}", service.text("namespace"), service.text("name")) };
@@ -28,5 +308,59 @@ impl Strategy for ApiService {
             Some(c) => c.text("status").to_string(),
         };
         vec![name(object), service.into(), available.into(), age(object, now)]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::validate::tests::expect;
+
+    const CX: Context<'static> = Context { now: "2026-01-01T00:00:00Z", user: "u", groups: &[], subresource: "" };
+
+    fn definition(changes: &[(&str, Value)]) -> Value {
+        let mut object = json!({"metadata": {"name": "foos.example.com"}, "spec": {"group": "example.com", "scope": "Namespaced",
+            "names": {"plural": "foos", "kind": "Foo"},
+            "versions": [{"name": "v1", "served": true, "storage": true, "schema": {"openAPIV3Schema": {"type": "object"}}}]}});
+        for (path, value) in changes {
+            object.put(path, value.clone());
+        }
+        CustomResourceDefinition.default(&mut object);
+        CustomResourceDefinition.prepare_create(&CX, &mut object);
+        object
+    }
+
+    #[test]
+    fn definitions_are_checked() {
+        let check = |changes: &[(&str, Value)], expected: &[&str]| {
+            let object = definition(changes);
+            expect(&CustomResourceDefinition.validate_create(&CX, &object), expected, &object);
+        };
+        let version = |name: &str, storage: bool| json!({"name": name, "served": true, "storage": storage, "schema": {"openAPIV3Schema": {"type": "object"}}});
+        check(&[], &[]);
+        assert_eq!(definition(&[])["spec"]["names"], json!({"plural": "foos", "singular": "foo", "kind": "Foo", "listKind": "FooList"}));
+        assert_eq!(definition(&[])["status"]["storedVersions"], json!(["v1"]));
+        check(&[("metadata.name", json!("x.example.com"))], &["metadata.name: Invalid value: \"x.example.com\": must be spec.names.plural+\".\"+spec.group"]);
+        check(&[("spec.group", json!("example")), ("metadata.name", json!("foos.example"))],
+            &["spec.group: Invalid value: \"example\": should be a domain with at least one dot"]);
+        check(&[("spec.scope", json!("World"))], &["spec.scope: Unsupported value: \"World\": supported values: \"Cluster\", \"Namespaced\""]);
+        check(&[("spec.versions", json!([{"name": "v1", "storage": true}]))],
+            &["spec.versions[0].schema.openAPIV3Schema: Required value: schemas are required"]);
+        assert!(CustomResourceDefinition.validate_create(&CX, &definition(&[("spec.versions", json!([version("v1", true), version("v2", true)]))]))
+            .iter().any(|e| e.detail == "must have exactly one version marked as storage version"));
+        check(&[("spec.group", json!("x.k8s.io")), ("metadata.name", json!("foos.x.k8s.io"))], &["metadata.annotations[api-approved.kubernetes.io]: Required value: protected groups must have approval annotation \"api-approved.kubernetes.io\", see https://github.com/kubernetes/enhancements/pull/1111"]);
+        let old = definition(&[]);
+        let mut new = definition(&[("spec.versions", json!([version("v1", false), version("v2", true)]))]);
+        new.put("status.storedVersions", json!(["v1"]));
+        CustomResourceDefinition.prepare_update(&CX, &mut new, &old);
+        assert_eq!(new["status"]["storedVersions"], json!(["v1", "v2"]));
+        expect(&CustomResourceDefinition.validate_update(&CX, &new, &old), &[], &new);
+    }
+
+    #[test]
+    fn api_services_are_checked() {
+        let object = json!({"metadata": {"name": "v1.a.b"}, "spec": {"group": "a.b", "version": "v1", "groupPriorityMinimum": 100,
+            "versionPriority": 0, "service": {"name": "s", "namespace": "n", "port": 443}}});
+        expect(&ApiService.validate_create(&CX, &object), &["spec.versionPriority: Invalid value: 0: must be positive and less than 1000"], &object);
     }
 }

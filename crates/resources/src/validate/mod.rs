@@ -13,6 +13,7 @@ pub mod resources;
 pub mod scheduling;
 pub mod security;
 pub mod selectors;
+pub mod structural;
 pub mod volumes;
 pub mod workloads;
 
