@@ -237,6 +237,25 @@ async fn security_and_namespaces() {
     assert_eq!((got.as_str(), code), ("/dev/kmsg\none\n", 0));
     assert_eq!(std::fs::read_to_string(volume.join("f")).unwrap(), "v\n");
 
+    // Seccomp: the default profile, and one from a file.
+    let mut confined = shell("confined", "sleep 1000");
+    security(&mut confined).seccomp = Some(SecurityProfile::default());
+    security(&mut confined).run_as_user = Some(Int64Value { value: 1000 });
+    let confined = c.launch(&sandbox, &config, confined).await;
+    assert_eq!(c.exec(&confined, "grep Seccomp: /proc/self/status").await.0, "Seccomp:\t2\n");
+    let profile = node.dir.path().join("profile.json");
+    let rules = r#"{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[{"names":["mkdir","mkdirat"],"action":"SCMP_ACT_ERRNO","errnoRet":5}]}"#;
+    std::fs::write(&profile, rules).unwrap();
+    let mut local = shell("local", "sleep 1000");
+    security(&mut local).no_new_privs = true;
+    security(&mut local).seccomp = Some(SecurityProfile {
+        profile_type: security_profile::ProfileType::Localhost.into(),
+        localhost_ref: profile.display().to_string(),
+    });
+    let local = c.launch(&sandbox, &config, local).await;
+    assert!(c.exec(&local, "busybox mkdir /x").await.0.contains("Input/output error"));
+    assert_eq!(c.exec(&privileged, "grep Seccomp: /proc/self/status").await.0, "Seccomp:\t0\n");
+
     // Limits.
     let mut limited = shell("limited", "sleep 1000");
     let resources = limited.linux.as_mut().unwrap().resources.as_mut().unwrap();
@@ -255,4 +274,51 @@ async fn security_and_namespaces() {
     assert!(stats.into_inner().stats.unwrap().memory.unwrap().working_set_bytes.unwrap().value > 0);
     c.remove(&sandbox).await;
     nothing_left(&node);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn host_ports_and_plugins() {
+    able!();
+    if std::process::Command::new("nft").arg("--version").output().is_err() {
+        eprintln!("skipped: needs nft (package nftables)");
+        return;
+    }
+    let node = Node::start(&["--pod-cidr", "10.77.5.0/24"]).await;
+    node.import_busybox("busybox:test").await;
+    let mut c = node.clients().await;
+    let mut config = pod("web", &node.dir.path().join("logs"));
+    config.port_mappings = vec![PortMapping { container_port: 80, host_port: 8081, ..Default::default() }];
+    let sandbox = c.run(&config).await;
+    c.launch(&sandbox, &config, shell("web", "httpd -f -p 80 -h /etc")).await;
+    let fetch = |port: u16| {
+        node.nsenter(&["busybox", "sh", "-c", &format!("for n in 1 2 3 4 5 6 7 8 9; do busybox wget -qO- http://10.77.5.1:{port}/hostname && break; sleep 0.1; done")])
+    };
+    assert!(fetch(8081).ends_with("web\n"), "{}", fetch(8081));
+    c.remove(&sandbox).await;
+    assert!(!node.nsenter(&["nft", "list", "ruleset"]).contains("nauplius"));
+    drop(node);
+
+    if !Path::new("/usr/lib/cni/bridge").exists() {
+        eprintln!("skipped in part: needs package containernetworking-plugins");
+        return;
+    }
+    let conf = tempfile::tempdir().unwrap();
+    let list = serde_json::json!({"cniVersion": "0.4.0", "name": "test", "plugins": [
+        {"type": "bridge", "bridge": "br-test", "isGateway": true, "hairpinMode": true,
+         "ipam": {"type": "host-local", "dataDir": conf.path().join("ipam"), "ranges": [[{"subnet": "10.77.6.0/24"}]],
+                  "routes": [{"dst": "0.0.0.0/0"}]}},
+    ]});
+    std::fs::write(conf.path().join("10-test.conflist"), list.to_string()).unwrap();
+    let node = Node::start(&["--cni-conf-dir", &conf.path().display().to_string()]).await;
+    node.import_busybox("busybox:test").await;
+    let mut c = node.clients().await;
+    let config = pod("one", &node.dir.path().join("logs"));
+    let sandbox = c.run(&config).await;
+    let main = c.launch(&sandbox, &config, shell("main", "sleep 1000")).await;
+    let (got, code) = c.exec(&main, "ip -4 -o addr show eth0; ping -c1 -W2 10.77.6.1 && ping -c1 127.0.0.1").await;
+    assert!(code == 0 && got.contains("10.77.6."), "{got}");
+    c.remove(&sandbox).await;
+    nothing_left(&node);
+    let left: Vec<_> = std::fs::read_dir(conf.path().join("ipam/test")).unwrap().flatten().collect();
+    assert!(!left.iter().any(|e| e.file_name().to_string_lossy().starts_with("10.")), "{left:?}");
 }

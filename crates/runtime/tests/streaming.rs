@@ -7,11 +7,10 @@ mod node;
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::os::fd::AsFd;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use node::{Node, pod, shell};
+use node::{Node, inside, pod, shell};
 use runtime::cri::v1::runtime_service_client::RuntimeServiceClient;
 use runtime::cri::v1::*;
 use tonic::transport::Channel;
@@ -25,15 +24,6 @@ struct Api {
     container: String,
     sandbox: String,
     tty: bool,
-}
-
-/// Runs something with a listener or connection in the node's network.
-fn inside<T: Send + 'static>(node: &Node, work: impl FnOnce() -> T + Send + 'static) -> std::thread::JoinHandle<T> {
-    let file = std::fs::File::open(format!("/run/netns/{}", node.namespace())).unwrap();
-    std::thread::spawn(move || {
-        nix::sched::setns(file.as_fd(), nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
-        work()
-    })
 }
 
 fn serve(api: Api, listener: TcpListener) {

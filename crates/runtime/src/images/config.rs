@@ -40,9 +40,6 @@ pub struct RunConfig {
     /// Where it starts.
     #[serde(default)]
     pub working_dir: Option<String>,
-    /// Paths that become anonymous volumes.
-    #[serde(default)]
-    pub volumes: Option<BTreeMap<String, serde_json::Value>>,
     /// How it likes to be stopped.
     #[serde(default)]
     pub stop_signal: Option<String>,
@@ -60,9 +57,6 @@ pub struct RootFs {
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Descriptor {
-    /// What it is.
-    #[serde(default)]
-    pub media_type: String,
     /// `sha256:…`.
     pub digest: String,
     /// Bytes.

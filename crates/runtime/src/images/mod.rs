@@ -4,5 +4,6 @@ pub mod config;
 pub mod import;
 pub mod pull;
 pub mod reference;
+mod registry;
 pub mod store;
 pub mod unpack;

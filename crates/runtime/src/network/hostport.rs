@@ -159,9 +159,9 @@ fn program(state: &State) -> String {
     }
     let _ = write!(
         text,
-        "table inet {TABLE} {{\n  chain prerouting {{\n    type nat hook prerouting priority dstnat;\n{dnat}  }}\n  \
-         chain output {{\n    type nat hook output priority dstnat;\n{dnat}  }}\n  \
-         chain postrouting {{\n    type nat hook postrouting priority srcnat;\n{snat}  }}\n}}\n"
+        "table inet {TABLE} {{\n  chain prerouting {{\n    type nat hook prerouting priority -100;\n{dnat}  }}\n  \
+         chain output {{\n    type nat hook output priority -100;\n{dnat}  }}\n  \
+         chain postrouting {{\n    type nat hook postrouting priority 100;\n{snat}  }}\n}}\n"
     );
     text
 }

@@ -238,11 +238,6 @@ impl Netlink {
         self.tell(Message::new(RTM_NEWLINK, NLM_F_ACK).link(0, index, 0, 0).attribute(IFLA_ADDRESS, address))
     }
 
-    /// Makes a link a port of a bridge.
-    pub fn set_master(&mut self, index: u32, master: u32) -> io::Result<()> {
-        self.tell(Message::new(RTM_NEWLINK, NLM_F_ACK).link(0, index, 0, 0).number(IFLA_MASTER, master))
-    }
-
     /// Lets a bridge send a port's packets back to it, so that a pod reaches itself through its Service.
     pub fn set_hairpin(&mut self, index: u32) -> io::Result<()> {
         let message = Message::new(RTM_NEWLINK, NLM_F_ACK)

@@ -6,4 +6,5 @@ pub mod capabilities;
 pub mod container;
 pub mod devices;
 pub mod seccomp;
+mod syscalls;
 pub mod user;

@@ -165,6 +165,36 @@ fn file(tar: &mut tar::Builder<Vec<u8>>, name: &str, data: &[u8], mode: u32) {
     tar.append_data(&mut header, name, data).unwrap();
 }
 
+/// Runs something in the node's network, on a thread of its own.
+pub fn inside<T: Send + 'static>(node: &Node, work: impl FnOnce() -> T + Send + 'static) -> std::thread::JoinHandle<T> {
+    let file = std::fs::File::open(format!("/run/netns/{}", node.namespace())).unwrap();
+    std::thread::spawn(move || {
+        nix::sched::setns(file.as_fd(), nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+        work()
+    })
+}
+
+/// `sha256:` of some bytes.
+pub fn digest(data: &[u8]) -> String {
+    use sha2::{Digest, Sha256};
+    "sha256:".to_string() + &Sha256::digest(data).iter().map(|b| format!("{b:02x}")).collect::<String>()
+}
+
+/// The members of an archive.
+pub fn members(archive: &[u8]) -> HashMap<String, Vec<u8>> {
+    use std::io::Read;
+    let mut archive = tar::Archive::new(archive);
+    let entries = archive.entries().unwrap();
+    entries
+        .map(|e| {
+            let mut e = e.unwrap();
+            let mut data = Vec::new();
+            e.read_to_end(&mut data).unwrap();
+            (e.path().unwrap().to_string_lossy().into_owned(), data)
+        })
+        .collect()
+}
+
 /// A `docker save` archive of busybox, in two layers; the upper one removes and hides parts of the lower.
 pub fn busybox_image(name: &str) -> Vec<u8> {
     use sha2::{Digest, Sha256};

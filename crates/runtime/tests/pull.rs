@@ -1,0 +1,155 @@
+//! Pulling from a registry on the node's loopback that asks for a password, breaks connections and lies.
+
+mod node;
+
+use std::collections::HashMap;
+use std::io::{BufRead, BufReader, Write};
+use std::net::{TcpListener, TcpStream};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+
+use node::{Node, busybox_image, digest, inside, members};
+use runtime::cri::v1::*;
+
+/// What the registry serves, by path, and how it misbehaves.
+struct Registry {
+    content: HashMap<String, Vec<u8>>,
+    /// Blobs longer than this are cut off once, to be continued.
+    cut: Mutex<HashMap<String, usize>>,
+    requests: AtomicUsize,
+}
+
+impl Registry {
+    fn answer(&self, stream: TcpStream) -> std::io::Result<()> {
+        let mut reader = BufReader::new(stream.try_clone()?);
+        let mut stream = stream;
+        let mut lines = Vec::new();
+        loop {
+            let mut line = String::new();
+            if reader.read_line(&mut line)? == 0 {
+                return Ok(());
+            }
+            if line == "\r\n" {
+                break;
+            }
+            lines.push(line.trim_end().to_string());
+        }
+        if lines.is_empty() || !lines[0].starts_with("GET ") {
+            // A TLS greeting: as Go's servers answer it.
+            return stream.write_all(b"HTTP/1.0 400 Bad Request\r\n\r\nClient sent an HTTP request to an HTTPS server.\n");
+        }
+        self.requests.fetch_add(1, Ordering::Relaxed);
+        let path = lines[0].split(' ').nth(1).unwrap_or("").split('?').next().unwrap_or("").to_string();
+        let header = |name: &str| {
+            lines.iter().find_map(|l| {
+                let (n, v) = l.split_once(": ")?;
+                n.eq_ignore_ascii_case(name).then(|| v.to_string())
+            })
+        };
+        // "user:secret"
+        if header("authorization").as_deref() != Some("Basic dXNlcjpzZWNyZXQ=") {
+            return stream.write_all(b"HTTP/1.1 401 Unauthorized\r\nWWW-Authenticate: Basic realm=\"r\"\r\nContent-Length: 0\r\n\r\n");
+        }
+        let Some(data) = self.content.get(&path) else {
+            return stream.write_all(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n");
+        };
+        let from: usize = header("range").and_then(|r| r.strip_prefix("bytes=")?.trim_end_matches('-').parse().ok()).unwrap_or(0);
+        let status = if from > 0 { "206 Partial Content" } else { "200 OK" };
+        write!(stream, "HTTP/1.1 {status}\r\nContent-Length: {}\r\n\r\n", data.len() - from)?;
+        let end = self.cut.lock().unwrap().remove(&path).unwrap_or(data.len());
+        stream.write_all(&data[from..end.max(from)])
+    }
+}
+
+fn registry() -> Registry {
+    let image = members(&busybox_image("ignored"));
+    let (config, layers) = (&image["config.json"], [&image["0.tar"], &image["1.tar"]]);
+    let gzip = |data: &[u8]| {
+        let mut e = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        e.write_all(data).unwrap();
+        e.finish().unwrap()
+    };
+    let blobs = [gzip(layers[0]), zstd::encode_all(&layers[1][..], 1).unwrap()];
+    let mut content = HashMap::new();
+    let mut put = |kind: &str, name: &str, data: &[u8]| {
+        content.insert(format!("/v2/team/app/{kind}/{name}"), data.to_vec());
+    };
+    let descriptor = |data: &[u8]| serde_json::json!({"digest": digest(data), "size": data.len()});
+    let manifest = serde_json::json!({"schemaVersion": 2, "config": descriptor(config), "layers": [descriptor(&blobs[0]), descriptor(&blobs[1])]});
+    let manifest = manifest.to_string().into_bytes();
+    let architecture = if cfg!(target_arch = "x86_64") { "amd64" } else { "arm64" };
+    let mut entry = descriptor(&manifest);
+    entry["platform"] = serde_json::json!({"os": "linux", "architecture": architecture});
+    let foreign = serde_json::json!({"digest": digest(b"x"), "size": 1, "platform": {"os": "linux", "architecture": "s390x"}});
+    let index = serde_json::json!({"schemaVersion": 2, "manifests": [foreign, entry]}).to_string();
+    let only_foreign = serde_json::json!({"schemaVersion": 2, "manifests": [foreign]}).to_string();
+    for data in [config, &blobs[0], &blobs[1]] {
+        put("blobs", &digest(data), data);
+    }
+    put("manifests", &digest(&manifest), &manifest);
+    put("manifests", "v1", index.as_bytes());
+    put("manifests", &digest(index.as_bytes()), index.as_bytes());
+    put("manifests", "foreign", only_foreign.as_bytes());
+    let lie = serde_json::json!({"schemaVersion": 2, "config": descriptor(config), "layers": [{"digest": digest(b"other"), "size": 5}, descriptor(&blobs[1])]});
+    put("manifests", "lie", lie.to_string().as_bytes());
+    put("blobs", &digest(b"other"), b"False");
+    let cut = HashMap::from([(format!("/v2/team/app/blobs/{}", digest(&blobs[0])), 100_000)]);
+    Registry { content, cut: Mutex::new(cut), requests: AtomicUsize::new(0) }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn images_are_pulled() {
+    if let Some(why) = node::unable() {
+        eprintln!("skipped: {why}");
+        return;
+    }
+    let node = Node::start(&["--pod-cidr", "10.77.7.0/24"]).await;
+    let mut c = node.clients().await;
+    let listener = inside(&node, || TcpListener::bind("127.0.0.1:0").unwrap()).join().unwrap();
+    let host = listener.local_addr().unwrap().to_string();
+    let registry = Arc::new(registry());
+    let served = registry.clone();
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let served = served.clone();
+            std::thread::spawn(move || served.answer(stream));
+        }
+    });
+    let mut pull = async |name: &str, password: &str| {
+        let request = PullImageRequest {
+            image: Some(ImageSpec { image: format!("{host}/team/app{name}"), ..Default::default() }),
+            auth: Some(AuthConfig { username: "user".into(), password: password.into(), ..Default::default() }),
+            sandbox_config: None,
+        };
+        c.images.pull_image(request).await.map(|r| r.into_inner().image_ref)
+    };
+    let id = pull(":v1", "secret").await.unwrap();
+    assert!(id.starts_with("sha256:"));
+    let before = registry.requests.load(Ordering::Relaxed);
+    assert_eq!(pull(":v1", "secret").await.unwrap(), id);
+    // Manifest, index and configuration, each with a challenge at most: no layer is fetched again.
+    assert!(registry.requests.load(Ordering::Relaxed) - before <= 6);
+    for (name, password, code, words) in [
+        (":none", "secret", tonic::Code::NotFound, "not found"),
+        (":v1", "wrong", tonic::Code::Unknown, "pull access denied"),
+        (":foreign", "secret", tonic::Code::Unknown, "no match for platform"),
+        (":lie", "secret", tonic::Code::Unknown, "digest mismatch"),
+        (":BAD NAME", "secret", tonic::Code::Unknown, "invalid reference format"),
+    ] {
+        let refused = pull(name, password).await.unwrap_err();
+        assert_eq!(refused.code(), code, "{name}: {refused}");
+        assert!(refused.message().contains(words), "{name}: {refused}");
+    }
+    let images = c.images.list_images(ListImagesRequest::default()).await.unwrap().into_inner().images;
+    assert_eq!(images.len(), 1);
+    assert_eq!(images[0].repo_tags, [format!("{host}/team/app:v1")]);
+    assert!(images[0].repo_digests[0].starts_with(&format!("{host}/team/app@sha256:")));
+    let by_digest = ImageSpec { image: images[0].repo_digests[0].clone(), ..Default::default() };
+    let status = c.images.image_status(ImageStatusRequest { image: Some(by_digest.clone()), verbose: true }).await;
+    assert_eq!(status.unwrap().into_inner().image.unwrap().id, id);
+    c.images.remove_image(RemoveImageRequest { image: Some(by_digest.clone()) }).await.unwrap();
+    c.images.remove_image(RemoveImageRequest { image: Some(by_digest) }).await.unwrap();
+    let layers = std::fs::read_dir(node.dir.path().join("root/images/layers")).unwrap().count();
+    let ingest = std::fs::read_dir(node.dir.path().join("root/images/ingest")).unwrap().count();
+    assert_eq!((layers, ingest), (0, 0));
+}
