@@ -10,6 +10,10 @@
 //! are shared by all Services with as many endpoints. So one endpoint's change is two map elements, whatever the number
 //! of Services. Only Services with session affinity have chains of their own.
 //!
+//! A cluster IP that is an address of this node itself is left alone: somebody here answers for it. That is how the
+//! cluster DNS works on every node at once, without a pod: it holds its Service's address on `lo`, queries never leave
+//! the node nor enter connection tracking's rewriting, and nobody has to be told of the other.
+//!
 //! It does not know how endpoints come to be, how pods reach each other, or who else uses nftables here: it touches the
 //! table [`TABLE`] only, in the network namespace of its own process.
 
@@ -79,8 +83,6 @@ pub struct Config {
     pub cluster_cidrs: Vec<IpNet>,
     /// Masquerade everything that goes through a cluster IP.
     pub masquerade_all: bool,
-    /// Cluster IPs somebody on this node answers for himself (the cluster DNS): no rule touches them.
-    pub leave: Vec<IpAddr>,
     /// `/healthz` and `/livez`; upstream's is `0.0.0.0:10256`.
     pub healthz: Option<SocketAddr>,
     /// `/metrics` and `/proxyMode`; upstream's is `127.0.0.1:10249`.
@@ -96,7 +98,6 @@ impl Config {
             node_addresses: Vec::new(),
             cluster_cidrs: Vec::new(),
             masquerade_all: false,
-            leave: Vec::new(),
             healthz: Some(SocketAddr::from(([127, 0, 0, 1], 10256))),
             metrics: Some(SocketAddr::from(([127, 0, 0, 1], 10249))),
         }

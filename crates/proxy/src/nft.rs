@@ -129,6 +129,8 @@ pub(crate) fn base(family: Family, node: &NodeView, config: &Config) -> Vec<Stri
         "add rule prerouting jump services".to_string(),
         "add chain output { type nat hook output priority -100 ; }".to_string(),
         "add rule output jump services".to_string(),
+        // Somebody on this node holds the address himself.
+        format!("add rule services {ip} daddr @cluster-ips fib daddr type local return"),
         format!("add rule services {ip} daddr . meta l4proto . th dport @restricted {ip} daddr . meta l4proto . th dport . {ip} saddr != @sources drop"),
         format!("add rule services {ip} daddr . meta l4proto . th dport vmap @frontends"),
         format!("add rule services {ip} daddr @node-addresses meta l4proto . th dport vmap @node-ports"),

@@ -106,7 +106,7 @@ pub fn compile<'a>(
         let internal = if service.internal_local { Reach::Internal { local: true } } else { Reach::Internal { local: false } };
         let external = Reach::External { local: service.external_local };
         let front = |ip: &IpAddr| Front::Address(*ip, port.protocol, port.port);
-        for ip in service.cluster_ips.iter().filter(|ip| !config.leave.contains(ip)) {
+        for ip in &service.cluster_ips {
             compiler.fragment.shared.insert((Map::ClusterIps, ip.to_string().into()));
             compiler.front(front(ip), internal, &cluster, &local, affinity.as_ref(), &[]);
         }

@@ -175,9 +175,6 @@ fn what_is_not_ours() {
     let mut other = web(json!({}));
     other.metadata.labels = Some(BTreeMap::from([("service.kubernetes.io/service-proxy-name".into(), "x".into())]));
     check(&[other], &[two()], &[]);
-    let left = Config { leave: vec!["10.7.0.1".parse().unwrap()], ..config() };
-    let got = program([&web(json!({}))], [&two()], Family::V4, &view(), &left);
-    assert!(got.elements.keys().all(|(map, _)| map.name() == "hairpin"), "{:#?}", lines(&got));
 }
 
 /// Conditions and hints → who gets traffic. Endpoint N is 10.8.0.N; even ones are local.

@@ -273,6 +273,17 @@ fn packets_go_where_the_program_says() {
     for (from, to, port) in [("client", VIP, 80), ("one", VIP, 80), ("node", VIP, 80), ("client", NODE, 30080)] {
         assert_eq!(net.ask(from, to, port).unwrap_err().kind(), std::io::ErrorKind::ConnectionRefused, "{from} → {to}");
     }
+    // A cluster IP that the node itself has is answered by who listens there.
+    net.ip("node", &format!("addr add {VIP}/32 dev lo"));
+    let own = net.within("node", || TcpListener::bind((VIP, 80)).unwrap());
+    std::thread::spawn(move || {
+        for mut stream in own.incoming().flatten() {
+            let _ = write!(stream, "own {}", stream.peer_addr().unwrap().ip());
+        }
+    });
+    net.answers("client", VIP, 80, &[("own", CLIENT)]);
+    net.answers("one", VIP, 80, &[("own", "10.8.1.2")]);
+    net.ip("node", &format!("addr del {VIP}/32 dev lo"));
     // Nothing of a Service is left behind.
     next(&mut now, Ruleset::new(Family::V4, &view(), &config()));
     assert!(!net.nft(&["list", "table", "ip", TABLE], "").contains("spread"));

@@ -1,0 +1,172 @@
+//! One packet in, one packet out.
+//!
+//! [`answer`] is a pure function of the zone and the packet: it decides, or says what another server has to be asked.
+//! [`encode`] fits a reply into what the asker can take. Aliases within the zone are followed here.
+
+use hickory_proto::op::{Edns, Message, MessageType, Metadata, OpCode, ResponseCode};
+use hickory_proto::rr::{DNSClass, Name, RData, Record, RecordType};
+
+use crate::zone::{Lookup, Zone, alias, is_reverse};
+
+/// What a UDP reply may hold when the asker does not say.
+const PLAIN_BYTES: usize = 512;
+/// The most a UDP reply holds, whatever the asker takes: fits any link without fragments.
+const EDNS_BYTES: u16 = 1232;
+/// A TCP reply's length field.
+const TCP_BYTES: usize = 65_535;
+/// Aliases followed within the zone before giving up: longer chains are loops.
+const MAX_ALIASES: usize = 8;
+/// A DNS header; less is no packet at all.
+const HEADER_BYTES: usize = 12;
+
+/// How a packet came, which decides how much may go back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transport {
+    Udp,
+    Tcp,
+}
+
+/// What to do with a packet.
+#[derive(Debug)]
+pub enum Outcome {
+    Reply(Message),
+    /// The reply lacks what another server knows: ask it and add that.
+    Ask { reply: Message, name: Name, kind: RecordType },
+    /// Not a question: no answer, lest two servers answer each other for ever.
+    Ignore,
+}
+
+/// Decides one packet. `upstream`: whether other servers can be asked.
+pub fn answer(zone: &Zone, packet: &[u8], upstream: bool) -> Outcome {
+    if packet.len() < HEADER_BYTES || packet[2] & 0x80 != 0 {
+        return Outcome::Ignore;
+    }
+    let Ok(request) = Message::from_vec(packet) else {
+        let id = u16::from_be_bytes([packet[0], packet[1]]);
+        return Outcome::Reply(Message::error_msg(id, OpCode::Query, ResponseCode::FormErr));
+    };
+    let mut reply = Message::new(request.metadata.id, MessageType::Response, request.metadata.op_code);
+    reply.metadata = Metadata::response_from_request(&request.metadata);
+    reply.metadata.recursion_available = upstream;
+    reply.metadata.response_code = ResponseCode::NoError;
+    reply.queries = request.queries;
+    if let Some(asked) = &request.edns {
+        let mut edns = Edns::new();
+        edns.set_max_payload(EDNS_BYTES).set_version(0);
+        reply.set_edns(edns);
+        if asked.version() > 0 {
+            return fail(reply, ResponseCode::BADVERS);
+        }
+    }
+    if request.metadata.op_code != OpCode::Query {
+        return fail(reply, ResponseCode::NotImp);
+    }
+    let [query] = reply.queries.as_slice() else { return fail(reply, ResponseCode::FormErr) };
+    let (name, kind) = (query.name.clone(), query.query_type);
+    if !matches!(query.query_class, DNSClass::IN | DNSClass::ANY) || matches!(kind, RecordType::AXFR | RecordType::IXFR) {
+        return fail(reply, ResponseCode::Refused);
+    }
+    resolve(zone, reply, name, kind, upstream)
+}
+
+fn fail(mut reply: Message, code: ResponseCode) -> Outcome {
+    reply.metadata.response_code = code;
+    Outcome::Reply(reply)
+}
+
+fn resolve(zone: &Zone, mut reply: Message, mut name: Name, kind: RecordType, upstream: bool) -> Outcome {
+    for _ in 0..MAX_ALIASES {
+        match zone.lookup(&name, kind) {
+            Lookup::Name(found) => {
+                reply.metadata.authoritative = true;
+                if found.answers.is_empty() {
+                    reply.add_authority(zone.soa());
+                }
+                let mut records: Vec<Record> =
+                    found.answers.into_iter().map(|data| Record::from_rdata(name.clone(), zone.ttl, data)).collect();
+                // Clients take the first: let it be another one from query to query.
+                if records.len() > 1 {
+                    let by = usize::from(reply.metadata.id) % records.len();
+                    records.rotate_left(by);
+                }
+                reply.answers.extend(records);
+                reply.additionals.extend(found.additionals);
+                return Outcome::Reply(reply);
+            }
+            Lookup::Alias(target) => {
+                reply.metadata.authoritative = true;
+                reply.add_answer(Record::from_rdata(name, zone.ttl, alias(&target)));
+                if kind == RecordType::CNAME || !zone.holds(&target) {
+                    let ask = upstream && kind != RecordType::CNAME;
+                    return if ask { Outcome::Ask { reply, name: target, kind } } else { Outcome::Reply(reply) };
+                }
+                name = target;
+            }
+            Lookup::NoSuchName => {
+                reply.metadata.authoritative = true;
+                reply.add_authority(zone.soa());
+                // Of an alias that leads nowhere the alias itself is the answer.
+                return fail(reply, ResponseCode::NXDomain);
+            }
+            Lookup::NotYet => return fail(reply, ResponseCode::ServFail),
+            Lookup::Elsewhere if upstream => return Outcome::Ask { reply, name, kind },
+            // Nobody who could be asked knows an address's name: better said at once, tools wait for it.
+            Lookup::Elsewhere if is_reverse(&name) => return fail(reply, ResponseCode::NXDomain),
+            Lookup::Elsewhere => return fail(reply, ResponseCode::Refused),
+        }
+    }
+    fail(reply, ResponseCode::ServFail)
+}
+
+/// The reply's bytes. What does not fit is left out: additional records silently, answers with the truncation mark that
+/// has the asker come back over TCP. `None` when not even the question can be written.
+pub fn encode(mut reply: Message, transport: Transport, asked_bytes: Option<u16>) -> Option<Vec<u8>> {
+    let limit = match transport {
+        Transport::Tcp => TCP_BYTES,
+        Transport::Udp => asked_bytes.map_or(PLAIN_BYTES, |bytes| usize::from(bytes.min(EDNS_BYTES)).max(PLAIN_BYTES)),
+    };
+    let bytes = reply.to_vec().ok()?;
+    if bytes.len() <= limit {
+        return Some(bytes);
+    }
+    reply.additionals.clear();
+    let bytes = reply.to_vec().ok()?;
+    if bytes.len() <= limit {
+        return Some(bytes);
+    }
+    reply.metadata.truncation = true;
+    let answers = std::mem::take(&mut reply.answers);
+    reply.authorities.clear();
+    // The most answers that fit, by halving.
+    let (mut fits, mut too_many) = (0, answers.len());
+    let mut best = None;
+    while too_many - fits > 1 || best.is_none() {
+        let middle = if best.is_none() { 0 } else { fits + (too_many - fits) / 2 };
+        reply.answers = answers[..middle].to_vec();
+        let bytes = reply.to_vec().ok()?;
+        if bytes.len() <= limit {
+            (fits, best) = (middle, Some(bytes));
+        } else if middle == 0 {
+            return None;
+        } else {
+            too_many = middle;
+        }
+    }
+    best
+}
+
+/// How large a reply the asker of a packet can take over UDP, if it says.
+pub fn asked_bytes(packet: &[u8]) -> Option<u16> {
+    // No additional records, no EDNS.
+    if packet.get(10..12) == Some(&[0, 0]) {
+        return None;
+    }
+    Message::from_vec(packet).ok()?.edns.map(|edns| edns.max_payload())
+}
+
+/// Takes what another server said into a reply.
+pub fn add_foreign(reply: &mut Message, foreign: Message) {
+    reply.metadata.response_code = foreign.metadata.response_code;
+    reply.answers.extend(foreign.answers);
+    reply.authorities.extend(foreign.authorities.into_iter().filter(|record| matches!(record.data, RData::SOA(_))));
+}
