@@ -287,7 +287,7 @@ static ROWS: &[Row] = &[
     cluster(RESOURCE, "DeviceClass", "deviceclasses").is::<resource::NameAge>(),
     cluster(RESOURCE, "DeviceTaintRule", "devicetaintrules").status().is::<resource::NameAge>(),
     row(RESOURCE, "ResourceClaim", "resourceclaims").status().is::<resource::ResourceClaim>(),
-    row(RESOURCE, "ResourceClaimTemplate", "resourceclaimtemplates").is::<resource::NameAge>(),
+    row(RESOURCE, "ResourceClaimTemplate", "resourceclaimtemplates").is::<resource::ResourceClaimTemplate>(),
     cluster(RESOURCE, "ResourceSlice", "resourceslices").is::<resource::ResourceSlice>()
         .selects(&[("spec.nodeName", Path), ("spec.driver", Path)]),
 

@@ -39,7 +39,7 @@ const MAX_DATA_BYTES: usize = 1 << 20;
 /// Length of what a base64 text stands for.
 fn decoded_len(value: &Value) -> usize {
     let text = value.as_str().unwrap_or_default();
-    text.len() / 4 * 3 - text.bytes().rev().take_while(|b| *b == b'=').count().min(2)
+    (text.len() / 4 * 3).saturating_sub(text.bytes().rev().take_while(|b| *b == b'=').count().min(2))
 }
 
 /// What is marked immutable stays marked, and its contents stay.

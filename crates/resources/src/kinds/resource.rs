@@ -1,14 +1,16 @@
 //! resource.k8s.io: claims on devices and the slices that offer them.
 
-use meta::Value;
+use meta::{FieldError, Value};
 
 use crate::cells::{age, name, or_none};
-use crate::strategy::Strategy;
+use crate::strategy::{Context, Strategy};
 use crate::tree::Tree;
+use crate::validate::{At, Errors, formats};
 
 kinds! {
-    /// Device classes, claim templates and taint rules: nothing more to print.
+    /// Device classes and taint rules: nothing more to print.
     NameAge: "Name|Age";
+    ResourceClaimTemplate: "Name|Age";
     ResourceClaim: "Name|State|Age";
     ResourceSlice: "Name|Node|Driver|Pool|Age";
 }
@@ -19,7 +21,103 @@ impl Strategy for NameAge {
     }
 }
 
+const MAX_REQUESTS: usize = 32;
+
+/// Defaults of a claim's spec: one device, if not said otherwise.
+fn default_claim(spec: &mut Value) {
+    for request in spec.list_mut("devices.requests") {
+        if let Some(exactly) = request.at_mut("exactly") {
+            default_request(exactly);
+        }
+        for alternative in request.list_mut("firstAvailable") {
+            default_request(alternative);
+        }
+    }
+}
+
+fn default_request(request: &mut Value) {
+    request.or_put("allocationMode", "ExactCount");
+    if request.text("allocationMode") == "ExactCount" && request.int("count") == 0 {
+        request.put("count", 1);
+    }
+}
+
+fn check_claim(spec: &At<'_>, errors: &mut Errors) {
+    let requests = spec.child("devices.requests");
+    let count = requests.value.list("").len();
+    if count > MAX_REQUESTS {
+        errors.0.push(FieldError::too_many(&requests.path, count, MAX_REQUESTS));
+    }
+    for request in requests.items() {
+        errors.need_format(&request.child("name"), formats::dns_label);
+        let alternatives = request.child("firstAvailable");
+        if request.value.has("exactly") == !alternatives.value.list("").is_empty() {
+            errors.invalid_as(&request, "", "exactly one of `exactly` or `firstAvailable` is required");
+        }
+        for one in [request.child("exactly")].into_iter().filter(At::there).chain(alternatives.items()) {
+            errors.need_format(&one.child("deviceClassName"), formats::dns_subdomain);
+            let (mode, number) = (one.child("allocationMode"), one.child("count"));
+            errors.need_one_of(&mode, &["All", "ExactCount"]);
+            if mode.str() == "ExactCount" {
+                errors.positive(&number);
+            } else if number.number().unwrap_or(0) != 0 {
+                errors.invalid(&number, "must not be specified when allocationMode is 'All'");
+            }
+        }
+    }
+    errors.unique(requests.items().map(|r| r.child("name")));
+}
+
+impl Strategy for ResourceClaimTemplate {
+    fn default(&self, object: &mut Value) {
+        if let Some(spec) = object.at_mut("spec.spec") {
+            default_claim(spec);
+        }
+    }
+
+    fn validate_create(&self, _cx: &Context<'_>, object: &Value) -> Vec<FieldError> {
+        let (spec, mut errors) = (At::new(object.at("spec"), "spec"), Errors::default());
+        crate::metadata::template(&spec.child("metadata"), &mut errors);
+        check_claim(&spec.child("spec"), &mut errors);
+        errors.0
+    }
+
+    fn validate_update(&self, _cx: &Context<'_>, object: &Value, old: &Value) -> Vec<FieldError> {
+        let mut errors = Errors::default();
+        errors.immutable(&At::root(object).child("spec"), old.at("spec"));
+        errors.0
+    }
+
+    fn table_row(&self, object: &Value, now: &str) -> Vec<Value> {
+        vec![name(object), age(object, now)]
+    }
+}
+
 impl Strategy for ResourceClaim {
+    fn default(&self, object: &mut Value) {
+        if let Some(spec) = object.at_mut("spec") {
+            default_claim(spec);
+        }
+    }
+
+    fn validate_create(&self, _cx: &Context<'_>, object: &Value) -> Vec<FieldError> {
+        let mut errors = Errors::default();
+        check_claim(&At::new(object.at("spec"), "spec"), &mut errors);
+        errors.0
+    }
+
+    fn validate_update(&self, cx: &Context<'_>, object: &Value, old: &Value) -> Vec<FieldError> {
+        let mut errors = Errors::default();
+        if cx.subresource.is_empty() {
+            errors.immutable(&At::root(object).child("spec"), old.at("spec"));
+        }
+        errors.0
+    }
+
+    fn tracks_generation(&self, _has_status: bool) -> bool {
+        false
+    }
+
     fn table_row(&self, object: &Value, now: &str) -> Vec<Value> {
         let deleted = object.has("metadata.deletionTimestamp");
         let mut states = Vec::new();
@@ -39,6 +137,34 @@ impl Strategy for ResourceClaim {
 }
 
 impl Strategy for ResourceSlice {
+    fn validate_create(&self, _cx: &Context<'_>, object: &Value) -> Vec<FieldError> {
+        let (spec, mut errors) = (At::new(object.at("spec"), "spec"), Errors::default());
+        errors.need_format(&spec.child("driver"), formats::dns_subdomain);
+        errors.need(&spec.child("pool.name"), "");
+        errors.positive(&spec.child("pool.resourceSliceCount"));
+        let places = ["nodeName", "nodeSelector", "allNodes", "perDeviceNodeSelection"];
+        if places.iter().filter(|p| spec.value.has(p) && spec.value.at(p) != false && spec.value.at(p) != "").count() != 1 {
+            errors.invalid_as(&spec, "", "exactly one of `nodeName`, `nodeSelector`, `allNodes`, `perDeviceNodeSelection` is required");
+        }
+        for device in spec.each("devices") {
+            errors.need_format(&device.child("name"), formats::dns_label);
+        }
+        errors.unique(spec.each("devices").map(|d| d.child("name")));
+        errors.0
+    }
+
+    fn validate_update(&self, cx: &Context<'_>, object: &Value, old: &Value) -> Vec<FieldError> {
+        let (spec, mut errors) = (At::new(object.at("spec"), "spec"), Errors(self.validate_create(cx, object)));
+        for field in ["driver", "pool.name", "nodeName"] {
+            errors.immutable(&spec.child(field), old.at("spec").at(field));
+        }
+        errors.0
+    }
+
+    fn tracks_generation(&self, _has_status: bool) -> bool {
+        true
+    }
+
     fn table_row(&self, object: &Value, now: &str) -> Vec<Value> {
         let node = if object.flag("spec.allNodes") { "<all nodes>".into() } else { or_none(object.text("spec.nodeName")) };
         vec![name(object), node, object.text("spec.driver").into(), object.text("spec.pool.name").into(), age(object, now)]
