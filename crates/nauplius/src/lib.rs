@@ -9,7 +9,6 @@ pub mod cli;
 pub mod fabric;
 pub mod local;
 pub mod node;
-mod pending;
 pub mod pki;
 pub mod preflight;
 pub mod roles;

@@ -19,7 +19,6 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::cli::ApiAccess;
-use crate::pending::dns;
 use crate::{fabric, roles, supervise};
 
 const CLUSTER_DOMAIN: &str = "cluster.local";
@@ -82,8 +81,7 @@ impl NodePlace {
     }
 
     fn proxy(&self) -> proxy::Config {
-        // The node's own DNS server answers at the cluster's DNS address.
-        proxy::Config { cluster_cidrs: vec![self.cluster_cidr.into()], leave: vec![self.cluster_dns], ..proxy::Config::new(&self.name) }
+        proxy::Config { cluster_cidrs: vec![self.cluster_cidr.into()], ..proxy::Config::new(&self.name) }
     }
 
     fn dns(&self) -> dns::Config {

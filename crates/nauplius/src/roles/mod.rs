@@ -10,7 +10,6 @@ use client::{Client, Informers};
 use tokio_util::sync::CancellationToken;
 
 use crate::cli::{ApiAccess, Ranges};
-use crate::pending::scheduler;
 
 pub const SCHEDULER: &str = "kube-scheduler";
 pub const CONTROLLER_MANAGER: &str = "kube-controller-manager";
