@@ -432,6 +432,89 @@ mod tests {
         }
     }
 
+    /// A small deterministic source of choices.
+    struct Dice(u64);
+
+    impl Dice {
+        fn roll(&mut self, sides: u64) -> u64 {
+            self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            (self.0 >> 33) % sides
+        }
+    }
+
+    /// A value of the right shape or, now and then, of another.
+    fn invent(view: meta::schema::View<'_>, depth: u32, dice: &mut Dice) -> meta::Value {
+        use serde_json::json;
+        const SCALARS: usize = 12;
+        let scalars: [meta::Value; SCALARS] = [
+            json!(null), json!(""), json!("a"), json!("Always"), json!("é/:*=="), json!(-1), json!(0), json!(65536), json!(true), json!(false), json!([]),
+            json!({}),
+        ];
+        let scalar = |dice: &mut Dice| scalars[dice.roll(SCALARS as u64) as usize].clone();
+        if depth == 0 || dice.roll(12) == 0 {
+            return scalar(dice);
+        }
+        match view.shape() {
+            Shape::Struct(of) => {
+                let fields = of.fields.iter().filter_map(|f| (dice.roll(4) != 0).then(|| (f.name.to_string(), invent(view.of(f), depth - 1, dice))));
+                meta::Value::Object(fields.collect())
+            }
+            Shape::Map { .. } => json!({"a": view.child("a").map_or(json!("b"), |v| invent(v, depth - 1, dice)), "": "x"}),
+            Shape::List { .. } => (0..dice.roll(3)).filter_map(|_| Some(invent(view.item()?, depth - 1, dice))).collect(),
+            _ => scalar(dice),
+        }
+    }
+
+    #[test]
+    fn no_strategy_falls_over_what_clients_send() {
+        let mut dice = Dice(1);
+        for row in table(meta::schema::builtin()) {
+            let root = row.storage_version().schema.root();
+            for subresource in ["", "status", "approval", "finalize", "resize", "ephemeralcontainers"] {
+                for _ in 0..20 {
+                    let cx = crate::Context { now: "2026-01-01T00:00:00Z", user: "u", groups: &[], subresource };
+                    let (mut object, old) = (invent(root, 9, &mut dice), invent(root, 9, &mut dice));
+                    if !object.is_object() || !old.is_object() {
+                        continue;
+                    }
+                    let strategy = &row.strategy;
+                    strategy.default(&mut object);
+                    strategy.prepare_update(&cx, &mut object, &old);
+                    strategy.validate_update(&cx, &object, &old);
+                    crate::metadata::validate(&object, row.namespaced);
+                    crate::metadata::validate_update(&object, &old);
+                    strategy.prepare_create(&cx, &mut object);
+                    strategy.validate_create(&cx, &object);
+                    strategy.prepare_delete(&mut object);
+                    strategy.warnings(&object);
+                    strategy.deletion(&object, Some(-1));
+                    strategy.held(&object);
+                    assert_eq!(strategy.table_row(&object, cx.now).len(), row.versions[0].columns.len());
+                    for (from, to) in [("v1", "v2"), ("v2", "v1"), ("v1", "events.k8s.io/v1"), ("events.k8s.io/v1", "v1")] {
+                        assert!(strategy.convert(&mut object, from, to).is_ok());
+                    }
+                    row.select_fields(&object);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn defaults_are_filled_in_once() {
+        let mut dice = Dice(2);
+        for row in table(meta::schema::builtin()) {
+            for _ in 0..20 {
+                let mut object = invent(row.storage_version().schema.root(), 9, &mut dice);
+                if object.is_object() {
+                    row.strategy.default(&mut object);
+                    let once = object.clone();
+                    row.strategy.default(&mut object);
+                    assert_eq!(object, once, "{}", row.kind);
+                }
+            }
+        }
+    }
+
     #[test]
     fn columns_are_read_from_their_notation() {
         let read = columns("Name|Ready#|Node*");
