@@ -1,11 +1,19 @@
 //! `/openapi/v2` and `/openapi/v3`: documents made of the catalog, on demand, kept until the catalog changes.
 //!
-//! Each v3 document is found under a hash of its content, so that clients may keep it for good.
+//! Each v3 document is found under a hash of its content, so that clients may keep it for good. Documents are kept
+//! compressed: with their sentences they are megabytes, and most clients take them compressed anyway.
 
+mod descriptions;
+
+use std::cell::LazyCell;
 use std::collections::BTreeMap;
+use std::io::{Read, Write};
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
+use flate2::Compression;
+use flate2::read::GzDecoder;
+use flate2::write::GzEncoder;
 use http::request::Parts;
 use http::{HeaderValue, Response, StatusCode, header};
 use meta::openapi::{Kind, Part, Source};
@@ -16,27 +24,39 @@ use serde_json::json;
 use crate::catalog::Catalog;
 use crate::discovery::verbs;
 use crate::http::{Body, full};
+use descriptions::Descriptions;
 
 /// What v2 in protobuf is called in answers. Clients ask for it with an `@` in the name, which no parser of media types
 /// takes; this spelling is upstream's way out.
 const V2_PROTOBUF: &str = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
 
-/// A document and its hash.
+/// A document, compressed, and the hash of its content.
 #[derive(Clone)]
 struct Document {
-    bytes: Bytes,
+    gzip: Bytes,
     hash: String,
 }
 
+/// Sentences, generated when the first document of an answer needs them and dropped after the answer.
+type Sentences = LazyCell<Descriptions>;
+
 impl Document {
-    fn new(bytes: Vec<u8>) -> Self {
-        let digest = ring::digest::digest(&ring::digest::SHA512, &bytes);
+    fn new(bytes: &[u8]) -> Result<Self, Status> {
+        let digest = ring::digest::digest(&ring::digest::SHA512, bytes);
         let hash = digest.as_ref().iter().map(|b| format!("{b:02X}")).collect();
-        Self { bytes: bytes.into(), hash }
+        let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
+        encoder.write_all(bytes).map_err(Status::internal)?;
+        Ok(Self { gzip: encoder.finish().map_err(Status::internal)?.into(), hash })
     }
 
     fn json(value: &Value) -> Result<Self, Status> {
-        serde_json::to_vec(value).map(Self::new).map_err(Status::internal)
+        Self::new(&serde_json::to_vec(value).map_err(Status::internal)?)
+    }
+
+    fn plain(&self) -> Result<Bytes, Status> {
+        let mut out = Vec::new();
+        GzDecoder::new(&self.gzip[..]).read_to_end(&mut out).map_err(Status::internal)?;
+        Ok(out.into())
     }
 }
 
@@ -103,21 +123,32 @@ fn kinds<'a>(catalog: &'a Catalog, only: Option<&GroupVersion>) -> Vec<Kind<'a>>
     out
 }
 
-fn respond(document: &Document, content_type: &'static str, parts: &Parts) -> Response<Body> {
+fn respond(document: &Document, content_type: &'static str, parts: &Parts) -> Result<Response<Body>, Status> {
     let etag = format!("\"{}\"", document.hash);
     let fresh = parts.headers.get(header::IF_NONE_MATCH).is_some_and(|v| v.as_bytes() == etag.as_bytes());
-    let mut response = Response::new(full(if fresh { Bytes::new() } else { document.bytes.clone() }));
+    let takes = |v: &HeaderValue| v.to_str().is_ok_and(|v| v.split(',').any(|e| e.trim().starts_with("gzip") && !e.contains("q=0")));
+    let compressed = !fresh && parts.headers.get_all(header::ACCEPT_ENCODING).iter().any(takes);
+    let body = match (fresh, compressed) {
+        (true, _) => Bytes::new(),
+        (false, true) => document.gzip.clone(),
+        (false, false) => document.plain()?,
+    };
+    let mut response = Response::new(full(body));
     if fresh {
         *response.status_mut() = StatusCode::NOT_MODIFIED;
     }
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+    headers.insert(header::VARY, HeaderValue::from_static("Accept, Accept-Encoding"));
+    if compressed {
+        headers.insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+    }
     if let Ok(etag) = HeaderValue::from_str(&etag) {
         headers.insert(header::ETAG, etag);
     }
     let immutable = parts.uri.query().is_some_and(|q| q.contains("hash="));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static(if immutable { "public, immutable" } else { "no-cache, private" }));
-    response
+    Ok(response)
 }
 
 impl OpenApi {
@@ -129,12 +160,12 @@ impl OpenApi {
         make(&mut made)
     }
 
-    fn v3(&self, catalog: &Catalog, gv: &GroupVersion) -> Result<Document, Status> {
+    fn v3(&self, catalog: &Catalog, gv: &GroupVersion, sentences: &Sentences) -> Result<Document, Status> {
         self.with(catalog, |made| {
             if let Some(document) = made.v3.get(&path_of(gv)) {
                 return Ok(document.clone());
             }
-            let document = Document::json(&meta::openapi::v3(&kinds(catalog, Some(gv)), &()))?;
+            let document = Document::json(&meta::openapi::v3(&kinds(catalog, Some(gv)), &**sentences))?;
             made.v3.insert(path_of(gv), document.clone());
             Ok(document)
         })
@@ -143,20 +174,21 @@ impl OpenApi {
     /// Serves the paths below `/openapi`.
     pub fn serve(&self, catalog: &Arc<Catalog>, segments: &[&str], parts: &Parts) -> Result<Response<Body>, Status> {
         let accept = parts.headers.get(header::ACCEPT).and_then(|v| v.to_str().ok()).unwrap_or_default();
+        let sentences = Sentences::new(Descriptions::generate);
         match segments {
             ["v3"] => {
                 let mut paths = serde_json::Map::new();
                 for gv in versions(catalog) {
-                    let (path, document) = (path_of(&gv), self.v3(catalog, &gv)?);
+                    let (path, document) = (path_of(&gv), self.v3(catalog, &gv, &sentences)?);
                     let url = format!("/openapi/v3/{path}?hash={}", document.hash);
                     paths.insert(path, json!({"serverRelativeURL": url}));
                 }
-                Ok(respond(&Document::json(&json!({"paths": paths}))?, "application/json", parts))
+                respond(&Document::json(&json!({"paths": paths}))?, "application/json", parts)
             }
             ["v3", rest @ ..] => {
                 let wanted = rest.join("/");
                 let gv = versions(catalog).into_iter().find(|gv| path_of(gv) == wanted).ok_or_else(Status::unknown_path)?;
-                Ok(respond(&self.v3(catalog, &gv)?, "application/json", parts))
+                respond(&self.v3(catalog, &gv, &sentences)?, "application/json", parts)
             }
             ["v2"] => {
                 let protobuf = accept.contains("proto-openapi.spec.v2");
@@ -165,12 +197,12 @@ impl OpenApi {
                     if let Some(document) = slot {
                         return Ok(document.clone());
                     }
-                    let value = meta::openapi::v2(&kinds(catalog, None), &());
-                    let document = if protobuf { Document::new(meta::openapi::gnostic(&value)) } else { Document::json(&value)? };
+                    let value = meta::openapi::v2(&kinds(catalog, None), &*sentences);
+                    let document = if protobuf { Document::new(&meta::openapi::gnostic(&value))? } else { Document::json(&value)? };
                     *slot = Some(document.clone());
                     Ok::<_, Status>(document)
                 })?;
-                Ok(respond(&document, if protobuf { V2_PROTOBUF } else { "application/json" }, parts))
+                respond(&document, if protobuf { V2_PROTOBUF } else { "application/json" }, parts)
             }
             _ => Err(Status::unknown_path()),
         }

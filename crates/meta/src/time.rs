@@ -4,6 +4,8 @@
 //! `metav1.Duration` is Go's duration text (`1h30m0s`). No clock is read here.
 
 use jiff::Timestamp;
+use jiff::civil::DateTime;
+use jiff::tz::Offset;
 
 /// A time's text in canonical form, or `None` when it already is. The error is worded as Go's `time.Parse` words it.
 pub fn canonical(text: &str, micro: bool) -> Result<Option<String>, String> {
@@ -33,12 +35,38 @@ fn parse_error(text: &str, micro: bool) -> String {
 
 /// `2024-02-03T04:05:06Z`.
 pub fn seconds(time: Timestamp) -> String {
-    time.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
+    let mut out = String::with_capacity(20);
+    civil(&mut out, time);
+    out.push('Z');
+    out
 }
 
 /// `2024-02-03T04:05:06.789000Z`.
 pub fn micro_time(time: Timestamp) -> String {
-    time.strftime("%Y-%m-%dT%H:%M:%S.%6fZ").to_string()
+    let mut out = String::with_capacity(27);
+    let at = civil(&mut out, time);
+    out.push('.');
+    digits(&mut out, at.subsec_nanosecond() / 1000, 6);
+    out.push('Z');
+    out
+}
+
+/// Writes date and time of day in UTC; this is on the way of every object with a time, so no format is parsed for it.
+fn civil(out: &mut String, time: Timestamp) -> DateTime {
+    let at = Offset::UTC.to_datetime(time);
+    digits(out, at.year().into(), 4);
+    for (before, part) in [('-', at.month()), ('-', at.day()), ('T', at.hour()), (':', at.minute()), (':', at.second())] {
+        out.push(before);
+        digits(out, part.into(), 2);
+    }
+    at
+}
+
+fn digits(out: &mut String, value: i32, width: u32) {
+    for place in (0..width).rev() {
+        let digit = value.unsigned_abs() / 10u32.pow(place) % 10;
+        out.push(char::from(b'0' + digit as u8));
+    }
 }
 
 /// Nanoseconds in each of Go's duration units.

@@ -18,48 +18,64 @@ const ZERO_TIME: i64 = -62_135_596_800;
 
 /// Reads a message. Zero values that Go's JSON would leave out are left out.
 pub fn read_message(view: View<'_>, bytes: &[u8]) -> Result<Value, ProtobufError> {
-    let mut value = Value::Object(Map::new());
-    structure(view, bytes, &mut value, &[], 0)?;
-    Ok(value)
+    message(view, bytes, 0)
 }
 
-/// Reads the fields of a struct that are inlined below `around` (or its own, for none) into an object.
-fn structure(view: View<'_>, bytes: &[u8], into: &mut Value, around: &[u32], depth: usize) -> Result<(), ProtobufError> {
+fn message(view: View<'_>, bytes: &[u8], depth: usize) -> Result<Value, ProtobufError> {
+    let mut map = Map::new();
+    whole(view, bytes, &mut map, depth)?;
+    Ok(Value::Object(map))
+}
+
+fn whole(view: View<'_>, bytes: &[u8], into: &mut Map<String, Value>, depth: usize) -> Result<(), ProtobufError> {
+    let Shape::Struct(s) = view.shape() else { return Err(ProtobufError::Malformed("not a message")) };
+    fields(view, s, &s.wire_order, 0, bytes, into, depth)
+}
+
+/// Reads fields that share their first `level` tags: a whole struct's, or those of a message inlined in it.
+fn fields(
+    view: View<'_>,
+    s: &Struct,
+    order: &[u16],
+    level: usize,
+    bytes: &[u8],
+    into: &mut Map<String, Value>,
+    depth: usize,
+) -> Result<(), ProtobufError> {
     if depth > MAX_DEPTH {
         return Err(ProtobufError::Malformed("message nested too deeply"));
     }
-    let Shape::Struct(s) = view.shape() else { return Err(ProtobufError::Malformed("not a message")) };
+    let field = |at: &u16| &s.fields[usize::from(*at)];
+    let tag_of = |at: &u16| field(at).inlined_in.get(level).copied().unwrap_or(field(at).tag);
     let mut reader = Reader::new(bytes);
+    // Fields come in the order of their tags, so the next one is most often right behind the last.
+    let mut next = 0;
     while let Some((tag, wire)) = reader.field()? {
-        match find(s, around, tag) {
-            Some(Found::Field(field)) => {
-                let Value::Object(map) = into else { return Ok(()) };
-                member(view, field, wire, map, depth)?;
-            }
-            Some(Found::Inlined) => {
-                let around: Vec<u32> = around.iter().copied().chain([tag]).collect();
-                structure(view, wire.bytes()?, into, &around, depth + 1)?;
-            }
-            None => {}
+        let known = |at: usize| order.get(at).is_some_and(|f| tag_of(f) == tag);
+        let first = match () {
+            () if known(next) => next,
+            () if known(next + 1) => next + 1,
+            () => order.partition_point(|f| tag_of(f) < tag),
+        };
+        let Some(found) = order.get(first).filter(|f| tag_of(f) == tag) else { continue };
+        next = first;
+        if field(found).inlined_in.len() <= level {
+            member(view, field(found), wire, into, depth)?;
+        } else {
+            let start = order.partition_point(|f| tag_of(f) < tag);
+            let end = order.partition_point(|f| tag_of(f) <= tag);
+            fields(view, s, &order[start..end], level + 1, wire.bytes()?, into, depth + 1)?;
         }
     }
     Ok(())
 }
 
-enum Found<'a> {
-    Field(&'a Field),
-    /// A message whose fields are this struct's own.
-    Inlined,
-}
-
-fn find<'a>(s: &'a Struct, around: &[u32], tag: u32) -> Option<Found<'a>> {
-    s.wire_order.iter().map(|at| &s.fields[usize::from(*at)]).find_map(|field| {
-        let rest = field.inlined_in.strip_prefix(around)?;
-        match rest.first() {
-            None => (field.tag == tag).then_some(Found::Field(field)),
-            Some(next) => (*next == tag).then_some(Found::Inlined),
-        }
-    })
+/// The place of a list or map that is read in parts.
+fn slot<'m>(map: &'m mut Map<String, Value>, name: &str, empty: fn() -> Value) -> &'m mut Value {
+    if !map.contains_key(name) {
+        map.insert(name.to_string(), empty());
+    }
+    &mut map[name]
 }
 
 fn member(
@@ -73,8 +89,7 @@ fn member(
     match inner.shape() {
         Shape::List { .. } if !inner.node().wrapped => {
             let item = inner.item().ok_or(ProtobufError::Malformed("list without item"))?;
-            let slot = map.entry(&*field.name).or_insert_with(|| Value::Array(Vec::new()));
-            let Value::Array(items) = slot else { return Ok(()) };
+            let Value::Array(items) = slot(map, &field.name, || Value::Array(Vec::new())) else { return Ok(()) };
             match (wire, item.shape()) {
                 // Numbers may come packed.
                 (WireValue::Bytes(packed), Shape::Scalar(scalar)) if is_number(*scalar) => {
@@ -93,8 +108,7 @@ fn member(
         }
         Shape::Map { .. } => {
             let value = inner.child("").ok_or(ProtobufError::Malformed("map without value"))?;
-            let slot = map.entry(&*field.name).or_insert_with(|| Value::Object(Map::new()));
-            let Value::Object(entries) = slot else { return Ok(()) };
+            let Value::Object(entries) = slot(map, &field.name, || Value::Object(Map::new())) else { return Ok(()) };
             let (mut key, mut content) = ("", None);
             let mut reader = Reader::new(wire.bytes()?);
             while let Some((tag, wire)) = reader.field()? {
@@ -108,8 +122,8 @@ fn member(
         }
         Shape::Struct(_) if map.contains_key(&*field.name) => {
             // A message in two parts is merged.
-            if let Some(slot) = map.get_mut(&*field.name) {
-                structure(inner, wire.bytes()?, slot, &[], depth + 1)?;
+            if let Some(Value::Object(before)) = map.get_mut(&*field.name) {
+                whole(inner, wire.bytes()?, before, depth + 1)?;
             }
         }
         _ => match one(inner, wire, depth)? {
@@ -146,11 +160,7 @@ fn array<const N: usize>(bytes: &[u8]) -> Result<[u8; N], ProtobufError> {
 /// One value; `None` for what JSON has only null for (zero times, empty raw JSON).
 fn one(view: View<'_>, wire: WireValue<'_>, depth: usize) -> Result<Option<Value>, ProtobufError> {
     let scalar = match view.shape() {
-        Shape::Struct(_) => {
-            let mut value = Value::Object(Map::new());
-            structure(view, wire.bytes()?, &mut value, &[], depth + 1)?;
-            return Ok(Some(value));
-        }
+        Shape::Struct(_) => return message(view, wire.bytes()?, depth + 1).map(Some),
         Shape::List { .. } => {
             let item = view.item().ok_or(ProtobufError::Malformed("list without item"))?;
             let mut items = Vec::new();
