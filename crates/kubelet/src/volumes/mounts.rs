@@ -66,7 +66,8 @@ fn make_within(volume: &Path, inner: &Path) -> io::Result<()> {
             Ok(()) => {
                 // As permissive as the volume itself, so that whoever may use the volume may use the subpath.
                 let mode = fs::metadata(volume)?.permissions();
-                fs::set_permissions(format!("/proc/self/fd/{}", open_within(volume, &done, OFlag::O_DIRECTORY)?.as_raw_fd()), mode)?;
+                let made = open_within(volume, &done, OFlag::O_DIRECTORY)?;
+                fs::set_permissions(format!("/proc/self/fd/{}", made.as_raw_fd()), mode)?;
             }
             Err(nix::errno::Errno::EEXIST) => {}
             Err(error) => return Err(error.into()),
