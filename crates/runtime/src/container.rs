@@ -117,6 +117,9 @@ impl Engine {
             Path::new(&pod.log_directory).join(&config.log_path)
         };
         let log = Some(log_path.clone()).filter(|p| p.is_absolute());
+        if let Some(dir) = log.as_deref().and_then(Path::parent) {
+            fs::create_dir_all(dir).with_context(|| format!("creating the log directory {}", dir.display()))?;
+        }
         let hostname = if options.network() == NamespaceMode::Node {
             nix::unistd::gethostname().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default()
         } else {

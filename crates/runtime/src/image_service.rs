@@ -107,8 +107,7 @@ impl ImageService for ImageServer {
     async fn image_fs_info(&self, _: Request<ImageFsInfoRequest>) -> Answer<ImageFsInfoResponse> {
         let engine = self.engine.clone();
         let (images, containers) = tokio::task::spawn_blocking(move || {
-            let usage = |dir: &std::path::Path| {
-                let (bytes, inodes) = crate::stats::disk_usage(dir);
+            let usage = |dir: &std::path::Path, (bytes, inodes): (u64, u64)| {
                 FilesystemUsage {
                     timestamp: crate::shim::sys::now(),
                     fs_id: Some(FilesystemIdentifier { mountpoint: dir.display().to_string() }),
@@ -116,7 +115,9 @@ impl ImageService for ImageServer {
                     inodes_used: Some(UInt64Value { value: inodes }),
                 }
             };
-            (usage(&engine.config.root.join("images")), usage(&engine.config.root.join("containers")))
+            let containers = engine.config.root.join("containers");
+            let written = crate::stats::disk_usage(&containers);
+            (usage(&engine.config.root.join("images"), engine.images.usage()), usage(&containers, written))
         })
         .await
         .map_err(|e| Status::internal(e.to_string()))?;

@@ -38,6 +38,9 @@ impl Engine {
                 anyhow::bail!("user namespaces are not supported by this runtime");
             }
         }
+        for name in config.linux.iter().flat_map(|l| l.sysctls.keys()) {
+            check_sysctl(name, &options).map_err(anyhow::Error::msg)?;
+        }
         let record = SandboxRecord {
             id: id.clone(),
             config: Some(config),
@@ -189,6 +192,23 @@ impl Engine {
     }
 }
 
+/// Only parameters of a namespace that is the pod's own may be set: others are the node's.
+fn check_sysctl(name: &str, options: &NamespaceOption) -> Result<(), String> {
+    let plain = name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-/".contains(&b)) && !name.contains("..");
+    let own_net = options.network() != NamespaceMode::Node;
+    let own_ipc = options.ipc() != NamespaceMode::Node;
+    let dotted = name.replace('/', ".");
+    let ipc = ["kernel.shm", "kernel.msg", "kernel.sem", "fs.mqueue."].iter().any(|p| dotted.starts_with(p));
+    let uts = dotted == "kernel.domainname";
+    match (plain, dotted.starts_with("net."), ipc || uts) {
+        (false, ..) => Err(format!("sysctl \"{name}\" is not a name")),
+        (true, true, _) if own_net => Ok(()),
+        (true, _, true) if own_ipc => Ok(()),
+        (true, true, _) | (true, _, true) => Err(format!("sysctl \"{name}\" is not allowed with the node's namespace")),
+        _ => Err(format!("sysctl \"{name}\" is not in a separate kernel namespace")),
+    }
+}
+
 /// Kills a process that is known to be ours and unreaped.
 fn kill_process(pid: i32) {
     if pid > 1 {
@@ -255,6 +275,24 @@ fn resolv_conf(dns: &DnsConfig) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sysctls_are_checked() {
+        let own = NamespaceOption::default();
+        let host = NamespaceOption { network: NamespaceMode::Node.into(), ipc: NamespaceMode::Node.into(), ..own.clone() };
+        for (name, mine, nodes) in [
+            ("net.core.somaxconn", true, false),
+            ("kernel.shm_rmid_forced", true, false),
+            ("fs.mqueue.msg_max", true, false),
+            ("kernel.panic", false, false),
+            ("vm.swappiness", false, false),
+            ("net.../../etc/passwd", false, false),
+            ("net.a b", false, false),
+        ] {
+            assert_eq!(check_sysctl(name, &own).is_ok(), mine, "{name}");
+            assert_eq!(check_sysctl(name, &host).is_ok(), nodes, "{name}");
+        }
+    }
 
     #[test]
     fn resolv_conf_lines() {

@@ -70,7 +70,8 @@ impl Zygote {
 
     /// Starts a shim; returns its connection (already watching), its process and its PID namespace's init or 0.
     pub async fn spawn(&self, request: &SandboxRequest) -> Result<(Connection, i32, i32)> {
-        let connection = tokio::task::block_in_place(|| self.fork(request))?;
+        // One packet to a process that does nothing else; only the very first call starts a program.
+        let connection = self.fork(request)?;
         match connection.receive_in_time().await?.0 {
             Reply::Ready { pid, init } => Ok((connection, pid, init)),
             Reply::Error { message } => bail!("{message}"),

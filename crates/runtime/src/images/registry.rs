@@ -184,7 +184,7 @@ impl Registry {
             match tokio_rustls::TlsConnector::from(self.tls.clone()).connect(name, stream).await {
                 Ok(tls) => return talk(TokioIo::new(tls), request).await.map_err(|e| failed(&uri, e)),
                 // A registry for development on this machine.
-                Err(e) if loopback && e.get_ref().is_some_and(|e| e.to_string().contains("InvalidContentType")) => {
+                Err(e) if loopback && speaks_no_tls(&e) => {
                     *self.plain.lock().unwrap_or_else(PoisonError::into_inner) = true;
                     secure = false;
                     stream = connect().await.map_err(|e| failed(format!("connecting to {host}:{port}"), e))?;
@@ -256,6 +256,13 @@ impl Registry {
         let token = answer.get("token").or_else(|| answer.get("access_token")).and_then(|t| t.as_str());
         token.map(str::to_string).ok_or_else(|| failed(realm, "an answer without token"))
     }
+}
+
+/// Whether a handshake failed because the other side does not know TLS, rather than because it is not trusted.
+fn speaks_no_tls(error: &std::io::Error) -> bool {
+    error.kind() == std::io::ErrorKind::UnexpectedEof
+        || error.kind() == std::io::ErrorKind::ConnectionReset
+        || error.get_ref().is_some_and(|e| e.to_string().contains("InvalidContentType"))
 }
 
 async fn collect(response: Response<Incoming>) -> Result<Bytes, RegistryError> {

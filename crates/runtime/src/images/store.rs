@@ -61,6 +61,8 @@ pub struct ImageStore {
     writing: Mutex<()>,
     /// Layers of running containers, which outlive their image's removal.
     held: Mutex<BTreeMap<String, Vec<String>>>,
+    /// What layers take on disk; they never change.
+    sizes: Mutex<BTreeMap<String, (u64, u64)>>,
     serial: std::sync::atomic::AtomicU64,
 }
 
@@ -91,6 +93,7 @@ impl ImageStore {
             images: RwLock::new(images),
             writing: Mutex::new(()),
             held: Mutex::default(),
+            sizes: Mutex::default(),
             serial: std::sync::atomic::AtomicU64::new(0),
         })
     }
@@ -98,6 +101,22 @@ impl ImageStore {
     /// Where layers lie.
     pub fn layers_dir(&self) -> PathBuf {
         self.root.join("layers")
+    }
+
+    /// Bytes and inodes that all layers take on disk.
+    pub fn usage(&self) -> (u64, u64) {
+        let mut sizes = self.sizes.lock().unwrap_or_else(PoisonError::into_inner);
+        let names: Vec<String> = std::fs::read_dir(self.layers_dir())
+            .into_iter()
+            .flatten()
+            .flatten()
+            .map(|e| e.file_name().to_string_lossy().into_owned())
+            .collect();
+        sizes.retain(|name, _| names.contains(name));
+        for name in names {
+            sizes.entry(name).or_insert_with_key(|name| crate::stats::disk_usage(&self.layers_dir().join(name)));
+        }
+        sizes.values().fold((0, 0), |(bytes, inodes), (b, i)| (bytes + b, inodes + i))
     }
 
     /// A new path for data on its way in.

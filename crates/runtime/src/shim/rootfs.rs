@@ -90,7 +90,7 @@ impl Tree {
         if let Some((parent, _)) = split(path) {
             self.directory(parent)?;
         }
-        sys::open_in_root(self.root.as_fd(), path, libc::O_WRONLY | libc::O_CREAT | libc::O_NOFOLLOW)?;
+        sys::open_in_root(self.root.as_fd(), path, libc::O_WRONLY | libc::O_CREAT)?;
         self.open(path)
     }
 
