@@ -132,7 +132,7 @@ impl Nominations {
     }
 
     /// Pods to make room for before this one.
-    fn ahead<'a>(&'a self, node: &Node, pod: &'a Pod) -> impl Iterator<Item = &'a Pod> + 'a {
+    pub fn ahead<'a>(&'a self, node: &Node, pod: &'a Pod) -> impl Iterator<Item = &'a Pod> + 'a {
         let there = self.by_node.get(&node.symbol).into_iter().flatten();
         there.filter(|p| p.priority() >= pod.priority() && p.key != pod.key)
     }
@@ -155,7 +155,7 @@ impl Prepared {
         Ok(Self { hard: Hard::prepare(snapshot, pod), required: Required::prepare(snapshot, pod) })
     }
 
-    pub fn filter(&self, id: NodeId) -> Result<(), Refusal> {
+    pub fn filter(&self, _snapshot: &Snapshot, id: NodeId) -> Result<(), Refusal> {
         self.hard.as_ref().map_or(Ok(()), |h| h.filter(id))?;
         self.required.as_ref().map_or(Ok(()), |r| r.filter(id))
     }
@@ -217,7 +217,7 @@ impl Core {
                 }
                 Local::Passed { taints, affinity, fixed } => (i64::from(taints), i64::from(affinity), i64::from(fixed)),
             };
-            let rest = prepared.filter(id).and_then(|()| {
+            let rest = prepared.filter(&self.snapshot, id).and_then(|()| {
                 if nominations { with_nominated(&self.snapshot, &self.nominations, pod, id) } else { Ok(()) }
             });
             if let Err(refusal) = rest {

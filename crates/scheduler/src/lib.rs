@@ -27,6 +27,9 @@ pub mod view;
 mod world;
 mod writes;
 
+#[cfg(test)]
+mod tests;
+
 use std::time::Duration;
 
 pub use run::run;

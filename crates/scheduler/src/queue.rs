@@ -238,6 +238,13 @@ impl PodQueue {
         }
     }
 
+    /// One pod is worth another try once its delay is over.
+    pub fn wake_one(&mut self, key: &Arc<str>, now: Instant) {
+        if self.pods.get(key).is_some_and(|w| w.place == Place::Unschedulable) {
+            self.awaken(key, false, now);
+        }
+    }
+
     fn awaken(&mut self, key: &Arc<str>, eager: bool, now: Instant) {
         let Some(w) = self.pods.get(key) else { return };
         let until = w.tried + self.delay(w.attempts);

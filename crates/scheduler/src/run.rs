@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use client::{Client, EventType, Informers, Recorder, reference};
+use client::{Client, EventType, Informer, Informers, Recorder, reference};
 use futures::FutureExt;
 use meta::{Object, Status};
 use tokio::task::JoinSet;
@@ -14,6 +14,8 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::events::Events;
+use crate::plugins::default_preemption::Plan;
+use crate::pod::Pod;
 use crate::queue::{Condition, PodQueue};
 use crate::sources::Sources;
 use crate::verdict::WhyNot;
@@ -26,6 +28,7 @@ const ROUND: usize = 64;
 /// The answer to a call.
 enum Answer {
     Bound { object: Arc<Object>, node: Arc<str>, result: Result<(), Status> },
+    Evicted { victim: Arc<Object>, by: Box<str>, waiting: Arc<str>, node: Arc<str>, result: Result<(), Status> },
     Told { what: &'static str, object: Arc<Object>, result: Result<(), Status> },
 }
 
@@ -33,6 +36,7 @@ struct Scheduler {
     world: World,
     client: Client,
     recorder: Recorder,
+    pods: Arc<Informer>,
     calls: JoinSet<Answer>,
     options: Options,
 }
@@ -48,6 +52,7 @@ pub async fn run(client: Client, informers: Arc<Informers>, options: Options, ca
         world: World::new(queue, &options.scheduler_name),
         recorder: Recorder::new(&client, &options.scheduler_name, ""),
         client,
+        pods: informers.get::<k8s_openapi::api::core::v1::Pod>(),
         calls: JoinSet::new(),
         options,
     };
@@ -125,17 +130,56 @@ impl Scheduler {
                 let call = writes::bind(self.client.clone(), object.clone(), node.clone());
                 self.calls.spawn(async move { Answer::Bound { object, node, result: call.await } });
             }
-            Err(why) => self.refuse(&key, &object, why),
+            Err(why) => self.refuse(&key, &pod, &object, why),
         }
         true
     }
 
-    /// No node would have the pod.
-    fn refuse(&mut self, key: &Arc<str>, object: &Arc<Object>, why: WhyNot) {
+    /// No node would have the pod: room is made for it, if that can be, and it waits.
+    fn refuse(&mut self, key: &Arc<str>, pod: &Pod, object: &Arc<Object>, mut why: WhyNot) {
+        let mut nominated = None;
+        if why.nodes > 0 {
+            match self.world.core.preempt(pod, &why, &mut rand::rng()) {
+                Ok(plan) => nominated = Some(self.make_room(pod, plan)),
+                Err(message) => {
+                    let waits = self.world.core.nominations.node_of(key).is_some();
+                    if waits && !message.starts_with("not eligible") {
+                        self.world.core.nominations.set(pod, None);
+                        nominated = Some("".into());
+                    }
+                    why.preemption = message;
+                }
+            }
+        }
         let message = why.to_string();
         self.recorder.warning(object, "FailedScheduling", message.clone());
-        self.tell(key, object, "Unschedulable", message, None);
+        self.tell(key, object, "Unschedulable", message, nominated);
         self.world.queue.refused(key, why.plugins());
+    }
+
+    /// Removes the victims; answers the node where the pod is to go.
+    fn make_room(&mut self, pod: &Pod, plan: Plan) -> Arc<str> {
+        let node = self.world.core.snapshot.node(plan.node);
+        let (name, symbol) = (node.name.clone(), node.symbol);
+        for displaced in &plan.displaced {
+            self.world.core.nominations.set(displaced, None);
+            if let Some(waiting) = self.world.queue.get(&displaced.key) {
+                let (object, condition) = (waiting.object.clone(), waiting.condition.clone());
+                let call = writes::set_condition(self.client.clone(), object.clone(), "PodScheduled", condition, false, Some("".into()));
+                self.calls.spawn(async move { Answer::Told { what: "nomination", object, result: call.await } });
+            }
+            self.world.queue.wake_one(&displaced.key, Instant::now());
+        }
+        self.world.core.nominations.set(pod, Some(symbol));
+        for victim in plan.victims {
+            // Who is on the way out already needs no push.
+            let Some(object) = self.pods.get(&victim.key).filter(|o| !victim.deleting && o.meta.uid == victim.uid) else { continue };
+            let message = format!("{}: preempting to accommodate a higher priority pod", self.options.scheduler_name);
+            let call = writes::evict(self.client.clone(), object.clone(), message);
+            let (by, waiting, node) = (pod.uid.clone(), pod.key.clone(), name.clone());
+            self.calls.spawn(async move { Answer::Evicted { victim: object, by, waiting, node, result: call.await } });
+        }
+        name
     }
 
     /// Writes the pod's condition, where it is not so already.
@@ -164,6 +208,16 @@ impl Scheduler {
                 self.recorder.event(&reference(&object), EventType::Normal, "Scheduled", message);
             }
             Ok(Answer::Bound { object, node, result: Err(status) }) => self.unplace(&object, &node, &status, events),
+            Ok(Answer::Evicted { victim, by, node, result: Ok(()), .. }) => {
+                self.recorder.normal(&victim, "Preempted", format!("Preempted by pod {by} on node {node}"));
+            }
+            Ok(Answer::Evicted { victim, waiting, result: Err(status), .. }) => {
+                tracing::warn!(pod = victim.meta.key(), "not preempted: {status}");
+                if let Some(pod) = self.world.queue.get(&waiting).map(|w| w.pod.clone()) {
+                    self.world.core.nominations.set(&pod, None);
+                    self.world.queue.wake_one(&waiting, Instant::now());
+                }
+            }
             Ok(Answer::Told { what, object, result: Err(status) }) if !status.is_not_found() => {
                 tracing::warn!(pod = object.meta.key(), "{what} not written: {status}");
                 // What was not written must not count as written.

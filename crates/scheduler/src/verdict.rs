@@ -109,7 +109,7 @@ impl Refusal {
 
 impl Reason {
     /// The messages, of which a shortage may have several.
-    fn each(self, extended: &[&str], mut tell: impl FnMut(String)) {
+    pub fn each(self, extended: &[&str], mut tell: impl FnMut(String)) {
         let text = match self {
             Self::Insufficient(shortage) => {
                 for (bit, message) in [
@@ -168,6 +168,11 @@ pub struct WhyNot {
 }
 
 impl WhyNot {
+    /// Names of the pod's extended resources, as [`Reason::each`] wants them.
+    pub fn extended_names(&self) -> Vec<&str> {
+        self.extended.iter().map(String::as_str).collect()
+    }
+
     /// The plugins that refused.
     pub fn plugins(&self) -> Plugins {
         let mut out = Plugins::default();
@@ -188,7 +193,7 @@ impl fmt::Display for WhyNot {
             match &self.pod {
                 Some((_, why)) => write!(f, " {why}.")?,
                 None => {
-                    let extended: Vec<&str> = self.extended.iter().map(String::as_str).collect();
+                    let extended = self.extended_names();
                     let mut counts: BTreeMap<String, usize> = BTreeMap::new();
                     for (refusal, nodes) in &self.refusals {
                         refusal.reason.each(&extended, |text| *counts.entry(text).or_insert(0) += nodes);

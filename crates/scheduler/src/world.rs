@@ -182,7 +182,10 @@ impl World {
             reason: c.reason.clone(),
             message: c.message.clone(),
         });
-        self.core.nominations.set(&pod, pod.nominated);
+        // What was nominated here and is not seen yet must stay.
+        if self.queue.get(&pod.key).is_none_or(|w| w.pod.uid != pod.uid || w.pod.nominated != pod.nominated) {
+            self.core.nominations.set(&pod, pod.nominated);
+        }
         self.queue.put(pod, object.clone(), condition, scheduling_gates::holds(view), now);
     }
 }

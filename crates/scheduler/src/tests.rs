@@ -1,0 +1,269 @@
+//! Cases for the core: a cluster as data, a pod, and where it may go or why nowhere.
+
+use meta::Object;
+use rand::SeedableRng;
+use rand::rngs::SmallRng;
+use serde_json::{Value, json};
+
+use crate::core::Core;
+use crate::node::Offer;
+use crate::pod::{Pod, Specs};
+use crate::view::{NodeView, PodView};
+
+/// A cluster to ask about.
+pub struct Cluster {
+    pub core: Core,
+    pub specs: Specs,
+}
+
+fn merge(into: &mut Value, from: &Value) {
+    match (into, from) {
+        (Value::Object(into), Value::Object(from)) => {
+            for (key, value) in from {
+                merge(into.entry(key.clone()).or_insert(Value::Null), value);
+            }
+        }
+        (into, from) => *into = from.clone(),
+    }
+}
+
+pub fn object(kind: &str, name: &str, rest: &Value) -> Object {
+    let (namespace, name) = meta::object::split_key(name);
+    let mut body = json!({"apiVersion": "v1", "kind": kind, "metadata": {"name": name, "uid": name, "resourceVersion": "1"}});
+    if !namespace.is_empty() {
+        body["metadata"]["namespace"] = namespace.into();
+    }
+    merge(&mut body, rest);
+    Object::from_value(&body).unwrap()
+}
+
+impl Cluster {
+    /// Nodes have 4 CPUs, 8 GiB, 10 pods and their host name, unless said otherwise.
+    pub fn new(nodes: &[(&str, Value)]) -> Self {
+        let mut cluster = Self { core: Core::default(), specs: Specs::default() };
+        for (name, rest) in nodes {
+            let mut body = json!({"metadata": {"labels": {"kubernetes.io/hostname": name}},
+                "status": {"allocatable": {"cpu": "4", "memory": "8Gi", "pods": "10"}}});
+            merge(&mut body, rest);
+            let object = object("Node", name, &body);
+            let view: NodeView = serde_json::from_slice(object.raw()).unwrap();
+            cluster.core.snapshot.set_node(name, Offer::of(&object, &view));
+        }
+        cluster
+    }
+
+    /// A pod of namespace `n`.
+    pub fn pod(&mut self, name: &str, rest: &Value) -> Pod {
+        let mut body = json!({"spec": {"containers": [{"name": "c"}]}});
+        merge(&mut body, rest);
+        let key = if name.contains('/') { name.to_string() } else { format!("n/{name}") };
+        let object = object("Pod", &key, &body);
+        let view: PodView = serde_json::from_slice(object.raw()).unwrap();
+        Pod::new(&object, &view, &mut self.specs)
+    }
+
+    pub fn place(&mut self, name: &str, node: &str, rest: &Value) {
+        let pod = self.pod(name, rest);
+        self.core.snapshot.place(pod, node);
+    }
+
+    /// Where the pod would go: every node that is as good as the best, or why nowhere.
+    pub fn ask(&mut self, rest: &Value) -> String {
+        let pod = self.pod("asked", rest);
+        let mut found = std::collections::BTreeSet::new();
+        for seed in 0..20 {
+            match self.core.schedule(&pod, &mut SmallRng::seed_from_u64(seed)) {
+                Ok(id) => found.insert(self.core.snapshot.node(id).name.to_string()),
+                Err(why) => return why.to_string(),
+            };
+        }
+        found.into_iter().collect::<Vec<_>>().join(" ")
+    }
+}
+
+fn cpu(amount: &str) -> Value {
+    json!({"spec": {"containers": [{"name": "c", "resources": {"requests": {"cpu": amount, "memory": "1Gi"}}}]}})
+}
+
+fn taints(effect: &str) -> Value {
+    json!({"spec": {"taints": [{"key": "k", "value": "5", "effect": effect}]}})
+}
+
+fn tolerates(operator: &str, value: &str) -> Value {
+    json!({"spec": {"tolerations": [{"key": "k", "operator": operator, "value": value}]}})
+}
+
+fn selects(requirement: Value) -> Value {
+    let term = json!({"matchExpressions": [requirement]});
+    json!({"spec": {"affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [term]}}}}})
+}
+
+#[test]
+fn nodes_that_will_not_do_are_refused() {
+    let labels = |n: &str| json!({"metadata": {"labels": {"n": n}}});
+    let port = |p: Value| json!({"spec": {"containers": [{"name": "c", "ports": [p]}]}});
+    let two = |a: Value, b: Value| vec![("a", a), ("b", b)];
+    let cases: Vec<(Vec<(&str, Value)>, Value, &str)> = vec![
+        (vec![], json!({}), "no nodes available to schedule pods"),
+        (two(json!({}), json!({})), json!({}), "a b"),
+        (two(json!({}), json!({"spec": {"unschedulable": true}})), json!({}), "a"),
+        (two(json!({"spec": {"unschedulable": true}}), taints("NoSchedule")), json!({}),
+            "0/2 nodes are available: 1 node(s) had untolerated taint(s), 1 node(s) were unschedulable."),
+        (two(taints("NoExecute"), taints("NoSchedule")), tolerates("Equal", "5"), "a b"),
+        (two(taints("NoSchedule"), taints("PreferNoSchedule")), tolerates("Equal", "6"), "b"),
+        (two(taints("PreferNoSchedule"), json!({})), json!({}), "b"),
+        (two(taints("NoSchedule"), json!({"spec": {"unschedulable": true}})), tolerates("Gt", "4"), "a"),
+        (two(taints("NoSchedule"), taints("NoSchedule")), tolerates("Lt", "5"), "0/2 nodes are available: 2 node(s) had untolerated taint(s)."),
+        (two(labels("1"), labels("2")), json!({"spec": {"nodeSelector": {"n": "2"}}}), "b"),
+        (two(labels("1"), labels("2")), selects(json!({"key": "n", "operator": "Gt", "values": ["1"]})), "b"),
+        (two(labels("1"), json!({})), selects(json!({"key": "n", "operator": "DoesNotExist"})), "b"),
+        (two(labels("1"), labels("2")), selects(json!({"key": "n", "operator": "In", "values": ["3"]})),
+            "0/2 nodes are available: 2 node(s) didn't match Pod's node affinity/selector."),
+        (two(json!({}), json!({})), json!({"spec": {"affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution":
+            {"nodeSelectorTerms": [{"matchFields": [{"key": "metadata.name", "operator": "In", "values": ["b"]}]}]}}}}}), "b"),
+        (two(labels("1"), labels("2")), json!({"spec": {"affinity": {"nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution":
+            [{"weight": 5, "preference": {"matchExpressions": [{"key": "n", "operator": "In", "values": ["1"]}]}}]}}}}), "a"),
+        (two(json!({}), json!({"status": {"allocatable": {"cpu": "8"}}})), cpu("5"), "b"),
+        (two(json!({}), json!({"status": {"allocatable": {"cpu": "1", "memory": "512Mi"}}})), cpu("9"),
+            "0/2 nodes are available: 1 Insufficient memory, 2 Insufficient cpu."),
+        (two(json!({}), json!({"status": {"allocatable": {"pods": "0"}}})), json!({}), "a"),
+        (two(json!({}), json!({"status": {"allocatable": {"e.com/gpu": "1"}}})),
+            json!({"spec": {"containers": [{"name": "c", "resources": {"requests": {"e.com/gpu": "1"}}}]}}), "b"),
+        (two(json!({}), json!({})), json!({"spec": {"containers": [{"name": "c", "resources": {"requests": {"e.com/gpu": "1"}}}]}}),
+            "0/2 nodes are available: 2 Insufficient e.com/gpu."),
+        (two(json!({"status": {"images": [{"names": ["x/big:latest"], "sizeBytes": 900_000_000}]}}), json!({})),
+            json!({"spec": {"containers": [{"name": "c", "image": "x/big"}]}}), "a"),
+        (two(json!({}), json!({})), port(json!({"containerPort": 80, "hostPort": 80})), "a b"),
+    ];
+    for (nodes, pod, expect) in cases {
+        assert_eq!(Cluster::new(&nodes).ask(&pod), expect, "{nodes:?} {pod}");
+    }
+}
+
+#[test]
+fn pods_on_nodes_take_of_them() {
+    let mut cluster = Cluster::new(&[("a", json!({})), ("b", json!({}))]);
+    let port = |ip: &str| json!({"spec": {"containers": [{"name": "c", "ports": [{"containerPort": 80, "hostPort": 80, "hostIP": ip}]}]}});
+    cluster.place("one", "a", &cpu("3"));
+    assert_eq!(cluster.ask(&cpu("1")), "b", "the emptier is better");
+    assert_eq!(cluster.ask(&cpu("2")), "b");
+    cluster.place("two", "b", &cpu("3"));
+    assert_eq!(cluster.ask(&cpu("2")), "0/2 nodes are available: 2 Insufficient cpu.");
+    cluster.core.snapshot.remove("n/one");
+    assert_eq!(cluster.ask(&cpu("2")), "a");
+    cluster.place("port", "a", &port("10.0.0.1"));
+    assert_eq!(cluster.ask(&port("0.0.0.0")), "b");
+    assert_eq!(cluster.ask(&port("10.0.0.2")), "a");
+    cluster.place("port2", "b", &port(""));
+    assert_eq!(cluster.ask(&port("")), "0/2 nodes are available: 2 node(s) didn't have free ports for the requested pod ports.");
+    cluster.core.snapshot.remove_node("a");
+    assert_eq!(cluster.ask(&cpu("2")), "0/1 nodes are available: 1 Insufficient cpu.");
+    cluster.core.snapshot.remove_node("b");
+    assert_eq!(cluster.ask(&json!({})), "no nodes available to schedule pods");
+}
+
+fn zoned(zones: &[(&'static str, &str)]) -> Vec<(&'static str, Value)> {
+    zones.iter().map(|(n, z)| (*n, json!({"metadata": {"labels": {"topology.kubernetes.io/zone": z}}}))).collect()
+}
+
+fn labelled(app: &str) -> Value {
+    json!({"metadata": {"labels": {"app": app}}})
+}
+
+fn spread(key: &str, skew: i32, when: &str, rest: Value) -> Value {
+    let mut constraint = json!({"topologyKey": key, "maxSkew": skew, "whenUnsatisfiable": when,
+        "labelSelector": {"matchLabels": {"app": "x"}}});
+    merge(&mut constraint, &rest);
+    json!({"metadata": {"labels": {"app": "x"}}, "spec": {"topologySpreadConstraints": [constraint]}})
+}
+
+#[test]
+fn pods_are_spread() {
+    let zone = "topology.kubernetes.io/zone";
+    let mut cluster = Cluster::new(&zoned(&[("a", "1"), ("b", "1"), ("c", "2")]));
+    cluster.place("p1", "a", &labelled("x"));
+    let ask = |cluster: &mut Cluster, skew, when: &str, rest| cluster.ask(&spread(zone, skew, when, rest));
+    assert_eq!(ask(&mut cluster, 1, "DoNotSchedule", json!({})), "c");
+    assert_eq!(ask(&mut cluster, 1, "ScheduleAnyway", json!({})), "c");
+    cluster.place("p2", "c", &labelled("x"));
+    cluster.place("p3", "c", &labelled("x"));
+    cluster.place("other", "b", &labelled("y"));
+    cluster.place("elsewhere/x", "b", &labelled("x"));
+    assert_eq!(ask(&mut cluster, 1, "DoNotSchedule", json!({})), "a");
+    assert_eq!(
+        ask(&mut cluster, 1, "DoNotSchedule", json!({"minDomains": 3})),
+        "0/3 nodes are available: 3 node(s) didn't match pod topology spread constraints."
+    );
+    assert_eq!(
+        cluster.ask(&spread("rack", 1, "DoNotSchedule", json!({}))),
+        "0/3 nodes are available: 3 node(s) didn't match pod topology spread constraints (missing required label)."
+    );
+    // Its own kind of pods by default: those of its Service.
+    let selector = crate::selector::Selector::equal([("app", "x")]);
+    cluster.core.snapshot.spread_defaults.set_service("n", "s", Some(selector));
+    assert_eq!(cluster.ask(&labelled("x")), "b");
+}
+
+fn near(kind: &str, required: bool, app: &str, key: &str, rest: Value) -> Value {
+    let mut term = json!({"topologyKey": key, "labelSelector": {"matchLabels": {"app": app}}});
+    merge(&mut term, &rest);
+    let terms = if required {
+        json!({"requiredDuringSchedulingIgnoredDuringExecution": [term]})
+    } else {
+        json!({"preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 10, "podAffinityTerm": term}]})
+    };
+    json!({"spec": {"affinity": {kind: terms}}})
+}
+
+#[test]
+fn pods_attract_and_repel_each_other() {
+    let (zone, host) = ("topology.kubernetes.io/zone", "kubernetes.io/hostname");
+    let mut cluster = Cluster::new(&zoned(&[("a", "1"), ("b", "1"), ("c", "2")]));
+    cluster.place("x", "a", &labelled("x"));
+    let rules = "0/3 nodes are available: 3 node(s) didn't match pod affinity rules.";
+    for (pod, expect) in [
+        (near("podAffinity", true, "x", zone, json!({})), "b"),
+        (near("podAffinity", true, "x", host, json!({})), "a"),
+        (near("podAffinity", true, "z", zone, json!({})), rules),
+        (near("podAntiAffinity", true, "x", zone, json!({})), "c"),
+        (near("podAntiAffinity", true, "x", host, json!({})), "b c"),
+        (near("podAffinity", false, "x", zone, json!({})), "b"),
+        (near("podAntiAffinity", false, "x", zone, json!({})), "c"),
+        (near("podAffinity", true, "x", zone, json!({"namespaces": ["m"]})), rules),
+        (near("podAffinity", true, "x", zone, json!({"namespaceSelector": {}})), "b"),
+        (near("podAntiAffinity", true, "x", zone, json!({"namespaceSelector": {"matchLabels": {"t": "1"}}})), "b c"),
+    ] {
+        assert_eq!(cluster.ask(&pod), expect, "{pod}");
+    }
+    // The first of its kind may go anywhere.
+    let mut first = near("podAffinity", true, "z", zone, json!({}));
+    merge(&mut first, &labelled("z"));
+    assert_eq!(cluster.ask(&first), "b c");
+    // Who is there already may object.
+    cluster.place("hermit", "c", &near("podAntiAffinity", true, "y", zone, json!({})));
+    cluster.place("fan", "b", &near("podAffinity", false, "x", host, json!({})));
+    assert_eq!(cluster.ask(&labelled("y")), "a b");
+    assert_eq!(cluster.ask(&labelled("x")), "b");
+    let mut nowhere = near("podAntiAffinity", true, "x", zone, json!({}));
+    merge(&mut nowhere, &labelled("y"));
+    assert_eq!(
+        cluster.ask(&nowhere),
+        "0/3 nodes are available: 1 node(s) didn't satisfy existing pods anti-affinity rules, 2 node(s) didn't match pod anti-affinity rules."
+    );
+}
+
+#[test]
+fn identical_pods_fill_a_cluster_evenly() {
+    let names: Vec<String> = (0..50).map(|n| format!("node-{n}")).collect();
+    let nodes: Vec<(&str, Value)> = names.iter().map(|n| (n.as_str(), json!({}))).collect();
+    let mut cluster = Cluster::new(&nodes);
+    let mut rng = SmallRng::seed_from_u64(1);
+    for n in 0..200 {
+        let pod = cluster.pod(&format!("p{n}"), &cpu("1"));
+        let id = cluster.core.schedule(&pod, &mut rng).unwrap();
+        let node = cluster.core.snapshot.node(id).name.clone();
+        cluster.core.snapshot.place(pod, &node);
+    }
+    assert!(cluster.core.snapshot.nodes().iter().all(|n| n.count == 4));
+    assert_eq!(cluster.ask(&cpu("1")), "0/50 nodes are available: 50 Insufficient cpu.");
+}

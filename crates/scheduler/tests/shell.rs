@@ -1,0 +1,302 @@
+//! The scheduler against an API in memory: what it writes when objects come, change and go.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use client::{Client, Informers, Transport};
+use futures::StreamExt;
+use meta::{EventKind, List, Object, Reply, Request, RequestBody, Status, Verb, WatchEvent};
+use serde_json::{Value, json};
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+
+type Watches = Vec<(String, mpsc::UnboundedSender<Vec<WatchEvent>>)>;
+
+#[derive(Default)]
+struct State {
+    revision: u64,
+    /// By resource and key.
+    objects: BTreeMap<(String, String), Value>,
+    watches: Watches,
+    refuse_binds: usize,
+    calls: Vec<String>,
+}
+
+#[derive(Clone)]
+struct Api(Arc<(Mutex<State>, watch::Sender<u64>)>);
+
+impl Api {
+    fn new() -> Self {
+        Self(Arc::new((Mutex::default(), watch::Sender::new(0))))
+    }
+
+    fn write(&self, resource: &str, key: &str, kind: EventKind, body: Option<Value>) -> Arc<Object> {
+        let mut state = self.0.0.lock().unwrap();
+        state.revision += 1;
+        let revision = state.revision;
+        let at = (resource.to_string(), key.to_string());
+        let mut body = match body {
+            Some(body) => body,
+            None => state.objects.remove(&at).unwrap(),
+        };
+        body["metadata"]["resourceVersion"] = revision.to_string().into();
+        if kind != EventKind::Deleted {
+            state.objects.insert(at, body.clone());
+        }
+        let object = Arc::new(Object::from_value(&body).unwrap());
+        let event = || vec![WatchEvent::Object { kind, object: object.clone() }];
+        state.watches.retain(|(r, w)| r != resource || w.send(event()).is_ok());
+        drop(state);
+        self.0.1.send_replace(revision);
+        object
+    }
+
+    fn put(&self, resource: &str, mut body: Value) {
+        let meta = &mut body["metadata"];
+        let name = meta["name"].as_str().unwrap().to_string();
+        let namespace = meta["namespace"].as_str().unwrap_or_default().to_string();
+        meta["uid"] = format!("uid-{name}").into();
+        let key = meta::object::object_key(&namespace, &name);
+        self.write(resource, &key, EventKind::Modified, Some(body));
+    }
+
+    fn node(&self, name: &str, cpu: &str) {
+        let status = json!({"allocatable": {"cpu": cpu, "memory": "8Gi", "pods": "110"}});
+        let labels = json!({"kubernetes.io/hostname": name});
+        self.put("nodes", json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name, "labels": labels}, "status": status}));
+    }
+
+    fn pod(&self, name: &str, spec: Value) {
+        let mut whole = json!({"schedulerName": "default-scheduler", "containers": [{"name": "c"}]});
+        for (field, value) in spec.as_object().unwrap() {
+            whole[field] = value.clone();
+        }
+        self.put("pods", json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": "n"}, "spec": whole}));
+    }
+
+    fn remove(&self, resource: &str, key: &str) {
+        self.write(resource, key, EventKind::Deleted, None);
+    }
+
+    fn get(&self, resource: &str, key: &str) -> Option<Value> {
+        self.0.0.lock().unwrap().objects.get(&(resource.into(), key.into())).cloned()
+    }
+
+    /// Waits until something about a pod holds.
+    async fn until(&self, pod: &str, what: &str, holds: impl Fn(&Value) -> bool) {
+        let mut revisions = self.0.1.subscribe();
+        let wait = revisions.wait_for(|_| self.get("pods", &format!("n/{pod}")).is_some_and(|p| holds(&p)));
+        if tokio::time::timeout(Duration::from_secs(600), wait).await.is_err() {
+            panic!("{pod}: {what}: {:#?}", self.get("pods", &format!("n/{pod}")));
+        }
+    }
+
+    async fn placed(&self, pod: &str, node: &str) {
+        self.until(pod, node, |p| p["spec"]["nodeName"] == node).await;
+    }
+
+    async fn told(&self, pod: &str, message: &str) {
+        self.until(pod, message, |p| p["status"]["conditions"][0]["message"] == message).await;
+    }
+
+    async fn event(&self, reason: &str, message: &str) {
+        let seen = || {
+            let state = self.0.0.lock().unwrap();
+            state.objects.iter().any(|((r, _), e)| r == "events" && e["reason"] == reason && e["message"] == message)
+        };
+        let mut revisions = self.0.1.subscribe();
+        let wait = revisions.wait_for(|_| seen());
+        assert!(tokio::time::timeout(Duration::from_secs(600), wait).await.is_ok(), "{reason} {message}");
+    }
+}
+
+fn merge(into: &mut Value, from: &Value) {
+    match (into, from) {
+        (Value::Object(into), Value::Object(from)) => {
+            for (key, value) in from {
+                merge(into.entry(key.clone()).or_insert(Value::Null), value);
+            }
+        }
+        // Conditions merge by type.
+        (Value::Array(into), Value::Array(from)) => {
+            for entry in from {
+                match into.iter_mut().find(|e| e["type"] == entry["type"]) {
+                    Some(known) => merge(known, entry),
+                    None => into.push(entry.clone()),
+                }
+            }
+        }
+        (into, from) => *into = from.clone(),
+    }
+}
+
+#[async_trait::async_trait]
+impl Transport for Api {
+    async fn call(&self, request: Request) -> Result<Reply, Status> {
+        let resource = request.resource.resource.to_string();
+        let key = meta::object::object_key(&request.namespace, &request.name);
+        let body = match &request.body {
+            RequestBody::Value { value, .. } => value.clone(),
+            _ => Value::Null,
+        };
+        if request.verb.is_write() && resource != "events" {
+            let call = format!("{} {resource}/{} {key}", request.verb.as_str(), request.subresource);
+            self.0.0.lock().unwrap().calls.push(call);
+        }
+        let missing = || Status::not_found("", &resource, &request.name);
+        match request.verb {
+            Verb::List => {
+                let state = self.0.0.lock().unwrap();
+                let of = state.objects.iter().filter(|((r, _), _)| *r == resource);
+                let items = of.map(|(_, v)| Arc::new(Object::from_value(v).unwrap())).collect();
+                Ok(Reply::List(List { resource_version: state.revision, items, ..List::default() }))
+            }
+            Verb::Watch => {
+                let (send, receive) = mpsc::unbounded_channel();
+                let from: u64 = request.options.resource_version.as_deref().unwrap_or("0").parse().unwrap();
+                let mut state = self.0.0.lock().unwrap();
+                for (_, value) in state.objects.iter().filter(|((r, _), _)| *r == resource) {
+                    let object = Arc::new(Object::from_value(value).unwrap());
+                    if object.resource_version > from {
+                        send.send(vec![WatchEvent::Object { kind: EventKind::Modified, object }]).unwrap();
+                    }
+                }
+                state.watches.push((resource, send));
+                let stream = futures::stream::unfold(receive, |mut r| async move { r.recv().await.map(|b| (b, r)) });
+                Ok(Reply::Watch(stream.boxed()))
+            }
+            Verb::Create if &*request.subresource == "binding" => {
+                let refused = {
+                    let mut state = self.0.0.lock().unwrap();
+                    let refused = state.refuse_binds > 0;
+                    state.refuse_binds = state.refuse_binds.saturating_sub(1);
+                    refused
+                };
+                if refused {
+                    return Err(Status::internal("not today"));
+                }
+                let mut pod = self.get(&resource, &key).ok_or_else(missing)?;
+                assert_eq!(body["metadata"]["uid"], pod["metadata"]["uid"]);
+                pod["spec"]["nodeName"] = body["target"]["name"].clone();
+                Ok(Reply::Object { object: self.write(&resource, &key, EventKind::Modified, Some(pod)), created: true })
+            }
+            Verb::Create => {
+                let name = body["metadata"]["name"].as_str().unwrap();
+                let key = meta::object::object_key(&request.namespace, name);
+                Ok(Reply::Object { object: self.write(&resource, &key, EventKind::Added, Some(body)), created: true })
+            }
+            Verb::Patch => {
+                let mut value = self.get(&resource, &key).ok_or_else(missing)?;
+                merge(&mut value, &body);
+                Ok(Reply::Object { object: self.write(&resource, &key, EventKind::Modified, Some(value)), created: false })
+            }
+            Verb::Delete => {
+                self.get(&resource, &key).ok_or_else(missing)?;
+                self.remove(&resource, &key);
+                Ok(Reply::Value { value: Value::Null, code: 200 })
+            }
+            _ => Err(missing()),
+        }
+    }
+
+    async fn get_path(&self, _path: &str) -> Result<Bytes, Status> {
+        Err(Status::unknown_path())
+    }
+}
+
+/// Runs a scheduler beside the scenario.
+async fn with_scheduler<F: Future<Output = ()>>(scenario: impl FnOnce(Api) -> F) {
+    let api = Api::new();
+    let client = Client::new(api.clone());
+    let informers = Informers::new(client.clone());
+    let cancel = CancellationToken::new();
+    let running = tokio::spawn(scheduler::run(client, informers, scheduler::Options::default(), cancel.clone()));
+    scenario(api).await;
+    cancel.cancel();
+    running.await.unwrap().unwrap();
+}
+
+fn cpu(amount: &str) -> Value {
+    json!({"containers": [{"name": "c", "resources": {"requests": {"cpu": amount}}}]})
+}
+
+#[tokio::test(start_paused = true)]
+async fn pods_are_bound_and_it_is_said() {
+    with_scheduler(|api| async move {
+        api.node("a", "4");
+        api.pod("one", json!({}));
+        api.placed("one", "a").await;
+        api.event("Scheduled", "Successfully assigned n/one to a").await;
+        api.pod("foreign", json!({"schedulerName": "other"}));
+        api.pod("gated", json!({"schedulingGates": [{"name": "g"}]}));
+        api.pod("two", json!({}));
+        api.placed("two", "a").await;
+        for pod in ["n/foreign", "n/gated"] {
+            assert!(api.get("pods", pod).unwrap()["spec"]["nodeName"].is_null(), "{pod}");
+        }
+        api.pod("gated", json!({}));
+        api.placed("gated", "a").await;
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_cannot_be_placed_is_told_once_and_waits_for_what_helps() {
+    with_scheduler(|api| async move {
+        api.pod("big", cpu("3"));
+        api.told("big", "no nodes available to schedule pods").await;
+        api.node("a", "2");
+        let message = "0/1 nodes are available: 1 Insufficient cpu. preemption: 0/1 nodes are available: 1 Preemption is not helpful for scheduling.";
+        api.told("big", message).await;
+        api.event("FailedScheduling", message).await;
+        let pod = api.get("pods", "n/big").unwrap();
+        assert_eq!(pod["status"]["conditions"][0]["reason"], "Unschedulable");
+        assert_eq!(pod["status"]["conditions"][0]["status"], "False");
+        // A node that does not help wakes nobody.
+        api.node("a", "1");
+        tokio::time::sleep(Duration::from_secs(30)).await;
+        api.node("b", "4");
+        api.placed("big", "b").await;
+        let calls = api.0.0.lock().unwrap().calls.clone();
+        assert_eq!(calls, ["patch pods/status n/big", "patch pods/status n/big", "create pods/binding n/big"]);
+        // Room that becomes free does.
+        api.pod("next", cpu("2"));
+        api.told("next", "0/2 nodes are available: 2 Insufficient cpu. preemption: 0/2 nodes are available: 1 No preemption victims found for incoming pod, 1 Preemption is not helpful for scheduling.").await;
+        api.remove("pods", "n/big");
+        api.placed("next", "b").await;
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failed_binding_is_tried_again() {
+    with_scheduler(|api| async move {
+        api.0.0.lock().unwrap().refuse_binds = 2;
+        api.node("a", "1");
+        api.pod("one", cpu("1"));
+        let start = tokio::time::Instant::now();
+        api.placed("one", "a").await;
+        assert_eq!(start.elapsed().as_secs(), 3, "1 s, then 2 s");
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn room_is_made_for_the_important() {
+    with_scheduler(|api| async move {
+        api.node("a", "2");
+        api.pod("low", json!({"priority": 1, "containers": cpu("1")["containers"]}));
+        api.pod("mid", json!({"priority": 5, "containers": cpu("1")["containers"]}));
+        api.placed("low", "a").await;
+        api.placed("mid", "a").await;
+        api.pod("high", json!({"priority": 9, "containers": cpu("1")["containers"]}));
+        api.placed("high", "a").await;
+        assert!(api.get("pods", "n/low").is_none() && api.get("pods", "n/mid").is_some());
+        api.event("Preempted", "Preempted by pod uid-high on node a").await;
+        api.pod("modest", json!({"priority": 99, "preemptionPolicy": "Never", "containers": cpu("2")["containers"]}));
+        api.told("modest", "0/1 nodes are available: 1 Insufficient cpu. preemption: not eligible due to preemptionPolicy=Never.").await;
+    })
+    .await;
+}
