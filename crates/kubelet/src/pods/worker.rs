@@ -357,7 +357,11 @@ impl Worker {
         self.probes.ending();
         let seen = self.stop_all().await;
         let pod = self.inbox.latest().pod;
-        self.report(&pod, &seen, &BTreeMap::new(), true);
+        // A refused pod has a status without containers, and keeps it.
+        let refused = is_terminal(self.before.phase.as_deref()) && seen.sandboxes.is_empty() && seen.containers.is_empty();
+        if !refused {
+            self.report(&pod, &seen, &BTreeMap::new(), true);
+        }
         self.release(&pod).await;
         // A finished pod keeps its object, its containers' logs and its place here until somebody deletes it.
         loop {

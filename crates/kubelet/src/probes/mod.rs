@@ -179,7 +179,10 @@ impl Prober {
             let good = match &answer {
                 Answer::Good => true,
                 Answer::Unsure(why) => {
-                    // Neither counts: the question could not be put.
+                    // Neither counts: the question could not be put. While the pod ends that is no news.
+                    if self.ending.load(Ordering::Relaxed) {
+                        continue;
+                    }
                     let about = self.context.events.about_named(&self.pod, &self.container.name);
                     self.context.events.warning(&about, "Unhealthy", &format!("{} probe errored: {why}", which.word()));
                     continue;
