@@ -52,7 +52,7 @@ pub fn valid(entries: &[Value]) -> bool {
         matches!(text(entry, "operation"), "Apply" | "Update")
             && !text(entry, "apiVersion").is_empty()
             && text(entry, "fieldsType") == "FieldsV1"
-            && entry.get("fieldsV1").is_none_or(Value::is_object)
+            && entry.get("fieldsV1").is_none_or(|set| set.as_object().is_some_and(fields::valid))
     })
 }
 
@@ -89,9 +89,33 @@ pub fn new(writer: &Writer<'_>, operation: Operation, api_version: &str, fields:
     Value::Object(out)
 }
 
-pub fn set_time(entry: &mut Value, now: &str) {
+pub fn set_time(entry: &mut Value, time: Option<&Value>) {
     if let Value::Object(entry) = entry {
-        entry.insert("time".into(), now.into());
+        match time {
+            Some(time) => entry.insert("time".into(), time.clone()),
+            None => entry.remove("time"),
+        };
+    }
+}
+
+/// Makes one of the entries of one writer; only a client that wrote the list itself can have made two.
+pub fn merge_twins(entries: &mut Vec<Value>) {
+    let same = |a: &Value, b: &Value| {
+        text(a, "manager") == text(b, "manager")
+            && text(a, "operation") == text(b, "operation")
+            && text(a, "subresource") == text(b, "subresource")
+            && (!is_update(a) || text(a, "apiVersion") == text(b, "apiVersion"))
+    };
+    let mut at = 1;
+    while at < entries.len() {
+        let Some(first) = (0..at).find(|first| same(&entries[*first], &entries[at])) else {
+            at += 1;
+            continue;
+        };
+        let mut twin = entries.remove(at);
+        if let (Some(into), Some(what)) = (fields_mut(&mut entries[first]), fields_mut(&mut twin)) {
+            fields::unite(into, std::mem::take(what));
+        }
     }
 }
 
@@ -129,7 +153,7 @@ pub fn cap(entries: &mut Vec<Value>) {
             buckets.push(entry);
             continue;
         };
-        let time = entry.get("time").cloned();
+        set_time(bucket, entry.get("time"));
         let moved = fields_mut(&mut entry).map(std::mem::take).unwrap_or_default();
         if let Some(into) = fields_mut(bucket) {
             fields::unite(into, moved);
@@ -137,10 +161,6 @@ pub fn cap(entries: &mut Vec<Value>) {
         if let Value::Object(bucket) = bucket {
             bucket.insert("manager".into(), ANCIENT.into());
             bucket.remove("subresource");
-            match time {
-                Some(time) => bucket.insert("time".into(), time),
-                None => bucket.remove("time"),
-            };
         }
         updates -= 1;
     }

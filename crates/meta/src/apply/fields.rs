@@ -34,6 +34,20 @@ pub fn member(node: &Value) -> bool {
     node.as_object().is_some_and(|children| children.is_empty() || children.contains_key(SELF))
 }
 
+/// Whether a tree a client wrote is a set.
+pub fn valid(set: &Fields) -> bool {
+    set.iter().all(|(element, below)| {
+        let known = match element.split_at_checked(2) {
+            Some(("f:", _)) => true,
+            Some(("k:", keys)) => keys.starts_with('{') && keys.ends_with('}'),
+            Some(("v:", value)) => !value.is_empty(),
+            Some(("i:", index)) => index.parse::<i64>().is_ok(),
+            _ => element == SELF,
+        };
+        known && below.as_object().is_some_and(valid)
+    })
+}
+
 /// Adds members.
 pub fn unite(into: &mut Fields, what: Fields) {
     for (key, value) in what {

@@ -93,6 +93,7 @@ pub fn track_update(root: View<'_>, old: Option<&Value>, body: &mut Value, write
 /// Gives the writer what it gained, and takes from the others that and what is no more.
 fn record(place: Place<'_>, entries: &mut Vec<Value>, difference: Difference, api_version: &str, writer: &Writer<'_>) {
     let Difference { gained, lost } = difference;
+    entries::merge_twins(entries);
     let own = entries::find(entries, writer, Operation::Update, api_version);
     for (at, entry) in entries.iter_mut().enumerate() {
         let Some(set) = entries::fields_mut(entry) else { continue };
@@ -112,7 +113,7 @@ fn record(place: Place<'_>, entries: &mut Vec<Value>, difference: Difference, ap
                     Some(set) => fields::unite(set, gained),
                     None => entries[at] = entries::new(writer, Operation::Update, api_version, gained),
                 }
-                entries::set_time(&mut entries[at], writer.now);
+                entries::set_time(&mut entries[at], Some(&writer.now.into()));
             }
             None => entries.push(entries::new(writer, Operation::Update, api_version, gained)),
         }
@@ -156,6 +157,7 @@ pub fn apply(root: View<'_>, live: &Value, applied: &Value, force: bool, writer:
         }
     }
 
+    entries::merge_twins(&mut entries);
     for set in entries.iter_mut().filter_map(entries::fields_mut) {
         config::reconcile(place, set);
     }
@@ -196,10 +198,9 @@ pub fn apply(root: View<'_>, live: &Value, applied: &Value, force: bool, writer:
     }
     compare::strip(&mut set);
     let mut entry = entries::new(writer, Operation::Apply, api_version, set);
-    if difference.is_empty()
-        && let Some(time) = before.as_ref().and_then(|b| b.get("time"))
-    {
-        entries::set_time(&mut entry, time.as_str().unwrap_or(writer.now));
+    if difference.is_empty() {
+        // Nothing was written: whoever applies what is there already, as upstream, does it at no time.
+        entries::set_time(&mut entry, before.as_ref().and_then(|b| b.get("time")));
     }
     entries.push(entry);
     entries::drop_empty(&mut entries);

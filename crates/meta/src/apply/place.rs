@@ -5,6 +5,7 @@
 //! do: a struct inside a struct, and fields always written, exist from the start, so that nobody gains them by writing
 //! what is inside.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use serde_json::{Map, Value};
@@ -140,15 +141,15 @@ impl<'s> Place<'s> {
 
     fn keys_element(self, keys: &[Arc<str>], item: &Map<String, Value>) -> Result<String, String> {
         let inner = self.view.and_then(View::item);
-        let mut found: Vec<(&str, &Value)> = Vec::with_capacity(keys.len());
+        let mut found: Vec<(&str, Cow<'_, Value>)> = Vec::with_capacity(keys.len());
         for key in keys {
-            let default = || inner.and_then(|v| v.field_facts(key)).and_then(|f| f.default.as_deref());
-            let value = item.get(&**key).filter(|v| !v.is_null()).or_else(default).ok_or_else(|| {
+            let given = item.get(&**key).filter(|v| !v.is_null()).map(Cow::Borrowed);
+            let value = given.or_else(|| default(inner?, key)).ok_or_else(|| {
                 format!("associative list with keys has an element that omits key field {key:?} (and doesn't have default value)")
             })?;
             found.push((key, value));
         }
-        found.sort_unstable_by_key(|(name, _)| *name);
+        found.sort_unstable_by(|a, b| a.0.cmp(b.0));
         let mut out = String::with_capacity(32);
         out.push_str("k:{");
         for (at, (name, value)) in found.iter().enumerate() {
@@ -158,6 +159,23 @@ impl<'s> Place<'s> {
         }
         out.push('}');
         Ok(out)
+    }
+}
+
+/// What a key is when an item does not say: its default, or Go's zero value of a field that is always written.
+fn default<'s>(item: View<'s>, key: &str) -> Option<Cow<'s, Value>> {
+    let Shape::Struct(s) = item.shape() else { return None };
+    let field = item.field_facts(key)?;
+    if let Some(default) = &field.default {
+        return Some(Cow::Borrowed(&**default));
+    }
+    if s.name.is_empty() || field.presence != Presence::Always {
+        return None;
+    }
+    match item.of(field).shape() {
+        Shape::Scalar(Scalar::String) => Some(Cow::Owned("".into())),
+        Shape::Scalar(Scalar::Int32 | Scalar::Int64) => Some(Cow::Owned(0.into())),
+        _ => None,
     }
 }
 

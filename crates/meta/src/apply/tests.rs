@@ -144,8 +144,23 @@ fn a_write_that_changes_nothing_changes_no_entry() {
     // A client that does not know the field does not delete it.
     let unaware = updated(deployments(), &old, later("x"), |b| drop(metadata(b).unwrap().remove("managedFields")));
     assert_eq!(unaware, old);
-    let broken = updated(deployments(), &old, later("x"), |b| b["metadata"]["managedFields"] = json!([{"manager": "y"}]));
-    assert_eq!(broken, old);
+    let bad_set = json!([{"manager": "y", "operation": "Update", "apiVersion": "v1", "fieldsType": "FieldsV1", "fieldsV1": {"spec": {}}}]);
+    for bad in [json!([{"manager": "y"}]), bad_set] {
+        let broken = updated(deployments(), &old, later("x"), |b| b["metadata"]["managedFields"] = bad);
+        assert_eq!(broken, old);
+    }
+}
+
+#[test]
+fn entries_of_one_writer_become_one() {
+    let old = created();
+    let half = |set: Value| json!({"manager": "creator", "operation": "Update", "apiVersion": "apps/v1", "time": NOW, "fieldsType": "FieldsV1", "fieldsV1": set});
+    let new = updated(deployments(), &old, later("x"), |b| {
+        b["metadata"]["managedFields"] = json!([half(json!({"f:spec": {"f:selector": {}}})), half(json!({"f:spec": {"f:replicas": {}, "f:paused": {}}}))]);
+        b["spec"]["replicas"] = 2.into();
+    });
+    assert_eq!(entries_of(&new).map(Vec::len), Some(2));
+    assert_eq!(owned(&new, "creator"), json!({"f:spec": {"f:selector": {}, "f:paused": {}}}));
 }
 
 #[test]
@@ -278,10 +293,8 @@ fn lists_that_cannot_be_told_apart_are_refused() {
     // (pod spec, words)
     let cases = [
         (json!({"containers": [{"name": "a"}, {"name": "a"}]}), format!("{head}: duplicate entries for key [name=\"a\"]")),
-        (
-            json!({"containers": [{"image": "a"}]}),
-            format!("{head}: element 0: associative list with keys has an element that omits key field \"name\" (and doesn't have default value)"),
-        ),
+        // A key that Go always writes is empty when it is missing; that it may not be is for validation to say.
+        (json!({"containers": [{"image": "a"}, {"image": "b"}]}), format!("{head}: duplicate entries for key [name=\"\"]")),
         (
             json!({"containers": [{"name": "a", "ports": [{"containerPort": 1}, {"containerPort": 1, "protocol": "TCP"}]}]}),
             format!("{head}[name=\"a\"].ports: duplicate entries for key [containerPort=1,protocol=\"TCP\"]"),
@@ -291,6 +304,26 @@ fn lists_that_cannot_be_told_apart_are_refused() {
         let refused = apply(root, &created(), &with(spec), true, &by("A")).unwrap_err().status("apps", "deployments", "web");
         assert_eq!((refused.code, refused.message), (400, words));
     }
+}
+
+#[test]
+fn keys_that_are_missing_are_refused() {
+    let schema = json!({"type": "object", "properties": {"spec": {"type": "object", "properties": {"ports": {
+        "type": "array", "x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["port", "protocol"],
+        "items": {"type": "object", "required": ["port"], "properties": {"port": {"type": "integer"}, "protocol": {"type": "string", "default": "TCP"}, "name": {"type": "string"}}},
+    }}}}});
+    let schema = crate::schema::structural::build(&schema, &crate::FieldPath::new("schema")).unwrap();
+    let with = |item: Value| json!({"apiVersion": "example.com/v1", "kind": "T", "metadata": {"name": "t"}, "spec": {"ports": [item]}});
+    let live = json!({"apiVersion": "example.com/v1", "kind": "T", "metadata": {}});
+    let done = apply(schema.root(), &live, &with(json!({"port": 1, "name": "x"})), false, &by("A")).unwrap();
+    let item = json!({".": {}, "f:port": {}, "f:name": {}});
+    assert_eq!(owned(&done, "A"), json!({"f:spec": {"f:ports": {"k:{\"port\":1,\"protocol\":\"TCP\"}": item}}}));
+    let refused = apply(schema.root(), &live, &with(json!({"name": "x"})), false, &by("A")).unwrap_err();
+    assert_eq!(
+        refused.status("", "", "").message,
+        "failed to create typed patch object (/t; example.com/v1, Kind=T): .spec.ports: element 0: \
+         associative list with keys has an element that omits key field \"port\" (and doesn't have default value)"
+    );
 }
 
 #[test]

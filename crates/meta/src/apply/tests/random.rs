@@ -93,7 +93,7 @@ fn check_owners(root: View<'_>, object: &Value) {
 fn updates_own_what_there_is_and_undo_themselves() {
     let root = kind("", "v1", "Pod");
     let mut dice = Dice(42);
-    for round in 0..300 {
+    for round in 0..60 {
         let mut object = dice.pod();
         track_update(root, None, &mut object, &by("m0"));
         for step in 0..6 {
@@ -133,7 +133,7 @@ fn applies_repeat_without_effect_and_withdraw() {
     let mut dice = Dice(7);
     let nothing = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {}});
     let withdrawn = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p", "namespace": "d"}});
-    for round in 0..300 {
+    for round in 0..60 {
         let mut object = apply(root, &nothing, &dice.pod(), false, &by("A")).unwrap();
         for step in 0..5 {
             let manager = ["A", "B", "C"][dice.roll(3) as usize];

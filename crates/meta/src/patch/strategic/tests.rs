@@ -5,6 +5,8 @@ use serde_json::json;
 use super::*;
 use crate::schema::builtin;
 
+mod random;
+
 fn named(name: &str) -> View<'static> {
     // Every type these tests use is built in.
     builtin().named(&format!("io.k8s.api.{name}")).unwrap()
