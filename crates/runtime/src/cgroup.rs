@@ -61,7 +61,22 @@ impl Cgroups {
     /// Finds the hierarchies.
     pub fn detect() -> Result<Cgroups> {
         let table = std::fs::read_to_string("/proc/self/mounts").context("reading /proc/self/mounts")?;
-        let known = ["cpu", "cpuacct", "cpuset", "memory", "pids", "devices", "freezer", "blkio", "hugetlb", "net_cls", "net_prio", "perf_event", "rdma", "misc"];
+        let known = [
+            "cpu",
+            "cpuacct",
+            "cpuset",
+            "memory",
+            "pids",
+            "devices",
+            "freezer",
+            "blkio",
+            "hugetlb",
+            "net_cls",
+            "net_prio",
+            "perf_event",
+            "rdma",
+            "misc",
+        ];
         let mut found = Cgroups { v1: Vec::new(), v2: None };
         for line in table.lines() {
             let mut fields = line.split(' ').skip(1);
@@ -243,7 +258,11 @@ impl Cgroups {
             .iter()
             .map(|h| CgroupMount { name: name(h), kind: "cgroup".into(), data: h.controllers.join(",") })
             .collect();
-        mounts.extend(self.v2.iter().map(|h| CgroupMount { name: name(h), kind: "cgroup2".into(), data: String::new() }));
+        mounts.extend(self.v2.iter().map(|h| CgroupMount {
+            name: name(h),
+            kind: "cgroup2".into(),
+            data: String::new(),
+        }));
         mounts
     }
 

@@ -316,7 +316,8 @@ impl Engine {
         let record = container.record();
         if self.is_alive(&record.sandbox_id) {
             // A shim that does not know it needs not forget it.
-            let _ = ask(&self.sandbox_state_dir(&record.sandbox_id), &Request::Forget { id: container.id.clone() }).await;
+            let _ =
+                ask(&self.sandbox_state_dir(&record.sandbox_id), &Request::Forget { id: container.id.clone() }).await;
         }
         let cgroups = self.cgroups.clone();
         let dir = self.container_dir(&container.id);
@@ -339,7 +340,11 @@ impl Engine {
     }
 
     /// Changes a container's limits.
-    pub async fn update_resources(self: &Arc<Self>, container: &Container, change: LinuxContainerResources) -> Result<()> {
+    pub async fn update_resources(
+        self: &Arc<Self>,
+        container: &Container,
+        change: LinuxContainerResources,
+    ) -> Result<()> {
         let _changing = container.changing.lock().await;
         let record = container.record();
         if record.finished_at != 0 {
@@ -358,7 +363,8 @@ impl Engine {
         let (err, stderr) = pipe()?;
         let connection = self.begin_exec(container, args, false, [None, Some(stdout), Some(stderr)]).await?.0;
         let (stdout, stderr) = (Kept::default(), Kept::default());
-        let readers = [(out, stdout.clone()), (err, stderr.clone())].map(|(fd, kept)| tokio::spawn(read_limited(fd, kept)));
+        let readers =
+            [(out, stdout.clone()), (err, stderr.clone())].map(|(fd, kept)| tokio::spawn(read_limited(fd, kept)));
         let _stop = AbortOnDrop(readers.iter().map(|t| t.abort_handle()).collect());
         let ended = async {
             loop {
@@ -394,7 +400,10 @@ impl Engine {
     ) -> Result<(Connection, Option<OwnedFd>)> {
         let record = container.record();
         if !record.running() {
-            bail!("container is in {} state", if record.finished_at != 0 { "CONTAINER_EXITED" } else { "CONTAINER_CREATED" });
+            bail!(
+                "container is in {} state",
+                if record.finished_at != 0 { "CONTAINER_EXITED" } else { "CONTAINER_CREATED" }
+            );
         }
         if args.is_empty() {
             bail!("no command specified");
@@ -457,7 +466,13 @@ fn stop_signal(pod: Signal, image: &str) -> i32 {
         if let Ok(number) = short.parse::<i32>() {
             return (1..=64).contains(&number).then_some(number);
         }
-        let offset = |rest: &str| if rest.is_empty() { Some(0) } else { rest.replace("PLUS", "").replace(['+', '-'], "").replace("MINUS", "").parse::<i32>().ok() };
+        let offset = |rest: &str| {
+            if rest.is_empty() {
+                Some(0)
+            } else {
+                rest.replace("PLUS", "").replace(['+', '-'], "").replace("MINUS", "").parse::<i32>().ok()
+            }
+        };
         if let Some(rest) = short.strip_prefix("RTMIN") {
             return Some(34 + offset(rest)?).filter(|n| *n <= 64);
         }
@@ -491,10 +506,9 @@ fn merge(current: &mut LinuxContainerResources, change: &LinuxContainerResources
     number(&mut current.memory_limit_in_bytes, change.memory_limit_in_bytes);
     number(&mut current.memory_swap_limit_in_bytes, change.memory_swap_limit_in_bytes);
     number(&mut current.oom_score_adj, change.oom_score_adj);
-    for (current, change) in [
-        (&mut current.cpuset_cpus, &change.cpuset_cpus),
-        (&mut current.cpuset_mems, &change.cpuset_mems),
-    ] {
+    for (current, change) in
+        [(&mut current.cpuset_cpus, &change.cpuset_cpus), (&mut current.cpuset_mems, &change.cpuset_mems)]
+    {
         if !change.is_empty() {
             current.clone_from(change);
         }

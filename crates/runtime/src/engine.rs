@@ -319,7 +319,11 @@ impl Engine {
         if sandbox.record().ready {
             tracing::warn!(sandbox = sandbox.id, "the sandbox's shim has ended");
             if let Err(error) = self.update_sandbox(sandbox, |r| r.ready = false) {
-                tracing::error!(sandbox = sandbox.id, error = format!("{error:#}"), "a sandbox's end could not be recorded");
+                tracing::error!(
+                    sandbox = sandbox.id,
+                    error = format!("{error:#}"),
+                    "a sandbox's end could not be recorded"
+                );
             }
             self.announce(&sandbox.id, ContainerEventType::ContainerStoppedEvent, &sandbox.id);
         }

@@ -107,13 +107,11 @@ impl ImageService for ImageServer {
     async fn image_fs_info(&self, _: Request<ImageFsInfoRequest>) -> Answer<ImageFsInfoResponse> {
         let engine = self.engine.clone();
         let (images, containers) = tokio::task::spawn_blocking(move || {
-            let usage = |dir: &std::path::Path, (bytes, inodes): (u64, u64)| {
-                FilesystemUsage {
-                    timestamp: crate::shim::sys::now(),
-                    fs_id: Some(FilesystemIdentifier { mountpoint: dir.display().to_string() }),
-                    used_bytes: Some(UInt64Value { value: bytes }),
-                    inodes_used: Some(UInt64Value { value: inodes }),
-                }
+            let usage = |dir: &std::path::Path, (bytes, inodes): (u64, u64)| FilesystemUsage {
+                timestamp: crate::shim::sys::now(),
+                fs_id: Some(FilesystemIdentifier { mountpoint: dir.display().to_string() }),
+                used_bytes: Some(UInt64Value { value: bytes }),
+                inodes_used: Some(UInt64Value { value: inodes }),
             };
             let containers = engine.config.root.join("containers");
             let written = crate::stats::disk_usage(&containers);

@@ -123,7 +123,8 @@ impl RuntimeServer {
 
     fn url(&self, path: &str, session: Session) -> Result<String, Status> {
         let token = self.engine.tokens.add(session).map_err(|e| Status::resource_exhausted(e.to_string()))?;
-        let address = self.engine.tokens.address().ok_or_else(|| Status::unavailable("the streaming server is not up"))?;
+        let address =
+            self.engine.tokens.address().ok_or_else(|| Status::unavailable("the streaming server is not up"))?;
         Ok(format!("http://{address}/{path}/{token}"))
     }
 
@@ -158,7 +159,8 @@ impl RuntimeService for RuntimeServer {
         if !HANDLERS.contains(&runtime_handler.as_str()) {
             return Err(Status::unknown(format!("no runtime for \"{runtime_handler}\" is configured")));
         }
-        let id = spawned(&self.engine, move |engine| async move { engine.run_sandbox(config, runtime_handler).await }).await?;
+        let id = spawned(&self.engine, move |engine| async move { engine.run_sandbox(config, runtime_handler).await })
+            .await?;
         Ok(Response::new(RunPodSandboxResponse { pod_sandbox_id: id }))
     }
 
@@ -246,7 +248,10 @@ impl RuntimeService for RuntimeServer {
     }
 
     type StreamContainersStream = Streamed<StreamContainersResponse>;
-    async fn stream_containers(&self, request: Request<StreamContainersRequest>) -> Answer<Self::StreamContainersStream> {
+    async fn stream_containers(
+        &self,
+        request: Request<StreamContainersRequest>,
+    ) -> Answer<Self::StreamContainersStream> {
         let items = self.containers(request.into_inner().filter);
         Ok(Response::new(chunks(items, |containers| StreamContainersResponse { containers })))
     }
@@ -374,9 +379,7 @@ impl RuntimeService for RuntimeServer {
         let cidrs = request.into_inner().runtime_config.and_then(|c| c.network_config).unwrap_or_default().pod_cidr;
         // Dual-stack nodes name several ranges; the built-in bridge serves the first.
         if let Some(first) = cidrs.split(',').map(str::trim).find(|c| !c.is_empty()) {
-            let cidr = first
-                .parse()
-                .map_err(|e| Status::invalid_argument(format!("pod CIDR \"{first}\": {e}")))?;
+            let cidr = first.parse().map_err(|e| Status::invalid_argument(format!("pod CIDR \"{first}\": {e}")))?;
             self.engine.network.set_range(cidr).map_err(failed)?;
         }
         Ok(Response::new(UpdateRuntimeConfigResponse {}))

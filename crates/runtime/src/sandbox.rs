@@ -92,7 +92,8 @@ impl Engine {
             let shm = state.join("shm");
             fs::create_dir_all(&shm)?;
             let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
-            mount(Some("shm"), &shm, Some("tmpfs"), flags, Some(SHM_SIZE)).context("mounting the pod's shared memory")?;
+            mount(Some("shm"), &shm, Some("tmpfs"), flags, Some(SHM_SIZE))
+                .context("mounting the pod's shared memory")?;
         }
         let request = SandboxRequest {
             dir: state,
@@ -279,7 +280,8 @@ mod tests {
     #[test]
     fn sysctls_are_checked() {
         let own = NamespaceOption::default();
-        let host = NamespaceOption { network: NamespaceMode::Node.into(), ipc: NamespaceMode::Node.into(), ..own.clone() };
+        let host =
+            NamespaceOption { network: NamespaceMode::Node.into(), ipc: NamespaceMode::Node.into(), ..own.clone() };
         for (name, mine, nodes) in [
             ("net.core.somaxconn", true, false),
             ("kernel.shm_rmid_forced", true, false),

@@ -10,9 +10,9 @@ use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
 use crate::Config;
+use crate::cri::transfer::ImportChunk;
 use crate::cri::transfer::image_transfer_client::ImageTransferClient;
 use crate::cri::transfer::image_transfer_server::ImageTransferServer;
-use crate::cri::transfer::ImportChunk;
 use crate::cri::v1::image_service_server::ImageServiceServer;
 use crate::cri::v1::runtime_service_server::RuntimeServiceServer;
 use crate::engine::Engine;
@@ -128,8 +128,7 @@ fn tower_service(
 /// it holds exactly one image.
 pub async fn image_import(socket: &Path, file: &Path, names: Vec<String>) -> Result<Vec<ImportedImage>> {
     use tokio::io::AsyncReadExt;
-    let mut archive =
-        tokio::fs::File::open(file).await.with_context(|| format!("opening {}", file.display()))?;
+    let mut archive = tokio::fs::File::open(file).await.with_context(|| format!("opening {}", file.display()))?;
     let channel = connect(socket.to_path_buf()).await?;
     let (sender, receiver) = tokio::sync::mpsc::channel(IMPORT_BACKLOG);
     let reader = tokio::spawn(async move {

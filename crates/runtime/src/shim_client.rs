@@ -11,9 +11,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use nix::sys::socket::{
-    AddressFamily, SockFlag, SockType, UnixAddr, connect, socket, socketpair,
-};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket, socketpair};
 use tokio::io::Interest;
 use tokio::net::UnixStream;
 
@@ -94,12 +92,8 @@ impl Connection {
 
     /// To the shim of a sandbox's run-time directory.
     pub fn open(dir: &Path) -> Result<Connection> {
-        let socket = socket(
-            AddressFamily::Unix,
-            SockType::SeqPacket,
-            SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK,
-            None,
-        )?;
+        let socket =
+            socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK, None)?;
         // Through the directory's descriptor: the full path may be longer than a socket address holds.
         let dir = std::fs::File::open(dir)?;
         let path = format!("/proc/self/fd/{}/{SOCKET}", dir.as_raw_fd());
@@ -118,8 +112,7 @@ impl Connection {
 
     /// The next packet, however long it takes; `None` when the shim has closed.
     pub async fn receive(&self) -> Result<Option<(Reply, Vec<OwnedFd>)>> {
-        let packet =
-            self.socket.async_io(Interest::READABLE, || sys::receive_packet(self.socket.as_fd())).await;
+        let packet = self.socket.async_io(Interest::READABLE, || sys::receive_packet(self.socket.as_fd())).await;
         match packet {
             Ok(None) => Ok(None),
             Ok(Some((packet, fds))) => Ok(Some((serde_json::from_slice(&packet).context("a shim's answer")?, fds))),

@@ -6,9 +6,9 @@ use std::sync::{Arc, PoisonError};
 
 use crate::cgroup::Usage;
 use crate::cri::v1::{
-    ContainerAttributes, ContainerStats, CpuUsage, FilesystemIdentifier, FilesystemUsage, IoUsage, LinuxPodSandboxStats,
-    MemoryUsage, NetworkInterfaceUsage, NetworkUsage, PodSandboxAttributes, PodSandboxStats, ProcessUsage, PsiData,
-    PsiStats, SwapUsage, UInt64Value,
+    ContainerAttributes, ContainerStats, CpuUsage, FilesystemIdentifier, FilesystemUsage, IoUsage,
+    LinuxPodSandboxStats, MemoryUsage, NetworkInterfaceUsage, NetworkUsage, PodSandboxAttributes, PodSandboxStats,
+    ProcessUsage, PsiData, PsiStats, SwapUsage, UInt64Value,
 };
 use crate::engine::{Container, Engine, Sandbox};
 use crate::network::POD_INTERFACE;
@@ -118,11 +118,7 @@ impl Engine {
                 used_bytes: number(bytes),
                 inodes_used: number(inodes),
             }),
-            swap: Some(SwapUsage {
-                timestamp: at,
-                swap_available_bytes: None,
-                swap_usage_bytes: number(usage.swap),
-            }),
+            swap: Some(SwapUsage { timestamp: at, swap_available_bytes: None, swap_usage_bytes: number(usage.swap) }),
             io: Some(IoUsage { timestamp: at, psi: pressure(&usage, "io") }),
         }
     }
@@ -139,14 +135,10 @@ impl Engine {
         let at = now();
         let usage = self.cgroups.usage(&record.cgroup_parent).unwrap_or_default();
         let containers: Vec<Arc<Container>> = self.containers_of(&record.id);
-        let running: Vec<ContainerStats> = containers
-            .iter()
-            .filter(|c| c.record().running())
-            .map(|c| self.container_stats_now(c))
-            .collect();
+        let running: Vec<ContainerStats> =
+            containers.iter().filter(|c| c.record().running()).map(|c| self.container_stats_now(c)).collect();
         let processes = containers.iter().map(|c| self.cgroups.usage(&c.record().cgroup).map_or(0, |u| u.pids)).sum();
-        let host_network =
-            crate::sandbox::namespaces(&config).network() == crate::cri::v1::NamespaceMode::Node;
+        let host_network = crate::sandbox::namespaces(&config).network() == crate::cri::v1::NamespaceMode::Node;
         let network = (record.ready && !host_network).then(|| interfaces(record.shim_pid, at)).flatten();
         PodSandboxStats {
             attributes: Some(PodSandboxAttributes {

@@ -2,8 +2,8 @@
 
 use crate::cri::v1::{
     Container as CriContainer, ContainerResources, ContainerState, ContainerStatus, ContainerUser, ImageSpec,
-    LinuxContainerUser, LinuxPodSandboxStatus, Namespace, PodIp, PodSandbox, PodSandboxNetworkStatus,
-    PodSandboxState, PodSandboxStatus, Signal,
+    LinuxContainerUser, LinuxPodSandboxStatus, Namespace, PodIp, PodSandbox, PodSandboxNetworkStatus, PodSandboxState,
+    PodSandboxStatus, Signal,
 };
 use crate::engine::Engine;
 use crate::records::{ContainerRecord, SandboxRecord};

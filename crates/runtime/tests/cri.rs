@@ -35,7 +35,13 @@ async fn a_pod_lives_and_dies() {
     let sandbox = c.run(&config).await;
     eprintln!("sandbox: {:?}", began.elapsed());
     let began = Instant::now();
-    let main = c.launch(&sandbox, &config, shell("main", "echo out; echo err >&2; printf tail; trap 'exit 3' TERM; while :; do sleep 0.01; done")).await;
+    let main = c
+        .launch(
+            &sandbox,
+            &config,
+            shell("main", "echo out; echo err >&2; printf tail; trap 'exit 3' TERM; while :; do sleep 0.01; done"),
+        )
+        .await;
     eprintln!("container: {:?}", began.elapsed());
     let status = c.status(&main).await;
     assert_eq!(status.state(), ContainerState::ContainerRunning);
@@ -47,11 +53,17 @@ async fn a_pod_lives_and_dies() {
         ("cat /etc/resolv.conf", "search svc\nnameserver 10.96.0.10\n"),
         ("echo $FROM_IMAGE $HOSTNAME", "1 one\n"),
         ("ls /removed 2>/dev/null; ls /opaque; cat /home/through /passwd-link | head -c1", "shown\nz"),
-        ("echo x > /proc/sys/kernel/hostname; cat /proc/keys", "sh: can't create /proc/sys/kernel/hostname: Read-only file system\n"),
+        (
+            "echo x > /proc/sys/kernel/hostname; cat /proc/keys",
+            "sh: can't create /proc/sys/kernel/hostname: Read-only file system\n",
+        ),
         ("id -u; id -G", "0\n0\n"),
         ("ps | grep -c 'sleep 0'", "1\n"),
         ("cat /proc/1/oom_score_adj", "1000\n"),
-        ("grep Cap.nd: /proc/self/status; grep Cap.ff: /proc/self/status", "CapBnd:\t00000000a80425fb\nCapEff:\t00000000a80425fb\n"),
+        (
+            "grep Cap.nd: /proc/self/status; grep Cap.ff: /proc/self/status",
+            "CapBnd:\t00000000a80425fb\nCapEff:\t00000000a80425fb\n",
+        ),
         ("echo hi > /dev/null; echo x > /dev/shm/y; mount | grep -c cgroup", "ANY"),
     ] {
         let (got, code) = c.exec(&main, script).await;
@@ -81,14 +93,18 @@ async fn a_pod_lives_and_dies() {
     let other_ip = ip(c.runtime.pod_sandbox_status(request(&other)).await.unwrap().into_inner());
     let own_ip = ip(c.runtime.pod_sandbox_status(request(&sandbox)).await.unwrap().into_inner());
     assert_ne!(own_ip, other_ip);
-    let (got, code) = c.exec(&main, &format!("ping -c1 -W2 {other_ip} && ping -c1 -W2 127.0.0.1 && ping -c1 -W2 10.77.1.1")).await;
+    let (got, code) =
+        c.exec(&main, &format!("ping -c1 -W2 {other_ip} && ping -c1 -W2 127.0.0.1 && ping -c1 -W2 10.77.1.1")).await;
     assert_eq!(code, 0, "{got}");
     assert!(node.nsenter(&["/bin/busybox", "ping", "-c1", "-W2", &own_ip]).contains("1 packets received"));
 
     // Stopping: asked first.
     c.runtime.stop_container(StopContainerRequest { container_id: main.clone(), timeout: 10 }).await.unwrap();
     let status = c.status(&main).await;
-    assert_eq!((status.state(), status.exit_code, status.reason.as_str()), (ContainerState::ContainerExited, 3, "Error"));
+    assert_eq!(
+        (status.state(), status.exit_code, status.reason.as_str()),
+        (ContainerState::ContainerExited, 3, "Error")
+    );
     assert_eq!(log_text(&logs.join("one/main.log")), "out\nerr\ntail\n");
     let raw = std::fs::read_to_string(logs.join("one/main.log")).unwrap();
     assert!(raw.contains(" stdout F out\n") && raw.contains(" stderr F err\n"), "{raw}");
@@ -147,8 +163,10 @@ async fn containers_outlive_the_engine() {
     let logs = node.dir.path().join("logs");
     let config = pod("one", &logs);
     let sandbox = c.run(&config).await;
-    let lasting = c.launch(&sandbox, &config, shell("lasting", "n=0; while :; do echo $n; n=$((n+1)); sleep 0.02; done")).await;
-    let ending = c.launch(&sandbox, &config, shell("ending", "while ! [ -e /dev/shm/go ]; do sleep 0.01; done; exit 5")).await;
+    let lasting =
+        c.launch(&sandbox, &config, shell("lasting", "n=0; while :; do echo $n; n=$((n+1)); sleep 0.02; done")).await;
+    let ending =
+        c.launch(&sandbox, &config, shell("ending", "while ! [ -e /dev/shm/go ]; do sleep 0.01; done; exit 5")).await;
     let created = c.create(&sandbox, &config, shell("created", "exit 6")).await;
     let pid = c.exec(&lasting, "cat /proc/1/stat").await.0;
     let shm = node.dir.path().join("state/sandboxes").join(&sandbox).join("shm/go");
@@ -318,7 +336,9 @@ async fn many_pods_at_once() {
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(shims[0]), nix::sys::signal::Signal::SIGKILL).unwrap();
     let deadline = Instant::now() + node::PATIENCE;
     loop {
-        let request = ListContainersRequest { filter: Some(ContainerFilter { pod_sandbox_id: started[0].clone(), ..Default::default() }) };
+        let request = ListContainersRequest {
+            filter: Some(ContainerFilter { pod_sandbox_id: started[0].clone(), ..Default::default() }),
+        };
         let list = c.runtime.list_containers(request).await.unwrap().into_inner().containers;
         if list[0].state() == ContainerState::ContainerExited {
             break;
@@ -387,4 +407,94 @@ async fn host_ports_and_plugins() {
     nothing_left(&node);
     let left: Vec<_> = std::fs::read_dir(conf.path().join("ipam/test")).unwrap().flatten().collect();
     assert!(!left.iter().any(|e| e.file_name().to_string_lossy().starts_with("10.")), "{left:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn reset_removes_every_trace() {
+    able!();
+    let mut node = Node::start(&["--pod-cidr", "10.77.9.0/24"]).await;
+    node.import_busybox("busybox:test").await;
+    let mut c = node.clients().await;
+    let logs = node.dir.path().join("logs");
+    let mut pids = Vec::new();
+    for name in ["one", "two"] {
+        let config = pod(name, &logs);
+        let sandbox = c.run(&config).await;
+        let id = c.launch(&sandbox, &config, shell("main", "sleep 1000")).await;
+        let request = ContainerStatusRequest { container_id: id, verbose: true };
+        let info = c.runtime.container_status(request).await.unwrap().into_inner().info;
+        let info: serde_json::Value = serde_json::from_str(&info["info"]).unwrap();
+        pids.push(info["pid"].as_i64().unwrap());
+    }
+    // Even with the engine dead.
+    node.kill();
+    let output = node.reset();
+    assert!(output.is_empty(), "{output}");
+    let data = node.dir.path().display().to_string();
+    assert!(!std::fs::read_to_string("/proc/self/mounts").unwrap().contains(&data));
+    let links = node.nsenter(&["ip", "-o", "link"]);
+    assert_eq!(links.lines().count(), 1, "{links}");
+    for pid in pids {
+        assert!(!Path::new(&format!("/proc/{pid}/exe")).exists());
+    }
+    for hierarchy in std::fs::read_dir("/sys/fs/cgroup").unwrap().flatten() {
+        assert!(!hierarchy.path().join(node.namespace()).exists());
+    }
+    for dir in ["root", "state", "cri.sock"] {
+        assert!(!node.dir.path().join(dir).exists(), "{dir}");
+    }
+    assert!(node.reset().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn mounts_propagate_as_asked() {
+    able!();
+    use nix::mount::{MntFlags, MsFlags, mount, umount2};
+    let node = Node::start(&["--pod-cidr", "10.77.10.0/24"]).await;
+    node.import_busybox("busybox:test").await;
+    let shared = node.dir.path().join("shared");
+    std::fs::create_dir(&shared).unwrap();
+    mount(Some("tmpfs"), &shared, Some("tmpfs"), MsFlags::empty(), None::<&str>).unwrap();
+    mount(None::<&str>, &shared, None::<&str>, MsFlags::MS_SHARED, None::<&str>).unwrap();
+    for name in ["node", "inner"] {
+        std::fs::create_dir(shared.join(name)).unwrap();
+    }
+    let mut c = node.clients().await;
+    let config = pod("one", &node.dir.path().join("logs"));
+    let sandbox = c.run(&config).await;
+    let mut ids = Vec::new();
+    for propagation in [
+        MountPropagation::PropagationPrivate,
+        MountPropagation::PropagationHostToContainer,
+        MountPropagation::PropagationBidirectional,
+    ] {
+        let mut config_ = shell(propagation.as_str_name(), "sleep 1000");
+        security(&mut config_).privileged = true;
+        config_.mounts = vec![Mount {
+            container_path: "/data".into(),
+            host_path: shared.display().to_string(),
+            propagation: propagation.into(),
+            ..Default::default()
+        }];
+        ids.push(c.launch(&sandbox, &config, config_).await);
+    }
+    mount(Some("tmpfs"), &shared.join("node"), Some("tmpfs"), MsFlags::empty(), None::<&str>).unwrap();
+    std::fs::write(shared.join("node/file"), "").unwrap();
+    let mut seen = Vec::new();
+    for id in &ids {
+        seen.push(c.exec(id, "ls /data/node").await.0);
+    }
+    assert_eq!(seen, ["", "file\n", "file\n"]);
+    for (at, id) in ids.iter().enumerate() {
+        let (got, code) = c.exec(id, "mount -t tmpfs none /data/inner && touch /data/inner/from").await;
+        assert_eq!(code, 0, "{got}");
+        assert_eq!(shared.join("inner/from").exists(), at == 2);
+    }
+    let table = std::fs::read_to_string("/proc/self/mounts").unwrap();
+    assert!(!table.contains("overlay /tmp/nauplius-runtime"), "{table}");
+    c.remove(&sandbox).await;
+    for at in ["inner", "node", ""] {
+        umount2(&shared.join(at), MntFlags::MNT_DETACH).unwrap();
+    }
+    nothing_left(&node);
 }

@@ -36,7 +36,8 @@ impl Registry {
         }
         if lines.is_empty() || !lines[0].starts_with("GET ") {
             // A TLS greeting: as Go's servers answer it.
-            return stream.write_all(b"HTTP/1.0 400 Bad Request\r\n\r\nClient sent an HTTP request to an HTTPS server.\n");
+            return stream
+                .write_all(b"HTTP/1.0 400 Bad Request\r\n\r\nClient sent an HTTP request to an HTTPS server.\n");
         }
         self.requests.fetch_add(1, Ordering::Relaxed);
         let path = lines[0].split(' ').nth(1).unwrap_or("").split('?').next().unwrap_or("").to_string();
@@ -48,12 +49,15 @@ impl Registry {
         };
         // "user:secret"
         if header("authorization").as_deref() != Some("Basic dXNlcjpzZWNyZXQ=") {
-            return stream.write_all(b"HTTP/1.1 401 Unauthorized\r\nWWW-Authenticate: Basic realm=\"r\"\r\nContent-Length: 0\r\n\r\n");
+            return stream.write_all(
+                b"HTTP/1.1 401 Unauthorized\r\nWWW-Authenticate: Basic realm=\"r\"\r\nContent-Length: 0\r\n\r\n",
+            );
         }
         let Some(data) = self.content.get(&path) else {
             return stream.write_all(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n");
         };
-        let from: usize = header("range").and_then(|r| r.strip_prefix("bytes=")?.trim_end_matches('-').parse().ok()).unwrap_or(0);
+        let from: usize =
+            header("range").and_then(|r| r.strip_prefix("bytes=")?.trim_end_matches('-').parse().ok()).unwrap_or(0);
         let status = if from > 0 { "206 Partial Content" } else { "200 OK" };
         write!(stream, "HTTP/1.1 {status}\r\nContent-Length: {}\r\n\r\n", data.len() - from)?;
         let end = self.cut.lock().unwrap().remove(&path).unwrap_or(data.len());
@@ -80,7 +84,8 @@ fn registry() -> Registry {
     let architecture = if cfg!(target_arch = "x86_64") { "amd64" } else { "arm64" };
     let mut entry = descriptor(&manifest);
     entry["platform"] = serde_json::json!({"os": "linux", "architecture": architecture});
-    let foreign = serde_json::json!({"digest": digest(b"x"), "size": 1, "platform": {"os": "linux", "architecture": "s390x"}});
+    let foreign =
+        serde_json::json!({"digest": digest(b"x"), "size": 1, "platform": {"os": "linux", "architecture": "s390x"}});
     let index = serde_json::json!({"schemaVersion": 2, "manifests": [foreign, entry]}).to_string();
     let only_foreign = serde_json::json!({"schemaVersion": 2, "manifests": [foreign]}).to_string();
     for data in [config, &blobs[0], &blobs[1]] {

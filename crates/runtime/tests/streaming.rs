@@ -15,21 +15,22 @@ use runtime::cri::v1::runtime_service_client::RuntimeServiceClient;
 use runtime::cri::v1::*;
 use tonic::transport::Channel;
 
-/// What the pod is called in the requests.
-const POD: &str = "/api/v1/namespaces/default/pods/one";
+/// Where pods are in the requests: `one`, and `tty`, whose container has a terminal.
+const PODS: &str = "/api/v1/namespaces/default/pods/";
 
+#[derive(Clone)]
 struct Api {
     runtime: RuntimeServiceClient<Channel>,
     handle: tokio::runtime::Handle,
     container: String,
+    terminal: String,
     sandbox: String,
-    tty: bool,
 }
 
 fn serve(api: Api, listener: TcpListener) {
     for stream in listener.incoming() {
         let Ok(stream) = stream else { return };
-        let api = Api { runtime: api.runtime.clone(), handle: api.handle.clone(), container: api.container.clone(), sandbox: api.sandbox.clone(), tty: api.tty };
+        let api = api.clone();
         // Threads that a thread starts stay in its network namespace.
         std::thread::spawn(move || api.answer(stream));
     }
@@ -62,11 +63,13 @@ impl Api {
                 respond(&mut client, "200 OK", &discovery.to_string());
                 continue;
             }
-            let url = match path.strip_prefix(POD) {
-                Some("/exec") => {
+            let (pod, verb) = path.strip_prefix(PODS).map_or(("", "none"), |p| p.split_once('/').unwrap_or((p, "")));
+            let container = if pod == "tty" { self.terminal.clone() } else { self.container.clone() };
+            let url = match Some(verb) {
+                Some("exec") => {
                     let cmd = query.split('&').filter_map(|p| p.strip_prefix("command=")).map(decode).collect();
                     let request = ExecRequest {
-                        container_id: self.container.clone(),
+                        container_id: container,
                         cmd,
                         tty: flag("tty"),
                         stdin: flag("stdin"),
@@ -75,9 +78,9 @@ impl Api {
                     };
                     self.handle.block_on(self.runtime.exec(request)).unwrap().into_inner().url
                 }
-                Some("/attach") => {
+                Some("attach") => {
                     let request = AttachRequest {
-                        container_id: self.container.clone(),
+                        container_id: container,
                         tty: flag("tty"),
                         stdin: flag("stdin"),
                         stdout: flag("stdout"),
@@ -85,14 +88,14 @@ impl Api {
                     };
                     self.handle.block_on(self.runtime.attach(request)).unwrap().into_inner().url
                 }
-                Some("/portforward") => {
+                Some("portforward") => {
                     let request = PortForwardRequest { pod_sandbox_id: self.sandbox.clone(), port: vec![] };
                     self.handle.block_on(self.runtime.port_forward(request)).unwrap().into_inner().url
                 }
                 Some("") => {
                     let pod = serde_json::json!({
-                        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "one", "namespace": "default"},
-                        "spec": {"containers": [{"name": "main", "tty": self.tty, "stdin": true}]}, "status": {"phase": "Running"},
+                        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": pod, "namespace": "default"},
+                        "spec": {"containers": [{"name": "main", "tty": pod == "tty", "stdin": true}]}, "status": {"phase": "Running"},
                     });
                     respond(&mut client, "200 OK", &pod.to_string());
                     continue;
@@ -184,17 +187,21 @@ async fn kubectl_streams() {
     let mut c = node.clients().await;
     let config = pod("one", &node.dir.path().join("logs"));
     let sandbox = c.run(&config).await;
-    let mut main = shell("main", "httpd -p 127.0.0.1:8080 -h /etc; while read line; do echo got $line; done; sleep 1000");
+    let mut main =
+        shell("main", "httpd -p 127.0.0.1:8080 -h /etc; while read line; do echo got $line; done; sleep 1000");
     main.stdin = true;
     let container = c.launch(&sandbox, &config, main).await;
+    let mut terminal = shell("terminal", "while read line; do echo got $line; stty size; done");
+    (terminal.stdin, terminal.tty) = (true, true);
+    let terminal = c.launch(&sandbox, &config, terminal).await;
     let listener = inside(&node, || TcpListener::bind("127.0.0.1:0").unwrap()).join().unwrap();
     let address = listener.local_addr().unwrap();
     let api = Api {
         runtime: c.runtime.clone(),
         handle: tokio::runtime::Handle::current(),
         container: container.clone(),
+        terminal,
         sandbox: sandbox.clone(),
-        tty: false,
     };
     inside(&node, move || serve(api, listener));
 
@@ -218,11 +225,27 @@ async fn kubectl_streams() {
             kubectl.server
         );
         let mut script = Command::new("nsenter");
-        script.arg(format!("--net=/run/netns/{}", node.namespace())).args(["script", "-qec", &format!("stty rows 33 cols 99; {line}"), "/dev/null"]);
+        script.arg(format!("--net=/run/netns/{}", node.namespace())).args([
+            "script",
+            "-qec",
+            &format!("stty rows 33 cols 99; {line}"),
+            "/dev/null",
+        ]);
         let out = script.stdin(Stdio::null()).output().unwrap();
         let out = String::from_utf8_lossy(&out.stdout).into_owned();
         assert!(out.contains("/dev/pts/0"), "{name}: {out}");
         assert!(out.contains("33 99"), "{name}: {out}");
+
+        // Attach to a terminal, with its size.
+        let line = format!(
+            "stty rows 44 cols 88; (sleep 0.7; echo hello; sleep 0.7) | KUBECTL_REMOTE_COMMAND_WEBSOCKETS={websockets} kubectl {} attach -i tty",
+            kubectl.server
+        );
+        let mut script = Command::new("nsenter");
+        script.arg(format!("--net=/run/netns/{}", node.namespace())).args(["timeout", "4", "sh", "-c", &line]);
+        let out = script.stdin(Stdio::null()).output().unwrap();
+        let out = String::from_utf8_lossy(&out.stdout).into_owned();
+        assert!(out.contains("got hello"), "{name}: {out}");
 
         // Attach: what goes in comes out.
         let mut child = kubectl
@@ -268,14 +291,18 @@ async fn kubectl_streams() {
     }
 
     // A token serves once, and nonsense is refused.
-    let request = ExecRequest { container_id: container.clone(), cmd: vec!["true".into()], stdout: true, ..Default::default() };
+    let request =
+        ExecRequest { container_id: container.clone(), cmd: vec!["true".into()], stdout: true, ..Default::default() };
     let url = c.runtime.exec(request).await.unwrap().into_inner().url;
     let (address, path) = url.strip_prefix("http://").unwrap().split_once('/').unwrap();
     let (address, path) = (address.parse::<SocketAddr>().unwrap(), path.to_string());
     let answers = inside(&node, move || {
-        ["", "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Key: a\r\nSec-WebSocket-Protocol: nonsense\r\n",
-         "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Key: a\r\n",
-         "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Key: a\r\n"]
+        [
+            "",
+            "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Key: a\r\nSec-WebSocket-Protocol: nonsense\r\n",
+            "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Key: a\r\n",
+            "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Key: a\r\n",
+        ]
         .map(|headers| {
             let mut stream = TcpStream::connect(address).unwrap();
             write!(stream, "GET /{path} HTTP/1.1\r\nHost: x\r\n{headers}\r\n").unwrap();

@@ -119,11 +119,11 @@ impl ImageConfig {
 impl Manifest {
     /// In an index: the manifest for this machine, else the only one for an unstated machine.
     pub fn for_this_machine(&self) -> Option<&Descriptor> {
-        let fits = |d: &&Descriptor| {
-            d.platform.as_ref().is_some_and(|p| p.os == "linux" && p.architecture == architecture())
-        };
-        self.manifests.iter().find(fits).or_else(|| {
-            self.manifests.iter().find(|d| d.platform.as_ref().is_none_or(|p| p.os.is_empty()))
-        })
+        let fits =
+            |d: &&Descriptor| d.platform.as_ref().is_some_and(|p| p.os == "linux" && p.architecture == architecture());
+        self.manifests
+            .iter()
+            .find(fits)
+            .or_else(|| self.manifests.iter().find(|d| d.platform.as_ref().is_none_or(|p| p.os.is_empty())))
     }
 }

@@ -260,7 +260,13 @@ fn names_of(descriptor: &Descriptor) -> Vec<Reference> {
         .collect()
 }
 
-fn add(store: &ImageStore, config: &[u8], layers: Vec<NewLayer<'_>>, size: u64, names: &[Reference]) -> Result<Imported> {
+fn add(
+    store: &ImageStore,
+    config: &[u8],
+    layers: Vec<NewLayer<'_>>,
+    size: u64,
+    names: &[Reference],
+) -> Result<Imported> {
     let image = store.add(config, layers, size, names)?;
     Ok(Imported { image, names: names.iter().map(Reference::canonical).collect() })
 }

@@ -123,7 +123,8 @@ pub async fn pull(engine: &Arc<Engine>, name: &str, auth: AuthConfig) -> Result<
 /// Follows indexes to the manifest for this machine.
 async fn for_this_machine(registry: &Registry, mut bytes: Vec<u8>) -> Result<(Manifest, u64), PullError> {
     for _ in 0..MAX_NESTING {
-        let manifest: Manifest = serde_json::from_slice(&bytes).map_err(|e| wrong(format!("reading a manifest: {e}")))?;
+        let manifest: Manifest =
+            serde_json::from_slice(&bytes).map_err(|e| wrong(format!("reading a manifest: {e}")))?;
         if manifest.config.is_some() {
             return Ok((manifest, bytes.len() as u64));
         }
@@ -160,7 +161,9 @@ async fn fetch(registry: &Registry, blob: &Descriptor, dir: &Path) -> Result<Pat
                 last = None;
                 break;
             }
-            Err(PullError::Registry(e @ (RegistryError::NotFound(_) | RegistryError::Denied(_)))) => return Err(e.into()),
+            Err(PullError::Registry(e @ (RegistryError::NotFound(_) | RegistryError::Denied(_)))) => {
+                return Err(e.into());
+            }
             Err(error) => last = Some(error),
         }
     }

@@ -119,7 +119,11 @@ impl Registry {
                     return Err(RegistryError::Denied(format!("{shown}: {status}")));
                 }
                 StatusCode::NOT_FOUND => return Err(RegistryError::NotFound(shown)),
-                _ => return Err(RegistryError::Failed(format!("unexpected status from GET request to {shown}: {status}"))),
+                _ => {
+                    return Err(RegistryError::Failed(format!(
+                        "unexpected status from GET request to {shown}: {status}"
+                    )));
+                }
             }
         }
     }
@@ -178,7 +182,9 @@ impl Registry {
         let authority = uri.authority().map(ToString::to_string).unwrap_or_default();
         *request.uri_mut() = target.parse().map_err(|e| failed(&uri, e))?;
         request.headers_mut().insert(header::HOST, HeaderValue::from_str(&authority).map_err(|e| failed(&uri, e))?);
-        request.headers_mut().insert(header::USER_AGENT, HeaderValue::from_static(concat!("nauplius/", env!("CARGO_PKG_VERSION"))));
+        request
+            .headers_mut()
+            .insert(header::USER_AGENT, HeaderValue::from_static(concat!("nauplius/", env!("CARGO_PKG_VERSION"))));
         if secure {
             let name = ServerName::try_from(host.clone()).map_err(|e| failed(&host, e))?;
             match tokio_rustls::TlsConnector::from(self.tls.clone()).connect(name, stream).await {
@@ -200,7 +206,8 @@ impl Registry {
     async fn log_in(&self, response: &Response<Incoming>) -> Result<(), RegistryError> {
         let challenges: Vec<&str> =
             response.headers().get_all(header::WWW_AUTHENTICATE).iter().filter_map(|v| v.to_str().ok()).collect();
-        let denied = || RegistryError::Denied(format!("{}/{}: no way to log in is offered", self.host, self.repository));
+        let denied =
+            || RegistryError::Denied(format!("{}/{}: no way to log in is offered", self.host, self.repository));
         let find = |scheme: &str| {
             challenges.iter().find_map(|c| {
                 let (name, rest) = c.split_once(' ').unwrap_or((c, ""));
@@ -343,12 +350,10 @@ mod tests {
 
     #[test]
     fn challenges_are_read() {
-        let got = parse_challenge(r#"realm="https://auth.example/token",service="reg, one",scope="repository:a/b:pull""#);
-        let expect = [
-            ("realm", "https://auth.example/token"),
-            ("service", "reg, one"),
-            ("scope", "repository:a/b:pull"),
-        ];
+        let got =
+            parse_challenge(r#"realm="https://auth.example/token",service="reg, one",scope="repository:a/b:pull""#);
+        let expect =
+            [("realm", "https://auth.example/token"), ("service", "reg, one"), ("scope", "repository:a/b:pull")];
         assert_eq!(got, expect.map(|(a, b)| (a.to_string(), b.to_string())));
         assert!(parse_challenge("").is_empty());
         assert_eq!(parse_challenge("a=b,c"), [("a".to_string(), "b".to_string())]);
@@ -356,7 +361,9 @@ mod tests {
 
     #[test]
     fn loopback_is_told() {
-        for (host, expect) in [("localhost", true), ("127.9.9.9", true), ("::1", true), ("10.0.0.1", false), ("a.b", false)] {
+        for (host, expect) in
+            [("localhost", true), ("127.9.9.9", true), ("::1", true), ("10.0.0.1", false), ("a.b", false)]
+        {
             assert_eq!(is_loopback(host), expect, "{host}");
         }
     }

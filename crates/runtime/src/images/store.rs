@@ -70,7 +70,8 @@ impl ImageStore {
     /// Opens the store, forgetting whatever an interrupted import left.
     pub fn open(root: &Path) -> Result<ImageStore> {
         for dir in ["records", "layers", "ingest"] {
-            std::fs::create_dir_all(root.join(dir)).with_context(|| format!("creating {}", root.join(dir).display()))?;
+            std::fs::create_dir_all(root.join(dir))
+                .with_context(|| format!("creating {}", root.join(dir).display()))?;
         }
         let mut images = BTreeMap::new();
         for entry in std::fs::read_dir(root.join("records"))? {
@@ -172,7 +173,11 @@ impl ImageStore {
         let mut chain = String::new();
         let mut dirs: Vec<String> = Vec::new();
         for (layer, diff_id) in layers.into_iter().zip(&parsed.rootfs.diff_ids) {
-            chain = if chain.is_empty() { diff_id.clone() } else { unpack::digest_of(format!("{chain} {diff_id}").as_bytes()) };
+            chain = if chain.is_empty() {
+                diff_id.clone()
+            } else {
+                unpack::digest_of(format!("{chain} {diff_id}").as_bytes())
+            };
             let name = self.layer(&chain, diff_id, layer, &dirs)?;
             dirs.insert(0, name);
         }
@@ -193,14 +198,19 @@ impl ImageStore {
         for name in names {
             let canonical = name.canonical();
             self.untag(&canonical, &id)?;
-            if name.digest.is_some() { image.digests.insert(canonical) } else { image.tags.insert(canonical) };
+            if name.digest.is_some() {
+                image.digests.insert(canonical)
+            } else {
+                image.tags.insert(canonical)
+            };
         }
         self.save(image)
     }
 
     /// Unpacks a layer unless it is there.
     fn layer(&self, chain: &str, diff_id: &str, layer: NewLayer<'_>, below: &[String]) -> Result<String> {
-        let hex = chain.strip_prefix("sha256:").filter(|h| is_hex_id(h)).context("a layer digest that is not sha256")?;
+        let hex =
+            chain.strip_prefix("sha256:").filter(|h| is_hex_id(h)).context("a layer digest that is not sha256")?;
         let name = hex[..LAYER_NAME].to_string();
         let place = self.layers_dir().join(&name);
         if place.exists() {

@@ -137,12 +137,7 @@ fn mount_overlay(site: &Site<'_>, empty: &Path, work: &Path, merged: &Path) -> R
     nix::unistd::chdir(site.layers)?;
     let mut lower: Vec<String> = site.lower.to_vec();
     lower.push(empty.display().to_string());
-    let base = format!(
-        "lowerdir={},upperdir={},workdir={}",
-        lower.join(":"),
-        site.upper.display(),
-        work.display()
-    );
+    let base = format!("lowerdir={},upperdir={},workdir={}", lower.join(":"), site.upper.display(), work.display());
     // Neither renamed directories nor copied-up metadata may be stored as references to the layers below.
     let attempts = [format!("{base},redirect_dir=off,metacopy=off,index=off"), base];
     let mut last = Ok(());
@@ -186,7 +181,8 @@ fn apply(archive: impl Read, root: &Path) -> Result<()> {
         let mut entry = entry.context("reading the layer archive")?;
         let path = clean(&entry.path()?).with_context(|| format!("entry {count}"))?;
         let shown = path.display().to_string();
-        root.extract(&mut entry, &path, &mut directories, &mut here).with_context(|| format!("unpacking \"{shown}\""))?;
+        root.extract(&mut entry, &path, &mut directories, &mut here)
+            .with_context(|| format!("unpacking \"{shown}\""))?;
         let mut prefix = path;
         while !prefix.as_os_str().is_empty() && here.insert(prefix.clone()) {
             prefix.pop();
@@ -353,9 +349,9 @@ impl Root {
                 }
                 match xattr::set(&at, OsStr::from_bytes(attribute), extension.value_bytes()) {
                     Err(e) if e.raw_os_error() == Some(libc::ENOTSUP) => {}
-                    other => other.with_context(|| {
-                        format!("setting attribute {}", String::from_utf8_lossy(attribute))
-                    })?,
+                    other => {
+                        other.with_context(|| format!("setting attribute {}", String::from_utf8_lossy(attribute)))?
+                    }
                 }
             }
         }
@@ -387,10 +383,8 @@ impl Root {
         }
         let dir = path.parent().unwrap_or(Path::new(""));
         let listing = self.resolve(dir, OFlag::O_RDONLY | OFlag::O_DIRECTORY)?;
-        let names: Vec<_> = nix::dir::Dir::from_fd(listing)?
-            .iter()
-            .filter_map(|e| e.ok().map(|e| e.file_name().to_owned()))
-            .collect();
+        let names: Vec<_> =
+            nix::dir::Dir::from_fd(listing)?.iter().filter_map(|e| e.ok().map(|e| e.file_name().to_owned())).collect();
         for name in names {
             let name = OsStr::from_bytes(name.to_bytes());
             // What this layer itself has put there stays, whichever came first.

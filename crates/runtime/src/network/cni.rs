@@ -86,7 +86,13 @@ impl<'a> Call<'a> {
         config
     }
 
-    fn run(&self, conflist: &Conflist, plugin: &Map<String, Value>, command: &str, previous: Option<&Value>) -> Result<Value> {
+    fn run(
+        &self,
+        conflist: &Conflist,
+        plugin: &Map<String, Value>,
+        command: &str,
+        previous: Option<&Value>,
+    ) -> Result<Value> {
         let kind = plugin.get("type").and_then(Value::as_str).context("a plugin without type")?;
         if kind.contains('/') {
             bail!("plugin type \"{kind}\" is not a name");
@@ -123,7 +129,11 @@ impl<'a> Call<'a> {
             .spawn()
             .with_context(|| format!("running {}", program.display()))?;
         // A plugin that does not read its input says so by its result.
-        let _ = child.stdin.take().context("a plugin without input")?.write_all(Value::Object(input).to_string().as_bytes());
+        let _ = child
+            .stdin
+            .take()
+            .context("a plugin without input")?
+            .write_all(Value::Object(input).to_string().as_bytes());
         let output = child.wait_with_output()?;
         let reply: Value = serde_json::from_slice(&output.stdout).unwrap_or(Value::Null);
         if !output.status.success() {
@@ -156,9 +166,10 @@ impl Conflist {
         let value: Map<String, Value> = serde_json::from_slice(text)?;
         let field = |name: &str| value.get(name).and_then(Value::as_str).map(str::to_string);
         let plugins = match value.get("plugins") {
-            Some(Value::Array(plugins)) => {
-                plugins.iter().map(|p| p.as_object().cloned().context("a plugin that is no object")).collect::<Result<_>>()?
-            }
+            Some(Value::Array(plugins)) => plugins
+                .iter()
+                .map(|p| p.as_object().cloned().context("a plugin that is no object"))
+                .collect::<Result<_>>()?,
             Some(_) => bail!("plugins is not a list"),
             None if value.contains_key("type") => vec![value.clone()],
             None => bail!("neither plugins nor type"),
@@ -209,8 +220,8 @@ pub fn cache_name(sandbox: &str) -> String {
 /// Disconnects a pod by what is remembered of it.
 pub fn delete_cached(call: &Call<'_>, dir: &Path) -> Result<()> {
     let cache = dir.join(cache_name(call.sandbox));
-    let added: Added = serde_json::from_slice(&std::fs::read(&cache)?)
-        .with_context(|| format!("reading {}", cache.display()))?;
+    let added: Added =
+        serde_json::from_slice(&std::fs::read(&cache)?).with_context(|| format!("reading {}", cache.display()))?;
     let previous = (!added.result.is_null()).then_some(&added.result);
     for plugin in added.conflist.plugins.iter().rev() {
         call.run(&added.conflist, plugin, "DEL", previous)?;
@@ -224,7 +235,8 @@ mod tests {
 
     #[test]
     fn configurations_are_read() {
-        let list = Conflist::parse(br#"{"cniVersion":"1.0.0","name":"n","plugins":[{"type":"bridge"},{"type":"portmap"}]}"#);
+        let list =
+            Conflist::parse(br#"{"cniVersion":"1.0.0","name":"n","plugins":[{"type":"bridge"},{"type":"portmap"}]}"#);
         assert_eq!(list.unwrap().plugins.len(), 2);
         let single = Conflist::parse(br#"{"name":"n","type":"bridge"}"#).unwrap();
         assert_eq!((single.plugins.len(), single.version.as_str()), (1, "0.3.1"));

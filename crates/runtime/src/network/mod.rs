@@ -111,7 +111,13 @@ impl Network {
     }
 
     /// Connects a sandbox and returns its addresses. Blocks.
-    pub fn attach(&self, sandbox: &str, config: &PodSandboxConfig, namespace: &OwnedFd, shim: i32) -> Result<Vec<IpAddr>> {
+    pub fn attach(
+        &self,
+        sandbox: &str,
+        config: &PodSandboxConfig,
+        namespace: &OwnedFd,
+        shim: i32,
+    ) -> Result<Vec<IpAddr>> {
         let attached = self.try_attach(sandbox, config, namespace, shim);
         if attached.is_err() {
             if let Err(error) = self.detach(sandbox, config, Some(shim)) {
@@ -121,7 +127,13 @@ impl Network {
         attached
     }
 
-    fn try_attach(&self, sandbox: &str, config: &PodSandboxConfig, namespace: &OwnedFd, shim: i32) -> Result<Vec<IpAddr>> {
+    fn try_attach(
+        &self,
+        sandbox: &str,
+        config: &PodSandboxConfig,
+        namespace: &OwnedFd,
+        shim: i32,
+    ) -> Result<Vec<IpAddr>> {
         bridge::loopback(namespace)?;
         if let Some(conflist) = self.conflist() {
             let call = cni::Call::new(sandbox, config, &self.config.cni_bin_dirs, Some(shim));

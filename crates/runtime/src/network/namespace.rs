@@ -29,7 +29,11 @@ pub async fn connect(namespace: std::os::fd::OwnedFd, port: u16) -> io::Result<t
     let attempt = |address: SocketAddr, namespace: std::os::fd::OwnedFd| async move {
         let socket = tokio::task::spawn_blocking(move || {
             inside(namespace.as_fd(), move || {
-                let domain = if address.is_ipv4() { nix::sys::socket::AddressFamily::Inet } else { nix::sys::socket::AddressFamily::Inet6 };
+                let domain = if address.is_ipv4() {
+                    nix::sys::socket::AddressFamily::Inet
+                } else {
+                    nix::sys::socket::AddressFamily::Inet6
+                };
                 let flags = nix::sys::socket::SockFlag::SOCK_CLOEXEC | nix::sys::socket::SockFlag::SOCK_NONBLOCK;
                 nix::sys::socket::socket(domain, nix::sys::socket::SockType::Stream, flags, None)
             })

@@ -7,9 +7,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
-use nix::sys::socket::{
-    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, recv, sendto, socket,
-};
+use nix::sys::socket::{AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, recv, sendto, socket};
 
 /// Largest answer, in bytes: one link's attributes take a few thousand.
 const ANSWER: usize = 64 * 1024;
@@ -126,8 +124,7 @@ impl Message {
 impl Netlink {
     /// In this process's network namespace.
     pub fn open() -> io::Result<Netlink> {
-        let socket =
-            socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkRoute)?;
+        let socket = socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkRoute)?;
         Ok(Netlink { socket, sequence: 0 })
     }
 
@@ -320,11 +317,7 @@ fn word(data: &[u8]) -> Option<u32> {
 }
 
 fn parse_link(data: &[u8]) -> Option<Link> {
-    let mut link = Link {
-        index: word(data.get(4..)?)?,
-        up: word(data.get(8..)?)? & IFF_UP != 0,
-        ..Link::default()
-    };
+    let mut link = Link { index: word(data.get(4..)?)?, up: word(data.get(8..)?)? & IFF_UP != 0, ..Link::default() };
     let mut rest = data.get(16..)?;
     while rest.len() >= 4 {
         let length = u16::from_ne_bytes([rest[0], rest[1]]) as usize;

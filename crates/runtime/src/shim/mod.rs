@@ -108,21 +108,19 @@ fn prepare(request: &[u8]) -> Result<supervise::Supervisor, String> {
     }
     let init = if request.shared_pid { spawn_init()? } else { 0 };
     let listener = listen(&request).map_err(|e| format!("listening in {}: {e}", request.dir.display()))?;
-    let pid_namespace: OwnedFd = std::fs::File::open("/proc/self/ns/pid").map_err(|e| format!("own PID namespace: {e}"))?.into();
+    let pid_namespace: OwnedFd =
+        std::fs::File::open("/proc/self/ns/pid").map_err(|e| format!("own PID namespace: {e}"))?.into();
     step(std::env::set_current_dir("/"), "entering /")?;
     drop(request);
-    supervise::Supervisor::new(listener, spawn::Home { pid_namespace, init }).map_err(|e| format!("watching children: {e}"))
+    supervise::Supervisor::new(listener, spawn::Home { pid_namespace, init })
+        .map_err(|e| format!("watching children: {e}"))
 }
 
 fn listen(request: &SandboxRequest) -> io::Result<OwnedFd> {
     use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket};
     use std::os::fd::AsRawFd;
-    let socket = socket(
-        AddressFamily::Unix,
-        SockType::SeqPacket,
-        SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK,
-        None,
-    )?;
+    let socket =
+        socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK, None)?;
     // Through the directory's descriptor: the full path may be longer than a socket address holds.
     let dir = std::fs::File::open(&request.dir)?;
     let path = format!("/proc/self/fd/{}/{}", dir.as_raw_fd(), protocol::SOCKET);

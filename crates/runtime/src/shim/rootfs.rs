@@ -115,10 +115,7 @@ impl Tree {
         let target = if is_dir { self.directory(&m.destination) } else { self.file(&m.destination) };
         let target = context(target, what)?;
         let bind = MsFlags::MS_BIND | (flags & MsFlags::MS_REC);
-        context(
-            mount(Some(m.source.as_str()), fd_path(&target).as_str(), None::<&str>, bind, None::<&str>),
-            what,
-        )?;
+        context(mount(Some(m.source.as_str()), fd_path(&target).as_str(), None::<&str>, bind, None::<&str>), what)?;
         // The descriptor still names what lies under the new mount; look again.
         let target = context(self.open(&m.destination), what)?;
         let path = fd_path(&target);
@@ -246,13 +243,7 @@ fn mount_overlay(rootfs: &Rootfs) -> Result<(), Failure> {
         )
     };
     let attempt = |data: String| {
-        mount(
-            Some("overlay"),
-            &rootfs.mountpoint,
-            Some("overlay"),
-            MsFlags::empty(),
-            Some(data.as_str()),
-        )
+        mount(Some("overlay"), &rootfs.mountpoint, Some("overlay"), MsFlags::empty(), Some(data.as_str()))
     };
     // Volatile: a container's writable layer need not survive a power cut, so ending one need not wait for the disk.
     let mounted = attempt(options(",volatile")).or_else(|_| attempt(options("")));
@@ -337,8 +328,13 @@ fn make_devices(tree: &Tree, bundle: &Bundle) -> Result<(), Failure> {
 
 fn pivot(tree: &Tree) -> Result<(), Failure> {
     let step = |r: nix::Result<()>, what: &str| context(r, || what.to_string());
+    use nix::fcntl::{OFlag, open};
+    let old = open("/", OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, nix::sys::stat::Mode::empty());
+    let old = context(old, || "opening the node's root".into())?;
     step(nix::unistd::fchdir(&tree.root), "entering the root file system")?;
     step(nix::unistd::pivot_root(".", "."), "changing the root")?;
+    // By its descriptor: `.` still is our own root, whose mounts must keep their propagation.
+    step(nix::unistd::fchdir(&old), "entering the node's root")?;
     // The node's tree now lies over our root. Letting go of it must not unmount anything on the node.
     step(
         mount(None::<&str>, ".", None::<&str>, MsFlags::MS_SLAVE | MsFlags::MS_REC, None::<&str>),

@@ -214,7 +214,8 @@ fn become_program(
 fn bind_console(terminal: &OwnedFd) {
     use nix::mount::{MsFlags, mount};
     use std::os::unix::fs::OpenOptionsExt;
-    let created = File::options().create(true).write(true).truncate(false).custom_flags(libc::O_NOFOLLOW).open("/dev/console");
+    let created =
+        File::options().create(true).write(true).truncate(false).custom_flags(libc::O_NOFOLLOW).open("/dev/console");
     if let Ok(console) = created {
         let source = format!("/proc/self/fd/{}", terminal.as_raw_fd());
         let target = format!("/proc/self/fd/{}", console.as_raw_fd());

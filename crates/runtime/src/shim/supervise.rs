@@ -297,11 +297,8 @@ impl Supervisor {
             started_at: c.started_at,
             exit: c.exit.clone(),
         });
-        let state = Reply::State {
-            pid: std::process::id() as i32,
-            init: self.home.init,
-            containers: containers.collect(),
-        };
+        let state =
+            Reply::State { pid: std::process::id() as i32, init: self.home.init, containers: containers.collect() };
         self.reply(fd, &state);
     }
 

@@ -180,16 +180,15 @@ pub fn receive_packet(socket: BorrowedFd<'_>) -> io::Result<Option<(Vec<u8>, Vec
     use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
     // What is pending says how large the packet is, so that idle shims keep no large buffer.
     // SAFETY: a peek of zero length that asks for the true length.
-    let pending = check(unsafe {
-        libc::recv(socket.as_raw_fd(), std::ptr::null_mut(), 0, libc::MSG_PEEK | libc::MSG_TRUNC)
-    } as libc::c_long)? as usize;
+    let pending =
+        check(unsafe { libc::recv(socket.as_raw_fd(), std::ptr::null_mut(), 0, libc::MSG_PEEK | libc::MSG_TRUNC) }
+            as libc::c_long)? as usize;
     let mut buffer = vec![0u8; pending.clamp(1, MAX_PACKET)];
     let mut control = nix::cmsg_space!([RawFd; MAX_FDS]);
     let mut fds = Vec::new();
     let length = {
         let mut iov = [io::IoSliceMut::new(&mut buffer)];
-        let message =
-            recvmsg::<()>(socket.as_raw_fd(), &mut iov, Some(&mut control), MsgFlags::MSG_CMSG_CLOEXEC)?;
+        let message = recvmsg::<()>(socket.as_raw_fd(), &mut iov, Some(&mut control), MsgFlags::MSG_CMSG_CLOEXEC)?;
         for part in message.cmsgs()? {
             if let ControlMessageOwned::ScmRights(received) = part {
                 // SAFETY: the kernel has just installed these descriptors for us alone.
@@ -241,20 +240,14 @@ pub fn set_nonblocking(fd: BorrowedFd<'_>) -> io::Result<()> {
 pub fn open_terminal() -> io::Result<(OwnedFd, OwnedFd)> {
     // SAFETY: string constants and descriptors that were just opened.
     unsafe {
-        let master = check(
-            libc::open(c"/dev/ptmx".as_ptr(), libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC).into(),
-        )? as RawFd;
+        let master =
+            check(libc::open(c"/dev/ptmx".as_ptr(), libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC).into())? as RawFd;
         let master = OwnedFd::from_raw_fd(master);
         let unlock: libc::c_int = 0;
         check(libc::ioctl(master.as_raw_fd(), libc::TIOCSPTLCK, &unlock).into())?;
         // The terminal by its master, not by a name that the image might have put elsewhere.
         let terminal = check(
-            libc::ioctl(
-                master.as_raw_fd(),
-                libc::TIOCGPTPEER,
-                libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC,
-            )
-            .into(),
+            libc::ioctl(master.as_raw_fd(), libc::TIOCGPTPEER, libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC).into(),
         )? as RawFd;
         Ok((master, OwnedFd::from_raw_fd(terminal)))
     }
@@ -375,9 +368,7 @@ pub fn apply_seccomp(program: &[u8]) -> io::Result<()> {
 
 /// Becomes another program. Returns only on failure.
 pub fn exec(program: &CStr, args: &[CString], env: &[CString]) -> io::Error {
-    let pointers = |list: &[CString]| {
-        list.iter().map(|s| s.as_ptr()).chain([std::ptr::null()]).collect::<Vec<_>>()
-    };
+    let pointers = |list: &[CString]| list.iter().map(|s| s.as_ptr()).chain([std::ptr::null()]).collect::<Vec<_>>();
     let (args, env) = (pointers(args), pointers(env));
     // SAFETY: both arrays end with a null pointer and outlive the call.
     unsafe { libc::execve(program.as_ptr(), args.as_ptr(), env.as_ptr()) };

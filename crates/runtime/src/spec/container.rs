@@ -192,7 +192,12 @@ fn mounts(
     let mut mounts = vec![
         Mount::new("/proc", "proc", "proc", &common),
         Mount::new("/dev", "tmpfs", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"]),
-        Mount::new("/dev/pts", "devpts", "devpts", &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]),
+        Mount::new(
+            "/dev/pts",
+            "devpts",
+            "devpts",
+            &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
+        ),
         Mount::new("/dev/mqueue", "mqueue", "mqueue", &common),
         Mount::new("/sys", "sysfs", "sysfs", &["nosuid", "noexec", "nodev", sys]),
     ];
@@ -264,7 +269,8 @@ mod tests {
 
     #[test]
     fn commands_merge() {
-        let image = RunConfig { entrypoint: Some(strings(&["entry"])), cmd: Some(strings(&["cmd"])), ..Default::default() };
+        let image =
+            RunConfig { entrypoint: Some(strings(&["entry"])), cmd: Some(strings(&["cmd"])), ..Default::default() };
         let cases: [(&[&str], &[&str], &[&str]); 4] = [
             (&[], &[], &["entry", "cmd"]),
             (&["c"], &[], &["c"]),

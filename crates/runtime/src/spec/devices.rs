@@ -48,15 +48,12 @@ pub fn resolve(wanted: &[WantedDevice], privileged: bool) -> Result<Devices, Str
         nodes.extend(found);
         return Ok(Devices { nodes, rules: None });
     }
-    let mut rules: Vec<String> = ["c *:* m", "b *:* m", "c 5:1 rwm", "c 5:2 rwm", "c 136:* rwm"]
-        .iter()
-        .map(|r| r.to_string())
-        .collect();
+    let mut rules: Vec<String> =
+        ["c *:* m", "b *:* m", "c 5:1 rwm", "c 5:2 rwm", "c 136:* rwm"].iter().map(|r| r.to_string()).collect();
     rules.extend(nodes.iter().map(|d| format!("c {}:{} rwm", d.major, d.minor)));
     for device in wanted {
         let mut found = Vec::new();
-        let path = std::fs::canonicalize(&device.host_path)
-            .map_err(|e| format!("device {}: {e}", device.host_path))?;
+        let path = std::fs::canonicalize(&device.host_path).map_err(|e| format!("device {}: {e}", device.host_path))?;
         walk(&path, &device.container_path, 0, &mut found);
         if found.is_empty() {
             return Err(format!("{} is not a device", device.host_path));

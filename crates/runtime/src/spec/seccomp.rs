@@ -168,18 +168,56 @@ const GUARDED: [(&[&str], &[&str]); 14] = [
     (
         &[],
         &[
-            "add_key", "request_key", "keyctl", "create_module", "get_kernel_syms", "query_module", "nfsservctl",
-            "kexec_load", "kexec_file_load", "swapon", "swapoff", "sysfs", "_sysctl", "uselib", "ustat", "vm86",
-            "vserver", "tuxcall", "security", "putpmsg", "getpmsg", "afs_syscall", "userfaultfd", "move_pages",
-            "io_uring_setup", "io_uring_enter", "io_uring_register",
+            "add_key",
+            "request_key",
+            "keyctl",
+            "create_module",
+            "get_kernel_syms",
+            "query_module",
+            "nfsservctl",
+            "kexec_load",
+            "kexec_file_load",
+            "swapon",
+            "swapoff",
+            "sysfs",
+            "_sysctl",
+            "uselib",
+            "ustat",
+            "vm86",
+            "vserver",
+            "tuxcall",
+            "security",
+            "putpmsg",
+            "getpmsg",
+            "afs_syscall",
+            "userfaultfd",
+            "move_pages",
+            "io_uring_setup",
+            "io_uring_enter",
+            "io_uring_register",
         ],
     ),
     (
         &["SYS_ADMIN"],
         &[
-            "fanotify_init", "fsconfig", "fsmount", "fsopen", "fspick", "lookup_dcookie", "mount", "mount_setattr",
-            "move_mount", "open_tree", "pivot_root", "quotactl", "quotactl_fd", "setdomainname", "sethostname",
-            "setns", "umount2", "unshare",
+            "fanotify_init",
+            "fsconfig",
+            "fsmount",
+            "fsopen",
+            "fspick",
+            "lookup_dcookie",
+            "mount",
+            "mount_setattr",
+            "move_mount",
+            "open_tree",
+            "pivot_root",
+            "quotactl",
+            "quotactl_fd",
+            "setdomainname",
+            "sethostname",
+            "setns",
+            "umount2",
+            "unshare",
         ],
     ),
     (&["SYS_ADMIN", "BPF"], &["bpf"]),
@@ -249,12 +287,8 @@ const ARGUMENTS: u32 = 16;
 /// Compiles rules, first match first; `beyond` decides about calls above a number.
 fn compile(rules: &[Rule], default: u32, beyond: Option<(u32, u32)>) -> Result<Vec<u8>, String> {
     let missing = RET_ERRNO | libc::ENOSYS as u32;
-    let mut program: Vec<Instruction> = vec![
-        (LOAD, 0, 0, ARCH),
-        (JUMP_EQUAL, 1, 0, AUDIT_ARCH),
-        (RETURN, 0, 0, missing),
-        (LOAD, 0, 0, NUMBER),
-    ];
+    let mut program: Vec<Instruction> =
+        vec![(LOAD, 0, 0, ARCH), (JUMP_EQUAL, 1, 0, AUDIT_ARCH), (RETURN, 0, 0, missing), (LOAD, 0, 0, NUMBER)];
     if cfg!(target_arch = "x86_64") {
         // The x32 interface: the same architecture with a high bit in the number.
         program.extend([(JUMP_GREATER_EQUAL, 0, 1, 0x4000_0000), (RETURN, 0, 0, missing)]);
@@ -324,12 +358,9 @@ fn check(condition: &Argument) -> Vec<Instruction> {
             (LOAD, 0, 0, low),
             (JUMP_EQUAL, 0, FAIL, want_low),
         ],
-        Operator::NotEqual => vec![
-            (LOAD, 0, 0, high),
-            (JUMP_EQUAL, 0, 2, want_high),
-            (LOAD, 0, 0, low),
-            (JUMP_EQUAL, FAIL, 0, want_low),
-        ],
+        Operator::NotEqual => {
+            vec![(LOAD, 0, 0, high), (JUMP_EQUAL, 0, 2, want_high), (LOAD, 0, 0, low), (JUMP_EQUAL, FAIL, 0, want_low)]
+        }
         Operator::MaskedEqual => {
             let (two_high, two_low) = ((condition.value_two >> 32) as u32, condition.value_two as u32);
             vec![

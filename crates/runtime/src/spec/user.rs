@@ -76,7 +76,9 @@ pub fn resolve(
         (Some(gid), _) => id(gid.value)?,
         (None, Some(group)) => match accounts.groups().find(|(name, ..)| *name == group) {
             Some((_, gid, _)) => gid,
-            None => group.parse().map_err(|_| format!("unable to find group {group}: no matching entries in group file"))?,
+            None => {
+                group.parse().map_err(|_| format!("unable to find group {group}: no matching entries in group file"))?
+            }
         },
         (None, None) => account.as_ref().map_or(0, |a| a.gid),
     };

@@ -40,7 +40,9 @@ pub struct Pair {
 pub async fn forward(engine: Arc<Engine>, sandbox: String, mut pair: Pair) {
     let (data, error, port) = (pair.data.clone(), pair.error.clone(), pair.port);
     if let Err(e) = run(&engine, &sandbox, &mut pair).await {
-        let text = format!("failed to execute portforward in network namespace for sandbox \"{sandbox}\": failed to connect to localhost:{port} inside namespace: {e:#}");
+        let text = format!(
+            "failed to execute portforward in network namespace for sandbox \"{sandbox}\": failed to connect to localhost:{port} inside namespace: {e:#}"
+        );
         // A client that is gone does not ask any more.
         let _ = error.write(text.into()).await;
     }
@@ -86,7 +88,12 @@ async fn run(engine: &Engine, sandbox: &str, pair: &mut Pair) -> Result<()> {
 }
 
 /// Pairs the streams of a SPDY connection by their request id and forwards each pair.
-pub async fn serve_spdy(engine: Arc<Engine>, sandbox: String, mut streams: mpsc::Receiver<Stream>, connection: mpsc::Sender<Outgoing>) {
+pub async fn serve_spdy(
+    engine: Arc<Engine>,
+    sandbox: String,
+    mut streams: mpsc::Receiver<Stream>,
+    connection: mpsc::Sender<Outgoing>,
+) {
     let mut waiting: HashMap<String, (Option<Stream>, Option<Stream>, tokio::time::Instant)> = HashMap::new();
     let mut running = tokio::task::JoinSet::new();
     while let Some(stream) = streams.recv().await {

@@ -130,7 +130,9 @@ fn answer(engine: Arc<Engine>, mut request: Request<Incoming>) -> Answer {
         (None, false, _) => {
             return refuse(
                 StatusCode::FORBIDDEN,
-                format!("unable to upgrade: unable to negotiate protocol: client supports {offered:?}, server accepts {known:?}"),
+                format!(
+                    "unable to upgrade: unable to negotiate protocol: client supports {offered:?}, server accepts {known:?}"
+                ),
             );
         }
     };
@@ -263,7 +265,13 @@ async fn run_websocket(engine: Arc<Engine>, session: Session, protocol: &str, co
     }
     let (mut inputs, sender, alive) = websocket::serve(connection, coding, &readable);
     let output = |channel: u8| Output::new(channel.into(), sender.clone());
-    let first = if stdout { STDOUT } else if stderr { STDERR } else { ERROR };
+    let first = if stdout {
+        STDOUT
+    } else if stderr {
+        STDERR
+    } else {
+        ERROR
+    };
     // An empty message tells the client that the connection stands.
     let _ = output(first).write(Bytes::new()).await;
     let channels = Channels {

@@ -190,7 +190,9 @@ fn data_frame(coding: Coding, channel: u32, data: &[u8]) -> BytesMut {
 async fn write_messages(mut write: impl AsyncWrite + Unpin, mut outgoing: mpsc::Receiver<Outgoing>, coding: Coding) {
     while let Some(next) = outgoing.recv().await {
         let written = match next {
-            Outgoing::Data(channel, data) if data.is_empty() => write.write_all(&data_frame(coding, channel, &[])).await,
+            Outgoing::Data(channel, data) if data.is_empty() => {
+                write.write_all(&data_frame(coding, channel, &[])).await
+            }
             Outgoing::Data(channel, data) => {
                 let mut done = Ok(());
                 for piece in data.chunks(MAX_DATA) {

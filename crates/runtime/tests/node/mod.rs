@@ -93,7 +93,11 @@ impl Node {
         let channel = Endpoint::from_static("http://localhost")
             .connect_with_connector(tower::service_fn(move |_: http::Uri| {
                 let socket = socket.clone();
-                async move { Ok::<_, std::io::Error>(hyper_util::rt::TokioIo::new(tokio::net::UnixStream::connect(socket).await?)) }
+                async move {
+                    Ok::<_, std::io::Error>(hyper_util::rt::TokioIo::new(
+                        tokio::net::UnixStream::connect(socket).await?,
+                    ))
+                }
             }))
             .await
             .ok()?;
@@ -112,6 +116,15 @@ impl Node {
         let mut server = self.server.take().unwrap();
         server.kill().unwrap();
         server.wait().unwrap();
+    }
+
+    /// Takes the node down; returns what there was to say about it.
+    pub fn reset(&self) -> String {
+        let exe = env!("CARGO_BIN_EXE_nauplius-runtime");
+        let data = self.dir.path().to_string_lossy().into_owned();
+        let mut command = self.command(&[exe, "reset", &data, "--cgroup-parent", &self.cgroup]);
+        let output = command.env("RUST_LOG", "warn").output().unwrap();
+        String::from_utf8_lossy(&output.stderr).into_owned()
     }
 
     /// Connects to a TCP address in the node's network.
@@ -151,9 +164,7 @@ impl Drop for Node {
             );
             let _ = server.wait();
         }
-        let exe = env!("CARGO_BIN_EXE_nauplius-runtime");
-        let data = self.dir.path().to_string_lossy().into_owned();
-        let _ = self.command(&[exe, "reset", &data, "--cgroup-parent", &self.cgroup]).status();
+        self.reset();
         let _ = Command::new("ip").args(["netns", "delete", &self.namespace()]).status();
     }
 }
@@ -200,9 +211,10 @@ pub fn busybox_image(name: &str) -> Vec<u8> {
     use sha2::{Digest, Sha256};
     let mut base = tar::Builder::new(Vec::new());
     file(&mut base, "bin/busybox", &std::fs::read("/bin/busybox").unwrap(), 0o755);
-    for applet in ["sh", "echo", "cat", "sleep", "ls", "id", "ip", "wget", "nc", "ping", "tty", "stty", "kill", "ps",
-        "head", "yes", "env", "true", "hostname", "grep", "dd", "mount", "touch", "httpd", "seq", "wc", "tr"]
-    {
+    for applet in [
+        "sh", "echo", "cat", "sleep", "ls", "id", "ip", "wget", "nc", "ping", "tty", "stty", "kill", "ps", "head",
+        "yes", "env", "true", "hostname", "grep", "dd", "mount", "touch", "httpd", "seq", "wc", "tr",
+    ] {
         let mut header = tar::Header::new_gnu();
         header.set_entry_type(tar::EntryType::Symlink);
         header.set_size(0);
@@ -253,10 +265,19 @@ pub fn busybox_image(name: &str) -> Vec<u8> {
 
 pub fn pod(name: &str, logs: &Path) -> PodSandboxConfig {
     PodSandboxConfig {
-        metadata: Some(PodSandboxMetadata { name: name.into(), uid: format!("uid-{name}"), namespace: "ns".into(), attempt: 0 }),
+        metadata: Some(PodSandboxMetadata {
+            name: name.into(),
+            uid: format!("uid-{name}"),
+            namespace: "ns".into(),
+            attempt: 0,
+        }),
         hostname: name.into(),
         log_directory: logs.join(name).display().to_string(),
-        dns_config: Some(DnsConfig { servers: vec!["10.96.0.10".into()], searches: vec!["svc".into()], options: vec![] }),
+        dns_config: Some(DnsConfig {
+            servers: vec!["10.96.0.10".into()],
+            searches: vec!["svc".into()],
+            options: vec![],
+        }),
         labels: HashMap::from([("app".to_string(), name.to_string())]),
         linux: Some(LinuxPodSandboxConfig {
             security_context: Some(LinuxSandboxSecurityContext {
@@ -336,7 +357,11 @@ impl Clients {
     }
 
     pub async fn exec(&mut self, id: &str, script: &str) -> (String, i32) {
-        let request = ExecSyncRequest { container_id: id.into(), cmd: ["sh", "-c", script].map(String::from).to_vec(), timeout: 10 };
+        let request = ExecSyncRequest {
+            container_id: id.into(),
+            cmd: ["sh", "-c", script].map(String::from).to_vec(),
+            timeout: 10,
+        };
         let out = self.runtime.exec_sync(request).await.unwrap().into_inner();
         (String::from_utf8_lossy(&out.stdout).into_owned() + &String::from_utf8_lossy(&out.stderr), out.exit_code)
     }
