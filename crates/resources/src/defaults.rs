@@ -8,8 +8,25 @@ use serde_json::{Map, json};
 
 use crate::tree::Tree;
 
+/// Keeps a field that holds one item and a field that holds several the same, the several in the lead.
+pub fn mirror_first(holder: &mut Value, one: &str, several: &str, item: &str) {
+    let first = holder.list(several).first().map(|first| first.at(item).clone());
+    match first {
+        Some(first) => holder.put(one, first),
+        None if !holder.text(one).is_empty() => {
+            let value = holder.at(one).clone();
+            let value = if item.is_empty() { value } else { json!({item: value}) };
+            holder.put(several, vec![value]);
+        }
+        None => {}
+    }
+}
+
 /// A pod itself: what templates do not get.
 pub fn pod(pod: &mut Value) {
+    if let Some(status) = pod.at_mut("status") {
+        mirror_first(status, "podIP", "podIPs", "ip");
+    }
     let Some(spec) = pod.at_mut("spec") else { return };
     for list in ["containers", "initContainers"] {
         for container in spec.list_mut(list) {
@@ -66,8 +83,19 @@ pub fn pod_spec(spec: &mut Value) {
     }
 }
 
+/// Counts of a status that are written out even when they are zero.
+pub fn zero_counts(object: &mut Value, fields: &[&str]) {
+    let status = object.dig("status");
+    for field in fields {
+        status.entry(*field).or_insert(0.into());
+    }
+}
+
 /// The tag of an image's name; `latest` when it has neither tag nor digest.
 fn tag(image: &str) -> &str {
+    if image.is_empty() {
+        return "";
+    }
     let (name, digest) = image.split_once('@').map_or((image, ""), |(name, digest)| (name, digest));
     // A colon before the last slash belongs to the registry's port.
     let last = name.rsplit('/').next().unwrap_or(name);

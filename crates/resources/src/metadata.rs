@@ -11,6 +11,8 @@ use crate::validate::{At, Errors, formats, selectors};
 const MAX_ANNOTATIONS_BYTES: usize = 256 << 10;
 const ORPHAN: &str = "orphan";
 const FOREGROUND: &str = "foregroundDeletion";
+/// Finalizers that need no domain.
+const STANDARD_FINALIZERS: [&str; 3] = ["kubernetes", ORPHAN, FOREGROUND];
 
 /// On create, when the server has filled in what it fills in.
 pub fn validate(object: &Value, namespaced: bool) -> Vec<FieldError> {
@@ -25,7 +27,18 @@ pub fn validate(object: &Value, namespaced: bool) -> Vec<FieldError> {
     }
     everywhere(&metadata, &mut errors);
     finalizers(&metadata.child("finalizers"), &mut errors);
+    if built_in(object.text("apiVersion")) {
+        for finalizer in metadata.each("finalizers").filter(|f| !f.str().contains('/') && !STANDARD_FINALIZERS.contains(&f.str())) {
+            errors.invalid(&finalizer, "name is neither a standard finalizer name nor is it fully qualified");
+        }
+    }
     errors.0
+}
+
+/// Whether a group is one of the project's own: without a domain, or in its domain.
+fn built_in(api_version: &str) -> bool {
+    let group = api_version.split_once('/').map_or("", |(group, _)| group);
+    !group.contains('.') || group.ends_with(".k8s.io")
 }
 
 /// On update.

@@ -41,6 +41,7 @@ fn template_warnings(object: &Value) -> Vec<String> {
 
 impl Strategy for Deployment {
     fn default(&self, object: &mut Value) {
+        defaults::zero_counts(object, &[]);
         let Some(spec) = object.at_mut("spec") else { return };
         spec.or_put("replicas", 1);
         spec.or_put("strategy.type", "RollingUpdate");
@@ -124,6 +125,7 @@ fn replicas_row(object: &Value, selector: Value, now: &str) -> Vec<Value> {
 
 impl Strategy for ReplicaSet {
     fn default(&self, object: &mut Value) {
+        defaults::zero_counts(object, &["replicas"]);
         let Some(spec) = object.at_mut("spec") else { return };
         spec.or_put("replicas", 1);
         defaults::template(spec, "template");
@@ -160,6 +162,7 @@ impl Strategy for ReplicaSet {
 
 impl Strategy for ReplicationController {
     fn default(&self, object: &mut Value) {
+        defaults::zero_counts(object, &["replicas"]);
         defaults::selector_from_template(object);
         let Some(spec) = object.at_mut("spec") else { return };
         spec.or_put("replicas", 1);
@@ -215,6 +218,7 @@ fn template_with_claims(spec: &Value) -> Value {
 
 impl Strategy for StatefulSet {
     fn default(&self, object: &mut Value) {
+        defaults::zero_counts(object, &["replicas", "availableReplicas"]);
         let Some(spec) = object.at_mut("spec") else { return };
         spec.or_put("podManagementPolicy", "OrderedReady");
         if !spec.has("updateStrategy.type") {
@@ -313,6 +317,7 @@ fn template_generation(object: &Value) -> i64 {
 
 impl Strategy for DaemonSet {
     fn default(&self, object: &mut Value) {
+        defaults::zero_counts(object, &["currentNumberScheduled", "numberMisscheduled", "desiredNumberScheduled", "numberReady"]);
         let Some(spec) = object.at_mut("spec") else { return };
         spec.or_put("updateStrategy.type", "RollingUpdate");
         if spec.text("updateStrategy.type") == "RollingUpdate" {
@@ -468,7 +473,10 @@ mod tests {
         assert_eq!(object["spec"]["strategy"], json!({"type": "RollingUpdate", "rollingUpdate": {"maxSurge": "25%", "maxUnavailable": "25%"}}));
         assert_eq!(object["spec"]["template"]["spec"]["containers"][0]["terminationMessagePolicy"], "File");
         check(&Deployment, json!({"spec.replicas": -1}), &["spec.replicas: Invalid value: -1: must be greater than or equal to 0"]);
-        check(&Deployment, json!({"spec.selector": null}), &["spec.selector: Required value"]);
+        check(&Deployment, json!({"spec.selector": null}), &[
+            "spec.selector: Required value",
+            "spec.template.metadata.labels: Invalid value: {\"a\":\"b\"}: `selector` does not match template `labels`",
+        ]);
         check(&Deployment, json!({"spec.selector": {}}), &["spec.selector: Invalid value: {}: empty selector is invalid for deployment"]);
         check(&Deployment, json!({"spec.template.metadata.labels": {"a": "c"}}),
             &["spec.template.metadata.labels: Invalid value: {\"a\":\"c\"}: `selector` does not match template `labels`"]);

@@ -172,6 +172,9 @@ fn check_metric(at: &At<'_>, errors: &mut Errors) {
                 errors.need(&source.child("describedObject.kind"), "");
                 errors.need(&source.child("describedObject.name"), "");
             }
+            if other == "external" && has("value") && has("averageValue") {
+                errors.forbidden(&target.child("value"), "may not set both a target value for metric and a per-pod target");
+            }
             if other == "pods" && !has("averageValue") {
                 errors.required(&target.child("averageValue"), "must specify a positive target averageValue");
             } else if other != "pods" && !has("value") && !has("averageValue") {
@@ -209,6 +212,7 @@ fn check_scaling(at: &At<'_>, errors: &mut Errors) {
 
 impl Strategy for HorizontalPodAutoscaler {
     fn default(&self, object: &mut Value) {
+        crate::defaults::zero_counts(object, &["desiredReplicas"]);
         let Some(spec) = object.at_mut("spec") else { return };
         spec.or_put("minReplicas", 1);
         if spec.list("metrics").is_empty() {

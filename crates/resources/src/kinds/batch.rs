@@ -173,6 +173,7 @@ fn check_generated_selector(job: &At<'_>, errors: &mut Errors) {
 
 impl Strategy for Job {
     fn default(&self, object: &mut Value) {
+        defaults::zero_counts(object, &[]);
         let labels = object.map("spec.template.metadata.labels").clone();
         if !labels.is_empty() && object.map("metadata.labels").is_empty() {
             object.put("metadata.labels", labels);
@@ -283,6 +284,7 @@ const MAX_NAME: usize = 63 - JOB_SUFFIX;
 
 impl Strategy for CronJob {
     fn default(&self, object: &mut Value) {
+        defaults::zero_counts(object, &[]);
         let Some(spec) = object.at_mut("spec") else { return };
         spec.or_put("concurrencyPolicy", "Allow");
         spec.or_put("suspend", false);

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use meta::{FieldError, Value};
 
 use crate::cells::{age, name, or_none};
+use crate::defaults;
 use crate::strategy::{Context, Strategy};
 use crate::tree::Tree;
 use crate::validate::{At, Errors, formats, resources, same, scheduling, selectors};
@@ -30,6 +31,9 @@ fn roles(node: &Value) -> String {
 
 impl Strategy for Node {
     fn default(&self, object: &mut Value) {
+        if let Some(spec) = object.at_mut("spec") {
+            defaults::mirror_first(spec, "podCIDR", "podCIDRs", "");
+        }
         if object.has("status.capacity") && !object.has("status.allocatable") {
             let capacity = object.at("status.capacity").clone();
             object.put("status.allocatable", capacity);

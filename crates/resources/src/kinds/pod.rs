@@ -72,6 +72,11 @@ impl Strategy for Pod {
         let mut errors = Errors::default();
         let spec = At::new(object.at("spec"), "spec");
         pod_spec::spec(&spec, object.text("metadata.name"), &mut errors);
+        if spec.value.text("serviceAccountName").is_empty() {
+            for token in spec.each("volumes").flat_map(|v| v.each("projected.sources")).map(|s| s.child("serviceAccountToken")).filter(At::there) {
+                errors.forbidden(&token, "must not be specified when serviceAccountName is not set");
+            }
+        }
         if !spec.value.list("ephemeralContainers").is_empty() {
             errors.forbidden(&spec.child("ephemeralContainers"), "cannot be set on create");
         }

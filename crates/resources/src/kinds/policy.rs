@@ -6,6 +6,7 @@ use meta::quantity::Quantity;
 use meta::{FieldError, Value};
 
 use crate::cells::{age, name, quantity};
+use crate::defaults;
 use crate::strategy::{Context, Strategy};
 use crate::tree::Tree;
 use crate::validate::workloads::{at_most_all, int_or_percent};
@@ -18,6 +19,10 @@ kinds! {
 }
 
 impl Strategy for PodDisruptionBudget {
+    fn default(&self, object: &mut Value) {
+        defaults::zero_counts(object, &["disruptionsAllowed", "currentHealthy", "desiredHealthy", "expectedPods"]);
+    }
+
     fn validate_create(&self, _cx: &Context<'_>, object: &Value) -> Vec<FieldError> {
         let (spec, mut errors) = (At::new(object.at("spec"), "spec"), Errors::default());
         let bounds = ["minAvailable", "maxUnavailable"].map(|f| spec.child(f));
@@ -63,7 +68,23 @@ const SCOPES: [&str; 7] = [
     "BestEffort", "CrossNamespacePodAffinity", "NotBestEffort", "NotTerminating", "PriorityClass", "Terminating", "VolumeAttributesClass",
 ];
 
+/// Whether a scope says anything about a resource: the scopes are about pods, and that of best effort only counts them.
+fn scope_fits(scope: &str, resource: &str) -> bool {
+    const OF_PODS: [&str; 10] = [
+        "pods", "cpu", "memory", "ephemeral-storage", "requests.cpu", "requests.memory", "requests.ephemeral-storage", "limits.cpu",
+        "limits.memory", "limits.ephemeral-storage",
+    ];
+    match scope {
+        "BestEffort" => resource == "pods",
+        _ => OF_PODS.contains(&resource),
+    }
+}
+
 impl Strategy for ResourceQuota {
+    fn default(&self, object: &mut Value) {
+        defaults::zero_counts(object, &[]);
+    }
+
     fn validate_create(&self, _cx: &Context<'_>, object: &Value) -> Vec<FieldError> {
         let (spec, mut errors) = (At::new(object.at("spec"), "spec"), Errors::default());
         for (resource, value) in spec.child("hard").entries() {
@@ -72,8 +93,13 @@ impl Strategy for ResourceQuota {
         }
         let scopes = spec.child("scopes");
         let has = |scope: &str| scopes.items().any(|s| s.str() == scope);
-        for _ in scopes.items().filter(|s| !SCOPES.contains(&s.str())) {
-            errors.invalid(&scopes, "unsupported scope");
+        for scope in scopes.items() {
+            if !SCOPES.contains(&scope.str()) {
+                errors.invalid(&scopes, "unsupported scope");
+            }
+            for _ in spec.value.map("hard").keys().filter(|r| !r.contains('/') && !scope_fits(scope.str(), r)) {
+                errors.invalid(&scopes, "unsupported scope applied to resource");
+            }
         }
         if (has("BestEffort") && has("NotBestEffort")) || (has("Terminating") && has("NotTerminating")) {
             errors.invalid(&scopes, "conflicting scopes");
@@ -157,6 +183,10 @@ fn check_limit(limit: &At<'_>, errors: &mut Errors) {
     let names: HashSet<&String> = lists.iter().flat_map(|list| limit.value.map(list).keys()).collect();
     for name in names {
         for (smaller, larger, at, smaller_name, larger_name) in ORDER {
+            // What a pod may not have is not compared either.
+            if kind == "Pod" && (smaller.starts_with("default") || larger.starts_with("default")) {
+                continue;
+            }
             if let (Some(a), Some(b)) = (quantity(smaller, name), quantity(larger, name))
                 && a > b
             {
@@ -192,8 +222,8 @@ impl Strategy for LimitRange {
         let (spec, mut errors) = (At::new(object.at("spec"), "spec"), Errors::default());
         for limit in spec.each("limits") {
             let kind = limit.child("type");
-            if errors.need(&kind, "") && !kind.str().contains('/') {
-                errors.one_of(&kind, &["Container", "PersistentVolumeClaim", "Pod"]);
+            if errors.need(&kind, "") && !kind.str().contains('/') && !["Container", "PersistentVolumeClaim", "Pod"].contains(&kind.str()) {
+                errors.invalid(&kind, "must be a standard limit type or fully qualified");
             }
             check_limit(&limit, &mut errors);
         }
@@ -239,6 +269,7 @@ mod tests {
         check(&ResourceQuota, json!({"hard": {"pods": "10", "requests.cpu": "1", "count/deployments.apps": "5"}}), &[]);
         check(&ResourceQuota, json!({"hard": {"pods": "-1", "x": "1"}}), &[
             "spec.hard[pods]: Invalid value: \"-1\": must be greater than or equal to 0",
+            "spec.hard[x]: Invalid value: \"x\": must be a standard resource type or fully qualified",
             "spec.hard[x]: Invalid value: \"x\": must be a standard resource for quota",
         ]);
         check(&ResourceQuota, json!({"scopes": ["Terminating", "NotTerminating"]}),

@@ -6,6 +6,7 @@ use meta::{FieldError, Value};
 use serde_json::json;
 
 use crate::cells::{age, labels, name, or_none, texts};
+use crate::kinds::core::unreachable_address;
 use crate::kinds::networking::balancer_addresses;
 use crate::strategy::{Context, Strategy};
 use crate::tree::Tree;
@@ -255,9 +256,11 @@ fn check(object: &Value, errors: &mut Errors) {
     for ip in spec.each("externalIPs") {
         match formats::parse_ip(ip.str()) {
             None => errors.format(&ip, formats::ip),
-            Some(address) if address.is_unspecified() => errors.invalid(&ip, format!("may not be unspecified ({})", ip.str())),
-            Some(address) if address.is_loopback() => errors.invalid(&ip, "may not be in the loopback range (127.0.0.0/8, ::1/128)"),
-            Some(_) => {}
+            Some(_) => {
+                if let Some(complaint) = unreachable_address(ip.str()) {
+                    errors.invalid(&ip, complaint);
+                }
+            }
         }
     }
     let ranges = spec.child("loadBalancerSourceRanges");

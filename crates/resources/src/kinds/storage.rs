@@ -68,8 +68,10 @@ fn check_access_modes(at: &At<'_>, errors: &mut Errors) {
 }
 
 fn check_positive(at: &At<'_>, errors: &mut Errors) {
-    if resources::amount(at, "storage", errors).is_some_and(|q| q.sign() == 0) {
-        errors.invalid(at, "must be greater than zero");
+    match Quantity::from_value(at.value) {
+        Ok(amount) if amount.sign() <= 0 => errors.invalid(at, "must be greater than zero"),
+        Ok(_) => {}
+        Err(error) => errors.invalid(at, error.to_string()),
     }
 }
 
@@ -145,7 +147,8 @@ impl Strategy for PersistentVolume {
         check_access_modes(&modes, &mut errors);
         if capacity.value.map("").is_empty() {
             errors.required(&capacity, "");
-        } else if !capacity.value.has("storage") || capacity.value.map("").len() > 1 {
+        }
+        if !capacity.value.has("storage") || capacity.value.map("").len() > 1 {
             errors.not_supported(&capacity, &["storage"]);
         }
         for (_, amount) in capacity.entries() {
@@ -350,12 +353,13 @@ impl Strategy for StorageClass {
         let (at, mut errors) = (At::root(object), Errors::default());
         let provisioner = at.child("provisioner");
         if errors.need(&provisioner, "") {
-            for complaint in formats::qualified_name(&provisioner.str().to_lowercase()) {
-                errors.invalid(&provisioner, complaint);
+            let lower = provisioner.str().to_lowercase();
+            for complaint in formats::qualified_name(&lower) {
+                errors.invalid_as(&provisioner, lower.as_str(), complaint);
             }
         }
-        for (key, value) in at.child("parameters").entries().filter(|(key, _)| key.is_empty()) {
-            errors.invalid_as(&value, key, "field can not be empty.");
+        if object.map("parameters").contains_key("") {
+            errors.invalid_as(&at.child("parameters"), "", "field can not be empty.");
         }
         errors.may_one_of(&at.child("reclaimPolicy"), &["Delete", "Retain"]);
         errors.need_one_of(&at.child("volumeBindingMode"), &["Immediate", "WaitForFirstConsumer"]);
@@ -577,7 +581,8 @@ mod tests {
             spec
         };
         check(good(), &[]);
-        check(json!({}), &["spec.accessModes: Required value", "spec.capacity: Required value", "spec: Required value: must specify a volume type"]);
+        check(json!({}), &["spec.accessModes: Required value", "spec.capacity: Required value",
+            "spec.capacity: Unsupported value: null: supported values: \"storage\"", "spec: Required value: must specify a volume type"]);
         check(with("nfs", json!({})), &["spec.nfs: Forbidden: may not specify more than 1 volume type"]);
         check(with("capacity.storage", json!("0")), &["spec.capacity[storage]: Invalid value: \"0\": must be greater than zero"]);
         check(with("accessModes", json!(["ReadWriteOnce", "ReadWriteOncePod"])),

@@ -85,8 +85,10 @@ fn environment(container: &At<'_>, errors: &mut Errors) {
     }
 }
 
-fn mounts(container: &At<'_>, volumes: &HashSet<&str>, errors: &mut Errors) {
+fn mounts<'v>(container: &At<'v>, volumes: &HashSet<&str>, errors: &mut Errors) {
     let mut paths = HashSet::new();
+    // Upstream says of these which list they are in, not which mount.
+    let of_list = |at: At<'v>, field: &str| At { path: container.path.child("volumeMounts").child(field), value: at.value };
     for mount in container.each("volumeMounts") {
         let (name, path) = (mount.child("name"), mount.child("mountPath"));
         errors.need(&name, "");
@@ -99,15 +101,15 @@ fn mounts(container: &At<'_>, volumes: &HashSet<&str>, errors: &mut Errors) {
         }
         let (sub, expression) = (mount.child("subPath"), mount.child("subPathExpr"));
         if !sub.blank() {
-            descending_path(&sub, errors);
+            descending_path(&of_list(sub.clone(), "subPath"), errors);
         }
         if !expression.blank() {
             if !sub.blank() {
                 errors.invalid(&expression, "subPathExpr and subPath are mutually exclusive");
             }
-            descending_path(&expression, errors);
+            descending_path(&of_list(expression.clone(), "subPathExpr"), errors);
         }
-        let propagation = mount.child("mountPropagation");
+        let propagation = of_list(mount.child("mountPropagation"), "mountPropagation");
         errors.may_one_of(&propagation, &["Bidirectional", "HostToContainer", "None"]);
         if propagation.str() == "Bidirectional" && !container.value.flag("securityContext.privileged") {
             errors.forbidden(&propagation, "Bidirectional mount propagation is available only to privileged containers");

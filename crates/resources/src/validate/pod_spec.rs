@@ -102,7 +102,8 @@ pub fn spec(spec: &At<'_>, pod: &str, errors: &mut Errors) {
 
 /// A pod template: metadata and spec.
 pub fn template(template: &At<'_>, errors: &mut Errors) {
-    metadata::template(&template.child("metadata"), errors);
+    // Upstream leaves `metadata` out of these paths.
+    metadata::template(&At { value: template.value.at("metadata"), path: template.path.clone() }, errors);
     spec(&template.child("spec"), "", errors);
     if !template.value.list("spec.ephemeralContainers").is_empty() {
         errors.forbidden(&template.child("spec.ephemeralContainers"), "ephemeral containers not allowed in pod template");
@@ -194,7 +195,7 @@ mod tests {
             "spec.affinity.podAffinity.preferredDuringSchedulingIgnoredDuringExecution[0].weight: Invalid value: 0: must be in the range 1-100",
         ]);
         check(json!({"topologySpreadConstraints": [{"maxSkew": 0, "topologyKey": "z", "whenUnsatisfiable": "X"}]}), &[
-            "spec.topologySpreadConstraints[0].maxSkew: Invalid value: 0: must be greater than 0",
+            "spec.topologySpreadConstraints[0].maxSkew: Invalid value: 0: must be greater than zero",
             "spec.topologySpreadConstraints[0].whenUnsatisfiable: Unsupported value: \"X\": supported values: \"DoNotSchedule\", \"ScheduleAnyway\"",
         ]);
     }

@@ -44,21 +44,14 @@ pub fn name(at: &At<'_>, shown: &str, errors: &mut Errors) {
 
 /// A name that quotas may limit: also counts of objects, `count/pods`.
 pub fn quota_name(at: &At<'_>, shown: &str, errors: &mut Errors) {
-    let complaints = formats::qualified_name(shown);
-    if complaints.is_empty() && !shown.contains('/') && !STANDARD_RESOURCES.contains(&shown) && !huge_pages(shown) {
+    name(at, shown, errors);
+    if !shown.contains('/') && !STANDARD_RESOURCES.contains(&shown) && !huge_pages(shown) {
         errors.invalid_as(at, shown, "must be a standard resource for quota");
-    }
-    for complaint in complaints {
-        errors.invalid_as(at, shown, complaint);
     }
 }
 
 fn container_name(at: &At<'_>, shown: &str, errors: &mut Errors) {
-    let before = errors.0.len();
     name(at, shown, errors);
-    if errors.0.len() > before {
-        return;
-    }
     if !shown.contains('/') {
         if !CONTAINER_RESOURCES.contains(&shown) && !huge_pages(shown) {
             errors.invalid_as(at, shown, "must be a standard resource for containers");
@@ -172,7 +165,10 @@ mod tests {
             &["resources.requests: Invalid value: \"2\": must be less than or equal to cpu limit of 1"]);
         check(json!({"requests": {"memory": "-1"}}),
             &["resources.requests[memory]: Invalid value: \"-1\": must be greater than or equal to 0"]);
-        check(json!({"limits": {"gpu": "1"}}), &["resources.limits[gpu]: Invalid value: \"gpu\": must be a standard resource type or fully qualified"]);
+        check(json!({"limits": {"gpu": "1"}}), &[
+            "resources.limits[gpu]: Invalid value: \"gpu\": must be a standard resource type or fully qualified",
+            "resources.limits[gpu]: Invalid value: \"gpu\": must be a standard resource for containers",
+        ]);
         check(json!({"limits": {"pods": "1"}}), &["resources.limits[pods]: Invalid value: \"pods\": must be a standard resource for containers"]);
         check(json!({"requests": {"example.com/gpu": "1"}}), &["resources.limits: Required value: Limit must be set for non overcommitable resources"]);
         check(json!({"limits": {"hugepages-2Mi": "2Mi"}, "requests": {"hugepages-2Mi": "2Mi"}}), &["resources: Forbidden: HugePages require cpu or memory"]);

@@ -44,7 +44,9 @@ pub fn taints(at: &At<'_>, errors: &mut Errors) {
         errors.may_format(&taint.child("value"), formats::label_value);
         errors.need_one_of(&taint.child("effect"), &EFFECTS);
         if !seen.insert((taint.value.text("key"), taint.value.text("effect"))) {
-            errors.duplicate(&taint);
+            let mut error = meta::FieldError::duplicate(&taint.path, taint.value.clone());
+            error.detail = "taints must be unique by key and effect pair".into();
+            errors.0.push(error);
         }
     }
 }
@@ -141,22 +143,24 @@ pub fn affinity(at: &At<'_>, errors: &mut Errors) {
 }
 
 pub fn spread(at: &At<'_>, errors: &mut Errors) {
-    let mut seen = std::collections::HashSet::new();
+    let mut seen = std::collections::HashMap::new();
     for constraint in at.items() {
         let (skew, key, when) = (constraint.child("maxSkew"), constraint.child("topologyKey"), constraint.child("whenUnsatisfiable"));
+        const POSITIVE: &str = "must be greater than zero";
         if skew.number().is_none_or(|s| s <= 0) {
-            errors.invalid_as(&skew, skew.number().unwrap_or(0), super::POSITIVE);
+            errors.invalid_as(&skew, skew.number().unwrap_or(0), POSITIVE);
         }
         errors.need(&key, "can not be empty");
-        if errors.need(&when, "can not be empty") {
-            errors.one_of(&when, &["DoNotSchedule", "ScheduleAnyway"]);
+        if !["DoNotSchedule", "ScheduleAnyway"].contains(&when.str()) {
+            errors.0.push(meta::FieldError::not_supported(&when.path, when.str(), &["DoNotSchedule", "ScheduleAnyway"]));
         }
+        // The first of two that are the same is the one complained about.
         let pair = format!("{{{}, {}}}", key.str(), when.str());
-        if !seen.insert(pair.clone()) {
-            errors.0.push(meta::FieldError::duplicate(&constraint.path.child("{topologyKey, whenUnsatisfiable}"), pair));
+        if let Some(first) = seen.insert(pair.clone(), constraint.path.clone()) {
+            errors.0.push(meta::FieldError::duplicate(&first.child("{topologyKey, whenUnsatisfiable}"), pair));
         }
         let domains = constraint.child("minDomains");
-        errors.positive(&domains);
+        errors.at_least(&domains, 1, POSITIVE);
         if domains.there() && when.str() != "DoNotSchedule" {
             errors.invalid(&domains, "can only use minDomains if whenUnsatisfiable=DoNotSchedule");
         }

@@ -100,8 +100,9 @@ pub fn resource_ref(at: &At<'_>, in_file: bool, errors: &mut Errors) {
     }
 }
 
+/// Upstream says of these which volume they are in, not which item.
 fn downward_items(at: &At<'_>, errors: &mut Errors) {
-    for item in at.items() {
+    for item in at.each("items").map(|item| At { path: at.path.clone(), ..item }) {
         if errors.need(&item.child("path"), "") {
             file_path(&item.child("path"), errors);
         }
@@ -132,7 +133,7 @@ fn projected(at: &At<'_>, errors: &mut Errors) {
                 keys_to_paths(&of.child("items"), errors);
             }
         }
-        downward_items(&source.child("downwardAPI.items"), errors);
+        downward_items(&source.child("downwardAPI"), errors);
         let token = source.child("serviceAccountToken");
         if token.there() {
             let seconds = token.child("expirationSeconds");
@@ -142,10 +143,11 @@ fn projected(at: &At<'_>, errors: &mut Errors) {
             }
             errors.need(&token.child("path"), "");
         }
-        for items in ["secret.items", "configMap.items", "downwardAPI.items"] {
-            for path in source.each(items).map(|i| i.child("path")).filter(|p| !p.blank()) {
+        for kind in ["secret", "configMap", "downwardAPI"].map(|k| source.child(k)) {
+            for path in kind.each("items").map(|i| i.child("path")).filter(|p| !p.blank()) {
                 if !paths.insert(path.str()) {
-                    errors.invalid_as(at, path.str(), "conflicting duplicate paths");
+                    let shown = kind.value.at("name").as_str().unwrap_or(path.str());
+                    errors.invalid_as(at, shown, "conflicting duplicate paths");
                 }
             }
         }
@@ -182,7 +184,7 @@ fn source(volume: &At<'_>, kind: &str, errors: &mut Errors) {
         "persistentVolumeClaim" => drop(errors.need(&at.child("claimName"), "")),
         "downwardAPI" => {
             mode(&at.child("defaultMode"), errors);
-            downward_items(&at.child("items"), errors);
+            downward_items(&at, errors);
         }
         "projected" => projected(&at, errors),
         "csi" => drop(errors.need(&at.child("driver"), "")),

@@ -39,6 +39,9 @@ pub fn selector(at: &At<'_>, kind: &str, errors: &mut Errors) {
     if selects_everything(at) {
         errors.invalid(at, format!("empty selector is invalid for {kind}"));
     }
+    if LabelSelector::from_value(at.value).is_err() {
+        errors.invalid(at, "invalid label selector");
+    }
 }
 
 /// Whether a label selector fits the labels at a place; true when it cannot be read, which is said elsewhere.
@@ -51,7 +54,7 @@ pub fn matches(selector: &Value, labels: &Value) -> bool {
 pub fn selected(spec: &At<'_>, errors: &mut Errors) {
     let labels = spec.child("template.metadata.labels");
     let selector = spec.child("selector");
-    if selector.there() && !matches(selector.value, labels.value) {
+    if !selector.there() || !matches(selector.value, labels.value) {
         errors.invalid(&labels, "`selector` does not match template `labels`");
     }
 }
