@@ -16,12 +16,12 @@ use crate::plugins::inter_pod_affinity::{self, Required};
 use crate::plugins::pod_topology_spread::{self, Hard};
 use crate::plugins::{
     image_locality, node_affinity, node_ports, node_resources_balanced_allocation, node_resources_fit, node_unschedulable,
-    taint_toleration, weight,
+    node_volume_limits, taint_toleration, volume_binding, volume_restrictions, volume_zone, weight,
 };
 use crate::pod::{Pod, Spec};
 use crate::snapshot::{NodeId, Snapshot};
 use crate::symbol::{Symbol, SymbolMap};
-use crate::verdict::{Refusal, WhyNot};
+use crate::verdict::{Plugin, Refusal, WhyNot};
 
 /// Specs whose verdicts are remembered; each costs 24 bytes a node.
 const REMEMBERED: usize = 32;
@@ -143,25 +143,53 @@ impl Nominations {
     }
 }
 
+/// What the volume plugins prepared.
+#[derive(Clone)]
+struct Volumes {
+    restrictions: volume_restrictions::State,
+    limits: node_volume_limits::State,
+    binding: volume_binding::State,
+}
+
 /// What plugins prepared about a pod over the whole cluster.
 #[derive(Clone)]
 pub struct Prepared {
-    pub hard: Option<Hard>,
-    pub required: Option<Required>,
+    volumes: Option<Volumes>,
+    hard: Option<Hard>,
+    required: Option<Required>,
 }
 
 impl Prepared {
-    pub fn new(snapshot: &mut Snapshot, pod: &Pod) -> Result<Self, WhyNot> {
-        Ok(Self { hard: Hard::prepare(snapshot, pod), required: Required::prepare(snapshot, pod) })
+    /// An error stands in the way wherever the pod would go.
+    pub fn new(snapshot: &mut Snapshot, pod: &Pod) -> Result<Self, (Plugin, String)> {
+        let volumes = if pod.spec.volumes.is_empty() {
+            None
+        } else {
+            let binding = volume_binding::State::prepare(&snapshot.storage, pod).map_err(|why| (Plugin::VolumeBinding, why))?;
+            let restrictions = volume_restrictions::State::prepare(&snapshot.storage, &binding);
+            let limits = node_volume_limits::State::prepare(snapshot, pod);
+            Some(Volumes { restrictions, limits, binding })
+        };
+        Ok(Self { volumes, hard: Hard::prepare(snapshot, pod), required: Required::prepare(snapshot, pod) })
     }
 
-    pub fn filter(&self, _snapshot: &Snapshot, id: NodeId) -> Result<(), Refusal> {
+    /// The node is given apart, since it may be supposed to be other than it is.
+    pub fn filter(&self, snapshot: &Snapshot, spec: &Spec, id: NodeId, node: &Node) -> Result<(), Refusal> {
+        if let Some(volumes) = &self.volumes {
+            volumes.restrictions.filter(spec, node)?;
+            volumes.limits.filter(snapshot, node)?;
+            volumes.binding.filter(&snapshot.storage, node)?;
+            volume_zone::filter(&volumes.binding, node)?;
+        }
         self.hard.as_ref().map_or(Ok(()), |h| h.filter(id))?;
         self.required.as_ref().map_or(Ok(()), |r| r.filter(id))
     }
 
     /// Supposes that another pod came to a node (1) or left it (-1).
     pub fn suppose(&mut self, snapshot: &Snapshot, pod: &Pod, other: &Pod, id: NodeId, by: i64) {
+        if let Some(volumes) = &mut self.volumes {
+            volumes.restrictions.suppose(other, by);
+        }
         if let Some(hard) = &mut self.hard {
             hard.suppose(snapshot, pod, other, id, by);
         }
@@ -201,7 +229,8 @@ impl Core {
         if nodes == 0 {
             return Err(WhyNot::default());
         }
-        let prepared = Prepared::new(&mut self.snapshot, pod).map_err(|why| WhyNot { nodes, ..why })?;
+        let prepared = Prepared::new(&mut self.snapshot, pod)
+            .map_err(|why| WhyNot { nodes, pod: Some(why), ..WhyNot::default() })?;
         let local = self.evaluations.current(&self.snapshot, &pod.spec);
         let mut refusals = Refusals::default();
         let (mut feasible, mut scores) = (Vec::new(), Vec::new());
@@ -217,7 +246,7 @@ impl Core {
                 }
                 Local::Passed { taints, affinity, fixed } => (i64::from(taints), i64::from(affinity), i64::from(fixed)),
             };
-            let rest = prepared.filter(&self.snapshot, id).and_then(|()| {
+            let rest = prepared.filter(&self.snapshot, &pod.spec, id, self.snapshot.node(id)).and_then(|()| {
                 if nominations { with_nominated(&self.snapshot, &self.nominations, pod, id) } else { Ok(()) }
             });
             if let Err(refusal) = rest {
@@ -248,6 +277,15 @@ impl Core {
         pod_topology_spread::score(&mut self.snapshot, pod, &feasible, &mut totals, weight::POD_TOPOLOGY_SPREAD);
         inter_pod_affinity::score(&mut self.snapshot, pod, &feasible, &mut totals, weight::INTER_POD_AFFINITY);
         Ok(feasible[best(&totals, rng)])
+    }
+
+    /// What is to be done about a pod's claims when it goes to a node it was found to fit.
+    pub fn volume_steps(&self, pod: &Pod, id: NodeId) -> Vec<volume_binding::Step> {
+        if pod.spec.volumes.is_empty() {
+            return Vec::new();
+        }
+        let state = volume_binding::State::prepare(&self.snapshot.storage, pod);
+        state.ok().and_then(|s| s.steps(&self.snapshot.storage, self.snapshot.node(id))).unwrap_or_default()
     }
 
     /// Whether plugins that look at one node would have the pod on any of these nodes: worth a new attempt. With `room`,

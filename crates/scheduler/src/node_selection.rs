@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::core::v1::{NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, PreferredSchedulingTerm};
+use k8s_openapi::api::core::v1::{NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, PreferredSchedulingTerm, TopologySelectorTerm};
 
 use crate::node::Node;
 use crate::selector::{Operator, Requirement, Selector};
@@ -86,6 +86,18 @@ impl NodeSelection {
             selector: Selector::equal(selector.iter().map(|(k, v)| (&**k, &**v))),
             terms: affinity.map(|a| a.node_selector_terms.iter().map(Term::of).collect()),
         }
+    }
+
+    /// A storage class's `allowedTopologies`.
+    pub fn of_topologies(terms: &[TopologySelectorTerm]) -> Self {
+        let term = |t: &TopologySelectorTerm| {
+            let conditions = t.match_label_expressions.iter().flatten().map(|e| {
+                let values = e.values.iter().map(|v| Symbol::of(v)).collect();
+                Condition::Label(Requirement { key: Symbol::of(&e.key), operator: Operator::In, values })
+            });
+            Term(conditions.collect())
+        };
+        Self { selector: Selector::default(), terms: Some(terms.iter().map(term).collect()) }
     }
 
     pub fn is_everything(&self) -> bool {

@@ -15,9 +15,12 @@ use tokio_util::sync::CancellationToken;
 
 use crate::events::Events;
 use crate::plugins::default_preemption::Plan;
+use crate::plugins::volume_binding::{self, Step};
 use crate::pod::Pod;
 use crate::queue::{Condition, PodQueue};
+use crate::snapshot::NodeId;
 use crate::sources::Sources;
+use crate::symbol::Symbol;
 use crate::verdict::WhyNot;
 use crate::world::World;
 use crate::{Error, Options, writes};
@@ -25,9 +28,12 @@ use crate::{Error, Options, writes};
 /// Pods placed between two looks at the changes.
 const ROUND: usize = 64;
 
+/// Bindings that may wait for claims at once; a few kilobytes each.
+const WAITING_FOR_CLAIMS: usize = 1024;
+
 /// The answer to a call.
 enum Answer {
-    Bound { object: Arc<Object>, node: Arc<str>, result: Result<(), Status> },
+    Bound { object: Arc<Object>, node: Arc<str>, steps: Vec<Step>, result: Result<(), Status> },
     Evicted { victim: Arc<Object>, by: Box<str>, waiting: Arc<str>, node: Arc<str>, result: Result<(), Status> },
     Told { what: &'static str, object: Arc<Object>, result: Result<(), Status> },
 }
@@ -37,7 +43,10 @@ struct Scheduler {
     client: Client,
     recorder: Recorder,
     pods: Arc<Informer>,
+    claims: Arc<Informer>,
     calls: JoinSet<Answer>,
+    /// Bindings that wait for claims, minutes perhaps.
+    slow: JoinSet<Answer>,
     options: Options,
 }
 
@@ -53,7 +62,9 @@ pub async fn run(client: Client, informers: Arc<Informers>, options: Options, ca
         recorder: Recorder::new(&client, &options.scheduler_name, ""),
         client,
         pods: informers.get::<k8s_openapi::api::core::v1::Pod>(),
+        claims: informers.get::<k8s_openapi::api::core::v1::PersistentVolumeClaim>(),
         calls: JoinSet::new(),
+        slow: JoinSet::new(),
         options,
     };
     scheduler.take_all(&mut sources)?;
@@ -61,6 +72,11 @@ pub async fn run(client: Client, informers: Arc<Informers>, options: Options, ca
 }
 
 impl Scheduler {
+    /// Whether no more calls may be made now.
+    fn is_full(&self) -> bool {
+        self.calls.len() >= self.options.calls_in_flight || self.slow.len() >= WAITING_FOR_CLAIMS
+    }
+
     /// Takes in every change and answer that waits.
     fn take_all(&mut self, sources: &mut Sources) -> Result<(), Error> {
         let mut events = Events::default();
@@ -69,7 +85,7 @@ impl Scheduler {
             let (source, changes) = next.ok_or(Error::Stopped)?;
             self.world.take(source, changes, &mut events, now);
         }
-        while let Some(answer) = self.calls.try_join_next() {
+        while let Some(answer) = self.calls.try_join_next().or_else(|| self.slow.try_join_next()) {
             self.take_answer(answer, &mut events);
         }
         events.wake(&self.world.core, &mut self.world.queue, now);
@@ -81,10 +97,10 @@ impl Scheduler {
         loop {
             self.take_all(sources)?;
             let mut placed = 0;
-            while placed < ROUND && self.calls.len() < self.options.calls_in_flight && self.try_next() {
+            while placed < ROUND && !self.is_full() && self.try_next() {
                 placed += 1;
             }
-            let full = self.calls.len() >= self.options.calls_in_flight;
+            let full = self.is_full();
             if self.world.queue.is_ready() && !full {
                 // Others share the thread.
                 tokio::task::yield_now().await;
@@ -109,6 +125,7 @@ impl Scheduler {
                 self.world.take(source, changes, &mut events, Instant::now());
             }
             Some(answer) = self.calls.join_next() => self.take_answer(answer, &mut events),
+            Some(answer) = self.slow.join_next() => self.take_answer(answer, &mut events),
             () = sleep => {}
         }
         events.wake(&self.world.core, &mut self.world.queue, Instant::now());
@@ -126,13 +143,32 @@ impl Scheduler {
                 let node = self.world.core.snapshot.node(id).name.clone();
                 self.world.core.nominations.set(&pod, None);
                 self.world.assumed.insert(key, pod.uid.clone());
-                self.world.core.snapshot.place(pod, &node);
-                let call = writes::bind(self.client.clone(), object.clone(), node.clone());
-                self.calls.spawn(async move { Answer::Bound { object, node, result: call.await } });
+                self.bind(&pod, id, object, node);
             }
             Err(why) => self.refuse(&key, &pod, &object, why),
         }
         true
+    }
+
+    /// Sends a pod on its way to a node, its claims first.
+    fn bind(&mut self, pod: &Pod, id: NodeId, object: Arc<Object>, node: Arc<str>) {
+        let steps = self.world.core.volume_steps(pod, id);
+        let snapshot = &mut self.world.core.snapshot;
+        volume_binding::reserve(&mut snapshot.storage, &steps, Symbol::of(&node));
+        snapshot.place(pod.clone(), &node);
+        let (client, bind) = (self.client.clone(), writes::bind(self.client.clone(), object.clone(), node.clone()));
+        if steps.is_empty() {
+            self.calls.spawn(async move { Answer::Bound { object, node, steps, result: bind.await } });
+            return;
+        }
+        let claims = writes::bind_claims(client, self.claims.clone(), steps.clone(), node.clone());
+        self.slow.spawn(async move {
+            let result = match claims.await {
+                Ok(()) => bind.await,
+                Err(status) => Err(status),
+            };
+            Answer::Bound { object, node, steps, result }
+        });
     }
 
     /// No node would have the pod: room is made for it, if that can be, and it waits.
@@ -198,7 +234,7 @@ impl Scheduler {
 
     fn take_answer(&mut self, answer: Result<Answer, tokio::task::JoinError>, events: &mut Events) {
         match answer {
-            Ok(Answer::Bound { object, node, result: Ok(()) }) => {
+            Ok(Answer::Bound { object, node, result: Ok(()), .. }) => {
                 let key = object.meta.key();
                 // It stays assumed until it is seen.
                 if let Some((key, _)) = self.world.assumed.get_key_value(key.as_str()).map(|(k, v)| (k.clone(), v.clone())) {
@@ -207,7 +243,10 @@ impl Scheduler {
                 let message = format!("Successfully assigned {key} to {node}");
                 self.recorder.event(&reference(&object), EventType::Normal, "Scheduled", message);
             }
-            Ok(Answer::Bound { object, node, result: Err(status) }) => self.unplace(&object, &node, &status, events),
+            Ok(Answer::Bound { object, node, steps, result: Err(status) }) => {
+                volume_binding::release(&mut self.world.core.snapshot.storage, &steps);
+                self.unplace(&object, &node, &status, events);
+            }
             Ok(Answer::Evicted { victim, by, node, result: Ok(()), .. }) => {
                 self.recorder.normal(&victim, "Preempted", format!("Preempted by pod {by} on node {node}"));
             }

@@ -221,6 +221,12 @@ impl Snapshot {
         self.free_if_unused(id);
     }
 
+    fn note_claims(&mut self, pod: &Pod, by: i32) {
+        for claim in pod.spec.volumes.iter().filter_map(|v| pod.claim(v)) {
+            self.storage.note_use(claim, by);
+        }
+    }
+
     /// Puts a pod on a node; replaces what was known of the pod.
     pub fn place(&mut self, pod: Pod, node: &str) -> NodeId {
         self.remove(&pod.key.clone());
@@ -236,6 +242,7 @@ impl Snapshot {
             self.with_terms.insert(pod_id);
         }
         self.counters.note(&pod, id, 1, &self.namespaces);
+        self.note_claims(&pod, 1);
         self.pod_ids.insert(pod.key.clone(), pod_id);
         self.pods[pod_id.0 as usize] = Some(Placed { pod, node: id });
         self.touch(id);
@@ -249,6 +256,7 @@ impl Snapshot {
         self.free_pods.push(id);
         self.with_terms.remove(&id);
         self.counters.note(&placed.pod, placed.node, -1, &self.namespaces);
+        self.note_claims(&placed.pod, -1);
         let node = &mut self.nodes[placed.node.index()];
         node.give_back(&placed.pod);
         if let Some(at) = node.pods.iter().position(|p| *p == id) {

@@ -29,7 +29,8 @@ fn merge(into: &mut Value, from: &Value) {
 
 pub fn object(kind: &str, name: &str, rest: &Value) -> Object {
     let (namespace, name) = meta::object::split_key(name);
-    let mut body = json!({"apiVersion": "v1", "kind": kind, "metadata": {"name": name, "uid": name, "resourceVersion": "1"}});
+    let version = if matches!(kind, "StorageClass" | "CSINode") { "storage.k8s.io/v1" } else { "v1" };
+    let mut body = json!({"apiVersion": version, "kind": kind, "metadata": {"name": name, "uid": name, "resourceVersion": "1"}});
     if !namespace.is_empty() {
         body["metadata"]["namespace"] = namespace.into();
     }
@@ -79,6 +80,111 @@ impl Cluster {
         }
         found.into_iter().collect::<Vec<_>>().join(" ")
     }
+}
+
+impl Cluster {
+    fn storage(&mut self, source: crate::sources::Source, kind: &str, name: &str, rest: Value) {
+        let object = std::sync::Arc::new(object(kind, name, &rest));
+        let change = client::Change { key: object.meta.key().into(), old: None, new: Some(object) };
+        self.core.snapshot.storage.take(source, &change);
+    }
+}
+
+fn uses(claim: &str) -> Value {
+    json!({"spec": {"volumes": [{"name": "v", "persistentVolumeClaim": {"claimName": claim}}]}})
+}
+
+#[test]
+fn volumes_bind_pods_to_nodes() {
+    use crate::plugins::volume_binding::{Step, reserve};
+    use crate::sources::Source;
+    let zone = "topology.kubernetes.io/zone";
+    let mut cluster = Cluster::new(&zoned(&[("a", "1"), ("b", "1"), ("c", "2")]));
+    let c = &mut cluster;
+    let on = |node: &str| json!({"required": {"nodeSelectorTerms": [{"matchExpressions": [{"key": "kubernetes.io/hostname", "operator": "In", "values": [node]}]}]}});
+    for (name, mode, provisioner) in
+        [("now", "Immediate", "x"), ("local", "WaitForFirstConsumer", "kubernetes.io/no-provisioner"), ("made", "WaitForFirstConsumer", "csi.x")]
+    {
+        let topologies = json!([{"matchLabelExpressions": [{"key": zone, "values": ["1"]}]}]);
+        c.storage(Source::Classes, "StorageClass", name, json!({"provisioner": provisioner, "volumeBindingMode": mode, "allowedTopologies": topologies}));
+    }
+    let claim = |class: &str, rest: Value| {
+        let mut body = json!({"spec": {"storageClassName": class, "accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}});
+        merge(&mut body, &rest);
+        body
+    };
+    let bound = |volume: &str| json!({"metadata": {"annotations": {"pv.kubernetes.io/bind-completed": "yes"}}, "spec": {"volumeName": volume}});
+    let volume = |size: &str, node: &str, rest: Value| {
+        let mut body = json!({"spec": {"storageClassName": "local", "accessModes": ["ReadWriteOnce"], "capacity": {"storage": size}, "nodeAffinity": on(node)}});
+        merge(&mut body, &rest);
+        body
+    };
+    c.storage(Source::Claims, "PersistentVolumeClaim", "n/now", claim("now", json!({})));
+    c.storage(Source::Claims, "PersistentVolumeClaim", "n/local", claim("local", json!({})));
+    c.storage(Source::Claims, "PersistentVolumeClaim", "n/local2", claim("local", json!({})));
+    c.storage(Source::Claims, "PersistentVolumeClaim", "n/made", claim("made", json!({})));
+    c.storage(Source::Claims, "PersistentVolumeClaim", "n/lost", claim("now", bound("nowhere")));
+    c.storage(Source::Claims, "PersistentVolumeClaim", "n/bound", claim("now", bound("pv-c")));
+    c.storage(Source::Claims, "PersistentVolumeClaim", "n/zoned", claim("now", bound("pv-zone")));
+    c.storage(Source::Claims, "PersistentVolumeClaim", "n/alone", claim("now", json!({"metadata": bound("pv-free")["metadata"], "spec": {"volumeName": "pv-free", "accessModes": ["ReadWriteOncePod"]}})));
+    c.storage(Source::Volumes, "PersistentVolume", "pv-c", volume("1Gi", "c", json!({"spec": {"claimRef": {"namespace": "n", "name": "bound"}}})));
+    c.storage(Source::Volumes, "PersistentVolume", "pv-zone", json!({"metadata": {"labels": {zone: "1__3"}}, "spec": {"claimRef": {"name": "z"}}}));
+    c.storage(Source::Volumes, "PersistentVolume", "pv-free", json!({"spec": {"claimRef": {"name": "z"}}}));
+    c.storage(Source::Volumes, "PersistentVolume", "pv-small", volume("1Mi", "a", json!({})));
+    c.storage(Source::Volumes, "PersistentVolume", "pv-big", volume("3Gi", "b", json!({})));
+    c.storage(Source::Volumes, "PersistentVolume", "pv-fit", volume("2Gi", "b", json!({})));
+    for (name, expect) in [
+        ("none", "0/3 nodes are available: persistentvolumeclaim \"none\" not found."),
+        ("now", "0/3 nodes are available: pod has unbound immediate PersistentVolumeClaims."),
+        ("lost", "0/3 nodes are available: 3 node(s) unavailable due to one or more pvc(s) bound to non-existent pv(s)."),
+        ("bound", "c"),
+        ("zoned", "a b"),
+        ("local", "b"),
+        ("made", "a b"),
+        ("alone", "a b c"),
+    ] {
+        assert_eq!(c.ask(&uses(name)), expect, "{name}");
+    }
+    let pod = c.pod("p", &uses("local"));
+    let b = c.core.snapshot.node_id(crate::symbol::Symbol::of("b")).unwrap();
+    let steps = c.core.volume_steps(&pod, b);
+    assert_eq!(steps, [Step::Bind { volume: "pv-fit".into(), claim: "n/local".into(), uid: "local".into() }]);
+    let node = c.core.snapshot.node(b).symbol;
+    reserve(&mut c.core.snapshot.storage, &steps, node);
+    let other = c.pod("q", &uses("local2"));
+    assert!(matches!(&c.core.volume_steps(&other, b)[..], [Step::Bind { volume, .. }] if &**volume == "pv-big"));
+    reserve(&mut c.core.snapshot.storage, &[Step::Provision { claim: "n/made".into() }], node);
+    assert_eq!(c.ask(&uses("made")), "b", "where it is being made");
+    c.place("user", "a", &uses("alone"));
+    assert_eq!(
+        c.ask(&uses("alone")),
+        "0/3 nodes are available: 3 node has pod using PersistentVolumeClaim with the same name and ReadWriteOncePod access mode."
+    );
+    let disk = json!({"spec": {"volumes": [{"name": "v", "gcePersistentDisk": {"pdName": "d"}}]}});
+    c.place("disk", "a", &disk);
+    c.place("disk2", "b", &disk);
+    assert_eq!(c.ask(&disk), "c");
+}
+
+#[test]
+fn drivers_attach_only_so_many_volumes() {
+    use crate::sources::Source;
+    let mut cluster = Cluster::new(&[("a", json!({})), ("b", json!({}))]);
+    let c = &mut cluster;
+    for name in ["a", "b"] {
+        c.storage(Source::CsiNodes, "CSINode", name, json!({"spec": {"drivers": [{"name": "d", "nodeID": name, "allocatable": {"count": 1}}]}}));
+    }
+    for name in ["one", "two", "three"] {
+        c.storage(Source::Volumes, "PersistentVolume", name, json!({"spec": {"csi": {"driver": "d", "volumeHandle": name}}}));
+        c.storage(Source::Claims, "PersistentVolumeClaim", &format!("n/{name}"),
+            json!({"metadata": {"annotations": {"pv.kubernetes.io/bind-completed": "yes"}}, "spec": {"volumeName": name}}));
+    }
+    c.place("p", "a", &uses("one"));
+    assert_eq!(c.ask(&uses("two")), "b");
+    assert_eq!(c.ask(&uses("one")), "b", "the emptier");
+    c.place("q", "b", &uses("two"));
+    assert_eq!(c.ask(&uses("three")), "0/2 nodes are available: 2 node(s) exceed max volume count.");
+    assert_eq!(c.ask(&uses("two")), "b", "attached already");
 }
 
 fn cpu(amount: &str) -> Value {

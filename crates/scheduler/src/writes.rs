@@ -3,13 +3,16 @@
 //! Each is one task; how many there may be at once is the caller's to bound. Nothing is decided here.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use client::{Client, DeleteOptions, DynamicApi, Patch, gvr_of};
-use k8s_openapi::api::core::v1::Pod;
+use client::{Client, DeleteOptions, DynamicApi, Informer, Patch, gvr_of};
+use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod};
 use meta::{Object, Status};
 use serde_json::{Value, json};
 
+use crate::plugins::volume_binding::Step;
 use crate::queue::Condition;
+use crate::storage::{SELECTED_NODE, is_bound};
 
 /// The pods of one namespace.
 pub fn pods(client: &Client, namespace: &str) -> DynamicApi {
@@ -72,4 +75,43 @@ pub async fn evict(client: Client, victim: Arc<Object>, message: String) -> Resu
         Err(status) if !status.is_not_found() => Err(status),
         _ => Ok(()),
     }
+}
+
+/// How long the claims of a pod may take to be bound.
+const CLAIMS_WITHIN: Duration = Duration::from_secs(600);
+
+/// Gives a pod's claims their volumes, or has them made, and waits until all are bound.
+pub async fn bind_claims(client: Client, claims: Arc<Informer>, steps: Vec<Step>, node: Arc<str>) -> Result<(), Status> {
+    // First, so that no change is missed.
+    let mut changes = claims.subscribe();
+    for step in &steps {
+        match step {
+            Step::Bind { volume, claim, uid } => {
+                let (namespace, name) = meta::object::split_key(claim);
+                let claim = json!({"kind": "PersistentVolumeClaim", "apiVersion": "v1", "namespace": namespace, "name": name, "uid": &**uid});
+                let patch = json!({
+                    "metadata": {"annotations": {"pv.kubernetes.io/bound-by-controller": "yes"}},
+                    "spec": {"claimRef": claim},
+                });
+                client.dynamic(gvr_of::<PersistentVolume>()).patch(volume, Patch::Merge(patch)).await?;
+            }
+            Step::Provision { claim } => {
+                let (namespace, name) = meta::object::split_key(claim);
+                let patch = json!({"metadata": {"annotations": {SELECTED_NODE: &*node}}});
+                client.dynamic(gvr_of::<PersistentVolumeClaim>()).namespaced(namespace).patch(name, Patch::Merge(patch)).await?;
+            }
+        }
+    }
+    let keys: Vec<&str> = steps.iter().map(|s| match s { Step::Bind { claim, .. } | Step::Provision { claim } => &**claim }).collect();
+    let all_bound = async {
+        while !keys.iter().all(|key| claims.get(key).is_some_and(|claim| is_bound(&claim))) {
+            if changes.next().await.is_none() {
+                return Err(Status::internal("the informers stopped"));
+            }
+        }
+        Ok(())
+    };
+    tokio::time::timeout(CLAIMS_WITHIN, all_bound)
+        .await
+        .unwrap_or_else(|_| Err(Status::timeout("binding volumes: context deadline exceeded", 1)))
 }

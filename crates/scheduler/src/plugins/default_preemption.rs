@@ -18,7 +18,7 @@ use crate::core::{Core, Prepared, filter_alone};
 use crate::node::Node;
 use crate::pod::Pod;
 use crate::selector::Selector;
-use crate::snapshot::{NodeId, Snapshot};
+use crate::snapshot::{NodeId, PodId, Snapshot};
 use crate::symbol::Symbol;
 use crate::verdict::{Refusal, WhyNot};
 use crate::world::view;
@@ -77,10 +77,11 @@ impl Budgets {
     }
 
     /// Which of these pods, by index, a budget would be broken for. Those before count against it.
-    fn broken_by(&self, pods: &[&Pod]) -> Vec<bool> {
+    fn broken_by<'a>(&self, pods: impl Iterator<Item = &'a Pod>) -> Vec<bool> {
         let mut allowed: HashMap<&Arc<str>, i64> = HashMap::new();
-        let mut broken = vec![false; pods.len()];
-        for (broken, pod) in broken.iter_mut().zip(pods) {
+        let mut out = Vec::new();
+        for pod in pods {
+            let mut broken = false;
             let (_, name) = meta::object::split_key(&pod.key);
             let matching = self.0.iter().filter(|(_, b)| {
                 b.namespace == pod.namespace
@@ -91,10 +92,11 @@ impl Budgets {
             for (key, budget) in matching {
                 let left = allowed.entry(key).or_insert(budget.allowed);
                 *left -= 1;
-                *broken |= *left < 0;
+                broken |= *left < 0;
             }
+            out.push(broken);
         }
-        broken
+        out
     }
 }
 
@@ -135,19 +137,21 @@ struct Trial<'a> {
 }
 
 impl Trial<'_> {
-    fn without(&mut self, other: &Pod) {
+    fn without(&mut self, id: PodId, other: &Pod) {
         self.node.give_back(other);
+        self.node.pods.retain(|p| *p != id);
         self.prepared.suppose(self.snapshot, self.pod, other, self.id, -1);
     }
 
-    fn with(&mut self, other: &Pod) {
+    fn with(&mut self, id: PodId, other: &Pod) {
         self.node.take(other);
+        self.node.pods.push(id);
         self.prepared.suppose(self.snapshot, self.pod, other, self.id, 1);
     }
 
     fn verdict(&self) -> Result<(), Refusal> {
         filter_alone(&self.pod.spec, &self.node)?;
-        self.prepared.filter(self.snapshot, self.id)
+        self.prepared.filter(self.snapshot, &self.pod.spec, self.id, &self.node)
     }
 }
 
@@ -172,7 +176,7 @@ impl Core {
         let mut open = Vec::new();
         if let Some(prepared) = &prepared {
             let snapshot = &self.snapshot;
-            let refusal = |id| filter_alone(&pod.spec, snapshot.node(id)).and_then(|()| prepared.filter(snapshot, id));
+            let refusal = |id| filter_alone(&pod.spec, snapshot.node(id)).and_then(|()| prepared.filter(snapshot, &pod.spec, id, snapshot.node(id)));
             open.extend(snapshot.ids().filter(|id| refusal(*id).map_or_else(|r| r.resolvable, |()| true)));
         }
         if let Some(waits_for) = self.nominations.node_of(&pod.key).and_then(|n| self.snapshot.node_id(n))
@@ -211,24 +215,24 @@ impl Core {
     /// The fewest and least important pods whose absence would let the pod on a node.
     fn candidate(&self, pod: &Pod, prepared: &Prepared, id: NodeId) -> Result<Candidate, Hopeless> {
         let node = self.snapshot.node(id);
-        let mut less: Vec<&Pod> = self.snapshot.pods_on(id).map(|(_, p)| p).filter(|p| p.priority() < pod.priority()).collect();
+        let mut less: Vec<(PodId, &Pod)> = self.snapshot.pods_on(id).filter(|(_, p)| p.priority() < pod.priority()).collect();
         if less.is_empty() {
             return Err(Hopeless::NoVictims);
         }
-        less.sort_by(|a, b| b.priority().cmp(&a.priority()).then_with(|| a.started.cmp(&b.started)));
+        less.sort_by(|(_, a), (_, b)| b.priority().cmp(&a.priority()).then_with(|| a.started.cmp(&b.started)));
         let mut trial = Trial { snapshot: &self.snapshot, pod, id, node: node.clone(), prepared: prepared.clone() };
         for other in self.nominations.ahead(node, pod) {
             trial.node.take(other);
         }
-        less.iter().for_each(|p| trial.without(p));
+        less.iter().for_each(|(id, p)| trial.without(*id, p));
         trial.verdict().map_err(Hopeless::Refused)?;
-        let broken = self.budgets.broken_by(&less);
+        let broken = self.budgets.broken_by(less.iter().map(|(_, p)| *p));
         let (mut victims, mut broken_budgets) = (Vec::new(), 0);
         for protected in [true, false] {
-            for (other, _) in less.iter().zip(&broken).filter(|(_, b)| **b == protected) {
-                trial.with(other);
+            for ((id, other), _) in less.iter().zip(&broken).filter(|(_, b)| **b == protected) {
+                trial.with(*id, other);
                 if trial.verdict().is_err() {
-                    trial.without(other);
+                    trial.without(*id, other);
                     victims.push((*other).clone());
                     broken_budgets += usize::from(protected);
                 }
