@@ -93,9 +93,6 @@ pub fn merge(place: Place<'_>, live: &mut Value, config: &Value) {
         (Form::Object, Value::Object(live), Form::Object, Value::Object(config)) => {
             for (name, value) in config {
                 match live.get_mut(name) {
-                    _ if value.is_null() => {
-                        live.remove(name);
-                    }
                     Some(live) => merge(place.child(name), live, value),
                     None => {
                         live.insert(name.clone(), value.clone());
@@ -107,6 +104,8 @@ pub fn merge(place: Place<'_>, live: &mut Value, config: &Value) {
             let merged = merge_list(place, identity, std::mem::take(items), config);
             *items = merged;
         }
+        // A null where the schema allows one: it empties nothing that is shared.
+        (Form::Object | Form::List(_), _, _, Value::Null) => {}
         _ => *live = config.clone(),
     }
 }

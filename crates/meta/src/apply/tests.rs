@@ -327,6 +327,20 @@ fn keys_that_are_missing_are_refused() {
 }
 
 #[test]
+fn a_null_is_applied_where_the_schema_allows_one() {
+    let schema = json!({"type": "object", "properties": {"spec": {"type": "object", "properties": {
+        "word": {"type": "string", "nullable": true},
+        "map": {"type": "object", "nullable": true, "additionalProperties": {"type": "string"}},
+    }}}});
+    let schema = crate::schema::structural::build(&schema, &crate::FieldPath::new("schema")).unwrap();
+    let with = |spec: Value| json!({"apiVersion": "example.com/v1", "kind": "T", "metadata": {"name": "t"}, "spec": spec});
+    let live = with(json!({"word": "w", "map": {"a": "1"}}));
+    let done = apply(schema.root(), &live, &with(json!({"word": null, "map": null})), true, &by("A")).unwrap();
+    assert_eq!(done["spec"], json!({"word": null, "map": {"a": "1"}}));
+    assert_eq!(owned(&done, "A"), json!({"f:spec": {"f:word": {}, "f:map": {}}}));
+}
+
+#[test]
 fn items_keep_their_order_and_leave_with_their_applier() {
     let root = kind("", "v1", "Pod");
     let pod = |names: &[&str]| {
