@@ -54,6 +54,10 @@ impl Strategy for Deployment {
         defaults::template(spec, "template");
     }
 
+    fn prepare_create(&self, _cx: &Context<'_>, object: &mut Value) {
+        defaults::zero_counts(object, &[]);
+    }
+
     fn validate_create(&self, _cx: &Context<'_>, object: &Value) -> Vec<FieldError> {
         let (spec, mut errors) = spec_of(object);
         errors.not_negative(&spec.child("replicas"));
@@ -131,6 +135,10 @@ impl Strategy for ReplicaSet {
         defaults::template(spec, "template");
     }
 
+    fn prepare_create(&self, _cx: &Context<'_>, object: &mut Value) {
+        defaults::zero_counts(object, &["replicas"]);
+    }
+
     fn validate_create(&self, _cx: &Context<'_>, object: &Value) -> Vec<FieldError> {
         let (spec, mut errors) = spec_of(object);
         errors.not_negative(&spec.child("replicas"));
@@ -167,6 +175,10 @@ impl Strategy for ReplicationController {
         let Some(spec) = object.at_mut("spec") else { return };
         spec.or_put("replicas", 1);
         defaults::template(spec, "template");
+    }
+
+    fn prepare_create(&self, _cx: &Context<'_>, object: &mut Value) {
+        defaults::zero_counts(object, &["replicas"]);
     }
 
     fn validate_create(&self, _cx: &Context<'_>, object: &Value) -> Vec<FieldError> {
@@ -242,6 +254,10 @@ impl Strategy for StatefulSet {
         defaults::template(spec, "template");
     }
 
+    fn prepare_create(&self, _cx: &Context<'_>, object: &mut Value) {
+        defaults::zero_counts(object, &["replicas", "availableReplicas"]);
+    }
+
     fn validate_create(&self, _cx: &Context<'_>, object: &Value) -> Vec<FieldError> {
         let (spec, mut errors) = spec_of(object);
         let policy = spec.child("podManagementPolicy");
@@ -308,6 +324,7 @@ impl Strategy for StatefulSet {
     }
 }
 
+const DAEMON_COUNTS: [&str; 4] = ["currentNumberScheduled", "numberMisscheduled", "desiredNumberScheduled", "numberReady"];
 /// Counts changes of the template, for clients of the first versions of the kind.
 const TEMPLATE_GENERATION: &str = "deprecated.daemonset.template.generation";
 
@@ -317,7 +334,7 @@ fn template_generation(object: &Value) -> i64 {
 
 impl Strategy for DaemonSet {
     fn default(&self, object: &mut Value) {
-        defaults::zero_counts(object, &["currentNumberScheduled", "numberMisscheduled", "desiredNumberScheduled", "numberReady"]);
+        defaults::zero_counts(object, &DAEMON_COUNTS);
         let Some(spec) = object.at_mut("spec") else { return };
         spec.or_put("updateStrategy.type", "RollingUpdate");
         if spec.text("updateStrategy.type") == "RollingUpdate" {
@@ -329,6 +346,7 @@ impl Strategy for DaemonSet {
     }
 
     fn prepare_create(&self, _cx: &Context<'_>, object: &mut Value) {
+        defaults::zero_counts(object, &DAEMON_COUNTS);
         let generation = template_generation(object).max(1).to_string();
         object.dig("metadata.annotations").insert(TEMPLATE_GENERATION.into(), generation.into());
     }

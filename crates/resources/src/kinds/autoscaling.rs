@@ -229,6 +229,10 @@ impl Strategy for HorizontalPodAutoscaler {
         }
     }
 
+    fn prepare_create(&self, _cx: &Context<'_>, object: &mut Value) {
+        crate::defaults::zero_counts(object, &["desiredReplicas"]);
+    }
+
     fn validate_create(&self, _cx: &Context<'_>, object: &Value) -> Vec<FieldError> {
         let (spec, mut errors) = (At::new(object.at("spec"), "spec"), Errors::default());
         let (least, most) = (spec.child("minReplicas"), spec.child("maxReplicas"));

@@ -184,6 +184,7 @@ impl Strategy for Job {
     }
 
     fn prepare_create(&self, _cx: &Context<'_>, object: &mut Value) {
+        defaults::zero_counts(object, &[]);
         if !object.flag("spec.manualSelector") {
             generate_selector(object);
         }
@@ -292,6 +293,10 @@ impl Strategy for CronJob {
         spec.or_put("failedJobsHistoryLimit", 1);
         // The job itself is filled in when it is made; its pods are known to be pods already.
         defaults::template(spec, "jobTemplate.spec.template");
+    }
+
+    fn prepare_create(&self, _cx: &Context<'_>, object: &mut Value) {
+        defaults::zero_counts(object, &[]);
     }
 
     fn validate_create(&self, cx: &Context<'_>, object: &Value) -> Vec<FieldError> {

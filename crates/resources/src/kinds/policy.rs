@@ -18,9 +18,15 @@ kinds! {
     LimitRange: "Name|Created At";
 }
 
+const BUDGET_COUNTS: [&str; 4] = ["disruptionsAllowed", "currentHealthy", "desiredHealthy", "expectedPods"];
+
 impl Strategy for PodDisruptionBudget {
     fn default(&self, object: &mut Value) {
-        defaults::zero_counts(object, &["disruptionsAllowed", "currentHealthy", "desiredHealthy", "expectedPods"]);
+        defaults::zero_counts(object, &BUDGET_COUNTS);
+    }
+
+    fn prepare_create(&self, _cx: &Context<'_>, object: &mut Value) {
+        defaults::zero_counts(object, &BUDGET_COUNTS);
     }
 
     fn validate_create(&self, _cx: &Context<'_>, object: &Value) -> Vec<FieldError> {
@@ -43,7 +49,7 @@ impl Strategy for PodDisruptionBudget {
             return self.validate_create(cx, object);
         }
         let (status, mut errors) = (At::new(object.at("status"), "status"), Errors::default());
-        for field in ["disruptionsAllowed", "currentHealthy", "desiredHealthy", "expectedPods"] {
+        for field in BUDGET_COUNTS {
             errors.not_negative(&status.child(field));
         }
         errors.0
@@ -82,6 +88,10 @@ fn scope_fits(scope: &str, resource: &str) -> bool {
 
 impl Strategy for ResourceQuota {
     fn default(&self, object: &mut Value) {
+        defaults::zero_counts(object, &[]);
+    }
+
+    fn prepare_create(&self, _cx: &Context<'_>, object: &mut Value) {
         defaults::zero_counts(object, &[]);
     }
 

@@ -392,6 +392,10 @@ impl Strategy for StorageClass {
 }
 
 impl Strategy for VolumeAttachment {
+    fn prepare_create(&self, _cx: &Context<'_>, object: &mut Value) {
+        object.put("status.attached", false);
+    }
+
     fn validate_create(&self, _cx: &Context<'_>, object: &Value) -> Vec<FieldError> {
         let (spec, mut errors) = (At::new(object.at("spec"), "spec"), Errors::default());
         errors.need(&spec.child("attacher"), "");
