@@ -8,9 +8,10 @@
 use std::collections::{BTreeMap, HashMap};
 
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::api::core::v1::{Container as Spec, Pod};
+use k8s_openapi::api::core::v1::{Container as Spec, Pod, ResourceRequirements};
 
 use super::observed::{Container, Observed, State};
+use crate::quantity;
 use crate::spec::{self, Kind, names};
 
 /// The first wait before a restart, and the longest; as upstream.
@@ -68,6 +69,12 @@ pub struct Memory {
     pub failed: BTreeMap<String, Failed>,
     /// The same for the sandbox and the volumes.
     pub sandbox_failed: Option<Failed>,
+    /// The resources each running container has, by id, as far as this agent gave or found them.
+    pub applied: HashMap<String, ResourceRequirements>,
+    /// Why a resize that is asked for cannot be made now.
+    pub resize_pending: Option<Waiting>,
+    /// What went wrong with one that was begun.
+    pub resize_error: Option<Waiting>,
 }
 
 /// A start that did not work out.
@@ -89,6 +96,8 @@ pub enum Why {
     Unknown,
     /// An init container's pod moved on without it, or its sandbox is gone.
     Superseded,
+    /// Its resources changed in a way it asked to be restarted for.
+    Resized,
 }
 
 /// One thing to do.
@@ -101,6 +110,8 @@ pub enum Step {
     Kill { id: String, name: String, why: Why },
     /// Forgets a container that was created and never started.
     Remove { id: String },
+    /// Gives a running container the resources of its specification.
+    Resize { id: String, name: String },
     Start { name: String, kind: Kind, restart_count: u32, finished: Option<Timestamp> },
 }
 
@@ -145,6 +156,21 @@ pub fn restarts(pod: &Pod, kind: Kind, container: &Spec, exit_code: i32) -> bool
         ("OnFailure", _) | (_, Kind::Init) => exit_code != 0,
         _ => true,
     }
+}
+
+/// Whether cpu or memory differ between what a container has and what it asks for, and whether it asked to be restarted
+/// when they do.
+pub fn resized(container: &Spec, applied: &ResourceRequirements) -> Option<bool> {
+    let wanted = container.resources.clone().unwrap_or_default();
+    let differs = |name: &str| {
+        let of = |r: &ResourceRequirements| (quantity::amount(r.requests.as_ref(), name), quantity::amount(r.limits.as_ref(), name));
+        of(&wanted) != of(applied)
+    };
+    let restart = |name: &str| {
+        container.resize_policy.iter().flatten().any(|p| p.resource_name == name && p.restart_policy == "RestartContainer")
+    };
+    let changed: Vec<&str> = ["cpu", "memory"].into_iter().filter(|name| differs(name)).collect();
+    (!changed.is_empty()).then(|| changed.into_iter().any(restart))
 }
 
 struct Planner<'a> {
@@ -202,10 +228,18 @@ impl Planner<'_> {
         } else if running.state == State::Unknown {
             Why::Unknown
         } else {
-            return true;
+            match self.memory.applied.get(&running.id).and_then(|a| resized(container, a)) {
+                None => return true,
+                Some(_) if self.memory.resize_pending.is_some() => return true,
+                Some(true) => Why::Resized,
+                Some(false) => {
+                    self.out.steps.push(Step::Resize { id: running.id.clone(), name: container.name.clone() });
+                    return true;
+                }
+            }
         };
         self.out.steps.push(Step::Kill { id: running.id.clone(), name: container.name.clone(), why });
-        if why == Why::Changed {
+        if matches!(why, Why::Changed | Why::Resized) {
             self.out.steps.push(Step::Start {
                 name: container.name.clone(),
                 kind: Kind::Main,
@@ -441,6 +475,7 @@ mod tests {
                 Step::CreateSandbox { attempt } => format!("sandbox:{attempt}"),
                 Step::Kill { id, why, .. } => format!("kill:{id}:{why:?}"),
                 Step::Remove { id } => format!("remove:{id}"),
+                Step::Resize { id, .. } => format!("resize:{id}"),
                 Step::Start { name, restart_count, .. } => format!("start:{name}/{restart_count}"),
             })
             .collect();
@@ -549,6 +584,24 @@ mod tests {
         let failed = Failed { reason: "ErrImagePull".into(), message: "no".into(), retry_at: at(9) };
         let memory = Memory { failed: [("main".to_string(), failed)].into(), ..Memory::default() };
         check(&always, ready(), "", &memory, "wait:main:ErrImagePull");
+    }
+
+    #[test]
+    fn resizes() {
+        let cpu = |c: &str| json!({"limits": {"cpu": c}});
+        let with = |policy: &str| {
+            pod("Always", json!({"containers": [{"name": "main", "resources": cpu("2"), "resizePolicy": [{"resourceName": "cpu", "restartPolicy": policy}]}]}))
+        };
+        let applied = |c: &str| Memory {
+            applied: [("main-0".to_string(), serde_json::from_value(cpu(c)).unwrap())].into(),
+            ..Memory::default()
+        };
+        let ready = || vec![sandbox(0, true)];
+        check(&with("NotRequired"), ready(), "main=R", &applied("2000m"), "");
+        check(&with("NotRequired"), ready(), "main=R", &applied("1"), "resize:main-0");
+        check(&with("RestartContainer"), ready(), "main=R", &applied("1"), "kill:main-0:Resized start:main/1");
+        let pending = Memory { resize_pending: Some(Waiting { reason: "Deferred".into(), message: String::new() }), ..applied("1") };
+        check(&with("NotRequired"), ready(), "main=R", &pending, "");
     }
 
     #[test]

@@ -38,6 +38,12 @@ pub fn difference(before: &PodStatus, after: &PodStatus, uid: &str) -> Option<Va
                 let gone = old.iter().filter(|o| !new.iter().any(|n| n["ip"] == o["ip"]));
                 items.extend(gone.map(|o| json!({"$patch": "delete", "ip": o["ip"]})));
             }
+            if key == "conditions" {
+                // The agent's own conditions that come and go; all others it only ever changes.
+                let own = ["PodResizePending", "PodResizeInProgress"];
+                let gone = old.iter().filter(|o| own.iter().any(|t| o["type"] == **t) && !new.iter().any(|n| n["type"] == o["type"]));
+                items.extend(gone.map(|o| json!({"$patch": "delete", "type": o["type"]})));
+            }
             if items.is_empty() {
                 continue;
             }

@@ -176,9 +176,10 @@ fn container(pod: &Pod, kind: Kind, spec: &Spec, before: Option<&ContainerStatus
             });
         }
     }
-    if current.is_some() || before.is_some_and(|b| b.resources.is_some()) {
-        out.resources = spec.resources.clone();
-        out.allocated_resources = spec.resources.as_ref().and_then(|r| r.requests.clone());
+    if let Some(current) = current {
+        // What it has, which during a resize is not yet what it asks for.
+        out.resources = facts.memory.applied.get(&current.id).cloned().or_else(|| spec.resources.clone());
+        out.allocated_resources = if facts.memory.resize_pending.is_some() { out.resources.as_ref() } else { spec.resources.as_ref() }.and_then(|r| r.requests.clone());
     }
     let mounts: Vec<VolumeMountStatus> = spec
         .volume_mounts
@@ -311,6 +312,11 @@ fn conditions(pod: &Pod, phase: &str, inits: &[ContainerStatus], mains: &[Contai
     out.push(ready);
     out.push(containers_ready);
     out.push(condition("PodScheduled", true, "", String::new()));
+    for (type_, found) in [("PodResizePending", &facts.memory.resize_pending), ("PodResizeInProgress", &facts.memory.resize_error)] {
+        if let Some(found) = found {
+            out.push(condition(type_, true, &found.reason, found.message.clone()));
+        }
+    }
     let generation = pod.metadata.generation;
     for condition in &mut out {
         condition.observed_generation = generation;

@@ -207,6 +207,7 @@ impl Worker {
                 failed.retry_at = failed.retry_at.min(now);
             }
         }
+        self.judge_resize(pod, &seen);
         let now = Timestamp::now();
         let deadline = self.judge(pod, now);
         let plan = plan(pod, &seen, &self.memory, now);
@@ -234,6 +235,73 @@ impl Worker {
         Next::Wait([plan.wake, deadline, renew].into_iter().flatten().min())
     }
 
+    /// Takes note of what containers have, and of whether the node has room for what they ask.
+    fn judge_resize(&mut self, pod: &Pod, seen: &Observed) {
+        self.memory.applied.retain(|id, _| seen.containers.iter().any(|c| c.id == *id && c.state == State::Running));
+        for running in seen.containers.iter().filter(|c| c.state == State::Running) {
+            let Some((_, container)) = spec::find_container(pod, &running.name) else { continue };
+            if self.memory.applied.contains_key(&running.id) {
+                continue;
+            }
+            // Adopted: what was reported is what it was given; a new one was given its specification.
+            let lists = [&self.before.container_statuses, &self.before.init_container_statuses];
+            let reported = lists.into_iter().flatten().flatten().find(|s| {
+                s.container_id.as_deref().and_then(|i| i.split_once("://")).is_some_and(|(_, id)| id == running.id)
+            });
+            let had = reported.and_then(|s| s.resources.clone()).or_else(|| container.resources.clone());
+            self.memory.applied.insert(running.id.clone(), had.unwrap_or_default());
+        }
+        let asked = seen.containers.iter().filter(|c| c.state == State::Running).any(|c| {
+            let applied = self.memory.applied.get(&c.id);
+            spec::find_container(pod, &c.name).is_some_and(|(_, s)| applied.is_some_and(|a| super::plan::resized(&s, a).is_some()))
+        });
+        self.memory.resize_pending = None;
+        if !asked {
+            self.memory.resize_error = None;
+            return;
+        }
+        let room = self.context.machine.allocatable_amounts(&self.context.config);
+        let others: Vec<Arc<Pod>> = self.context.workers.pods().into_iter().filter(|p| spec::uid(p) != self.uid && !is_terminal(p.status.as_ref().and_then(|s| s.phase.as_deref()))).collect();
+        for (name, wanted) in spec::resources::pod_total(pod, false) {
+            let Some(capacity) = room.get(&name).copied() else { continue };
+            let used: i64 = others.iter().filter_map(|p| spec::resources::pod_total(p, false).get(&name).copied()).sum();
+            let (reason, message) = if wanted > capacity {
+                ("Infeasible", format!("Node didn't have enough capacity: {name}, requested: {wanted}, capacity: {capacity}"))
+            } else if wanted + used > capacity {
+                ("Deferred", format!("Node didn't have enough resource: {name}, requested: {wanted}, used: {used}, capacity: {capacity}"))
+            } else {
+                continue;
+            };
+            self.memory.resize_pending = Some(Waiting { reason: reason.into(), message });
+            return;
+        }
+    }
+
+    async fn resize(&mut self, pod: &Pod, id: &str, name: &str) {
+        let Some((kind, container)) = spec::find_container(pod, name) else { return };
+        let numbers = spec::resources::container(pod, kind, &container, self.context.machine.memory_bytes as i64);
+        // The pod's own bounds first where they grow, and again at the end where they could only then shrink.
+        let bounds = || {
+            if let Err(error) = cgroups::make_pod(&self.context.config, pod) {
+                tracing::warn!(pod = %spec::described(pod), "pod cgroup not resized: {error:#}");
+            }
+        };
+        bounds();
+        let request = v1::UpdateContainerResourcesRequest { container_id: id.into(), linux: Some(numbers), ..Default::default() };
+        match self.context.engine.update_container_resources(request).await {
+            Ok(_) => {
+                bounds();
+                self.memory.applied.insert(id.into(), container.resources.clone().unwrap_or_default());
+                self.memory.resize_error = None;
+            }
+            Err(status) => {
+                tracing::warn!(pod = %spec::described(pod), container = name, "container not resized: {status}");
+                self.memory.resize_error = Some(Waiting { reason: "Error".into(), message: status.message().into() });
+                tokio::time::sleep(RETRY).await;
+            }
+        }
+    }
+
     async fn make_volumes(&mut self, pod: &Pod, seen: &Observed) -> Option<volumes::Failure> {
         let around = start::surroundings(&self.context, pod, seen.ready_sandbox());
         let (volumes, failure) = volumes::prepare(&self.context, pod, &around).await;
@@ -259,6 +327,7 @@ impl Worker {
                 }
                 Step::CreateSandbox { attempt } => self.make_sandbox(pod, seen, *attempt).await,
                 Step::Kill { id, name, why } => self.kill(pod, seen, id, name, *why).await,
+                Step::Resize { id, name } => self.resize(pod, id, name).await,
                 Step::Remove { id } => {
                     if let Err(status) = self.context.engine.remove_container(v1::RemoveContainerRequest { container_id: id.clone() }).await {
                         tracing::warn!(container = %id, "container not removed: {status}");
@@ -300,6 +369,7 @@ impl Worker {
             Why::Changed => (format!("Container {name} definition changed, will be restarted"), None),
             Why::Unknown => (format!("Container {name} is in an unknown state, try killing it before restart"), None),
             Why::Superseded => (format!("Stopping container {name}"), None),
+            Why::Resized => (format!("Container {name} resize requires restart"), None),
         };
         let grace = grace.map_or_else(|| stop::grace(pod), |s| Duration::from_secs(s.max(1) as u64));
         let ips = seen.ready_sandbox().map(|s| s.ips.clone()).unwrap_or_default();
