@@ -80,6 +80,13 @@ fn job_name(object: &Object, at: Timestamp) -> String {
     format!("{}-{}", &name[..name.len().min(MAX_PREFIX)], at.as_second() / 60)
 }
 
+/// Whether a Job has the name of one of the schedule's times.
+fn is_scheduled(object: &Object, job: &str) -> bool {
+    let minute = job.rsplit_once('-').and_then(|(_, minute)| minute.parse::<i64>().ok());
+    let at = minute.and_then(|m| Timestamp::from_second(m.checked_mul(60)?).ok());
+    at.is_some_and(|at| job_name(object, at) == job)
+}
+
 pub fn plan(object: &Object, spec: &CronJobSpec, jobs: &[Arc<Object>], now: Timestamp) -> Result<Plan, Status> {
     let mut plan = Plan::nothing();
     let known = status_of(object)?;
@@ -90,9 +97,11 @@ pub fn plan(object: &Object, spec: &CronJobSpec, jobs: &[Arc<Object>], now: Time
         let listed = active.iter().any(|a| a["uid"] == *job.meta.uid);
         let Some(how) = ended(state) else {
             if !listed {
+                active.push(json!(client::reference(job)));
+            }
+            if !listed && !is_scheduled(object, &job.meta.name) {
                 let said = format!("Saw a job that the controller did not create or forgot: {}", job.meta.name);
                 plan.note(Note::warning(object, "UnexpectedJob", said));
-                active.push(json!(client::reference(job)));
             }
             continue;
         };

@@ -13,6 +13,7 @@ use client::{ApiResource, Batch, Client, DeleteOptions, Informer, Informers, Pat
 use futures::FutureExt;
 use meta::{Gvr, Object, OwnerReference, Status};
 use serde_json::{Value, json};
+use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
 use crate::Context;
@@ -22,8 +23,14 @@ use crate::runner::{Ask, Controller};
 
 const FOREGROUND: &str = "foregroundDeletion";
 const ORPHAN: &str = "orphan";
-/// How often discovery is asked for resources that came or went.
-const REDISCOVER: Duration = Duration::from_secs(10);
+/// How often discovery is asked for resources that came or went, besides when a definition changes.
+const REDISCOVER: Duration = Duration::from_secs(60);
+/// After a definition changed: its resource is served a moment later.
+const AFTER_CHANGE: Duration = Duration::from_millis(500);
+/// How long a resource that cannot be listed may keep the others waiting.
+const FIRST_LIST: Duration = Duration::from_secs(10);
+/// Resources whose objects define others.
+const DEFINITIONS: &[&str] = &["customresourcedefinitions", "apiservices"];
 /// Owners known to be gone, by uid; uids never come back.
 const MAX_GONE: usize = 10_000;
 /// Resources whose objects own nothing and are owned by nothing, and change all the time.
@@ -42,6 +49,7 @@ struct Graph {
     /// (group, kind) to resource.
     kinds: RwLock<BTreeMap<(String, String), Gvr>>,
     gone: Mutex<(HashSet<String>, VecDeque<String>)>,
+    redefined: Notify,
 }
 
 /// How an owner stands.
@@ -230,7 +238,7 @@ impl Graph {
         let mut plan = plan(&resource, &object, &standing, &self.dependents(&object.meta.uid));
         if standing.contains(&Standing::Unknown) {
             // Its kind may be served later on.
-            plan.again_after(REDISCOVER * 3);
+            plan.again_after(REDISCOVER / 2);
         }
         Ok(plan)
     }
@@ -239,6 +247,9 @@ impl Graph {
     async fn follow(self: Arc<Self>, resource: Gvr, informer: Arc<Informer>, queue: Queue<Arc<str>>) {
         let mut subscription = informer.subscribe();
         while let Some(batch) = subscription.next().await {
+            if DEFINITIONS.contains(&&*resource.resource) {
+                self.redefined.notify_one();
+            }
             let changes = match batch {
                 Batch::Changes(changes) => changes,
                 Batch::Resync => {
@@ -340,7 +351,7 @@ impl Graph {
                     }
                     // Dependents are known only when everything is: first all lists, then the changes.
                     for (_, informer) in &fresh {
-                        let _ = tokio::time::timeout(REDISCOVER, informer.synced()).await;
+                        let _ = tokio::time::timeout(FIRST_LIST, informer.synced()).await;
                     }
                     for (resource, informer) in fresh {
                         followers.spawn(self.clone().follow(resource, informer, queue.clone()));
@@ -348,7 +359,9 @@ impl Graph {
                 }
             }
             while followers.try_join_next().is_some() {}
-            tokio::time::sleep(REDISCOVER).await;
+            if tokio::time::timeout(REDISCOVER, self.redefined.notified()).await.is_ok() {
+                tokio::time::sleep(AFTER_CHANGE).await;
+            }
         }
     }
 }
@@ -359,6 +372,7 @@ pub fn garbage_collector(cx: &Context) -> Controller {
         sources: RwLock::default(),
         kinds: RwLock::default(),
         gone: Mutex::default(),
+        redefined: Notify::new(),
     });
     let (discovering, informers) = (graph.clone(), cx.informers.clone());
     Controller::with_io("garbage-collector-controller", move |ask| {

@@ -29,6 +29,7 @@ const FINALIZER: &str = "batch.kubernetes.io/job-tracking";
 const INDEX: &str = "batch.kubernetes.io/job-completion-index";
 const INDEX_FAILURES: &str = "batch.kubernetes.io/job-index-failure-count";
 const OURSELVES: &str = "kubernetes.io/job-controller";
+const LEFT_BEHIND: &str = "left-behind";
 /// Pods created, or finished ones noted, by one plan.
 const BURST: usize = 500;
 /// Delay before a failed pod is replaced: doubles with each failure since the last success.
@@ -566,6 +567,11 @@ pub fn jobs(cx: &Context) -> Controller {
         let of_job = o.meta.controller().filter(|c| c.kind == "Job" && c.api_version.starts_with("batch/"));
         of_job.map(|c| meta::object::object_key(&o.meta.namespace, &c.name)).into_iter().collect()
     });
+    // Pods nobody controls any more that still carry our finalizer.
+    all_pods.add_index(LEFT_BEHIND, |o| {
+        let left = o.meta.controller().is_none() && o.meta.finalizers.iter().any(|f| &**f == FINALIZER);
+        left.then(|| o.meta.namespace.to_string()).into_iter().collect()
+    });
     let (of, of_pods) = (jobs.clone(), all_pods.clone());
     let by_name = owners::to_controller("Job");
     let by_selector = owners::to_controllers("Job", &jobs, owners::spec_selector);
@@ -573,7 +579,14 @@ pub fn jobs(cx: &Context) -> Controller {
         let object = of.get(&ask.key);
         let uid = object.as_ref().map(|o| o.meta.uid.clone());
         let left = of_pods.by_index("job", &ask.key).into_iter().filter(|p| p.meta.controller().map(|c| &*c.uid) != uid.as_deref());
-        let left = pods::views(left.collect())?;
+        let (namespace, _) = meta::object::split_key(&ask.key);
+        let of_nobody = of_pods.by_index(LEFT_BEHIND, namespace);
+        let selectors: Vec<LabelSelector> = match of_nobody.is_empty() {
+            true => Vec::new(),
+            false => of.list(Some(namespace)).iter().map(|j| owners::spec_selector(j)).collect(),
+        };
+        let unwanted = of_nobody.into_iter().filter(|p| !selectors.iter().any(|s| s.matches(&p.meta.labels)));
+        let left = pods::views(left.chain(unwanted).collect())?;
         let mut plan_of_left = Plan { actions: left.iter().filter(|p| has_finalizer(p)).map(strip).collect(), ..Plan::nothing() };
         let Some(object) = object else { return Ok(plan_of_left) };
         let job = decoded::<Job>(&object)?;

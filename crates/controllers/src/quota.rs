@@ -2,16 +2,17 @@
 //! counts anew, so that deletions are seen and mistakes do not stay.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use client::{Client, Informer, ListOptions};
+use client::informer::Scope;
+use client::{Client, Informer, Informers};
 use futures::FutureExt;
 use k8s_openapi::api::core::v1::{
     ConfigMap, PersistentVolumeClaim, Pod, PodSpec, ReplicationController, ResourceQuota, ResourceQuotaSpec, Secret, Service,
 };
 use meta::quantity::Quantity;
-use meta::{Object, Status};
+use meta::{Gvr, Object, Status};
 use serde_json::{Value, json};
 
 use crate::plan::{Action, Plan};
@@ -21,6 +22,8 @@ use crate::{Context, decoded, status_of};
 
 /// How often everything is counted anew, as upstream does.
 const RESYNC: Duration = Duration::from_secs(300);
+/// How often resources are counted whose changes are not watched here.
+const POLL: Duration = Duration::from_secs(2);
 
 type Usage = BTreeMap<String, Quantity>;
 
@@ -211,22 +214,30 @@ impl Sources {
     }
 }
 
-/// `count/resource.group` of resources no informer follows: asked for when a quota names them.
-async fn count_others(client: &Client, namespace: &str, hard: &Amounts, usage: &mut Usage) -> Result<(), Status> {
-    let unknown: Vec<&String> = hard.keys().filter(|n| n.starts_with("count/") && !usage.contains_key(*n)).collect();
-    if unknown.is_empty() {
-        return Ok(());
-    }
-    let found = client.discover().await?;
-    for name in unknown {
-        let (resource, group) = name["count/".len()..].split_once('.').unwrap_or((&name["count/".len()..], ""));
-        let api = found.resources.iter().find(|r| r.preferred && r.namespaced && &*r.resource.resource == resource && &*r.resource.group == group);
-        if let Some(api) = api {
-            let list = client.dynamic(api.resource.clone()).namespaced(namespace).list(&ListOptions::default()).await?;
-            usage.insert(name.clone(), Quantity::from_int(list.items.len() as i64));
+/// Resources behind `count/resource.group`, as discovery told; forgotten names are asked for again.
+#[derive(Default)]
+struct Counted(Mutex<BTreeMap<String, Gvr>>);
+
+impl Counted {
+    /// Counts what a quota names beyond the known, from informers. Whether there was any.
+    async fn count(&self, cx: &(Client, Arc<Informers>), namespace: &str, hard: &Amounts, usage: &mut Usage) -> Result<bool, Status> {
+        let names: Vec<&String> = hard.keys().filter(|n| n.starts_with("count/") && !usage.contains_key(*n)).collect();
+        let known = |name: &str| self.0.lock().unwrap_or_else(PoisonError::into_inner).get(name).cloned();
+        if names.iter().any(|n| known(n).is_none()) {
+            let found = cx.0.discover().await?;
+            let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let countable = found.resources.iter().filter(|r| r.preferred && r.namespaced && r.can("list") && r.can("watch"));
+            *all = countable.map(|r| (format!("count/{}", r.resource.group_resource()), r.resource.clone())).collect();
         }
+        for name in &names {
+            if let Some(resource) = known(name) {
+                let informer = cx.1.get_scope(Scope::all(resource));
+                informer.synced().await;
+                usage.insert(name.to_string(), Quantity::from_int(informer.list(Some(namespace)).len() as i64));
+            }
+        }
+        Ok(!names.is_empty())
     }
-    Ok(())
 }
 
 /// Writes the usage of what the quota bounds.
@@ -261,18 +272,19 @@ pub fn resource_quotas(cx: &Context) -> Controller {
         claims: cx.informers.get::<PersistentVolumeClaim>(),
         plain,
     });
-    let (of, client, counted) = (quotas.clone(), cx.client.clone(), sources.clone());
+    let (of, counted) = (quotas.clone(), sources.clone());
+    let others = Arc::new((Counted::default(), (cx.client.clone(), cx.informers.clone())));
     let reconcile = move |ask: Ask| {
-        let (of, client, sources) = (of.clone(), client.clone(), counted.clone());
+        let (of, others, sources) = (of.clone(), others.clone(), counted.clone());
         async move {
             let Some(object) = of.get(&ask.key) else { return Ok(Plan::nothing()) };
             let quota = decoded::<ResourceQuota>(&object)?;
             let Some(spec) = &quota.spec else { return Ok(Plan::nothing()) };
             let hard = spec.hard.clone().unwrap_or_default();
             let mut usage = sources.usage(&object.meta.namespace, spec)?;
-            count_others(&client, &object.meta.namespace, &hard, &mut usage).await?;
+            let polled = others.0.count(&others.1, &object.meta.namespace, &hard, &mut usage).await?;
             let mut plan = plan(&object, &hard, &usage)?;
-            plan.again_after(RESYNC);
+            plan.again_after(if polled { POLL } else { RESYNC });
             Ok(plan)
         }
         .boxed()
