@@ -9,6 +9,7 @@ mod metrics;
 mod paths;
 pub mod route;
 mod table;
+mod websocket;
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -168,9 +169,21 @@ async fn handle(server: &Arc<ApiServer>, certificate: Result<Option<Arc<User>>, 
     response
 }
 
-async fn answer(server: &Arc<ApiServer>, caller: &Caller, request: http::Request<Incoming>, ending: CancellationToken) -> Result<Response<Body>, Status> {
+async fn answer(server: &Arc<ApiServer>, caller: &Caller, mut request: http::Request<Incoming>, ending: CancellationToken) -> Result<Response<Body>, Status> {
+    let route = route::parse(request.method(), request.uri().path(), request.uri().query().unwrap_or_default())?;
+    if websocket::is_asked(request.headers()) {
+        let lines = matches!(&route, Route::Resource(r) if r.verb == meta::Verb::Watch);
+        let log = matches!(&route, Route::Connect(c) if c.request.subresource == "log");
+        if (lines || log) && let Some(upgrade) = websocket::Upgrade::take(&mut request, lines) {
+            return Ok(upgrade.carry(dispatch(server, caller, route, request, ending).await?));
+        }
+    }
+    dispatch(server, caller, route, request, ending).await
+}
+
+async fn dispatch(server: &Arc<ApiServer>, caller: &Caller, route: Route, request: http::Request<Incoming>, ending: CancellationToken) -> Result<Response<Body>, Status> {
     let (parts, body) = request.into_parts();
-    match route::parse(&parts.method, parts.uri.path(), parts.uri.query().unwrap_or_default())? {
+    match route {
         Route::Path => {
             let verb = parts.method.as_str().to_ascii_lowercase();
             if !paths::is_public(parts.uri.path()) {
@@ -196,8 +209,6 @@ async fn answer(server: &Arc<ApiServer>, caller: &Caller, request: http::Request
                 }
             }
             let shape = encode::Shape::of(server, &request)?;
-            let dry = !request.options.dry_run.is_empty();
-            let _ = dry;
             let reply = server.call(caller, request).await?;
             encode::reply(reply, &shape, &negotiated, &ending)
         }

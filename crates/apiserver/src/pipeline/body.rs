@@ -278,8 +278,13 @@ impl Document {
             }
             Self::StrategicPatch(patch) => meta::patch::strategic(root, seen()?, patch).map_err(unprocessable)?,
             Self::Apply(applied) => {
+                let mut applied = applied.clone();
+                let resource = &served.resource;
+                if resource.custom && resource.has_status() && target.request.subresource.is_empty() && let Some(map) = applied.as_object_mut() {
+                    map.remove("status");
+                }
                 let force = target.request.options.force.unwrap_or(false);
-                meta::apply::apply(root, &seen()?, applied, force, &applied_by(target, now)).map_err(|conflicts| {
+                meta::apply::apply(root, &seen()?, &applied, force, &applied_by(target, now)).map_err(|conflicts| {
                     conflicts.status(target.group(), target.plural(), &target.request.name)
                 })?
             }

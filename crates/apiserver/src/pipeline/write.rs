@@ -109,16 +109,17 @@ impl ApiServer {
         body::default(resource, &mut body);
         metadata::prepare_create(&mut body, &now, tracks)?;
 
-        let mut attributes = Attributes::new(&target, Operation::Create)?;
-        admission::mutate(self, &mut attributes, &mut body, None).await?;
-        body::default(resource, &mut body);
         if resource.has_status() && resource.strategy.drops_status_on_create() && let Some(map) = body.as_object_mut() {
             map.remove("status");
         }
-        resource.strategy.prepare_create(&cx, &mut body);
+        // What admission and strategies fill in is nobody's: ownership is of what the client sent.
         if target.request.verb == Verb::Create {
             body::manage_fields(&target, None, &mut body, &now)?;
         }
+        let mut attributes = Attributes::new(&target, Operation::Create)?;
+        admission::mutate(self, &mut attributes, &mut body, None).await?;
+        body::default(resource, &mut body);
+        resource.strategy.prepare_create(&cx, &mut body);
 
         let mut errors = metadata::validate_name(&target, &body);
         errors.extend(resources::metadata::validate(&body, resource.namespaced));
@@ -300,6 +301,9 @@ impl ApiServer {
         }
         metadata::of(&mut body)?.remove("resourceVersion");
         body::default(resource, &mut body);
+        if !matches!(document, Some(body::Document::Apply(_))) {
+            body::manage_fields(target, Some(old), &mut body, &now)?;
+        }
         let mut attributes = Attributes::new(target, Operation::Update)?;
         admission::mutate(self, &mut attributes, &mut body, Some(old)).await?;
         body::default(resource, &mut body);
@@ -308,9 +312,6 @@ impl ApiServer {
         }
         if resource.strategy.tracks_generation(resource.has_status()) {
             metadata::bump_generation(&mut body, old);
-        }
-        if !matches!(document, Some(body::Document::Apply(_))) {
-            body::manage_fields(target, Some(old), &mut body, &now)?;
         }
         if matches!(change, Change::Request) {
             let mut errors = resources::metadata::validate_update(&body, old);
