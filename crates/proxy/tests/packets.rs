@@ -302,3 +302,48 @@ fn packets_go_where_the_program_says() {
         "addressType": "IPv6", "endpoints": [{"addresses": ["fd08::1"]}], "ports": [{"port": 8080}]})).unwrap();
     net.apply(&full(&program([&six], [&slice], Family::V6, &view(), &config())).text);
 }
+
+/// 10,000 Services of 5 endpoints: how long the whole table takes, and one endpoint's change. A measurement: run it with
+/// `cargo test -p proxy --release --test packets -- --ignored --nocapture`.
+#[test]
+#[ignore = "a measurement"]
+fn ten_thousand_services() {
+    let Some(net) = Net::new() else { return };
+    let service = |n: u32| -> Service {
+        let ip = std::net::Ipv4Addr::from(0x0a60_0000 + n);
+        serde_json::from_value(json!({"metadata": {"name": format!("s{n}"), "namespace": "ns"},
+            "spec": {"clusterIP": ip.to_string(), "ports": [{"port": 80}]}}))
+        .unwrap()
+    };
+    let slice = |n: u32, first: u32| -> EndpointSlice {
+        let endpoints: Vec<Value> = (first..first + 5)
+            .map(|e| json!({"addresses": [std::net::Ipv4Addr::from(0x0a08_0000 + n * 5 + e).to_string()]}))
+            .collect();
+        serde_json::from_value(json!({
+            "metadata": {"name": format!("s{n}-x"), "namespace": "ns", "labels": {"kubernetes.io/service-name": format!("s{n}")}},
+            "addressType": "IPv4", "endpoints": endpoints, "ports": [{"port": 8080}]}))
+        .unwrap()
+    };
+    let services: Vec<Service> = (0..10_000).map(service).collect();
+    let slices: Vec<EndpointSlice> = (0..10_000).map(|n| slice(n, 0)).collect();
+    let began = std::time::Instant::now();
+    let mut table = program(&services, &slices, Family::V4, &view(), &config());
+    println!("compiled in {:?}", began.elapsed());
+    let text = full(&table).text;
+    println!("and written, {} KiB, in {:?}", text.len() >> 10, began.elapsed());
+    let began = std::time::Instant::now();
+    net.apply(&text);
+    println!("applied in {:?}", began.elapsed());
+    for round in 0..3 {
+        let began = std::time::Instant::now();
+        let mut delta = proxy::program::Delta::default();
+        let previous = table.fragment("ns/s77").cloned();
+        let slices = [slice(77, round + 1)];
+        let next = proxy::program::compile("ns/s77", &services[77], &slices, Family::V4, &view(), &config(), previous.as_deref());
+        table.update("ns/s77", next, &mut delta);
+        let text = proxy::nft::changes(&delta, &table).text;
+        let compiled = began.elapsed();
+        net.apply(&text);
+        println!("one endpoint changed: compiled in {compiled:?}, applied after {:?}", began.elapsed());
+    }
+}
