@@ -133,13 +133,17 @@ impl FromStr for Quantity {
                 format = of;
                 scale += exponent;
                 let written = exponent - fraction.len() as i32;
-                keep = places <= MAX_I64_DIGITS && written >= NANO && written % 3 == 0
-                    && !digits.ends_with("000") && !digits.starts_with('0');
+                keep = places <= MAX_I64_DIGITS
+                    && written >= NANO
+                    && written % 3 == 0
+                    && !digits.ends_with("000")
+                    && !digits.starts_with('0');
             }
             Suffix::Two(bits) => {
                 if fraction.is_empty() {
                     let precision = 15 - whole.len() as i32 - (bits as f32 * 3.0 / 10.0) as i32 - 1;
-                    keep = precision >= 0 && digits.parse::<i64>().is_ok_and(|v| v & 7 != 0 && v.checked_mul(1 << bits).is_some());
+                    keep = precision >= 0
+                        && digits.parse::<i64>().is_ok_and(|v| v & 7 != 0 && v.checked_mul(1 << bits).is_some());
                 }
                 // Too large for the mantissa is far above the cap.
                 mantissa = power(10, scale.max(0) as u32)
@@ -215,9 +219,15 @@ impl Quantity {
     /// The amount in units of `10^scale`, rounded away from zero and capped to 64 bits.
     fn scaled(&self, scale: i32) -> i64 {
         let value = if self.scale >= scale {
-            power(10, (self.scale - scale) as u32)
-                .and_then(|tens| self.mantissa.checked_mul(tens))
-                .unwrap_or(if self.mantissa < 0 { i128::MIN } else if self.mantissa > 0 { i128::MAX } else { 0 })
+            power(10, (self.scale - scale) as u32).and_then(|tens| self.mantissa.checked_mul(tens)).unwrap_or(
+                if self.mantissa < 0 {
+                    i128::MIN
+                } else if self.mantissa > 0 {
+                    i128::MAX
+                } else {
+                    0
+                },
+            )
         } else {
             divide_up(self.mantissa, (scale - self.scale) as u32)
         };
@@ -369,15 +379,62 @@ mod tests {
     #[test]
     fn canonical_text_is_gos() {
         for (given, expect) in [
-            ("0", "0"), ("00", "0"), ("0Ki", "0"), ("0.0", "0"), ("-0", "0"), ("1", "1"), ("100m", "100m"), ("0.1", "100m"),
-            ("1.5", "1500m"), ("1.5Gi", "1536Mi"), ("0.5Gi", "512Mi"), ("1024Mi", "1Gi"), ("1000Mi", "1000Mi"), ("1Ki", "1Ki"),
-            ("1000", "1k"), ("1000k", "1M"), ("1001", "1001"), ("10", "10"), ("12e6", "12e6"), ("12000e3", "12e6"),
-            ("1e3", "1e3"), ("1E3", "1E3"), ("10E", "10E"), ("1n", "1n"), ("0.1n", "1n"), ("1.1n", "2n"), ("-0.1n", "-1n"),
-            ("-1.5", "-1500m"), ("100u", "100u"), ("1500u", "1500u"), ("0.0015", "1500u"), ("1100Ki", "1100Ki"),
-            ("9Ei", "9223372036854775807"), ("9223372036854775808Ki", "9223372036854775807"), ("100Ei", "9223372036854775807"),
-            ("0.5Ki", "512"), ("1.1Ki", "1126400m"), ("1.5Ki", "1536"), ("0.0001Ki", "102400u"), ("2048", "2048"), ("2048Ki", "2Mi"),
-            ("1.G", "1.G"), (".5", "500m"), ("+5", "+5"), ("05", "05"), ("1.500", "1.500"), ("1.50", "1500m"), ("3e10", "30e9"),
-            ("1e1", "10"), (".", "0"), ("Mi", "0"), ("-", "0"), ("100000000000000000000", "100E"), ("1e-3", "1e-3"), ("5e-10", "1e-9"), ("12345678901234567890", "12345678901234567890"),
+            ("0", "0"),
+            ("00", "0"),
+            ("0Ki", "0"),
+            ("0.0", "0"),
+            ("-0", "0"),
+            ("1", "1"),
+            ("100m", "100m"),
+            ("0.1", "100m"),
+            ("1.5", "1500m"),
+            ("1.5Gi", "1536Mi"),
+            ("0.5Gi", "512Mi"),
+            ("1024Mi", "1Gi"),
+            ("1000Mi", "1000Mi"),
+            ("1Ki", "1Ki"),
+            ("1000", "1k"),
+            ("1000k", "1M"),
+            ("1001", "1001"),
+            ("10", "10"),
+            ("12e6", "12e6"),
+            ("12000e3", "12e6"),
+            ("1e3", "1e3"),
+            ("1E3", "1E3"),
+            ("10E", "10E"),
+            ("1n", "1n"),
+            ("0.1n", "1n"),
+            ("1.1n", "2n"),
+            ("-0.1n", "-1n"),
+            ("-1.5", "-1500m"),
+            ("100u", "100u"),
+            ("1500u", "1500u"),
+            ("0.0015", "1500u"),
+            ("1100Ki", "1100Ki"),
+            ("9Ei", "9223372036854775807"),
+            ("9223372036854775808Ki", "9223372036854775807"),
+            ("100Ei", "9223372036854775807"),
+            ("0.5Ki", "512"),
+            ("1.1Ki", "1126400m"),
+            ("1.5Ki", "1536"),
+            ("0.0001Ki", "102400u"),
+            ("2048", "2048"),
+            ("2048Ki", "2Mi"),
+            ("1.G", "1.G"),
+            (".5", "500m"),
+            ("+5", "+5"),
+            ("05", "05"),
+            ("1.500", "1.500"),
+            ("1.50", "1500m"),
+            ("3e10", "30e9"),
+            ("1e1", "10"),
+            (".", "0"),
+            ("Mi", "0"),
+            ("-", "0"),
+            ("100000000000000000000", "100E"),
+            ("1e-3", "1e-3"),
+            ("5e-10", "1e-9"),
+            ("12345678901234567890", "12345678901234567890"),
         ] {
             assert_eq!(q(given).to_string(), expect, "{given}");
         }
@@ -387,9 +444,24 @@ mod tests {
     fn what_go_refuses_is_refused() {
         use QuantityError::*;
         for (given, expect) in [
-            ("", Form), ("1.1.M", Form), ("1+1.0M", Form), ("0.1mi", Suffix), ("0.1am", Form), ("aoeu", Form), (".5i", Suffix),
-            ("1i", Suffix), ("1Kii", Suffix), ("1ki", Suffix), ("1mm", Suffix), ("-3.01i", Suffix), ("-3.01e-", Suffix), ("1e", Suffix),
-            (" 1", Form), ("1 ", Form), ("1 Mi", Form), ("1e99999999999", Suffix),
+            ("", Form),
+            ("1.1.M", Form),
+            ("1+1.0M", Form),
+            ("0.1mi", Suffix),
+            ("0.1am", Form),
+            ("aoeu", Form),
+            (".5i", Suffix),
+            ("1i", Suffix),
+            ("1Kii", Suffix),
+            ("1ki", Suffix),
+            ("1mm", Suffix),
+            ("-3.01i", Suffix),
+            ("-3.01e-", Suffix),
+            ("1e", Suffix),
+            (" 1", Form),
+            ("1 ", Form),
+            ("1 Mi", Form),
+            ("1e99999999999", Suffix),
         ] {
             assert_eq!(given.parse::<Quantity>().err(), Some(expect), "{given}");
         }
@@ -400,14 +472,20 @@ mod tests {
         assert_eq!(q("1Gi"), q("1073741824"));
         assert_eq!(q("1"), q("1000m"));
         assert!(q("1e40") > q("1E") && q("-1e40") < q("-1E") && q("999m") < q("1") && q("1e-9") > q("0"));
-        for (a, b, sum, difference) in
-            [("1", "100m", "1100m", "900m"), ("1Gi", "512Mi", "1536Mi", "512Mi"), ("0", "1Gi", "1Gi", "-1Gi"), ("1Ki", "1", "1025", "1023")]
-        {
+        for (a, b, sum, difference) in [
+            ("1", "100m", "1100m", "900m"),
+            ("1Gi", "512Mi", "1536Mi", "512Mi"),
+            ("0", "1Gi", "1Gi", "-1Gi"),
+            ("1Ki", "1", "1025", "1023"),
+        ] {
             assert_eq!(q(a).add(&q(b)).to_string(), sum);
             assert_eq!(q(a).sub(&q(b)).to_string(), difference);
         }
         assert_eq!(q("250m").mul(3).to_string(), "750m");
-        assert_eq!((q("1.1").value(), q("-1.1").value(), q("1.1").milli_value(), q("1e40").value()), (2, -2, 1100, i64::MAX));
+        assert_eq!(
+            (q("1.1").value(), q("-1.1").value(), q("1.1").milli_value(), q("1e40").value()),
+            (2, -2, 1100, i64::MAX)
+        );
         assert_eq!(Quantity::from_milli(1500, Format::DecimalSi).to_string(), "1500m");
         assert!(q("1.0").is_whole() && !q("100m").is_whole());
     }

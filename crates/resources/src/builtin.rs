@@ -10,7 +10,9 @@ use meta::schema::{Node, Schema, Shape, Struct, TypeId, Types};
 
 use crate::kinds::Kind;
 use crate::kinds::*;
-use crate::{Cell, Column, Resource, ResourceVersion, Selectable, SelectableValue, Strategy, Subresource, SubresourceKind, Verbs};
+use crate::{
+    Cell, Column, Resource, ResourceVersion, Selectable, SelectableValue, Strategy, Subresource, SubresourceKind, Verbs,
+};
 
 use SelectableValue::{At, AtOr, Either, Path, PathOr};
 
@@ -177,8 +179,8 @@ static ROWS: &[Row] = &[
     cluster("", "Node", "nodes").short(&["no"]).at("minions").is::<node::Node>()
         .subs(&[Sub::Connect("proxy", "NodeProxyOptions", PROXIED), Sub::Status])
         .selects(&[("spec.unschedulable", PathOr("false"))]),
-    row("", "PersistentVolumeClaim", "persistentvolumeclaims").short(&["pvc"]).status().is::<storage::PersistentVolumeClaim>(),
-    cluster("", "PersistentVolume", "persistentvolumes").short(&["pv"]).status().is::<storage::PersistentVolume>(),
+    row("", "PersistentVolumeClaim", "persistentvolumeclaims").short(&["pvc"]).status().is::<volume::PersistentVolumeClaim>(),
+    cluster("", "PersistentVolume", "persistentvolumes").short(&["pv"]).status().is::<volume::PersistentVolume>(),
     row("", "Pod", "pods").short(&["po"]).all().is::<pod::Pod>()
         .subs(&[Sub::Connect("attach", "PodAttachOptions", CREATE_GET), Sub::Action("binding", "", "v1", "Binding"),
             Sub::Part("ephemeralcontainers"), Sub::Action("eviction", "policy", "v1", "Eviction"),
@@ -321,7 +323,14 @@ pub fn columns(notation: &str) -> Arc<[Column]> {
             "Age" => (kind, "", "Time since the object was created."),
             _ => (kind, "", ""),
         };
-        Column { name: name.into(), kind: kind.into(), format: format.into(), description: description.into(), priority, cell: Cell::Built }
+        Column {
+            name: name.into(),
+            kind: kind.into(),
+            format: format.into(),
+            description: description.into(),
+            priority,
+            cell: Cell::Built,
+        }
     };
     notation.split('|').map(column).collect()
 }
@@ -356,7 +365,11 @@ impl Row {
             prefix: if stored { format!("/registry/{}", self.prefix.unwrap_or(self.plural)).into() } else { "".into() },
             verbs: self.verbs,
             subresources: self.subs.iter().map(|s| s.build(self.group, self.versions[0], self.kind)).collect(),
-            selectable: self.selectable.iter().map(|(name, value)| Selectable { name: (*name).into(), value: value.clone() }).collect(),
+            selectable: self
+                .selectable
+                .iter()
+                .map(|(name, value)| Selectable { name: (*name).into(), value: value.clone() })
+                .collect(),
             strategy: (self.strategy)(),
             custom: false,
             ttl_seconds: self.ttl_seconds,
@@ -398,7 +411,11 @@ mod tests {
         check("apps", "deployments", "/registry/deployments/ns/x");
         check("networking.k8s.io", "ingresses", "/registry/ingress/ns/x");
         check("events.k8s.io", "events", "/registry/events/ns/x");
-        check("apiextensions.k8s.io", "customresourcedefinitions", "/registry/apiextensions.k8s.io/customresourcedefinitions/x");
+        check(
+            "apiextensions.k8s.io",
+            "customresourcedefinitions",
+            "/registry/apiextensions.k8s.io/customresourcedefinitions/x",
+        );
         check("apiregistration.k8s.io", "apiservices", "/registry/apiregistration.k8s.io/apiservices/x");
     }
 
@@ -447,7 +464,17 @@ mod tests {
         use serde_json::json;
         const SCALARS: usize = 12;
         let scalars: [meta::Value; SCALARS] = [
-            json!(null), json!(""), json!("a"), json!("Always"), json!("é/:*=="), json!(-1), json!(0), json!(65536), json!(true), json!(false), json!([]),
+            json!(null),
+            json!(""),
+            json!("a"),
+            json!("Always"),
+            json!("é/:*=="),
+            json!(-1),
+            json!(0),
+            json!(65536),
+            json!(true),
+            json!(false),
+            json!([]),
             json!({}),
         ];
         let scalar = |dice: &mut Dice| scalars[dice.roll(SCALARS as u64) as usize].clone();
@@ -456,11 +483,17 @@ mod tests {
         }
         match view.shape() {
             Shape::Struct(of) => {
-                let fields = of.fields.iter().filter_map(|f| (dice.roll(4) != 0).then(|| (f.name.to_string(), invent(view.of(f), depth - 1, dice))));
+                let fields = of.fields.iter().filter_map(|f| {
+                    (dice.roll(4) != 0).then(|| (f.name.to_string(), invent(view.of(f), depth - 1, dice)))
+                });
                 meta::Value::Object(fields.collect())
             }
-            Shape::Map { .. } => json!({"a": view.child("a").map_or(json!("b"), |v| invent(v, depth - 1, dice)), "": "x"}),
-            Shape::List { .. } => (0..dice.roll(3)).filter_map(|_| Some(invent(view.item()?, depth - 1, dice))).collect(),
+            Shape::Map { .. } => {
+                json!({"a": view.child("a").map_or(json!("b"), |v| invent(v, depth - 1, dice)), "": "x"})
+            }
+            Shape::List { .. } => {
+                (0..dice.roll(3)).filter_map(|_| Some(invent(view.item()?, depth - 1, dice))).collect()
+            }
             _ => scalar(dice),
         }
     }
@@ -490,7 +523,9 @@ mod tests {
                     strategy.deletion(&object, Some(-1));
                     strategy.held(&object);
                     assert_eq!(strategy.table_row(&object, cx.now).len(), row.versions[0].columns.len());
-                    for (from, to) in [("v1", "v2"), ("v2", "v1"), ("v1", "events.k8s.io/v1"), ("events.k8s.io/v1", "v1")] {
+                    for (from, to) in
+                        [("v1", "v2"), ("v2", "v1"), ("v1", "events.k8s.io/v1"), ("events.k8s.io/v1", "v1")]
+                    {
                         assert!(strategy.convert(&mut object, from, to).is_ok());
                     }
                     row.select_fields(&object);

@@ -102,7 +102,8 @@ pub fn texts(list: &[Value]) -> impl Iterator<Item = String> {
 
 /// A quantity in canonical form; empty text for none.
 pub fn quantity(value: &Value) -> String {
-    meta::quantity::Quantity::from_value(value).map_or_else(|_| value.as_str().unwrap_or_default().into(), |q| q.to_string())
+    meta::quantity::Quantity::from_value(value)
+        .map_or_else(|_| value.as_str().unwrap_or_default().into(), |q| q.to_string())
 }
 
 #[cfg(test)]
@@ -113,10 +114,25 @@ mod tests {
     fn durations_read_as_upstreams() {
         let (minute, hour, day, year) = (60, 3600, 86400, 86400 * 365);
         for (seconds, expect) in [
-            (-5, "<invalid>"), (-1, "0s"), (0, "0s"), (119, "119s"), (120, "2m"), (125, "2m5s"), (10 * minute + 9, "10m"),
-            (179 * minute, "179m"), (3 * hour, "3h"), (7 * hour + 5 * minute, "7h5m"), (8 * hour + 59 * minute, "8h"),
-            (47 * hour, "47h"), (48 * hour, "2d"), (50 * hour, "2d2h"), (8 * day, "8d"), (700 * day, "700d"), (2 * year, "2y"),
-            (2 * year + 3 * day, "2y3d"), (8 * year + day, "8y"),
+            (-5, "<invalid>"),
+            (-1, "0s"),
+            (0, "0s"),
+            (119, "119s"),
+            (120, "2m"),
+            (125, "2m5s"),
+            (10 * minute + 9, "10m"),
+            (179 * minute, "179m"),
+            (3 * hour, "3h"),
+            (7 * hour + 5 * minute, "7h5m"),
+            (8 * hour + 59 * minute, "8h"),
+            (47 * hour, "47h"),
+            (48 * hour, "2d"),
+            (50 * hour, "2d2h"),
+            (8 * day, "8d"),
+            (700 * day, "700d"),
+            (2 * year, "2y"),
+            (2 * year + 3 * day, "2y3d"),
+            (8 * year + day, "8y"),
         ] {
             assert_eq!(human_duration(seconds), expect, "{seconds}");
         }

@@ -67,7 +67,10 @@ pub fn pod_spec(spec: &mut Value) {
     spec.or_put("schedulerName", "default-scheduler");
     spec.or_put("securityContext", Map::new());
     // The old name of the field is kept the same as the new one.
-    let account = [spec.text("serviceAccountName"), spec.text("serviceAccount")].into_iter().find(|a| !a.is_empty()).map(String::from);
+    let account = [spec.text("serviceAccountName"), spec.text("serviceAccount")]
+        .into_iter()
+        .find(|a| !a.is_empty())
+        .map(String::from);
     if let Some(account) = account {
         spec.put("serviceAccountName", account.as_str());
         spec.put("serviceAccount", account);
@@ -137,7 +140,9 @@ fn container(container: &mut Value, host_network: bool) {
 }
 
 fn probe(probe: &mut Value) {
-    for (field, seconds) in [("timeoutSeconds", 1), ("periodSeconds", 10), ("successThreshold", 1), ("failureThreshold", 3)] {
+    for (field, seconds) in
+        [("timeoutSeconds", 1), ("periodSeconds", 10), ("successThreshold", 1), ("failureThreshold", 3)]
+    {
         if probe.int(field) == 0 {
             probe.put(field, seconds);
         }
@@ -236,8 +241,13 @@ mod tests {
     #[test]
     fn images_without_a_tag_are_the_latest() {
         for (image, expect) in [
-            ("busybox", "latest"), ("busybox:1.36", "1.36"), ("r.io:5000/a/b", "latest"), ("r.io:5000/a/b:v1", "v1"),
-            ("a@sha256:00", ""), ("a:latest", "latest"), ("a:v1@sha256:00", "v1"),
+            ("busybox", "latest"),
+            ("busybox:1.36", "1.36"),
+            ("r.io:5000/a/b", "latest"),
+            ("r.io:5000/a/b:v1", "v1"),
+            ("a@sha256:00", ""),
+            ("a:latest", "latest"),
+            ("a:v1@sha256:00", "v1"),
         ] {
             assert_eq!(tag(image), expect, "{image}");
         }

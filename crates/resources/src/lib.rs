@@ -192,9 +192,9 @@ impl Resource {
                 SelectableValue::PathOr(absent) => scalar_text(body, &field.name, absent),
                 SelectableValue::At(path) => scalar_text(body, path, ""),
                 SelectableValue::AtOr(path, absent) => scalar_text(body, path, absent),
-                SelectableValue::Either(first, second) => {
-                    Some(scalar_text(body, first, "")).filter(|t| !t.is_empty()).unwrap_or_else(|| scalar_text(body, second, ""))
-                }
+                SelectableValue::Either(first, second) => Some(scalar_text(body, first, ""))
+                    .filter(|t| !t.is_empty())
+                    .unwrap_or_else(|| scalar_text(body, second, "")),
             })
             .collect()
     }

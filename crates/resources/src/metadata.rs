@@ -28,7 +28,9 @@ pub fn validate(object: &Value, namespaced: bool) -> Vec<FieldError> {
     everywhere(&metadata, &mut errors);
     finalizers(&metadata.child("finalizers"), &mut errors);
     if built_in(object.text("apiVersion")) {
-        for finalizer in metadata.each("finalizers").filter(|f| !f.str().contains('/') && !STANDARD_FINALIZERS.contains(&f.str())) {
+        for finalizer in
+            metadata.each("finalizers").filter(|f| !f.str().contains('/') && !STANDARD_FINALIZERS.contains(&f.str()))
+        {
             errors.invalid(&finalizer, "name is neither a standard finalizer name nor is it fully qualified");
         }
     }
@@ -47,12 +49,15 @@ pub fn validate_update(object: &Value, old: &Value) -> Vec<FieldError> {
     let (metadata, old) = (At::new(object.at("metadata"), "metadata"), old.at("metadata"));
     let list = metadata.child("finalizers");
     if old.has("deletionTimestamp") {
-        let mut new: Vec<&str> = list.items().map(|f| f.str()).filter(|f| !old.list("finalizers").iter().any(|o| o == f)).collect();
+        let mut new: Vec<&str> =
+            list.items().map(|f| f.str()).filter(|f| !old.list("finalizers").iter().any(|o| o == f)).collect();
         new.sort_unstable();
         new.dedup();
         if !new.is_empty() {
             let new = new.iter().map(|f| format!("{f:?}")).collect::<Vec<_>>().join(", ");
-            let detail = format!("no new finalizers can be added if the object is being deleted, found new finalizers []string{{{new}}}");
+            let detail = format!(
+                "no new finalizers can be added if the object is being deleted, found new finalizers []string{{{new}}}"
+            );
             errors.forbidden(&list, detail);
         }
     }
@@ -146,27 +151,63 @@ mod tests {
             let object = json!({"metadata": metadata});
             expect(&validate(&object, namespaced), expected, &object);
         };
-        check(json!({"name": "a", "namespace": "n", "labels": {"a/b": "c"}, "annotations": {"A/b": "any thing"}}), true, &[]);
+        check(
+            json!({"name": "a", "namespace": "n", "labels": {"a/b": "c"}, "annotations": {"A/b": "any thing"}}),
+            true,
+            &[],
+        );
         check(json!({"name": "a"}), true, &["metadata.namespace: Required value"]);
-        check(json!({"name": "a", "namespace": "n"}), false, &["metadata.namespace: Forbidden: not allowed on this type"]);
-        check(json!({"labels": {"a": "b c"}}), false, &["metadata.labels: Invalid value: \"b c\": a valid label must be an empty string or consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric character (e.g. 'MyValue',  or 'my_value',  or '12345', regex used for validation is '(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?')"]);
-        check(json!({"annotations": {"a": "x".repeat(256 << 10)}}), false, &["metadata.annotations: Too long: may not be more than 262144 bytes"]);
-        check(json!({"finalizers": ["orphan", "foregroundDeletion"]}), false,
-            &["metadata.finalizers: Invalid value: [\"orphan\",\"foregroundDeletion\"]: finalizer orphan and foregroundDeletion cannot be both set"]);
-        check(json!({"ownerReferences": [{"apiVersion": "v1", "kind": "Pod", "name": "p"}]}), false,
-            &["metadata.ownerReferences[0].uid: Required value: must not be empty"]);
+        check(
+            json!({"name": "a", "namespace": "n"}),
+            false,
+            &["metadata.namespace: Forbidden: not allowed on this type"],
+        );
+        check(
+            json!({"labels": {"a": "b c"}}),
+            false,
+            &[
+                "metadata.labels: Invalid value: \"b c\": a valid label must be an empty string or consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric character (e.g. 'MyValue',  or 'my_value',  or '12345', regex used for validation is '(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?')",
+            ],
+        );
+        check(
+            json!({"annotations": {"a": "x".repeat(256 << 10)}}),
+            false,
+            &["metadata.annotations: Too long: may not be more than 262144 bytes"],
+        );
+        check(
+            json!({"finalizers": ["orphan", "foregroundDeletion"]}),
+            false,
+            &[
+                "metadata.finalizers: Invalid value: [\"orphan\",\"foregroundDeletion\"]: finalizer orphan and foregroundDeletion cannot be both set",
+            ],
+        );
+        check(
+            json!({"ownerReferences": [{"apiVersion": "v1", "kind": "Pod", "name": "p"}]}),
+            false,
+            &["metadata.ownerReferences[0].uid: Required value: must not be empty"],
+        );
     }
 
     #[test]
     fn what_is_going_away_takes_no_more_finalizers() {
-        let old = json!({"metadata": {"name": "a", "deletionTimestamp": "2026-01-01T00:00:00Z", "finalizers": ["a/b"]}});
+        let old =
+            json!({"metadata": {"name": "a", "deletionTimestamp": "2026-01-01T00:00:00Z", "finalizers": ["a/b"]}});
         let mut new = old.clone();
         new["metadata"]["finalizers"] = json!([]);
         expect(&validate_update(&new, &old), &[], &new);
         new["metadata"]["finalizers"] = json!(["a/b", "c/d"]);
-        expect(&validate_update(&new, &old),
-            &["metadata.finalizers: Forbidden: no new finalizers can be added if the object is being deleted, found new finalizers []string{\"c/d\"}"], &new);
+        expect(
+            &validate_update(&new, &old),
+            &[
+                "metadata.finalizers: Forbidden: no new finalizers can be added if the object is being deleted, found new finalizers []string{\"c/d\"}",
+            ],
+            &new,
+        );
         new = json!({"metadata": {"name": "b"}});
-        expect(&validate_update(&new, &json!({"metadata": {"name": "a"}})), &["metadata.name: Invalid value: \"b\": field is immutable"], &new);
+        expect(
+            &validate_update(&new, &json!({"metadata": {"name": "a"}})),
+            &["metadata.name: Invalid value: \"b\": field is immutable"],
+            &new,
+        );
     }
 }

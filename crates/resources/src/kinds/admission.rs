@@ -37,7 +37,8 @@ fn check_rule(rule: &At<'_>, errors: &mut Errors) {
     for operation in operations.items() {
         errors.one_of(&operation, &OPERATIONS);
     }
-    for (field, others) in [("operations", "operations"), ("apiGroups", "API groups"), ("apiVersions", "API versions")] {
+    for (field, others) in [("operations", "operations"), ("apiGroups", "API groups"), ("apiVersions", "API versions")]
+    {
         let list = rule.child(field);
         if field != "operations" && list.value.list("").is_empty() {
             errors.required(&list, "");
@@ -82,7 +83,9 @@ fn check_url(at: &At<'_>, errors: &mut Errors) {
     if rest.is_empty() || rest.starts_with('/') {
         errors.invalid(at, "host must be specified; desired format: https://host[/path]");
     }
-    for (mark, what) in [('#', "fragments"), ('?', "query parameters")].into_iter().filter(|(mark, _)| rest.contains(*mark)) {
+    for (mark, what) in
+        [('#', "fragments"), ('?', "query parameters")].into_iter().filter(|(mark, _)| rest.contains(*mark))
+    {
         errors.invalid(at, format!("{what} are not permitted in the URL ({mark})"));
     }
     if rest.split('/').next().is_some_and(|host| host.contains('@')) {
@@ -195,7 +198,8 @@ impl Strategy for Webhooks {
 
 fn policy_row(object: &Value, rules: &str, now: &str) -> Vec<Value> {
     let param = object.at("spec.paramKind");
-    let param = if param.is_null() { "<unset>".into() } else { format!("{}/{}", param.text("apiVersion"), param.text("kind")) };
+    let param =
+        if param.is_null() { "<unset>".into() } else { format!("{}/{}", param.text("apiVersion"), param.text("kind")) };
     vec![name(object), object.list(rules).len().into(), param.into(), age(object, now)]
 }
 
@@ -260,7 +264,10 @@ impl Strategy for ValidatingPolicy {
             } else if message.str().trim().contains('\n') {
                 errors.invalid(&message, "message must not contain line breaks");
             }
-            errors.may_one_of(&validation.child("reason"), &["Forbidden", "Invalid", "RequestEntityTooLarge", "Unauthorized"]);
+            errors.may_one_of(
+                &validation.child("reason"),
+                &["Forbidden", "Invalid", "RequestEntityTooLarge", "Unauthorized"],
+            );
         }
         for audit in audits.items() {
             errors.need_format(&audit.child("key"), formats::qualified_name);
@@ -328,7 +335,9 @@ impl Strategy for PolicyBinding {
             }
             errors.need_one_of(&param.child("parameterNotFoundAction"), &["Allow", "Deny"]);
         }
-        for rule in ["resourceRules", "excludeResourceRules"].iter().flat_map(|list| spec.child("matchResources").each(list)) {
+        for rule in
+            ["resourceRules", "excludeResourceRules"].iter().flat_map(|list| spec.child("matchResources").each(list))
+        {
             check_rule(&rule, &mut errors);
         }
         let actions = spec.child("validationActions");
@@ -387,19 +396,40 @@ mod tests {
         };
         let object = check(json!({}), &[]);
         let hook = &object["webhooks"][0];
-        assert_eq!((hook.text("reinvocationPolicy"), hook.int("clientConfig.service.port"), hook["rules"][0].text("scope")), ("Never", 443, "*"));
-        check(json!({"name": "a.b"}), &["webhooks[0].name: Invalid value: \"a.b\": should be a domain with at least three segments separated by dots"]);
-        check(json!({"clientConfig": {}}), &["webhooks[0].clientConfig: Required value: exactly one of url or service is required"]);
-        check(json!({"clientConfig": {"url": "http://x"}}),
-            &["webhooks[0].clientConfig.url: Invalid value: \"http://x\": 'https' is the only allowed URL scheme; desired format: https://host[/path]"]);
-        check(json!({"sideEffects": null, "timeoutSeconds": 31}), &[
-            "webhooks[0].sideEffects: Required value: must specify one of None, NoneOnDryRun",
-            "webhooks[0].timeoutSeconds: Invalid value: 31: the timeout value must be between 1 and 30 seconds",
-        ]);
-        check(json!({"rules": [{"operations": ["*", "CREATE"], "apiGroups": [""], "apiVersions": ["v1"], "resources": ["*", "pods"]}]}), &[
-            "webhooks[0].rules[0].operations: Invalid value: [\"*\",\"CREATE\"]: if '*' is present, must not specify other operations",
-            "webhooks[0].rules[0].resources: Invalid value: [\"*\",\"pods\"]: if '*' is present, must not specify other resources without subresources",
-        ]);
+        assert_eq!(
+            (hook.text("reinvocationPolicy"), hook.int("clientConfig.service.port"), hook["rules"][0].text("scope")),
+            ("Never", 443, "*")
+        );
+        check(
+            json!({"name": "a.b"}),
+            &[
+                "webhooks[0].name: Invalid value: \"a.b\": should be a domain with at least three segments separated by dots",
+            ],
+        );
+        check(
+            json!({"clientConfig": {}}),
+            &["webhooks[0].clientConfig: Required value: exactly one of url or service is required"],
+        );
+        check(
+            json!({"clientConfig": {"url": "http://x"}}),
+            &[
+                "webhooks[0].clientConfig.url: Invalid value: \"http://x\": 'https' is the only allowed URL scheme; desired format: https://host[/path]",
+            ],
+        );
+        check(
+            json!({"sideEffects": null, "timeoutSeconds": 31}),
+            &[
+                "webhooks[0].sideEffects: Required value: must specify one of None, NoneOnDryRun",
+                "webhooks[0].timeoutSeconds: Invalid value: 31: the timeout value must be between 1 and 30 seconds",
+            ],
+        );
+        check(
+            json!({"rules": [{"operations": ["*", "CREATE"], "apiGroups": [""], "apiVersions": ["v1"], "resources": ["*", "pods"]}]}),
+            &[
+                "webhooks[0].rules[0].operations: Invalid value: [\"*\",\"CREATE\"]: if '*' is present, must not specify other operations",
+                "webhooks[0].rules[0].resources: Invalid value: [\"*\",\"pods\"]: if '*' is present, must not specify other resources without subresources",
+            ],
+        );
     }
 
     #[test]
@@ -411,11 +441,18 @@ mod tests {
             expect(&ValidatingPolicy.validate_create(&CX, &object), expected, &object);
         };
         check(json!({"matchConstraints": {"resourceRules": [rule()]}, "validations": [{"expression": "true"}]}), &[]);
-        check(json!({"validations": [{"expression": " "}]}), &[
-            "spec.matchConstraints: Required value",
-            "spec.validations[0].expression: Required value: expression is not specified",
-        ]);
+        check(
+            json!({"validations": [{"expression": " "}]}),
+            &[
+                "spec.matchConstraints: Required value",
+                "spec.validations[0].expression: Required value: expression is not specified",
+            ],
+        );
         let binding = json!({"kind": "ValidatingAdmissionPolicyBinding", "spec": {"policyName": "p"}});
-        expect(&PolicyBinding.validate_create(&CX, &binding), &["spec.validationActions: Required value: at least one validation action is required"], &binding);
+        expect(
+            &PolicyBinding.validate_create(&CX, &binding),
+            &["spec.validationActions: Required value: at least one validation action is required"],
+            &binding,
+        );
     }
 }

@@ -9,7 +9,9 @@ use crate::kinds::pod::env_warnings;
 use crate::strategy::{Context, Strategy};
 use crate::tree::Tree;
 use crate::validate::selectors::labels as check_labels;
-use crate::validate::workloads::{at_most_all, counts, int_or_percent, lasting_pods, number_of, selected, selector as check_selector, template};
+use crate::validate::workloads::{
+    at_most_all, counts, int_or_percent, lasting_pods, number_of, selected, selector as check_selector, template,
+};
 use crate::validate::{At, Errors, pod_spec, same};
 
 kinds! {
@@ -267,7 +269,9 @@ impl Strategy for StatefulSet {
         let (strategy, rolling) = (spec.child("updateStrategy"), spec.child("updateStrategy.rollingUpdate"));
         match strategy.value.text("type") {
             "" => errors.required(&strategy, ""),
-            "OnDelete" if rolling.there() => errors.invalid(&rolling, "only allowed for updateStrategy 'RollingUpdate'"),
+            "OnDelete" if rolling.there() => {
+                errors.invalid(&rolling, "only allowed for updateStrategy 'RollingUpdate'")
+            }
             "OnDelete" => {}
             "RollingUpdate" => {
                 errors.not_negative(&rolling.child("partition"));
@@ -292,8 +296,15 @@ impl Strategy for StatefulSet {
     }
 
     fn validate_update(&self, cx: &Context<'_>, object: &Value, old: &Value) -> Vec<FieldError> {
-        const MUTABLE: [&str; 7] =
-            ["replicas", "ordinals", "template", "updateStrategy", "revisionHistoryLimit", "persistentVolumeClaimRetentionPolicy", "minReadySeconds"];
+        const MUTABLE: [&str; 7] = [
+            "replicas",
+            "ordinals",
+            "template",
+            "updateStrategy",
+            "revisionHistoryLimit",
+            "persistentVolumeClaimRetentionPolicy",
+            "minReadySeconds",
+        ];
         if cx.subresource == "status" {
             let mut errors = Errors::default();
             let counted = ["readyReplicas", "availableReplicas", "currentReplicas", "updatedReplicas"];
@@ -324,12 +335,18 @@ impl Strategy for StatefulSet {
     }
 }
 
-const DAEMON_COUNTS: [&str; 4] = ["currentNumberScheduled", "numberMisscheduled", "desiredNumberScheduled", "numberReady"];
+const DAEMON_COUNTS: [&str; 4] =
+    ["currentNumberScheduled", "numberMisscheduled", "desiredNumberScheduled", "numberReady"];
 /// Counts changes of the template, for clients of the first versions of the kind.
 const TEMPLATE_GENERATION: &str = "deprecated.daemonset.template.generation";
 
 fn template_generation(object: &Value) -> i64 {
-    object.map("metadata.annotations").get(TEMPLATE_GENERATION).and_then(Value::as_str).and_then(|t| t.parse().ok()).unwrap_or(0)
+    object
+        .map("metadata.annotations")
+        .get(TEMPLATE_GENERATION)
+        .and_then(Value::as_str)
+        .and_then(|t| t.parse().ok())
+        .unwrap_or(0)
 }
 
 impl Strategy for DaemonSet {
@@ -353,7 +370,8 @@ impl Strategy for DaemonSet {
 
     fn prepare_update(&self, cx: &Context<'_>, object: &mut Value, old: &Value) {
         if cx.subresource.is_empty() {
-            let changed = ["spec.template", "spec.updateStrategy"].iter().any(|path| !same(object.at(path), old.at(path)));
+            let changed =
+                ["spec.template", "spec.updateStrategy"].iter().any(|path| !same(object.at(path), old.at(path)));
             let generation = template_generation(old) + i64::from(changed);
             object.dig("metadata.annotations").insert(TEMPLATE_GENERATION.into(), generation.to_string().into());
         }
@@ -389,8 +407,16 @@ impl Strategy for DaemonSet {
     fn validate_update(&self, cx: &Context<'_>, object: &Value, old: &Value) -> Vec<FieldError> {
         if cx.subresource == "status" {
             let (mut errors, status) = (Errors::default(), At::new(object.at("status"), "status"));
-            for field in ["currentNumberScheduled", "numberMisscheduled", "desiredNumberScheduled", "numberReady", "observedGeneration",
-                "updatedNumberScheduled", "numberAvailable", "numberUnavailable"] {
+            for field in [
+                "currentNumberScheduled",
+                "numberMisscheduled",
+                "desiredNumberScheduled",
+                "numberReady",
+                "observedGeneration",
+                "updatedNumberScheduled",
+                "numberAvailable",
+                "numberUnavailable",
+            ] {
                 errors.not_negative(&status.child(field));
             }
             return errors.0;
@@ -406,8 +432,14 @@ impl Strategy for DaemonSet {
 
     fn table_row(&self, object: &Value, now: &str) -> Vec<Value> {
         let [names, images] = containers(object.list(CONTAINERS));
-        let counts = ["desiredNumberScheduled", "currentNumberScheduled", "numberReady", "updatedNumberScheduled", "numberAvailable"]
-            .map(|field| Value::from(object["status"].int(field)));
+        let counts = [
+            "desiredNumberScheduled",
+            "currentNumberScheduled",
+            "numberReady",
+            "updatedNumberScheduled",
+            "numberAvailable",
+        ]
+        .map(|field| Value::from(object["status"].int(field)));
         let node_selector = labels(object.map("spec.template.spec.nodeSelector"));
         let rest = [node_selector, age(object, now), names, images, selector(object.at("spec.selector"))];
         [name(object)].into_iter().chain(counts).chain(rest).collect()
@@ -431,12 +463,15 @@ impl Strategy for ControllerRevision {
     }
 
     fn table_row(&self, object: &Value, now: &str) -> Vec<Value> {
-        let owner = object.list("metadata.ownerReferences").iter().find(|o| o.flag("controller")).map_or(String::new(), |owner| {
-            let group = owner.text("apiVersion").split_once('/').map_or("", |(group, _)| group);
-            let kind = owner.text("kind").to_lowercase();
-            let dot = if group.is_empty() { "" } else { "." };
-            format!("{kind}{dot}{group}/{}", owner.text("name"))
-        });
+        let owner = object.list("metadata.ownerReferences").iter().find(|o| o.flag("controller")).map_or(
+            String::new(),
+            |owner| {
+                let group = owner.text("apiVersion").split_once('/').map_or("", |(group, _)| group);
+                let kind = owner.text("kind").to_lowercase();
+                let dot = if group.is_empty() { "" } else { "." };
+                format!("{kind}{dot}{group}/{}", owner.text("name"))
+            },
+        );
         vec![name(object), or_none(&owner), object.int("revision").into(), age(object, now)]
     }
 }
@@ -488,32 +523,73 @@ mod tests {
     #[test]
     fn deployments() {
         let object = check(&Deployment, json!({}), &[]);
-        assert_eq!(object["spec"]["strategy"], json!({"type": "RollingUpdate", "rollingUpdate": {"maxSurge": "25%", "maxUnavailable": "25%"}}));
+        assert_eq!(
+            object["spec"]["strategy"],
+            json!({"type": "RollingUpdate", "rollingUpdate": {"maxSurge": "25%", "maxUnavailable": "25%"}})
+        );
         assert_eq!(object["spec"]["template"]["spec"]["containers"][0]["terminationMessagePolicy"], "File");
-        check(&Deployment, json!({"spec.replicas": -1}), &["spec.replicas: Invalid value: -1: must be greater than or equal to 0"]);
-        check(&Deployment, json!({"spec.selector": null}), &[
-            "spec.selector: Required value",
-            "spec.template.metadata.labels: Invalid value: {\"a\":\"b\"}: `selector` does not match template `labels`",
-        ]);
-        check(&Deployment, json!({"spec.selector": {}}), &["spec.selector: Invalid value: {}: empty selector is invalid for deployment"]);
-        check(&Deployment, json!({"spec.template.metadata.labels": {"a": "c"}}),
-            &["spec.template.metadata.labels: Invalid value: {\"a\":\"c\"}: `selector` does not match template `labels`"]);
-        check(&Deployment, json!({"spec.template.spec.restartPolicy": "Never"}),
-            &["spec.template.spec.restartPolicy: Unsupported value: \"Never\": supported values: \"Always\""]);
-        check(&Deployment, json!({"spec.strategy.rollingUpdate": {"maxSurge": 0, "maxUnavailable": "0%"}}),
-            &["spec.strategy.rollingUpdate.maxUnavailable: Invalid value: \"0%\": may not be 0 when `maxSurge` is 0"]);
-        check(&Deployment, json!({"spec.strategy": {"type": "Recreate", "rollingUpdate": {}}}),
-            &["spec.strategy.rollingUpdate: Forbidden: may not be specified when strategy `type` is 'Recreate'"]);
-        check(&Deployment, json!({"spec.minReadySeconds": 600}), &["spec.progressDeadlineSeconds: Invalid value: 600: must be greater than minReadySeconds"]);
+        check(
+            &Deployment,
+            json!({"spec.replicas": -1}),
+            &["spec.replicas: Invalid value: -1: must be greater than or equal to 0"],
+        );
+        check(
+            &Deployment,
+            json!({"spec.selector": null}),
+            &[
+                "spec.selector: Required value",
+                "spec.template.metadata.labels: Invalid value: {\"a\":\"b\"}: `selector` does not match template `labels`",
+            ],
+        );
+        check(
+            &Deployment,
+            json!({"spec.selector": {}}),
+            &["spec.selector: Invalid value: {}: empty selector is invalid for deployment"],
+        );
+        check(
+            &Deployment,
+            json!({"spec.template.metadata.labels": {"a": "c"}}),
+            &[
+                "spec.template.metadata.labels: Invalid value: {\"a\":\"c\"}: `selector` does not match template `labels`",
+            ],
+        );
+        check(
+            &Deployment,
+            json!({"spec.template.spec.restartPolicy": "Never"}),
+            &["spec.template.spec.restartPolicy: Unsupported value: \"Never\": supported values: \"Always\""],
+        );
+        check(
+            &Deployment,
+            json!({"spec.strategy.rollingUpdate": {"maxSurge": 0, "maxUnavailable": "0%"}}),
+            &["spec.strategy.rollingUpdate.maxUnavailable: Invalid value: \"0%\": may not be 0 when `maxSurge` is 0"],
+        );
+        check(
+            &Deployment,
+            json!({"spec.strategy": {"type": "Recreate", "rollingUpdate": {}}}),
+            &["spec.strategy.rollingUpdate: Forbidden: may not be specified when strategy `type` is 'Recreate'"],
+        );
+        check(
+            &Deployment,
+            json!({"spec.minReadySeconds": 600}),
+            &["spec.progressDeadlineSeconds: Invalid value: 600: must be greater than minReadySeconds"],
+        );
     }
 
     #[test]
     fn selectors_stay() {
         for strategy in [&Deployment as &dyn Strategy, &ReplicaSet, &DaemonSet] {
             let old = check(strategy, json!({}), &[]);
-            let new = check(strategy, json!({"spec.selector.matchLabels": {"a": "b", "c": "d"}, "spec.template.metadata.labels": {"a": "b", "c": "d"}}), &[]);
+            let new = check(
+                strategy,
+                json!({"spec.selector.matchLabels": {"a": "b", "c": "d"}, "spec.template.metadata.labels": {"a": "b", "c": "d"}}),
+                &[],
+            );
             let errors = strategy.validate_update(&CX, &new, &old);
-            expect(&errors, &["spec.selector: Invalid value: {\"matchLabels\":{\"a\":\"b\",\"c\":\"d\"}}: field is immutable"], &new);
+            expect(
+                &errors,
+                &["spec.selector: Invalid value: {\"matchLabels\":{\"a\":\"b\",\"c\":\"d\"}}: field is immutable"],
+                &new,
+            );
         }
     }
 
@@ -521,14 +597,22 @@ mod tests {
     fn stateful_sets_mount_their_claims() {
         let claims = json!([{"metadata": {"name": "data"}, "spec": {"accessModes": ["ReadWriteOnce"]}}]);
         let containers = json!([{"name": "c", "image": "x", "volumeMounts": [{"name": "data", "mountPath": "/d"}]}]);
-        let old = check(&StatefulSet, json!({"spec.volumeClaimTemplates": claims, "spec.template.spec.containers": containers}), &[]);
+        let old = check(
+            &StatefulSet,
+            json!({"spec.volumeClaimTemplates": claims, "spec.template.spec.containers": containers}),
+            &[],
+        );
         assert_eq!(old["spec"]["volumeClaimTemplates"][0]["status"], json!({"phase": "Pending"}));
         let mut new = old.clone();
         new.put("spec.replicas", 3);
         expect(&StatefulSet.validate_update(&CX, &new, &old), &[], &new);
         new.put("spec.serviceName", "other");
         assert_eq!(StatefulSet.validate_update(&CX, &new, &old).len(), 1);
-        check(&StatefulSet, json!({"spec.podManagementPolicy": "X"}), &["spec.podManagementPolicy: Invalid value: \"X\": must be 'OrderedReady' or 'Parallel'"]);
+        check(
+            &StatefulSet,
+            json!({"spec.podManagementPolicy": "X"}),
+            &["spec.podManagementPolicy: Invalid value: \"X\": must be 'OrderedReady' or 'Parallel'"],
+        );
     }
 
     #[test]
@@ -539,22 +623,37 @@ mod tests {
         new.put("spec.template.spec.hostname", "h");
         DaemonSet.prepare_update(&CX, &mut new, &old);
         assert_eq!((template_generation(&old), template_generation(&new)), (1, 2));
-        check(&DaemonSet, json!({"spec.updateStrategy.rollingUpdate": {"maxUnavailable": 0, "maxSurge": 0}}),
-            &["spec.updateStrategy.rollingUpdate.maxUnavailable: Required value: cannot be 0 when maxSurge is 0"]);
+        check(
+            &DaemonSet,
+            json!({"spec.updateStrategy.rollingUpdate": {"maxUnavailable": 0, "maxSurge": 0}}),
+            &["spec.updateStrategy.rollingUpdate.maxUnavailable: Required value: cannot be 0 when maxSurge is 0"],
+        );
     }
 
     #[test]
     fn replication_controllers_take_labels_from_their_template() {
         let object = check(&ReplicationController, json!({"spec.selector": null}), &[]);
-        assert_eq!((&object["spec"]["selector"], &object["metadata"]["labels"]), (&json!({"a": "b"}), &json!({"a": "b"})));
-        check(&ReplicationController, json!({"spec.selector": {"a": "z"}}),
-            &["spec.template.metadata.labels: Invalid value: {\"a\":\"b\"}: `selector` does not match template `labels`"]);
+        assert_eq!(
+            (&object["spec"]["selector"], &object["metadata"]["labels"]),
+            (&json!({"a": "b"}), &json!({"a": "b"}))
+        );
+        check(
+            &ReplicationController,
+            json!({"spec.selector": {"a": "z"}}),
+            &[
+                "spec.template.metadata.labels: Invalid value: {\"a\":\"b\"}: `selector` does not match template `labels`",
+            ],
+        );
     }
 
     #[test]
     fn statuses_add_up() {
         let object = json!({"status": {"replicas": 1, "readyReplicas": 2, "availableReplicas": 0}});
         let cx = Context { subresource: "status", ..CX };
-        expect(&Deployment.validate_update(&cx, &object, &object), &["status.readyReplicas: Invalid value: 2: cannot be greater than status.replicas"], &object);
+        expect(
+            &Deployment.validate_update(&cx, &object, &object),
+            &["status.readyReplicas: Invalid value: 2: cannot be greater than status.replicas"],
+            &object,
+        );
     }
 }

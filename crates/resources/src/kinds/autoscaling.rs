@@ -26,7 +26,8 @@ fn metric(spec: &Value, status: &Value) -> String {
         _ => return "<unknown type>".into(),
     };
     let (target, current) = (spec[source].at("target"), status.at(source).at("current"));
-    let amount = |from: &Value, field: &str| if from.has(field) { quantity(from.at(field)) } else { "<unknown>".into() };
+    let amount =
+        |from: &Value, field: &str| if from.has(field) { quantity(from.at(field)) } else { "<unknown>".into() };
     let percent = |value: Option<i64>, absent: &str| value.map_or_else(|| absent.to_string(), |p| format!("{p}%"));
     match source {
         "resource" | "containerResource" => {
@@ -51,7 +52,11 @@ const MAX_WINDOW_SECONDS: i64 = 3600;
 const MAX_PERIOD_SECONDS: i64 = 1800;
 /// Kinds of metrics and the fields that hold them.
 const SOURCES: [(&str, &str); 5] = [
-    ("ContainerResource", "containerResource"), ("External", "external"), ("Object", "object"), ("Pods", "pods"), ("Resource", "resource"),
+    ("ContainerResource", "containerResource"),
+    ("External", "external"),
+    ("Object", "object"),
+    ("Pods", "pods"),
+    ("Resource", "resource"),
 ];
 /// Where `v1` keeps what it has no fields for: annotation and path in `v2`.
 const V1_ANNOTATIONS: [(&str, &str); 4] = [
@@ -67,7 +72,9 @@ fn cpu_metric(percent: Value) -> Value {
 
 /// The CPU percentage among metrics, taken out of them.
 fn take_cpu(metrics: &mut Vec<Value>, utilization: &str) -> Option<Value> {
-    let at = metrics.iter().position(|m| m.text("type") == "Resource" && m.text("resource.name") == "cpu" && m.at("resource").has(utilization))?;
+    let at = metrics.iter().position(|m| {
+        m.text("type") == "Resource" && m.text("resource.name") == "cpu" && m.at("resource").has(utilization)
+    })?;
     Some(metrics.remove(at).at("resource").at(utilization).clone())
 }
 
@@ -114,7 +121,9 @@ fn to_v2(object: &mut Value) {
         if !percent.is_null() {
             let metric = match field {
                 "target" => cpu_metric(percent),
-                _ => json!({"type": "Resource", "resource": {"name": "cpu", "current": {"averageUtilization": percent, "averageValue": "0"}}}),
+                _ => {
+                    json!({"type": "Resource", "resource": {"name": "cpu", "current": {"averageUtilization": percent, "averageValue": "0"}}})
+                }
             };
             let mut metrics = object.list(path).to_vec();
             metrics.insert(0, metric);
@@ -126,7 +135,9 @@ fn to_v2(object: &mut Value) {
 
 fn check_target(at: &At<'_>, errors: &mut Errors) {
     let kind = at.child("type");
-    if errors.need(&kind, "must specify a metric target type") && !["AverageValue", "Utilization", "Value"].contains(&kind.str()) {
+    if errors.need(&kind, "must specify a metric target type")
+        && !["AverageValue", "Utilization", "Value"].contains(&kind.str())
+    {
         errors.invalid(&kind, "must be either Utilization, Value, or AverageValue");
     }
     for amount in ["value", "averageValue"].map(|f| at.child(f)).into_iter().filter(At::there) {
@@ -161,8 +172,14 @@ fn check_metric(at: &At<'_>, errors: &mut Errors) {
                 errors.need(&source.child("container"), "must specify a container");
             }
             match (has("averageUtilization"), has("averageValue")) {
-                (false, false) => errors.required(&target.child("averageUtilization"), "must set either a target raw value or a target utilization"),
-                (true, true) => errors.forbidden(&target.child("averageValue"), "may not set both a target raw value and a target utilization"),
+                (false, false) => errors.required(
+                    &target.child("averageUtilization"),
+                    "must set either a target raw value or a target utilization",
+                ),
+                (true, true) => errors.forbidden(
+                    &target.child("averageValue"),
+                    "may not set both a target raw value and a target utilization",
+                ),
                 _ => {}
             }
         }
@@ -173,12 +190,18 @@ fn check_metric(at: &At<'_>, errors: &mut Errors) {
                 errors.need(&source.child("describedObject.name"), "");
             }
             if other == "external" && has("value") && has("averageValue") {
-                errors.forbidden(&target.child("value"), "may not set both a target value for metric and a per-pod target");
+                errors.forbidden(
+                    &target.child("value"),
+                    "may not set both a target value for metric and a per-pod target",
+                );
             }
             if other == "pods" && !has("averageValue") {
                 errors.required(&target.child("averageValue"), "must specify a positive target averageValue");
             } else if other != "pods" && !has("value") && !has("averageValue") {
-                errors.required(&target.child("averageValue"), "must set either a target value for metric or a per-pod target");
+                errors.required(
+                    &target.child("averageValue"),
+                    "must set either a target value for metric or a per-pod target",
+                );
             }
         }
     }
@@ -205,7 +228,8 @@ fn check_scaling(at: &At<'_>, errors: &mut Errors) {
             }
         }
         if policy.value.int("periodSeconds") > MAX_PERIOD_SECONDS {
-            errors.invalid(&policy.child("periodSeconds"), format!("must be less than or equal to {MAX_PERIOD_SECONDS}"));
+            errors
+                .invalid(&policy.child("periodSeconds"), format!("must be less than or equal to {MAX_PERIOD_SECONDS}"));
         }
     }
 }
@@ -280,7 +304,11 @@ impl Strategy for HorizontalPodAutoscaler {
 
     fn table_row(&self, object: &Value, now: &str) -> Vec<Value> {
         let statuses = object.list("status.currentMetrics");
-        let metrics = object.list("spec.metrics").iter().enumerate().map(|(i, m)| metric(m, statuses.get(i).unwrap_or(&Value::Null)));
+        let metrics = object
+            .list("spec.metrics")
+            .iter()
+            .enumerate()
+            .map(|(i, m)| metric(m, statuses.get(i).unwrap_or(&Value::Null)));
         let target = object.at("spec.scaleTargetRef");
         vec![
             name(object),
@@ -327,11 +355,16 @@ mod tests {
         let good = check(json!({"maxReplicas": 3, "scaleTargetRef": target(), "behavior": {}}), &[]);
         let row = HorizontalPodAutoscaler.table_row(&good, CX.now);
         assert_eq!((&row[1], &row[2], &row[3]), (&json!("Deployment/d"), &json!("cpu: <unknown>/80%"), &json!("1")));
-        check(json!({"maxReplicas": 1, "minReplicas": 2, "scaleTargetRef": {"kind": "Deployment"}}), &[
-            "spec.maxReplicas: Invalid value: 1: must be greater than or equal to `minReplicas`",
-            "spec.scaleTargetRef.name: Required value",
-        ]);
-        check(json!({"maxReplicas": 1, "scaleTargetRef": target(), "metrics": [{"type": "Pods"}]}),
-            &["spec.metrics[0].pods: Required value: must populate information for the given metric source"]);
+        check(
+            json!({"maxReplicas": 1, "minReplicas": 2, "scaleTargetRef": {"kind": "Deployment"}}),
+            &[
+                "spec.maxReplicas: Invalid value: 1: must be greater than or equal to `minReplicas`",
+                "spec.scaleTargetRef.name: Required value",
+            ],
+        );
+        check(
+            json!({"maxReplicas": 1, "scaleTargetRef": target(), "metrics": [{"type": "Pods"}]}),
+            &["spec.metrics[0].pods: Required value: must populate information for the given metric source"],
+        );
     }
 }

@@ -60,8 +60,11 @@ fn default_spec(spec: &mut Value) {
 }
 
 fn failure_policy(spec: &At<'_>, errors: &mut Errors) {
-    let containers: Vec<&str> =
-        ["containers", "initContainers"].iter().flat_map(|l| spec.value.at("template.spec").list(l)).map(|c| c.text("name")).collect();
+    let containers: Vec<&str> = ["containers", "initContainers"]
+        .iter()
+        .flat_map(|l| spec.value.at("template.spec").list(l))
+        .map(|c| c.text("name"))
+        .collect();
     let rules = spec.child("podFailurePolicy.rules");
     let count = rules.value.list("").len();
     if count > MAX_FAILURE_RULES {
@@ -84,7 +87,9 @@ fn failure_policy(spec: &At<'_>, errors: &mut Errors) {
             let values = codes.child("values");
             match values.value.list("").len() {
                 0 => errors.invalid(&values, "at least one value is required"),
-                many if many > MAX_EXIT_CODES => errors.0.push(FieldError::too_many(&values.path, many, MAX_EXIT_CODES)),
+                many if many > MAX_EXIT_CODES => {
+                    errors.0.push(FieldError::too_many(&values.path, many, MAX_EXIT_CODES))
+                }
                 _ => {}
             }
             for value in values.items().filter(|v| codes.value.text("operator") == "In" && v.number() == Some(0)) {
@@ -104,18 +109,29 @@ fn failure_policy(spec: &At<'_>, errors: &mut Errors) {
 
 /// A job's spec without its selector.
 fn check_spec(spec: &At<'_>, errors: &mut Errors) {
-    for field in ["parallelism", "completions", "activeDeadlineSeconds", "backoffLimit", "backoffLimitPerIndex", "maxFailedIndexes",
-        "ttlSecondsAfterFinished"] {
+    for field in [
+        "parallelism",
+        "completions",
+        "activeDeadlineSeconds",
+        "backoffLimit",
+        "backoffLimitPerIndex",
+        "maxFailedIndexes",
+        "ttlSecondsAfterFinished",
+    ] {
         errors.not_negative(&spec.child(field));
     }
-    let (mode, completions, parallelism) = (spec.child("completionMode"), spec.child("completions"), spec.child("parallelism"));
+    let (mode, completions, parallelism) =
+        (spec.child("completionMode"), spec.child("completions"), spec.child("parallelism"));
     errors.may_one_of(&mode, &[INDEXED, "NonIndexed"]);
     if mode.str() == INDEXED {
         if !completions.there() {
             errors.required(&completions, "when completion mode is Indexed");
         }
         if parallelism.number().is_some_and(|p| p > MAX_INDEXED_PARALLELISM) {
-            errors.invalid(&parallelism, format!("must be less than or equal to {MAX_INDEXED_PARALLELISM} when completion mode is Indexed"));
+            errors.invalid(
+                &parallelism,
+                format!("must be less than or equal to {MAX_INDEXED_PARALLELISM} when completion mode is Indexed"),
+            );
         }
     } else if spec.value.has("backoffLimitPerIndex") {
         errors.invalid(&spec.child("backoffLimitPerIndex"), "requires indexed completion mode");
@@ -157,9 +173,15 @@ fn check_generated_selector(job: &At<'_>, errors: &mut Errors) {
         for key in keys {
             expected.insert(key.to_string(), value.into());
             match labels.value.map("labels").get(key) {
-                None => errors.0.push(FieldError::required(&labels.path.child("labels").key(key), format!("must be '{value}'"))),
+                None => errors
+                    .0
+                    .push(FieldError::required(&labels.path.child("labels").key(key), format!("must be '{value}'"))),
                 Some(found) if found != value => {
-                    errors.0.push(FieldError::invalid(&labels.path.child("labels").key(key), found.clone(), format!("must be '{value}'")));
+                    errors.0.push(FieldError::invalid(
+                        &labels.path.child("labels").key(key),
+                        found.clone(),
+                        format!("must be '{value}'"),
+                    ));
                 }
                 Some(_) => {}
             }
@@ -206,7 +228,10 @@ impl Strategy for Job {
         if spec.value.text("completionMode") == INDEXED && completions > 0 {
             let hostname = format!("{}-{}", at.value.text("metadata.name"), completions - 1);
             if !formats::dns_label(&hostname).is_empty() {
-                errors.invalid(&at.child("metadata.name"), format!("will not able to create pod with invalid DNS label: {hostname}"));
+                errors.invalid(
+                    &at.child("metadata.name"),
+                    format!("will not able to create pod with invalid DNS label: {hostname}"),
+                );
             }
         }
         errors.0
@@ -235,12 +260,21 @@ impl Strategy for Job {
                 errors.immutable(&completions, before.at("completions"));
             }
         }
-        for field in ["selector", "completionMode", "podFailurePolicy", "backoffLimitPerIndex", "managedBy", "successPolicy"] {
+        for field in
+            ["selector", "completionMode", "podFailurePolicy", "backoffLimitPerIndex", "managedBy", "successPolicy"]
+        {
             errors.immutable(&spec.child(field), before.at(field));
         }
         let mut template = before.at("template").clone();
         if before.flag("suspend") && !old.has("status.startTime") {
-            for path in ["spec.affinity", "spec.nodeSelector", "spec.tolerations", "spec.schedulingGates", "metadata.annotations", "metadata.labels"] {
+            for path in [
+                "spec.affinity",
+                "spec.nodeSelector",
+                "spec.tolerations",
+                "spec.schedulingGates",
+                "metadata.annotations",
+                "metadata.labels",
+            ] {
                 template.copy_from(path, spec.value.at("template"));
             }
         }
@@ -399,12 +433,22 @@ mod tests {
             let object = job(changes);
             expect(&Job.validate_create(&CX, &object), expected, &object);
         };
-        check(json!({"spec.template.spec.restartPolicy": "Always"}),
-            &["spec.template.spec.restartPolicy: Required value: valid values: \"OnFailure\", \"Never\""]);
-        check(json!({"spec.parallelism": -1}), &["spec.parallelism: Invalid value: -1: must be greater than or equal to 0"]);
-        check(json!({"spec.completionMode": "Indexed", "spec.parallelism": 2}), &["spec.completions: Required value: when completion mode is Indexed"]);
-        check(json!({"spec.podFailurePolicy.rules": [{"action": "FailJob", "onExitCodes": {"operator": "In", "values": [2, 1]}}]}),
-            &["spec.podFailurePolicy.rules[0].onExitCodes.values: Invalid value: [2,1]: must be ordered"]);
+        check(
+            json!({"spec.template.spec.restartPolicy": "Always"}),
+            &["spec.template.spec.restartPolicy: Required value: valid values: \"OnFailure\", \"Never\""],
+        );
+        check(
+            json!({"spec.parallelism": -1}),
+            &["spec.parallelism: Invalid value: -1: must be greater than or equal to 0"],
+        );
+        check(
+            json!({"spec.completionMode": "Indexed", "spec.parallelism": 2}),
+            &["spec.completions: Required value: when completion mode is Indexed"],
+        );
+        check(
+            json!({"spec.podFailurePolicy.rules": [{"action": "FailJob", "onExitCodes": {"operator": "In", "values": [2, 1]}}]}),
+            &["spec.podFailurePolicy.rules[0].onExitCodes.values: Invalid value: [2,1]: must be ordered"],
+        );
     }
 
     #[test]
@@ -438,10 +482,21 @@ mod tests {
             expect(&CronJob.validate_create(&CX, &object), expected, &object);
         };
         check(json!({}), &[]);
-        check(json!({"spec.schedule": "61 * * * *"}), &["spec.schedule: Invalid value: \"61 * * * *\": end of range (61) above maximum (59): 61"]);
-        check(json!({"spec.timeZone": "Nowhere/X"}), &["spec.timeZone: Invalid value: \"Nowhere/X\": unknown time zone Nowhere/X"]);
-        check(json!({"metadata.name": "x".repeat(53)}), &[&format!("metadata.name: Invalid value: {:?}: must be no more than 52 characters", "x".repeat(53))]);
-        check(json!({"spec.concurrencyPolicy": "X"}),
-            &["spec.concurrencyPolicy: Unsupported value: \"X\": supported values: \"Allow\", \"Forbid\", \"Replace\""]);
+        check(
+            json!({"spec.schedule": "61 * * * *"}),
+            &["spec.schedule: Invalid value: \"61 * * * *\": end of range (61) above maximum (59): 61"],
+        );
+        check(
+            json!({"spec.timeZone": "Nowhere/X"}),
+            &["spec.timeZone: Invalid value: \"Nowhere/X\": unknown time zone Nowhere/X"],
+        );
+        check(
+            json!({"metadata.name": "x".repeat(53)}),
+            &[&format!("metadata.name: Invalid value: {:?}: must be no more than 52 characters", "x".repeat(53))],
+        );
+        check(
+            json!({"spec.concurrencyPolicy": "X"}),
+            &["spec.concurrencyPolicy: Unsupported value: \"X\": supported values: \"Allow\", \"Forbid\", \"Replace\""],
+        );
     }
 }

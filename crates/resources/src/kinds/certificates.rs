@@ -14,9 +14,29 @@ kinds! {
 }
 
 const USAGES: [&str; 23] = [
-    "any", "cert sign", "client auth", "code signing", "content commitment", "crl sign", "data encipherment", "decipher only",
-    "digital signature", "email protection", "encipher only", "ipsec end system", "ipsec tunnel", "ipsec user", "key agreement",
-    "key encipherment", "microsoft sgc", "netscape sgc", "ocsp signing", "s/mime", "server auth", "signing", "timestamping",
+    "any",
+    "cert sign",
+    "client auth",
+    "code signing",
+    "content commitment",
+    "crl sign",
+    "data encipherment",
+    "decipher only",
+    "digital signature",
+    "email protection",
+    "encipher only",
+    "ipsec end system",
+    "ipsec tunnel",
+    "ipsec user",
+    "key agreement",
+    "key encipherment",
+    "microsoft sgc",
+    "netscape sgc",
+    "ocsp signing",
+    "s/mime",
+    "server auth",
+    "signing",
+    "timestamping",
 ];
 const MIN_SECONDS: i64 = 600;
 /// Conditions only approvers set, and only ever to true.
@@ -30,7 +50,8 @@ fn decided(condition: &Value) -> bool {
 /// The conditions of an update: those of one sort as the client has them, those of the other as they were.
 fn merge_conditions(object: &mut Value, old: &Value, theirs: impl Fn(&Value) -> bool, now: &str) {
     let kept = old.list("status.conditions").iter().filter(|c| !theirs(c));
-    let mut all: Vec<Value> = kept.chain(object.list("status.conditions").iter().filter(|c| theirs(c))).cloned().collect();
+    let mut all: Vec<Value> =
+        kept.chain(object.list("status.conditions").iter().filter(|c| theirs(c))).cloned().collect();
     for condition in &mut all {
         condition.or_put("lastUpdateTime", now);
         condition.or_put("lastTransitionTime", now);
@@ -68,10 +89,12 @@ fn check_conditions(object: &Value, errors: &mut Errors) {
     for condition in conditions.items() {
         let (kind, status) = (condition.child("type"), condition.child("status"));
         errors.need(&kind, "");
-        let allowed: &[&str] = if decided(condition.value) || kind.str() == "Failed" { &["True"] } else { &["False", "True", "Unknown"] };
+        let allowed: &[&str] =
+            if decided(condition.value) || kind.str() == "Failed" { &["True"] } else { &["False", "True", "Unknown"] };
         errors.need_one_of(&status, allowed);
     }
-    let decisions: Vec<At<'_>> = conditions.items().map(|c| c.child("type")).filter(|t| DECISIONS.contains(&t.str())).collect();
+    let decisions: Vec<At<'_>> =
+        conditions.items().map(|c| c.child("type")).filter(|t| DECISIONS.contains(&t.str())).collect();
     if DECISIONS.iter().all(|d| decisions.iter().any(|t| t.str() == *d)) {
         errors.invalid(&decisions[decisions.len() - 1], "Approved and Denied conditions are mutually exclusive");
     }
@@ -104,7 +127,8 @@ impl Strategy for CertificateSigningRequest {
     fn validate_create(&self, _cx: &Context<'_>, object: &Value) -> Vec<FieldError> {
         let (spec, mut errors) = (At::new(object.at("spec"), "spec"), Errors::default());
         let request = spec.child("request");
-        let decoded = base64::Engine::decode(&base64::engine::general_purpose::STANDARD, request.str()).unwrap_or_default();
+        let decoded =
+            base64::Engine::decode(&base64::engine::general_purpose::STANDARD, request.str()).unwrap_or_default();
         if !decoded.windows(REQUEST_HEAD.len()).any(|w| w == REQUEST_HEAD) {
             errors.invalid(&request, "PEM block type must be CERTIFICATE REQUEST");
         }
@@ -122,7 +146,11 @@ impl Strategy for CertificateSigningRequest {
         } else {
             check_signer(&signer, &mut errors);
         }
-        errors.at_least(&spec.child("expirationSeconds"), MIN_SECONDS, "may not specify a duration less than 600 seconds (10 minutes)");
+        errors.at_least(
+            &spec.child("expirationSeconds"),
+            MIN_SECONDS,
+            "may not specify a duration less than 600 seconds (10 minutes)",
+        );
         check_conditions(object, &mut errors);
         errors.0
     }
@@ -149,7 +177,14 @@ impl Strategy for CertificateSigningRequest {
 
     fn table_row(&self, object: &Value, now: &str) -> Vec<Value> {
         let is = |kind: &str| object.find("status.conditions", "type", kind).is_some();
-        let mut condition = if is("Denied") { "Denied" } else if is("Approved") { "Approved" } else { "Pending" }.to_string();
+        let mut condition = if is("Denied") {
+            "Denied"
+        } else if is("Approved") {
+            "Approved"
+        } else {
+            "Pending"
+        }
+        .to_string();
         if is("Failed") {
             condition += ",Failed";
         }
@@ -179,7 +214,10 @@ impl Strategy for ClusterTrustBundle {
             check_signer(&signer, &mut errors);
             let prefix = signer.str().replace('/', ":") + ":";
             if !name.str().starts_with(&prefix) {
-                errors.invalid(&name, format!("ClusterTrustBundle for signerName {} must be named with prefix {prefix}", signer.str()));
+                errors.invalid(
+                    &name,
+                    format!("ClusterTrustBundle for signerName {} must be named with prefix {prefix}", signer.str()),
+                );
             }
         }
         errors.need(&at.child("spec.trustBundle"), "");
@@ -210,7 +248,8 @@ mod tests {
 
     #[test]
     fn approvers_decide_and_signers_sign() {
-        let pem = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, [REQUEST_HEAD, b"\nAA=="].concat());
+        let pem =
+            base64::Engine::encode(&base64::engine::general_purpose::STANDARD, [REQUEST_HEAD, b"\nAA=="].concat());
         let mut old = json!({"spec": {"request": pem, "usages": ["client auth"], "signerName": "example.com/s", "username": "forged"}});
         CertificateSigningRequest.prepare_create(&CX, &mut old);
         assert_eq!(old.text("spec.username"), "u");
@@ -224,15 +263,24 @@ mod tests {
             new
         };
         let approved = || json!([{"type": "Approved", "status": "True"}]);
-        assert_eq!(update("approval", "status.conditions", approved())["status"]["conditions"][0]["lastUpdateTime"], CX.now);
-        assert!(!update("status", "status.conditions", approved()).find("status.conditions", "type", "Approved").is_some());
+        assert_eq!(
+            update("approval", "status.conditions", approved())["status"]["conditions"][0]["lastUpdateTime"],
+            CX.now
+        );
+        assert!(
+            !update("status", "status.conditions", approved()).find("status.conditions", "type", "Approved").is_some()
+        );
         assert!(!update("", "status.certificate", json!("eA==")).has("status.certificate"));
         assert_eq!(update("", "spec.signerName", json!("other.com/x")).text("spec.signerName"), "example.com/s");
         let bad = json!({"spec": {"request": "", "signerName": "x"}});
-        expect(&CertificateSigningRequest.validate_create(&CX, &bad), &[
-            "spec.request: Invalid value: \"\": PEM block type must be CERTIFICATE REQUEST",
-            "spec.usages: Required value",
-            "spec.signerName: Invalid value: \"x\": must be a fully qualified domain and path of the form 'example.com/signer-name'",
-        ], &bad);
+        expect(
+            &CertificateSigningRequest.validate_create(&CX, &bad),
+            &[
+                "spec.request: Invalid value: \"\": PEM block type must be CERTIFICATE REQUEST",
+                "spec.usages: Required value",
+                "spec.signerName: Invalid value: \"x\": must be a fully qualified domain and path of the form 'example.com/signer-name'",
+            ],
+            &bad,
+        );
     }
 }

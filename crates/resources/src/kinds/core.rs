@@ -218,8 +218,12 @@ impl Strategy for Namespace {
         let phase = At::root(object).child("status.phase");
         match (cx.subresource, object.has("metadata.deletionTimestamp"), phase.str()) {
             ("finalize", ..) => return self.validate_create(cx, object),
-            ("status", false, said) if said != "Active" => errors.invalid(&phase, "may only be 'Active' if `deletionTimestamp` is empty"),
-            ("status", true, said) if said != "Terminating" => errors.invalid(&phase, "may only be 'Terminating' if `deletionTimestamp` is not empty"),
+            ("status", false, said) if said != "Active" => {
+                errors.invalid(&phase, "may only be 'Active' if `deletionTimestamp` is empty")
+            }
+            ("status", true, said) if said != "Terminating" => {
+                errors.invalid(&phase, "may only be 'Terminating' if `deletionTimestamp` is not empty")
+            }
             _ => {}
         }
         errors.0
@@ -264,7 +268,10 @@ impl Strategy for Secret {
         if !texts.is_empty() {
             let data = object.dig("data");
             for (key, text) in texts {
-                let encoded = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, text.as_str().unwrap_or_default());
+                let encoded = base64::Engine::encode(
+                    &base64::engine::general_purpose::STANDARD,
+                    text.as_str().unwrap_or_default(),
+                );
                 data.insert(key, encoded.into());
             }
         }
@@ -277,7 +284,8 @@ impl Strategy for Secret {
         if data.entries().map(|(_, v)| decoded_len(v.value)).sum::<usize>() > MAX_DATA_BYTES {
             errors.too_long(&data, MAX_DATA_BYTES);
         }
-        let entry = |key: &str| At { value: data.value.map("").get(key).unwrap_or(&Value::Null), path: data.path.key(key) };
+        let entry =
+            |key: &str| At { value: data.value.map("").get(key).unwrap_or(&Value::Null), path: data.path.key(key) };
         let kind = object.text("type");
         for key in SECRET_KEYS.iter().filter(|(of, _)| *of == kind).flat_map(|(_, keys)| *keys) {
             let entry = entry(key);
@@ -293,7 +301,9 @@ impl Strategy for Secret {
             }
         }
         if kind == TOKEN_TYPE && object.map("metadata.annotations").get(ACCOUNT_ANNOTATION).is_none_or(|a| a == "") {
-            errors.0.push(FieldError::required(&meta::FieldPath::new("metadata.annotations").key(ACCOUNT_ANNOTATION), ""));
+            errors
+                .0
+                .push(FieldError::required(&meta::FieldPath::new("metadata.annotations").key(ACCOUNT_ANNOTATION), ""));
         }
         errors.0
     }
@@ -347,9 +357,17 @@ mod tests {
         let check = |secret: Value, expected: &[&str]| expect(&Secret.validate_create(&CX, &secret), expected, &secret);
         check(secret, &[]);
         check(json!({"type": "kubernetes.io/tls", "data": {"tls.crt": ""}}), &["data[tls.key]: Required value"]);
-        check(json!({"type": "kubernetes.io/basic-auth"}), &["data[username]: Required value", "data[password]: Required value"]);
+        check(
+            json!({"type": "kubernetes.io/basic-auth"}),
+            &["data[username]: Required value", "data[password]: Required value"],
+        );
         check(json!({"type": "kubernetes.io/dockerconfigjson", "data": {".dockerconfigjson": "e30="}}), &[]);
-        check(json!({"data": {"a/b": ""}}), &["data[a/b]: Invalid value: \"a/b\": a valid config key must consist of alphanumeric characters, '-', '_' or '.' (e.g. 'key.name',  or 'KEY_NAME',  or 'key-name', regex used for validation is '[-._a-zA-Z0-9]+')"]);
+        check(
+            json!({"data": {"a/b": ""}}),
+            &[
+                "data[a/b]: Invalid value: \"a/b\": a valid config key must consist of alphanumeric characters, '-', '_' or '.' (e.g. 'key.name',  or 'KEY_NAME',  or 'key-name', regex used for validation is '[-._a-zA-Z0-9]+')",
+            ],
+        );
         let old = json!({"type": "Opaque"});
         let new = json!({"type": "Other"});
         expect(&Secret.validate_update(&CX, &new, &old), &["type: Invalid value: \"Other\": field is immutable"], &new);
@@ -358,14 +376,25 @@ mod tests {
     #[test]
     fn config_maps_are_bounded_and_may_be_frozen() {
         let big = json!({"data": {"a": "x".repeat((1 << 20) + 1)}});
-        assert_eq!(ConfigMap.validate_create(&CX, &big)[0].to_string(), "[]: Too long: may not be more than 1048576 bytes");
+        assert_eq!(
+            ConfigMap.validate_create(&CX, &big)[0].to_string(),
+            "[]: Too long: may not be more than 1048576 bytes"
+        );
         let both = json!({"data": {"a": ""}, "binaryData": {"a": ""}});
-        expect(&ConfigMap.validate_create(&CX, &both), &["data[a]: Invalid value: \"a\": duplicate of key present in binaryData"], &both);
+        expect(
+            &ConfigMap.validate_create(&CX, &both),
+            &["data[a]: Invalid value: \"a\": duplicate of key present in binaryData"],
+            &both,
+        );
         let (old, new) = (json!({"immutable": true, "data": {"a": "1"}}), json!({"data": {"a": "2"}}));
-        expect(&ConfigMap.validate_update(&CX, &new, &old), &[
-            "immutable: Forbidden: field is immutable when `immutable` is set",
-            "data: Forbidden: field is immutable when `immutable` is set",
-        ], &new);
+        expect(
+            &ConfigMap.validate_update(&CX, &new, &old),
+            &[
+                "immutable: Forbidden: field is immutable when `immutable` is set",
+                "data: Forbidden: field is immutable when `immutable` is set",
+            ],
+            &new,
+        );
     }
 
     #[test]
@@ -373,8 +402,11 @@ mod tests {
         let mut namespace = json!({"metadata": {"name": "n"}});
         Namespace.default(&mut namespace);
         Namespace.prepare_create(&CX, &mut namespace);
-        assert_eq!(namespace, json!({"metadata": {"name": "n", "labels": {"kubernetes.io/metadata.name": "n"}},
-            "spec": {"finalizers": ["kubernetes"]}, "status": {"phase": "Active"}}));
+        assert_eq!(
+            namespace,
+            json!({"metadata": {"name": "n", "labels": {"kubernetes.io/metadata.name": "n"}},
+            "spec": {"finalizers": ["kubernetes"]}, "status": {"phase": "Active"}})
+        );
         assert!(Namespace.held(&namespace));
         let mut new = namespace.clone();
         new.put("spec.finalizers", json!([]));
@@ -388,10 +420,15 @@ mod tests {
 
     #[test]
     fn endpoints_are_checked() {
-        let object = json!({"subsets": [{"addresses": [{"ip": "127.0.0.1"}], "ports": [{"port": 80, "protocol": "TCP"}]}, {}]});
-        expect(&Endpoints.validate_create(&CX, &object), &[
-            "subsets[0].addresses[0].ip: Invalid value: \"127.0.0.1\": may not be in the loopback range (127.0.0.0/8, ::1/128)",
-            "subsets[1]: Required value: must specify `addresses` or `notReadyAddresses`",
-        ], &object);
+        let object =
+            json!({"subsets": [{"addresses": [{"ip": "127.0.0.1"}], "ports": [{"port": 80, "protocol": "TCP"}]}, {}]});
+        expect(
+            &Endpoints.validate_create(&CX, &object),
+            &[
+                "subsets[0].addresses[0].ip: Invalid value: \"127.0.0.1\": may not be in the loopback range (127.0.0.0/8, ::1/128)",
+                "subsets[1]: Required value: must specify `addresses` or `notReadyAddresses`",
+            ],
+            &object,
+        );
     }
 }

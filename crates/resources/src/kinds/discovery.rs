@@ -50,8 +50,12 @@ impl Strategy for EndpointSlice {
                 let ip = formats::parse_ip(address.str());
                 match kind.str() {
                     "FQDN" => errors.format(&address, formats::fully_qualified_name),
-                    "IPv4" if !ip.is_some_and(|ip| ip.is_ipv4()) => errors.invalid(&address, "must be a valid IPv4 address"),
-                    "IPv6" if !ip.is_some_and(|ip| ip.is_ipv6()) => errors.invalid(&address, "must be a valid IPv6 address"),
+                    "IPv4" if !ip.is_some_and(|ip| ip.is_ipv4()) => {
+                        errors.invalid(&address, "must be a valid IPv4 address")
+                    }
+                    "IPv6" if !ip.is_some_and(|ip| ip.is_ipv6()) => {
+                        errors.invalid(&address, "must be a valid IPv6 address")
+                    }
                     _ => {
                         if let Some(complaint) = unreachable_address(address.str()) {
                             errors.invalid(&address, complaint);
@@ -126,11 +130,14 @@ mod tests {
             expect(&EndpointSlice.validate_create(&CX, &object), expected, &object);
         };
         check(json!({"addressType": "IPv4", "endpoints": [{"addresses": ["10.0.0.1"]}], "ports": [{"port": 80}]}), &[]);
-        check(json!({"addressType": "IPv4", "endpoints": [{"addresses": ["::1"]}, {}], "ports": [{}, {}]}), &[
-            "endpoints[0].addresses[0]: Invalid value: \"::1\": must be a valid IPv4 address",
-            "endpoints[1].addresses: Required value: must contain at least 1 address",
-            "ports[1].name: Duplicate value: \"\"",
-        ]);
+        check(
+            json!({"addressType": "IPv4", "endpoints": [{"addresses": ["::1"]}, {}], "ports": [{}, {}]}),
+            &[
+                "endpoints[0].addresses[0]: Invalid value: \"::1\": must be a valid IPv4 address",
+                "endpoints[1].addresses: Required value: must contain at least 1 address",
+                "ports[1].name: Duplicate value: \"\"",
+            ],
+        );
         check(json!({}), &["addressType: Required value"]);
     }
 }

@@ -85,7 +85,10 @@ const MAX_NOTE: usize = 1024;
 fn check(event: &Value, strictly: bool) -> Errors {
     let (at, mut errors) = (At::root(event), Errors::default());
     let (namespace, about) = (event.text("metadata.namespace"), at.child("involvedObject.namespace"));
-    let controller = At { value: event.at("reportingComponent"), path: meta::FieldPath::new(if strictly { "reportingController" } else { "reportingComponent" }) };
+    let controller = At {
+        value: event.at("reportingComponent"),
+        path: meta::FieldPath::new(if strictly { "reportingController" } else { "reportingComponent" }),
+    };
     let new = event.has("eventTime");
     let agrees = match about.str() {
         "" if new => matches!(namespace, "" | "default" | "kube-system"),
@@ -152,8 +155,17 @@ impl Strategy for Event {
     }
 
     fn validate_update(&self, _cx: &Context<'_>, object: &Value, old: &Value) -> Vec<FieldError> {
-        const KEPT: [&str; 9] =
-            ["involvedObject", "reason", "message", "type", "eventTime", "action", "related", "reportingComponent", "reportingInstance"];
+        const KEPT: [&str; 9] = [
+            "involvedObject",
+            "reason",
+            "message",
+            "type",
+            "eventTime",
+            "action",
+            "related",
+            "reportingComponent",
+            "reportingInstance",
+        ];
         // Events written through the older group may be looser.
         let mut errors = check(object, old.has("eventTime"));
         for field in KEPT {
@@ -198,7 +210,10 @@ mod tests {
             "source": {"component": "kubelet", "host": "n"}, "reason": "R", "type": "Normal", "reportingComponent": "kubelet"});
         let mut events = core.clone();
         convert(&mut events, CORE, EVENTS);
-        assert_eq!((events.text("note"), events.text("regarding.name"), events.int("deprecatedCount")), ("hello ", "a", 3));
+        assert_eq!(
+            (events.text("note"), events.text("regarding.name"), events.int("deprecatedCount")),
+            ("hello ", "a", 3)
+        );
         let now = "2026-01-01T00:01:00Z";
         let expect = json!(["10s", "Normal", "R", "pod/a", "", "kubelet, n", "hello", "60s", 3, "e"]);
         assert_eq!(Value::from(row(&core, now)), expect);
@@ -212,7 +227,10 @@ mod tests {
         let cx = Context { now: "2026-01-01T00:00:00Z", user: "u", groups: &[], subresource: "" };
         let old = json!({"metadata": {"namespace": "n"}, "involvedObject": {"namespace": "m"}});
         let said = |errors: Vec<FieldError>| errors.iter().map(ToString::to_string).collect::<Vec<_>>();
-        assert_eq!(said(CoreEvent.validate_create(&cx, &old)), ["involvedObject.namespace: Invalid value: \"m\": does not match event.namespace"]);
+        assert_eq!(
+            said(CoreEvent.validate_create(&cx, &old)),
+            ["involvedObject.namespace: Invalid value: \"m\": does not match event.namespace"]
+        );
         let new = json!({"metadata": {"namespace": "n"}, "involvedObject": {"namespace": "n"}, "eventTime": "2026-01-01T00:00:00.000000Z",
             "reportingComponent": "a.b/c", "reportingInstance": "i", "action": "A", "reason": "R", "type": "Normal"});
         assert_eq!(said(Event.validate_create(&cx, &new)), Vec::<String>::new());

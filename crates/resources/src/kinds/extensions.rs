@@ -55,7 +55,9 @@ fn check_scale(scale: &At<'_>, errors: &mut Errors) {
     if !scale.there() {
         return;
     }
-    for (field, root, required) in [("specReplicasPath", ".spec", true), ("statusReplicasPath", ".status", true), ("labelSelectorPath", "", false)] {
+    for (field, root, required) in
+        [("specReplicasPath", ".spec", true), ("statusReplicasPath", ".status", true), ("labelSelectorPath", "", false)]
+    {
         let path = scale.child(field);
         if required && !errors.need(&path, "") {
             continue;
@@ -133,7 +135,10 @@ fn check_definition(object: &Value) -> Errors {
     }
     errors.need_one_of(&spec.child("scope"), &["Cluster", "Namespaced"]);
     if spec.value.flag("preserveUnknownFields") {
-        errors.invalid(&spec.child("preserveUnknownFields"), "cannot set to true, set x-kubernetes-preserve-unknown-fields to true in spec.versions[*].schema instead");
+        errors.invalid(
+            &spec.child("preserveUnknownFields"),
+            "cannot set to true, set x-kubernetes-preserve-unknown-fields to true in spec.versions[*].schema instead",
+        );
     }
     let versions = spec.child("versions");
     for version in versions.items() {
@@ -175,7 +180,10 @@ impl Strategy for CustomResourceDefinition {
     fn prepare_create(&self, _cx: &Context<'_>, object: &mut Value) {
         let stored = storage_version(object).to_string();
         let versions: Vec<String> = Some(stored).filter(|s| !s.is_empty()).into_iter().collect();
-        object.put("status", json!({"storedVersions": versions, "conditions": null, "acceptedNames": {"plural": "", "kind": ""}}));
+        object.put(
+            "status",
+            json!({"storedVersions": versions, "conditions": null, "acceptedNames": {"plural": "", "kind": ""}}),
+        );
     }
 
     fn prepare_update(&self, _cx: &Context<'_>, object: &mut Value, _old: &Value) {
@@ -190,7 +198,8 @@ impl Strategy for CustomResourceDefinition {
     fn validate_create(&self, _cx: &Context<'_>, object: &Value) -> Vec<FieldError> {
         let mut errors = check_definition(object);
         let group = object.text("spec.group");
-        let protected = PROTECTED.iter().any(|p| group == *p || group.strip_suffix(p).is_some_and(|g| g.ends_with('.')));
+        let protected =
+            PROTECTED.iter().any(|p| group == *p || group.strip_suffix(p).is_some_and(|g| g.ends_with('.')));
         if protected && object.map("metadata.annotations").get(APPROVAL).is_none_or(|a| a == "") {
             let detail = "protected groups must have approval annotation \"api-approved.kubernetes.io\", see https://github.com/kubernetes/enhancements/pull/1111";
             errors.0.push(FieldError::required(&meta::FieldPath::new("metadata.annotations").key(APPROVAL), detail));
@@ -200,8 +209,10 @@ impl Strategy for CustomResourceDefinition {
 
     fn validate_update(&self, _cx: &Context<'_>, object: &Value, old: &Value) -> Vec<FieldError> {
         let (spec, mut errors) = (At::new(object.at("spec"), "spec"), check_definition(object));
-        let established = old.find("status.conditions", "type", "Established").is_some_and(|c| c.text("status") == "True");
-        let kept: &[&str] = if established { &["group", "names.plural", "scope", "names.kind"] } else { &["group", "names.plural"] };
+        let established =
+            old.find("status.conditions", "type", "Established").is_some_and(|c| c.text("status") == "True");
+        let kept: &[&str] =
+            if established { &["group", "names.plural", "scope", "names.kind"] } else { &["group", "names.plural"] };
         for field in kept {
             errors.immutable(&spec.child(field), old.at("spec").at(field));
         }
@@ -254,13 +265,22 @@ impl Strategy for ApiService {
         for (field, max) in [("groupPriorityMinimum", MAX_GROUP_PRIORITY), ("versionPriority", MAX_VERSION_PRIORITY)] {
             let priority = spec.child(field);
             if !(1..=max).contains(&priority.number().unwrap_or(0)) {
-                errors.invalid_as(&priority, priority.number().unwrap_or(0), format!("must be positive and less than {max}"));
+                errors.invalid_as(
+                    &priority,
+                    priority.number().unwrap_or(0),
+                    format!("must be positive and less than {max}"),
+                );
             }
         }
-        let (service, bundle, insecure) = (spec.child("service"), spec.child("caBundle"), spec.child("insecureSkipTLSVerify"));
+        let (service, bundle, insecure) =
+            (spec.child("service"), spec.child("caBundle"), spec.child("insecureSkipTLSVerify"));
         if !service.there() {
             if !bundle.blank() {
-                errors.invalid_as(&bundle, format!("{} bytes", bundle.str().len() / 4 * 3), "local APIServices may not have a caBundle");
+                errors.invalid_as(
+                    &bundle,
+                    format!("{} bytes", bundle.str().len() / 4 * 3),
+                    "local APIServices may not have a caBundle",
+                );
             }
             if insecure.value == &Value::Bool(true) {
                 errors.invalid(&insecure, "local APIServices may not have insecureSkipTLSVerify");
@@ -301,7 +321,11 @@ impl Strategy for ApiService {
 
     fn table_row(&self, object: &Value, now: &str) -> Vec<Value> {
         let service = object.at("spec.service");
-        let service = if service.is_null() { "Local".into() } else { format!("{}/{}", service.text("namespace"), service.text("name")) };
+        let service = if service.is_null() {
+            "Local".into()
+        } else {
+            format!("{}/{}", service.text("namespace"), service.text("name"))
+        };
         let available = match object.find("status.conditions", "type", "Available") {
             None => "Unknown".to_string(),
             Some(c) if c.text("status") == "False" => format!("False ({})", c.text("reason")),
@@ -338,17 +362,42 @@ mod tests {
         };
         let version = |name: &str, storage: bool| json!({"name": name, "served": true, "storage": storage, "schema": {"openAPIV3Schema": {"type": "object"}}});
         check(&[], &[]);
-        assert_eq!(definition(&[])["spec"]["names"], json!({"plural": "foos", "singular": "foo", "kind": "Foo", "listKind": "FooList"}));
+        assert_eq!(
+            definition(&[])["spec"]["names"],
+            json!({"plural": "foos", "singular": "foo", "kind": "Foo", "listKind": "FooList"})
+        );
         assert_eq!(definition(&[])["status"]["storedVersions"], json!(["v1"]));
-        check(&[("metadata.name", json!("x.example.com"))], &["metadata.name: Invalid value: \"x.example.com\": must be spec.names.plural+\".\"+spec.group"]);
-        check(&[("spec.group", json!("example")), ("metadata.name", json!("foos.example"))],
-            &["spec.group: Invalid value: \"example\": should be a domain with at least one dot"]);
-        check(&[("spec.scope", json!("World"))], &["spec.scope: Unsupported value: \"World\": supported values: \"Cluster\", \"Namespaced\""]);
-        check(&[("spec.versions", json!([{"name": "v1", "storage": true}]))],
-            &["spec.versions[0].schema.openAPIV3Schema: Required value: schemas are required"]);
-        assert!(CustomResourceDefinition.validate_create(&CX, &definition(&[("spec.versions", json!([version("v1", true), version("v2", true)]))]))
-            .iter().any(|e| e.detail == "must have exactly one version marked as storage version"));
-        check(&[("spec.group", json!("x.k8s.io")), ("metadata.name", json!("foos.x.k8s.io"))], &["metadata.annotations[api-approved.kubernetes.io]: Required value: protected groups must have approval annotation \"api-approved.kubernetes.io\", see https://github.com/kubernetes/enhancements/pull/1111"]);
+        check(
+            &[("metadata.name", json!("x.example.com"))],
+            &["metadata.name: Invalid value: \"x.example.com\": must be spec.names.plural+\".\"+spec.group"],
+        );
+        check(
+            &[("spec.group", json!("example")), ("metadata.name", json!("foos.example"))],
+            &["spec.group: Invalid value: \"example\": should be a domain with at least one dot"],
+        );
+        check(
+            &[("spec.scope", json!("World"))],
+            &["spec.scope: Unsupported value: \"World\": supported values: \"Cluster\", \"Namespaced\""],
+        );
+        check(
+            &[("spec.versions", json!([{"name": "v1", "storage": true}]))],
+            &["spec.versions[0].schema.openAPIV3Schema: Required value: schemas are required"],
+        );
+        assert!(
+            CustomResourceDefinition
+                .validate_create(
+                    &CX,
+                    &definition(&[("spec.versions", json!([version("v1", true), version("v2", true)]))])
+                )
+                .iter()
+                .any(|e| e.detail == "must have exactly one version marked as storage version")
+        );
+        check(
+            &[("spec.group", json!("x.k8s.io")), ("metadata.name", json!("foos.x.k8s.io"))],
+            &[
+                "metadata.annotations[api-approved.kubernetes.io]: Required value: protected groups must have approval annotation \"api-approved.kubernetes.io\", see https://github.com/kubernetes/enhancements/pull/1111",
+            ],
+        );
         let old = definition(&[]);
         let mut new = definition(&[("spec.versions", json!([version("v1", false), version("v2", true)]))]);
         new.put("status.storedVersions", json!(["v1"]));
@@ -361,6 +410,10 @@ mod tests {
     fn api_services_are_checked() {
         let object = json!({"metadata": {"name": "v1.a.b"}, "spec": {"group": "a.b", "version": "v1", "groupPriorityMinimum": 100,
             "versionPriority": 0, "service": {"name": "s", "namespace": "n", "port": 443}}});
-        expect(&ApiService.validate_create(&CX, &object), &["spec.versionPriority: Invalid value: 0: must be positive and less than 1000"], &object);
+        expect(
+            &ApiService.validate_create(&CX, &object),
+            &["spec.versionPriority: Invalid value: 0: must be positive and less than 1000"],
+            &object,
+        );
     }
 }

@@ -25,7 +25,8 @@ fn check_subject(at: &At<'_>, errors: &mut Errors) {
     };
     let subject = at.child(field);
     if !subject.there() {
-        return errors.required(&subject, &format!("{field} is required when subject kind is '{}'", at.value.text("kind")));
+        return errors
+            .required(&subject, &format!("{field} is required when subject kind is '{}'", at.value.text("kind")));
     }
     errors.need(&subject.child("name"), "");
     if field == "serviceAccount" {
@@ -99,7 +100,8 @@ impl Strategy for PriorityLevel {
             limited.or_put("nominalConcurrencyShares", SHARES);
             limited.or_put("lendablePercent", 0);
             if let Some(queuing) = limited.at_mut("limitResponse.queuing") {
-                for (field, value) in [("queues", QUEUES), ("handSize", HAND_SIZE), ("queueLengthLimit", QUEUE_LENGTH)] {
+                for (field, value) in [("queues", QUEUES), ("handSize", HAND_SIZE), ("queueLengthLimit", QUEUE_LENGTH)]
+                {
                     if queuing.int(field) == 0 {
                         queuing.put(field, value);
                     }
@@ -130,8 +132,12 @@ impl Strategy for PriorityLevel {
                 let (response, queuing) = (limited.child("limitResponse.type"), limited.child("limitResponse.queuing"));
                 errors.need_one_of(&response, &["Queue", "Reject"]);
                 match (response.str(), queuing.there()) {
-                    ("Reject", true) => errors.forbidden(&queuing, "must be nil if limited.limitResponse.type is not Limited"),
-                    ("Queue", false) => errors.required(&queuing, "must not be empty if limited.limitResponse.type is Limited"),
+                    ("Reject", true) => {
+                        errors.forbidden(&queuing, "must be nil if limited.limitResponse.type is not Limited")
+                    }
+                    ("Queue", false) => {
+                        errors.required(&queuing, "must not be empty if limited.limitResponse.type is Limited")
+                    }
                     _ => {}
                 }
                 for field in ["queues", "handSize", "queueLengthLimit"].map(|f| queuing.child(f)) {
@@ -141,7 +147,10 @@ impl Strategy for PriorityLevel {
                     errors.invalid(&queuing.child("queues"), format!("must not be greater than {MAX_QUEUES}"));
                 }
                 if queuing.value.int("handSize") > queuing.value.int("queues") {
-                    errors.invalid(&queuing.child("handSize"), format!("should not be greater than queues ({})", queuing.value.int("queues")));
+                    errors.invalid(
+                        &queuing.child("handSize"),
+                        format!("should not be greater than queues ({})", queuing.value.int("queues")),
+                    );
                 }
             }
             _ => {}

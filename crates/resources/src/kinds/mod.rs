@@ -46,6 +46,7 @@ pub mod resource;
 pub mod scheduling;
 pub mod service;
 pub mod storage;
+pub mod volume;
 
 kinds! {
     /// A kind whose schema says it all, printed by name and time.

@@ -160,7 +160,8 @@ impl Strategy for Ingress {
 
     fn warnings(&self, object: &Value) -> Vec<String> {
         let annotated = object.map("metadata.annotations").contains_key(CLASS_ANNOTATION);
-        let text = "annotation \"kubernetes.io/ingress.class\" is deprecated, please use 'spec.ingressClassName' instead";
+        let text =
+            "annotation \"kubernetes.io/ingress.class\" is deprecated, please use 'spec.ingressClassName' instead";
         annotated.then(|| text.to_string()).into_iter().collect()
     }
 
@@ -270,7 +271,10 @@ impl Strategy for IpAddress {
             "" => parent.text("resource").to_string(),
             group => format!("{}.{group}", parent.text("resource")),
         };
-        let text = [&resource, parent.text("namespace"), parent.text("name")].into_iter().filter(|t| !t.is_empty()).collect::<Vec<_>>();
+        let text = [&resource, parent.text("namespace"), parent.text("name")]
+            .into_iter()
+            .filter(|t| !t.is_empty())
+            .collect::<Vec<_>>();
         vec![name(object), or_none(&text.join("/")), age(object, now)]
     }
 }
@@ -436,42 +440,68 @@ mod tests {
         check(&Ingress, json!({"defaultBackend": backend()}), &[]);
         check(&Ingress, json!({}), &["spec: Invalid value: []: either `defaultBackend` or `rules` must be specified"]);
         check(&Ingress, path(json!({"path": "/", "pathType": "Prefix", "backend": backend()})), &[]);
-        check(&Ingress, path(json!({"path": "/"})), &["spec.rules[0].http.paths[0].pathType: Required value: pathType must be specified"]);
-        check(&Ingress, path(json!({"path": "x//y", "pathType": "Exact", "backend": {}})), &[
-            "spec.rules[0].http.paths[0].path: Invalid value: \"x//y\": must be an absolute path",
-            "spec.rules[0].http.paths[0].path: Invalid value: \"x//y\": must not contain '//'",
-            "spec.rules[0].http.paths[0].backend: Invalid value: \"\": resource or service backend is required",
-        ]);
-        check(&Ingress, json!({"defaultBackend": {"service": {"name": "s"}}, "rules": [{"host": "1.2.3.4"}]}), &[
-            "spec.defaultBackend: Required value: port name or number is required",
-            "spec.rules[0].host: Invalid value: \"1.2.3.4\": must be a DNS name, not an IP address",
-        ]);
-        check(&IngressClass, json!({"controller": "x"}),
-            &["spec.controller: Invalid value: \"x\": must be a domain-prefixed path (such as \"acme.io/foo\")"]);
+        check(
+            &Ingress,
+            path(json!({"path": "/"})),
+            &["spec.rules[0].http.paths[0].pathType: Required value: pathType must be specified"],
+        );
+        check(
+            &Ingress,
+            path(json!({"path": "x//y", "pathType": "Exact", "backend": {}})),
+            &[
+                "spec.rules[0].http.paths[0].path: Invalid value: \"x//y\": must be an absolute path",
+                "spec.rules[0].http.paths[0].path: Invalid value: \"x//y\": must not contain '//'",
+                "spec.rules[0].http.paths[0].backend: Invalid value: \"\": resource or service backend is required",
+            ],
+        );
+        check(
+            &Ingress,
+            json!({"defaultBackend": {"service": {"name": "s"}}, "rules": [{"host": "1.2.3.4"}]}),
+            &[
+                "spec.defaultBackend: Required value: port name or number is required",
+                "spec.rules[0].host: Invalid value: \"1.2.3.4\": must be a DNS name, not an IP address",
+            ],
+        );
+        check(
+            &IngressClass,
+            json!({"controller": "x"}),
+            &["spec.controller: Invalid value: \"x\": must be a domain-prefixed path (such as \"acme.io/foo\")"],
+        );
     }
 
     #[test]
     fn network_policies_are_checked() {
         let object = check(&NetworkPolicy, json!({"podSelector": {}, "egress": [{"ports": [{"port": 53}]}]}), &[]);
-        assert_eq!((&object["spec"]["policyTypes"], &object["spec"]["egress"][0]["ports"][0]["protocol"]), (&json!(["Ingress", "Egress"]), &json!("TCP")));
-        let block = |except: &str| json!({"ingress": [{"from": [{"ipBlock": {"cidr": "10.0.0.0/8", "except": [except]}}]}]});
+        assert_eq!(
+            (&object["spec"]["policyTypes"], &object["spec"]["egress"][0]["ports"][0]["protocol"]),
+            (&json!(["Ingress", "Egress"]), &json!("TCP"))
+        );
+        let block =
+            |except: &str| json!({"ingress": [{"from": [{"ipBlock": {"cidr": "10.0.0.0/8", "except": [except]}}]}]});
         check(&NetworkPolicy, block("10.1.0.0/16"), &[]);
         for bad in ["11.0.0.0/16", "10.0.0.0/8"] {
-            let expected = format!("spec.ingress[0].from[0].ipBlock.except[0]: Invalid value: \"{bad}\": must be a strict subset of `cidr`");
+            let expected = format!(
+                "spec.ingress[0].from[0].ipBlock.except[0]: Invalid value: \"{bad}\": must be a strict subset of `cidr`"
+            );
             check(&NetworkPolicy, block(bad), &[&expected]);
         }
-        check(&NetworkPolicy, json!({"ingress": [{"from": [{}], "ports": [{"endPort": 5}, {"port": 80, "endPort": 70}]}]}), &[
-            "spec.ingress[0].from[0]: Required value: must specify a peer",
-            "spec.ingress[0].ports[0].endPort: Invalid value: 5: may not be specified when `port` is not specified",
-            "spec.ingress[0].ports[1].endPort: Invalid value: 80: must be greater than or equal to `port`",
-        ]);
+        check(
+            &NetworkPolicy,
+            json!({"ingress": [{"from": [{}], "ports": [{"endPort": 5}, {"port": 80, "endPort": 70}]}]}),
+            &[
+                "spec.ingress[0].from[0]: Required value: must specify a peer",
+                "spec.ingress[0].ports[0].endPort: Invalid value: 5: may not be specified when `port` is not specified",
+                "spec.ingress[0].ports[1].endPort: Invalid value: 80: must be greater than or equal to `port`",
+            ],
+        );
     }
-
 
     #[test]
     fn hosts_are_cut_as_upstream_cuts_them() {
         let rules = |hosts: &[&str]| hosts.iter().map(|h| json!({"host": h})).collect::<Vec<_>>();
-        for (given, expect) in [(&[][..], "*"), (&[""], "*"), (&["a", "b"], "a,b"), (&["a", "b", "c", "d"], "a,b,c + 1 more...")] {
+        for (given, expect) in
+            [(&[][..], "*"), (&[""], "*"), (&["a", "b"], "a,b"), (&["a", "b", "c", "d"], "a,b,c + 1 more...")]
+        {
             assert_eq!(hosts(&rules(given)), expect);
         }
     }

@@ -25,7 +25,8 @@ fn roles(node: &Value) -> String {
         None if key == ROLE_LABEL => value.as_str().map(Into::into),
         None => None,
     };
-    let roles: BTreeSet<String> = node.map("metadata.labels").iter().filter_map(role).filter(|r| !r.is_empty()).collect();
+    let roles: BTreeSet<String> =
+        node.map("metadata.labels").iter().filter_map(role).filter(|r| !r.is_empty()).collect();
     roles.into_iter().collect::<Vec<_>>().join(",")
 }
 
@@ -49,7 +50,10 @@ impl Strategy for Node {
     fn validate_create(&self, _cx: &Context<'_>, object: &Value) -> Vec<FieldError> {
         let mut errors = Errors::default();
         let at = At::root(object);
-        scheduling::taints(&At { value: object.at("spec.taints"), path: meta::FieldPath::new("metadata.taints") }, &mut errors);
+        scheduling::taints(
+            &At { value: object.at("spec.taints"), path: meta::FieldPath::new("metadata.taints") },
+            &mut errors,
+        );
         let ranges = at.child("spec.podCIDRs");
         for range in ranges.items() {
             for complaint in formats::cidr(range.str()) {
@@ -76,7 +80,10 @@ impl Strategy for Node {
             errors.forbidden(&spec.child("podCIDRs"), "node updates may not change podCIDR except from \"\" to valid");
         }
         if !before.text("providerID").is_empty() && before.text("providerID") != spec.value.text("providerID") {
-            errors.forbidden(&spec.child("providerID"), "node updates may not change providerID except from \"\" to valid");
+            errors.forbidden(
+                &spec.child("providerID"),
+                "node updates may not change providerID except from \"\" to valid",
+            );
         }
         errors.unique(At::new(object.at("status"), "status").each("addresses"));
         errors.0
@@ -101,7 +108,8 @@ impl Strategy for Node {
         if object.flag("spec.unschedulable") {
             status += ",SchedulingDisabled";
         }
-        let address = |kind: &str| or_none(object.find("status.addresses", "type", kind).map_or("", |a| a.text("address")));
+        let address =
+            |kind: &str| or_none(object.find("status.addresses", "type", kind).map_or("", |a| a.text("address")));
         let info = object.at("status.nodeInfo");
         let known = |field: &str| Value::from(Some(info.text(field)).filter(|t| !t.is_empty()).unwrap_or("<unknown>"));
         vec![
@@ -153,8 +161,18 @@ mod tests {
             "spec": {"unschedulable": true},
             "status": {"conditions": [{"type": "Ready", "status": "Unknown"}], "nodeInfo": {"kubeletVersion": "v1.37.0", "osImage": "Debian"},
                 "addresses": [{"type": "InternalIP", "address": "10.0.0.1"}]}});
-        let expect = json!(["n", "NotReady,SchedulingDisabled", "a,control-plane", "5m", "v1.37.0", "10.0.0.1", "<none>", "Debian",
-            "<unknown>", "<unknown>"]);
+        let expect = json!([
+            "n",
+            "NotReady,SchedulingDisabled",
+            "a,control-plane",
+            "5m",
+            "v1.37.0",
+            "10.0.0.1",
+            "<none>",
+            "Debian",
+            "<unknown>",
+            "<unknown>"
+        ]);
         assert_eq!(Value::from(Node.table_row(&node, "2026-01-01T00:05:00Z")), expect);
     }
 }

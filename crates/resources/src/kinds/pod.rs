@@ -42,10 +42,13 @@ impl Strategy for Pod {
     fn prepare_create(&self, cx: &Context<'_>, object: &mut Value) {
         let mut status = json!({"phase": "Pending", "qosClass": resources::quality_of_service(object.at("spec"))});
         if !object.list("spec.schedulingGates").is_empty() {
-            status.put("conditions", json!([{
-                "type": "PodScheduled", "status": "False", "reason": "SchedulingGated", "lastProbeTime": null,
-                "lastTransitionTime": cx.now, "message": "Scheduling is blocked due to non-empty scheduling gates",
-            }]));
+            status.put(
+                "conditions",
+                json!([{
+                    "type": "PodScheduled", "status": "False", "reason": "SchedulingGated", "lastProbeTime": null,
+                    "lastTransitionTime": cx.now, "message": "Scheduling is blocked due to non-empty scheduling gates",
+                }]),
+            );
         }
         object.put("status", status);
     }
@@ -73,7 +76,12 @@ impl Strategy for Pod {
         let spec = At::new(object.at("spec"), "spec");
         pod_spec::spec(&spec, object.text("metadata.name"), &mut errors);
         if spec.value.text("serviceAccountName").is_empty() {
-            for token in spec.each("volumes").flat_map(|v| v.each("projected.sources")).map(|s| s.child("serviceAccountToken")).filter(At::there) {
+            for token in spec
+                .each("volumes")
+                .flat_map(|v| v.each("projected.sources"))
+                .map(|s| s.child("serviceAccountToken"))
+                .filter(At::there)
+            {
                 errors.forbidden(&token, "must not be specified when serviceAccountName is not set");
             }
         }
@@ -135,7 +143,10 @@ pub fn env_warnings(spec: &At<'_>) -> Vec<String> {
         for variable in container.each("env") {
             let name = variable.value.text("name");
             if !seen.insert(name) {
-                warnings.push(format!("{}: hides previous definition of {name:?}, which may be dropped when using apply", variable.path));
+                warnings.push(format!(
+                    "{}: hides previous definition of {name:?}, which may be dropped when using apply",
+                    variable.path
+                ));
             }
         }
     }
@@ -174,7 +185,8 @@ mod tests {
             }
             Pod.prepare_update(&cx(subresource), &mut new, &old);
             let errors = Pod.validate_update(&cx(subresource), &new, &old);
-            let first_lines: Vec<String> = errors.iter().map(|e| e.to_string().lines().next().unwrap_or_default().to_string()).collect();
+            let first_lines: Vec<String> =
+                errors.iter().map(|e| e.to_string().lines().next().unwrap_or_default().to_string()).collect();
             assert_eq!(first_lines, expected, "{path}");
             new
         };
@@ -186,15 +198,24 @@ mod tests {
         check("", "spec.hostname", json!("h"), &[OTHER]);
         check("", "containers.command", json!(["x"]), &[OTHER]);
         check("", "containers.resources", json!({"limits": {"cpu": "1"}}), &[OTHER]);
-        check("", "spec.containers", json!([{"name": "a", "image": "x", "imagePullPolicy": "Always", "terminationMessagePolicy": "File"},
+        check(
+            "",
+            "spec.containers",
+            json!([{"name": "a", "image": "x", "imagePullPolicy": "Always", "terminationMessagePolicy": "File"},
             {"name": "b", "image": "x", "imagePullPolicy": "Always", "terminationMessagePolicy": "File"}]),
-            &["spec.containers: Forbidden: pod updates may not add or remove containers"]);
-        let resized = check("resize", "containers.resources", json!({"requests": {"cpu": "1"}}),
-            &["spec: Invalid value: \"Burstable\": Pod QOS Class may not change as a result of resizing"]);
+            &["spec.containers: Forbidden: pod updates may not add or remove containers"],
+        );
+        let resized = check(
+            "resize",
+            "containers.resources",
+            json!({"requests": {"cpu": "1"}}),
+            &["spec: Invalid value: \"Burstable\": Pod QOS Class may not change as a result of resizing"],
+        );
         assert_eq!(resized["spec"]["containers"][0]["resources"]["requests"]["cpu"], "1");
         let same = check("resize", "containers.image", json!("y"), &[]);
         assert_eq!(same, pod());
-        let debugged = check("ephemeralcontainers", "spec.ephemeralContainers", json!([{"name": "d", "image": "b"}]), &[]);
+        let debugged =
+            check("ephemeralcontainers", "spec.ephemeralContainers", json!([{"name": "d", "image": "b"}]), &[]);
         assert_eq!(debugged["spec"]["ephemeralContainers"][0]["imagePullPolicy"], "Always");
     }
 
@@ -220,6 +241,10 @@ mod tests {
         let mut pod = pod();
         pod.put("spec.ephemeralContainers", json!([{"name": "d", "image": "b"}]));
         Pod.default(&mut pod);
-        expect(&Pod.validate_create(&cx(""), &pod), &["spec.ephemeralContainers: Forbidden: cannot be set on create"], &pod);
+        expect(
+            &Pod.validate_create(&cx(""), &pod),
+            &["spec.ephemeralContainers: Forbidden: cannot be set on create"],
+            &pod,
+        );
     }
 }

@@ -43,7 +43,8 @@ fn summary(pod: &Value) -> (usize, String, Restarts<'_>) {
         reason = "SchedulingGated".into();
     }
     let init = pod.list("spec.initContainers");
-    let sidecars: HashSet<&str> = init.iter().filter(|c| c.text("restartPolicy") == "Always").map(|c| c.text("name")).collect();
+    let sidecars: HashSet<&str> =
+        init.iter().filter(|c| c.text("restartPolicy") == "Always").map(|c| c.text("name")).collect();
     let (mut all, mut of_sidecars, mut ready, mut initializing) = (Restarts::default(), Restarts::default(), 0, false);
     for (i, container) in pod.list("status.initContainerStatuses").iter().enumerate() {
         let sidecar = sidecars.contains(container.text("name"));
@@ -135,7 +136,11 @@ mod tests {
             let pod = json!({"metadata": {"name": "p"}, "spec": {"containers": [{"name": "a"}, {"name": "b"}], "initContainers": init},
                 "status": {"phase": phase, "containerStatuses": statuses, "initContainerStatuses": init_statuses}});
             let row = row(&pod, "2026-01-01T00:05:00Z");
-            assert_eq!((row[1].as_str(), row[2].as_str(), row[3].as_str()), (Some(expect.0), Some(expect.1), Some(expect.2)), "{pod}");
+            assert_eq!(
+                (row[1].as_str(), row[2].as_str(), row[3].as_str()),
+                (Some(expect.0), Some(expect.1), Some(expect.2)),
+                "{pod}"
+            );
         };
         let running = json!({"ready": true, "restartCount": 0, "state": {"running": {}}});
         let completed = json!({"restartCount": 0, "state": {"terminated": {"exitCode": 0, "reason": "Completed"}}});
@@ -151,11 +156,20 @@ mod tests {
         check(none(), json!([killed]), none(), "Failed", ("0/2", "Signal:9", "0"));
         let init = || json!([{"name": "i"}, {"name": "j"}]);
         check(init(), none(), json!([{"name": "i", "state": {"running": {}}}]), "Pending", ("0/2", "Init:0/2", "0"));
-        check(init(), none(), json!([{"name": "i", "restartCount": 2, "state": {"terminated": {"exitCode": 2}}}]), "Pending",
-            ("0/2", "Init:ExitCode:2", "2"));
-        check(json!([{"name": "s", "restartPolicy": "Always"}]), json!([running, running]),
-            json!([{"name": "s", "started": true, "ready": true, "restartCount": 1, "state": {"running": {}}}]), "Running",
-            ("3/3", "Running", "1"));
+        check(
+            init(),
+            none(),
+            json!([{"name": "i", "restartCount": 2, "state": {"terminated": {"exitCode": 2}}}]),
+            "Pending",
+            ("0/2", "Init:ExitCode:2", "2"),
+        );
+        check(
+            json!([{"name": "s", "restartPolicy": "Always"}]),
+            json!([running, running]),
+            json!([{"name": "s", "started": true, "ready": true, "restartCount": 1, "state": {"running": {}}}]),
+            "Running",
+            ("3/3", "Running", "1"),
+        );
     }
 
     #[test]

@@ -71,14 +71,28 @@ impl Strategy for PodDisruptionBudget {
 }
 
 const SCOPES: [&str; 7] = [
-    "BestEffort", "CrossNamespacePodAffinity", "NotBestEffort", "NotTerminating", "PriorityClass", "Terminating", "VolumeAttributesClass",
+    "BestEffort",
+    "CrossNamespacePodAffinity",
+    "NotBestEffort",
+    "NotTerminating",
+    "PriorityClass",
+    "Terminating",
+    "VolumeAttributesClass",
 ];
 
 /// Whether a scope says anything about a resource: the scopes are about pods, and that of best effort only counts them.
 fn scope_fits(scope: &str, resource: &str) -> bool {
     const OF_PODS: [&str; 10] = [
-        "pods", "cpu", "memory", "ephemeral-storage", "requests.cpu", "requests.memory", "requests.ephemeral-storage", "limits.cpu",
-        "limits.memory", "limits.ephemeral-storage",
+        "pods",
+        "cpu",
+        "memory",
+        "ephemeral-storage",
+        "requests.cpu",
+        "requests.memory",
+        "requests.ephemeral-storage",
+        "limits.cpu",
+        "limits.memory",
+        "limits.ephemeral-storage",
     ];
     match scope {
         "BestEffort" => resource == "pods",
@@ -119,10 +133,16 @@ impl Strategy for ResourceQuota {
             let values = expression.child("values");
             match expression.value.text("operator") {
                 "In" | "NotIn" if values.value.list("").is_empty() => {
-                    errors.required(&values, "must be at least one value when `operator` is 'In' or 'NotIn' for scope selector");
+                    errors.required(
+                        &values,
+                        "must be at least one value when `operator` is 'In' or 'NotIn' for scope selector",
+                    );
                 }
                 "Exists" | "DoesNotExist" if !values.value.list("").is_empty() => {
-                    errors.invalid(&values, "must be no value when `operator` is 'Exist' or 'DoesNotExist' for scope selector");
+                    errors.invalid(
+                        &values,
+                        "must be no value when `operator` is 'Exist' or 'DoesNotExist' for scope selector",
+                    );
                 }
                 "In" | "NotIn" | "Exists" | "DoesNotExist" => {}
                 _ => errors.invalid(&expression.child("operator"), "not a valid selector operator"),
@@ -136,7 +156,9 @@ impl Strategy for ResourceQuota {
             return Vec::new();
         }
         let mut errors = Errors(self.validate_create(cx, object));
-        let scopes = |v: &Value| v.list("spec.scopes").iter().filter_map(|s| s.as_str().map(String::from)).collect::<HashSet<_>>();
+        let scopes = |v: &Value| {
+            v.list("spec.scopes").iter().filter_map(|s| s.as_str().map(String::from)).collect::<HashSet<_>>()
+        };
         if scopes(object) != scopes(old) {
             errors.invalid(&At::root(object).child("spec.scopes"), IMMUTABLE);
         }
@@ -152,7 +174,11 @@ impl Strategy for ResourceQuota {
         let side = |limits: bool| {
             let of = hard.iter().filter(|(name, _)| name.starts_with("limits.") == limits);
             let used = |name: &str| used.get(name).map_or("0".to_string(), quantity);
-            Value::from(of.map(|(name, hard)| format!("{name}: {}/{}", used(name), quantity(hard))).collect::<Vec<_>>().join(", "))
+            Value::from(
+                of.map(|(name, hard)| format!("{name}: {}/{}", used(name), quantity(hard)))
+                    .collect::<Vec<_>>()
+                    .join(", "),
+            )
         };
         vec![name(object), side(false), side(true), age(object, now)]
     }
@@ -200,7 +226,10 @@ fn check_limit(limit: &At<'_>, errors: &mut Errors) {
             if let (Some(a), Some(b)) = (quantity(smaller, name), quantity(larger, name))
                 && a > b
             {
-                let at = At { value: limit.value.map(at).get(name).unwrap_or(&Value::Null), path: limit.path.child(at).key(name) };
+                let at = At {
+                    value: limit.value.map(at).get(name).unwrap_or(&Value::Null),
+                    path: limit.path.child(at).key(name),
+                };
                 errors.invalid(&at, format!("{smaller_name} {a} is greater than {larger_name} {b}"));
             }
         }
@@ -213,7 +242,10 @@ fn check_limit(limit: &At<'_>, errors: &mut Errors) {
         }
     }
     if kind == "PersistentVolumeClaim" && quantity("min", "storage").is_none() && quantity("max", "storage").is_none() {
-        errors.required(&limit.child("limits"), "either minimum or maximum storage value is required, but neither was provided");
+        errors.required(
+            &limit.child("limits"),
+            "either minimum or maximum storage value is required, but neither was provided",
+        );
     }
 }
 
@@ -232,7 +264,10 @@ impl Strategy for LimitRange {
         let (spec, mut errors) = (At::new(object.at("spec"), "spec"), Errors::default());
         for limit in spec.each("limits") {
             let kind = limit.child("type");
-            if errors.need(&kind, "") && !kind.str().contains('/') && !["Container", "PersistentVolumeClaim", "Pod"].contains(&kind.str()) {
+            if errors.need(&kind, "")
+                && !kind.str().contains('/')
+                && !["Container", "PersistentVolumeClaim", "Pod"].contains(&kind.str())
+            {
                 errors.invalid(&kind, "must be a standard limit type or fully qualified");
             }
             check_limit(&limit, &mut errors);
@@ -269,28 +304,51 @@ mod tests {
     #[test]
     fn budgets() {
         check(&PodDisruptionBudget, json!({"minAvailable": "50%"}), &[]);
-        check(&PodDisruptionBudget, json!({"minAvailable": "150%"}), &["spec.minAvailable: Invalid value: \"150%\": must not be greater than 100%"]);
-        check(&PodDisruptionBudget, json!({"minAvailable": 1, "maxUnavailable": 1}),
-            &["spec: Invalid value: {\"maxUnavailable\":1,\"minAvailable\":1}: minAvailable and maxUnavailable cannot be both set"]);
+        check(
+            &PodDisruptionBudget,
+            json!({"minAvailable": "150%"}),
+            &["spec.minAvailable: Invalid value: \"150%\": must not be greater than 100%"],
+        );
+        check(
+            &PodDisruptionBudget,
+            json!({"minAvailable": 1, "maxUnavailable": 1}),
+            &[
+                "spec: Invalid value: {\"maxUnavailable\":1,\"minAvailable\":1}: minAvailable and maxUnavailable cannot be both set",
+            ],
+        );
     }
 
     #[test]
     fn quotas() {
         check(&ResourceQuota, json!({"hard": {"pods": "10", "requests.cpu": "1", "count/deployments.apps": "5"}}), &[]);
-        check(&ResourceQuota, json!({"hard": {"pods": "-1", "x": "1"}}), &[
-            "spec.hard[pods]: Invalid value: \"-1\": must be greater than or equal to 0",
-            "spec.hard[x]: Invalid value: \"x\": must be a standard resource type or fully qualified",
-            "spec.hard[x]: Invalid value: \"x\": must be a standard resource for quota",
-        ]);
-        check(&ResourceQuota, json!({"scopes": ["Terminating", "NotTerminating"]}),
-            &["spec.scopes: Invalid value: [\"Terminating\",\"NotTerminating\"]: conflicting scopes"]);
+        check(
+            &ResourceQuota,
+            json!({"hard": {"pods": "-1", "x": "1"}}),
+            &[
+                "spec.hard[pods]: Invalid value: \"-1\": must be greater than or equal to 0",
+                "spec.hard[x]: Invalid value: \"x\": must be a standard resource type or fully qualified",
+                "spec.hard[x]: Invalid value: \"x\": must be a standard resource for quota",
+            ],
+        );
+        check(
+            &ResourceQuota,
+            json!({"scopes": ["Terminating", "NotTerminating"]}),
+            &["spec.scopes: Invalid value: [\"Terminating\",\"NotTerminating\"]: conflicting scopes"],
+        );
     }
 
     #[test]
     fn limits() {
-        let object = check(&LimitRange, json!({"limits": [{"type": "Container", "max": {"cpu": "1"}, "min": {"memory": "1Mi"}}]}), &[]);
+        let object = check(
+            &LimitRange,
+            json!({"limits": [{"type": "Container", "max": {"cpu": "1"}, "min": {"memory": "1Mi"}}]}),
+            &[],
+        );
         assert_eq!(object["spec"]["limits"][0]["defaultRequest"], json!({"cpu": "1", "memory": "1Mi"}));
-        check(&LimitRange, json!({"limits": [{"type": "Pod", "max": {"cpu": "1"}, "min": {"cpu": "2"}}]}),
-            &["spec.limits[0].min[cpu]: Invalid value: \"2\": min value 2 is greater than max value 1"]);
+        check(
+            &LimitRange,
+            json!({"limits": [{"type": "Pod", "max": {"cpu": "1"}, "min": {"cpu": "2"}}]}),
+            &["spec.limits[0].min[cpu]: Invalid value: \"2\": min value 2 is greater than max value 1"],
+        );
     }
 }

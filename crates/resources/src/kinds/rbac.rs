@@ -208,20 +208,28 @@ mod tests {
         let mut new = old.clone();
         new.put("roleRef.name", "other");
         assert_eq!(RoleBinding.validate_update(&CX, &new, &old)[0].detail, "cannot change roleRef");
-        expect(&ClusterRoleBinding.validate_create(&CX, &old), &[
-            "roleRef.kind: Unsupported value: \"Role\": supported values: \"ClusterRole\"",
-            "subjects[1].namespace: Required value",
-        ], &old);
+        expect(
+            &ClusterRoleBinding.validate_create(&CX, &old),
+            &[
+                "roleRef.kind: Unsupported value: \"Role\": supported values: \"ClusterRole\"",
+                "subjects[1].namespace: Required value",
+            ],
+            &old,
+        );
     }
 
     #[test]
     fn rules_name_verbs_and_resources() {
         let role = json!({"rules": [{}, {"verbs": ["get"], "nonResourceURLs": ["/x"]}]});
-        expect(&Role.validate_create(&CX, &role), &[
-            "rules[0].verbs: Required value: verbs must contain at least one value",
-            "rules[0].apiGroups: Required value: resource rules must supply at least one api group",
-            "rules[0].resources: Required value: resource rules must supply at least one resource",
-            "rules[1].nonResourceURLs: Invalid value: [\"/x\"]: namespaced rules cannot apply to non-resource URLs",
-        ], &role);
+        expect(
+            &Role.validate_create(&CX, &role),
+            &[
+                "rules[0].verbs: Required value: verbs must contain at least one value",
+                "rules[0].apiGroups: Required value: resource rules must supply at least one api group",
+                "rules[0].resources: Required value: resource rules must supply at least one resource",
+                "rules[1].nonResourceURLs: Invalid value: [\"/x\"]: namespaced rules cannot apply to non-resource URLs",
+            ],
+            &role,
+        );
     }
 }

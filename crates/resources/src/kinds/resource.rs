@@ -51,7 +51,7 @@ fn check_claim(spec: &At<'_>, errors: &mut Errors) {
     for request in requests.items() {
         errors.need_format(&request.child("name"), formats::dns_label);
         let alternatives = request.child("firstAvailable");
-        if request.value.has("exactly") == !alternatives.value.list("").is_empty() {
+        if request.value.has("exactly") != alternatives.value.list("").is_empty() {
             errors.invalid_as(&request, "", "exactly one of `exactly` or `firstAvailable` is required");
         }
         for one in [request.child("exactly")].into_iter().filter(At::there).chain(alternatives.items()) {
@@ -143,8 +143,14 @@ impl Strategy for ResourceSlice {
         errors.need(&spec.child("pool.name"), "");
         errors.positive(&spec.child("pool.resourceSliceCount"));
         let places = ["nodeName", "nodeSelector", "allNodes", "perDeviceNodeSelection"];
-        if places.iter().filter(|p| spec.value.has(p) && spec.value.at(p) != false && spec.value.at(p) != "").count() != 1 {
-            errors.invalid_as(&spec, "", "exactly one of `nodeName`, `nodeSelector`, `allNodes`, `perDeviceNodeSelection` is required");
+        if places.iter().filter(|p| spec.value.has(p) && spec.value.at(p) != false && spec.value.at(p) != "").count()
+            != 1
+        {
+            errors.invalid_as(
+                &spec,
+                "",
+                "exactly one of `nodeName`, `nodeSelector`, `allNodes`, `perDeviceNodeSelection` is required",
+            );
         }
         for device in spec.each("devices") {
             errors.need_format(&device.child("name"), formats::dns_label);
@@ -166,7 +172,14 @@ impl Strategy for ResourceSlice {
     }
 
     fn table_row(&self, object: &Value, now: &str) -> Vec<Value> {
-        let node = if object.flag("spec.allNodes") { "<all nodes>".into() } else { or_none(object.text("spec.nodeName")) };
-        vec![name(object), node, object.text("spec.driver").into(), object.text("spec.pool.name").into(), age(object, now)]
+        let node =
+            if object.flag("spec.allNodes") { "<all nodes>".into() } else { or_none(object.text("spec.nodeName")) };
+        vec![
+            name(object),
+            node,
+            object.text("spec.driver").into(),
+            object.text("spec.pool.name").into(),
+            age(object, now),
+        ]
     }
 }

@@ -15,7 +15,8 @@ kinds! {
 const HIGHEST_USER_PRIORITY: i64 = 1_000_000_000;
 const SYSTEM_PREFIX: &str = "system-";
 /// Name and value of the classes the system itself has.
-const SYSTEM_CLASSES: [(&str, i64); 2] = [("system-node-critical", 2_000_001_000), ("system-cluster-critical", 2_000_000_000)];
+const SYSTEM_CLASSES: [(&str, i64); 2] =
+    [("system-node-critical", 2_000_001_000), ("system-cluster-critical", 2_000_000_000)];
 
 impl Strategy for PriorityClass {
     fn default(&self, object: &mut Value) {
@@ -29,15 +30,27 @@ impl Strategy for PriorityClass {
         if name.str().starts_with(SYSTEM_PREFIX) {
             let why = match SYSTEM_CLASSES.iter().find(|(known, _)| *known == name.str()) {
                 None => Some(format!("{} is not a known system priority class", name.str())),
-                Some((_, wanted)) if value.number() != Some(*wanted) => Some(format!("value of {} PriorityClass must be {wanted}", name.str())),
-                Some(_) if object.flag("globalDefault") => Some(format!("globalDefault of {} PriorityClass must be false", name.str())),
+                Some((_, wanted)) if value.number() != Some(*wanted) => {
+                    Some(format!("value of {} PriorityClass must be {wanted}", name.str()))
+                }
+                Some(_) if object.flag("globalDefault") => {
+                    Some(format!("globalDefault of {} PriorityClass must be false", name.str()))
+                }
                 Some(_) => None,
             };
             if let Some(why) = why {
-                errors.forbidden(&name, format!("priority class names with 'system-' prefix are reserved for system use only. error: {why}"));
+                errors.forbidden(
+                    &name,
+                    format!(
+                        "priority class names with 'system-' prefix are reserved for system use only. error: {why}"
+                    ),
+                );
             }
         } else if value.number().unwrap_or(0) > HIGHEST_USER_PRIORITY {
-            errors.forbidden(&value, format!("maximum allowed value of a user defined priority is {HIGHEST_USER_PRIORITY}"));
+            errors.forbidden(
+                &value,
+                format!("maximum allowed value of a user defined priority is {HIGHEST_USER_PRIORITY}"),
+            );
         }
         errors.may_one_of(&at.child("preemptionPolicy"), &["Never", "PreemptLowerPriority"]);
         errors.0
@@ -58,7 +71,13 @@ impl Strategy for PriorityClass {
 
     fn table_row(&self, object: &Value, now: &str) -> Vec<Value> {
         let policy = object.at("preemptionPolicy").as_str().unwrap_or("<unset>");
-        vec![name(object), object.int("value").into(), object.flag("globalDefault").into(), policy.into(), age(object, now)]
+        vec![
+            name(object),
+            object.int("value").into(),
+            object.flag("globalDefault").into(),
+            policy.into(),
+            age(object, now),
+        ]
     }
 }
 
@@ -95,15 +114,31 @@ mod tests {
     #[test]
     fn priorities_are_bounded_and_stay() {
         let class = |name: &str, value: i64| json!({"metadata": {"name": name}, "value": value});
-        let check = |object: Value, expected: &[&str]| expect(&PriorityClass.validate_create(&CX, &object), expected, &object);
+        let check =
+            |object: Value, expected: &[&str]| expect(&PriorityClass.validate_create(&CX, &object), expected, &object);
         check(class("a", 1_000_000_000), &[]);
-        check(class("a", 1_000_000_001), &["value: Forbidden: maximum allowed value of a user defined priority is 1000000000"]);
+        check(
+            class("a", 1_000_000_001),
+            &["value: Forbidden: maximum allowed value of a user defined priority is 1000000000"],
+        );
         check(class("system-node-critical", 2_000_001_000), &[]);
-        check(class("system-x", 1),
-            &["metadata.name: Forbidden: priority class names with 'system-' prefix are reserved for system use only. error: system-x is not a known system priority class"]);
+        check(
+            class("system-x", 1),
+            &[
+                "metadata.name: Forbidden: priority class names with 'system-' prefix are reserved for system use only. error: system-x is not a known system priority class",
+            ],
+        );
         let (new, old) = (class("a", 2), class("a", 1));
-        expect(&PriorityClass.validate_update(&CX, &new, &old), &["value: Forbidden: may not be changed in an update."], &new);
+        expect(
+            &PriorityClass.validate_update(&CX, &new, &old),
+            &["value: Forbidden: may not be changed in an update."],
+            &new,
+        );
         let lease = json!({"spec": {"leaseDurationSeconds": 0}});
-        expect(&Lease.validate_create(&CX, &lease), &["spec.leaseDurationSeconds: Invalid value: 0: must be greater than 0"], &lease);
+        expect(
+            &Lease.validate_create(&CX, &lease),
+            &["spec.leaseDurationSeconds: Invalid value: 0: must be greater than 0"],
+            &lease,
+        );
     }
 }

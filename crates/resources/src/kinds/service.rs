@@ -153,7 +153,11 @@ fn check_ports(spec: &At<'_>, errors: &mut Errors) {
             }
         }
         if spec.value.text("type") == "LoadBalancer" && number.number() == Some(KUBELET_PORT) {
-            errors.invalid_as(&port, KUBELET_PORT, format!("may not expose port {KUBELET_PORT} externally since it is used by kubelet"));
+            errors.invalid_as(
+                &port,
+                KUBELET_PORT,
+                format!("may not expose port {KUBELET_PORT} externally since it is used by kubelet"),
+            );
         }
     }
     errors.unique(spec.each("ports").map(|p| p.child("name")));
@@ -219,7 +223,8 @@ fn check_addresses(spec: &At<'_>, errors: &mut Errors) {
 }
 
 fn check_traffic(spec: &At<'_>, errors: &mut Errors) {
-    let (outside, inside, health) = (spec.child("externalTrafficPolicy"), spec.child("internalTrafficPolicy"), spec.child("healthCheckNodePort"));
+    let (outside, inside, health) =
+        (spec.child("externalTrafficPolicy"), spec.child("internalTrafficPolicy"), spec.child("healthCheckNodePort"));
     match (external(spec.value), outside.blank()) {
         (true, true) => errors.required(&outside, ""),
         (true, false) => errors.one_of(&outside, &["Cluster", "Local"]),
@@ -231,7 +236,10 @@ fn check_traffic(spec: &At<'_>, errors: &mut Errors) {
     if health.number().unwrap_or(0) != 0 {
         errors.port(&health);
         if !has_health_port(spec.value) {
-            errors.invalid(&health, "may only be set when `type` is 'LoadBalancer' and `externalTrafficPolicy` is 'Local'");
+            errors.invalid(
+                &health,
+                "may only be set when `type` is 'LoadBalancer' and `externalTrafficPolicy` is 'Local'",
+            );
         }
     }
 }
@@ -331,10 +339,16 @@ impl Strategy for Service {
         }
         check_kept_address(&spec, before, &mut errors);
         let (health, class) = (spec.child("healthCheckNodePort"), spec.child("loadBalancerClass"));
-        if has_health_port(before) && has_health_port(spec.value) && !same(health.value, before.at("healthCheckNodePort")) {
+        if has_health_port(before)
+            && has_health_port(spec.value)
+            && !same(health.value, before.at("healthCheckNodePort"))
+        {
             errors.invalid(&health, IMMUTABLE);
         }
-        if before.text("type") == "LoadBalancer" && spec.value.text("type") == "LoadBalancer" && !same(class.value, before.at("loadBalancerClass")) {
+        if before.text("type") == "LoadBalancer"
+            && spec.value.text("type") == "LoadBalancer"
+            && !same(class.value, before.at("loadBalancerClass"))
+        {
             errors.invalid(&class, "may not change once set");
         }
         check(object, &mut errors);
@@ -385,11 +399,22 @@ mod tests {
     #[test]
     fn services_are_filled_in() {
         let object = service(json!({"ports": [{"port": 80}]}));
-        assert_eq!(object["spec"], json!({"ports": [{"port": 80, "protocol": "TCP", "targetPort": 80}], "type": "ClusterIP",
-            "sessionAffinity": "None", "internalTrafficPolicy": "Cluster"}));
-        let object = service(json!({"type": "LoadBalancer", "clusterIP": "10.0.0.1", "sessionAffinity": "ClientIP", "ports": [{"port": 80, "targetPort": "web"}]}));
-        assert_eq!((object["spec"].flag("allocateLoadBalancerNodePorts"), object["spec"].text("externalTrafficPolicy")), (true, "Cluster"));
-        assert_eq!((&object["spec"]["clusterIPs"], object["spec"].int("sessionAffinityConfig.clientIP.timeoutSeconds")), (&json!(["10.0.0.1"]), 10800));
+        assert_eq!(
+            object["spec"],
+            json!({"ports": [{"port": 80, "protocol": "TCP", "targetPort": 80}], "type": "ClusterIP",
+            "sessionAffinity": "None", "internalTrafficPolicy": "Cluster"})
+        );
+        let object = service(
+            json!({"type": "LoadBalancer", "clusterIP": "10.0.0.1", "sessionAffinity": "ClientIP", "ports": [{"port": 80, "targetPort": "web"}]}),
+        );
+        assert_eq!(
+            (object["spec"].flag("allocateLoadBalancerNodePorts"), object["spec"].text("externalTrafficPolicy")),
+            (true, "Cluster")
+        );
+        assert_eq!(
+            (&object["spec"]["clusterIPs"], object["spec"].int("sessionAffinityConfig.clientIP.timeoutSeconds")),
+            (&json!(["10.0.0.1"]), 10800)
+        );
     }
 
     #[test]
@@ -404,32 +429,62 @@ mod tests {
         check(json!({"clusterIP": "None"}), &[]);
         check(json!({"type": "ExternalName"}), &["spec.externalName: Required value"]);
         check(json!({"type": "ExternalName", "externalName": "example.com."}), &[]);
-        check(json!({"type": "Wrong", "ports": port()}),
-            &["spec.type: Unsupported value: \"Wrong\": supported values: \"ClusterIP\", \"ExternalName\", \"LoadBalancer\", \"NodePort\""]);
-        check(json!({"ports": [{"port": 80}, {"name": "b", "port": 80}]}), &[
-            "spec.ports[0].name: Required value",
-            "spec.ports[1]: Duplicate value: {\"port\":80,\"protocol\":\"TCP\"}",
-        ]);
-        check(json!({"ports": [{"port": 0}]}), &[
-            "spec.ports[0].port: Invalid value: 0: must be between 1 and 65535, inclusive",
-            "spec.ports[0].targetPort: Invalid value: 0: must be between 1 and 65535, inclusive",
-        ]);
-        check(json!({"ports": [{"port": 80, "nodePort": 30000}]}), &["spec.ports[0].nodePort: Forbidden: may not be used when `type` is 'ClusterIP'"]);
-        check(json!({"type": "NodePort", "clusterIP": "None", "ports": port()}),
-            &["spec.clusterIPs[0]: Invalid value: \"None\": may not be set to 'None' for NodePort services"]);
-        check(json!({"clusterIP": "10.0.0.1", "clusterIPs": ["10.0.0.2"], "ports": port()}),
-            &["spec.clusterIPs: Invalid value: [\"10.0.0.2\"]: first value must match `clusterIP`"]);
-        check(json!({"externalTrafficPolicy": "Local", "ports": port()}),
-            &["spec.externalTrafficPolicy: Invalid value: \"Local\": may only be set for externally-accessible services"]);
-        check(json!({"externalIPs": ["127.0.0.1"], "ports": port()}),
-            &["spec.externalIPs[0]: Invalid value: \"127.0.0.1\": may not be in the loopback range (127.0.0.0/8, ::1/128)"]);
-        check(json!({"sessionAffinity": "ClientIP", "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": 0}}, "ports": port()}),
-            &["spec.sessionAffinityConfig.clientIP.timeoutSeconds: Invalid value: 0: must be greater than 0 and less than 86400"]);
+        check(
+            json!({"type": "Wrong", "ports": port()}),
+            &[
+                "spec.type: Unsupported value: \"Wrong\": supported values: \"ClusterIP\", \"ExternalName\", \"LoadBalancer\", \"NodePort\"",
+            ],
+        );
+        check(
+            json!({"ports": [{"port": 80}, {"name": "b", "port": 80}]}),
+            &[
+                "spec.ports[0].name: Required value",
+                "spec.ports[1]: Duplicate value: {\"port\":80,\"protocol\":\"TCP\"}",
+            ],
+        );
+        check(
+            json!({"ports": [{"port": 0}]}),
+            &[
+                "spec.ports[0].port: Invalid value: 0: must be between 1 and 65535, inclusive",
+                "spec.ports[0].targetPort: Invalid value: 0: must be between 1 and 65535, inclusive",
+            ],
+        );
+        check(
+            json!({"ports": [{"port": 80, "nodePort": 30000}]}),
+            &["spec.ports[0].nodePort: Forbidden: may not be used when `type` is 'ClusterIP'"],
+        );
+        check(
+            json!({"type": "NodePort", "clusterIP": "None", "ports": port()}),
+            &["spec.clusterIPs[0]: Invalid value: \"None\": may not be set to 'None' for NodePort services"],
+        );
+        check(
+            json!({"clusterIP": "10.0.0.1", "clusterIPs": ["10.0.0.2"], "ports": port()}),
+            &["spec.clusterIPs: Invalid value: [\"10.0.0.2\"]: first value must match `clusterIP`"],
+        );
+        check(
+            json!({"externalTrafficPolicy": "Local", "ports": port()}),
+            &[
+                "spec.externalTrafficPolicy: Invalid value: \"Local\": may only be set for externally-accessible services",
+            ],
+        );
+        check(
+            json!({"externalIPs": ["127.0.0.1"], "ports": port()}),
+            &[
+                "spec.externalIPs[0]: Invalid value: \"127.0.0.1\": may not be in the loopback range (127.0.0.0/8, ::1/128)",
+            ],
+        );
+        check(
+            json!({"sessionAffinity": "ClientIP", "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": 0}}, "ports": port()}),
+            &[
+                "spec.sessionAffinityConfig.clientIP.timeoutSeconds: Invalid value: 0: must be greater than 0 and less than 86400",
+            ],
+        );
     }
 
     #[test]
     fn types_change_and_addresses_stay() {
-        let old = service(json!({"type": "NodePort", "clusterIP": "10.0.0.1", "ports": [{"port": 80, "nodePort": 30000}]}));
+        let old =
+            service(json!({"type": "NodePort", "clusterIP": "10.0.0.1", "ports": [{"port": 80, "nodePort": 30000}]}));
         let check = |changes: &[(&str, Value)], expected: &[&str]| {
             let mut new = old.clone();
             for (path, value) in changes {
@@ -443,8 +498,10 @@ mod tests {
         assert_eq!(plain["spec"]["ports"][0].at("nodePort"), &Value::Null);
         let named = check(&[("spec.type", json!("ExternalName")), ("spec.externalName", json!("a.b"))], &[]);
         assert!(!named.has("spec.clusterIP"));
-        check(&[("spec.clusterIP", json!("10.0.0.2")), ("spec.clusterIPs", json!(["10.0.0.2"]))],
-            &["spec.clusterIPs[0]: Invalid value: [\"10.0.0.2\"]: may not change once set"]);
+        check(
+            &[("spec.clusterIP", json!("10.0.0.2")), ("spec.clusterIPs", json!(["10.0.0.2"]))],
+            &["spec.clusterIPs[0]: Invalid value: [\"10.0.0.2\"]: may not change once set"],
+        );
     }
 
     #[test]
@@ -456,12 +513,25 @@ mod tests {
             assert_eq!(Value::from(row), expect);
         };
         let ports = json!([{"port": 80, "nodePort": 30080, "protocol": "TCP"}, {"port": 53, "protocol": "UDP"}]);
-        check(json!({"type": "NodePort", "clusterIPs": ["10.0.0.1"], "ports": ports, "selector": {"a": "b"}}), json!({}),
-            json!(["NodePort", "10.0.0.1", "<none>", "80:30080/TCP,53/UDP", "60m", "a=b"]));
-        check(json!({"type": "ExternalName", "externalName": "x.y"}), json!({}),
-            json!(["ExternalName", "<none>", "x.y", "<none>", "60m", "<none>"]));
-        check(json!({"type": "LoadBalancer", "externalIPs": ["1.1.1.1"]}), json!({"loadBalancer": {"ingress": [{"ip": "2.2.2.2"}]}}),
-            json!(["LoadBalancer", "<none>", "2.2.2.2,1.1.1.1", "<none>", "60m", "<none>"]));
-        check(json!({"type": "LoadBalancer"}), json!({}), json!(["LoadBalancer", "<none>", "<pending>", "<none>", "60m", "<none>"]));
+        check(
+            json!({"type": "NodePort", "clusterIPs": ["10.0.0.1"], "ports": ports, "selector": {"a": "b"}}),
+            json!({}),
+            json!(["NodePort", "10.0.0.1", "<none>", "80:30080/TCP,53/UDP", "60m", "a=b"]),
+        );
+        check(
+            json!({"type": "ExternalName", "externalName": "x.y"}),
+            json!({}),
+            json!(["ExternalName", "<none>", "x.y", "<none>", "60m", "<none>"]),
+        );
+        check(
+            json!({"type": "LoadBalancer", "externalIPs": ["1.1.1.1"]}),
+            json!({"loadBalancer": {"ingress": [{"ip": "2.2.2.2"}]}}),
+            json!(["LoadBalancer", "<none>", "2.2.2.2,1.1.1.1", "<none>", "60m", "<none>"]),
+        );
+        check(
+            json!({"type": "LoadBalancer"}),
+            json!({}),
+            json!(["LoadBalancer", "<none>", "<pending>", "<none>", "60m", "<none>"]),
+        );
     }
 }

@@ -8,8 +8,15 @@ use crate::tree::Tree;
 
 /// Fields the downward API shows in the environment.
 pub const DOWNWARD_FIELDS: &[&str] = &[
-    "metadata.name", "metadata.namespace", "metadata.uid", "spec.nodeName", "spec.serviceAccountName", "status.hostIP",
-    "status.hostIPs", "status.podIP", "status.podIPs",
+    "metadata.name",
+    "metadata.namespace",
+    "metadata.uid",
+    "spec.nodeName",
+    "spec.serviceAccountName",
+    "status.hostIP",
+    "status.hostIPs",
+    "status.podIP",
+    "status.podIPs",
 ];
 const PROTOCOLS: [&str; 3] = ["TCP", "UDP", "SCTP"];
 const PULL_POLICIES: [&str; 3] = ["Always", "IfNotPresent", "Never"];
@@ -50,7 +57,10 @@ fn environment(container: &At<'_>, errors: &mut Errors) {
             continue;
         }
         let (field, resource) = (from.child("fieldRef"), from.child("resourceFieldRef"));
-        let count = ["fieldRef", "resourceFieldRef", "configMapKeyRef", "secretKeyRef", "fileKeyRef"].iter().filter(|f| from.value.has(f)).count();
+        let count = ["fieldRef", "resourceFieldRef", "configMapKeyRef", "secretKeyRef", "fileKeyRef"]
+            .iter()
+            .filter(|f| from.value.has(f))
+            .count();
         if field.there() {
             let mut fields = DOWNWARD_FIELDS.to_vec();
             fields.sort_unstable();
@@ -65,7 +75,9 @@ fn environment(container: &At<'_>, errors: &mut Errors) {
         }
         match count {
             0 => errors.invalid_as(&from, "", ONE),
-            _ if !variable.value.text("value").is_empty() => errors.invalid_as(&from, "", "may not be specified when `value` is not empty"),
+            _ if !variable.value.text("value").is_empty() => {
+                errors.invalid_as(&from, "", "may not be specified when `value` is not empty")
+            }
             1 => {}
             _ => errors.invalid_as(&from, "", "may not have more than one field specified at a time"),
         }
@@ -73,7 +85,8 @@ fn environment(container: &At<'_>, errors: &mut Errors) {
     let list = container.child("envFrom");
     for from in list.items() {
         errors.may_format(&from.child("prefix"), formats::env_name);
-        let sources: Vec<At<'_>> = ["configMapRef", "secretRef"].map(|s| from.child(s)).into_iter().filter(At::there).collect();
+        let sources: Vec<At<'_>> =
+            ["configMapRef", "secretRef"].map(|s| from.child(s)).into_iter().filter(At::there).collect();
         for source in &sources {
             errors.need_format(&source.child("name"), formats::dns_subdomain);
         }
@@ -88,7 +101,8 @@ fn environment(container: &At<'_>, errors: &mut Errors) {
 fn mounts<'v>(container: &At<'v>, volumes: &HashSet<&str>, errors: &mut Errors) {
     let mut paths = HashSet::new();
     // Upstream says of these which list they are in, not which mount.
-    let of_list = |at: At<'v>, field: &str| At { path: container.path.child("volumeMounts").child(field), value: at.value };
+    let of_list =
+        |at: At<'v>, field: &str| At { path: container.path.child("volumeMounts").child(field), value: at.value };
     for mount in container.each("volumeMounts") {
         let (name, path) = (mount.child("name"), mount.child("mountPath"));
         errors.need(&name, "");
@@ -112,7 +126,8 @@ fn mounts<'v>(container: &At<'v>, volumes: &HashSet<&str>, errors: &mut Errors) 
         let propagation = of_list(mount.child("mountPropagation"), "mountPropagation");
         errors.may_one_of(&propagation, &["Bidirectional", "HostToContainer", "None"]);
         if propagation.str() == "Bidirectional" && !container.value.flag("securityContext.privileged") {
-            errors.forbidden(&propagation, "Bidirectional mount propagation is available only to privileged containers");
+            errors
+                .forbidden(&propagation, "Bidirectional mount propagation is available only to privileged containers");
         }
     }
     for device in container.each("volumeDevices") {
@@ -140,7 +155,9 @@ fn http_get(at: &At<'_>, errors: &mut Errors) {
 
 /// What a probe or hook does: exactly one thing.
 fn handler(at: &At<'_>, sleep: bool, errors: &mut Errors) {
-    let mut kinds = ["exec", "httpGet", "tcpSocket", "grpc", "sleep"].into_iter().filter(|k| at.value.has(k) && (sleep || *k != "sleep"));
+    let mut kinds = ["exec", "httpGet", "tcpSocket", "grpc", "sleep"]
+        .into_iter()
+        .filter(|k| at.value.has(k) && (sleep || *k != "sleep"));
     let Some(kind) = kinds.next() else {
         errors.required(at, "must specify a handler type");
         return;
@@ -210,7 +227,8 @@ fn common(container: &At<'_>, volumes: &HashSet<&str>, errors: &mut Errors) {
 fn host_ports<'v>(containers: impl Iterator<Item = At<'v>>, errors: &mut Errors) {
     let mut taken = HashSet::new();
     for port in containers.flat_map(|c| c.each("ports")).filter(|p| p.value.int("hostPort") != 0) {
-        let text = format!("{}/{}/{}", port.value.text("protocol"), port.value.text("hostIP"), port.value.int("hostPort"));
+        let text =
+            format!("{}/{}/{}", port.value.text("protocol"), port.value.text("hostIP"), port.value.int("hostPort"));
         if !taken.insert(text.clone()) {
             errors.0.push(meta::FieldError::duplicate(&port.path.child("hostPort"), text));
         }
@@ -254,14 +272,21 @@ pub fn of_spec(spec: &At<'_>, volumes: &HashSet<&str>, errors: &mut Errors) {
         if sidecar {
             running(&container, errors);
         } else {
-            forbid(&container, &["lifecycle", "livenessProbe", "readinessProbe", "startupProbe"], "may not be set for init containers without restartPolicy=Always", errors);
+            forbid(
+                &container,
+                &["lifecycle", "livenessProbe", "readinessProbe", "startupProbe"],
+                "may not be set for init containers without restartPolicy=Always",
+                errors,
+            );
         }
     }
     for container in spec.each("ephemeralContainers") {
         common(&container, volumes, errors);
         named(&container, errors);
         let target = container.child("targetContainerName");
-        if !target.blank() && !containers.items().chain(spec.each("initContainers")).any(|c| c.value.text("name") == target.str()) {
+        if !target.blank()
+            && !containers.items().chain(spec.each("initContainers")).any(|c| c.value.text("name") == target.str())
+        {
             errors.not_found(&target);
         }
         let fields = ["ports", "lifecycle", "livenessProbe", "readinessProbe", "startupProbe", "resizePolicy"];

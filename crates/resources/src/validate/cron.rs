@@ -70,7 +70,9 @@ fn parse(schedule: &str) -> Result<(), String> {
     }
     if schedule.starts_with('@') {
         return match schedule.strip_prefix("@every ") {
-            Some(every) if every.starts_with(|c: char| c.is_ascii_digit()) && every.ends_with(['h', 'm', 's']) => Ok(()),
+            Some(every) if every.starts_with(|c: char| c.is_ascii_digit()) && every.ends_with(['h', 'm', 's']) => {
+                Ok(())
+            }
             Some(every) => Err(format!("failed to parse duration {schedule}: time: invalid duration {every:?}")),
             None if WORDS.contains(&schedule) => Ok(()),
             None => Err(format!("unrecognized descriptor: {schedule}")),
@@ -78,7 +80,12 @@ fn parse(schedule: &str) -> Result<(), String> {
     }
     let fields: Vec<&str> = schedule.split_whitespace().collect();
     if fields.len() != FIELDS.len() {
-        return Err(format!("expected exactly {} fields, found {}: [{}]", FIELDS.len(), fields.len(), fields.join(" ")));
+        return Err(format!(
+            "expected exactly {} fields, found {}: [{}]",
+            FIELDS.len(),
+            fields.len(),
+            fields.join(" ")
+        ));
     }
     for (text, field) in fields.iter().zip(FIELDS) {
         for part in text.split(',').filter(|p| !p.is_empty()) {
@@ -95,15 +102,71 @@ pub fn schedule(text: &str) -> Complaints {
 
 /// First parts of names in the time zone database; the rest is for who has the database.
 const AREAS: [&str; 17] = [
-    "Africa", "America", "Antarctica", "Arctic", "Asia", "Atlantic", "Australia", "Brazil", "Canada", "Chile", "Etc", "Europe",
-    "Indian", "Mexico", "Pacific", "US", "posix",
+    "Africa",
+    "America",
+    "Antarctica",
+    "Arctic",
+    "Asia",
+    "Atlantic",
+    "Australia",
+    "Brazil",
+    "Canada",
+    "Chile",
+    "Etc",
+    "Europe",
+    "Indian",
+    "Mexico",
+    "Pacific",
+    "US",
+    "posix",
 ];
 /// Names of zones without an area.
 const ZONES: [&str; 45] = [
-    "UTC", "GMT", "CET", "CST6CDT", "Cuba", "EET", "EST", "EST5EDT", "Egypt", "Eire", "GB", "GB-Eire", "GMT+0", "GMT-0", "GMT0",
-    "Greenwich", "HST", "Hongkong", "Iceland", "Iran", "Israel", "Jamaica", "Japan", "Kwajalein", "Libya", "MET", "MST", "MST7MDT",
-    "NZ", "NZ-CHAT", "Navajo", "PRC", "PST8PDT", "Poland", "Portugal", "ROC", "ROK", "Singapore", "Turkey", "UCT", "Universal",
-    "W-SU", "WET", "Zulu", "Factory",
+    "UTC",
+    "GMT",
+    "CET",
+    "CST6CDT",
+    "Cuba",
+    "EET",
+    "EST",
+    "EST5EDT",
+    "Egypt",
+    "Eire",
+    "GB",
+    "GB-Eire",
+    "GMT+0",
+    "GMT-0",
+    "GMT0",
+    "Greenwich",
+    "HST",
+    "Hongkong",
+    "Iceland",
+    "Iran",
+    "Israel",
+    "Jamaica",
+    "Japan",
+    "Kwajalein",
+    "Libya",
+    "MET",
+    "MST",
+    "MST7MDT",
+    "NZ",
+    "NZ-CHAT",
+    "Navajo",
+    "PRC",
+    "PST8PDT",
+    "Poland",
+    "Portugal",
+    "ROC",
+    "ROK",
+    "Singapore",
+    "Turkey",
+    "UCT",
+    "Universal",
+    "W-SU",
+    "WET",
+    "Zulu",
+    "Factory",
 ];
 
 /// Complaints about the name of a time zone.
@@ -128,7 +191,15 @@ mod tests {
 
     #[test]
     fn schedules_are_read_as_upstream_reads_them() {
-        for good in ["* * * * *", "*/5 0-6 1,15 jan-mar MON", "@hourly", "@every 5m", "0 0 * * ?", "TZ=UTC 0 0 * * *", "5/10 * * * *"] {
+        for good in [
+            "* * * * *",
+            "*/5 0-6 1,15 jan-mar MON",
+            "@hourly",
+            "@every 5m",
+            "0 0 * * ?",
+            "TZ=UTC 0 0 * * *",
+            "5/10 * * * *",
+        ] {
             assert_eq!(schedule(good), Complaints::new(), "{good}");
         }
         for (bad, expect) in [

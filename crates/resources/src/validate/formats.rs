@@ -83,7 +83,8 @@ pub fn dns_subdomain(text: &str) -> Complaints {
 
 /// `*.example.com`
 pub fn wildcard_subdomain(text: &str) -> Complaints {
-    let fits = text.strip_prefix("*.").is_some_and(|rest| rest.split('.').all(|part| edged(part, lower_or_digit, b"-")));
+    let fits =
+        text.strip_prefix("*.").is_some_and(|rest| rest.split('.').all(|part| edged(part, lower_or_digit, b"-")));
     check(text, MAX_SUBDOMAIN, fits, || {
         pattern(
             "a wildcard DNS-1123 subdomain must start with '*.', followed by a valid DNS subdomain, which must consist of lower case alphanumeric characters, '-' or '.' and end with an alphanumeric character",
@@ -112,7 +113,10 @@ pub fn qualified_name(text: &str) -> Complaints {
         (name, None, _) => (name, None),
         (prefix, Some(name), None) => (name, Some(prefix)),
         _ => {
-            return vec![format!("a qualified name {} with an optional DNS subdomain prefix and '/' (e.g. 'example.com/MyName')", shape())];
+            return vec![format!(
+                "a qualified name {} with an optional DNS subdomain prefix and '/' (e.g. 'example.com/MyName')",
+                shape()
+            )];
         }
     };
     let mut complaints = match prefix {
@@ -168,7 +172,9 @@ pub fn env_name(text: &str) -> Complaints {
     match text {
         "" => vec!["environment variable name must be non-empty".into()],
         _ if text.bytes().all(|b| (0x20..0x7f).contains(&b) && b != b'=') => Vec::new(),
-        _ => vec!["a valid environment variable name must consist only of printable ASCII characters other than '='".into()],
+        _ => vec![
+            "a valid environment variable name must consist only of printable ASCII characters other than '='".into(),
+        ],
     }
 }
 
@@ -195,7 +201,11 @@ pub fn http_header_name(text: &str) -> Complaints {
     if !text.is_empty() && text.bytes().all(|b| alphanumeric(b) || b == b'-') {
         return Vec::new();
     }
-    vec![pattern("a valid HTTP header must consist of alphanumeric characters or '-'", "[-A-Za-z0-9]+", &["X-Header-Name"])]
+    vec![pattern(
+        "a valid HTTP header must consist of alphanumeric characters or '-'",
+        "[-A-Za-z0-9]+",
+        &["X-Header-Name"],
+    )]
 }
 
 /// `30%`
@@ -203,7 +213,11 @@ pub fn percent(text: &str) -> Complaints {
     if text.strip_suffix('%').is_some_and(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit())) {
         return Vec::new();
     }
-    vec![pattern("a valid percent string must be a numeric string followed by an ending '%'", "[0-9]+%", &["1%", "93%"])]
+    vec![pattern(
+        "a valid percent string must be a numeric string followed by an ending '%'",
+        "[0-9]+%",
+        &["1%", "93%"],
+    )]
 }
 
 /// Go's `net.ParseIP` takes no leading zeros and no zones.
@@ -212,7 +226,11 @@ pub fn parse_ip(text: &str) -> Option<IpAddr> {
 }
 
 pub fn ip(text: &str) -> Complaints {
-    if parse_ip(text).is_some() { Vec::new() } else { vec!["must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)".into()] }
+    if parse_ip(text).is_some() {
+        Vec::new()
+    } else {
+        vec!["must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)".into()]
+    }
 }
 
 /// `10.0.0.0/8`
@@ -225,7 +243,11 @@ pub fn parse_cidr(text: &str) -> Option<(IpAddr, u8)> {
 }
 
 pub fn cidr(text: &str) -> Complaints {
-    if parse_cidr(text).is_some() { Vec::new() } else { vec!["must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)".into()] }
+    if parse_cidr(text).is_some() {
+        Vec::new()
+    } else {
+        vec!["must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)".into()]
+    }
 }
 
 #[cfg(test)]

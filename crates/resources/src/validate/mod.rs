@@ -293,14 +293,18 @@ pub(crate) mod tests {
         errors.unique(at.each("list"));
         errors.not_negative(&at.child("n"));
         errors.immutable(&at.child("kind"), &json!("Z"));
-        expect(&errors.0, &[
-            "port: Invalid value: 0: must be between 1 and 65535, inclusive",
-            "name: Invalid value: \"A_b\": a lowercase RFC 1123 label must consist of lower case alphanumeric characters or '-', and must start and end with an alphanumeric character (e.g. 'my-name',  or '123-abc', regex used for validation is '[a-z0-9]([-a-z0-9]*[a-z0-9])?')",
-            "kind: Unsupported value: \"X\": supported values: \"Y\"",
-            "spec.absent: Required value",
-            "list[2]: Duplicate value: \"a\"",
-            "n: Invalid value: -1: must be greater than or equal to 0",
-            "kind: Invalid value: \"X\": field is immutable",
-        ], &object);
+        expect(
+            &errors.0,
+            &[
+                "port: Invalid value: 0: must be between 1 and 65535, inclusive",
+                "name: Invalid value: \"A_b\": a lowercase RFC 1123 label must consist of lower case alphanumeric characters or '-', and must start and end with an alphanumeric character (e.g. 'my-name',  or '123-abc', regex used for validation is '[a-z0-9]([-a-z0-9]*[a-z0-9])?')",
+                "kind: Unsupported value: \"X\": supported values: \"Y\"",
+                "spec.absent: Required value",
+                "list[2]: Duplicate value: \"a\"",
+                "n: Invalid value: -1: must be greater than or equal to 0",
+                "kind: Invalid value: \"X\": field is immutable",
+            ],
+            &object,
+        );
     }
 }

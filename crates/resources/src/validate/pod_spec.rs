@@ -31,7 +31,10 @@ fn dns(spec: &At<'_>, errors: &mut Errors) {
         errors.invalid(&searches, format!("must not have more than {MAX_SEARCHES} search paths"));
     }
     if texts.join(" ").len() > MAX_SEARCH_BYTES {
-        errors.invalid(&searches, format!("must not have more than {MAX_SEARCH_BYTES} characters (including spaces) in the search list"));
+        errors.invalid(
+            &searches,
+            format!("must not have more than {MAX_SEARCH_BYTES} characters (including spaces) in the search list"),
+        );
     }
     for search in searches.items().filter(|s| s.str() != ".") {
         // Names of services with an underscore are common here.
@@ -106,7 +109,8 @@ pub fn template(template: &At<'_>, errors: &mut Errors) {
     metadata::template(&At { value: template.value.at("metadata"), path: template.path.clone() }, errors);
     spec(&template.child("spec"), "", errors);
     if !template.value.list("spec.ephemeralContainers").is_empty() {
-        errors.forbidden(&template.child("spec.ephemeralContainers"), "ephemeral containers not allowed in pod template");
+        errors
+            .forbidden(&template.child("spec.ephemeralContainers"), "ephemeral containers not allowed in pod template");
     }
 }
 
@@ -143,60 +147,107 @@ mod tests {
         };
         check(json!({}), &[]);
         check(json!({"containers": []}), &["spec.containers: Required value"]);
-        check(json!({"containers": [{"name": "a", "image": "x"}, {"name": "a", "image": ""}]}),
-            &["spec.containers[1].image: Required value", "spec.containers[1].name: Duplicate value: \"a\""]);
+        check(
+            json!({"containers": [{"name": "a", "image": "x"}, {"name": "a", "image": ""}]}),
+            &["spec.containers[1].image: Required value", "spec.containers[1].name: Duplicate value: \"a\""],
+        );
         check(with(json!({"image": null})), &["spec.containers[0].image: Required value"]);
-        check(with(json!({"imagePullPolicy": "x"})),
-            &["spec.containers[0].imagePullPolicy: Unsupported value: \"x\": supported values: \"Always\", \"IfNotPresent\", \"Never\""]);
-        check(with(json!({"ports": [{"containerPort": 0}, {"containerPort": 70000}, {"containerPort": 1, "protocol": "X"}]})), &[
-            "spec.containers[0].ports[0].containerPort: Required value",
-            "spec.containers[0].ports[1].containerPort: Invalid value: 70000: must be between 1 and 65535, inclusive",
-            "spec.containers[0].ports[2].protocol: Unsupported value: \"X\": supported values: \"SCTP\", \"TCP\", \"UDP\"",
-        ]);
-        check(with(json!({"ports": [{"containerPort": 1, "hostPort": 9}, {"containerPort": 2, "hostPort": 9}]})),
-            &["spec.containers[0].ports[1].hostPort: Duplicate value: \"TCP//9\""]);
-        check(with(json!({"volumeMounts": [{"name": "v", "mountPath": "/x"}]})), &["spec.containers[0].volumeMounts[0].name: Not found: \"v\""]);
-        check(with(json!({"env": [{"name": "A=B", "value": "x"}, {"name": "C", "valueFrom": {}}]})), &[
-            "spec.containers[0].env[0].name: Invalid value: \"A=B\": a valid environment variable name must consist only of printable ASCII characters other than '='",
-            "spec.containers[0].env[1].valueFrom: Invalid value: \"\": must specify one of: `fieldRef`, `resourceFieldRef`, `configMapKeyRef` or `secretKeyRef`",
-        ]);
-        check(with(json!({"env": [{"name": "A", "valueFrom": {"fieldRef": {"fieldPath": "metadata.labels['a/b']"}}},
+        check(
+            with(json!({"imagePullPolicy": "x"})),
+            &[
+                "spec.containers[0].imagePullPolicy: Unsupported value: \"x\": supported values: \"Always\", \"IfNotPresent\", \"Never\"",
+            ],
+        );
+        check(
+            with(
+                json!({"ports": [{"containerPort": 0}, {"containerPort": 70000}, {"containerPort": 1, "protocol": "X"}]}),
+            ),
+            &[
+                "spec.containers[0].ports[0].containerPort: Required value",
+                "spec.containers[0].ports[1].containerPort: Invalid value: 70000: must be between 1 and 65535, inclusive",
+                "spec.containers[0].ports[2].protocol: Unsupported value: \"X\": supported values: \"SCTP\", \"TCP\", \"UDP\"",
+            ],
+        );
+        check(
+            with(json!({"ports": [{"containerPort": 1, "hostPort": 9}, {"containerPort": 2, "hostPort": 9}]})),
+            &["spec.containers[0].ports[1].hostPort: Duplicate value: \"TCP//9\""],
+        );
+        check(
+            with(json!({"volumeMounts": [{"name": "v", "mountPath": "/x"}]})),
+            &["spec.containers[0].volumeMounts[0].name: Not found: \"v\""],
+        );
+        check(
+            with(json!({"env": [{"name": "A=B", "value": "x"}, {"name": "C", "valueFrom": {}}]})),
+            &[
+                "spec.containers[0].env[0].name: Invalid value: \"A=B\": a valid environment variable name must consist only of printable ASCII characters other than '='",
+                "spec.containers[0].env[1].valueFrom: Invalid value: \"\": must specify one of: `fieldRef`, `resourceFieldRef`, `configMapKeyRef` or `secretKeyRef`",
+            ],
+        );
+        check(
+            with(json!({"env": [{"name": "A", "valueFrom": {"fieldRef": {"fieldPath": "metadata.labels['a/b']"}}},
             {"name": "B", "valueFrom": {"fieldRef": {"fieldPath": "status.nothing"}}}]})),
-            &["spec.containers[0].env[1].valueFrom.fieldRef.fieldPath: Invalid value: \"status.nothing\": error converting fieldPath: field label not supported: status.nothing"]);
-        check(with(json!({"livenessProbe": {"successThreshold": 2, "tcpSocket": {"port": "x"}}, "readinessProbe": {}})), &[
-            "spec.containers[0].livenessProbe.successThreshold: Invalid value: 2: must be 1",
-            "spec.containers[0].readinessProbe: Required value: must specify a handler type",
-        ]);
-        check(with(json!({"securityContext": {"runAsUser": -1, "privileged": true, "allowPrivilegeEscalation": false}})), &[
-            "spec.containers[0].securityContext.runAsUser: Invalid value: -1: must be between 0 and 2147483647, inclusive",
-            "spec.containers[0].securityContext: Invalid value: {\"allowPrivilegeEscalation\":false,\"privileged\":true,\"runAsUser\":-1}: cannot set `allowPrivilegeEscalation` to false and `privileged` to true",
-        ]);
-        check(json!({"volumes": [{"name": "v", "emptyDir": {}, "secret": {"secretName": "s"}}, {"name": "A", "configMap": {}}]}), &[
-            "spec.volumes[0].secret: Forbidden: may not specify more than 1 volume type",
-            "spec.volumes[1].configMap.name: Required value",
-            "spec.volumes[1].name: Invalid value: \"A\": a lowercase RFC 1123 label must consist of lower case alphanumeric characters or '-', and must start and end with an alphanumeric character (e.g. 'my-name',  or '123-abc', regex used for validation is '[a-z0-9]([-a-z0-9]*[a-z0-9])?')",
-        ]);
-        check(json!({"initContainers": [{"name": "a", "image": "x", "livenessProbe": {"exec": {"command": ["x"]}}}]}), &[
-            "spec.initContainers[0].name: Duplicate value: \"a\"",
-            "spec.initContainers[0].livenessProbe: Forbidden: may not be set for init containers without restartPolicy=Always",
-        ]);
-        check(json!({"restartPolicy": "Sometimes", "dnsPolicy": "None", "activeDeadlineSeconds": 0}), &[
-            "spec.restartPolicy: Unsupported value: \"Sometimes\": supported values: \"Always\", \"Never\", \"OnFailure\"",
-            "spec.dnsConfig: Required value: must provide `dnsConfig` when `dnsPolicy` is None",
-            "spec.activeDeadlineSeconds: Invalid value: 0: must be between 1 and 2147483647, inclusive",
-        ]);
-        check(json!({"tolerations": [{"operator": "Equal"}, {"key": "a", "operator": "Exists", "tolerationSeconds": 1}]}), &[
-            "spec.tolerations[0].operator: Invalid value: \"Equal\": operator must be Exists when `key` is empty, which means \"match all values and all keys\"",
-            "spec.tolerations[1].effect: Invalid value: \"\": effect must be 'NoExecute' when `tolerationSeconds` is set",
-        ]);
-        check(json!({"affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": []}},
-            "podAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 0, "podAffinityTerm": {"topologyKey": "a"}}]}}}), &[
-            "spec.affinity.nodeAffinity.requiredDuringSchedulingIgnoredDuringExecution.nodeSelectorTerms: Required value: must have at least one node selector term",
-            "spec.affinity.podAffinity.preferredDuringSchedulingIgnoredDuringExecution[0].weight: Invalid value: 0: must be in the range 1-100",
-        ]);
-        check(json!({"topologySpreadConstraints": [{"maxSkew": 0, "topologyKey": "z", "whenUnsatisfiable": "X"}]}), &[
-            "spec.topologySpreadConstraints[0].maxSkew: Invalid value: 0: must be greater than zero",
-            "spec.topologySpreadConstraints[0].whenUnsatisfiable: Unsupported value: \"X\": supported values: \"DoNotSchedule\", \"ScheduleAnyway\"",
-        ]);
+            &[
+                "spec.containers[0].env[1].valueFrom.fieldRef.fieldPath: Invalid value: \"status.nothing\": error converting fieldPath: field label not supported: status.nothing",
+            ],
+        );
+        check(
+            with(json!({"livenessProbe": {"successThreshold": 2, "tcpSocket": {"port": "x"}}, "readinessProbe": {}})),
+            &[
+                "spec.containers[0].livenessProbe.successThreshold: Invalid value: 2: must be 1",
+                "spec.containers[0].readinessProbe: Required value: must specify a handler type",
+            ],
+        );
+        check(
+            with(json!({"securityContext": {"runAsUser": -1, "privileged": true, "allowPrivilegeEscalation": false}})),
+            &[
+                "spec.containers[0].securityContext.runAsUser: Invalid value: -1: must be between 0 and 2147483647, inclusive",
+                "spec.containers[0].securityContext: Invalid value: {\"allowPrivilegeEscalation\":false,\"privileged\":true,\"runAsUser\":-1}: cannot set `allowPrivilegeEscalation` to false and `privileged` to true",
+            ],
+        );
+        check(
+            json!({"volumes": [{"name": "v", "emptyDir": {}, "secret": {"secretName": "s"}}, {"name": "A", "configMap": {}}]}),
+            &[
+                "spec.volumes[0].secret: Forbidden: may not specify more than 1 volume type",
+                "spec.volumes[1].configMap.name: Required value",
+                "spec.volumes[1].name: Invalid value: \"A\": a lowercase RFC 1123 label must consist of lower case alphanumeric characters or '-', and must start and end with an alphanumeric character (e.g. 'my-name',  or '123-abc', regex used for validation is '[a-z0-9]([-a-z0-9]*[a-z0-9])?')",
+            ],
+        );
+        check(
+            json!({"initContainers": [{"name": "a", "image": "x", "livenessProbe": {"exec": {"command": ["x"]}}}]}),
+            &[
+                "spec.initContainers[0].name: Duplicate value: \"a\"",
+                "spec.initContainers[0].livenessProbe: Forbidden: may not be set for init containers without restartPolicy=Always",
+            ],
+        );
+        check(
+            json!({"restartPolicy": "Sometimes", "dnsPolicy": "None", "activeDeadlineSeconds": 0}),
+            &[
+                "spec.restartPolicy: Unsupported value: \"Sometimes\": supported values: \"Always\", \"Never\", \"OnFailure\"",
+                "spec.dnsConfig: Required value: must provide `dnsConfig` when `dnsPolicy` is None",
+                "spec.activeDeadlineSeconds: Invalid value: 0: must be between 1 and 2147483647, inclusive",
+            ],
+        );
+        check(
+            json!({"tolerations": [{"operator": "Equal"}, {"key": "a", "operator": "Exists", "tolerationSeconds": 1}]}),
+            &[
+                "spec.tolerations[0].operator: Invalid value: \"Equal\": operator must be Exists when `key` is empty, which means \"match all values and all keys\"",
+                "spec.tolerations[1].effect: Invalid value: \"\": effect must be 'NoExecute' when `tolerationSeconds` is set",
+            ],
+        );
+        check(
+            json!({"affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": []}},
+            "podAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 0, "podAffinityTerm": {"topologyKey": "a"}}]}}}),
+            &[
+                "spec.affinity.nodeAffinity.requiredDuringSchedulingIgnoredDuringExecution.nodeSelectorTerms: Required value: must have at least one node selector term",
+                "spec.affinity.podAffinity.preferredDuringSchedulingIgnoredDuringExecution[0].weight: Invalid value: 0: must be in the range 1-100",
+            ],
+        );
+        check(
+            json!({"topologySpreadConstraints": [{"maxSkew": 0, "topologyKey": "z", "whenUnsatisfiable": "X"}]}),
+            &[
+                "spec.topologySpreadConstraints[0].maxSkew: Invalid value: 0: must be greater than zero",
+                "spec.topologySpreadConstraints[0].whenUnsatisfiable: Unsupported value: \"X\": supported values: \"DoNotSchedule\", \"ScheduleAnyway\"",
+            ],
+        );
     }
 }

@@ -23,14 +23,19 @@ pub fn spec(spec: &At<'_>, old: &Value, errors: &mut Errors) {
     }
     let deadline = spec.child("activeDeadlineSeconds");
     match (deadline.number(), old.number("activeDeadlineSeconds")) {
-        (Some(new), Some(old)) if new > old => errors.invalid(&deadline, "must be less than or equal to previous value"),
+        (Some(new), Some(old)) if new > old => {
+            errors.invalid(&deadline, "must be less than or equal to previous value")
+        }
         (None, Some(_)) => errors.invalid(&deadline, "must not update from a positive integer to nil value"),
         _ => {}
     }
     scheduling::only_added_tolerations(&spec.child("tolerations"), old.at("tolerations"), errors);
     let gates = spec.child("schedulingGates");
     for gate in gates.items().filter(|g| !old.list("schedulingGates").contains(g.value)) {
-        errors.forbidden(&gates, format!("only deletion is allowed, but found new scheduling gate '{}'", gate.value.text("name")));
+        errors.forbidden(
+            &gates,
+            format!("only deletion is allowed, but found new scheduling gate '{}'", gate.value.text("name")),
+        );
     }
 
     // What may change is put back; the rest must be the same.
@@ -78,7 +83,10 @@ pub fn ephemeral_containers(spec: &At<'_>, old: &Value, errors: &mut Errors) {
         match list.value.find("", "name", name) {
             None => errors.forbidden(&list, format!("existing ephemeral containers {name:?} may not be removed\n")),
             Some(now) if !same(now, before) => {
-                errors.forbidden(&list, format!("existing ephemeral containers {name:?} may not be changed\n{}", difference(now, before)));
+                errors.forbidden(
+                    &list,
+                    format!("existing ephemeral containers {name:?} may not be changed\n{}", difference(now, before)),
+                );
             }
             Some(_) => {}
         }
@@ -99,7 +107,13 @@ pub fn resize(spec: &At<'_>, old: &Value, errors: &mut Errors) {
         for container in spec.each(list) {
             let Some(before) = old.at("spec").find(list, "name", container.value.text("name")) else { continue };
             for side in ["requests", "limits"].map(|s| format!("resources.{s}")) {
-                let mutable = |v: &Value| v.map(&side).iter().filter(|(k, _)| *k != "cpu" && *k != "memory").map(|(k, v)| (k.clone(), v.clone())).collect();
+                let mutable = |v: &Value| {
+                    v.map(&side)
+                        .iter()
+                        .filter(|(k, _)| *k != "cpu" && *k != "memory")
+                        .map(|(k, v)| (k.clone(), v.clone()))
+                        .collect()
+                };
                 let (now, before): (Vec<(String, Value)>, Vec<_>) = (mutable(container.value), mutable(before));
                 if now != before {
                     errors.forbidden(spec, "only cpu and memory resources are mutable");
@@ -127,7 +141,10 @@ pub fn status(pod: &At<'_>, old: &Value, errors: &mut Errors) {
             if exit.is_null() || (policy == "OnFailure" && exit.int("exitCode") != 0) {
                 continue;
             }
-            let own = CONTAINERS.iter().find_map(|l| old.at("spec").find(l, "name", before.text("name"))).map_or("", |c| c.text("restartPolicy"));
+            let own = CONTAINERS
+                .iter()
+                .find_map(|l| old.at("spec").find(l, "name", before.text("name")))
+                .map_or("", |c| c.text("restartPolicy"));
             let Some(now) = status.value.find(list, "name", before.text("name")) else { continue };
             if own.is_empty() && !now.has("state.terminated") {
                 errors.forbidden(&status.child(list).child("state"), "may not be transitioned to non-terminated state");
@@ -148,7 +165,12 @@ fn difference(new: &Value, old: &Value) -> String {
             (Value::Object(new), Value::Object(old)) => {
                 let keys: std::collections::BTreeSet<&String> = new.keys().chain(old.keys()).collect();
                 for key in keys {
-                    walk(&format!("{path}.{key}"), new.get(key).unwrap_or(&Value::Null), old.get(key).unwrap_or(&Value::Null), lines);
+                    walk(
+                        &format!("{path}.{key}"),
+                        new.get(key).unwrap_or(&Value::Null),
+                        old.get(key).unwrap_or(&Value::Null),
+                        lines,
+                    );
                 }
             }
             (Value::Array(new), Value::Array(old)) if new.len() == old.len() => {

@@ -10,10 +10,33 @@ use crate::tree::Tree;
 const CONTAINER_RESOURCES: [&str; 3] = ["cpu", "memory", "ephemeral-storage"];
 /// Names without a domain that quotas, nodes and volumes know.
 const STANDARD_RESOURCES: [&str; 27] = [
-    "cpu", "memory", "ephemeral-storage", "requests.cpu", "requests.memory", "requests.ephemeral-storage", "limits.cpu",
-    "limits.memory", "limits.ephemeral-storage", "pods", "resourcequotas", "services", "replicationcontrollers", "secrets",
-    "persistentvolumeclaims", "configmaps", "services.nodeports", "services.loadbalancers", "storage", "requests.storage",
-    "endpoints", "namespaces", "nodes", "events", "serviceaccounts", "podtemplates", "limitranges",
+    "cpu",
+    "memory",
+    "ephemeral-storage",
+    "requests.cpu",
+    "requests.memory",
+    "requests.ephemeral-storage",
+    "limits.cpu",
+    "limits.memory",
+    "limits.ephemeral-storage",
+    "pods",
+    "resourcequotas",
+    "services",
+    "replicationcontrollers",
+    "secrets",
+    "persistentvolumeclaims",
+    "configmaps",
+    "services.nodeports",
+    "services.loadbalancers",
+    "storage",
+    "requests.storage",
+    "endpoints",
+    "namespaces",
+    "nodes",
+    "events",
+    "serviceaccounts",
+    "podtemplates",
+    "limitranges",
 ];
 const MUST_BE_INTEGER: &str = "must be an integer";
 
@@ -73,8 +96,19 @@ pub fn amount(at: &At<'_>, resource: &str, errors: &mut Errors) -> Option<Quanti
     if quantity.sign() < 0 {
         errors.invalid(at, NOT_NEGATIVE);
     }
-    let counted = !native(resource) || matches!(resource, "pods" | "services" | "secrets" | "configmaps" | "replicationcontrollers"
-        | "resourcequotas" | "persistentvolumeclaims" | "services.nodeports" | "services.loadbalancers");
+    let counted = !native(resource)
+        || matches!(
+            resource,
+            "pods"
+                | "services"
+                | "secrets"
+                | "configmaps"
+                | "replicationcontrollers"
+                | "resourcequotas"
+                | "persistentvolumeclaims"
+                | "services.nodeports"
+                | "services.loadbalancers"
+        );
     if counted && !quantity.is_whole() {
         errors.invalid(at, MUST_BE_INTEGER);
     }
@@ -101,12 +135,18 @@ pub fn requirements(at: &At<'_>, errors: &mut Errors) {
         let Some(requested) = amount(&value, resource, errors) else { continue };
         let text = requested.to_string();
         match limits.value.map("").get(resource).map(Quantity::from_value) {
-            None if !overcommittable(resource) => errors.required(&limits, "Limit must be set for non overcommitable resources"),
+            None if !overcommittable(resource) => {
+                errors.required(&limits, "Limit must be set for non overcommitable resources")
+            }
             Some(Ok(limit)) if !overcommittable(resource) && requested != limit => {
                 errors.invalid_as(&requests, text, format!("must be equal to {resource} limit of {limit}"));
             }
             Some(Ok(limit)) if requested > limit => {
-                errors.invalid_as(&requests, text, format!("must be less than or equal to {resource} limit of {limit}"));
+                errors.invalid_as(
+                    &requests,
+                    text,
+                    format!("must be less than or equal to {resource} limit of {limit}"),
+                );
             }
             _ => {}
         }
@@ -126,7 +166,8 @@ fn positive(container: &Value, side: &str, resource: &str) -> Option<Quantity> {
 /// `status.qosClass` of a pod.
 pub fn quality_of_service(spec: &Value) -> &'static str {
     // Requests for the pod as a whole say it for all its containers.
-    let holders: Vec<&Value> = if !spec.map("resources.requests").is_empty() || !spec.map("resources.limits").is_empty() {
+    let holders: Vec<&Value> = if !spec.map("resources.requests").is_empty() || !spec.map("resources.limits").is_empty()
+    {
         vec![spec]
     } else {
         spec.list("containers").iter().chain(spec.list("initContainers")).collect()
@@ -160,19 +201,43 @@ mod tests {
             requirements(&At::new(&resources, "resources"), &mut errors);
             expect(&errors.0, expected, &resources);
         };
-        check(json!({"limits": {"cpu": "1", "example.com/gpu": "2"}, "requests": {"cpu": "500m", "example.com/gpu": 2}}), &[]);
-        check(json!({"limits": {"cpu": "1"}, "requests": {"cpu": "2"}}),
-            &["resources.requests: Invalid value: \"2\": must be less than or equal to cpu limit of 1"]);
-        check(json!({"requests": {"memory": "-1"}}),
-            &["resources.requests[memory]: Invalid value: \"-1\": must be greater than or equal to 0"]);
-        check(json!({"limits": {"gpu": "1"}}), &[
-            "resources.limits[gpu]: Invalid value: \"gpu\": must be a standard resource type or fully qualified",
-            "resources.limits[gpu]: Invalid value: \"gpu\": must be a standard resource for containers",
-        ]);
-        check(json!({"limits": {"pods": "1"}}), &["resources.limits[pods]: Invalid value: \"pods\": must be a standard resource for containers"]);
-        check(json!({"requests": {"example.com/gpu": "1"}}), &["resources.limits: Required value: Limit must be set for non overcommitable resources"]);
-        check(json!({"limits": {"hugepages-2Mi": "2Mi"}, "requests": {"hugepages-2Mi": "2Mi"}}), &["resources: Forbidden: HugePages require cpu or memory"]);
-        check(json!({"limits": {"cpu": "x"}}), &["resources.limits[cpu]: Invalid value: \"x\": quantities must match the regular expression '^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$'"]);
+        check(
+            json!({"limits": {"cpu": "1", "example.com/gpu": "2"}, "requests": {"cpu": "500m", "example.com/gpu": 2}}),
+            &[],
+        );
+        check(
+            json!({"limits": {"cpu": "1"}, "requests": {"cpu": "2"}}),
+            &["resources.requests: Invalid value: \"2\": must be less than or equal to cpu limit of 1"],
+        );
+        check(
+            json!({"requests": {"memory": "-1"}}),
+            &["resources.requests[memory]: Invalid value: \"-1\": must be greater than or equal to 0"],
+        );
+        check(
+            json!({"limits": {"gpu": "1"}}),
+            &[
+                "resources.limits[gpu]: Invalid value: \"gpu\": must be a standard resource type or fully qualified",
+                "resources.limits[gpu]: Invalid value: \"gpu\": must be a standard resource for containers",
+            ],
+        );
+        check(
+            json!({"limits": {"pods": "1"}}),
+            &["resources.limits[pods]: Invalid value: \"pods\": must be a standard resource for containers"],
+        );
+        check(
+            json!({"requests": {"example.com/gpu": "1"}}),
+            &["resources.limits: Required value: Limit must be set for non overcommitable resources"],
+        );
+        check(
+            json!({"limits": {"hugepages-2Mi": "2Mi"}, "requests": {"hugepages-2Mi": "2Mi"}}),
+            &["resources: Forbidden: HugePages require cpu or memory"],
+        );
+        check(
+            json!({"limits": {"cpu": "x"}}),
+            &[
+                "resources.limits[cpu]: Invalid value: \"x\": quantities must match the regular expression '^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$'",
+            ],
+        );
     }
 
     #[test]
@@ -180,7 +245,10 @@ mod tests {
         let both = json!({"resources": {"limits": {"cpu": "1", "memory": "1Gi"}, "requests": {"cpu": "1000m", "memory": "1024Mi"}}});
         let some = json!({"resources": {"requests": {"cpu": "1"}}});
         for (containers, expected) in [
-            (json!([{}]), "BestEffort"), (json!([both]), "Guaranteed"), (json!([both, {}]), "Burstable"), (json!([some]), "Burstable"),
+            (json!([{}]), "BestEffort"),
+            (json!([both]), "Guaranteed"),
+            (json!([both, {}]), "Burstable"),
+            (json!([some]), "Burstable"),
             (json!([{"resources": {"requests": {"cpu": "0"}}}]), "BestEffort"),
         ] {
             assert_eq!(quality_of_service(&json!({"containers": containers})), expected);

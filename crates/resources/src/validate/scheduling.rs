@@ -10,10 +10,15 @@ const EFFECTS: [&str; 3] = ["NoSchedule", "PreferNoSchedule", "NoExecute"];
 
 pub fn tolerations(at: &At<'_>, errors: &mut Errors) {
     for toleration in at.items() {
-        let (key, operator, effect) = (toleration.child("key"), toleration.child("operator"), toleration.child("effect"));
+        let (key, operator, effect) =
+            (toleration.child("key"), toleration.child("operator"), toleration.child("effect"));
         errors.may_format(&key, formats::qualified_name);
         if key.blank() && operator.str() != "Exists" {
-            errors.invalid_as(&operator, operator.str(), "operator must be Exists when `key` is empty, which means \"match all values and all keys\"");
+            errors.invalid_as(
+                &operator,
+                operator.str(),
+                "operator must be Exists when `key` is empty, which means \"match all values and all keys\"",
+            );
         }
         if toleration.value.has("tolerationSeconds") && effect.str() != "NoExecute" {
             errors.invalid_as(&effect, effect.str(), "effect must be 'NoExecute' when `tolerationSeconds` is set");
@@ -26,7 +31,11 @@ pub fn tolerations(at: &At<'_>, errors: &mut Errors) {
                     errors.invalid_as(&operator, value, complaints.join(";"));
                 }
             }
-            "Exists" if !value.is_empty() => errors.invalid_as(&operator, toleration.value.clone(), "value must be empty when `operator` is 'Exists'"),
+            "Exists" if !value.is_empty() => errors.invalid_as(
+                &operator,
+                toleration.value.clone(),
+                "value must be empty when `operator` is 'Exists'",
+            ),
             "Exists" => {}
             _ => errors.not_supported(&operator, &["Equal", "Exists"]),
         }
@@ -55,9 +64,15 @@ fn node_requirement(at: &At<'_>, errors: &mut Errors) {
     let values = at.child("values");
     let count = values.value.list("").len();
     match at.value.text("operator") {
-        "In" | "NotIn" if count == 0 => errors.required(&values, "must be specified when `operator` is 'In' or 'NotIn'"),
-        "Exists" | "DoesNotExist" if count > 0 => errors.forbidden(&values, "may not be specified when `operator` is 'Exists' or 'DoesNotExist'"),
-        "Gt" | "Lt" if count != 1 => errors.required(&values, "must be specified single value when `operator` is 'Lt' or 'Gt'"),
+        "In" | "NotIn" if count == 0 => {
+            errors.required(&values, "must be specified when `operator` is 'In' or 'NotIn'")
+        }
+        "Exists" | "DoesNotExist" if count > 0 => {
+            errors.forbidden(&values, "may not be specified when `operator` is 'Exists' or 'DoesNotExist'")
+        }
+        "Gt" | "Lt" if count != 1 => {
+            errors.required(&values, "must be specified single value when `operator` is 'Lt' or 'Gt'")
+        }
         "In" | "NotIn" | "Exists" | "DoesNotExist" | "Gt" | "Lt" => {}
         _ => errors.invalid(&at.child("operator"), "not a valid selector operator"),
     }
@@ -68,7 +83,8 @@ fn node_field_requirement(at: &At<'_>, errors: &mut Errors) {
     let (values, key) = (at.child("values"), at.child("key"));
     match at.value.text("operator") {
         "In" | "NotIn" if values.value.list("").len() != 1 => {
-            errors.required(&values, "must be only one value when `operator` is 'In' or 'NotIn' for node field selector");
+            errors
+                .required(&values, "must be only one value when `operator` is 'In' or 'NotIn' for node field selector");
         }
         "In" | "NotIn" => {}
         _ => errors.invalid(&at.child("operator"), "not a valid selector operator"),
@@ -145,14 +161,19 @@ pub fn affinity(at: &At<'_>, errors: &mut Errors) {
 pub fn spread(at: &At<'_>, errors: &mut Errors) {
     let mut seen = std::collections::HashMap::new();
     for constraint in at.items() {
-        let (skew, key, when) = (constraint.child("maxSkew"), constraint.child("topologyKey"), constraint.child("whenUnsatisfiable"));
+        let (skew, key, when) =
+            (constraint.child("maxSkew"), constraint.child("topologyKey"), constraint.child("whenUnsatisfiable"));
         const POSITIVE: &str = "must be greater than zero";
         if skew.number().is_none_or(|s| s <= 0) {
             errors.invalid_as(&skew, skew.number().unwrap_or(0), POSITIVE);
         }
         errors.need(&key, "can not be empty");
         if !["DoNotSchedule", "ScheduleAnyway"].contains(&when.str()) {
-            errors.0.push(meta::FieldError::not_supported(&when.path, when.str(), &["DoNotSchedule", "ScheduleAnyway"]));
+            errors.0.push(meta::FieldError::not_supported(
+                &when.path,
+                when.str(),
+                &["DoNotSchedule", "ScheduleAnyway"],
+            ));
         }
         // The first of two that are the same is the one complained about.
         let pair = format!("{{{}, {}}}", key.str(), when.str());
@@ -204,7 +225,8 @@ pub fn only_added_tolerations(at: &At<'_>, old: &Value, errors: &mut Errors) {
         toleration.drop("tolerationSeconds");
         toleration
     };
-    let kept = |old: &Value| at.value.list("").iter().any(|new| super::same(&without_seconds(new), &without_seconds(old)));
+    let kept =
+        |old: &Value| at.value.list("").iter().any(|new| super::same(&without_seconds(new), &without_seconds(old)));
     if !old.list("").iter().all(kept) {
         errors.forbidden(at, "existing toleration can not be modified except its tolerationSeconds");
     }

@@ -61,7 +61,9 @@ fn is_sysctl(name: &str) -> bool {
     let part = |p: &str| {
         let bytes = p.as_bytes();
         let edge = |b: Option<&u8>| b.is_some_and(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
-        edge(bytes.first()) && edge(bytes.last()) && bytes.iter().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-_".contains(b))
+        edge(bytes.first())
+            && edge(bytes.last())
+            && bytes.iter().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-_".contains(b))
     };
     name.len() <= MAX && name.split(['.', '/']).all(part)
 }
@@ -76,7 +78,11 @@ pub fn of_pod(spec: &At<'_>, errors: &mut Errors) {
     }
     let shared = spec.child("shareProcessNamespace");
     if shared.value == &Value::Bool(true) && spec.value.flag("hostPID") {
-        errors.invalid_as(&at.child("shareProcessNamespace"), true, "ShareProcessNamespace and HostPID cannot both be enabled");
+        errors.invalid_as(
+            &at.child("shareProcessNamespace"),
+            true,
+            "ShareProcessNamespace and HostPID cannot both be enabled",
+        );
     }
     errors.may_one_of(&at.child("fsGroupChangePolicy"), &["Always", "OnRootMismatch"]);
     errors.may_one_of(&at.child("supplementalGroupsPolicy"), &["Merge", "Strict"]);

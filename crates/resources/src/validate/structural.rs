@@ -43,26 +43,37 @@ fn field<'v>(at: &At<'v>, name: &str) -> At<'v> {
 pub fn schema(at: &At<'_>, errors: &mut Errors) {
     structure(at, Level::Root, errors);
     if field(at, "nullable").value == &Value::Bool(true) {
-        errors.forbidden(&At { value: at.value, path: meta::FieldPath::new(&format!("{}.nullable", at.path)) }, "nullable cannot be true at the root");
+        errors.forbidden(
+            &At { value: at.value, path: meta::FieldPath::new(&format!("{}.nullable", at.path)) },
+            "nullable cannot be true at the root",
+        );
     }
 }
 
 fn structure(at: &At<'_>, level: Level, errors: &mut Errors) {
     let kind = field(at, "type");
     let set = |name: &str| at.value.get(name) == Some(&Value::Bool(true));
-    let (preserve, embedded, either) =
-        (set("x-kubernetes-preserve-unknown-fields"), set("x-kubernetes-embedded-resource"), set("x-kubernetes-int-or-string"));
+    let (preserve, embedded, either) = (
+        set("x-kubernetes-preserve-unknown-fields"),
+        set("x-kubernetes-embedded-resource"),
+        set("x-kubernetes-int-or-string"),
+    );
     match kind.str() {
         "" if embedded => errors.required(&kind, "must be object if x-kubernetes-embedded-resource is true"),
         "" if either || preserve => {}
-        "" => errors.required(&kind, match level {
-            Level::Root => "must not be empty at the root",
-            Level::Item => "must not be empty for specified array items",
-            Level::Field => "must not be empty for specified object fields",
-        }),
+        "" => errors.required(
+            &kind,
+            match level {
+                Level::Root => "must not be empty at the root",
+                Level::Item => "must not be empty for specified array items",
+                Level::Field => "must not be empty for specified object fields",
+            },
+        ),
         "null" => errors.forbidden(&kind, "type cannot be set to null, use nullable as an alternative"),
         other if !TYPES.contains(&other) => errors.not_supported(&kind, &TYPES),
-        other if embedded && other != "object" => errors.invalid(&kind, "must be object if x-kubernetes-embedded-resource is true"),
+        other if embedded && other != "object" => {
+            errors.invalid(&kind, "must be object if x-kubernetes-embedded-resource is true")
+        }
         other if level == Level::Root && other != "object" => errors.invalid(&kind, "must be object at the root"),
         _ => {}
     }
@@ -70,19 +81,26 @@ fn structure(at: &At<'_>, level: Level, errors: &mut Errors) {
         errors.forbidden(&keyword.1, format!("{} is not supported", keyword.0));
     }
     if set("uniqueItems") {
-        errors.forbidden(&field(at, "uniqueItems"), "uniqueItems cannot be set to true since the runtime complexity becomes quadratic");
+        errors.forbidden(
+            &field(at, "uniqueItems"),
+            "uniqueItems cannot be set to true since the runtime complexity becomes quadratic",
+        );
     }
     if at.value.get("x-kubernetes-preserve-unknown-fields") == Some(&Value::Bool(false)) {
         errors.invalid(&field(at, "x-kubernetes-preserve-unknown-fields"), "must be true or undefined");
     }
     if either && preserve {
-        errors.invalid(&field(at, "x-kubernetes-preserve-unknown-fields"), "must be false if x-kubernetes-int-or-string is true");
+        errors.invalid(
+            &field(at, "x-kubernetes-preserve-unknown-fields"),
+            "must be false if x-kubernetes-int-or-string is true",
+        );
     }
     below(at, level, kind.str(), errors);
     lists_and_maps(at, kind.str(), errors);
     rules(at, errors);
     let (integer, string) = (serde_json::json!({"type": "integer"}), serde_json::json!({"type": "string"}));
-    let int_or_string = |v: &Value| v.as_array().is_some_and(|v| v.len() == 2 && v.contains(&integer) && v.contains(&string));
+    let int_or_string =
+        |v: &Value| v.as_array().is_some_and(|v| v.len() == 2 && v.contains(&integer) && v.contains(&string));
     for junctor in JUNCTORS {
         let list = field(at, junctor);
         for (i, part) in list.items().enumerate() {
@@ -136,7 +154,11 @@ fn below(at: &At<'_>, level: Level, kind: &str, errors: &mut Errors) {
 }
 
 fn lists_and_maps(at: &At<'_>, kind: &str, errors: &mut Errors) {
-    let (list, keys, map) = (field(at, "x-kubernetes-list-type"), field(at, "x-kubernetes-list-map-keys"), field(at, "x-kubernetes-map-type"));
+    let (list, keys, map) = (
+        field(at, "x-kubernetes-list-type"),
+        field(at, "x-kubernetes-list-map-keys"),
+        field(at, "x-kubernetes-map-type"),
+    );
     let must_be = |what: &str, because: &str, errors: &mut Errors| {
         let detail = format!("must be {what} if {because} is specified");
         match kind {
@@ -224,26 +246,46 @@ mod tests {
             schema(&At::new(&value, "s"), &mut errors);
             expect(&errors.0, expected, &value);
         };
-        check(json!({"type": "object", "properties": {"spec": {"type": "object", "x-kubernetes-preserve-unknown-fields": true},
-            "port": {"x-kubernetes-int-or-string": true, "anyOf": [{"type": "integer"}, {"type": "string"}]}}}), &[]);
+        check(
+            json!({"type": "object", "properties": {"spec": {"type": "object", "x-kubernetes-preserve-unknown-fields": true},
+            "port": {"x-kubernetes-int-or-string": true, "anyOf": [{"type": "integer"}, {"type": "string"}]}}}),
+            &[],
+        );
         check(json!({}), &["s.type: Required value: must not be empty at the root"]);
-        check(json!({"type": "array", "items": {}}), &[
-            "s.type: Invalid value: \"array\": must be object at the root",
-            "s.items.type: Required value: must not be empty for specified array items",
-        ]);
-        check(json!({"type": "object", "properties": {"a": {}, "b": {"type": "array"}}}), &[
-            "s.properties[a].type: Required value: must not be empty for specified object fields",
-            "s.properties[b].items: Required value: must be specified",
-        ]);
-        check(json!({"type": "object", "additionalProperties": {"type": "string"}}), &["s.additionalProperties: Forbidden: must not be used at the root"]);
-        check(json!({"type": "object", "properties": {"l": {"type": "array", "x-kubernetes-list-type": "map", "items": {"type": "object"},
+        check(
+            json!({"type": "array", "items": {}}),
+            &[
+                "s.type: Invalid value: \"array\": must be object at the root",
+                "s.items.type: Required value: must not be empty for specified array items",
+            ],
+        );
+        check(
+            json!({"type": "object", "properties": {"a": {}, "b": {"type": "array"}}}),
+            &[
+                "s.properties[a].type: Required value: must not be empty for specified object fields",
+                "s.properties[b].items: Required value: must be specified",
+            ],
+        );
+        check(
+            json!({"type": "object", "additionalProperties": {"type": "string"}}),
+            &["s.additionalProperties: Forbidden: must not be used at the root"],
+        );
+        check(
+            json!({"type": "object", "properties": {"l": {"type": "array", "x-kubernetes-list-type": "map", "items": {"type": "object"},
             "x-kubernetes-list-map-keys": ["k"]}}}),
-            &["s.properties[l].x-kubernetes-list-map-keys: Invalid value: [\"k\"]: entries must all be names of item properties"]);
-        check(json!({"type": "object", "anyOf": [{"type": "object"}], "$ref": "x"}), &[
-            "s.anyOf[0].type: Forbidden: must be empty to be structural",
-            "s.$ref: Forbidden: $ref is not supported",
-        ]);
-        check(json!({"type": "object", "properties": {"metadata": {"type": "object", "properties": {"labels": {"type": "object"}}}}}),
-            &["s.properties[metadata]: Forbidden: must not specify anything other than name and generateName, but metadata is implicitly specified"]);
+            &[
+                "s.properties[l].x-kubernetes-list-map-keys: Invalid value: [\"k\"]: entries must all be names of item properties",
+            ],
+        );
+        check(
+            json!({"type": "object", "anyOf": [{"type": "object"}], "$ref": "x"}),
+            &["s.anyOf[0].type: Forbidden: must be empty to be structural", "s.$ref: Forbidden: $ref is not supported"],
+        );
+        check(
+            json!({"type": "object", "properties": {"metadata": {"type": "object", "properties": {"labels": {"type": "object"}}}}}),
+            &[
+                "s.properties[metadata]: Forbidden: must not specify anything other than name and generateName, but metadata is implicitly specified",
+            ],
+        );
     }
 }

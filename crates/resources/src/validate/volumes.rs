@@ -7,18 +7,50 @@ use crate::tree::Tree;
 
 /// Sources a volume may have, exactly one of them.
 const SOURCES: &[&str] = &[
-    "emptyDir", "hostPath", "gitRepo", "gcePersistentDisk", "awsElasticBlockStore", "secret", "nfs", "iscsi", "glusterfs",
-    "persistentVolumeClaim", "rbd", "flexVolume", "cinder", "cephfs", "flocker", "downwardAPI", "fc", "azureFile", "configMap",
-    "quobyte", "vsphereVolume", "photonPersistentDisk", "portworxVolume", "azureDisk", "scaleIO", "storageos", "projected", "csi",
-    "ephemeral", "image",
+    "emptyDir",
+    "hostPath",
+    "gitRepo",
+    "gcePersistentDisk",
+    "awsElasticBlockStore",
+    "secret",
+    "nfs",
+    "iscsi",
+    "glusterfs",
+    "persistentVolumeClaim",
+    "rbd",
+    "flexVolume",
+    "cinder",
+    "cephfs",
+    "flocker",
+    "downwardAPI",
+    "fc",
+    "azureFile",
+    "configMap",
+    "quobyte",
+    "vsphereVolume",
+    "photonPersistentDisk",
+    "portworxVolume",
+    "azureDisk",
+    "scaleIO",
+    "storageos",
+    "projected",
+    "csi",
+    "ephemeral",
+    "image",
 ];
 const HOST_PATH_TYPES: &[&str] =
     &["", "DirectoryOrCreate", "Directory", "FileOrCreate", "File", "Socket", "CharDevice", "BlockDevice"];
 const FILE_MODE: &str = "must be a number between 0 and 0777 (octal), both inclusive";
 /// Fields the downward API shows in files.
-const FILE_FIELDS: &[&str] = &["metadata.annotations", "metadata.labels", "metadata.name", "metadata.namespace", "metadata.uid"];
+const FILE_FIELDS: &[&str] =
+    &["metadata.annotations", "metadata.labels", "metadata.name", "metadata.namespace", "metadata.uid"];
 const RESOURCES: &[&str] = &[
-    "limits.cpu", "limits.memory", "limits.ephemeral-storage", "requests.cpu", "requests.memory", "requests.ephemeral-storage",
+    "limits.cpu",
+    "limits.memory",
+    "limits.ephemeral-storage",
+    "requests.cpu",
+    "requests.memory",
+    "requests.ephemeral-storage",
 ];
 const MAX_TOKEN_SECONDS: i64 = 1 << 32;
 const MIN_TOKEN_SECONDS: i64 = 600;
@@ -108,7 +140,11 @@ fn downward_items(at: &At<'_>, errors: &mut Errors) {
         }
         let (field, resource) = (item.child("fieldRef"), item.child("resourceFieldRef"));
         match (field.there(), resource.there()) {
-            (true, true) => errors.invalid_as(&item, "resource", "fieldRef and resourceFieldRef can not be specified simultaneously"),
+            (true, true) => errors.invalid_as(
+                &item,
+                "resource",
+                "fieldRef and resourceFieldRef can not be specified simultaneously",
+            ),
             (true, false) => field_ref(&field, FILE_FIELDS, errors),
             (false, true) => resource_ref(&resource, true, errors),
             (false, false) => errors.required(&item, "one of fieldRef and resourceFieldRef is required"),
@@ -118,7 +154,8 @@ fn downward_items(at: &At<'_>, errors: &mut Errors) {
 }
 
 fn projected(at: &At<'_>, errors: &mut Errors) {
-    const KINDS: [&str; 6] = ["secret", "configMap", "downwardAPI", "serviceAccountToken", "clusterTrustBundle", "podCertificate"];
+    const KINDS: [&str; 6] =
+        ["secret", "configMap", "downwardAPI", "serviceAccountToken", "clusterTrustBundle", "podCertificate"];
     mode(&at.child("defaultMode"), errors);
     let mut paths = HashSet::new();
     for source in at.each("sources") {
@@ -164,10 +201,9 @@ fn source(volume: &At<'_>, kind: &str, errors: &mut Errors) {
             }
         }
         "hostPath" => {
-            if errors.need(&at.child("path"), "") {
-                no_backsteps(&at.child("path"), errors);
-                errors.may_one_of(&at.child("type"), HOST_PATH_TYPES);
-            }
+            errors.need(&at.child("path"), "");
+            no_backsteps(&at.child("path"), errors);
+            errors.may_one_of(&at.child("type"), HOST_PATH_TYPES);
         }
         "secret" | "configMap" => {
             errors.need(&at.child(if kind == "secret" { "secretName" } else { "name" }), "");
@@ -220,8 +256,11 @@ pub fn volumes<'v>(at: &At<'v>, errors: &mut Errors) -> HashSet<&'v str> {
 
 /// Claims made for ephemeral volumes belong to them alone.
 pub fn ephemeral_claims(spec: &At<'_>, pod: &str, errors: &mut Errors) {
-    let made: HashSet<String> =
-        spec.each("volumes").filter(|v| v.value.has("ephemeral")).map(|v| format!("{pod}-{}", v.value.text("name"))).collect();
+    let made: HashSet<String> = spec
+        .each("volumes")
+        .filter(|v| v.value.has("ephemeral"))
+        .map(|v| format!("{pod}-{}", v.value.text("name")))
+        .collect();
     for claim in spec.each("volumes").map(|v| v.child("persistentVolumeClaim.claimName")) {
         if made.contains(claim.str()) {
             errors.invalid(&claim, "must not reference a PVC that gets created for an ephemeral volume");
