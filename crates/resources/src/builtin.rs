@@ -205,11 +205,11 @@ static ROWS: &[Row] = &[
         .at("apiregistration.k8s.io/apiservices").is::<extensions::ApiService>(),
 
     row("apps", "ControllerRevision", "controllerrevisions").is::<apps::ControllerRevision>(),
-    row("apps", "DaemonSet", "daemonsets").short(&["ds"]).all().status().is::<apps::DaemonSet>(),
+    row("apps", "DaemonSet", "daemonsets").short(&["ds"]).all().status().is::<daemon_set::DaemonSet>(),
     row("apps", "Deployment", "deployments").short(&["deploy"]).all().subs(&[Sub::Scale, Sub::Status]).is::<apps::Deployment>(),
     row("apps", "ReplicaSet", "replicasets").short(&["rs"]).all().subs(&[Sub::Scale, Sub::Status]).is::<apps::ReplicaSet>()
         .selects(&[("status.replicas", PathOr("0"))]),
-    row("apps", "StatefulSet", "statefulsets").short(&["sts"]).all().subs(&[Sub::Scale, Sub::Status]).is::<apps::StatefulSet>(),
+    row("apps", "StatefulSet", "statefulsets").short(&["sts"]).all().subs(&[Sub::Scale, Sub::Status]).is::<stateful_set::StatefulSet>(),
 
     Row { ttl_seconds: EVENT_TTL_SECONDS, ..row("events.k8s.io", "Event", "events") }.short(&["ev"]).is::<events::Event>()
         .selects(&[("regarding.kind", At("involvedObject.kind")), ("regarding.namespace", At("involvedObject.namespace")),

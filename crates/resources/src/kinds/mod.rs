@@ -32,6 +32,7 @@ pub mod autoscaling;
 pub mod batch;
 pub mod certificates;
 pub mod core;
+pub mod daemon_set;
 pub mod discovery;
 pub mod events;
 pub mod extensions;
@@ -45,6 +46,7 @@ pub mod rbac;
 pub mod resource;
 pub mod scheduling;
 pub mod service;
+pub mod stateful_set;
 pub mod storage;
 pub mod volume;
 
