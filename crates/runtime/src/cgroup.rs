@@ -276,10 +276,11 @@ impl Cgroups {
 
     /// Kills every process of a group.
     pub fn kill(&self, path: &str) {
-        if let Some(v2) = &self.v2 {
-            if std::fs::write(under(&v2.mountpoint, path).join("cgroup.kill"), "1").is_ok() && self.is_v2() {
-                return;
-            }
+        if let Some(v2) = &self.v2
+            && std::fs::write(under(&v2.mountpoint, path).join("cgroup.kill"), "1").is_ok()
+            && self.is_v2()
+        {
+            return;
         }
         for pid in self.processes(path) {
             // Gone already is what is wanted.

@@ -33,10 +33,10 @@ impl Engine {
         let id = new_id();
         let (cgroup_parent, owns_cgroup) = self.sandbox_cgroup(&id, &config);
         let options = namespaces(&config);
-        if let Some(userns) = &options.userns_options {
-            if userns.mode() == NamespaceMode::Pod {
-                anyhow::bail!("user namespaces are not supported by this runtime");
-            }
+        if let Some(userns) = &options.userns_options
+            && userns.mode() == NamespaceMode::Pod
+        {
+            anyhow::bail!("user namespaces are not supported by this runtime");
         }
         for name in config.linux.iter().flat_map(|l| l.sysctls.keys()) {
             check_sysctl(name, &options).map_err(anyhow::Error::msg)?;

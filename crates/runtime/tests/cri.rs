@@ -376,10 +376,18 @@ async fn host_ports_and_plugins() {
     config.port_mappings = vec![PortMapping { container_port: 80, host_port: 8081, ..Default::default() }];
     let sandbox = c.run(&config).await;
     c.launch(&sandbox, &config, shell("web", "httpd -f -p 80 -h /etc")).await;
-    let fetch = |port: u16| {
-        node.nsenter(&["busybox", "sh", "-c", &format!("for n in 1 2 3 4 5 6 7 8 9; do busybox wget -qO- http://10.77.5.1:{port}/hostname && break; sleep 0.1; done")])
+    let fetch = |address: &str| {
+        node.nsenter(&[
+            "busybox",
+            "sh",
+            "-c",
+            &format!(
+                "for n in 1 2 3 4 5 6 7 8 9; do busybox wget -qO- http://{address}/hostname && break; sleep 0.1; done"
+            ),
+        ])
     };
-    assert!(fetch(8081).ends_with("web\n"), "{}", fetch(8081));
+    assert!(fetch("10.77.5.1:8081").ends_with("web\n"), "{}", fetch("10.77.5.1:8081"));
+    assert!(fetch("127.0.0.1:8081").ends_with("web\n"), "{}", fetch("127.0.0.1:8081"));
     c.remove(&sandbox).await;
     assert!(!node.nsenter(&["nft", "list", "ruleset"]).contains("nauplius"));
     drop(node);

@@ -267,6 +267,8 @@ fn add(
     size: u64,
     names: &[Reference],
 ) -> Result<Imported> {
-    let image = store.add(config, layers, size, names)?;
+    let mut seen = std::collections::HashSet::new();
+    let names: Vec<Reference> = names.iter().filter(|n| seen.insert(n.canonical())).cloned().collect();
+    let image = store.add(config, layers, size, &names)?;
     Ok(Imported { image, names: names.iter().map(Reference::canonical).collect() })
 }

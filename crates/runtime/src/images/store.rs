@@ -137,10 +137,10 @@ impl ImageStore {
         if let Some(image) = images.get(name) {
             return Some(image.clone());
         }
-        if is_hex_id(name) {
-            if let Some(image) = images.get(&format!("sha256:{name}")) {
-                return Some(image.clone());
-            }
+        if is_hex_id(name)
+            && let Some(image) = images.get(&format!("sha256:{name}"))
+        {
+            return Some(image.clone());
         }
         if let Ok(reference) = Reference::parse(name) {
             let canonical = reference.canonical();

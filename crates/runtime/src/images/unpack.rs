@@ -157,10 +157,10 @@ fn apply_verified(mut compressed: Hashing<impl Read>, digest: Option<&str>, diff
         archive.finish().context("reading the layer")?
     };
     let (stored, _) = compressed.finish()?;
-    if let Some(digest) = digest {
-        if stored != digest {
-            bail!("layer digest mismatch: expected {digest}, got {stored}");
-        }
+    if let Some(digest) = digest
+        && stored != digest
+    {
+        bail!("layer digest mismatch: expected {digest}, got {stored}");
     }
     if diff != diff_id {
         bail!("layer content mismatch: expected {diff_id}, got {diff}");

@@ -75,13 +75,13 @@ impl<'a> Call<'a> {
                 .collect();
             config.insert("portMappings".into(), Value::Array(ports));
         }
-        if can("dns") {
-            if let Some(dns) = &self.config.dns_config {
-                config.insert(
-                    "dns".into(),
-                    json!({"servers": dns.servers, "searches": dns.searches, "options": dns.options}),
-                );
-            }
+        if can("dns")
+            && let Some(dns) = &self.config.dns_config
+        {
+            config.insert(
+                "dns".into(),
+                json!({"servers": dns.servers, "searches": dns.searches, "options": dns.options}),
+            );
         }
         config
     }

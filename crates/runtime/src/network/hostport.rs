@@ -37,13 +37,23 @@ struct State {
 
 /// All forwarded ports of the node.
 pub struct HostPorts {
+    bridge: String,
     state: Mutex<State>,
 }
 
 impl HostPorts {
     /// None yet.
-    pub fn new() -> HostPorts {
-        HostPorts { state: Mutex::default() }
+    pub fn new(bridge: &str) -> HostPorts {
+        HostPorts { bridge: bridge.to_string(), state: Mutex::default() }
+    }
+
+    /// Lets the node reach host ports by its loopback address too. What this would open towards pods is closed again by
+    /// the table: nothing that comes from the bridge may be for a loopback address.
+    fn route_loopback(&self) {
+        let path = format!("/proc/sys/net/ipv4/conf/{}/route_localnet", self.bridge);
+        if let Err(error) = std::fs::write(&path, "1") {
+            tracing::debug!(%error, path, "host ports will not answer on loopback");
+        }
     }
 
     /// Hides pods behind the node towards everything but the given ranges; with none given, never.
@@ -54,7 +64,7 @@ impl HostPorts {
             return Ok(());
         }
         state.masquerade = wanted;
-        write(&mut state)
+        self.write(&mut state)
     }
 
     /// Forwards a sandbox's host ports to its address.
@@ -83,23 +93,36 @@ impl HostPorts {
         }
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.open.insert(sandbox.to_string(), forwards);
-        write(&mut state)
+        self.write(&mut state)
     }
 
     /// Stops forwarding for a sandbox; idempotent.
     pub fn close(&self, sandbox: &str) -> Result<()> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         match state.open.remove(sandbox) {
-            Some(_) => write(&mut state),
+            Some(_) => self.write(&mut state),
             None => Ok(()),
         }
+    }
+
+    fn write(&self, state: &mut State) -> Result<()> {
+        let empty = state.open.is_empty() && state.masquerade.is_none();
+        if empty && !state.written {
+            return Ok(());
+        }
+        if !state.open.is_empty() && !state.written {
+            self.route_loopback();
+        }
+        apply(&program(state, &self.bridge))?;
+        state.written = !empty;
+        Ok(())
     }
 
     /// Removes the table.
     pub fn remove_all(&self) -> Result<()> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         *state = State { written: true, ..State::default() };
-        match write(&mut state) {
+        match self.write(&mut state) {
             // Without the program there can be no table of ours either.
             Err(e) if e.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == std::io::ErrorKind::NotFound) => {
                 Ok(())
@@ -109,17 +132,7 @@ impl HostPorts {
     }
 }
 
-fn write(state: &mut State) -> Result<()> {
-    let empty = state.open.is_empty() && state.masquerade.is_none();
-    if empty && !state.written {
-        return Ok(());
-    }
-    apply(&program(state))?;
-    state.written = !empty;
-    Ok(())
-}
-
-fn program(state: &State) -> String {
+fn program(state: &State, bridge: &str) -> String {
     let mut text = format!("add table inet {TABLE}\ndelete table inet {TABLE}\n");
     if state.open.is_empty() && state.masquerade.is_none() {
         return text;
@@ -160,6 +173,8 @@ fn program(state: &State) -> String {
     let _ = write!(
         text,
         "table inet {TABLE} {{\n  chain prerouting {{\n    type nat hook prerouting priority -100;\n{dnat}  }}\n  \
+         chain guard {{\n    type filter hook prerouting priority -300;\n    \
+         iifname \"{bridge}\" ip daddr 127.0.0.0/8 drop\n  }}\n  \
          chain output {{\n    type nat hook output priority -100;\n{dnat}  }}\n  \
          chain postrouting {{\n    type nat hook postrouting priority 100;\n{snat}  }}\n}}\n"
     );
@@ -189,7 +204,7 @@ mod tests {
     #[test]
     fn programs_replace_the_table_whole() {
         let mut state = State::default();
-        assert!(!program(&state).contains("chain"));
+        assert!(!program(&state, "cni0").contains("chain"));
         let forward = Forward {
             protocol: "udp",
             host_ip: Some("127.0.0.1".parse().unwrap()),
@@ -198,7 +213,7 @@ mod tests {
             port: 53,
         };
         state.open.insert("a".into(), vec![forward]);
-        let text = program(&state);
+        let text = program(&state, "cni0");
         assert!(text.starts_with("add table inet nauplius-hostports\ndelete table inet nauplius-hostports\n"));
         assert!(text.contains("ip daddr 127.0.0.1 udp dport 8053 dnat ip to 10.0.0.2:53"));
     }

@@ -64,9 +64,9 @@ impl Ipam {
         for step in 0..usable {
             let n = 2 + (state.last.max(1) - 1 + step) % usable;
             let address = at(&self.range, n);
-            if !state.owners.contains_key(&address) {
+            if let std::collections::btree_map::Entry::Vacant(e) = state.owners.entry(address) {
                 std::fs::write(self.dir.join(address.to_string()), owner)?;
-                state.owners.insert(address, owner.to_string());
+                e.insert(owner.to_string());
                 state.last = n;
                 return Ok(address);
             }

@@ -67,8 +67,8 @@ impl Network {
         let remembered = std::fs::read_to_string(dir.join("pod-cidr")).ok().and_then(|t| t.trim().parse().ok());
         let cidr = config.pod_cidr.or(remembered);
         let network = Network {
+            hostports: hostport::HostPorts::new(&config.bridge),
             config,
-            hostports: hostport::HostPorts::new(),
             dir,
             pool: RwLock::new(None),
             node: Mutex::new(Netlink::open().context("opening a netlink socket")?),
@@ -119,10 +119,10 @@ impl Network {
         shim: i32,
     ) -> Result<Vec<IpAddr>> {
         let attached = self.try_attach(sandbox, config, namespace, shim);
-        if attached.is_err() {
-            if let Err(error) = self.detach(sandbox, config, Some(shim)) {
-                tracing::warn!(sandbox, error = format!("{error:#}"), "cleaning up after a failed connection");
-            }
+        if attached.is_err()
+            && let Err(error) = self.detach(sandbox, config, Some(shim))
+        {
+            tracing::warn!(sandbox, error = format!("{error:#}"), "cleaning up after a failed connection");
         }
         attached
     }

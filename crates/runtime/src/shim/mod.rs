@@ -35,6 +35,9 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ! {
     // Terminal signals are meant for the engine; the zygote ends when the engine closes its socket.
     let _ = nix::unistd::setsid();
     sys::ignore_signal(libc::SIGCHLD, true);
+    // A shim that the kernel kills for want of memory takes its pod along. Where this is refused, it is as it was.
+    let _ = std::fs::write("/proc/self/oom_score_adj", "-999");
+    let _ = std::env::set_current_dir("/");
     loop {
         match sys::receive_packet(socket.as_fd()) {
             Ok(Some((request, mut fds))) => {

@@ -153,11 +153,10 @@ fn join_cgroups(bundle: &Bundle) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Lowering the score needs a capability that a confined node lacks: then the container keeps the shim's.
+/// Lowering the score needs a capability that a confined node lacks: then the container keeps what it has. One without
+/// a wish must not inherit the shim's protection.
 fn adjust_oom_score(process: &Process) {
-    if let Some(score) = process.oom_score_adj {
-        let _ = std::fs::write("/proc/self/oom_score_adj", score.to_string());
-    }
+    let _ = std::fs::write("/proc/self/oom_score_adj", process.oom_score_adj.unwrap_or(0).to_string());
 }
 
 /// From here the process is inside: give it its terminal or streams, its user, its limits, and run it.

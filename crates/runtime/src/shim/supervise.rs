@@ -139,10 +139,10 @@ impl Supervisor {
                 Source::Output(id, stream) => self.read_output(&id, stream, READS_A_TURN),
                 Source::Input(id, client) => self.read_input(&id, client),
                 Source::ClientReady(id, client, stream) => {
-                    if let Some(c) = self.containers.get_mut(&id) {
-                        if let Some(a) = c.attached.get_mut(client) {
-                            a.flush(stream);
-                        }
+                    if let Some(c) = self.containers.get_mut(&id)
+                        && let Some(a) = c.attached.get_mut(client)
+                    {
+                        a.flush(stream);
                     }
                 }
                 Source::InputReady(id) => {
@@ -169,7 +169,7 @@ impl Supervisor {
         if self.connections.len() < MAX_CONNECTIONS {
             add(Source::Listener, sys::borrow(self.listener.as_raw_fd()), PollFlags::POLLIN);
         }
-        for (&fd, _) in &self.connections {
+        for &fd in self.connections.keys() {
             add(Source::Connection(fd), sys::borrow(fd), PollFlags::POLLIN);
         }
         for (id, c) in &self.containers {

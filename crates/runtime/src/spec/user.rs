@@ -83,11 +83,11 @@ pub fn resolve(
         (None, None) => account.as_ref().map_or(0, |a| a.gid),
     };
     let mut groups = vec![gid];
-    if context.supplemental_groups_policy() == SupplementalGroupsPolicy::Merge {
-        if let Some(account) = &account {
-            let member = |members: &str| members.split(',').any(|m| m == account.name);
-            groups.extend(accounts.groups().filter(|(.., members)| member(members)).map(|(_, gid, _)| gid));
-        }
+    if context.supplemental_groups_policy() == SupplementalGroupsPolicy::Merge
+        && let Some(account) = &account
+    {
+        let member = |members: &str| members.split(',').any(|m| m == account.name);
+        groups.extend(accounts.groups().filter(|(.., members)| member(members)).map(|(_, gid, _)| gid));
     }
     for group in &context.supplemental_groups {
         groups.push(id(*group)?);

@@ -110,8 +110,11 @@ impl Drop for Tasks {
     }
 }
 
+/// Standard input, output and error, as far as wanted.
+type Streams = [Option<OwnedFd>; 3];
+
 /// The ends of three pipes: ours and the process's.
-fn pipes(channels: &Channels) -> Result<([Option<OwnedFd>; 3], [Option<OwnedFd>; 3])> {
+fn pipes(channels: &Channels) -> Result<(Streams, Streams)> {
     let (mut ours, mut theirs) = ([None, None, None], [None, None, None]);
     let wanted = [channels.stdin.is_some(), channels.stdout.is_some(), channels.stderr.is_some()];
     for (at, _) in wanted.iter().enumerate().filter(|(_, wanted)| **wanted) {
@@ -200,10 +203,10 @@ fn serve_terminal(terminal: &Arc<Terminal>, channels: &mut Channels, inputs: &mu
             if n == 0 {
                 break;
             }
-            if let Some(stdout) = &stdout {
-                if stdout.write(Bytes::copy_from_slice(&buffer[..n])).await.is_err() {
-                    break;
-                }
+            if let Some(stdout) = &stdout
+                && stdout.write(Bytes::copy_from_slice(&buffer[..n])).await.is_err()
+            {
+                break;
             }
         }
         if let Some(stdout) = stdout {
@@ -239,20 +242,20 @@ async fn run_attach(engine: &Engine, container: &str, request: AttachRequest, ch
     let container = engine.container(container).context("the container is gone")?;
     let dir = engine.sandbox_state_dir(&container.sandbox_id);
     let (mut inputs, mut outputs) = (Tasks::default(), Tasks::default());
-    if request.tty {
-        if let Some(mut resize) = channels.resize.take() {
-            let (dir, id) = (dir.clone(), container.id.clone());
-            inputs.add(async move {
-                while let Some(data) = resize.recv().await {
-                    for Size { width, height } in sizes(&data) {
-                        let request = Request::Resize { id: id.clone(), width, height };
-                        if let Err(error) = ask(&dir, &request).await {
-                            tracing::debug!(container = id, error = format!("{error:#}"), "resizing a terminal");
-                        }
+    if request.tty
+        && let Some(mut resize) = channels.resize.take()
+    {
+        let (dir, id) = (dir.clone(), container.id.clone());
+        inputs.add(async move {
+            while let Some(data) = resize.recv().await {
+                for Size { width, height } in sizes(&data) {
+                    let request = Request::Resize { id: id.clone(), width, height };
+                    if let Err(error) = ask(&dir, &request).await {
+                        tracing::debug!(container = id, error = format!("{error:#}"), "resizing a terminal");
                     }
                 }
-            });
-        }
+            }
+        });
     }
     let (ours, theirs) = pipes(channels)?;
     let connection = Connection::open(&dir)?;

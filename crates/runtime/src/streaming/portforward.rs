@@ -121,11 +121,12 @@ pub async fn serve_spdy(
                 continue;
             }
         }
-        if entry.0.is_some() && entry.1.is_some() {
-            if let Some((Some(data), Some(error), _)) = waiting.remove(&request) {
-                let pair = Pair { input: data.input, data: data.output, error: error.output, port };
-                running.spawn(forward(engine.clone(), sandbox.clone(), pair));
-            }
+        if entry.0.is_some()
+            && entry.1.is_some()
+            && let Some((Some(data), Some(error), _)) = waiting.remove(&request)
+        {
+            let pair = Pair { input: data.input, data: data.output, error: error.output, port };
+            running.spawn(forward(engine.clone(), sandbox.clone(), pair));
         }
     }
     // The client is gone; its connections go with the set.
