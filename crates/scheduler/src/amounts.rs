@@ -121,7 +121,7 @@ pub fn of_pod(spec: &PodSpecView, status: &PodStatusView, assume: bool) -> Amoun
     }
     total.raise_to(&peak);
     // Requests of the pod as a whole stand instead of its containers', for the resources that may have them.
-    for (name, _) in &spec.resources.requests {
+    for name in spec.resources.requests.keys() {
         let whole = Amounts::of(&spec.resources.requests);
         match &**name {
             "cpu" => total.cpu = whole.cpu,

@@ -21,7 +21,7 @@ use crate::plugins::{
 use crate::pod::{Pod, Spec};
 use crate::snapshot::{NodeId, Snapshot};
 use crate::symbol::{Symbol, SymbolMap};
-use crate::verdict::{Plugin, Refusal, WhyNot};
+use crate::verdict::{Plugin, Reason, Refusal, WhyNot};
 
 /// Specs whose verdicts are remembered; each costs 24 bytes a node.
 const REMEMBERED: usize = 32;
@@ -162,11 +162,11 @@ pub struct Prepared {
 impl Prepared {
     /// An error stands in the way wherever the pod would go.
     pub fn new(snapshot: &mut Snapshot, pod: &Pod) -> Result<Self, (Plugin, String)> {
-        let volumes = if pod.spec.volumes.is_empty() {
+        let volumes = if pod.volumes.is_empty() {
             None
         } else {
             let binding = volume_binding::State::prepare(&snapshot.storage, pod).map_err(|why| (Plugin::VolumeBinding, why))?;
-            let restrictions = volume_restrictions::State::prepare(&snapshot.storage, &binding);
+            let restrictions = volume_restrictions::State::prepare(&snapshot.storage, pod, &binding);
             let limits = node_volume_limits::State::prepare(snapshot, pod);
             Some(Volumes { restrictions, limits, binding })
         };
@@ -174,9 +174,9 @@ impl Prepared {
     }
 
     /// The node is given apart, since it may be supposed to be other than it is.
-    pub fn filter(&self, snapshot: &Snapshot, spec: &Spec, id: NodeId, node: &Node) -> Result<(), Refusal> {
+    pub fn filter(&self, snapshot: &Snapshot, id: NodeId, node: &Node) -> Result<(), Refusal> {
         if let Some(volumes) = &self.volumes {
-            volumes.restrictions.filter(spec, node)?;
+            volumes.restrictions.filter(node)?;
             volumes.limits.filter(snapshot, node)?;
             volumes.binding.filter(&snapshot.storage, node)?;
             volume_zone::filter(&volumes.binding, node)?;
@@ -231,13 +231,26 @@ impl Core {
         }
         let prepared = Prepared::new(&mut self.snapshot, pod)
             .map_err(|why| WhyNot { nodes, pod: Some(why), ..WhyNot::default() })?;
-        let local = self.evaluations.current(&self.snapshot, &pod.spec);
+        // A pod that names its one node (as those of daemon sets do) needs no look at the others.
         let mut refusals = Refusals::default();
+        let alone;
+        let (from, local) = match pod.spec.selection.only_name().map(|name| self.snapshot.node_id(name)) {
+            None => (0, self.evaluations.current(&self.snapshot, &pod.spec)),
+            Some(id) => {
+                alone = id.map(|id| look(&pod.spec, self.snapshot.node(id), &self.snapshot));
+                let there = usize::from(matches!(alone, Some(Local::Refused(_) | Local::Passed { .. })));
+                if nodes > there {
+                    let refusal = Refusal::unresolvable(Plugin::NodeAffinity, Reason::NodeAffinity);
+                    refusals.0.push((refusal, nodes - there));
+                }
+                (id.map_or(0, NodeId::index), alone.as_slice())
+            }
+        };
         let (mut feasible, mut scores) = (Vec::new(), Vec::new());
         let (mut most_taints, mut most_affinity) = (0, 0);
         let nominations = !self.nominations.by_node.is_empty();
         for (at, local) in local.iter().enumerate() {
-            let id = NodeId(at as u32);
+            let id = NodeId((from + at) as u32);
             let (taints, affinity, fixed) = match *local {
                 Local::Absent => continue,
                 Local::Refused(refusal) => {
@@ -246,7 +259,7 @@ impl Core {
                 }
                 Local::Passed { taints, affinity, fixed } => (i64::from(taints), i64::from(affinity), i64::from(fixed)),
             };
-            let rest = prepared.filter(&self.snapshot, &pod.spec, id, self.snapshot.node(id)).and_then(|()| {
+            let rest = prepared.filter(&self.snapshot, id, self.snapshot.node(id)).and_then(|()| {
                 if nominations { with_nominated(&self.snapshot, &self.nominations, pod, id) } else { Ok(()) }
             });
             if let Err(refusal) = rest {
@@ -281,7 +294,7 @@ impl Core {
 
     /// What is to be done about a pod's claims when it goes to a node it was found to fit.
     pub fn volume_steps(&self, pod: &Pod, id: NodeId) -> Vec<volume_binding::Step> {
-        if pod.spec.volumes.is_empty() {
+        if pod.volumes.is_empty() {
             return Vec::new();
         }
         let state = volume_binding::State::prepare(&self.snapshot.storage, pod);

@@ -120,7 +120,7 @@ impl Node {
         self.assumed.0 += pod.spec.assumed.0;
         self.assumed.1 += pod.spec.assumed.1;
         self.ports.extend_from_slice(&pod.spec.ports);
-        for volume in &pod.spec.volumes {
+        for volume in &*pod.volumes {
             let Volume::Disk { identity, sharable } = volume else { continue };
             match self.disks.iter_mut().find(|d| (d.0, d.1) == (*identity, *sharable)) {
                 Some(disk) => disk.2 += 1,
@@ -141,7 +141,7 @@ impl Node {
                 self.ports.swap_remove(at);
             }
         }
-        for volume in &pod.spec.volumes {
+        for volume in &*pod.volumes {
             let Volume::Disk { identity, sharable } = volume else { continue };
             if let Some(at) = self.disks.iter().position(|d| (d.0, d.1) == (*identity, *sharable)) {
                 self.disks[at].2 -= 1;

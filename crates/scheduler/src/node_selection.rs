@@ -104,6 +104,12 @@ impl NodeSelection {
         self.terms.is_none() && self.selector.is_everything()
     }
 
+    /// The one node's name, where it is asked for by name.
+    pub fn only_name(&self) -> Option<Symbol> {
+        let [term] = self.terms.as_deref()? else { return None };
+        term.0.iter().find_map(|c| if let Condition::Name(name, true) = c { Some(*name) } else { None })
+    }
+
     pub fn matches(&self, node: &Node) -> bool {
         self.selector.matches(&node.labels) && self.terms.as_ref().is_none_or(|t| t.iter().any(|t| t.matches(node)))
     }

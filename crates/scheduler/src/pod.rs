@@ -1,7 +1,7 @@
 //! A pod as the core sees it.
 //!
 //! What identical pods have in common is one shared [`Spec`]: requests, tolerations, node selection, terms. Pods of one
-//! owner thus share one, and the core recognizes them by it. What differs (name, labels, state) is in [`Pod`].
+//! owner thus share one, and the core recognizes them by it. What differs (name, labels, claims, state) is in [`Pod`].
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -201,7 +201,6 @@ pub struct Spec {
     pub containers: i64,
     pub spread: Box<[SpreadConstraint]>,
     pub terms: Option<Box<PodTerms>>,
-    pub volumes: Box<[Volume]>,
     pub priority: i32,
     /// `preemptionPolicy` is not `Never`.
     pub preempts: bool,
@@ -228,7 +227,7 @@ fn host_ports(spec: &PodSpecView) -> Box<[HostPort]> {
     ports.collect()
 }
 
-fn volumes(spec: &PodSpecView) -> Box<[Volume]> {
+fn volumes(spec: &PodSpecView) -> Arc<[Volume]> {
     let disk = |kind: &str, name: String, sharable| Volume::Disk { identity: Symbol::of(&format!("{kind}\n{name}")), sharable };
     let of = |v: &crate::view::VolumeView| {
         if let Some(claim) = &v.persistent_volume_claim {
@@ -284,7 +283,6 @@ impl Spec {
             images,
             spread: spec.topology_spread_constraints.iter().map(SpreadConstraint::of).collect(),
             terms,
-            volumes: volumes(spec),
             priority: spec.priority,
             preempts: &*spec.preemption_policy != "Never",
         }
@@ -320,9 +318,10 @@ pub struct Pod {
     /// `namespace/name`.
     pub key: Arc<str>,
     pub namespace: Symbol,
-    pub uid: Box<str>,
+    pub uid: Arc<str>,
     pub labels: Labels,
     pub spec: Arc<Spec>,
+    pub volumes: Arc<[Volume]>,
     /// The controller's kind and name, by which default spreading finds its selector.
     pub controller: Option<(Symbol, Symbol)>,
     pub deleting: bool,
@@ -339,9 +338,10 @@ impl Pod {
         Self {
             key: meta.key().into(),
             namespace: Symbol::of(&meta.namespace),
-            uid: meta.uid.clone(),
+            uid: (&*meta.uid).into(),
             labels: Labels::new(meta.labels.iter().map(|(k, v)| (&**k, &**v))),
             spec: specs.share(Spec::of(view)),
+            volumes: volumes(&view.spec),
             controller: meta.controller().map(|o| (Symbol::of(&o.kind), Symbol::of(&o.name))),
             deleting: meta.deletion_timestamp.is_some(),
             started: view.status.start_time.clone(),

@@ -4,6 +4,7 @@
 //! bindings off, and looks at the changes again; with nothing to do it sleeps until a change, an answer, or the end of a
 //! pod's delay. A placed pod counts as placed from the decision on, until its binding fails.
 
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
 use client::{Client, EventType, Informer, Informers, Recorder, reference};
@@ -34,8 +35,13 @@ const WAITING_FOR_CLAIMS: usize = 1024;
 /// The answer to a call.
 enum Answer {
     Bound { object: Arc<Object>, node: Arc<str>, steps: Vec<Step>, result: Result<(), Status> },
-    Evicted { victim: Arc<Object>, by: Box<str>, waiting: Arc<str>, node: Arc<str>, result: Result<(), Status> },
+    Evicted { victim: Arc<Object>, by: Arc<str>, waiting: Arc<str>, node: Arc<str>, result: Result<(), Status> },
     Told { what: &'static str, object: Arc<Object>, result: Result<(), Status> },
+}
+
+/// A call that answers even when it panics: its pod must not be waited for forever.
+async fn guarded(call: impl Future<Output = Result<(), Status>>) -> Result<(), Status> {
+    AssertUnwindSafe(call).catch_unwind().await.unwrap_or_else(|_| Err(Status::internal("the call panicked")))
 }
 
 struct Scheduler {
@@ -158,13 +164,13 @@ impl Scheduler {
         snapshot.place(pod.clone(), &node);
         let (client, bind) = (self.client.clone(), writes::bind(self.client.clone(), object.clone(), node.clone()));
         if steps.is_empty() {
-            self.calls.spawn(async move { Answer::Bound { object, node, steps, result: bind.await } });
+            self.calls.spawn(async move { Answer::Bound { object, node, steps, result: guarded(bind).await } });
             return;
         }
         let claims = writes::bind_claims(client, self.claims.clone(), steps.clone(), node.clone());
         self.slow.spawn(async move {
-            let result = match claims.await {
-                Ok(()) => bind.await,
+            let result = match guarded(claims).await {
+                Ok(()) => guarded(bind).await,
                 Err(status) => Err(status),
             };
             Answer::Bound { object, node, steps, result }
@@ -202,18 +208,18 @@ impl Scheduler {
             if let Some(waiting) = self.world.queue.get(&displaced.key) {
                 let (object, condition) = (waiting.object.clone(), waiting.condition.clone());
                 let call = writes::set_condition(self.client.clone(), object.clone(), "PodScheduled", condition, false, Some("".into()));
-                self.calls.spawn(async move { Answer::Told { what: "nomination", object, result: call.await } });
+                self.calls.spawn(async move { Answer::Told { what: "nomination", object, result: guarded(call).await } });
             }
             self.world.queue.wake_one(&displaced.key, Instant::now());
         }
         self.world.core.nominations.set(pod, Some(symbol));
         for victim in plan.victims {
             // Who is on the way out already needs no push.
-            let Some(object) = self.pods.get(&victim.key).filter(|o| !victim.deleting && o.meta.uid == victim.uid) else { continue };
+            let Some(object) = self.pods.get(&victim.key).filter(|o| !victim.deleting && *o.meta.uid == *victim.uid) else { continue };
             let message = format!("{}: preempting to accommodate a higher priority pod", self.options.scheduler_name);
             let call = writes::evict(self.client.clone(), object.clone(), message);
             let (by, waiting, node) = (pod.uid.clone(), pod.key.clone(), name.clone());
-            self.calls.spawn(async move { Answer::Evicted { victim: object, by, waiting, node, result: call.await } });
+            self.calls.spawn(async move { Answer::Evicted { victim: object, by, waiting, node, result: guarded(call).await } });
         }
         name
     }
@@ -229,7 +235,7 @@ impl Scheduler {
         waiting.condition = condition.clone();
         let object = object.clone();
         let call = writes::set_condition(self.client.clone(), object.clone(), "PodScheduled", condition, transition, nominated);
-        self.calls.spawn(async move { Answer::Told { what: "condition", object, result: call.await } });
+        self.calls.spawn(async move { Answer::Told { what: "condition", object, result: guarded(call).await } });
     }
 
     fn take_answer(&mut self, answer: Result<Answer, tokio::task::JoinError>, events: &mut Events) {
@@ -265,7 +271,7 @@ impl Scheduler {
                 }
             }
             Ok(Answer::Told { .. }) => {}
-            // A panic in a call's task: the pod concerned is unknown; it stays assumed until it is seen.
+            // Calls answer even when they panic (see `guarded`), so this is a task aborted at the end.
             Err(error) => tracing::error!(%error, "a call ended without an answer"),
         }
     }
@@ -273,7 +279,7 @@ impl Scheduler {
     /// The binding failed: the pod is where it was before.
     fn unplace(&mut self, object: &Arc<Object>, node: &str, status: &Status, events: &mut Events) {
         let key: Arc<str> = object.meta.key().into();
-        if self.world.assumed.get(&key).is_none_or(|uid| *uid != object.meta.uid) {
+        if self.world.assumed.get(&key).is_none_or(|uid| **uid != *object.meta.uid) {
             // Seen placed, or gone, meanwhile.
             return;
         }
@@ -281,7 +287,8 @@ impl Scheduler {
         if let Some(placed) = self.world.core.snapshot.remove(&key) {
             events.freed.push(placed.node);
         }
-        if status.is_not_found() {
+        let leaving = self.world.queue.get(&key).is_some_and(|w| w.pod.deleting);
+        if status.is_not_found() || leaving {
             self.world.queue.remove(&key);
             return;
         }

@@ -222,7 +222,7 @@ impl Snapshot {
     }
 
     fn note_claims(&mut self, pod: &Pod, by: i32) {
-        for claim in pod.spec.volumes.iter().filter_map(|v| pod.claim(v)) {
+        for claim in pod.volumes.iter().filter_map(|v| pod.claim(v)) {
             self.storage.note_use(claim, by);
         }
     }

@@ -76,7 +76,11 @@ impl Sources {
         let (source, batch) = self.changes.next().await?;
         let seen = self.seen.entry(source).or_default();
         let changes = match batch {
-            Batch::Changes(changes) => changes,
+            Batch::Changes(mut changes) => {
+                // Who came first is served first; changes come by key.
+                changes.sort_by_key(|c| c.new.as_ref().map_or(0, |o| o.resource_version));
+                changes
+            }
             Batch::Resync => {
                 let informer = self.informers.iter().find(|i| i.0 == source).map(|i| &i.1);
                 let now = informer.map(|i| i.list(None)).unwrap_or_default();

@@ -49,6 +49,9 @@ pub struct Claim {
     pub deleting: bool,
 }
 
+/// Label keys (new and old name), and the values a node may have.
+pub type Zones = ([Symbol; 2], Box<[Symbol]>);
+
 /// A PersistentVolume.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Volume {
@@ -59,8 +62,7 @@ pub struct Volume {
     pub labels: Labels,
     pub block: bool,
     pub affinity: NodeSelection,
-    /// Label keys (new and old name) and the values a node may have.
-    pub zones: Box<[([Symbol; 2], Box<[Symbol]>)]>,
+    pub zones: Box<[Zones]>,
     /// The claim's key and uid (which may be empty when an administrator wrote it).
     pub claim: Option<(Box<str>, Box<str>)>,
     /// Driver and handle.

@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, BuildHasherDefault, Hasher, RandomState};
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 /// A string, hashed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -47,9 +47,9 @@ impl Hasher for AlreadyHashed {
 /// A map by symbol.
 pub type SymbolMap<V> = HashMap<Symbol, V, BuildHasherDefault<AlreadyHashed>>;
 
-/// Labels: key and value symbols, ordered by key.
+/// Labels: key and value symbols, ordered by key; cheap to clone.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
-pub struct Labels(Box<[(Symbol, Symbol)]>);
+pub struct Labels(Arc<[(Symbol, Symbol)]>);
 
 impl Labels {
     pub fn new<'a>(pairs: impl IntoIterator<Item = (&'a str, &'a str)>) -> Self {

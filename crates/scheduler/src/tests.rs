@@ -209,7 +209,16 @@ fn nodes_that_will_not_do_are_refused() {
     let labels = |n: &str| json!({"metadata": {"labels": {"n": n}}});
     let port = |p: Value| json!({"spec": {"containers": [{"name": "c", "ports": [p]}]}});
     let two = |a: Value, b: Value| vec![("a", a), ("b", b)];
-    let cases: Vec<(Vec<(&str, Value)>, Value, &str)> = vec![
+    type Case = (Vec<(&'static str, Value)>, Value, &'static str);
+    let by_name = |name: &str| {
+        let term = json!({"matchFields": [{"key": "metadata.name", "operator": "In", "values": [name]}]});
+        json!({"spec": {"affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [term]}}}}})
+    };
+    let cases: Vec<Case> = vec![
+        (two(json!({}), json!({})), by_name("b"), "b"),
+        (two(json!({}), json!({"spec": {"unschedulable": true}})), by_name("b"),
+            "0/2 nodes are available: 1 node(s) didn't match Pod's node affinity/selector, 1 node(s) were unschedulable."),
+        (two(json!({}), json!({})), by_name("c"), "0/2 nodes are available: 2 node(s) didn't match Pod's node affinity/selector."),
         (vec![], json!({}), "no nodes available to schedule pods"),
         (two(json!({}), json!({})), json!({}), "a b"),
         (two(json!({}), json!({"spec": {"unschedulable": true}})), json!({}), "a"),
@@ -225,8 +234,6 @@ fn nodes_that_will_not_do_are_refused() {
         (two(labels("1"), json!({})), selects(json!({"key": "n", "operator": "DoesNotExist"})), "b"),
         (two(labels("1"), labels("2")), selects(json!({"key": "n", "operator": "In", "values": ["3"]})),
             "0/2 nodes are available: 2 node(s) didn't match Pod's node affinity/selector."),
-        (two(json!({}), json!({})), json!({"spec": {"affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution":
-            {"nodeSelectorTerms": [{"matchFields": [{"key": "metadata.name", "operator": "In", "values": ["b"]}]}]}}}}}), "b"),
         (two(labels("1"), labels("2")), json!({"spec": {"affinity": {"nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution":
             [{"weight": 5, "preference": {"matchExpressions": [{"key": "n", "operator": "In", "values": ["1"]}]}}]}}}}), "a"),
         (two(json!({}), json!({"status": {"allocatable": {"cpu": "8"}}})), cpu("5"), "b"),

@@ -35,7 +35,7 @@ pub struct World {
     pub queue: PodQueue,
     pub specs: Specs,
     /// Pods placed here but not yet seen placed: their uid.
-    pub assumed: HashMap<Arc<str>, Box<str>>,
+    pub assumed: HashMap<Arc<str>, Arc<str>>,
     scheduler_name: Box<str>,
 }
 
@@ -140,7 +140,7 @@ impl World {
             return self.forget_pod(&change.key, events);
         }
         let known = self.core.snapshot.pod(&change.key).map(|p| &p.pod.uid);
-        if known.is_some_and(|uid| *uid != object.meta.uid) {
+        if known.is_some_and(|uid| **uid != *object.meta.uid) {
             // Another pod of the same name.
             self.forget_pod(&change.key, events);
         }
@@ -169,11 +169,12 @@ impl World {
     }
 
     fn take_unplaced(&mut self, pod: Pod, object: &Arc<Object>, view: &PodView, events: &mut Events, now: Instant) {
-        if self.assumed.contains_key(&pod.key) {
-            // What is on its way is not to be seen yet.
+        let assumed = self.assumed.contains_key(&pod.key);
+        if assumed && !self.queue.contains(&pod.key) {
+            // Bound, and not seen yet.
             return;
         }
-        if pod.deleting || *view.spec.scheduler_name != *self.scheduler_name {
+        if !assumed && (pod.deleting || *view.spec.scheduler_name != *self.scheduler_name) {
             return self.forget_pod(&pod.key, events);
         }
         let condition = view.status.conditions.iter().find(|c| &*c.r#type == "PodScheduled");

@@ -151,7 +151,7 @@ impl Trial<'_> {
 
     fn verdict(&self) -> Result<(), Refusal> {
         filter_alone(&self.pod.spec, &self.node)?;
-        self.prepared.filter(self.snapshot, &self.pod.spec, self.id, &self.node)
+        self.prepared.filter(self.snapshot, self.id, &self.node)
     }
 }
 
@@ -176,7 +176,7 @@ impl Core {
         let mut open = Vec::new();
         if let Some(prepared) = &prepared {
             let snapshot = &self.snapshot;
-            let refusal = |id| filter_alone(&pod.spec, snapshot.node(id)).and_then(|()| prepared.filter(snapshot, &pod.spec, id, snapshot.node(id)));
+            let refusal = |id| filter_alone(&pod.spec, snapshot.node(id)).and_then(|()| prepared.filter(snapshot, id, snapshot.node(id)));
             open.extend(snapshot.ids().filter(|id| refusal(*id).map_or_else(|r| r.resolvable, |()| true)));
         }
         if let Some(waits_for) = self.nominations.node_of(&pod.key).and_then(|n| self.snapshot.node_id(n))

@@ -27,7 +27,7 @@ fn attachment(storage: &Storage, pod: &Pod, volume: &Volume) -> Option<Attachmen
 
 impl State {
     pub fn prepare(snapshot: &Snapshot, pod: &Pod) -> Self {
-        Self(pod.spec.volumes.iter().filter_map(|v| attachment(&snapshot.storage, pod, v)).collect())
+        Self(pod.volumes.iter().filter_map(|v| attachment(&snapshot.storage, pod, v)).collect())
     }
 
     pub fn filter(&self, snapshot: &Snapshot, node: &Node) -> Result<(), Refusal> {
@@ -39,7 +39,7 @@ impl State {
         }
         let there = node.pods.iter().filter_map(|id| snapshot.placed(*id).map(|p| &p.pod));
         let mut attached: HashSet<Attachment> =
-            there.flat_map(|p| p.spec.volumes.iter().filter_map(|v| attachment(storage, p, v))).collect();
+            there.flat_map(|p| p.volumes.iter().filter_map(|v| attachment(storage, p, v))).collect();
         let before = attached.len();
         attached.extend(&self.0);
         if attached.len() == before {

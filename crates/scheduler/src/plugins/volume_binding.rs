@@ -32,7 +32,7 @@ impl State {
     /// An error stands in the way wherever the pod would go.
     pub fn prepare(storage: &Storage, pod: &Pod) -> Result<Self, String> {
         let mut out = Self { bound: Vec::new(), waiting: Vec::new() };
-        for volume in &pod.spec.volumes {
+        for volume in &*pod.volumes {
             let Some(key) = pod.claim(volume) else { continue };
             let (_, name) = meta::object::split_key(&key);
             let claim = storage.claim(&key).ok_or_else(|| match volume {
