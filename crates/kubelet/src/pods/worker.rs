@@ -25,6 +25,7 @@ use super::stop;
 use crate::agent::Context;
 use crate::cgroups;
 use crate::cri::v1;
+use crate::logs::{self, Printer};
 use crate::probes::Probes;
 use crate::spec::{self, container::message_file, names};
 use crate::volumes::{self, Volumes};
@@ -569,12 +570,13 @@ fn log_tail(path: &str) -> String {
     if file.seek(SeekFrom::Start(length.saturating_sub(WINDOW))).is_err() || file.take(WINDOW).read_to_end(&mut bytes).is_err() {
         return String::new();
     }
-    let text = String::from_utf8_lossy(&bytes);
-    let mut lines: Vec<&str> = text.lines().filter_map(|l| l.splitn(4, ' ').nth(3)).collect();
-    if lines.len() > MAX_LOG_LINES {
-        lines.drain(..lines.len() - MAX_LOG_LINES);
-    }
-    let mut out: String = lines.iter().map(|l| format!("{l}\n")).collect();
+    let mut printed = Vec::new();
+    let mut printer = Printer::new(logs::Options::default());
+    // A line the window cuts in two is no record, and is left out.
+    bytes.split(|b| *b == b'\n').for_each(|line| printer.print(line, &mut printed));
+    let text = String::from_utf8_lossy(&printed);
+    let lines: Vec<&str> = text.split_inclusive('\n').collect();
+    let mut out: String = lines[lines.len().saturating_sub(MAX_LOG_LINES)..].concat();
     if out.len() > MAX_LOG_MESSAGE {
         let mut from = out.len() - MAX_LOG_MESSAGE;
         while !out.is_char_boundary(from) {
