@@ -18,7 +18,13 @@ pub trait Kind:
 }
 
 impl<K> Kind for K where
-    K: k8s_openapi::Resource + k8s_openapi::Metadata<Ty = ObjectMeta> + DeserializeOwned + Serialize + Send + Sync + 'static
+    K: k8s_openapi::Resource
+        + k8s_openapi::Metadata<Ty = ObjectMeta>
+        + DeserializeOwned
+        + Serialize
+        + Send
+        + Sync
+        + 'static
 {
 }
 
@@ -143,7 +149,9 @@ fn object_of(reply: Reply) -> Result<Arc<Object>, Status> {
     match reply {
         Reply::Object { object, .. } => Ok(object),
         Reply::Value { value, .. } => Object::from_value(&value).map(Arc::new).map_err(internal),
-        Reply::List(_) | Reply::Watch(_) => Err(internal("the server answered a collection where one object was asked")),
+        Reply::List(_) | Reply::Watch(_) => {
+            Err(internal("the server answered a collection where one object was asked"))
+        }
     }
 }
 

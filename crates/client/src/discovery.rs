@@ -93,12 +93,14 @@ impl Client {
                 }
             };
             let (group, version) = version.split_once('/').unwrap_or(("", &version));
-            out.resources.extend(document.resources.into_iter().filter(|r| !r.name.contains('/')).map(|r| ApiResource {
-                resource: Gvr::new(group, version, &r.name),
-                kind: r.kind,
-                namespaced: r.namespaced,
-                verbs: r.verbs,
-                preferred,
+            out.resources.extend(document.resources.into_iter().filter(|r| !r.name.contains('/')).map(|r| {
+                ApiResource {
+                    resource: Gvr::new(group, version, &r.name),
+                    kind: r.kind,
+                    namespaced: r.namespaced,
+                    verbs: r.verbs,
+                    preferred,
+                }
             }));
         }
         Ok(out)

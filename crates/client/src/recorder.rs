@@ -104,7 +104,8 @@ impl Recorder {
             message.truncate(end);
             message.push_str("...");
         }
-        let occurrence = Occurrence { about: about.clone(), kind, reason: reason.into(), message, at: Timestamp::now() };
+        let occurrence =
+            Occurrence { about: about.clone(), kind, reason: reason.into(), message, at: Timestamp::now() };
         if self.send.try_send(occurrence).is_err() {
             tracing::debug!(reason, "event dropped: too many are waiting");
         }

@@ -64,7 +64,8 @@ fn chain(error: &dyn std::error::Error) -> String {
 impl Remote {
     pub async fn from_kubeconfig(path: &Path, user_agent: &str) -> Result<Self, Status> {
         let shown = path.display();
-        let kubeconfig = Kubeconfig::read_from(path).map_err(|e| Status::bad_request(format!("kubeconfig {shown}: {}", chain(&e))))?;
+        let kubeconfig = Kubeconfig::read_from(path)
+            .map_err(|e| Status::bad_request(format!("kubeconfig {shown}: {}", chain(&e))))?;
         let config = kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
             .await
             .map_err(|e| Status::bad_request(format!("kubeconfig {shown}: {}", chain(&e))))?;
@@ -72,7 +73,8 @@ impl Remote {
     }
 
     pub fn in_cluster(user_agent: &str) -> Result<Self, Status> {
-        let config = kube::Config::incluster().map_err(|e| Status::bad_request(format!("in-cluster configuration: {}", chain(&e))))?;
+        let config = kube::Config::incluster()
+            .map_err(|e| Status::bad_request(format!("in-cluster configuration: {}", chain(&e))))?;
         Self::from_config(config, user_agent)
     }
 
@@ -82,7 +84,8 @@ impl Remote {
         config.connect_timeout = Some(CONNECT_TIMEOUT);
         // Retries are the callers' business: they know what may be repeated.
         config.default_retry = false;
-        let client = kube::Client::try_from(config).map_err(|e| Status::bad_request(format!("client: {}", chain(&e))))?;
+        let client =
+            kube::Client::try_from(config).map_err(|e| Status::bad_request(format!("client: {}", chain(&e))))?;
         Ok(Self { client, in_flight: Semaphore::new(MAX_IN_FLIGHT) })
     }
 
@@ -216,7 +219,8 @@ fn http_request(request: Request) -> Result<http::Request<Body>, Status> {
         Verb::Patch => Method::PATCH,
         Verb::Delete | Verb::DeleteCollection => Method::DELETE,
     };
-    let mut builder = http::Request::builder().method(method).uri(url(&request)).header(header::ACCEPT, "application/json");
+    let mut builder =
+        http::Request::builder().method(method).uri(url(&request)).header(header::ACCEPT, "application/json");
     let body = match request.body {
         RequestBody::None => Body::empty(),
         RequestBody::Bytes { content_type, bytes } => {
@@ -273,7 +277,10 @@ fn decode_list(body: &[u8]) -> Result<List, Status> {
     let head: ListHead<'_> = serde_json::from_slice(body).map_err(malformed)?;
     let kind = head.kind.strip_suffix("List").unwrap_or(&head.kind);
     let items = head.items.unwrap_or_default();
-    let items = items.iter().map(|raw| list_item(raw.get(), kind, &head.api_version).map(Into::into)).collect::<Result<_, _>>()?;
+    let items = items
+        .iter()
+        .map(|raw| list_item(raw.get(), kind, &head.api_version).map(Into::into))
+        .collect::<Result<_, _>>()?;
     let version = head.metadata.resource_version;
     Ok(List {
         resource_version: if version.is_empty() { 0 } else { version.parse().map_err(malformed)? },
@@ -440,15 +447,21 @@ mod tests {
             url(&request),
             "/apis/apps/v1/namespaces/n/deployments?labelSelector=a%20in%20%28b%2Cc%29&resourceVersion=5&watch=true"
         );
-        let role = Request::new(Verb::Get, Gvr::new("rbac.authorization.k8s.io", "v1", "clusterroles"), "", "system:a b");
+        let role =
+            Request::new(Verb::Get, Gvr::new("rbac.authorization.k8s.io", "v1", "clusterroles"), "", "system:a b");
         assert_eq!(url(&role), "/apis/rbac.authorization.k8s.io/v1/clusterroles/system:a%20b");
     }
 
     #[test]
     fn list_items_get_the_kind_of_their_list() {
         let item = |extra: &str| format!("{{{extra}\"metadata\":{{\"name\":\"a\",\"resourceVersion\":\"7\"}}}}");
-        for extra in ["", "\"kind\":\"Pod\",\"apiVersion\":\"v1\",", "\"spec\":{},\"kind\":\"Pod\",\"apiVersion\":\"v1\","] {
-            let body = format!("{{\"kind\":\"PodList\",\"apiVersion\":\"v1\",\"metadata\":{{\"resourceVersion\":\"9\"}},\"items\":[{}]}}", item(extra));
+        for extra in
+            ["", "\"kind\":\"Pod\",\"apiVersion\":\"v1\",", "\"spec\":{},\"kind\":\"Pod\",\"apiVersion\":\"v1\","]
+        {
+            let body = format!(
+                "{{\"kind\":\"PodList\",\"apiVersion\":\"v1\",\"metadata\":{{\"resourceVersion\":\"9\"}},\"items\":[{}]}}",
+                item(extra)
+            );
             let list = decode_list(body.as_bytes()).unwrap();
             assert_eq!((list.resource_version, list.items.len()), (9, 1));
             let one = &list.items[0];
@@ -461,14 +474,19 @@ mod tests {
     #[test]
     fn watch_lines_may_come_in_any_pieces() {
         let text = concat!(
-            r#"{"type":"ADDED","object":{"kind":"Pod","apiVersion":"v1","metadata":{"name":"a","resourceVersion":"3"}}}"#, "\n",
-            r#"{"type":"BOOKMARK","object":{"metadata":{"resourceVersion":"4","annotations":{"k8s.io/initial-events-end":"true"}}}}"#, "\n",
-            r#"{"type":"ERROR","object":{"kind":"Status","status":"Failure","code":410,"reason":"Expired"}}"#, "\n",
+            r#"{"type":"ADDED","object":{"kind":"Pod","apiVersion":"v1","metadata":{"name":"a","resourceVersion":"3"}}}"#,
+            "\n",
+            r#"{"type":"BOOKMARK","object":{"metadata":{"resourceVersion":"4","annotations":{"k8s.io/initial-events-end":"true"}}}}"#,
+            "\n",
+            r#"{"type":"ERROR","object":{"kind":"Status","status":"Failure","code":410,"reason":"Expired"}}"#,
+            "\n",
         );
         for size in [1, 7, 1000] {
             let mut lines = Lines::new();
             let events: Vec<_> = text.as_bytes().chunks(size).flat_map(|c| lines.feed(c)).collect();
-            assert!(matches!(&events[0], WatchEvent::Object { kind: EventKind::Added, object } if object.resource_version == 3));
+            assert!(
+                matches!(&events[0], WatchEvent::Object { kind: EventKind::Added, object } if object.resource_version == 3)
+            );
             assert!(matches!(events[1], WatchEvent::Bookmark { resource_version: 4, initial_events_end: true }));
             assert!(matches!(&events[2], WatchEvent::Error(s) if s.is(Reason::Expired)));
         }

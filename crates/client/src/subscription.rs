@@ -39,9 +39,11 @@ pub enum Batch {
     Resync,
 }
 
+type OldNew = (Option<Arc<Object>>, Option<Arc<Object>>);
+
 #[derive(Default)]
 struct Pending {
-    changes: BTreeMap<Arc<str>, (Option<Arc<Object>>, Option<Arc<Object>>)>,
+    changes: BTreeMap<Arc<str>, OldNew>,
     resync: bool,
     closed: bool,
 }

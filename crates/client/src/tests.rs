@@ -98,7 +98,9 @@ async fn a_key_waits_once_and_has_one_worker() {
     assert_eq!(queue.get().await, Some("b"));
     assert_eq!(queue.get().await, Some("c"));
     assert_eq!(start.elapsed().as_secs(), 5);
-    assert!(first <= Duration::from_millis(5) && queue.retry("b") >= Duration::from_millis(5) && queue.failures(&"b") == 2);
+    assert!(
+        first <= Duration::from_millis(5) && queue.retry("b") >= Duration::from_millis(5) && queue.failures(&"b") == 2
+    );
     queue.close();
     assert_eq!(queue.get().await, None);
     assert_eq!(queue.get().await, None);

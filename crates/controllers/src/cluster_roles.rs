@@ -40,7 +40,13 @@ pub fn aggregation(cx: &Context) -> Controller {
     })
     // Any role's change may matter to any that gathers; there are few of those.
     .watch(&roles, move |_: &Change| {
-        let gathers = |o: &std::sync::Arc<meta::Object>| o.typed::<ClusterRole>().is_ok_and(|r| r.aggregation_rule.is_some());
-        gatherers.list_where(None, |o| !o.meta.name.is_empty()).iter().filter(|o| gathers(o)).map(|o| o.meta.key()).collect()
+        let gathers =
+            |o: &std::sync::Arc<meta::Object>| o.typed::<ClusterRole>().is_ok_and(|r| r.aggregation_rule.is_some());
+        gatherers
+            .list_where(None, |o| !o.meta.name.is_empty())
+            .iter()
+            .filter(|o| gathers(o))
+            .map(|o| o.meta.key())
+            .collect()
     })
 }

@@ -144,9 +144,13 @@ pub fn plan(object: &Object, spec: &CronJobSpec, jobs: &[Arc<Object>], now: Time
 
 /// Deletes the oldest ended Jobs beyond the history limits.
 fn forget_old(plan: &mut Plan, object: &Object, spec: &CronJobSpec, jobs: &[(&Arc<Object>, Value)]) {
-    let limits = [("Complete", spec.successful_jobs_history_limit.unwrap_or(3)), ("Failed", spec.failed_jobs_history_limit.unwrap_or(1))];
+    let limits = [
+        ("Complete", spec.successful_jobs_history_limit.unwrap_or(3)),
+        ("Failed", spec.failed_jobs_history_limit.unwrap_or(1)),
+    ];
     for (how, limit) in limits {
-        let mut of: Vec<_> = jobs.iter().filter(|(j, s)| ended(s) == Some(how) && j.meta.deletion_timestamp.is_none()).collect();
+        let mut of: Vec<_> =
+            jobs.iter().filter(|(j, s)| ended(s) == Some(how) && j.meta.deletion_timestamp.is_none()).collect();
         of.sort_by_key(|(j, s)| (s["startTime"].as_str().unwrap_or_default().to_string(), j.meta.name.clone()));
         let beyond = of.len().saturating_sub(usize::try_from(limit).unwrap_or(0));
         plan.actions.extend(of.into_iter().take(beyond).map(|(job, _)| delete(object, job)));
@@ -185,7 +189,11 @@ fn schedule(
     let schedule = match Schedule::parse(&spec.schedule, zone) {
         Ok(schedule) => schedule,
         Err(error) => {
-            plan.note(Note::warning(object, "UnparseableSchedule", format!("unparseable schedule: {:?} : {error}", spec.schedule)));
+            plan.note(Note::warning(
+                object,
+                "UnparseableSchedule",
+                format!("unparseable schedule: {:?} : {error}", spec.schedule),
+            ));
             return Ok(());
         }
     };
@@ -278,7 +286,8 @@ mod tests {
             ("0 9 * * 1-5", "Europe/Berlin", "2026-07-06T07:00:00Z", "2026-07-06T07:00:00Z", "2026-07-07T07:00:00Z"),
             ("TZ=UTC 0 0 1 * ?", "UTC", "2026-01-15T00:00:00Z", "2026-01-01T00:00:00Z", "2026-02-01T00:00:00Z"),
         ] {
-            let schedule = Schedule::parse(text, TimeZone::get(zone).unwrap()).unwrap_or_else(|e| panic!("{text}: {e}"));
+            let schedule =
+                Schedule::parse(text, TimeZone::get(zone).unwrap()).unwrap_or_else(|e| panic!("{text}: {e}"));
             assert_eq!(schedule.latest(at(now)), Some(at(latest)), "{text}");
             assert_eq!(schedule.next(at(now)), Some(at(next)), "{text}");
         }

@@ -40,10 +40,19 @@ fn tolerations(spec: &PodSpec) -> Vec<Toleration> {
     let mut out = spec.tolerations.clone().unwrap_or_default();
     let network = (spec.host_network == Some(true)).then_some(&(nodes::NETWORK_UNAVAILABLE, "NoSchedule"));
     for (key, effect) in TOLERATED.iter().chain(network) {
-        let same = |t: &Toleration| t.key.as_deref() == Some(key) && t.operator.as_deref() == Some("Exists") && t.effect.as_deref() == Some(effect);
+        let same = |t: &Toleration| {
+            t.key.as_deref() == Some(key)
+                && t.operator.as_deref() == Some("Exists")
+                && t.effect.as_deref() == Some(effect)
+        };
         if !out.iter().any(same) {
             let some = |text: &str| Some(text.to_string());
-            out.push(Toleration { key: some(key), operator: some("Exists"), effect: some(effect), ..Toleration::default() });
+            out.push(Toleration {
+                key: some(key),
+                operator: some("Exists"),
+                effect: some(effect),
+                ..Toleration::default()
+            });
         }
     }
     out
@@ -98,7 +107,16 @@ pub fn plan(object: &Object, spec: &DaemonSetSpec, world: World<'_>, now: Timest
             by_node.entry(node).or_default().push(pod);
         }
     }
-    let mut work = Work { object, spec, now, plan: Plan::nothing(), delete: BTreeMap::new(), create: BTreeSet::new(), by_node, world };
+    let mut work = Work {
+        object,
+        spec,
+        now,
+        plan: Plan::nothing(),
+        delete: BTreeMap::new(),
+        create: BTreeSet::new(),
+        by_node,
+        world,
+    };
     work.plan.actions.append(&mut work.world.history.actions);
     if object.meta.deletion_timestamp.is_none() && !work.world.history.collided {
         work.place();
@@ -195,11 +213,14 @@ impl<'a> Work<'a> {
                     self.plan.again_after(Duration::from_secs((FAILED_POD_DELAY - age).unsigned_abs()));
                     continue;
                 }
-                let said = format!("Found failed daemon pod {} on node {name}, will try to kill it", pod.object.meta.key());
+                let said =
+                    format!("Found failed daemon pod {} on node {name}, will try to kill it", pod.object.meta.key());
                 self.plan.note(Note::warning(self.object, "FailedDaemonPod", said));
                 self.remove(pod);
             }
-            running.sort_by(|a, b| a.node().is_empty().cmp(&b.node().is_empty()).then_with(|| a.created().cmp(&b.created())));
+            running.sort_by(|a, b| {
+                a.node().is_empty().cmp(&b.node().is_empty()).then_with(|| a.created().cmp(&b.created()))
+            });
             if !surging {
                 running.into_iter().skip(1).for_each(|p| self.remove(p));
                 continue;
@@ -220,7 +241,8 @@ impl<'a> Work<'a> {
         }
         // Pods for nodes that are gone and that were never scheduled: nobody else would delete them.
         let known: BTreeSet<&str> = all_nodes.iter().map(|n| &*n.0.meta.name).collect();
-        let lost: Vec<&PodView> = self.by_node.iter().filter(|(n, _)| !known.contains(*n)).flat_map(|(_, p)| p.clone()).collect();
+        let lost: Vec<&PodView> =
+            self.by_node.iter().filter(|(n, _)| !known.contains(*n)).flat_map(|(_, p)| p.clone()).collect();
         lost.into_iter().filter(|p| p.node().is_empty() && !p.is_terminating()).for_each(|p| self.remove(p));
     }
 
@@ -229,7 +251,8 @@ impl<'a> Work<'a> {
         let (surge, unavailable) = (self.bound(true), self.bound(false));
         let (mut in_progress, mut forced, mut candidates) = (0, Vec::new(), Vec::new());
         for (node, here) in &self.by_node {
-            let alive: Vec<&PodView> = here.iter().copied().filter(|p| !p.is_terminating() && !self.delete.contains_key(p.name())).collect();
+            let alive: Vec<&PodView> =
+                here.iter().copied().filter(|p| !p.is_terminating() && !self.delete.contains_key(p.name())).collect();
             let (new, old): (Vec<&PodView>, Vec<&PodView>) = alive.into_iter().partition(|p| self.is_updated(p));
             match (new.as_slice(), old.as_slice()) {
                 ([], []) if surge == 0 => in_progress += 1,
@@ -341,22 +364,33 @@ pub fn daemon_sets(cx: &Context) -> Controller {
         let selector = owners::spec_selector(&object);
         if selector.is_everything() {
             let mut plan = Plan::nothing();
-            plan.note(Note::warning(&object, "SelectingAll", "This daemon set is selecting all pods. A non-empty selector is required."));
+            plan.note(Note::warning(
+                &object,
+                "SelectingAll",
+                "This daemon set is selecting all pods. A non-empty selector is required.",
+            ));
             return Ok(plan);
         }
         let namespace = &object.meta.namespace;
         let claimed = owners::claim(
-            &pods_resource(), &object, &selector,
-            of_pods.by_index(BY_CONTROLLER, &object.meta.uid), of_pods.by_index(ORPHANS, namespace), |_| true,
+            &pods_resource(),
+            &object,
+            &selector,
+            of_pods.by_index(BY_CONTROLLER, &object.meta.uid),
+            of_pods.by_index(ORPHANS, namespace),
+            |_| true,
         );
         let views = pods::views(claimed.objects)?;
         let nodes = of_nodes.list(None).into_iter().map(|o| Ok((o.clone(), decoded::<Node>(&o)?)));
         let nodes: Vec<_> = nodes.collect::<Result<_, Status>>()?;
-        let has = |informer: &client::Informer, name: &str| informer.get(&meta::object::object_key(namespace, name)).is_some();
+        let has = |informer: &client::Informer, name: &str| {
+            informer.get(&meta::object::object_key(namespace, name)).is_some()
+        };
         let owned = of_revisions.by_index(BY_CONTROLLER, &object.meta.uid);
         let history = history::sync(&object, HASH_LABEL, owned, |name| has(&of_revisions, name))?;
         let taken = |name: &str| has(&of_pods, name);
-        let mut plan = plan(&object, &set.spec, World { nodes: &nodes, pods: &views, history, taken: &taken }, ask.now)?;
+        let mut plan =
+            plan(&object, &set.spec, World { nodes: &nodes, pods: &views, history, taken: &taken }, ask.now)?;
         plan.actions.splice(0..0, claimed.actions);
         Ok(plan)
     })
@@ -365,7 +399,8 @@ pub fn daemon_sets(cx: &Context) -> Controller {
     .watch(&revisions, owners::to_controller("DaemonSet"))
     .watch(&all_nodes, move |change| {
         // Heartbeats change nothing about where daemons run.
-        let seen = |o: &Arc<Object>| o.typed::<Node>().ok().map(|n| (nodes::taints(&n).to_vec(), o.meta.labels.clone()));
+        let seen =
+            |o: &Arc<Object>| o.typed::<Node>().ok().map(|n| (nodes::taints(&n).to_vec(), o.meta.labels.clone()));
         match (&change.old, &change.new) {
             (Some(old), Some(new)) if seen(old) == seen(new) => Vec::new(),
             _ => everywhere.list(None).iter().map(|s| s.meta.key()).collect(),

@@ -1,8 +1,8 @@
 //! Deployments: gathering the world for [`crate::rollout`].
 
+use client::Change;
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
 use k8s_openapi::api::core::v1::Pod;
-use client::Change;
 use meta::Object;
 
 use crate::owners::{self, BY_CONTROLLER, ORPHANS};
@@ -38,7 +38,8 @@ pub fn deployments(cx: &Context) -> Controller {
             sets,
             old_pods_running: Box::new(move |new| {
                 let others = uids.iter().filter(|uid| Some(uid.as_str()) != new);
-                let unfinished = |o: &std::sync::Arc<Object>| pods::PodView::new(o.clone()).is_ok_and(|p| !p.is_finished());
+                let unfinished =
+                    |o: &std::sync::Arc<Object>| pods::PodView::new(o.clone()).is_ok_and(|p| !p.is_finished());
                 others.flat_map(|uid| running.by_index(BY_CONTROLLER, uid)).any(|o| unfinished(&o))
             }),
             named: Box::new(move |name| named.get(&meta::object::object_key(&namespace, name)).is_some()),

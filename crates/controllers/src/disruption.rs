@@ -24,7 +24,13 @@ use crate::{Context, decoded, owners, status_of};
 const DISRUPTION_TIMEOUT: i64 = 120;
 
 /// `scale`: the replicas wanted by the pods' controllers, for budgets in relation to them.
-pub fn plan(object: &Object, spec: &PodDisruptionBudgetSpec, pods: &[PodView], scale: i64, now: Timestamp) -> Result<Plan, Status> {
+pub fn plan(
+    object: &Object,
+    spec: &PodDisruptionBudgetSpec,
+    pods: &[PodView],
+    scale: i64,
+    now: Timestamp,
+) -> Result<Plan, Status> {
     let mut plan = Plan::nothing();
     let known = status_of(object)?;
     let (expected, desired) = match (&spec.max_unavailable, &spec.min_available) {
@@ -47,7 +53,8 @@ pub fn plan(object: &Object, spec: &PodDisruptionBudgetSpec, pods: &[PodView], s
             plan.note(Note::warning(&pod.object, "NotDeleted", said));
         }
     }
-    let healthy = pods.iter().filter(|p| p.is_ready() && !p.is_terminating() && !disrupted.contains_key(p.name())).count() as i64;
+    let healthy =
+        pods.iter().filter(|p| p.is_ready() && !p.is_terminating() && !disrupted.contains_key(p.name())).count() as i64;
     let allowed = if expected <= 0 { 0 } else { (healthy - desired).max(0) };
     let mut status = if known.is_object() { known.clone() } else { json!({}) };
     for (field, number) in [
@@ -139,7 +146,8 @@ pub fn disruption(cx: &Context) -> Controller {
         stateful_sets: cx.informers.get::<StatefulSet>(),
         replication_controllers: cx.informers.get::<ReplicationController>(),
     };
-    let watched = [&scales.deployments, &scales.replica_sets, &scales.stateful_sets, &scales.replication_controllers].map(Clone::clone);
+    let watched = [&scales.deployments, &scales.replica_sets, &scales.stateful_sets, &scales.replication_controllers]
+        .map(Clone::clone);
     let (of, of_pods, for_pods, for_scales) = (budgets.clone(), all_pods.clone(), budgets.clone(), budgets.clone());
     let mut controller = Controller::new("disruption-controller", move |ask| {
         let Some(object) = of.get(&ask.key) else { return Ok(Plan::nothing()) };
@@ -152,7 +160,9 @@ pub fn disruption(cx: &Context) -> Controller {
     .watch(&budgets, own_key)
     .watch(&all_pods, move |change: &Change| {
         let Some(namespace) = change.object().map(|o| o.meta.namespace.clone()) else { return Vec::new() };
-        let selects = |b: &Arc<Object>| [&change.old, &change.new].into_iter().flatten().any(|p| selector_of(b).matches(&p.meta.labels));
+        let selects = |b: &Arc<Object>| {
+            [&change.old, &change.new].into_iter().flatten().any(|p| selector_of(b).matches(&p.meta.labels))
+        };
         for_pods.list(Some(&namespace)).iter().filter(|b| selects(b)).map(|b| b.meta.key()).collect()
     });
     for informer in watched {
@@ -160,7 +170,10 @@ pub fn disruption(cx: &Context) -> Controller {
         // Scales matter when the spec changes, not with each status.
         controller = controller.watch(&informer, move |change| match (&change.old, &change.new) {
             (Some(old), Some(new)) if old.meta.generation == new.meta.generation => Vec::new(),
-            _ => change.object().map(|o| budgets.list(Some(&o.meta.namespace)).iter().map(|b| b.meta.key()).collect()).unwrap_or_default(),
+            _ => change
+                .object()
+                .map(|o| budgets.list(Some(&o.meta.namespace)).iter().map(|b| b.meta.key()).collect())
+                .unwrap_or_default(),
         });
     }
     controller

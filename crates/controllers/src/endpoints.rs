@@ -59,10 +59,14 @@ fn target_port(pod: &Pod, port: &ServicePort) -> Option<i32> {
         Some(IntOrString::String(name)) if name.is_empty() => Some(port.port),
         Some(IntOrString::String(name)) => {
             let spec = pod.spec.as_ref()?;
-            let sidecars = spec.init_containers.iter().flatten().filter(|c| c.restart_policy.as_deref() == Some("Always"));
+            let sidecars =
+                spec.init_containers.iter().flatten().filter(|c| c.restart_policy.as_deref() == Some("Always"));
             let ports = spec.containers.iter().chain(sidecars).flat_map(|c| c.ports.iter().flatten());
             let protocol = |p: &Option<String>| p.clone().unwrap_or_else(|| "TCP".into());
-            ports.into_iter().find(|p| p.name.as_ref() == Some(name) && protocol(&p.protocol) == protocol(&port.protocol)).map(|p| p.container_port)
+            ports
+                .into_iter()
+                .find(|p| p.name.as_ref() == Some(name) && protocol(&p.protocol) == protocol(&port.protocol))
+                .map(|p| p.container_port)
         }
     }
 }
@@ -126,7 +130,9 @@ fn slice_endpoint(world: &World<'_>, pod: &PodView, family: &str) -> Option<Valu
         out["zone"] = zone.as_str().into();
         match world.spec.traffic_distribution.as_deref() {
             Some("PreferClose" | "PreferSameZone") => out["hints"] = json!({"forZones": [{"name": zone}]}),
-            Some("PreferSameNode") => out["hints"] = json!({"forZones": [{"name": zone}], "forNodes": [{"name": pod.node()}]}),
+            Some("PreferSameNode") => {
+                out["hints"] = json!({"forZones": [{"name": zone}], "forNodes": [{"name": pod.node()}]})
+            }
             _ => {}
         }
     }
@@ -144,9 +150,12 @@ fn families(spec: &ServiceSpec, pods: &[PodView]) -> Vec<String> {
     vec![if ip.or_else(of_pod).is_some_and(|ip| ip.is_ipv6()) { "IPv6" } else { "IPv4" }.to_string()]
 }
 
+/// A slice that is there, with its body.
+type Existing = (Arc<Object>, Value);
+
 /// One slice as it should be.
 struct Slice {
-    existing: Option<(Arc<Object>, Value)>,
+    existing: Option<Existing>,
     endpoints: Vec<Value>,
 }
 
@@ -155,7 +164,7 @@ fn identity(endpoint: &Value) -> String {
 }
 
 /// The slices of one address family and one set of ports: keep what is right, change in place, then fill up.
-fn fill(existing: Vec<(Arc<Object>, Value)>, desired: Vec<Value>) -> Vec<Slice> {
+fn fill(existing: Vec<Existing>, desired: Vec<Value>) -> Vec<Slice> {
     let mut desired: BTreeMap<String, Value> = desired.into_iter().map(|e| (identity(&e), e)).collect();
     let mut slices: Vec<Slice> = existing
         .into_iter()
@@ -194,7 +203,7 @@ pub fn plan_slices(world: &World<'_>, slices: Vec<Arc<Object>>, taken: impl Fn(&
     let prefix = pods::name_prefix(&world.service.meta.name);
     let uids: Vec<String> = slices.iter().map(|s| s.meta.uid.to_string()).collect();
     let mut fresh = 0;
-    let mut existing: BTreeMap<(String, String), Vec<(Arc<Object>, Value)>> = BTreeMap::new();
+    let mut existing: BTreeMap<(String, String), Vec<Existing>> = BTreeMap::new();
     let supported = families(world.spec, &world.pods);
     for slice in slices {
         let body = slice.value().map_err(Status::internal)?;
@@ -268,7 +277,9 @@ fn ports_key(ports: &Value) -> String {
         .as_array()
         .into_iter()
         .flatten()
-        .map(|p| format!("{}/{}/{}/{}", p["name"].as_str().unwrap_or_default(), p["port"], p["protocol"], p["appProtocol"]))
+        .map(|p| {
+            format!("{}/{}/{}/{}", p["name"].as_str().unwrap_or_default(), p["port"], p["protocol"], p["appProtocol"])
+        })
         .collect();
     keys.sort();
     keys.join(",")
@@ -280,7 +291,7 @@ pub fn plan_endpoints(world: &World<'_>, existing: Option<&Arc<Object>>) -> Resu
     let all = world.spec.publish_not_ready_addresses == Some(true);
     let family = families(world.spec, &world.pods).into_iter().next().unwrap_or_default();
     // (ports, ready, not ready) by ports
-    let mut groups: BTreeMap<String, (Vec<Value>, Vec<Value>, Vec<Value>)> = BTreeMap::new();
+    let mut groups: BTreeMap<String, [Vec<Value>; 3]> = BTreeMap::new();
     let mut count = 0;
     let mut pods: Vec<&PodView> = world.pods.iter().filter(|p| belongs(p, all)).collect();
     pods.sort_by_key(|p| !p.is_ready());
@@ -301,11 +312,11 @@ pub fn plan_endpoints(world: &World<'_>, existing: Option<&Arc<Object>>) -> Resu
                 address[field] = value.clone();
             }
         }
-        let group = groups.entry(ports_key(&json!(ports))).or_insert_with(|| (ports, Vec::new(), Vec::new()));
-        if all || pod.is_ready() { group.1.push(address) } else { group.2.push(address) }
+        let group = groups.entry(ports_key(&json!(ports))).or_insert_with(|| [ports, Vec::new(), Vec::new()]);
+        group[if all || pod.is_ready() { 1 } else { 2 }].push(address);
     }
     let mut subsets = Vec::new();
-    for (ports, mut ready, mut not_ready) in groups.into_values() {
+    for [ports, mut ready, mut not_ready] in groups.into_values() {
         let mut subset = Map::new();
         for (field, list) in [("addresses", &mut ready), ("notReadyAddresses", &mut not_ready)] {
             list.sort_by_key(|a| (a["ip"].as_str().map(str::to_string), a["targetRef"]["uid"].to_string()));
@@ -359,9 +370,16 @@ pub fn plan_endpoints(world: &World<'_>, existing: Option<&Arc<Object>>) -> Resu
     Ok(plan)
 }
 
-fn gather<'a>(service: &'a Object, typed: &'a Service, pods: &Informer, nodes: &Informer) -> Result<Option<World<'a>>, Status> {
+fn gather<'a>(
+    service: &'a Object,
+    typed: &'a Service,
+    pods: &Informer,
+    nodes: &Informer,
+) -> Result<Option<World<'a>>, Status> {
     let Some(spec) = &typed.spec else { return Ok(None) };
-    let Some(selector) = spec.selector.as_ref().filter(|_| spec.type_.as_deref() != Some("ExternalName")) else { return Ok(None) };
+    let Some(selector) = spec.selector.as_ref().filter(|_| spec.type_.as_deref() != Some("ExternalName")) else {
+        return Ok(None);
+    };
     if selector.is_empty() || service.meta.deletion_timestamp.is_some() {
         return Ok(None);
     }
@@ -405,7 +423,9 @@ pub fn endpoint_slices(cx: &Context) -> Controller {
     let (services, all_pods) = (cx.informers.get::<Service>(), cx.informers.get::<Pod>());
     let (nodes, slices) = (cx.informers.get::<Node>(), cx.informers.get::<EndpointSlice>());
     let ours = |o: &Object| o.meta.label(MANAGED_BY) == Some(SLICE_CONTROLLER);
-    let service_of = move |o: &Object| Some(meta::object::object_key(&o.meta.namespace, o.meta.label(SERVICE_NAME).filter(|_| ours(o))?));
+    let service_of = move |o: &Object| {
+        Some(meta::object::object_key(&o.meta.namespace, o.meta.label(SERVICE_NAME).filter(|_| ours(o))?))
+    };
     slices.add_index("service", move |o| service_of(o).into_iter().collect());
     let (of, of_pods, of_nodes, of_slices) = (services.clone(), all_pods.clone(), nodes.clone(), slices.clone());
     Controller::new("endpointslice-controller", move |ask| {
@@ -464,7 +484,9 @@ pub fn plan_mirror(endpoints: &Object, service: &Object, slices: Vec<Arc<Object>
             for (field, ready) in [("addresses", true), ("notReadyAddresses", false)] {
                 for address in subset[field].as_array().into_iter().flatten() {
                     let ip = address["ip"].as_str().unwrap_or_default();
-                    if !ip.parse::<IpAddr>().is_ok_and(|a| a.is_ipv4() == (family == "IPv4")) || list.len() >= MAX_ADDRESSES {
+                    if !ip.parse::<IpAddr>().is_ok_and(|a| a.is_ipv4() == (family == "IPv4"))
+                        || list.len() >= MAX_ADDRESSES
+                    {
                         continue;
                     }
                     let mut endpoint = json!({"addresses": [ip], "conditions": {"ready": ready}});
@@ -503,7 +525,8 @@ pub fn plan_mirror(endpoints: &Object, service: &Object, slices: Vec<Arc<Object>
             plan.act(Action::update(&resource, &slice, body));
         }
     }
-    let mut labels: Map<String, Value> = endpoints.meta.labels.iter().map(|(k, v)| (k.to_string(), Value::from(&**v))).collect();
+    let mut labels: Map<String, Value> =
+        endpoints.meta.labels.iter().map(|(k, v)| (k.to_string(), Value::from(&**v))).collect();
     labels.insert(SERVICE_NAME.into(), (&*service.meta.name).into());
     labels.insert(MANAGED_BY.into(), MIRROR_CONTROLLER.into());
     for (name, mut slice) in wanted {
@@ -525,14 +548,19 @@ pub fn endpoint_slice_mirroring(cx: &Context) -> Controller {
     let (services, endpoints) = (cx.informers.get::<Service>(), cx.informers.get::<Endpoints>());
     let slices = cx.informers.get::<EndpointSlice>();
     let ours = |o: &Object| o.meta.label(MANAGED_BY) == Some(MIRROR_CONTROLLER);
-    let mirror_of = move |o: &Object| Some(meta::object::object_key(&o.meta.namespace, o.meta.label(SERVICE_NAME).filter(|_| ours(o))?));
+    let mirror_of = move |o: &Object| {
+        Some(meta::object::object_key(&o.meta.namespace, o.meta.label(SERVICE_NAME).filter(|_| ours(o))?))
+    };
     slices.add_index("mirror", move |o| mirror_of(o).into_iter().collect());
     let (of, of_endpoints, of_slices) = (services.clone(), endpoints.clone(), slices.clone());
     Controller::new("endpointslice-mirroring-controller", move |ask| {
         let held = of_slices.by_index("mirror", &ask.key);
         let mirrored = of_endpoints.get(&ask.key).zip(of.get(&ask.key)).filter(|(endpoints, service)| {
-            let skipped = endpoints.meta.label(SKIP_MIRROR) == Some("true") || endpoints.meta.label(ENDPOINTS_MANAGED_BY).is_some();
-            let selecting = service.typed::<Service>().is_ok_and(|s| s.spec.as_ref().is_some_and(|s| s.selector.as_ref().is_some_and(|m| !m.is_empty())));
+            let skipped = endpoints.meta.label(SKIP_MIRROR) == Some("true")
+                || endpoints.meta.label(ENDPOINTS_MANAGED_BY).is_some();
+            let selecting = service
+                .typed::<Service>()
+                .is_ok_and(|s| s.spec.as_ref().is_some_and(|s| s.selector.as_ref().is_some_and(|m| !m.is_empty())));
             !skipped && !selecting
         });
         if let Some((endpoints, service)) = mirrored {

@@ -85,11 +85,13 @@ fn is_waiting(object: &Object) -> bool {
 /// Whether the object is of any interest without a change of its owners.
 fn is_relevant(object: &Object) -> bool {
     !object.meta.owner_references.is_empty()
-        || (object.meta.deletion_timestamp.is_some() && (has_finalizer(object, FOREGROUND) || has_finalizer(object, ORPHAN)))
+        || (object.meta.deletion_timestamp.is_some()
+            && (has_finalizer(object, FOREGROUND) || has_finalizer(object, ORPHAN)))
 }
 
 fn metadata_patch(object: &Object, field: &str, value: Value) -> Patch {
-    let metadata = json!({"uid": &*object.meta.uid, "resourceVersion": object.resource_version.to_string(), field: value});
+    let metadata =
+        json!({"uid": &*object.meta.uid, "resourceVersion": object.resource_version.to_string(), field: value});
     Patch::Merge(json!({"metadata": metadata}))
 }
 
@@ -113,7 +115,12 @@ pub fn plan(resource: &Gvr, object: &Object, standing: &[Standing], dependents: 
             plan.actions.extend(dependents.iter().map(orphan));
             plan.act(without_finalizer(resource, object, ORPHAN));
         } else if has_finalizer(object, FOREGROUND) {
-            let blocks = |d: &Object| d.meta.owner_references.iter().any(|o| *o.uid == *object.meta.uid && o.block_owner_deletion == Some(true));
+            let blocks = |d: &Object| {
+                d.meta
+                    .owner_references
+                    .iter()
+                    .any(|o| *o.uid == *object.meta.uid && o.block_owner_deletion == Some(true))
+            };
             if !dependents.iter().any(|(_, d)| blocks(d)) {
                 plan.act(without_finalizer(resource, object, FOREGROUND));
             }
@@ -156,7 +163,8 @@ pub fn plan(resource: &Gvr, object: &Object, standing: &[Standing], dependents: 
             plan.act(Action::patch(r, d, "", metadata_patch(d, "ownerReferences", json!(references))));
         }
     }
-    let options = DeleteOptions { resource_version: Some(object.resource_version.to_string()), ..DeleteOptions::default() };
+    let options =
+        DeleteOptions { resource_version: Some(object.resource_version.to_string()), ..DeleteOptions::default() };
     plan.act(Action::delete_with(resource, object, options.propagation(propagation)));
     plan
 }
@@ -164,7 +172,8 @@ pub fn plan(resource: &Gvr, object: &Object, standing: &[Standing], dependents: 
 impl Graph {
     fn dependents(&self, uid: &str) -> Vec<(Gvr, Arc<Object>)> {
         let sources = self.sources.read().unwrap_or_else(PoisonError::into_inner);
-        let each = sources.iter().flat_map(|(r, s)| s.informer.by_index(OWNER, uid).into_iter().map(|o| (r.clone(), o)));
+        let each =
+            sources.iter().flat_map(|(r, s)| s.informer.by_index(OWNER, uid).into_iter().map(|o| (r.clone(), o)));
         each.collect()
     }
 
@@ -189,7 +198,8 @@ impl Graph {
             return Ok(Standing::Gone);
         }
         let group = owner.api_version.split_once('/').map_or("", |(g, _)| g).to_string();
-        let resource = self.kinds.read().unwrap_or_else(PoisonError::into_inner).get(&(group, owner.kind.clone())).cloned();
+        let resource =
+            self.kinds.read().unwrap_or_else(PoisonError::into_inner).get(&(group, owner.kind.clone())).cloned();
         let Some(resource) = resource else { return Ok(Standing::Unknown) };
         let (informer, namespaced) = {
             let sources = self.sources.read().unwrap_or_else(PoisonError::into_inner);
@@ -253,7 +263,11 @@ impl Graph {
             let changes = match batch {
                 Batch::Changes(changes) => changes,
                 Batch::Resync => {
-                    informer.list(None).iter().filter(|o| is_relevant(o)).for_each(|o| queue.add(key_of(&resource, &o.meta.key()).into()));
+                    informer
+                        .list(None)
+                        .iter()
+                        .filter(|o| is_relevant(o))
+                        .for_each(|o| queue.add(key_of(&resource, &o.meta.key()).into()));
                     continue;
                 }
             };
@@ -297,7 +311,8 @@ impl Graph {
     fn enqueue_waiting_owners(&self, dependent: &Object, queue: &Queue<Arc<str>>) {
         for owner in &dependent.meta.owner_references {
             let group = owner.api_version.split_once('/').map_or("", |(g, _)| g).to_string();
-            let resource = self.kinds.read().unwrap_or_else(PoisonError::into_inner).get(&(group, owner.kind.clone())).cloned();
+            let resource =
+                self.kinds.read().unwrap_or_else(PoisonError::into_inner).get(&(group, owner.kind.clone())).cloned();
             let Some(resource) = resource else { continue };
             let sources = self.sources.read().unwrap_or_else(PoisonError::into_inner);
             let Some(source) = sources.get(&resource) else { continue };
@@ -344,7 +359,8 @@ impl Graph {
                                 continue;
                             }
                             let informer = informers.get_scope(Scope::all(resource.clone()));
-                            informer.add_index(OWNER, |o| o.meta.owner_references.iter().map(|r| r.uid.clone()).collect());
+                            informer
+                                .add_index(OWNER, |o| o.meta.owner_references.iter().map(|r| r.uid.clone()).collect());
                             fresh.push((resource.clone(), informer.clone()));
                             sources.insert(resource, Source { api, informer });
                         }

@@ -46,7 +46,12 @@ pub fn template(revision: &Object) -> Value {
 
 /// Finds or makes the revision of a set's present template. `hash_label` is what the revision itself is labelled with;
 /// `taken` says whether a revision's name is in use.
-pub fn sync(set: &Object, hash_label: &str, mut owned: Vec<Arc<Object>>, taken: impl Fn(&str) -> bool) -> Result<History, Status> {
+pub fn sync(
+    set: &Object,
+    hash_label: &str,
+    mut owned: Vec<Arc<Object>>,
+    taken: impl Fn(&str) -> bool,
+) -> Result<History, Status> {
     let resource = client::gvr_of::<ControllerRevision>();
     let body = set.value().map_err(Status::internal)?;
     let mut template = body["spec"]["template"].clone();
@@ -63,7 +68,13 @@ pub fn sync(set: &Object, hash_label: &str, mut owned: Vec<Arc<Object>>, taken: 
             actions.push(Action::update(&resource, present, body));
         }
         let hash = present.meta.label(hash_label).unwrap_or_default().to_string();
-        return Ok(History { name: present.meta.name.to_string(), hash, known: owned.clone(), actions, collided: false });
+        return Ok(History {
+            name: present.meta.name.to_string(),
+            hash,
+            known: owned.clone(),
+            actions,
+            collided: false,
+        });
     }
     let collisions = body["status"]["collisionCount"].as_i64().and_then(|c| i32::try_from(c).ok());
     let hash = crate::hash::template_hash(&data_now, collisions);
@@ -90,7 +101,8 @@ pub fn sync(set: &Object, hash_label: &str, mut owned: Vec<Arc<Object>>, taken: 
 /// Deletes the oldest revisions beyond the limit that no pod lives by.
 pub fn clean_up(history: &History, limit: i32, live: &BTreeSet<String>) -> Vec<Action> {
     let resource = client::gvr_of::<ControllerRevision>();
-    let dead: Vec<&Arc<Object>> = history.known.iter().filter(|r| *r.meta.name != *history.name && !live.contains(&*r.meta.name)).collect();
+    let dead: Vec<&Arc<Object>> =
+        history.known.iter().filter(|r| *r.meta.name != *history.name && !live.contains(&*r.meta.name)).collect();
     let beyond = dead.len().saturating_sub(usize::try_from(limit).unwrap_or(0));
     dead.into_iter().take(beyond).map(|r| Action::delete(&resource, r)).collect()
 }

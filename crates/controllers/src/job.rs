@@ -83,7 +83,11 @@ fn judge(spec: &JobSpec, pod: &PodView) -> Verdict {
     Verdict::Count
 }
 
-fn matches_rule(rule: &PodFailurePolicyRule, pod: &PodView, status: &k8s_openapi::api::core::v1::PodStatus) -> Option<String> {
+fn matches_rule(
+    rule: &PodFailurePolicyRule,
+    pod: &PodView,
+    status: &k8s_openapi::api::core::v1::PodStatus,
+) -> Option<String> {
     let key = pod.object.meta.key();
     if let Some(codes) = &rule.on_exit_codes {
         let code = |c: &ContainerStatus| Some(c.state.as_ref()?.terminated.as_ref()?.exit_code);
@@ -96,9 +100,10 @@ fn matches_rule(rule: &PodFailurePolicyRule, pod: &PodView, status: &k8s_openapi
         return Some(format!("Container {} for pod {key} failed with exit code {}", found.name, code(found)?));
     }
     let patterns = rule.on_pod_conditions.as_deref().unwrap_or_default();
-    let found = status.conditions.iter().flatten().find(|c| {
-        patterns.iter().any(|p| p.type_ == c.type_ && p.status.as_deref().unwrap_or("True") == c.status)
-    })?;
+    let found =
+        status.conditions.iter().flatten().find(|c| {
+            patterns.iter().any(|p| p.type_ == c.type_ && p.status.as_deref().unwrap_or("True") == c.status)
+        })?;
     Some(format!("Pod {key} has condition {}", found.type_))
 }
 
@@ -124,7 +129,13 @@ fn number(status: &Value, field: &str) -> i64 {
 }
 
 /// What one Job wants done now.
-pub fn plan(object: &Object, spec: &JobSpec, pods: &[PodView], taken: &dyn Fn(&str) -> bool, now: Timestamp) -> Result<Plan, Status> {
+pub fn plan(
+    object: &Object,
+    spec: &JobSpec,
+    pods: &[PodView],
+    taken: &dyn Fn(&str) -> bool,
+    now: Timestamp,
+) -> Result<Plan, Status> {
     let known = status_of(object)?;
     let ended = ["Complete", "Failed"].iter().any(|c| conditions::is_true(&known, c));
     if ended || object.meta.deletion_timestamp.is_some() {
@@ -133,11 +144,20 @@ pub fn plan(object: &Object, spec: &JobSpec, pods: &[PodView], taken: &dyn Fn(&s
     }
     let completions = i64::from(spec.completions.unwrap_or(0));
     let uids = |field: &str| -> BTreeSet<String> {
-        known["uncountedTerminatedPods"][field].as_array().into_iter().flatten().filter_map(Value::as_str).map(Into::into).collect()
+        known["uncountedTerminatedPods"][field]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(Value::as_str)
+            .map(Into::into)
+            .collect()
     };
     let indexes = |field: &str| Indexes::parse(known[field].as_str().unwrap_or_default(), completions);
     let mut work = Work {
-        object, spec, pods, now,
+        object,
+        spec,
+        pods,
+        now,
         plan: Plan { stop_at_failure: true, ..Plan::nothing() },
         uncounted: [uids("succeeded"), uids("failed")],
         done: indexes("completedIndexes"),
@@ -230,7 +250,11 @@ impl Work<'_> {
     }
 
     fn succeeded(&self) -> i64 {
-        if self.indexed() { self.done.len() } else { number(&self.status, "succeeded") + self.uncounted[SUCCEEDED].len() as i64 }
+        if self.indexed() {
+            self.done.len()
+        } else {
+            number(&self.status, "succeeded") + self.uncounted[SUCCEEDED].len() as i64
+        }
     }
 
     fn failed(&self) -> i64 {
@@ -252,7 +276,8 @@ impl Work<'_> {
         }
         let suspended = self.spec.suspend == Some(true);
         if let (Some(seconds), false) = (self.spec.active_deadline_seconds, suspended) {
-            let started = client::time::parse(self.status["startTime"].as_str().unwrap_or_default()).unwrap_or(self.now);
+            let started =
+                client::time::parse(self.status["startTime"].as_str().unwrap_or_default()).unwrap_or(self.now);
             let left = seconds - pods::seconds_between(started, self.now);
             if left <= 0 {
                 return Some(("DeadlineExceeded", "Job was active longer than specified deadline".into()));
@@ -261,7 +286,10 @@ impl Work<'_> {
         }
         self.per_index()?;
         if self.spec.max_failed_indexes.is_some_and(|most| self.failed_indexes.len() > i64::from(most)) {
-            return Some(("MaxFailedIndexesExceeded", "Job has exceeded the specified maximal number of failed indexes".into()));
+            return Some((
+                "MaxFailedIndexesExceeded",
+                "Job has exceeded the specified maximal number of failed indexes".into(),
+            ));
         }
         let all = i64::from(self.spec.completions.unwrap_or(0));
         let over = !self.failed_indexes.is_empty() && self.done.len() + self.failed_indexes.len() >= all;
@@ -297,7 +325,10 @@ impl Work<'_> {
         // The end is declared in two steps: first why, then, when no pod runs any more, that.
         let target = |status: &Value, kind: &str| {
             let c = conditions::get(status, kind).filter(|c| c["status"] == "True")?;
-            Some((c["reason"].as_str().unwrap_or_default().to_string(), c["message"].as_str().unwrap_or_default().to_string()))
+            Some((
+                c["reason"].as_str().unwrap_or_default().to_string(),
+                c["message"].as_str().unwrap_or_default().to_string(),
+            ))
         };
         let mut success = target(known, "SuccessCriteriaMet");
         let mut failure = target(known, "FailureTarget").filter(|_| success.is_none());
@@ -418,7 +449,9 @@ impl Work<'_> {
         let want = match self.spec.completions {
             None if self.succeeded() > 0 => have.min(parallelism),
             None => parallelism,
-            Some(completions) => (i64::from(completions) - self.succeeded() - self.failed_indexes.len()).clamp(0, parallelism),
+            Some(completions) => {
+                (i64::from(completions) - self.succeeded() - self.failed_indexes.len()).clamp(0, parallelism)
+            }
         };
         let mut surplus: Vec<&PodView> = Vec::new();
         if self.indexed() {
@@ -434,12 +467,18 @@ impl Work<'_> {
         }
         let too_many = usize::try_from(have - want).unwrap_or(0);
         if surplus.len() < too_many {
-            let mut others: Vec<&PodView> = active.iter().copied().filter(|p| !surplus.iter().any(|s| s.name() == p.name())).collect();
+            let mut others: Vec<&PodView> =
+                active.iter().copied().filter(|p| !surplus.iter().any(|s| s.name() == p.name())).collect();
             others.sort_by(|a, b| pods::deletion_order(a, b, &BTreeMap::new(), self.now));
             surplus.extend(others.into_iter().take(too_many - surplus.len()));
         }
         if !surplus.is_empty() {
-            gone.extend(active.iter().map(|p| &*p.object.meta.uid).filter(|uid| surplus.iter().any(|s| &*s.object.meta.uid == *uid)));
+            gone.extend(
+                active
+                    .iter()
+                    .map(|p| &*p.object.meta.uid)
+                    .filter(|uid| surplus.iter().any(|s| &*s.object.meta.uid == *uid)),
+            );
             return Ok(surplus.into_iter().take(BURST).map(|p| delete_pod(self.object, p)).collect());
         }
         let blocked = if self.waits_for_end() { terminating } else { 0 };
@@ -474,7 +513,12 @@ impl Work<'_> {
         (left > 0).then(|| Duration::from_secs(left.unsigned_abs()))
     }
 
-    fn create(&mut self, active: &[&PodView], missing: usize, taken: &dyn Fn(&str) -> bool) -> Result<Vec<Action>, Status> {
+    fn create(
+        &mut self,
+        active: &[&PodView],
+        missing: usize,
+        taken: &dyn Fn(&str) -> bool,
+    ) -> Result<Vec<Action>, Status> {
         let uid = &self.object.meta.uid;
         let uids: Vec<&str> = self.pods.iter().map(|p| &*p.object.meta.uid).collect();
         let mut bodies = Vec::new();
@@ -540,7 +584,8 @@ fn add_index(body: &mut Value, job: &str, index: i64, failures: Option<i64>) {
     }
     body["spec"]["hostname"] = format!("{job}-{index}").into();
     let path = format!("metadata.labels['{INDEX}']");
-    let variable = json!({"name": "JOB_COMPLETION_INDEX", "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": path}}});
+    let variable =
+        json!({"name": "JOB_COMPLETION_INDEX", "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": path}}});
     for field in ["containers", "initContainers"] {
         for container in body["spec"].get_mut(field).and_then(Value::as_array_mut).into_iter().flatten() {
             let env = container.get("env").and_then(Value::as_array).cloned().unwrap_or_default();
@@ -578,7 +623,10 @@ pub fn jobs(cx: &Context) -> Controller {
     Controller::new("job-controller", move |ask| {
         let object = of.get(&ask.key);
         let uid = object.as_ref().map(|o| o.meta.uid.clone());
-        let left = of_pods.by_index("job", &ask.key).into_iter().filter(|p| p.meta.controller().map(|c| &*c.uid) != uid.as_deref());
+        let left = of_pods
+            .by_index("job", &ask.key)
+            .into_iter()
+            .filter(|p| p.meta.controller().map(|c| &*c.uid) != uid.as_deref());
         let (namespace, _) = meta::object::split_key(&ask.key);
         let of_nobody = of_pods.by_index(LEFT_BEHIND, namespace);
         let selectors: Vec<LabelSelector> = match of_nobody.is_empty() {
@@ -587,7 +635,8 @@ pub fn jobs(cx: &Context) -> Controller {
         };
         let unwanted = of_nobody.into_iter().filter(|p| !selectors.iter().any(|s| s.matches(&p.meta.labels)));
         let left = pods::views(left.chain(unwanted).collect())?;
-        let mut plan_of_left = Plan { actions: left.iter().filter(|p| has_finalizer(p)).map(strip).collect(), ..Plan::nothing() };
+        let mut plan_of_left =
+            Plan { actions: left.iter().filter(|p| has_finalizer(p)).map(strip).collect(), ..Plan::nothing() };
         let Some(object) = object else { return Ok(plan_of_left) };
         let job = decoded::<Job>(&object)?;
         let Some(spec) = &job.spec else { return Ok(plan_of_left) };
@@ -599,7 +648,9 @@ pub fn jobs(cx: &Context) -> Controller {
         let orphans = of_pods.by_index(ORPHANS, &object.meta.namespace);
         let manual = spec.manual_selector == Some(true);
         let claimed = owners::claim(&pods_resource(), &object, &selector, owned, orphans, |o: &Arc<Object>| {
-            manual || o.meta.finalizers.iter().any(|f| &**f == FINALIZER) || PodView::new(o.clone()).is_ok_and(|p| !p.is_finished())
+            manual
+                || o.meta.finalizers.iter().any(|f| &**f == FINALIZER)
+                || PodView::new(o.clone()).is_ok_and(|p| !p.is_finished())
         });
         let views = pods::views(claimed.objects)?;
         let taken = |name: &str| of_pods.get(&meta::object::object_key(&object.meta.namespace, name)).is_some();
@@ -627,13 +678,17 @@ pub fn ttl_after_finished(cx: &Context) -> Controller {
         let job = decoded::<Job>(&object)?;
         let Some(ttl) = job.spec.as_ref().and_then(|s| s.ttl_seconds_after_finished) else { return Ok(plan) };
         let status = status_of(&object)?;
-        let ended = ["Complete", "Failed"].iter().find_map(|c| conditions::get(&status, c).filter(|c| c["status"] == "True"));
+        let ended =
+            ["Complete", "Failed"].iter().find_map(|c| conditions::get(&status, c).filter(|c| c["status"] == "True"));
         let Some(at) = ended.and_then(|c| conditions::time(c, "lastTransitionTime")) else { return Ok(plan) };
         let left = i64::from(ttl) - pods::seconds_between(at, ask.now);
         if left > 0 {
             plan.again_after(Duration::from_secs(left.unsigned_abs()));
         } else {
-            let options = client::DeleteOptions { resource_version: Some(object.resource_version.to_string()), ..Default::default() };
+            let options = client::DeleteOptions {
+                resource_version: Some(object.resource_version.to_string()),
+                ..Default::default()
+            };
             let options = options.propagation(client::Propagation::Foreground);
             plan.act(Action::delete_with(&client::gvr_of::<Job>(), &object, options));
         }

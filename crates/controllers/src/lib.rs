@@ -157,7 +157,12 @@ fn is_enabled(name: &str, by_default: bool, wanted: &[String]) -> bool {
 }
 
 /// Runs the controllers until cancelled. Leader election, where there are several of us, is the caller's.
-pub async fn run(client: Client, informers: Arc<Informers>, options: Options, cancel: CancellationToken) -> Result<(), Error> {
+pub async fn run(
+    client: Client,
+    informers: Arc<Informers>,
+    options: Options,
+    cancel: CancellationToken,
+) -> Result<(), Error> {
     for wanted in &options.controllers {
         let name = wanted.strip_prefix('-').unwrap_or(wanted);
         if name != "*" && !names().any(|n| n == name) {

@@ -44,7 +44,12 @@ pub fn plan(namespace: &Object, left: &Left, now: Timestamp) -> Result<Plan, Sta
     let mut deleting = false;
     let (mut remaining, mut finalizers) = (Vec::new(), BTreeMap::<&str, usize>::new());
     for (api, list) in left.resources.iter().filter(|(_, l)| !l.items.is_empty()) {
-        remaining.push(format!("{}.{} has {} resource instances", api.resource.resource, api.resource.group, list.items.len()));
+        remaining.push(format!(
+            "{}.{} has {} resource instances",
+            api.resource.resource,
+            api.resource.group,
+            list.items.len()
+        ));
         list.items.iter().flat_map(|o| &o.meta.finalizers).for_each(|f| *finalizers.entry(f).or_default() += 1);
         if pods_left && !is_pods(api) {
             // What pods may still need goes after them.
@@ -66,21 +71,61 @@ pub fn plan(namespace: &Object, left: &Left, now: Timestamp) -> Result<Plan, Sta
     remaining.sort();
     let remaining_said = format!("Some resources are remaining: {}", remaining.join(", "));
     let by_finalizer: Vec<String> = finalizers.iter().map(|(f, n)| format!("{f} in {n} resource instances")).collect();
-    let finalizers_said = format!("Some content in the namespace has finalizers remaining: {}", by_finalizer.join(", "));
-    let discovery_said =
-        format!("Discovery failed for some groups, {} failing: {}", left.undiscovered.len(), left.undiscovered.join(", "));
+    let finalizers_said =
+        format!("Some content in the namespace has finalizers remaining: {}", by_finalizer.join(", "));
+    let discovery_said = format!(
+        "Discovery failed for some groups, {} failing: {}",
+        left.undiscovered.len(),
+        left.undiscovered.join(", ")
+    );
     let content_said =
         format!("Failed to delete all resource types, {} remaining: {}", left.unlisted.len(), left.unlisted.join(", "));
     // (type, whether it holds, reason and message when it does, reason and message when not)
     let all = [
-        ("NamespaceDeletionDiscoveryFailure", !left.undiscovered.is_empty(), "DiscoveryFailed", &*discovery_said, "ResourcesDiscovered", "All resources successfully discovered"),
-        ("NamespaceDeletionGroupVersionParsingFailure", false, "", "", "ParsedGroupVersions", "All legacy kube types successfully parsed"),
-        ("NamespaceDeletionContentFailure", !left.unlisted.is_empty(), "ContentDeletionFailed", &*content_said, "ContentDeleted", "All content successfully deleted, may be waiting on finalization"),
-        ("NamespaceContentRemaining", !remaining.is_empty(), "SomeResourcesRemain", &*remaining_said, "ContentRemoved", "All content successfully removed"),
-        ("NamespaceFinalizersRemaining", !finalizers.is_empty(), "SomeFinalizersRemain", &*finalizers_said, "ContentHasNoFinalizers", "All content-preserving finalizers finished"),
+        (
+            "NamespaceDeletionDiscoveryFailure",
+            !left.undiscovered.is_empty(),
+            "DiscoveryFailed",
+            &*discovery_said,
+            "ResourcesDiscovered",
+            "All resources successfully discovered",
+        ),
+        (
+            "NamespaceDeletionGroupVersionParsingFailure",
+            false,
+            "",
+            "",
+            "ParsedGroupVersions",
+            "All legacy kube types successfully parsed",
+        ),
+        (
+            "NamespaceDeletionContentFailure",
+            !left.unlisted.is_empty(),
+            "ContentDeletionFailed",
+            &*content_said,
+            "ContentDeleted",
+            "All content successfully deleted, may be waiting on finalization",
+        ),
+        (
+            "NamespaceContentRemaining",
+            !remaining.is_empty(),
+            "SomeResourcesRemain",
+            &*remaining_said,
+            "ContentRemoved",
+            "All content successfully removed",
+        ),
+        (
+            "NamespaceFinalizersRemaining",
+            !finalizers.is_empty(),
+            "SomeFinalizersRemain",
+            &*finalizers_said,
+            "ContentHasNoFinalizers",
+            "All content-preserving finalizers finished",
+        ),
     ];
     for (kind, holds, bad_reason, bad_message, good_reason, good_message) in all {
-        let (status_word, reason, message) = if holds { ("True", bad_reason, bad_message) } else { ("False", good_reason, good_message) };
+        let (status_word, reason, message) =
+            if holds { ("True", bad_reason, bad_message) } else { ("False", good_reason, good_message) };
         conditions::update(&mut status, Condition { kind, status: status_word, reason, message }, now);
     }
     let broken = !left.undiscovered.is_empty() || !left.unlisted.is_empty();
@@ -96,7 +141,13 @@ pub fn plan(namespace: &Object, left: &Left, now: Timestamp) -> Result<Plan, Sta
     if (!deleting || broken) && status != known {
         plan.act(Action::status(&resource, namespace, status)?);
     }
-    plan.again_after(if deleting { SOON } else if broken { BROKEN } else { LATER });
+    plan.again_after(if deleting {
+        SOON
+    } else if broken {
+        BROKEN
+    } else {
+        LATER
+    });
     Ok(plan)
 }
 
@@ -125,7 +176,11 @@ pub fn namespaces(cx: &Context) -> Controller {
         async move {
             let Some(object) = of.get(&ask.key) else { return Ok(Plan::nothing()) };
             let typed = decoded::<Namespace>(&object)?;
-            let held = typed.spec.as_ref().and_then(|s| s.finalizers.as_ref()).is_some_and(|f| f.iter().any(|f| f == FINALIZER));
+            let held = typed
+                .spec
+                .as_ref()
+                .and_then(|s| s.finalizers.as_ref())
+                .is_some_and(|f| f.iter().any(|f| f == FINALIZER));
             if object.meta.deletion_timestamp.is_none() || !held {
                 return Ok(Plan::nothing());
             }
@@ -134,12 +189,16 @@ pub fn namespaces(cx: &Context) -> Controller {
         }
         .boxed()
     };
-    Controller::with_io("namespace-controller", reconcile).watch(&namespaces, own_key).workers(cx.options.concurrency * 2)
+    Controller::with_io("namespace-controller", reconcile)
+        .watch(&namespaces, own_key)
+        .workers(cx.options.concurrency * 2)
 }
 
 /// A dependent's namespace, when it has the name the controller keeps.
 fn namespace_of(name: &'static str) -> impl Fn(&Change) -> Vec<String> + Send + Sync + 'static {
-    move |change| change.object().filter(|o| &*o.meta.name == name).map(|o| o.meta.namespace.to_string()).into_iter().collect()
+    move |change| {
+        change.object().filter(|o| &*o.meta.name == name).map(|o| o.meta.namespace.to_string()).into_iter().collect()
+    }
 }
 
 pub fn service_accounts(cx: &Context) -> Controller {

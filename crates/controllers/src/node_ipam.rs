@@ -67,14 +67,19 @@ pub fn node_ipam(cx: &Context) -> Controller {
         let mut used = options.service_cidrs.clone();
         for other in of.list(None) {
             let other = decoded::<Node>(&other)?;
-            used.extend(other.spec.iter().flat_map(|s| s.pod_cidrs.iter().flatten()).filter_map(|c| c.parse::<IpNet>().ok()));
+            used.extend(
+                other.spec.iter().flat_map(|s| s.pod_cidrs.iter().flatten()).filter_map(|c| c.parse::<IpNet>().ok()),
+            );
         }
         used.extend(given.iter().filter(|(name, _)| **name != *ask.key).flat_map(|(_, blocks)| blocks.clone()));
         let prefix = |net: &IpNet| match net {
             IpNet::V4(_) => options.node_cidr_mask_size_ipv4.max(net.prefix_len()),
             IpNet::V6(_) => options.node_cidr_mask_size_ipv6.max(net.prefix_len()),
         };
-        let blocks = given.get(&*ask.key).cloned().or_else(|| options.cluster_cidrs.iter().map(|net| free_block(net, prefix(net), &used)).collect());
+        let blocks = given
+            .get(&*ask.key)
+            .cloned()
+            .or_else(|| options.cluster_cidrs.iter().map(|net| free_block(net, prefix(net), &used)).collect());
         let Some(blocks) = blocks else {
             let said = format!("Node {} status is now: CIDRNotAvailable", object.meta.name);
             plan.note(Note::normal(&object, "CIDRNotAvailable", said));
@@ -83,7 +88,8 @@ pub fn node_ipam(cx: &Context) -> Controller {
         };
         given.insert(ask.key.to_string(), blocks.clone());
         let texts: Vec<String> = blocks.iter().map(ToString::to_string).collect();
-        let patch = json!({"metadata": {"uid": &*object.meta.uid}, "spec": {"podCIDR": texts.first(), "podCIDRs": texts}});
+        let patch =
+            json!({"metadata": {"uid": &*object.meta.uid}, "spec": {"podCIDR": texts.first(), "podCIDRs": texts}});
         plan.act(Action::patch(&client::gvr_of::<Node>(), &object, "", client::Patch::Merge(patch)));
         Ok(plan)
     })

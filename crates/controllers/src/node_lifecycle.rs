@@ -63,9 +63,8 @@ fn ready_status(node: &Node) -> &str {
 pub fn plan(object: &Object, node: &Node, health: Health, pods: &[PodView], now: Timestamp) -> Result<Plan, Status> {
     let resource = client::gvr_of::<Node>();
     let mut plan = Plan::nothing();
-    if health.silent > health.grace && ready_status(node) != "Unknown"
-        || (health.silent > health.grace && nodes::condition(node, "Ready").is_none())
-    {
+    let declared = nodes::condition(node, "Ready").is_some_and(|c| c.status == "Unknown");
+    if health.silent > health.grace && !declared {
         let mut status = status_of(object)?;
         silence(&mut status, &object.meta.creation_timestamp, now);
         let said = format!("Node {} status is now: NodeNotReady", object.meta.name);
@@ -78,12 +77,18 @@ pub fn plan(object: &Object, node: &Node, health: Health, pods: &[PodView], now:
     if wanted != known {
         let metadata = json!({"resourceVersion": object.resource_version.to_string()});
         let taints = if wanted.is_empty() { Value::Null } else { json!(wanted) };
-        plan.act(Action::patch(&resource, object, "", client::Patch::Merge(json!({"metadata": metadata, "spec": {"taints": taints}}))));
+        plan.act(Action::patch(
+            &resource,
+            object,
+            "",
+            client::Patch::Merge(json!({"metadata": metadata, "spec": {"taints": taints}})),
+        ));
     }
     if ready_status(node) == "Unknown" && nodes::condition(node, "Ready").is_some() {
         for pod in pods.iter().filter(|p| p.is_ready()) {
             let mut status = status_of(&pod.object)?;
-            for condition in status["conditions"].as_array_mut().into_iter().flatten().filter(|c| c["type"] == "Ready") {
+            for condition in status["conditions"].as_array_mut().into_iter().flatten().filter(|c| c["type"] == "Ready")
+            {
                 condition["status"] = "False".into();
                 condition["lastTransitionTime"] = rfc3339(now).into();
             }
@@ -126,8 +131,11 @@ fn wanted_taints(node: &Node, may_evict: bool, now: Timestamp) -> Vec<Taint> {
     let has = |kind: &str, status: &str| nodes::condition(node, kind).is_some_and(|c| c.status == status);
     let known = nodes::taints(node);
     let ready = nodes::condition(node, "Ready");
-    let mut wanted: Vec<(&str, &str)> =
-        TAINTS.iter().filter(|(kind, status, _)| has(kind, status)).map(|(_, _, taint)| (*taint, "NoSchedule")).collect();
+    let mut wanted: Vec<(&str, &str)> = TAINTS
+        .iter()
+        .filter(|(kind, status, _)| has(kind, status))
+        .map(|(_, _, taint)| (*taint, "NoSchedule"))
+        .collect();
     if ready.is_none() && known.iter().any(|t| t.key == NOT_READY && t.effect == "NoSchedule") {
         // It has not said anything yet: it stays as it was registered.
         wanted.push((NOT_READY, "NoSchedule"));
@@ -194,8 +202,11 @@ pub fn node_lifecycle(cx: &Context) -> Controller {
             return Ok(Plan::nothing());
         };
         let node = decoded::<Node>(&object)?;
-        let renewed = of_leases.get(&format!("{LEASES}/{}", ask.key)).and_then(|l| decoded::<Lease>(&l).ok()?.spec.as_ref()?.renew_time.as_ref().map(|t| t.0.to_string()));
-        let beat = nodes::condition(&node, "Ready").and_then(|c| c.last_heartbeat_time.as_ref()).map(|t| t.0.to_string());
+        let renewed = of_leases
+            .get(&format!("{LEASES}/{}", ask.key))
+            .and_then(|l| decoded::<Lease>(&l).ok()?.spec.as_ref()?.renew_time.as_ref().map(|t| t.0.to_string()));
+        let beat =
+            nodes::condition(&node, "Ready").and_then(|c| c.last_heartbeat_time.as_ref()).map(|t| t.0.to_string());
         let voice = format!("{}|{}", renewed.unwrap_or_default(), beat.unwrap_or_default());
         let grace = match nodes::condition(&node, "Ready") {
             Some(_) => options.node_monitor_grace_period,
@@ -209,18 +220,25 @@ pub fn node_lifecycle(cx: &Context) -> Controller {
         let silent = pods::seconds_between(heard.1, ask.now);
         let mut may_evict = false;
         if ready_status(&node) != "True" && nodes::condition(&node, "Ready").is_some() {
-            let anybody_ready = of.list(None).iter().any(|o| o.typed::<Node>().is_ok_and(|n| ready_status(&n) == "True"));
+            let anybody_ready =
+                of.list(None).iter().any(|o| o.typed::<Node>().is_ok_and(|n| ready_status(&n) == "True"));
             let last = memory.evicted.get(&zone(&object)).copied();
             let interval = 1.0 / options.node_eviction_rate.max(f64::MIN_POSITIVE);
             may_evict = anybody_ready && last.is_none_or(|l| pods::seconds_between(l, ask.now) as f64 >= interval);
-            let tainted = nodes::taints(&node).iter().any(|t| t.effect == "NoExecute" && [NOT_READY, UNREACHABLE].contains(&t.key.as_str()));
+            let tainted = nodes::taints(&node)
+                .iter()
+                .any(|t| t.effect == "NoExecute" && [NOT_READY, UNREACHABLE].contains(&t.key.as_str()));
             if may_evict && !tainted {
                 memory.evicted.insert(zone(&object), ask.now);
             }
         }
         drop(memory);
         let health = Health { silent, grace: i64::try_from(grace.as_secs()).unwrap_or(i64::MAX), may_evict };
-        let views = if ready_status(&node) == "Unknown" { pods::views(of_pods.by_index(BY_NODE, &ask.key))? } else { Vec::new() };
+        let views = if ready_status(&node) == "Unknown" {
+            pods::views(of_pods.by_index(BY_NODE, &ask.key))?
+        } else {
+            Vec::new()
+        };
         plan(&object, &node, health, &views, ask.now)
     })
     .watch(&all_nodes, own_key)

@@ -26,14 +26,19 @@ pub fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
                 _ => false,
             }
         }
-        _ => toleration.value.as_deref().unwrap_or_default() == taint.value.as_deref().unwrap_or_default() && !empty(&toleration.key),
+        _ => {
+            toleration.value.as_deref().unwrap_or_default() == taint.value.as_deref().unwrap_or_default()
+                && !empty(&toleration.key)
+        }
     };
     effect && key && value
 }
 
 /// The first taint of these effects that none of the tolerations covers.
 pub fn untolerated<'t>(taints: &'t [Taint], tolerations: &[Toleration], effects: &[&str]) -> Option<&'t Taint> {
-    taints.iter().find(|taint| effects.contains(&taint.effect.as_str()) && !tolerations.iter().any(|t| tolerates(t, taint)))
+    taints
+        .iter()
+        .find(|taint| effects.contains(&taint.effect.as_str()) && !tolerations.iter().any(|t| tolerates(t, taint)))
 }
 
 fn requirement_holds(requirement: &NodeSelectorRequirement, value: Option<&str>) -> bool {
@@ -55,7 +60,8 @@ fn requirement_holds(requirement: &NodeSelectorRequirement, value: Option<&str>)
 }
 
 fn term_holds(term: &NodeSelectorTerm, node: &Object) -> bool {
-    let (expressions, fields) = (term.match_expressions.as_deref().unwrap_or_default(), term.match_fields.as_deref().unwrap_or_default());
+    let (expressions, fields) =
+        (term.match_expressions.as_deref().unwrap_or_default(), term.match_fields.as_deref().unwrap_or_default());
     // A term without requirements selects nothing.
     if expressions.is_empty() && fields.is_empty() {
         return false;

@@ -77,7 +77,11 @@ pub fn claim(
         }
     }
     for object in orphans {
-        if leaving || object.meta.deletion_timestamp.is_some() || !selector.matches(&object.meta.labels) || !may_adopt(&object) {
+        if leaving
+            || object.meta.deletion_timestamp.is_some()
+            || !selector.matches(&object.meta.labels)
+            || !may_adopt(&object)
+        {
             continue;
         }
         let mut references: Vec<Value> = object.meta.owner_references.iter().map(reference_value).collect();

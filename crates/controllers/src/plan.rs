@@ -34,12 +34,27 @@ impl Note {
 /// One write.
 #[derive(Clone, Debug, PartialEq)]
 pub enum What {
-    Create { body: Value },
+    Create {
+        body: Value,
+    },
     /// `PUT` of a whole object; its `resourceVersion` is the precondition.
-    Update { name: String, subresource: &'static str, body: Value },
-    Patch { name: String, subresource: &'static str, patch: Patch },
-    Delete { name: String, options: DeleteOptions },
-    DeleteCollection { options: DeleteOptions },
+    Update {
+        name: String,
+        subresource: &'static str,
+        body: Value,
+    },
+    Patch {
+        name: String,
+        subresource: &'static str,
+        patch: Patch,
+    },
+    Delete {
+        name: String,
+        options: DeleteOptions,
+    },
+    DeleteCollection {
+        options: DeleteOptions,
+    },
     /// Independent writes in growing groups at once (1, 2, 4, …), given up after a group with a failure.
     SlowStart(Vec<Action>),
 }
@@ -58,7 +73,14 @@ pub struct Action {
 
 impl Action {
     fn new(resource: &Gvr, namespace: &str, what: What) -> Self {
-        Self { resource: resource.clone(), namespace: namespace.into(), what, done: None, failed: None, may_exist: false }
+        Self {
+            resource: resource.clone(),
+            namespace: namespace.into(),
+            what,
+            done: None,
+            failed: None,
+            may_exist: false,
+        }
     }
 
     pub fn create(resource: &Gvr, namespace: &str, body: Value) -> Self {

@@ -54,9 +54,7 @@ pub fn plan(
     for pod in all {
         if !pod.node().is_empty() && gone(pod.node()) {
             remove(&mut plan, pod, Some("PodGC: node no longer exists"), now)?;
-        } else if pod.node().is_empty() && pod.is_terminating() {
-            remove(&mut plan, pod, None, now)?;
-        } else if pod.is_terminating() && out_of_service(pod.node()) {
+        } else if pod.is_terminating() && (pod.node().is_empty() || out_of_service(pod.node())) {
             remove(&mut plan, pod, None, now)?;
         }
     }
@@ -77,7 +75,11 @@ type Missing = Mutex<HashMap<String, Timestamp>>;
 async fn confirm(client: &Client, missing: &Missing, now: Timestamp) -> Result<Vec<String>, Status> {
     let due: Vec<String> = {
         let missing = missing.lock().unwrap_or_else(PoisonError::into_inner);
-        missing.iter().filter(|(_, since)| seconds_between(**since, now) >= QUARANTINE).map(|(name, _)| name.clone()).collect()
+        missing
+            .iter()
+            .filter(|(_, since)| seconds_between(**since, now) >= QUARANTINE)
+            .map(|(name, _)| name.clone())
+            .collect()
     };
     let mut gone = Vec::new();
     for name in due {
@@ -121,7 +123,9 @@ pub fn pod_gc(cx: &Context) -> Controller {
         .every(PERIOD, "")
         // Unscheduled pods told to go need not wait.
         .watch(&all_pods, |change| {
-            let unplaced = |o: &&Arc<meta::Object>| o.meta.deletion_timestamp.is_some() && PodView::new((*o).clone()).is_ok_and(|p| p.node().is_empty());
+            let unplaced = |o: &&Arc<meta::Object>| {
+                o.meta.deletion_timestamp.is_some() && PodView::new((*o).clone()).is_ok_and(|p| p.node().is_empty())
+            };
             change.new.as_ref().filter(unplaced).map(|_| String::new()).into_iter().collect()
         })
         .read(&all_nodes)

@@ -174,7 +174,13 @@ pub fn name_prefix(owner: &str) -> String {
 
 /// `count` names with a prefix that are the same for the same world: repeating a plan cannot create anything twice. A
 /// world in which one of the known objects is another makes other names.
-pub fn fresh_names<'a>(prefix: &str, owner_uid: &str, known_uids: impl Iterator<Item = &'a str>, taken: impl Fn(&str) -> bool, count: usize) -> Vec<String> {
+pub fn fresh_names<'a>(
+    prefix: &str,
+    owner_uid: &str,
+    known_uids: impl Iterator<Item = &'a str>,
+    taken: impl Fn(&str) -> bool,
+    count: usize,
+) -> Vec<String> {
     let mut uids: Vec<&str> = known_uids.collect();
     uids.sort_unstable();
     let world = crate::hash::fnv64(uids.join(",").as_bytes());

@@ -9,7 +9,8 @@ use client::informer::Scope;
 use client::{Client, Informer, Informers};
 use futures::FutureExt;
 use k8s_openapi::api::core::v1::{
-    ConfigMap, PersistentVolumeClaim, Pod, PodSpec, ReplicationController, ResourceQuota, ResourceQuotaSpec, Secret, Service,
+    ConfigMap, PersistentVolumeClaim, Pod, PodSpec, ReplicationController, ResourceQuota, ResourceQuotaSpec, Secret,
+    Service,
 };
 use meta::quantity::Quantity;
 use meta::{Gvr, Object, Status};
@@ -43,7 +44,10 @@ fn amounts(list: Option<&Amounts>) -> Usage {
 }
 
 /// A pod's effective requests or limits: the sum of its containers and sidecars, or its largest init step, and overhead.
-fn effective(spec: &PodSpec, of: impl Fn(&k8s_openapi::api::core::v1::ResourceRequirements) -> Option<&Amounts>) -> Usage {
+fn effective(
+    spec: &PodSpec,
+    of: impl Fn(&k8s_openapi::api::core::v1::ResourceRequirements) -> Option<&Amounts>,
+) -> Usage {
     let mut sum = Usage::new();
     let each = |c: &k8s_openapi::api::core::v1::Container| amounts(c.resources.as_ref().and_then(&of));
     for container in &spec.containers {
@@ -104,14 +108,19 @@ fn count_pod(usage: &mut Usage, pod: &PodView) {
 }
 
 fn is_best_effort(spec: &PodSpec) -> bool {
-    let asks = |list: Option<&Amounts>| amounts(list).iter().any(|(n, q)| matches!(n.as_str(), "cpu" | "memory") && !q.is_zero());
+    let asks = |list: Option<&Amounts>| {
+        amounts(list).iter().any(|(n, q)| matches!(n.as_str(), "cpu" | "memory") && !q.is_zero())
+    };
     let all = spec.containers.iter().chain(spec.init_containers.iter().flatten());
     !all.filter_map(|c| c.resources.as_ref()).any(|r| asks(r.requests.as_ref()) || asks(r.limits.as_ref()))
 }
 
 fn reaches_out(spec: &PodSpec) -> bool {
     let affinity = spec.affinity.as_ref();
-    let value = affinity.and_then(|a| serde_json::to_value((&a.pod_affinity, &a.pod_anti_affinity)).ok()).unwrap_or_default().to_string();
+    let value = affinity
+        .and_then(|a| serde_json::to_value((&a.pod_affinity, &a.pod_anti_affinity)).ok())
+        .unwrap_or_default()
+        .to_string();
     value.contains("\"namespaceSelector\":{") || value.contains("\"namespaces\":[\"")
 }
 
@@ -205,7 +214,9 @@ impl Sources {
         for (name, informer) in &self.plain {
             add(&mut usage, *name, &Quantity::from_int(informer.list(Some(namespace)).len() as i64));
         }
-        for name in ["services", "persistentvolumeclaims", "secrets", "configmaps", "replicationcontrollers", "resourcequotas"] {
+        for name in
+            ["services", "persistentvolumeclaims", "secrets", "configmaps", "replicationcontrollers", "resourcequotas"]
+        {
             if let Some(amount) = usage.get(name).cloned() {
                 usage.insert(format!("count/{name}"), amount);
             }
@@ -220,13 +231,20 @@ struct Counted(Mutex<BTreeMap<String, Gvr>>);
 
 impl Counted {
     /// Counts what a quota names beyond the known, from informers. Whether there was any.
-    async fn count(&self, cx: &(Client, Arc<Informers>), namespace: &str, hard: &Amounts, usage: &mut Usage) -> Result<bool, Status> {
+    async fn count(
+        &self,
+        cx: &(Client, Arc<Informers>),
+        namespace: &str,
+        hard: &Amounts,
+        usage: &mut Usage,
+    ) -> Result<bool, Status> {
         let names: Vec<&String> = hard.keys().filter(|n| n.starts_with("count/") && !usage.contains_key(*n)).collect();
         let known = |name: &str| self.0.lock().unwrap_or_else(PoisonError::into_inner).get(name).cloned();
         if names.iter().any(|n| known(n).is_none()) {
             let found = cx.0.discover().await?;
             let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            let countable = found.resources.iter().filter(|r| r.preferred && r.namespaced && r.can("list") && r.can("watch"));
+            let countable =
+                found.resources.iter().filter(|r| r.preferred && r.namespaced && r.can("list") && r.can("watch"));
             *all = countable.map(|r| (format!("count/{}", r.resource.group_resource()), r.resource.clone())).collect();
         }
         for name in &names {
@@ -290,7 +308,9 @@ pub fn resource_quotas(cx: &Context) -> Controller {
         .boxed()
     };
     let mut controller = Controller::with_io("resourcequota-controller", reconcile).watch(&quotas, own_key);
-    let informers = [&sources.pods, &sources.services, &sources.claims].into_iter().chain(sources.plain.iter().take(3).map(|(_, i)| i));
+    let informers = [&sources.pods, &sources.services, &sources.claims]
+        .into_iter()
+        .chain(sources.plain.iter().take(3).map(|(_, i)| i));
     for informer in informers {
         let quotas = quotas.clone();
         controller = controller.watch(informer, move |change| {
@@ -301,7 +321,9 @@ pub fn resource_quotas(cx: &Context) -> Controller {
             let counts = match (&change.old, &change.new) {
                 (Some(old), Some(new)) => {
                     let ended = |o: &Arc<Object>| PodView::new(o.clone()).is_ok_and(|p| p.is_finished());
-                    old.meta.generation != new.meta.generation || (&*new.kind == "Pod" && ended(old) != ended(new)) || &*new.kind == "Service"
+                    old.meta.generation != new.meta.generation
+                        || (&*new.kind == "Pod" && ended(old) != ended(new))
+                        || &*new.kind == "Service"
                 }
                 _ => true,
             };

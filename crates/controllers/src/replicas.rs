@@ -30,7 +30,8 @@ pub struct World<'a> {
     /// Claimed by the set, whatever their state.
     pub pods: &'a [PodView],
     /// Pods of the set's kin (the same Deployment) by node: crowded nodes lose pods first.
-    pub crowd: BTreeMap<String, usize>,
+    /// Asked only when some must go.
+    pub crowd: &'a dyn Fn() -> BTreeMap<String, usize>,
     /// Whether a pod's name is in use.
     pub taken: &'a dyn Fn(&str) -> bool,
     /// Why the last plan failed.
@@ -65,8 +66,8 @@ pub fn plan(set: &Set<'_>, world: &World<'_>, now: Timestamp) -> Result<Plan, St
         if have < want {
             plan.act(Action::slow_start(creations(set, world, (want - have).min(BURST))?));
         } else if have > want {
-            let mut victims = active.clone();
-            victims.sort_by(|a, b| pods::deletion_order(a, b, &world.crowd, now));
+            let (mut victims, crowd) = (active.clone(), (world.crowd)());
+            victims.sort_by(|a, b| pods::deletion_order(a, b, &crowd, now));
             let deletions = victims.into_iter().take((have - want).min(BURST)).map(|p| delete_pod(set.object, p));
             plan.act(Action::slow_start(deletions.collect()));
         }
@@ -92,7 +93,8 @@ fn creations(set: &Set<'_>, world: &World<'_>, count: usize) -> Result<Vec<Actio
 fn status(set: &Set<'_>, world: &World<'_>, active: &[&PodView], now: Timestamp) -> Value {
     let mut status = if set.status.is_object() { set.status.clone() } else { Value::Object(Default::default()) };
     let template_labels = set.template.metadata.as_ref().and_then(|m| m.labels.as_ref());
-    let labelled = LabelSelector::from_map(template_labels.into_iter().flatten().map(|(k, v)| (k.as_str(), v.as_str())));
+    let labelled =
+        LabelSelector::from_map(template_labels.into_iter().flatten().map(|(k, v)| (k.as_str(), v.as_str())));
     let counted = |want: &dyn Fn(&PodView) -> bool| active.iter().filter(|p| want(p)).count() as i64;
     status["replicas"] = active.len().into();
     conditions::count(&mut status, "fullyLabeledReplicas", counted(&|p| labelled.matches(&p.object.meta.labels)));

@@ -18,7 +18,11 @@ use crate::{Context, decoded, status_of};
 /// (replicas, minReadySeconds, template) of either kind's spec.
 macro_rules! wanted {
     ($spec:expr) => {
-        (i64::from($spec.replicas.unwrap_or(1)), $spec.min_ready_seconds.unwrap_or(0), $spec.template.clone().unwrap_or_default())
+        (
+            i64::from($spec.replicas.unwrap_or(1)),
+            $spec.min_ready_seconds.unwrap_or(0),
+            $spec.template.clone().unwrap_or_default(),
+        )
     };
 }
 
@@ -26,7 +30,7 @@ fn gather(
     pods: &Informer,
     object: &Object,
     selector: &LabelSelector,
-    crowd: BTreeMap<String, usize>,
+    crowd: &dyn Fn() -> BTreeMap<String, usize>,
     ask: &Ask,
     (count, min_ready_seconds, template): (i64, i32, PodTemplateSpec),
 ) -> Result<Plan, Status> {
@@ -39,7 +43,11 @@ fn gather(
     let views = pods::views(claimed.objects)?;
     let status = status_of(object)?;
     let set = Set {
-        resource: if &*object.kind == "ReplicaSet" { client::gvr_of::<ReplicaSet>() } else { client::gvr_of::<ReplicationController>() },
+        resource: if &*object.kind == "ReplicaSet" {
+            client::gvr_of::<ReplicaSet>()
+        } else {
+            client::gvr_of::<ReplicationController>()
+        },
         object,
         replicas: count,
         min_ready_seconds,
@@ -47,7 +55,8 @@ fn gather(
         status,
     };
     let taken = |name: &str| pods.get(&meta::object::object_key(namespace, name)).is_some();
-    let mut plan = replicas::plan(&set, &World { pods: &views, crowd, taken: &taken, failure: ask.failure.as_deref() }, ask.now)?;
+    let mut plan =
+        replicas::plan(&set, &World { pods: &views, crowd, taken: &taken, failure: ask.failure.as_deref() }, ask.now)?;
     plan.actions.splice(0..0, claimed.actions);
     Ok(plan)
 }
@@ -79,8 +88,8 @@ pub fn replica_sets(cx: &Context) -> Controller {
         let set = decoded::<ReplicaSet>(&object)?;
         let spec = &set.spec;
         let selector = owners::spec_selector(&object);
-        let crowd = kin_by_node(&of_pods, &of_sets, &object);
-        gather(&of_pods, &object, &selector, crowd, &ask, wanted!(spec))
+        let crowd = || kin_by_node(&of_pods, &of_sets, &object);
+        gather(&of_pods, &object, &selector, &crowd, &ask, wanted!(spec))
     })
     .watch(&sets, own_key)
     .watch(&pods, owners::to_controllers("ReplicaSet", &sets, owners::spec_selector))
@@ -105,7 +114,7 @@ pub fn replication_controllers(cx: &Context) -> Controller {
         let Some(object) = of_sets.get(&ask.key) else { return Ok(Plan::nothing()) };
         let set = decoded::<ReplicationController>(&object)?;
         let Some(spec) = &set.spec else { return Ok(Plan::nothing()) };
-        gather(&of_pods, &object, &map_selector(&object), BTreeMap::new(), &ask, wanted!(spec))
+        gather(&of_pods, &object, &map_selector(&object), &BTreeMap::new, &ask, wanted!(spec))
     })
     .watch(&sets, own_key)
     .watch(&pods, owners::to_controllers("ReplicationController", &sets, map_selector))

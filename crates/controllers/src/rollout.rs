@@ -96,12 +96,14 @@ impl Set {
     }
 }
 
+type OldPodsRunning = Box<dyn Fn(Option<&str>) -> bool>;
+
 /// The world a Deployment is planned in.
 pub struct World {
     /// Its own sets, claimed.
     pub sets: Vec<Set>,
     /// Whether pods of other sets than the one named still run (asked only by Recreate).
-    pub old_pods_running: Box<dyn Fn(Option<&str>) -> bool>,
+    pub old_pods_running: OldPodsRunning,
     /// What has the name of a set to be created.
     pub named: Box<dyn Fn(&str) -> bool>,
     pub failure: Option<Arc<Status>>,
@@ -161,7 +163,11 @@ pub fn plan(object: &Object, deployment: &Deployment, world: World, now: Timesta
     let status = crate::status_of(object)?;
     if spec.selector == Default::default() {
         let mut plan = Plan::nothing();
-        plan.note(Note::warning(object, "SelectingAll", "This deployment is selecting all pods. A non-empty selector is required."));
+        plan.note(Note::warning(
+            object,
+            "SelectingAll",
+            "This deployment is selecting all pods. A non-empty selector is required.",
+        ));
         return Ok(plan);
     }
     let want = i64::from(spec.replicas.unwrap_or(1));
@@ -182,7 +188,18 @@ pub fn plan(object: &Object, deployment: &Deployment, world: World, now: Timesta
     let before = sets.iter().map(|s| (s.name().to_string(), s.replicas)).collect();
     let new = sets.iter().position(|s| without_hash(s.template()) == wanted).map(|at| sets.remove(at));
     let mut rollout = Rollout {
-        object, deployment, spec, want, surge, unavailable, now, new, old: sets, status, plan: Plan::nothing(), before,
+        object,
+        deployment,
+        spec,
+        want,
+        surge,
+        unavailable,
+        now,
+        new,
+        old: sets,
+        status,
+        plan: Plan::nothing(),
+        before,
     };
     rollout.plan.stop_at_failure = true;
     if object.meta.deletion_timestamp.is_some() {
@@ -301,7 +318,8 @@ impl Rollout<'_> {
             new.annotations.insert(REVISION.into(), next.to_string());
             if let Some(known) = known {
                 let history = new.annotations.entry(REVISION_HISTORY.into()).or_default();
-                let mut revisions: Vec<&str> = history.split(',').filter(|r| !r.is_empty()).chain([known.as_str()]).collect();
+                let mut revisions: Vec<&str> =
+                    history.split(',').filter(|r| !r.is_empty()).chain([known.as_str()]).collect();
                 while revisions.join(",").len() > MAX_HISTORY {
                     revisions.remove(0);
                 }
@@ -413,7 +431,10 @@ impl Rollout<'_> {
             }
             return;
         }
-        let saturated = self.new.as_ref().is_some_and(|n| n.replicas == want && n.number(DESIRED) == Some(want) && n.available == want);
+        let saturated = self
+            .new
+            .as_ref()
+            .is_some_and(|n| n.replicas == want && n.number(DESIRED) == Some(want) && n.available == want);
         if saturated {
             self.old.iter_mut().for_each(|s| s.replicas = 0);
             return;
@@ -459,7 +480,9 @@ impl Rollout<'_> {
         }
         // Sizes are annotated for all active sets, also those whose share was nothing.
         let annotations = self.size_annotations();
-        for set in self.old.iter_mut().chain(self.new.as_mut()).filter(|s| self.before.get(&*s.object.meta.name) > Some(&0)) {
+        for set in
+            self.old.iter_mut().chain(self.new.as_mut()).filter(|s| self.before.get(&*s.object.meta.name) > Some(&0))
+        {
             set.annotations.extend(annotations.clone());
         }
     }
@@ -520,7 +543,8 @@ impl Rollout<'_> {
                 set.annotations.extend(annotations.clone());
             }
             let same_ready = i64::from(set.typed.spec.min_ready_seconds.unwrap_or(0)) == set.min_ready;
-            let same_notes = set.typed.metadata.annotations.as_ref().map_or(set.annotations.is_empty(), |a| *a == set.annotations);
+            let same_notes =
+                set.typed.metadata.annotations.as_ref().map_or(set.annotations.is_empty(), |a| *a == set.annotations);
             if from == set.replicas && same_ready && same_notes {
                 continue;
             }
@@ -620,18 +644,27 @@ impl Rollout<'_> {
         };
         let old = |status: &Value| number(status, "replicas") - number(status, "updatedReplicas");
         let more = |field: &str| number(&self.status, field) > number(known, field);
-        let progressed = more("updatedReplicas") || more("readyReplicas") || more("availableReplicas") || old(&self.status) < old(known);
+        let progressed = more("updatedReplicas")
+            || more("readyReplicas")
+            || more("availableReplicas")
+            || old(&self.status) < old(known);
         if self.is_complete(&self.status) {
             self.progressing("True", "NewReplicaSetAvailable", &format!("{what} has successfully progressed."));
         } else if progressed {
             self.progressing("True", "ReplicaSetUpdated", &format!("{what} is progressing."));
-        } else if let Some(since) = conditions::get(&self.status, "Progressing").and_then(|c| conditions::time(c, "lastUpdateTime")) {
+        } else if let Some(since) =
+            conditions::get(&self.status, "Progressing").and_then(|c| conditions::time(c, "lastUpdateTime"))
+        {
             match self.progressing_reason() {
                 "NewReplicaSetAvailable" | "ProgressDeadlineExceeded" => {}
                 _ => {
                     let left = deadline - crate::pods::seconds_between(since, self.now);
                     if left < 0 {
-                        self.progressing("False", "ProgressDeadlineExceeded", &format!("{what} has timed out progressing."));
+                        self.progressing(
+                            "False",
+                            "ProgressDeadlineExceeded",
+                            &format!("{what} has timed out progressing."),
+                        );
                     } else {
                         self.plan.again_after(Duration::from_secs(left.unsigned_abs() + 1));
                     }

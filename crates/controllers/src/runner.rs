@@ -73,10 +73,22 @@ impl Controller {
         name: &'static str,
         reconcile: impl Fn(Ask) -> BoxFuture<'static, Result<Plan, Status>> + Send + Sync + 'static,
     ) -> Self {
-        Self { name, watches: Vec::new(), reads: Vec::new(), tick: None, feed: None, reconcile: Box::new(reconcile), workers: 5 }
+        Self {
+            name,
+            watches: Vec::new(),
+            reads: Vec::new(),
+            tick: None,
+            feed: None,
+            reconcile: Box::new(reconcile),
+            workers: 5,
+        }
     }
 
-    pub fn watch(mut self, informer: &Arc<Informer>, map: impl Fn(&Change) -> Vec<String> + Send + Sync + 'static) -> Self {
+    pub fn watch(
+        mut self,
+        informer: &Arc<Informer>,
+        map: impl Fn(&Change) -> Vec<String> + Send + Sync + 'static,
+    ) -> Self {
         self.watches.push(Watch { informer: informer.clone(), map: Box::new(map) });
         self
     }
@@ -229,7 +241,8 @@ impl Running {
             written = std::mem::take(&mut memory.written);
             memory.deleted.retain(|(resource, name, uid, at)| {
                 let Some(informer) = self.informers.get(resource) else { return false };
-                let seen = informer.get(name).is_none_or(|o| *o.meta.uid != **uid || o.meta.deletion_timestamp.is_some());
+                let seen =
+                    informer.get(name).is_none_or(|o| *o.meta.uid != **uid || o.meta.deletion_timestamp.is_some());
                 !seen && at.elapsed() < DELETION_SEEN
             });
             waiting = !memory.deleted.is_empty();
@@ -278,8 +291,8 @@ impl Running {
             Err(status) if is_namespace_terminating(&status) => self.queue.forget(key),
             Err(status) => {
                 let attempts = self.queue.failures(key) + 1;
-                let conflict = status.is_conflict();
-                // Conflicts are the ordinary way to learn of a newer world.
+                // Conflicts, and writes to what is gone, are the ordinary way to learn of a newer world.
+                let conflict = status.is_conflict() || status.is_not_found();
                 if conflict || !attempts.is_power_of_two() {
                     tracing::debug!(controller = self.name, %key, "retrying: {status}");
                 } else {
@@ -349,7 +362,9 @@ impl Running {
                     other => other,
                 }
             }
-            What::DeleteCollection { options } => api.delete_collection(&options, &Default::default()).await.map(|()| None),
+            What::DeleteCollection { options } => {
+                api.delete_collection(&options, &Default::default()).await.map(|()| None)
+            }
             // Groups do not nest; `execute` takes them apart.
             What::SlowStart(_) => return Ok(()),
         };

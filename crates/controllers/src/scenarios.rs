@@ -46,7 +46,9 @@ async fn a_deployment_rolls_out_scales_and_rolls_back() {
     sim.with_controllers(&all, async {
         sim.create("deployments", deployment(3));
         sim.until("rolled out", |s| rolled_out(s, "a", 3)).await;
-        let revision = |s: &Sim| s.get("deployments", "n/web")["metadata"]["annotations"]["deployment.kubernetes.io/revision"].clone();
+        let revision = |s: &Sim| {
+            s.get("deployments", "n/web")["metadata"]["annotations"]["deployment.kubernetes.io/revision"].clone()
+        };
         sim.until("has a revision", |s| revision(s) == "1").await;
         assert_eq!(condition(&sim.get("deployments", "n/web"), "Available"), "True MinimumReplicasAvailable");
         let creations = sim.log().iter().filter(|l| l.starts_with("create pods")).count();
@@ -63,7 +65,8 @@ async fn a_deployment_rolls_out_scales_and_rolls_back() {
         sim.until("rolled back", |s| rolled_out(s, "a", 5) && revision(s) == "3").await;
         let sets = sim.all("replicasets");
         assert_eq!(sets.len(), 2, "the old set is used again");
-        let histories: Vec<&Value> = sets.iter().map(|s| &s["metadata"]["annotations"]["deployment.kubernetes.io/revision-history"]).collect();
+        let histories: Vec<&Value> =
+            sets.iter().map(|s| &s["metadata"]["annotations"]["deployment.kubernetes.io/revision-history"]).collect();
         assert!(histories.contains(&&json!("1")), "{histories:?}");
 
         sim.log();
@@ -172,16 +175,34 @@ async fn a_stateful_set_keeps_its_order() {
         let settled = |s: &Sim, image: &str, n: i64| {
             let set = s.get("statefulsets", "n/web");
             let status = &set["status"];
-            status["readyReplicas"] == n && status["updatedReplicas"] == n && status["currentRevision"] == status["updateRevision"] && images(s) == [(image.into(), n as usize)]
+            status["readyReplicas"] == n
+                && status["updatedReplicas"] == n
+                && status["currentRevision"] == status["updateRevision"]
+                && images(s) == [(image.into(), n as usize)]
         };
         sim.until("three pods", |s| settled(s, "a", 3)).await;
         let pods: Vec<String> = sim.log().into_iter().filter(|l| l.starts_with("create p")).collect();
-        let expect = ["persistentvolumeclaims data-web-0", "pods web-0", "persistentvolumeclaims data-web-1", "pods web-1", "persistentvolumeclaims data-web-2", "pods web-2"];
+        let expect = [
+            "persistentvolumeclaims data-web-0",
+            "pods web-0",
+            "persistentvolumeclaims data-web-1",
+            "pods web-1",
+            "persistentvolumeclaims data-web-2",
+            "pods web-2",
+        ];
         assert_eq!(pods, expect.map(|e| format!("create {e}")));
         sim.patch("statefulsets", "n/web", "", json!({"spec": {"template": template("b")}}));
         sim.until("updated", |s| settled(s, "b", 3)).await;
-        let steps: Vec<String> = sim.log().into_iter().filter(|l| l.starts_with("delete pods") || l.starts_with("create pods")).collect();
-        let expect = ["delete pods web-2", "create pods web-2", "delete pods web-1", "create pods web-1", "delete pods web-0", "create pods web-0"];
+        let steps: Vec<String> =
+            sim.log().into_iter().filter(|l| l.starts_with("delete pods") || l.starts_with("create pods")).collect();
+        let expect = [
+            "delete pods web-2",
+            "create pods web-2",
+            "delete pods web-1",
+            "create pods web-1",
+            "delete pods web-0",
+            "create pods web-0",
+        ];
         assert_eq!(steps, expect);
         sim.patch("statefulsets", "n/web", "", json!({"spec": {"replicas": 1}}));
         sim.until("scaled down", |s| settled(s, "b", 1)).await;
@@ -208,7 +229,13 @@ async fn a_daemon_runs_on_every_node_that_fits() {
         sim.create("daemonsets", json!({"metadata": {"name": "web"}, "spec": spec}));
         let settled = |s: &Sim, image: &str, n: i64| {
             let set = s.get("daemonsets", "n/web");
-            let fields = ["desiredNumberScheduled", "currentNumberScheduled", "numberReady", "numberAvailable", "updatedNumberScheduled"];
+            let fields = [
+                "desiredNumberScheduled",
+                "currentNumberScheduled",
+                "numberReady",
+                "numberAvailable",
+                "updatedNumberScheduled",
+            ];
             fields.iter().all(|f| set["status"][f] == n) && images(s) == [(image.into(), n as usize)]
         };
         sim.until("on two nodes", |s| settled(s, "a", 2)).await;
@@ -253,19 +280,25 @@ async fn a_service_has_the_endpoints_of_its_ready_pods() {
 #[tokio::test(start_paused = true)]
 async fn a_namespace_is_furnished_and_emptied() {
     let sim = Sim::default();
-    sim.with_controllers(&["namespace-controller", "serviceaccount-controller", "replicaset-controller", "garbage-collector-controller"], async {
-        sim.create("namespaces", json!({"metadata": {"name": "n"}, "spec": {"finalizers": ["kubernetes"]}}));
-        sim.until("furnished", |s| !s.get("serviceaccounts", "n/default").is_null()).await;
-        let spec = json!({"replicas": 3, "selector": {"matchLabels": {"app": "web"}}, "template": template("a")});
-        sim.create("replicasets", json!({"metadata": {"name": "web"}, "spec": spec}));
-        sim.create("configmaps", json!({"metadata": {"name": "held", "finalizers": ["example.com/hold"]}}));
-        sim.until("running", |s| s.get("replicasets", "n/web")["status"]["readyReplicas"] == 3).await;
-        sim.delete("namespaces", "n", json!({}));
-        sim.until("waits", |s| condition(&s.get("namespaces", "n"), "NamespaceFinalizersRemaining") == "True SomeFinalizersRemain").await;
-        assert!(sim.all("pods").is_empty() || sim.all("replicasets").is_empty());
-        sim.patch("configmaps", "n/held", "", json!({"metadata": {"finalizers": []}}));
-        sim.until("gone", |s| s.get("namespaces", "n").is_null()).await;
-    })
+    sim.with_controllers(
+        &["namespace-controller", "serviceaccount-controller", "replicaset-controller", "garbage-collector-controller"],
+        async {
+            sim.create("namespaces", json!({"metadata": {"name": "n"}, "spec": {"finalizers": ["kubernetes"]}}));
+            sim.until("furnished", |s| !s.get("serviceaccounts", "n/default").is_null()).await;
+            let spec = json!({"replicas": 3, "selector": {"matchLabels": {"app": "web"}}, "template": template("a")});
+            sim.create("replicasets", json!({"metadata": {"name": "web"}, "spec": spec}));
+            sim.create("configmaps", json!({"metadata": {"name": "held", "finalizers": ["example.com/hold"]}}));
+            sim.until("running", |s| s.get("replicasets", "n/web")["status"]["readyReplicas"] == 3).await;
+            sim.delete("namespaces", "n", json!({}));
+            sim.until("waits", |s| {
+                condition(&s.get("namespaces", "n"), "NamespaceFinalizersRemaining") == "True SomeFinalizersRemain"
+            })
+            .await;
+            assert!(sim.all("pods").is_empty() || sim.all("replicasets").is_empty());
+            sim.patch("configmaps", "n/held", "", json!({"metadata": {"finalizers": []}}));
+            sim.until("gone", |s| s.get("namespaces", "n").is_null()).await;
+        },
+    )
     .await;
 }
 

@@ -81,7 +81,8 @@ impl State {
         let finalizers = body["metadata"]["finalizers"].as_array().is_some_and(|f| !f.is_empty());
         let leaving = body["metadata"].get("deletionTimestamp").is_some();
         let held = resource == "pods" && body["metadata"]["deletionGracePeriodSeconds"].as_i64().unwrap_or(0) > 0;
-        let namespace = resource == "namespaces" && body["spec"]["finalizers"].as_array().is_some_and(|f| !f.is_empty());
+        let namespace =
+            resource == "namespaces" && body["spec"]["finalizers"].as_array().is_some_and(|f| !f.is_empty());
         if leaving && !finalizers && !held && !namespace {
             self.objects.remove(&at);
             self.tell(resource, EventKind::Deleted, &body);
@@ -103,7 +104,10 @@ impl Sim {
         let Gvr { group, resource, .. } = request.resource.clone();
         let resource = &*resource;
         if resource == "events" {
-            return Ok(Reply::Value { value: json!({"kind": "Event", "apiVersion": "v1", "metadata": {"name": "e"}}), code: 201 });
+            return Ok(Reply::Value {
+                value: json!({"kind": "Event", "apiVersion": "v1", "metadata": {"name": "e"}}),
+                code: 201,
+            });
         }
         let body = match request.body {
             RequestBody::Value { value, .. } => value,
@@ -115,7 +119,11 @@ impl Sim {
         let current = state.objects.get(&(resource.to_string(), key.clone())).cloned();
         if request.verb.is_write() {
             let sub = if request.subresource.is_empty() { String::new() } else { format!("/{}", request.subresource) };
-            let name = body["metadata"]["name"].as_str().filter(|_| request.verb == Verb::Create).unwrap_or(&request.name).to_string();
+            let name = body["metadata"]["name"]
+                .as_str()
+                .filter(|_| request.verb == Verb::Create)
+                .unwrap_or(&request.name)
+                .to_string();
             state.log.push(format!("{} {resource}{sub} {name}", request.verb.as_str()));
         }
         match request.verb {
@@ -124,14 +132,20 @@ impl Sim {
                 Ok(Reply::Object { object, created: false })
             }
             Verb::List => {
-                let inside = |k: &str| request.namespace.is_empty() || k.starts_with(&format!("{}/", request.namespace));
+                let inside =
+                    |k: &str| request.namespace.is_empty() || k.starts_with(&format!("{}/", request.namespace));
                 let items = state.objects.iter().filter(|((r, k), _)| r == resource && inside(k));
                 let items = items.map(|(_, v)| Arc::new(Object::from_value(v).unwrap())).collect();
                 Ok(Reply::List(List { resource_version: state.revision, items, ..List::default() }))
             }
             Verb::Watch => {
                 let from: u64 = request.options.resource_version.unwrap().parse().unwrap();
-                let name = request.options.field_selector.as_deref().and_then(|f| f.strip_prefix("metadata.name=")).map(Into::into);
+                let name = request
+                    .options
+                    .field_selector
+                    .as_deref()
+                    .and_then(|f| f.strip_prefix("metadata.name="))
+                    .map(Into::into);
                 let (send, receive) = mpsc::unbounded_channel();
                 for ((r, _), body) in &state.objects {
                     let object = Arc::new(Object::from_value(body).unwrap());
@@ -146,12 +160,15 @@ impl Sim {
                 let leaving = state.objects.get(&("namespaces".into(), request.namespace.clone()));
                 if leaving.is_some_and(|n| n["metadata"].get("deletionTimestamp").is_some()) {
                     let cause = meta::Cause { reason: "NamespaceTerminating".into(), ..meta::Cause::default() };
-                    return Err(Status::forbidden(&group, resource, "", "it is being terminated").with_causes(vec![cause]));
+                    return Err(
+                        Status::forbidden(&group, resource, "", "it is being terminated").with_causes(vec![cause])
+                    );
                 }
                 let mut body = body;
-                let name = body["metadata"]["name"].as_str().map(Into::into).unwrap_or_else(|| {
-                    format!("{}{}", body["metadata"]["generateName"].as_str().unwrap(), state.uids)
-                });
+                let name = body["metadata"]["name"]
+                    .as_str()
+                    .map(Into::into)
+                    .unwrap_or_else(|| format!("{}{}", body["metadata"]["generateName"].as_str().unwrap(), state.uids));
                 let key = meta::object::object_key(&request.namespace, &name);
                 if state.objects.contains_key(&(resource.to_string(), key.clone())) {
                     return Err(Status::already_exists(&group, resource, &name));
@@ -159,7 +176,8 @@ impl Sim {
                 state.uids += 1;
                 body["metadata"]["name"] = name.into();
                 body["metadata"]["uid"] = format!("uid-{}", state.uids).into();
-                body["metadata"]["creationTimestamp"] = format!("2026-01-01T00:{:02}:{:02}Z", state.uids / 60 % 60, state.uids % 60).into();
+                body["metadata"]["creationTimestamp"] =
+                    format!("2026-01-01T00:{:02}:{:02}Z", state.uids / 60 % 60, state.uids % 60).into();
                 body["metadata"]["generation"] = 1.into();
                 if !request.namespace.is_empty() {
                     body["metadata"]["namespace"] = request.namespace.into();
@@ -176,7 +194,9 @@ impl Sim {
                 }
                 let version = &body["metadata"]["resourceVersion"];
                 let uid = &body["metadata"]["uid"];
-                if (version.is_string() && *version != current["metadata"]["resourceVersion"]) || (uid.is_string() && *uid != current["metadata"]["uid"]) {
+                if (version.is_string() && *version != current["metadata"]["resourceVersion"])
+                    || (uid.is_string() && *uid != current["metadata"]["uid"])
+                {
                     return Err(conflict());
                 }
                 if request.subresource == "status" {
@@ -190,14 +210,18 @@ impl Sim {
                     next["metadata"]["generation"] = (current["metadata"]["generation"].as_i64().unwrap() + 1).into();
                 }
                 if next == current {
-                    return Ok(Reply::Object { object: Arc::new(Object::from_value(&current).unwrap()), created: false });
+                    return Ok(Reply::Object {
+                        object: Arc::new(Object::from_value(&current).unwrap()),
+                        created: false,
+                    });
                 }
                 Ok(Reply::Object { object: state.store(resource, &key, next), created: false })
             }
             Verb::Delete => {
                 let mut next = current.ok_or_else(missing)?;
                 let wanted = &body["preconditions"];
-                let differs = |field: &str, at: &str| wanted[field].is_string() && wanted[field] != next["metadata"][at];
+                let differs =
+                    |field: &str, at: &str| wanted[field].is_string() && wanted[field] != next["metadata"][at];
                 if differs("uid", "uid") || differs("resourceVersion", "resourceVersion") {
                     return Err(conflict());
                 }
@@ -211,13 +235,19 @@ impl Sim {
                     next["metadata"]["finalizers"] = finalizers.into();
                 }
                 next["metadata"]["deletionTimestamp"] = "2026-01-01T01:00:00Z".into();
-                let graceful = resource == "pods" && next["spec"].get("nodeName").is_some() && body["gracePeriodSeconds"] != 0;
+                let graceful =
+                    resource == "pods" && next["spec"].get("nodeName").is_some() && body["gracePeriodSeconds"] != 0;
                 next["metadata"]["deletionGracePeriodSeconds"] = if graceful { 30 } else { 0 }.into();
                 Ok(Reply::Object { object: state.store(resource, &key, next), created: false })
             }
             Verb::DeleteCollection => {
                 let prefix = format!("{}/", request.namespace);
-                let keys: Vec<String> = state.objects.keys().filter(|(r, k)| r == resource && k.starts_with(&prefix)).map(|(_, k)| k.clone()).collect();
+                let keys: Vec<String> = state
+                    .objects
+                    .keys()
+                    .filter(|(r, k)| r == resource && k.starts_with(&prefix))
+                    .map(|(_, k)| k.clone())
+                    .collect();
                 drop(state);
                 for key in keys {
                     let (namespace, name) = meta::object::split_key(&key);
@@ -241,7 +271,10 @@ impl Sim {
         body["kind"] = row.2.into();
         body["apiVersion"] = row.0.into();
         let namespace = if row.3 { "n" } else { "" };
-        match self.act(Request::new(Verb::Create, Self::gvr(resource), namespace, "").json(body)).unwrap_or_else(|e| panic!("{e}")) {
+        match self
+            .act(Request::new(Verb::Create, Self::gvr(resource), namespace, "").json(body))
+            .unwrap_or_else(|e| panic!("{e}"))
+        {
             Reply::Object { object, .. } => object.value().unwrap(),
             _ => panic!("no object"),
         }
@@ -256,7 +289,8 @@ impl Sim {
 
     pub fn delete(&self, resource: &str, key: &str, body: Value) {
         let (namespace, name) = meta::object::split_key(key);
-        self.act(Request::new(Verb::Delete, Self::gvr(resource), namespace, name).json(body)).unwrap_or_else(|e| panic!("{e}"));
+        self.act(Request::new(Verb::Delete, Self::gvr(resource), namespace, name).json(body))
+            .unwrap_or_else(|e| panic!("{e}"));
     }
 
     pub fn get(&self, resource: &str, key: &str) -> Value {
@@ -282,13 +316,19 @@ impl Sim {
                     self.patch("pods", &key, "", json!({"metadata": {"deletionGracePeriodSeconds": 0}}));
                 }
             } else if pod["spec"].get("nodeName").is_none() {
-                let pinned = &pod["spec"]["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"][0]["matchFields"][0]["values"][0];
+                let pinned = &pod["spec"]["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
+                    ["nodeSelectorTerms"][0]["matchFields"][0]["values"][0];
                 let node = pinned.as_str().unwrap_or("node-1");
                 self.patch("pods", &key, "", json!({"spec": {"nodeName": node}}));
             } else if phase.is_empty() {
                 let ready = json!([{"type": "Ready", "status": "True", "lastTransitionTime": "2026-01-01T00:30:00Z"}]);
                 let ip = format!("10.0.0.{}", pod["metadata"]["uid"].as_str().unwrap().trim_start_matches("uid-"));
-                self.patch("pods", &key, "status", json!({"status": {"phase": "Running", "conditions": ready, "podIP": ip, "podIPs": [{"ip": ip}]}}));
+                self.patch(
+                    "pods",
+                    &key,
+                    "status",
+                    json!({"status": {"phase": "Running", "conditions": ready, "podIP": ip, "podIPs": [{"ip": ip}]}}),
+                );
             } else if phase == "Running"
                 && let Some(end) = end(&pod)
             {
@@ -314,7 +354,12 @@ impl Sim {
         self.until_with(what, |_| None, holds).await;
     }
 
-    pub async fn until_with(&self, what: &str, end: impl Fn(&Value) -> Option<&'static str>, holds: impl Fn(&Self) -> bool) {
+    pub async fn until_with(
+        &self,
+        what: &str,
+        end: impl Fn(&Value) -> Option<&'static str>,
+        holds: impl Fn(&Self) -> bool,
+    ) {
         for _ in 0..600 {
             if holds(self) {
                 return;
@@ -352,7 +397,8 @@ impl Transport for Sim {
         let wanted = path.trim_start_matches("/apis/").trim_start_matches("/api/");
         let verbs = ["get", "list", "watch", "create", "update", "patch", "delete", "deletecollection"];
         let rows = RESOURCES.iter().filter(|r| r.0 == wanted);
-        let rows: Vec<Value> = rows.map(|r| json!({"name": r.1, "kind": r.2, "namespaced": r.3, "verbs": verbs})).collect();
+        let rows: Vec<Value> =
+            rows.map(|r| json!({"name": r.1, "kind": r.2, "namespaced": r.3, "verbs": verbs})).collect();
         Ok(json!({"resources": rows}).to_string().into())
     }
 }

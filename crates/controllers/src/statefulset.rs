@@ -114,7 +114,11 @@ impl<'a> Work<'a> {
         }
         let at = ordinal - self.start;
         let not_yet = self.spec.update_strategy.as_ref().and_then(|s| s.rolling_update.as_ref()).is_none();
-        if not_yet { at < self.known["currentReplicas"].as_i64().unwrap_or(0) } else { ordinal < self.start + self.partition() }
+        if not_yet {
+            at < self.known["currentReplicas"].as_i64().unwrap_or(0)
+        } else {
+            ordinal < self.start + self.partition()
+        }
     }
 
     fn delete(&mut self, pod: &PodView) {
@@ -131,7 +135,9 @@ impl<'a> Work<'a> {
         let in_order = self.in_order();
         let first_unhealthy = pods
             .iter()
-            .find(|(at, p)| (self.start..self.end).contains(at) && (!self.is_running_and_ready(p) || p.is_terminating()))
+            .find(|(at, p)| {
+                (self.start..self.end).contains(at) && (!self.is_running_and_ready(p) || p.is_terminating())
+            })
             .map(|(at, _)| *at);
         for at in self.start..self.end {
             let Some(pod) = pods.get(&at) else {
@@ -143,7 +149,12 @@ impl<'a> Work<'a> {
             };
             if pod.is_finished() {
                 if !pod.is_terminating() {
-                    let said = format!("StatefulSet {} is recreating {} Pod {}", self.object.meta.key(), pod.phase().to_lowercase(), pod.name());
+                    let said = format!(
+                        "StatefulSet {} is recreating {} Pod {}",
+                        self.object.meta.key(),
+                        pod.phase().to_lowercase(),
+                        pod.name()
+                    );
                     self.plan.note(Note::warning(self.object, "RecreatingFailedPod", said));
                     self.delete(pod);
                 }
@@ -166,9 +177,11 @@ impl<'a> Work<'a> {
                 return Ok(());
             }
         }
-        let condemned: Vec<(i64, &PodView)> = pods.iter().rev().filter(|(at, _)| !(self.start..self.end).contains(at)).map(|(a, p)| (*a, *p)).collect();
-        let first_unhealthy = first_unhealthy
-            .or_else(|| condemned.iter().rev().find(|(_, p)| !self.is_running_and_ready(p) || p.is_terminating()).map(|(at, _)| *at));
+        let condemned: Vec<(i64, &PodView)> =
+            pods.iter().rev().filter(|(at, _)| !(self.start..self.end).contains(at)).map(|(a, p)| (*a, *p)).collect();
+        let first_unhealthy = first_unhealthy.or_else(|| {
+            condemned.iter().rev().find(|(_, p)| !self.is_running_and_ready(p) || p.is_terminating()).map(|(at, _)| *at)
+        });
         for (at, pod) in condemned {
             if pod.is_terminating() {
                 if in_order {
@@ -195,7 +208,9 @@ impl<'a> Work<'a> {
             return;
         }
         let rolling = self.spec.update_strategy.as_ref().and_then(|s| s.rolling_update.as_ref());
-        let allowed = rolling.and_then(|r| r.max_unavailable.as_ref()).map_or(1, |m| scaled(Some(m), self.end - self.start, true).max(1));
+        let allowed = rolling
+            .and_then(|r| r.max_unavailable.as_ref())
+            .map_or(1, |m| scaled(Some(m), self.end - self.start, true).max(1));
         let mut unavailable = 0;
         for at in (self.start..self.end).rev() {
             match pods.get(&at) {
@@ -256,7 +271,8 @@ impl<'a> Work<'a> {
             if let Some(map) = body.as_object_mut() {
                 map.remove("status");
             }
-            let about = format!("Claim {name} Pod {}-{at} in StatefulSet {}", self.object.meta.name, self.object.meta.name);
+            let about =
+                format!("Claim {name} Pod {}-{at} in StatefulSet {}", self.object.meta.name, self.object.meta.name);
             let action = Action::create(&client::gvr_of::<PersistentVolumeClaim>(), &self.object.meta.namespace, body)
                 .may_exist()
                 .done(Note::normal(self.object, "SuccessfulCreate", format!("create {about} success")))
@@ -291,7 +307,11 @@ impl<'a> Work<'a> {
                 if by_set == want_set && by_pod == want_pod {
                     continue;
                 }
-                let others = claim.meta.owner_references.iter().filter(|r| *r.uid != *self.object.meta.uid && *r.uid != *pod.object.meta.uid);
+                let others = claim
+                    .meta
+                    .owner_references
+                    .iter()
+                    .filter(|r| *r.uid != *self.object.meta.uid && *r.uid != *pod.object.meta.uid);
                 let mut references: Vec<Value> = others.map(owners::reference_value).collect();
                 if want_set {
                     references.push(self.owner_of_claim());
@@ -299,8 +319,14 @@ impl<'a> Work<'a> {
                 if want_pod {
                     references.push(owners::controller_ref(&pod.object));
                 }
-                let metadata = json!({"resourceVersion": claim.resource_version.to_string(), "ownerReferences": references});
-                self.plan.act(Action::patch(&resource, &claim, "", client::Patch::Merge(json!({"metadata": metadata}))));
+                let metadata =
+                    json!({"resourceVersion": claim.resource_version.to_string(), "ownerReferences": references});
+                self.plan.act(Action::patch(
+                    &resource,
+                    &claim,
+                    "",
+                    client::Patch::Merge(json!({"metadata": metadata})),
+                ));
             }
         }
     }
@@ -309,7 +335,13 @@ impl<'a> Work<'a> {
         self.ensure_claims(at)?;
         let before = self.is_before_update(at);
         let revision = if before { &self.current } else { &self.update };
-        let kept = self.world.history.known.iter().find(|r| before && *r.meta.name == **revision).map(|r| history::template(r));
+        let kept = self
+            .world
+            .history
+            .known
+            .iter()
+            .find(|r| before && *r.meta.name == **revision)
+            .map(|r| history::template(r));
         let old: Option<PodTemplateSpec> = kept.and_then(|t| serde_json::from_value(t).ok());
         let template = old.as_ref().unwrap_or(&self.spec.template);
         let name = format!("{}-{at}", self.object.meta.name);
@@ -390,8 +422,11 @@ pub fn stateful_sets(cx: &Context) -> Controller {
         let namespace = &object.meta.namespace;
         let get = |informer: &client::Informer, name: &str| informer.get(&meta::object::object_key(namespace, name));
         let claimed = owners::claim(
-            &pods_resource(), &object, &selector,
-            of_pods.by_index(BY_CONTROLLER, &object.meta.uid), of_pods.by_index(ORPHANS, namespace),
+            &pods_resource(),
+            &object,
+            &selector,
+            of_pods.by_index(BY_CONTROLLER, &object.meta.uid),
+            of_pods.by_index(ORPHANS, namespace),
             |o| ordinal(&object, &o.meta.name).is_some(),
         );
         let views = pods::views(claimed.objects)?;

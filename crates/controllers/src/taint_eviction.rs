@@ -83,16 +83,23 @@ pub fn taint_eviction(cx: &Context) -> Controller {
         if taints.is_empty() || pod.is_finished() {
             return forget();
         }
-        let seen = *first_seen.lock().unwrap_or_else(PoisonError::into_inner).entry(ask.key.to_string()).or_insert(ask.now);
+        let seen =
+            *first_seen.lock().unwrap_or_else(PoisonError::into_inner).entry(ask.key.to_string()).or_insert(ask.now);
         let told = taints.iter().filter_map(|t| t.time_added.as_ref()).map(|t| t.0).min();
         plan(&pod, &taints, told.map_or(seen, |t| t.min(seen)), ask.now)
     })
     .watch(&all_pods, own_key_when_placed)
     .watch(&all_nodes, move |change| {
-        let no_execute = |o: &Arc<meta::Object>| o.typed::<Node>().ok().map(|n| nodes::taints(&n).iter().filter(|t| t.effect == "NoExecute").cloned().collect::<Vec<_>>());
+        let no_execute = |o: &Arc<meta::Object>| {
+            o.typed::<Node>()
+                .ok()
+                .map(|n| nodes::taints(&n).iter().filter(|t| t.effect == "NoExecute").cloned().collect::<Vec<_>>())
+        };
         let (old, new) = (change.old.as_ref().and_then(no_execute), change.new.as_ref().and_then(no_execute));
         match new {
-            Some(new) if Some(&new) != old.as_ref() => by_node.by_index(BY_NODE, &change.key).iter().map(|p| p.meta.key()).collect(),
+            Some(new) if Some(&new) != old.as_ref() => {
+                by_node.by_index(BY_NODE, &change.key).iter().map(|p| p.meta.key()).collect()
+            }
             _ => Vec::new(),
         }
     })

@@ -63,7 +63,8 @@ impl Volume {
         let mode = |m: &Option<String>| m.clone().unwrap_or_else(|| "Filesystem".into());
         let has = volume.access_modes.as_deref().unwrap_or_default();
         let selector = wanted.selector.as_ref().and_then(|s| serde_json::to_value(s).ok());
-        let selected = selector.is_none_or(|s| LabelSelector::from_value(&s).is_ok_and(|s| s.matches(&self.object.meta.labels)));
+        let selected =
+            selector.is_none_or(|s| LabelSelector::from_value(&s).is_ok_and(|s| s.matches(&self.object.meta.labels)));
         class(&volume.storage_class_name) == class(&wanted.storage_class_name)
             && volume.volume_attributes_class_name == wanted.volume_attributes_class_name
             && mode(&volume.volume_mode) == mode(&wanted.volume_mode)
@@ -80,7 +81,12 @@ fn asked(claim: &PersistentVolumeClaim) -> Quantity {
 }
 
 /// What one claim wants done. `class` is the claim's storage class, if it names one that exists.
-pub fn plan_claim(object: &Object, claim: &PersistentVolumeClaim, volumes: &[Volume], class: Option<&StorageClass>) -> Result<Plan, Status> {
+pub fn plan_claim(
+    object: &Object,
+    claim: &PersistentVolumeClaim,
+    volumes: &[Volume],
+    class: Option<&StorageClass>,
+) -> Result<Plan, Status> {
     let mut plan = Plan::nothing();
     plan.stop_at_failure = true;
     if object.meta.deletion_timestamp.is_some() {
@@ -97,7 +103,12 @@ pub fn plan_claim(object: &Object, claim: &PersistentVolumeClaim, volumes: &[Vol
             let reserved = volumes.iter().find(|v| ours(v) && v.suits(claim));
             let delayed = class.is_some_and(|c| c.volume_binding_mode.as_deref() == Some("WaitForFirstConsumer"));
             let waiting = delayed && annotation(SELECTED_NODE).is_none();
-            let free = || volumes.iter().filter(|v| v.claim().is_none() && v.suits(claim)).min_by_key(|v| (v.size(), v.object.meta.name.clone()));
+            let free = || {
+                volumes
+                    .iter()
+                    .filter(|v| v.claim().is_none() && v.suits(claim))
+                    .min_by_key(|v| (v.size(), v.object.meta.name.clone()))
+            };
             reserved.or_else(|| if waiting { None } else { free() })
         }
     };
@@ -106,7 +117,11 @@ pub fn plan_claim(object: &Object, claim: &PersistentVolumeClaim, volumes: &[Vol
             let mut status = status_of(object)?;
             if status["phase"] != "Lost" {
                 status["phase"] = "Lost".into();
-                plan.note(Note::warning(object, "ClaimLost", "Bound claim has lost its PersistentVolume. Data on the volume is lost!"));
+                plan.note(Note::warning(
+                    object,
+                    "ClaimLost",
+                    "Bound claim has lost its PersistentVolume. Data on the volume is lost!",
+                ));
                 plan.act(Action::status(&claims_resource(), object, status)?);
             }
             return Ok(plan);
@@ -151,18 +166,36 @@ pub fn plan_claim(object: &Object, claim: &PersistentVolumeClaim, volumes: &[Vol
 }
 
 /// A claim without a volume: pending, and for its provisioner if it has one.
-fn wait(mut plan: Plan, object: &Object, claim: &PersistentVolumeClaim, class: Option<&StorageClass>, named: bool) -> Result<Plan, Status> {
+fn wait(
+    mut plan: Plan,
+    object: &Object,
+    claim: &PersistentVolumeClaim,
+    class: Option<&StorageClass>,
+    named: bool,
+) -> Result<Plan, Status> {
     let annotations = claim.metadata.annotations.clone().unwrap_or_default();
     match class {
         _ if named => {}
-        Some(class) if class.volume_binding_mode.as_deref() == Some("WaitForFirstConsumer") && !annotations.contains_key(SELECTED_NODE) => {
-            plan.note(Note::normal(object, "WaitForFirstConsumer", "waiting for first consumer to be created before binding"));
+        Some(class)
+            if class.volume_binding_mode.as_deref() == Some("WaitForFirstConsumer")
+                && !annotations.contains_key(SELECTED_NODE) =>
+        {
+            plan.note(Note::normal(
+                object,
+                "WaitForFirstConsumer",
+                "waiting for first consumer to be created before binding",
+            ));
         }
         Some(class) if class.provisioner == "kubernetes.io/no-provisioner" => {}
         Some(class) => {
             if annotations.get(PROVISIONER) != Some(&class.provisioner) {
                 let marks = json!({PROVISIONER: class.provisioner, PROVISIONER_BETA: class.provisioner});
-                plan.act(Action::patch(&claims_resource(), object, "", Patch::Merge(json!({"metadata": {"annotations": marks}}))));
+                plan.act(Action::patch(
+                    &claims_resource(),
+                    object,
+                    "",
+                    Patch::Merge(json!({"metadata": {"annotations": marks}})),
+                ));
             }
             let said = format!(
                 "Waiting for a volume to be created either by the external provisioner '{}' or manually by the system administrator. If volume creation is delayed, please verify that the provisioner is running and correctly registered.",
@@ -171,7 +204,11 @@ fn wait(mut plan: Plan, object: &Object, claim: &PersistentVolumeClaim, class: O
             plan.note(Note::normal(object, "ExternalProvisioning", said));
         }
         None => {
-            plan.note(Note::normal(object, "FailedBinding", "no persistent volumes available for this claim and no storage class is set"));
+            plan.note(Note::normal(
+                object,
+                "FailedBinding",
+                "no persistent volumes available for this claim and no storage class is set",
+            ));
         }
     }
     let mut status = status_of(object)?;
@@ -183,7 +220,11 @@ fn wait(mut plan: Plan, object: &Object, claim: &PersistentVolumeClaim, class: O
 }
 
 /// What one volume's status should say. `claim_uid` is the uid of the claim it is for, while that exists.
-pub fn plan_volume(volume: &Volume, claim: Option<(&Object, &PersistentVolumeClaim)>, now: Timestamp) -> Result<Plan, Status> {
+pub fn plan_volume(
+    volume: &Volume,
+    claim: Option<(&Object, &PersistentVolumeClaim)>,
+    now: Timestamp,
+) -> Result<Plan, Status> {
     let mut plan = Plan::nothing();
     let known = status_of(&volume.object)?;
     let phase = match volume.claim() {
@@ -192,7 +233,8 @@ pub fn plan_volume(volume: &Volume, claim: Option<(&Object, &PersistentVolumeCla
         Some((_, None)) => "Available",
         Some((_, Some(uid))) => match claim {
             Some((object, claim)) if *object.meta.uid == *uid => {
-                let taken = claim.spec.as_ref().and_then(|s| s.volume_name.as_deref()) == Some(&*volume.object.meta.name);
+                let taken =
+                    claim.spec.as_ref().and_then(|s| s.volume_name.as_deref()) == Some(&*volume.object.meta.name);
                 if taken { "Bound" } else { "Available" }
             }
             _ => "Released",
@@ -262,7 +304,10 @@ pub fn binder(cx: &Context) -> Controller {
 }
 
 fn unbound(claims: &Informer) -> Vec<String> {
-    let waits = |o: &&Arc<Object>| o.typed::<PersistentVolumeClaim>().is_ok_and(|c| c.status.as_ref().and_then(|s| s.phase.as_deref()) != Some("Bound"));
+    let waits = |o: &&Arc<Object>| {
+        o.typed::<PersistentVolumeClaim>()
+            .is_ok_and(|c| c.status.as_ref().and_then(|s| s.phase.as_deref()) != Some("Bound"))
+    };
     claims.list(None).iter().filter(waits).map(|c| c.meta.key()).collect()
 }
 
@@ -271,7 +316,8 @@ fn finalizer(resource: &Gvr, object: &Object, name: &str, wanted: bool) -> Optio
     if has == wanted || (wanted && object.meta.deletion_timestamp.is_some()) {
         return None;
     }
-    let mut list: Vec<Value> = object.meta.finalizers.iter().filter(|f| &***f != name).map(|f| Value::from(&**f)).collect();
+    let mut list: Vec<Value> =
+        object.meta.finalizers.iter().filter(|f| &***f != name).map(|f| Value::from(&**f)).collect();
     if wanted {
         list.push(name.into());
     }
@@ -300,12 +346,15 @@ pub fn claim_protection(cx: &Context) -> Controller {
         let Some(object) = of.get(&ask.key) else { return Ok(plan) };
         let leaving = object.meta.deletion_timestamp.is_some();
         // A pod that has ended uses nothing any more.
-        let used = of_pods.by_index(BY_CLAIM, &ask.key).into_iter().any(|p| PodView::new(p).is_ok_and(|p| !p.is_finished()));
+        let used =
+            of_pods.by_index(BY_CLAIM, &ask.key).into_iter().any(|p| PodView::new(p).is_ok_and(|p| !p.is_finished()));
         plan.actions.extend(finalizer(&claims_resource(), &object, CLAIM_PROTECTION, !leaving || used));
         Ok(plan)
     })
     .watch(&claims, own_key)
-    .watch(&all_pods, |change: &Change| [&change.old, &change.new].into_iter().flatten().flat_map(|o| claims_of(o)).collect())
+    .watch(&all_pods, |change: &Change| {
+        [&change.old, &change.new].into_iter().flatten().flat_map(|o| claims_of(o)).collect()
+    })
 }
 
 pub fn volume_protection(cx: &Context) -> Controller {
