@@ -312,11 +312,16 @@ fn unknown() -> Schema {
     Schema { types: Arc::new(Types { nodes: vec![root], ..Types::default() }), root: TypeId(0) }
 }
 
-/// Reads the columns' notation: names apart by `|`, a trailing `*` for wide output only, a trailing `#` for an integer.
+/// Reads the columns' notation: names apart by `|`, a trailing `*` for wide output only, a trailing `#` for an integer, a trailing
+/// `?` for a boolean.
 pub fn columns(notation: &str) -> Arc<[Column]> {
     let column = |text: &str| {
         let (text, priority) = text.strip_suffix('*').map_or((text, 0), |t| (t, 1));
-        let (name, kind) = text.strip_suffix('#').map_or((text, "string"), |t| (t, "integer"));
+        let (name, kind) = match (text.strip_suffix('#'), text.strip_suffix('?')) {
+            (Some(name), _) => (name, "integer"),
+            (_, Some(name)) => (name, "boolean"),
+            _ => (text, "string"),
+        };
         let (kind, format, description) = match name {
             "Name" => (kind, "name", "The object's name, unique for its kind in its namespace."),
             "Created At" => ("date", "", "When the object was created."),

@@ -1,6 +1,6 @@
 //! Workloads of pods that are all alike: deployments, replica sets, replication controllers; and what they are made of.
 
-use meta::{FieldError, Value};
+use meta::{FieldError, LabelSelector, Value};
 
 use crate::cells::{age, containers, labels, name, or_none, selector};
 use crate::defaults;
@@ -114,7 +114,7 @@ impl Strategy for Deployment {
             age(object, now),
             names,
             images,
-            selector(object.at("spec.selector")),
+            LabelSelector::from_value(object.at("spec.selector")).map_or("<invalid>".into(), |s| s.to_string()).into(),
         ]
     }
 }

@@ -13,7 +13,7 @@ use crate::validate::{At, Errors, cron, formats, pod_spec, selectors};
 
 kinds! {
     Job: "Name|Status|Completions|Duration|Age|Containers*|Images*|Selector*";
-    CronJob: "Name|Schedule|Timezone|Suspend|Active#|Last Schedule|Age|Containers*|Images*|Selector*";
+    CronJob: "Name|Schedule|Timezone|Suspend?|Active#|Last Schedule|Age|Containers*|Images*|Selector*";
 }
 
 /// The condition that says most about a job.

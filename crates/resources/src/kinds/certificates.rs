@@ -117,7 +117,7 @@ impl Strategy for CertificateSigningRequest {
         match cx.subresource {
             "approval" => {
                 object.copy_from("status.certificate", old);
-                merge_conditions(object, old, decided, cx.now);
+                merge_conditions(object, old, |_| true, cx.now);
             }
             "status" => merge_conditions(object, old, |c| !decided(c), cx.now),
             _ => object.copy_from("status", old),

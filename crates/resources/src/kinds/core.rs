@@ -13,8 +13,8 @@ kinds! {
     ConfigMap: "Name|Data|Age";
     Endpoints: "Name|Endpoints|Age";
     Namespace: "Name|Status|Age";
-    Secret: "Name|Type|Data#|Age";
-    ServiceAccount: "Name|Secrets#|Age";
+    Secret: "Name|Type|Data|Age";
+    ServiceAccount: "Name|Secrets|Age";
 }
 
 /// Endpoints shown before the rest is counted.

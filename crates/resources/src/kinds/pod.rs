@@ -34,6 +34,34 @@ fn keep_but_resources(object: &mut Value, old: &Value) {
     *object = pod;
 }
 
+/// Affinity terms that name keys of the pod's own labels get the values those have now.
+fn merge_label_keys(pod: &mut Value) {
+    const TERMS: [&str; 2] =
+        ["requiredDuringSchedulingIgnoredDuringExecution", "preferredDuringSchedulingIgnoredDuringExecution"];
+    let labels = pod.map("metadata.labels").clone();
+    for kind in ["podAffinity", "podAntiAffinity"] {
+        for list in TERMS {
+            let terms = pod.at_mut(&format!("spec.affinity.{kind}")).map(|a| a.list_mut(list)).unwrap_or_default();
+            for term in terms {
+                let term = if term.has("podAffinityTerm") { &mut term["podAffinityTerm"] } else { term };
+                if !term.has("labelSelector") {
+                    continue;
+                }
+                let mut expressions = term.list("labelSelector.matchExpressions").to_vec();
+                for (keys, operator) in [("matchLabelKeys", "In"), ("mismatchLabelKeys", "NotIn")] {
+                    let keys =
+                        term.list(keys).iter().filter_map(Value::as_str).filter_map(|k| Some((k, labels.get(k)?)));
+                    expressions
+                        .extend(keys.map(|(key, value)| json!({"key": key, "operator": operator, "values": [value]})));
+                }
+                if expressions.len() > term.list("labelSelector.matchExpressions").len() {
+                    term.put("labelSelector.matchExpressions", expressions);
+                }
+            }
+        }
+    }
+}
+
 impl Strategy for Pod {
     fn default(&self, object: &mut Value) {
         defaults::pod(object);
@@ -51,6 +79,7 @@ impl Strategy for Pod {
             );
         }
         object.put("status", status);
+        merge_label_keys(object);
     }
 
     fn prepare_update(&self, cx: &Context<'_>, object: &mut Value, old: &Value) {
@@ -173,6 +202,20 @@ mod tests {
     fn a_new_pod_is_pending() {
         assert_eq!(pod()["status"], json!({"phase": "Pending", "qosClass": "BestEffort"}));
         assert_eq!(Pod.validate_create(&cx(""), &pod()), []);
+    }
+
+    #[test]
+    fn affinity_follows_the_pods_own_labels() {
+        let mut pod = pod();
+        pod.put("metadata.labels", json!({"hash": "1"}));
+        let term = json!({"topologyKey": "z", "labelSelector": {"matchLabels": {"a": "b"}}, "matchLabelKeys": ["hash", "other"]});
+        pod.put("spec.affinity.podAffinity", json!({"requiredDuringSchedulingIgnoredDuringExecution": [term]}));
+        Pod.prepare_create(&cx(""), &mut pod);
+        let merged = &pod["spec"]["affinity"]["podAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"][0];
+        assert_eq!(
+            merged["labelSelector"]["matchExpressions"],
+            json!([{"key": "hash", "operator": "In", "values": ["1"]}])
+        );
     }
 
     #[test]

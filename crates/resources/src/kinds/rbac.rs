@@ -18,9 +18,9 @@ const GROUP: &str = "rbac.authorization.k8s.io";
 
 fn binding_row(object: &Value, now: &str) -> Vec<Value> {
     let of = |kind: &str| {
-        let subject = |s: &Value| match s.text("namespace") {
-            "" => s.text("name").to_string(),
-            namespace => format!("{namespace}/{}", s.text("name")),
+        let subject = |s: &Value| match s.text("kind") {
+            "ServiceAccount" => format!("{}/{}", s.text("namespace"), s.text("name")),
+            _ => s.text("name").to_string(),
         };
         let subjects = object.list("subjects").iter().filter(|s| s.text("kind") == kind);
         Value::from(subjects.map(subject).collect::<Vec<_>>().join(", "))

@@ -8,7 +8,7 @@ use crate::tree::Tree;
 use crate::validate::{At, Errors};
 
 kinds! {
-    PriorityClass: "Name|Value#|Global-Default|PreemptionPolicy|Age";
+    PriorityClass: "Name|Value#|Global-Default?|PreemptionPolicy|Age";
     Lease: "Name|Holder|Age";
 }
 

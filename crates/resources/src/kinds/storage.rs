@@ -10,9 +10,9 @@ use crate::validate::{At, Errors, IMMUTABLE, formats, resources, same, selectors
 
 kinds! {
     StorageClass: "Name|Provisioner|ReclaimPolicy|VolumeBindingMode|AllowVolumeExpansion|Age";
-    VolumeAttachment: "Name|Attacher|PV|Node|Attached|Age";
+    VolumeAttachment: "Name|Attacher|PV|Node|Attached?|Age";
     VolumeAttributesClass: "Name|DriverName|Age";
-    CsiDriver: "Name|AttachRequired|PodInfoOnMount|StorageCapacity|TokenRequests|RequiresRepublish|Modes|Age";
+    CsiDriver: "Name|AttachRequired?|PodInfoOnMount?|StorageCapacity?|TokenRequests|RequiresRepublish?|Modes|Age";
     CsiNode: "Name|Drivers#|Age";
     CsiStorageCapacity: "Name|StorageClassName|Capacity";
 }
