@@ -46,6 +46,17 @@ pub struct ExecOutput {
     pub code: i32,
 }
 
+/// How a command relates to who started it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ExecKind {
+    /// It is killed when its connection closes.
+    Tied,
+    /// It goes on without.
+    Free,
+    /// It goes on without, on a terminal that hangs up.
+    Terminal,
+}
+
 /// A command did not end in time and was killed.
 #[derive(Debug, thiserror::Error)]
 #[error("command timed out: timeout {0:?} exceeded")]
@@ -285,6 +296,8 @@ impl Engine {
 
     /// Asks a container to end, and kills it after the grace period; idempotent.
     pub async fn stop_container(&self, container: &Container, grace: Duration) -> Result<()> {
+        // One that is just being started is stopped after that.
+        drop(container.changing.lock().await);
         if !container.record().running() {
             return Ok(());
         }
@@ -361,7 +374,7 @@ impl Engine {
     pub async fn exec_sync(&self, container: &Container, args: Vec<String>, timeout: Duration) -> Result<ExecOutput> {
         let (out, stdout) = pipe()?;
         let (err, stderr) = pipe()?;
-        let connection = self.begin_exec(container, args, false, [None, Some(stdout), Some(stderr)]).await?.0;
+        let connection = self.begin_exec(container, args, ExecKind::Tied, [None, Some(stdout), Some(stderr)]).await?.0;
         let (stdout, stderr) = (Kept::default(), Kept::default());
         let readers =
             [(out, stdout.clone()), (err, stderr.clone())].map(|(fd, kept)| tokio::spawn(read_limited(fd, kept)));
@@ -395,7 +408,7 @@ impl Engine {
         &self,
         container: &Container,
         args: Vec<String>,
-        tty: bool,
+        kind: ExecKind,
         streams: [Option<OwnedFd>; 3],
     ) -> Result<(Connection, Option<OwnedFd>)> {
         let record = container.record();
@@ -411,7 +424,8 @@ impl Engine {
         let connection = Connection::open(&self.sandbox_state_dir(&record.sandbox_id))?;
         let stdio = [streams[0].is_some(), streams[1].is_some(), streams[2].is_some()];
         let fds: Vec<RawFd> = streams.iter().flatten().map(AsRawFd::as_raw_fd).collect();
-        let request = Request::Exec { id: container.id.clone(), args, tty, stdio };
+        let (tty, tied) = (kind == ExecKind::Terminal, kind == ExecKind::Tied);
+        let request = Request::Exec { id: container.id.clone(), args, tty, stdio, tied };
         let (_, mut received) = connection.ask(&request, &fds).await.context("failed to exec in container")?;
         Ok((connection, received.pop()))
     }

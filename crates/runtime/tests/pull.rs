@@ -159,3 +159,109 @@ async fn images_are_pulled() {
     let ingest = std::fs::read_dir(node.dir.path().join("root/images/ingest")).unwrap().count();
     assert_eq!((layers, ingest), (0, 0));
 }
+
+/// Lays an image out as docker-registry keeps it, and returns its configuration's digest.
+fn store(root: &std::path::Path, repository: &str, tag: &str) -> String {
+    let image = members(&busybox_image("ignored"));
+    let config = &image["config.json"];
+    let layers: Vec<Vec<u8>> = ["0.tar", "1.tar"].map(|n| zstd::encode_all(&image[n][..], 1).unwrap()).to_vec();
+    let describe = |kind: &str, data: &[u8]| serde_json::json!({"mediaType": format!("application/vnd.oci.image.{kind}"), "digest": digest(data), "size": data.len()});
+    let manifest = serde_json::json!({
+        "schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json", "config": describe("config.v1+json", config),
+        "layers": layers.iter().map(|l| describe("layer.v1.tar+zstd", l)).collect::<Vec<_>>(),
+    })
+    .to_string();
+    let base = root.join("docker/registry/v2");
+    let write = |path: std::path::PathBuf, data: &[u8]| {
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, data).unwrap();
+    };
+    let own = base.join("repositories").join(repository);
+    for data in layers.iter().map(Vec::as_slice).chain([config.as_slice(), manifest.as_bytes()]) {
+        let name = digest(data);
+        let hex = &name[7..];
+        write(base.join("blobs/sha256").join(&hex[..2]).join(hex).join("data"), data);
+        write(own.join("_layers/sha256").join(hex).join("link"), name.as_bytes());
+    }
+    let name = digest(manifest.as_bytes());
+    write(own.join("_manifests/revisions/sha256").join(&name[7..]).join("link"), name.as_bytes());
+    write(own.join("_manifests/tags").join(tag).join("current/link"), name.as_bytes());
+    write(own.join("_manifests/tags").join(tag).join("index/sha256").join(&name[7..]).join("link"), name.as_bytes());
+    digest(config)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_real_registry_with_tls_and_a_password() {
+    if let Some(why) = node::unable() {
+        eprintln!("skipped: {why}");
+        return;
+    }
+    if std::process::Command::new("docker-registry").arg("--version").output().is_err() {
+        eprintln!("skipped: needs docker-registry (package docker-registry)");
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name).display().to_string();
+    let mut authority = rcgen::CertificateParams::new(Vec::new()).unwrap();
+    authority.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    authority.key_usages = vec![rcgen::KeyUsagePurpose::KeyCertSign];
+    let authority = rcgen::CertifiedIssuer::self_signed(authority, rcgen::KeyPair::generate().unwrap()).unwrap();
+    let key = rcgen::KeyPair::generate().unwrap();
+    let certificate =
+        rcgen::CertificateParams::new(vec!["localhost".into()]).unwrap().signed_by(&key, &authority).unwrap();
+    std::fs::write(at("ca.pem"), authority.pem()).unwrap();
+    std::fs::write(at("cert.pem"), certificate.pem()).unwrap();
+    std::fs::write(at("key.pem"), key.serialize_pem()).unwrap();
+    // user:secret
+    std::fs::write(at("htpasswd"), "user:$2b$05$JqbWxcSAiPADuJEhqQ8rfO1FSbY5vUffVJ98yylAFPab62hwTWr1S\n").unwrap();
+    let id = store(&dir.path().join("data"), "team/app", "v1");
+    let config = format!(
+        "version: 0.1\nlog: {{level: error, accesslog: {{disabled: true}}}}\nstorage: {{filesystem: {{rootdirectory: {}}}}}\n\
+         http: {{addr: 'localhost:5443', tls: {{certificate: {}, key: {}}}}}\nauth: {{htpasswd: {{realm: test, path: {}}}}}\n",
+        at("data"),
+        at("cert.pem"),
+        at("key.pem"),
+        at("htpasswd")
+    );
+    std::fs::write(at("config.yml"), config).unwrap();
+
+    for (authorities, password, outcome) in [
+        (at("ca.pem"), "secret", Ok(id)),
+        (at("ca.pem"), "wrong", Err("pull access denied")),
+        (at("htpasswd"), "secret", Err("certificate")),
+    ] {
+        let node = Node::start_with(&[], &[("SSL_CERT_FILE", &authorities)]).await;
+        let mut registry = std::process::Command::new("nsenter")
+            .arg(format!("--net=/run/netns/{}", node.namespace()))
+            .args(["docker-registry", "serve", &at("config.yml")])
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        let node = tokio::task::spawn_blocking(move || {
+            let deadline = std::time::Instant::now() + node::PATIENCE;
+            while inside(&node, || TcpStream::connect("localhost:5443").is_err()).join().unwrap() {
+                assert!(std::time::Instant::now() < deadline, "the registry does not come up");
+                std::thread::sleep(std::time::Duration::from_millis(10));
+            }
+            node
+        })
+        .await
+        .unwrap();
+        let request = PullImageRequest {
+            image: Some(ImageSpec { image: "localhost:5443/team/app:v1".into(), ..Default::default() }),
+            auth: Some(AuthConfig { username: "user".into(), password: password.into(), ..Default::default() }),
+            sandbox_config: None,
+        };
+        let got = node.clients().await.images.pull_image(request).await;
+        registry.kill().unwrap();
+        registry.wait().unwrap();
+        match outcome {
+            Ok(id) => assert_eq!(got.unwrap().into_inner().image_ref, id),
+            Err(words) => {
+                let refused = got.unwrap_err();
+                assert!(refused.message().contains(words), "{refused}");
+            }
+        }
+    }
+}

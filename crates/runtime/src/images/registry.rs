@@ -301,7 +301,9 @@ pub fn is_loopback(host: &str) -> bool {
 fn tls_config(host: &str) -> Result<Arc<rustls::ClientConfig>, RegistryError> {
     let mut roots = rustls::RootCertStore::empty();
     let own = REGISTRY_AUTHORITIES.iter().map(|dir| format!("{dir}/{host}/ca.crt"));
-    let system = AUTHORITIES.iter().map(|f| f.to_string()).find(|f| std::path::Path::new(f).exists());
+    // As other programs have it: the environment may name the file of authorities.
+    let system = std::env::var("SSL_CERT_FILE").ok().into_iter().chain(AUTHORITIES.iter().map(|f| f.to_string()));
+    let system = system.into_iter().find(|f| std::path::Path::new(f).exists());
     for file in own.chain(system) {
         let Ok(certificates) = CertificateDer::pem_file_iter(&file) else { continue };
         // Certificates that cannot be read are authorities that are not trusted.

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::{Mutex, PoisonError};
 
@@ -38,13 +39,21 @@ struct State {
 /// All forwarded ports of the node.
 pub struct HostPorts {
     bridge: String,
+    /// Exists while the table does, so that a restarted engine knows.
+    marker: PathBuf,
     state: Mutex<State>,
 }
 
 impl HostPorts {
-    /// None yet.
-    pub fn new(bridge: &str) -> HostPorts {
-        HostPorts { bridge: bridge.to_string(), state: Mutex::default() }
+    /// None yet; `marker` is a file that is there while the table is.
+    pub fn new(bridge: &str, marker: PathBuf) -> HostPorts {
+        let state = State { written: marker.exists(), ..State::default() };
+        HostPorts { bridge: bridge.to_string(), marker, state: Mutex::new(state) }
+    }
+
+    /// Writes what is open, and nothing that an earlier life had.
+    pub fn refresh(&self) -> Result<()> {
+        self.write(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Lets the node reach host ports by its loopback address too. What this would open towards pods is closed again by
@@ -113,22 +122,25 @@ impl HostPorts {
         if !state.open.is_empty() && !state.written {
             self.route_loopback();
         }
+        if !empty {
+            std::fs::write(&self.marker, "").with_context(|| format!("writing {}", self.marker.display()))?;
+        }
         apply(&program(state, &self.bridge))?;
         state.written = !empty;
-        Ok(())
+        if !empty {
+            return Ok(());
+        }
+        match std::fs::remove_file(&self.marker) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e).context("removing the host ports' marker"),
+            _ => Ok(()),
+        }
     }
 
     /// Removes the table.
     pub fn remove_all(&self) -> Result<()> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        *state = State { written: true, ..State::default() };
-        match self.write(&mut state) {
-            // Without the program there can be no table of ours either.
-            Err(e) if e.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == std::io::ErrorKind::NotFound) => {
-                Ok(())
-            }
-            other => other,
-        }
+        *state = State { written: state.written, ..State::default() };
+        self.write(&mut state)
     }
 }
 

@@ -67,7 +67,7 @@ impl Network {
         let remembered = std::fs::read_to_string(dir.join("pod-cidr")).ok().and_then(|t| t.trim().parse().ok());
         let cidr = config.pod_cidr.or(remembered);
         let network = Network {
-            hostports: hostport::HostPorts::new(&config.bridge),
+            hostports: hostport::HostPorts::new(&config.bridge, dir.join("host-ports")),
             config,
             dir,
             pool: RwLock::new(None),
@@ -173,7 +173,7 @@ impl Network {
                 self.hostports.open(sandbox, *address, &config.port_mappings)?;
             }
         }
-        Ok(())
+        self.hostports.refresh()
     }
 
     /// Removes every pod's link, the bridge and the rules, for a node that is taken down.

@@ -68,6 +68,9 @@ pub enum Request {
         tty: bool,
         /// Which of stdin, stdout, stderr came along.
         stdio: [bool; 3],
+        /// Kill the command when its connection closes: nobody waits for it any more.
+        #[serde(default)]
+        tied: bool,
     },
     /// On an exec's connection: kill that process.
     KillExec,

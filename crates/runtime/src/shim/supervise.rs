@@ -28,7 +28,8 @@ const READS_A_TURN: usize = 16;
 enum Role {
     Asking,
     Watching,
-    Exec(i32),
+    /// The process, and whether it ends with the connection.
+    Exec(i32, bool),
     Attached(String),
 }
 
@@ -228,9 +229,12 @@ impl Supervisor {
                     c.attached.retain(|a| a.connection != fd);
                 }
             }
-            // The command goes on, as when any client of a remote shell goes away; nobody is told of its end.
-            Role::Exec(pid) => {
-                self.execs.remove(&pid);
+            // Unless tied, the command goes on, as when any client of a remote shell goes away. It stays in the table
+            // of running ones only if its end is still to be told.
+            Role::Exec(pid, tied) => {
+                if self.execs.remove(&pid).is_some() && tied {
+                    let _ = sys::kill(pid, libc::SIGKILL);
+                }
             }
             Role::Asking | Role::Watching => {}
         }
@@ -244,12 +248,14 @@ impl Supervisor {
             }
             Request::Start { bundle } => self.start(&bundle),
             Request::Signal { id, signal, all } => self.signal(&id, signal, all),
-            Request::Exec { id, args, tty, stdio } => match self.exec(fd, &id, args, tty, sort_stdio(stdio, fds)) {
-                Ok(()) => return,
-                Err(message) => Err(message),
-            },
+            Request::Exec { id, args, tty, stdio, tied } => {
+                match self.exec(fd, &id, args, (tty, tied), sort_stdio(stdio, fds)) {
+                    Ok(()) => return,
+                    Err(message) => Err(message),
+                }
+            }
             Request::KillExec => {
-                if let Some(Connection { role: Role::Exec(pid), .. }) = self.connections.get(&fd) {
+                if let Some(Connection { role: Role::Exec(pid, _), .. }) = self.connections.get(&fd) {
                     let _ = sys::kill(*pid, libc::SIGKILL);
                 }
                 return;
@@ -369,7 +375,7 @@ impl Supervisor {
         fd: RawFd,
         id: &str,
         args: Vec<String>,
-        tty: bool,
+        (tty, tied): (bool, bool),
         stdio: [Option<OwnedFd>; 3],
     ) -> Result<(), String> {
         let c = self.container(id)?;
@@ -384,7 +390,7 @@ impl Supervisor {
         let spawned = spawn::exec(&self.home, &bundle, pid, &process, stdio)?;
         self.execs.insert(spawned.pid, fd);
         if let Some(connection) = self.connections.get_mut(&fd) {
-            connection.role = Role::Exec(spawned.pid);
+            connection.role = Role::Exec(spawned.pid, tied);
         }
         let master = spawned.terminal.as_ref().map(|m| m.as_raw_fd());
         self.reply_with(fd, &Reply::Started { pid: spawned.pid, at: sys::now() }, master.as_slice());

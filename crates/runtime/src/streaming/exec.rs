@@ -17,7 +17,7 @@ use tokio::net::unix::pipe;
 use tokio::sync::mpsc;
 
 use super::channel::{Channels, Outgoing, Output, StatusFormat};
-use crate::container::pipe as new_pipe;
+use crate::container::{ExecKind, pipe as new_pipe};
 use crate::cri::v1::{AttachRequest, ExecRequest};
 use crate::engine::Engine;
 use crate::shim::protocol::{Reply, Request};
@@ -156,13 +156,14 @@ async fn run_exec(
     let container = engine.container(container).context("the container is gone")?;
     let (mut inputs, mut outputs) = (Tasks::default(), Tasks::default());
     let process = if request.tty {
-        let (process, master) = engine.begin_exec(&container, request.cmd, true, [None, None, None]).await?;
+        let (process, master) =
+            engine.begin_exec(&container, request.cmd, ExecKind::Terminal, [None, None, None]).await?;
         let terminal = Arc::new(Terminal::new(master.context("no terminal came back")?)?);
         serve_terminal(&terminal, channels, &mut inputs, &mut outputs);
         process
     } else {
         let (ours, theirs) = pipes(channels)?;
-        let (process, _) = engine.begin_exec(&container, request.cmd, false, theirs).await?;
+        let (process, _) = engine.begin_exec(&container, request.cmd, ExecKind::Free, theirs).await?;
         start_pumps(channels, ours, &mut inputs, &mut outputs);
         process
     };

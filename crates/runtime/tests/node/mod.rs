@@ -30,6 +30,7 @@ pub struct Node {
     pub dir: tempfile::TempDir,
     server: Option<Child>,
     pub flags: Vec<String>,
+    pub env: Vec<(String, String)>,
     pub cgroup: String,
 }
 
@@ -40,9 +41,19 @@ pub struct Clients {
 
 impl Node {
     pub async fn start(flags: &[&str]) -> Node {
+        Node::start_with(flags, &[]).await
+    }
+
+    pub async fn start_with(flags: &[&str], env: &[(&str, &str)]) -> Node {
         let dir = tempfile::Builder::new().prefix("nauplius-runtime-").tempdir().unwrap();
         let cgroup = format!("/{}", dir.path().file_name().unwrap().to_string_lossy());
-        let mut node = Node { dir, server: None, flags: flags.iter().map(|f| f.to_string()).collect(), cgroup };
+        let mut node = Node {
+            dir,
+            server: None,
+            flags: flags.iter().map(|f| f.to_string()).collect(),
+            env: env.iter().map(|(n, v)| (n.to_string(), v.to_string())).collect(),
+            cgroup,
+        };
         // A namespace that outlives the server, so that a restarted one finds its pods' network.
         let name = node.namespace();
         assert!(Command::new("ip").args(["netns", "add", &name]).status().unwrap().success());
@@ -79,7 +90,7 @@ impl Node {
         let exe = env!("CARGO_BIN_EXE_nauplius-runtime");
         let data = self.dir.path().to_string_lossy().into_owned();
         let mut command = self.command(&[exe, "serve", &data, "--cgroup-parent", &self.cgroup]);
-        command.args(&self.flags);
+        command.args(&self.flags).envs(self.env.iter().cloned());
         self.server = Some(command.spawn().unwrap());
         let deadline = std::time::Instant::now() + PATIENCE;
         while self.try_clients().await.is_none() {
