@@ -16,6 +16,8 @@ use crate::endpoints::Endpoint;
 use crate::service::{Front, Protocol};
 use crate::{Family, NodeView, Ruleset};
 
+/// Connections looked at in one go, some 150 bytes each; what is left over is found after the next change.
+const MAX_CONNECTIONS: usize = 50_000;
 const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
 const NLM_F_REQUEST: u16 = 1;
@@ -82,29 +84,43 @@ impl Netfilter {
 
     /// A number that grows with every change anybody makes to nftables here.
     pub fn generation(&mut self) -> io::Result<u32> {
-        let replies = self.request(GET_GENERATION, NLM_F_REQUEST, 0, &[], 1)?;
-        let number = replies.first().and_then(|reply| attribute(reply, 1)?.try_into().ok()).map(u32::from_be_bytes);
+        let mut number = None;
+        self.request(GET_GENERATION, NLM_F_REQUEST, 0, &[], |reply| {
+            number = attribute(reply, 1).and_then(|four| four.try_into().ok()).map(u32::from_be_bytes);
+            false
+        })?;
         number.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "no generation in the kernel's answer"))
     }
 
-    /// The remembered UDP and SCTP connections of a family.
+    /// The remembered UDP and SCTP connections of a family, at most [`MAX_CONNECTIONS`] of them.
     pub fn connections(&mut self, family: Family) -> io::Result<Vec<Connection>> {
-        let replies = self.request(CT_GET, NLM_F_REQUEST | NLM_F_DUMP, number_of(family), &[], usize::MAX)?;
-        Ok(replies.iter().filter_map(|reply| parse(reply)).collect())
+        let mut out = Vec::new();
+        self.request(CT_GET, NLM_F_REQUEST | NLM_F_DUMP, number_of(family), &[], |reply| {
+            out.extend(parse(reply).filter(|_| out.len() < MAX_CONNECTIONS));
+            true
+        })?;
+        Ok(out)
     }
 
     /// Has the kernel forget one; it may have done so already.
     pub fn forget(&mut self, connection: &Connection) -> io::Result<()> {
         let family = number_of(Family::of(connection.destination.0));
-        match self.request(CT_DELETE, NLM_F_REQUEST | NLM_F_ACK, family, &connection.name, usize::MAX) {
+        match self.request(CT_DELETE, NLM_F_REQUEST | NLM_F_ACK, family, &connection.name, |_| true) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            other => other.map(drop),
+            other => other,
         }
     }
 
-    /// Sends one request; collects the attributes of up to `enough` answers, or all until the end of the dump or the
-    /// acknowledgement.
-    fn request(&mut self, kind: u16, flags: u16, family: u8, body: &[u8], enough: usize) -> io::Result<Vec<Vec<u8>>> {
+    /// Sends one request and shows the attributes of each answer to `each`, until the end of the dump, the
+    /// acknowledgement, or until `each` has enough.
+    fn request(
+        &mut self,
+        kind: u16,
+        flags: u16,
+        family: u8,
+        body: &[u8],
+        mut each: impl FnMut(&[u8]) -> bool,
+    ) -> io::Result<()> {
         self.sequence = self.sequence.wrapping_add(1);
         let length = 20 + body.len();
         let mut packet = Vec::with_capacity(length);
@@ -116,7 +132,6 @@ impl Netfilter {
         packet.extend([family, 0, 0, 0]);
         packet.extend(body);
         self.socket.send(&packet, 0)?;
-        let mut replies = Vec::new();
         loop {
             let (datagram, _) = self.socket.recv_from_full()?;
             let mut rest = &datagram[..];
@@ -129,15 +144,13 @@ impl Netfilter {
                     continue;
                 }
                 match kind {
-                    NLMSG_DONE => return Ok(replies),
+                    NLMSG_DONE => return Ok(()),
                     NLMSG_ERROR => {
                         let code = payload.get(..4).map_or(0, |_| word(payload, 0) as i32);
-                        return if code == 0 { Ok(replies) } else { Err(io::Error::from_raw_os_error(-code)) };
+                        return if code == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(-code)) };
                     }
-                    _ => replies.push(payload.get(4..).unwrap_or_default().to_vec()),
-                }
-                if replies.len() >= enough {
-                    return Ok(replies);
+                    _ if !each(payload.get(4..).unwrap_or_default()) => return Ok(()),
+                    _ => {}
                 }
             }
         }

@@ -1,5 +1,7 @@
 //! The core as data: objects in, table out.
 
+mod model;
+
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 

@@ -1,0 +1,166 @@
+//! The server over real sockets of this host's loopback, against an API that has fixed objects, and another DNS server.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use client::{Client, Transport};
+use futures::StreamExt;
+use hickory_proto::op::{Message, MessageType, OpCode, Query, ResponseCode};
+use hickory_proto::rr::rdata::A;
+use hickory_proto::rr::{Name, RData, Record, RecordType};
+use meta::{EventKind, List, Object, Reply, Request, Status, Verb, WatchEvent};
+use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpStream, UdpSocket};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+const WAIT: Duration = Duration::from_secs(10);
+
+/// One Service in the first list, another one in the watch once it is let through.
+struct Api {
+    second: watch::Receiver<bool>,
+}
+
+fn service(name: &str, ip: &str, version: u32) -> Arc<Object> {
+    let body = json!({"apiVersion": "v1", "kind": "Service",
+        "metadata": {"name": name, "namespace": "ns", "uid": name, "resourceVersion": version.to_string()},
+        "spec": {"clusterIP": ip, "ports": [{"port": 80}]}});
+    Arc::new(Object::from_value(&body).unwrap())
+}
+
+#[async_trait]
+impl Transport for Api {
+    async fn call(&self, request: Request) -> Result<Reply, Status> {
+        let services = &*request.resource.resource == "services";
+        if request.verb == Verb::List {
+            let items = if services { vec![service("one", "10.96.0.1", 1)] } else { Vec::new() };
+            return Ok(Reply::List(List { resource_version: 1, items, ..List::default() }));
+        }
+        let mut second = self.second.clone();
+        let events = futures::stream::once(async move {
+            if !services || second.wait_for(|let_through| *let_through).await.is_err() {
+                std::future::pending::<()>().await;
+            }
+            vec![WatchEvent::Object { kind: EventKind::Added, object: service("two", "10.96.0.2", 2) }]
+        });
+        Ok(Reply::Watch(events.chain(futures::stream::pending()).boxed()))
+    }
+
+    async fn get_path(&self, _: &str) -> Result<Bytes, Status> {
+        Err(Status::internal("not asked here"))
+    }
+}
+
+fn question(name: &str) -> Message {
+    let mut message = Message::new(7, MessageType::Query, OpCode::Query);
+    message.add_query(Query::query(Name::from_ascii(name).unwrap(), RecordType::A));
+    message
+}
+
+async fn over_udp(server: SocketAddr, name: &str) -> Message {
+    let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    socket.connect(server).await.unwrap();
+    let mut buffer = [0; 4096];
+    tokio::time::timeout(WAIT, async {
+        socket.send(&question(name).to_vec().unwrap()).await.unwrap();
+        let length = socket.recv(&mut buffer).await.unwrap();
+        Message::from_vec(&buffer[..length]).unwrap()
+    })
+    .await
+    .expect(name)
+}
+
+async fn over_tcp(server: SocketAddr, names: &[&str]) -> Vec<Message> {
+    let mut stream = TcpStream::connect(server).await.unwrap();
+    let mut out = Vec::new();
+    for name in names {
+        let packet = question(name).to_vec().unwrap();
+        stream.write_u16(packet.len() as u16).await.unwrap();
+        stream.write_all(&packet).await.unwrap();
+        let mut buffer = vec![0; usize::from(stream.read_u16().await.unwrap())];
+        stream.read_exact(&mut buffer).await.unwrap();
+        out.push(Message::from_vec(&buffer).unwrap());
+    }
+    out
+}
+
+fn addresses(message: &Message) -> Vec<IpAddr> {
+    message.answers.iter().filter_map(|record| record.data.ip_addr()).collect()
+}
+
+/// Knows `example.com`, by UDP only.
+async fn other_server() -> SocketAddr {
+    let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let address = socket.local_addr().unwrap();
+    tokio::spawn(async move {
+        let mut buffer = [0; 4096];
+        while let Ok((length, peer)) = socket.recv_from(&mut buffer).await {
+            let request = Message::from_vec(&buffer[..length]).unwrap();
+            let mut reply = Message::new(request.metadata.id, MessageType::Response, OpCode::Query);
+            reply.queries = request.queries.clone();
+            let name = request.queries[0].name.clone();
+            if name.to_string() == "example.com." {
+                reply.add_answer(Record::from_rdata(name, 60, RData::A(A(Ipv4Addr::new(192, 0, 2, 7)))));
+            } else {
+                reply.metadata.response_code = ResponseCode::NXDomain;
+            }
+            // A liar first: another question's answer must not be taken for this one's.
+            let mut lie = reply.clone();
+            lie.metadata.id = request.metadata.id.wrapping_add(1);
+            lie.metadata.response_code = ResponseCode::Refused;
+            socket.send_to(&lie.to_vec().unwrap(), peer).await.unwrap();
+            socket.send_to(&reply.to_vec().unwrap(), peer).await.unwrap();
+        }
+    });
+    address
+}
+
+#[tokio::test]
+async fn it_serves() {
+    // A port free for UDP a moment ago; TCP ports of that number are hardly ever taken.
+    let probe = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let server = probe.local_addr().unwrap();
+    drop(probe);
+    let (let_through, second) = watch::channel(false);
+    let cancel = CancellationToken::new();
+    let config = dns::Config { listen: vec![server], upstreams: vec![other_server().await], ..dns::Config::default() };
+    let running = tokio::spawn(dns::run(config, Client::new(Api { second }), cancel.clone()));
+
+    // Until the first lists are in the answer is "try again"; a connection tells that the sockets are there.
+    let ready = async {
+        while TcpStream::connect(server).await.is_err() {
+            tokio::task::yield_now().await;
+        }
+        while over_udp(server, "one.ns.svc.cluster.local.").await.metadata.response_code == ResponseCode::ServFail {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(WAIT, ready).await.expect("it starts");
+
+    let one = over_udp(server, "one.ns.svc.cluster.local.").await;
+    assert_eq!(addresses(&one), [IpAddr::from([10, 96, 0, 1])]);
+    assert!(one.metadata.recursion_available && one.metadata.authoritative);
+    let both = over_tcp(server, &["one.ns.svc.cluster.local.", "two.ns.svc.cluster.local."]).await;
+    assert_eq!(addresses(&both[0]), [IpAddr::from([10, 96, 0, 1])]);
+    assert_eq!(both[1].metadata.response_code, ResponseCode::NXDomain);
+
+    let foreign = over_udp(server, "example.com.").await;
+    assert_eq!(addresses(&foreign), [IpAddr::from([192, 0, 2, 7])]);
+    assert!(!foreign.metadata.authoritative);
+    assert_eq!(over_tcp(server, &["example.org."]).await[0].metadata.response_code, ResponseCode::NXDomain);
+
+    let_through.send(true).unwrap();
+    let told = async {
+        while addresses(&over_udp(server, "two.ns.svc.cluster.local.").await).is_empty() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(WAIT, told).await.expect("a change is told");
+
+    cancel.cancel();
+    tokio::time::timeout(WAIT, running).await.expect("it stops").unwrap().unwrap();
+}
