@@ -309,57 +309,65 @@ async fn many_pods_at_once() {
     node.import_busybox("busybox:test").await;
     let clients = node.clients().await;
     let logs = node.dir.path().join("logs");
-    let began = Instant::now();
-    let started: Vec<String> = futures::future::join_all((0..PODS).map(|n| {
+    // More rounds by hand: a thousand pods take a minute.
+    let rounds = std::env::var("RUNTIME_TEST_ROUNDS").ok().and_then(|r| r.parse().ok()).unwrap_or(1);
+    let mut left = Vec::new();
+    for _ in 0..rounds {
+        let began = Instant::now();
+        let started: Vec<String> = futures::future::join_all((0..PODS).map(|n| {
+            let mut c = node::Clients { runtime: clients.runtime.clone(), images: clients.images.clone() };
+            let config = pod(&format!("p{n}"), &logs);
+            async move {
+                let sandbox = c.run(&config).await;
+                c.launch(&sandbox, &config, shell("main", "exec sleep 1000")).await;
+                sandbox
+            }
+        }))
+        .await;
+        let up = began.elapsed();
         let mut c = node::Clients { runtime: clients.runtime.clone(), images: clients.images.clone() };
-        let config = pod(&format!("p{n}"), &logs);
-        async move {
-            let sandbox = c.run(&config).await;
-            c.launch(&sandbox, &config, shell("main", "exec sleep 1000")).await;
-            sandbox
+        let mut shims = Vec::new();
+        for id in &started {
+            let request = PodSandboxStatusRequest { pod_sandbox_id: id.clone(), verbose: true };
+            let info = c.runtime.pod_sandbox_status(request).await.unwrap().into_inner().info;
+            let info: serde_json::Value = serde_json::from_str(&info["info"]).unwrap();
+            shims.push(info["pid"].as_i64().unwrap() as i32);
         }
-    }))
-    .await;
-    let up = began.elapsed();
-    let mut c = node::Clients { runtime: clients.runtime.clone(), images: clients.images.clone() };
-    let mut shims = Vec::new();
-    for id in &started {
-        let request = PodSandboxStatusRequest { pod_sandbox_id: id.clone(), verbose: true };
-        let info = c.runtime.pod_sandbox_status(request).await.unwrap().into_inner().info;
-        let info: serde_json::Value = serde_json::from_str(&info["info"]).unwrap();
-        shims.push(info["pid"].as_i64().unwrap() as i32);
-    }
-    let memory: u64 = shims.iter().map(|pid| pss(*pid)).sum();
-    let fds = |pid: i32| std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count();
-    let before = fds(node.server_pid());
-    // A lost shim: its pod ends, the others do not notice.
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(shims[0]), nix::sys::signal::Signal::SIGKILL).unwrap();
-    let deadline = Instant::now() + node::PATIENCE;
-    loop {
-        let request = ListContainersRequest {
-            filter: Some(ContainerFilter { pod_sandbox_id: started[0].clone(), ..Default::default() }),
-        };
-        let list = c.runtime.list_containers(request).await.unwrap().into_inner().containers;
-        if list[0].state() == ContainerState::ContainerExited {
-            break;
+        let memory: u64 = shims.iter().map(|pid| pss(*pid)).sum();
+        let fds = |pid: i32| std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count();
+        let before = fds(node.server_pid());
+        // A lost shim: its pod ends, the others do not notice.
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(shims[0]), nix::sys::signal::Signal::SIGKILL).unwrap();
+        let deadline = Instant::now() + node::PATIENCE;
+        loop {
+            let request = ListContainersRequest {
+                filter: Some(ContainerFilter { pod_sandbox_id: started[0].clone(), ..Default::default() }),
+            };
+            let list = c.runtime.list_containers(request).await.unwrap().into_inner().containers;
+            if list[0].state() == ContainerState::ContainerExited {
+                break;
+            }
+            assert!(Instant::now() < deadline);
+            tokio::time::sleep(Duration::from_millis(2)).await;
         }
-        assert!(Instant::now() < deadline);
-        tokio::time::sleep(Duration::from_millis(2)).await;
+        let began = Instant::now();
+        futures::future::join_all(started.iter().map(|id| {
+            let mut c = node::Clients { runtime: clients.runtime.clone(), images: clients.images.clone() };
+            async move { c.remove(id).await }
+        }))
+        .await;
+        let down = began.elapsed();
+        eprintln!(
+            "{PODS} pods: up in {up:?}, down in {down:?}; a shim: {} KiB PSS; the engine: {} KiB PSS",
+            memory / PODS as u64,
+            pss(node.server_pid())
+        );
+        assert!(fds(node.server_pid()) < before);
+        nothing_left(&node);
+        left.push((fds(node.server_pid()), pss(node.server_pid())));
     }
-    let began = Instant::now();
-    futures::future::join_all(started.iter().map(|id| {
-        let mut c = node::Clients { runtime: clients.runtime.clone(), images: clients.images.clone() };
-        async move { c.remove(id).await }
-    }))
-    .await;
-    let down = began.elapsed();
-    eprintln!(
-        "{PODS} pods: up in {up:?}, down in {down:?}; a shim: {} KiB PSS; the engine: {} KiB PSS",
-        memory / PODS as u64,
-        pss(node.server_pid())
-    );
-    assert!(fds(node.server_pid()) < before);
-    nothing_left(&node);
+    eprintln!("descriptors and KiB of the engine after each round: {left:?}");
+    assert!(left.iter().all(|(fds, _)| *fds <= left[0].0 + 4), "{left:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
