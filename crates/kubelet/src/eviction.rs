@@ -132,3 +132,29 @@ async fn evict_one(context: &Arc<Context>, reading: &Reading) {
     context.evictions.sentence(spec::uid(pod), Verdict { reason: "Evicted".into(), message });
     context.workers.wake(spec::uid(pod));
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn the_least_deserving_go_first() {
+        let pod = |name: &str, priority: i32, request: &str| -> Arc<Pod> {
+            Arc::new(
+                serde_json::from_value(json!({"metadata": {"name": name}, "spec": {"priority": priority,
+                    "containers": [{"name": "c", "resources": {"requests": {"memory": request}}}]}}))
+                .unwrap(),
+            )
+        };
+        let mut pods = vec![
+            (pod("within", 0, "10Mi"), 5 << 20),
+            (pod("over-a-little", 0, "10Mi"), 11 << 20),
+            (pod("over-but-important", 9, "10Mi"), 99 << 20),
+            (pod("over-much", 0, "10Mi"), 50 << 20),
+        ];
+        rank(&mut pods, "memory");
+        let order: Vec<&str> = pods.iter().map(|(p, _)| spec::name(p)).collect();
+        assert_eq!(order, ["over-much", "over-a-little", "over-but-important", "within"]);
+    }
+}

@@ -1,65 +1,23 @@
-//! Kubernetes quantities as integers: thousandths or units, rounded up as upstream rounds.
+//! Amounts of resources as the integers this agent reckons in: thousandths for `cpu`, whole units for the rest, both
+//! rounded up as upstream rounds.
 
 use std::collections::BTreeMap;
 
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
-/// Thousandths, rounded up; `None` for what is not a quantity.
-pub fn milli_of(text: &str) -> Option<i128> {
-    let text = text.trim();
-    let split = text.find(|c: char| !(c.is_ascii_digit() || matches!(c, '.' | '+' | '-'))).unwrap_or(text.len());
-    let (number, suffix) = text.split_at(split);
-    let (negative, number) = match number.strip_prefix('-') {
-        Some(rest) => (true, rest),
-        None => (false, number.strip_prefix('+').unwrap_or(number)),
-    };
-    let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
-    if (whole.is_empty() && fraction.is_empty()) || fraction.len() > 18 || whole.len() > 24 {
-        return None;
-    }
-    let digits: i128 = format!("{whole}{fraction}").parse().ok()?;
-    // The value is digits * numerator / denominator, in thousandths.
-    let (mut numerator, mut denominator): (i128, i128) = (1000, 10i128.checked_pow(fraction.len() as u32)?);
-    match suffix {
-        "" => {}
-        "n" => denominator = denominator.checked_mul(1_000_000_000)?,
-        "u" => denominator = denominator.checked_mul(1_000_000)?,
-        "m" => denominator = denominator.checked_mul(1000)?,
-        "k" => numerator *= 1000,
-        "M" => numerator *= 1_000_000,
-        "G" => numerator *= 1_000_000_000,
-        "T" => numerator *= 1_000_000_000_000,
-        "P" => numerator *= 1_000_000_000_000_000,
-        "E" => numerator *= 1_000_000_000_000_000_000,
-        "Ki" => numerator <<= 10,
-        "Mi" => numerator <<= 20,
-        "Gi" => numerator <<= 30,
-        "Ti" => numerator <<= 40,
-        "Pi" => numerator <<= 50,
-        "Ei" => numerator <<= 60,
-        _ => {
-            let exponent: i32 = suffix.strip_prefix(['e', 'E'])?.parse().ok()?;
-            let power = 10i128.checked_pow(exponent.unsigned_abs())?;
-            if exponent >= 0 {
-                numerator = numerator.checked_mul(power)?;
-            } else {
-                denominator = denominator.checked_mul(power)?;
-            }
-        }
-    }
-    let product = digits.checked_mul(numerator)?;
-    let up = product / denominator + i128::from(product % denominator != 0);
-    Some(if negative { -(product / denominator) } else { up })
+/// Exact; nothing for what does not parse (the API server has validated it).
+fn exact(quantity: &Quantity) -> Option<meta::quantity::Quantity> {
+    quantity.0.parse().ok()
 }
 
-/// Thousandths of a quantity; 0 for one that does not parse (the API server has validated it).
+/// Thousandths of a quantity.
 pub fn milli(quantity: &Quantity) -> i64 {
-    milli_of(&quantity.0).map_or(0, |v| v.clamp(i64::MIN.into(), i64::MAX.into()) as i64)
+    exact(quantity).map_or(0, |q| q.milli_value())
 }
 
-/// Whole units, rounded up.
+/// Whole units.
 pub fn value(quantity: &Quantity) -> i64 {
-    milli_of(&quantity.0).map_or(0, |v| (v.div_euclid(1000) + i128::from(v.rem_euclid(1000) != 0)).clamp(i64::MIN.into(), i64::MAX.into()) as i64)
+    exact(quantity).map_or(0, |q| q.value())
 }
 
 /// One resource of a list, in thousandths for `cpu` and in units otherwise.
@@ -74,21 +32,11 @@ mod tests {
 
     #[test]
     fn quantities() {
-        for (text, expect) in [
-            ("1", Some(1000)),
-            ("100m", Some(100)),
-            ("0.1", Some(100)),
-            ("1.5", Some(1500)),
-            ("1u", Some(1)),
-            ("64Mi", Some(64 * 1024 * 1024 * 1000)),
-            ("1e3", Some(1_000_000)),
-            ("1E", Some(1_000_000_000_000_000_000_000)),
-            ("-1", Some(-1000)),
-            ("", None),
-            ("x", None),
-        ] {
-            assert_eq!(milli_of(text), expect, "{text}");
+        for (text, thousandths, units) in
+            [("1", 1000, 1), ("100m", 100, 1), ("1.5", 1500, 2), ("64Mi", 67_108_864_000, 67_108_864), ("1e3", 1_000_000, 1000), ("nonsense", 0, 0)]
+        {
+            let quantity = Quantity(text.into());
+            assert_eq!((milli(&quantity), value(&quantity)), (thousandths, units), "{text}");
         }
-        assert_eq!(value(&Quantity("1500m".into())), 2);
     }
 }

@@ -187,3 +187,26 @@ async fn ensure_mirror(context: &Context, pod: &Pod, node_uid: &str) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MANIFEST: &str = "apiVersion: v1\nkind: Pod\nmetadata: {name: web}\nspec: {containers: [{name: c, image: i}]}\n";
+
+    #[test]
+    fn manifests_become_pods_of_this_node() {
+        let pod = parse(MANIFEST, "n1").unwrap();
+        assert_eq!((spec::name(&pod), spec::namespace(&pod)), ("web-n1", "default"));
+        assert_eq!(spec::spec(&pod).node_name.as_deref(), Some("n1"));
+        assert_eq!(spec::uid(&pod), spec::uid(&parse(MANIFEST, "n1").unwrap()));
+        // Another manifest, or the same one elsewhere, is another pod.
+        assert_ne!(spec::uid(&pod), spec::uid(&parse(MANIFEST, "n2").unwrap()));
+        let shown = mirror(&pod, "node-uid", "n1");
+        assert_eq!(shown.metadata.uid, None);
+        assert_eq!(shown.metadata.annotations.unwrap()[names::CONFIG_MIRROR], spec::uid(&pod));
+        for bad in ["", "kind: Pod", "metadata: {name: a}\nspec: {containers: []}"] {
+            assert!(parse(bad, "n1").is_err(), "{bad:?}");
+        }
+    }
+}

@@ -20,14 +20,16 @@ use crate::cri::v1;
 const EAGER: Duration = Duration::from_millis(25);
 const EAGER_FOR: Duration = Duration::from_secs(30);
 const UNREADY: Duration = Duration::from_secs(1);
-/// Between attempts to register.
-const RETRY: Duration = Duration::from_millis(100);
+/// Between attempts to register: doubling up to the longest.
+const RETRY: Duration = Duration::from_millis(50);
+const RETRY_MAX: Duration = Duration::from_secs(5);
 
 /// Creates the node's object, or brings what this agent owns of an existing one up to date.
 pub async fn register(context: &Context, status: &NodeStatus) {
     let config = &context.config;
     let wanted = status::object(context, status);
     let api = context.client.api::<Node>();
+    let mut pause = RETRY;
     loop {
         let outcome = match api.create(&wanted).await {
             Ok(_) => return tracing::info!(node = %config.node_name, "node registered"),
@@ -38,7 +40,8 @@ pub async fn register(context: &Context, status: &NodeStatus) {
             Ok(()) => return tracing::info!(node = %config.node_name, "node was registered before"),
             Err(error) => tracing::debug!(node = %config.node_name, "not registered yet: {error}"),
         }
-        tokio::time::sleep(RETRY).await;
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(RETRY_MAX);
     }
 }
 

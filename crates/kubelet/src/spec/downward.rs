@@ -85,10 +85,10 @@ pub fn resource(container: &Container, selector: &ResourceFieldSelector, around:
         _ => return Err(format!("unsupported container resource : {}", selector.resource)),
     };
     let set = amounts.and_then(|l| l.get(name)).or_else(|| (list == "limits").then(|| around.allocatable.get(name)).flatten());
-    let milli = set.map_or(0, |q| quantity::milli_of(&q.0).unwrap_or(0));
-    let divisor = match selector.divisor.as_ref().and_then(|d| quantity::milli_of(&d.0)) {
+    let milli = set.map_or(0, |q| i128::from(quantity::milli(q)));
+    let divisor = match selector.divisor.as_ref().map(quantity::milli) {
         None | Some(0) => 1000,
-        Some(d) => d,
+        Some(d) => i128::from(d),
     };
     Ok((milli / divisor + i128::from(milli % divisor != 0)).to_string())
 }

@@ -238,3 +238,49 @@ pub fn forbidden_sysctl(pod: &Pod, allowed: &[String]) -> Option<String> {
         (ipc && spec.host_ipc == Some(true)).then(|| format!("forbidden sysctl: {name:?} not allowed with host ipc enabled"))
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn pod(security: Value, container: Value) -> Pod {
+        serde_json::from_value(json!({"metadata": {"name": "p", "namespace": "n", "uid": "u"},
+            "spec": {"securityContext": security, "containers": [{"name": "c", "securityContext": container}]}}))
+        .unwrap()
+    }
+
+    #[test]
+    fn root_is_refused_where_it_must_not_be() {
+        let image = |uid: Option<i64>, username: &str| Image { uid: id(uid), username: username.into(), ..Default::default() };
+        for (security, own, image, refused) in [
+            (json!({}), json!({}), image(Some(0), ""), false),
+            (json!({"runAsNonRoot": true}), json!({}), image(Some(0), ""), true),
+            (json!({"runAsNonRoot": true}), json!({}), image(None, ""), true),
+            (json!({"runAsNonRoot": true}), json!({}), image(None, "www"), true),
+            (json!({"runAsNonRoot": true}), json!({}), image(Some(5), ""), false),
+            (json!({"runAsNonRoot": true}), json!({"runAsUser": 7}), image(Some(0), ""), false),
+            (json!({"runAsNonRoot": true, "runAsUser": 7}), json!({"runAsUser": 0}), image(Some(5), ""), true),
+            (json!({"runAsNonRoot": true}), json!({"runAsNonRoot": false}), image(Some(0), ""), false),
+        ] {
+            let pod = pod(security.clone(), own.clone());
+            let found = verify_non_root(&pod, &super::super::spec(&pod).containers[0], Some(&image));
+            assert_eq!(found.is_err(), refused, "{security} {own}");
+        }
+    }
+
+    #[test]
+    fn contexts() {
+        let pod = pod(
+            json!({"runAsUser": 1, "fsGroup": 5, "supplementalGroups": [6], "seccompProfile": {"type": "RuntimeDefault"}}),
+            json!({"runAsUser": 2, "allowPrivilegeEscalation": false, "capabilities": {"drop": ["ALL"]}}),
+        );
+        let c = &super::super::spec(&pod).containers[0];
+        let got = container(&pod, Kind::Main, c, None, None, Path::new("/r"), false);
+        assert_eq!(got.run_as_user.map(|u| u.value), Some(2));
+        assert_eq!(got.supplemental_groups, [6, 5]);
+        assert!(got.no_new_privs && !got.masked_paths.is_empty());
+        assert_eq!(got.seccomp.unwrap().profile_type, ProfileType::RuntimeDefault as i32);
+        assert_eq!(got.capabilities.unwrap().drop_capabilities, ["ALL"]);
+    }
+}
