@@ -17,17 +17,29 @@ pub struct Served {
     pub resource: Resource,
     /// Absent for kinds that are never stored.
     pub cache: Option<Arc<Cache>>,
+    /// The row whose form objects are stored in, where that is another group's (events).
+    stored_as: Option<Arc<Served>>,
 }
 
 impl Served {
     pub fn new(resource: Resource) -> Arc<Self> {
         let cache = (!resource.prefix.is_empty()).then(|| Arc::new(Cache::new(resource.prefix.clone(), decoder(&resource))));
-        Arc::new(Self { resource, cache })
+        Arc::new(Self { resource, cache, stored_as: None })
     }
 
-    /// The same kind over a cache it shares with another row of the same prefix (events).
-    pub fn sharing(resource: Resource, cache: Arc<Cache>) -> Arc<Self> {
-        Arc::new(Self { resource, cache: Some(cache) })
+    /// The same kind anew over the cache it had.
+    pub fn keeping(resource: Resource, cache: Arc<Cache>) -> Arc<Self> {
+        Arc::new(Self { resource, cache: Some(cache), stored_as: None })
+    }
+
+    /// A kind whose objects are stored in the form of another group's row, in that row's cache (events).
+    pub fn sharing(resource: Resource, owner: &Arc<Served>) -> Arc<Self> {
+        Arc::new(Self { resource, cache: owner.cache.clone(), stored_as: Some(owner.clone()) })
+    }
+
+    /// The row objects are stored as: its schema defaults them and says who owns what.
+    pub fn storage(&self) -> &Resource {
+        self.stored_as.as_ref().map_or(&self.resource, |owner| &owner.resource)
     }
 
     pub fn cache(&self) -> Result<&Arc<Cache>, Status> {
@@ -40,30 +52,42 @@ impl Served {
         version.name == self.resource.storage_version().name
     }
 
-    /// Turns a tree from one served version into another, `apiVersion` and `kind` included.
-    pub fn convert(&self, body: &mut Value, from: &str, to: &str) -> Result<(), Status> {
-        if from != to {
-            self.resource.strategy.convert(body, from, to)?;
+    /// Turns a tree in a served version into the stored form, `apiVersion` and `kind` included.
+    pub fn to_storage(&self, body: &mut Value, version: &str) -> Result<(), Status> {
+        let stored = self.storage().storage_gvk();
+        match &self.stored_as {
+            // Between groups the strategy is told whole apiVersions.
+            Some(_) => self.resource.strategy.convert(body, &self.resource.group_version(version).to_string(), &stored.api_version())?,
+            None if *version != *stored.version => self.resource.strategy.convert(body, version, &stored.version)?,
+            None => {}
         }
-        body["apiVersion"] = self.resource.group_version(to).to_string().into();
+        body["apiVersion"] = stored.api_version().into();
+        body["kind"] = self.resource.kind.to_string().into();
+        Ok(())
+    }
+
+    /// Turns a stored tree into a served version.
+    pub fn from_storage(&self, body: &mut Value, version: &str) -> Result<(), Status> {
+        let shown = self.resource.group_version(version).to_string();
+        let stored = body["apiVersion"].as_str().unwrap_or_default().to_string();
+        if stored != shown {
+            match &self.stored_as {
+                Some(_) => self.resource.strategy.convert(body, &stored, &shown)?,
+                None => self.resource.strategy.convert(body, stored.rsplit('/').next().unwrap_or_default(), version)?,
+            }
+        }
+        body["apiVersion"] = shown.into();
         body["kind"] = self.resource.kind.to_string().into();
         Ok(())
     }
 
     /// A stored object as `version` shows it: itself when nothing differs.
     pub fn present(&self, object: Arc<Object>, version: &ResourceVersion) -> Result<Arc<Object>, Status> {
-        let same_group = object.api_version.split_once('/').map_or("", |(group, _)| group) == &*self.resource.group;
-        if self.is_storage(version) && same_group {
+        if self.stored_as.is_none() && self.is_storage(version) && object.api_version.rsplit('/').next() == Some(&*version.name) {
             return Ok(object);
         }
         let mut body = object.value().map_err(Status::internal)?;
-        let stored = object.api_version.rsplit('/').next().unwrap_or_default();
-        if same_group {
-            self.convert(&mut body, stored, &version.name)?;
-        } else {
-            // Two groups over one prefix (events): the strategy is told the whole apiVersion it comes from.
-            self.convert(&mut body, &object.api_version, &version.name)?;
-        }
+        self.from_storage(&mut body, &version.name)?;
         let mut shown = Object::from_value(&body).map_err(Status::internal)?;
         shown.fields = object.fields.clone();
         Ok(Arc::new(shown))

@@ -323,7 +323,7 @@ async fn publish(server: &Arc<ApiServer>, resource: Resource) -> Result<(), Stat
     let served = match before.and_then(|before| before.cache.clone()) {
         Some(cache) => {
             cache.redecode(crate::catalog::decoder(&resource));
-            Served::sharing(resource.clone(), cache)
+            Served::keeping(resource.clone(), cache)
         }
         None => {
             let served = Served::new(resource.clone());

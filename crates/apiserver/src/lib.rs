@@ -25,3 +25,6 @@ pub mod subresource;
 
 pub use authn::User;
 pub use server::{ApiServer, Config};
+
+#[cfg(test)]
+mod testing;

@@ -97,7 +97,7 @@ fn access(server: &ApiServer, user: &User, spec: &Value) -> Result<Value, Status
     let decision = if resource {
         let t = |field| text("resourceAttributes", field);
         let (verb, group, version, plural, sub, ns, name) = (t("verb"), t("group"), t("version"), t("resource"), t("subresource"), t("namespace"), t("name"));
-        authz::decide(server, user, &Attributes { verb: &verb, group: &group, version: &version, resource: &plural, subresource: &sub, namespace: &ns, name: &name, path: None })
+        authz::decide(server, user, &Attributes { verb: &verb, group: &group, version: &version, resource: &plural, subresource: &sub, namespace: &ns, name: &name, ..Attributes::default() })
     } else {
         let (verb, path) = (text("nonResourceAttributes", "verb"), text("nonResourceAttributes", "path"));
         authz::decide(server, user, &Attributes::path(&verb, &path))

@@ -9,6 +9,7 @@ use store::{Backend, LeaseId, StoreError};
 use tokio_util::sync::CancellationToken;
 
 use crate::authn::token::TokenKeys;
+use crate::authz::node::NodeAuthorizer;
 use crate::authz::rbac::Rbac;
 use crate::cache::feed::Feed;
 use crate::catalog::{Catalog, Served};
@@ -63,6 +64,7 @@ pub struct ApiServer {
     feed: Arc<Feed>,
     catalog: RwLock<Arc<Catalog>>,
     rbac: Rbac,
+    node_authorizer: NodeAuthorizer,
     keys: TokenKeys,
     openapi: crate::openapi::OpenApi,
     lease: tokio::sync::Mutex<Option<(LeaseId, u64, Instant)>>,
@@ -89,6 +91,7 @@ impl ApiServer {
             feed: feed.clone(),
             catalog: RwLock::new(Arc::new(catalog)),
             rbac: Rbac::default(),
+            node_authorizer: NodeAuthorizer::default(),
             keys,
             openapi: Default::default(),
             lease: tokio::sync::Mutex::default(),
@@ -130,6 +133,10 @@ impl ApiServer {
 
     pub fn rbac(&self) -> &Rbac {
         &self.rbac
+    }
+
+    pub fn node_authorizer(&self) -> &NodeAuthorizer {
+        &self.node_authorizer
     }
 
     pub fn openapi(&self) -> &crate::openapi::OpenApi {
@@ -205,16 +212,13 @@ impl ApiServer {
 
 /// The built-in rows, rows of one prefix over one cache.
 fn builtin_kinds() -> Vec<Arc<Served>> {
-    let mut by_prefix = std::collections::HashMap::<Arc<str>, Arc<Served>>::new();
-    let mut kinds = Vec::new();
+    let mut kinds: Vec<Arc<Served>> = Vec::new();
     for resource in resources::builtin::table(meta::schema::builtin()) {
-        let first = by_prefix.get(&resource.prefix).filter(|_| !resource.prefix.is_empty()).and_then(|s| s.cache.clone());
-        let served = match first {
-            Some(cache) => Served::sharing(resource, cache),
+        let owner = kinds.iter().find(|served| !resource.prefix.is_empty() && served.resource.prefix == resource.prefix);
+        kinds.push(match owner {
+            Some(owner) => Served::sharing(resource, owner),
             None => Served::new(resource),
-        };
-        by_prefix.entry(served.resource.prefix.clone()).or_insert_with(|| served.clone());
-        kinds.push(served);
+        });
     }
     kinds
 }

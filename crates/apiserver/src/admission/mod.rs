@@ -3,14 +3,17 @@
 //! Built-in plugins in upstream's order, each in a file of its own. Mutating ones run first, then, on the prepared and
 //! validated object, the validating ones.
 
+mod default_tolerations;
 mod namespace_lifecycle;
+mod node_restriction;
+mod node_taint;
 mod priority;
 mod service_account;
 pub mod service_address;
 mod storage_protection;
 
 use async_trait::async_trait;
-use meta::{Status, Value};
+use meta::{Status, Value, Verb};
 
 use crate::pipeline::Target;
 use crate::server::ApiServer;
@@ -77,12 +80,23 @@ pub trait Plugin: Send + Sync {
 const PLUGINS: &[&dyn Plugin] = &[
     &namespace_lifecycle::NamespaceLifecycle,
     &service_account::ServiceAccount,
+    &node_restriction::NodeRestriction,
+    &node_taint::TaintNodesByCondition,
     &priority::Priority,
+    &default_tolerations::DefaultTolerationSeconds,
     &service_address::ServiceAddress,
     &storage_protection::StorageProtection,
 ];
 
+/// The mark a delete leaves is part of that delete, which was admitted as one.
+fn is_mark(a: &Attributes<'_>) -> bool {
+    a.operation == Operation::Update && matches!(a.target.request.verb, Verb::Delete | Verb::DeleteCollection)
+}
+
 pub async fn mutate(server: &ApiServer, a: &mut Attributes<'_>, object: &mut Value, old: Option<&Value>) -> Result<(), Status> {
+    if is_mark(a) {
+        return Ok(());
+    }
     for plugin in PLUGINS {
         plugin.mutate(server, a, object, old).await?;
     }
@@ -90,6 +104,9 @@ pub async fn mutate(server: &ApiServer, a: &mut Attributes<'_>, object: &mut Val
 }
 
 pub async fn validate(server: &ApiServer, a: &Attributes<'_>, object: Option<&Value>, old: Option<&Value>) -> Result<(), Status> {
+    if is_mark(a) {
+        return Ok(());
+    }
     for plugin in PLUGINS {
         plugin.validate(server, a, object, old).await?;
     }

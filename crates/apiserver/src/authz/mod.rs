@@ -1,9 +1,13 @@
 //! What a user may do: node, RBAC, and the few words that are always free.
 //!
-//! Every request passes [`require`] exactly once before the pipeline looks at it. `system:masters` passes; everyone else
-//! needs a rule ([`rbac`]).
+//! Every request passes [`require`] exactly once before the pipeline looks at it. `system:masters` passes; a node may do
+//! what its own pods need ([`node`]); everyone else, and a node beyond that, needs a rule ([`rbac`]).
 
+pub mod node;
 pub mod rbac;
+pub mod references;
+#[cfg(test)]
+mod tests;
 
 use meta::{Request, Status, Verb};
 
@@ -11,7 +15,7 @@ use crate::authn::{MASTERS, User};
 use crate::server::ApiServer;
 
 /// What is to be done, as rules describe it.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Attributes<'a> {
     pub verb: &'a str,
     pub group: &'a str,
@@ -22,12 +26,14 @@ pub struct Attributes<'a> {
     pub name: &'a str,
     /// Non-resource requests have a path and nothing else but the verb.
     pub path: Option<&'a str>,
+    /// What a collection is narrowed to, as the request spells it.
+    pub field_selector: &'a str,
 }
 
 impl<'a> Attributes<'a> {
     pub fn of(request: &'a Request) -> Self {
-        // A read of one object through a field selector is still a list; upstream's authorizer sees the name, though.
-        Self {
+        let collection = matches!(request.verb, Verb::List | Verb::Watch | Verb::DeleteCollection);
+        let mut out = Self {
             verb: request.verb.as_str(),
             group: &request.resource.group,
             version: &request.resource.version,
@@ -36,11 +42,25 @@ impl<'a> Attributes<'a> {
             namespace: &request.namespace,
             name: if request.verb == Verb::Create && request.subresource.is_empty() { "" } else { &request.name },
             path: None,
+            field_selector: if collection { request.options.field_selector.as_deref().unwrap_or_default() } else { "" },
+        };
+        // Reading one object through a field selector is a read of that object, as upstream sees it.
+        if out.name.is_empty() {
+            out.name = out.selected("metadata.name").unwrap_or_default();
         }
+        out
     }
 
     pub fn path(verb: &'a str, path: &'a str) -> Self {
-        Self { verb, group: "", version: "", resource: "", subresource: "", namespace: "", name: "", path: Some(path) }
+        Self { verb, path: Some(path), ..Self::default() }
+    }
+
+    /// The one value the field selector allows for a field.
+    pub fn selected(&self, field: &str) -> Option<&'a str> {
+        self.field_selector.split(',').find_map(|term| {
+            let (key, value) = term.split_once('=')?;
+            (key.trim() == field).then(|| value.strip_prefix('=').unwrap_or(value).trim())
+        })
     }
 
     /// `pods/log`, as rules spell it.
@@ -61,7 +81,14 @@ pub fn decide(server: &ApiServer, user: &User, attributes: &Attributes<'_>) -> D
     if user.in_group(MASTERS) {
         return Decision::Allow(String::new());
     }
-    server.rbac().decide(server, user, attributes)
+    let reason = match server.node_authorizer().decide(server, user, attributes) {
+        Decision::NoOpinion(reason) => reason,
+        allowed => return allowed,
+    };
+    match server.rbac().decide(server, user, attributes) {
+        Decision::NoOpinion(_) => Decision::NoOpinion(reason),
+        allowed => allowed,
+    }
 }
 
 /// A 403 in upstream's words unless allowed.

@@ -187,7 +187,7 @@ mod tests {
             resource_names: names.iter().map(ToString::to_string).collect(),
             non_resource_urls: vec![],
         };
-        let ask = |verb, group, resource, subresource, name| Attributes { verb, group, version: "v1", resource, subresource, namespace: "n", name, path: None };
+        let ask = |verb, group, resource, subresource, name| Attributes { verb, group, version: "v1", resource, subresource, namespace: "n", name, ..Attributes::default() };
         for (rule, ask, expect) in [
             (rule(&["get"], &[""], &["pods"], &[]), ask("get", "", "pods", "", "a"), true),
             (rule(&["get"], &[""], &["pods"], &[]), ask("get", "", "pods", "log", "a"), false),

@@ -4,7 +4,7 @@
 //! Objects that exist are left alone, except default roles, which gain what they lack (upstream's auto-reconciliation), and
 //! the endpoint, which follows the server's address.
 
-mod policy;
+pub(crate) mod policy;
 
 use std::sync::Arc;
 

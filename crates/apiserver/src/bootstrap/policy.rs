@@ -81,7 +81,8 @@ const BINDINGS: &[(&str, &str, &str, &[&str])] = &[
     ("system:basic-user", "system:basic-user", "Group", &["system:authenticated"]),
     ("system:public-info-viewer", "system:public-info-viewer", "Group", &["system:authenticated", "system:unauthenticated"]),
     ("system:service-account-issuer-discovery", "system:service-account-issuer-discovery", "Group", &["system:serviceaccounts"]),
-    ("system:node", "system:node", "Group", &["system:nodes"]),
+    // Nodes are judged by what runs on them, not by a binding: the node authorizer applies the role's rules.
+    ("system:node", "system:node", "Group", &[]),
     ("system:node-proxier", "system:node-proxier", "User", &["system:kube-proxy"]),
     ("system:kube-dns", "system:kube-dns", "User", &["system:kube-dns"]),
     ("system:kube-scheduler", "system:kube-scheduler", "User", &["system:kube-scheduler"]),
@@ -115,6 +116,11 @@ fn rules(text: &str) -> Value {
         }
     });
     rules.collect()
+}
+
+/// The rules of a default role.
+pub(crate) fn rules_of(role: &str) -> Value {
+    ROLES.iter().find(|row| row.0 == role).map_or_else(|| json!([]), |row| rules(row.1))
 }
 
 fn default_metadata(mut wanted: Wanted) -> Wanted {

@@ -192,7 +192,7 @@ impl Cache {
     }
 
     /// All changes after `position`, at most `limit` and the rest of the last one's transaction; `None` when the history no longer reaches back that far.
-    fn since(&self, position: Revision, limit: usize) -> Option<Vec<Arc<Event>>> {
+    pub(crate) fn since(&self, position: Revision, limit: usize) -> Option<Vec<Arc<Event>>> {
         let state = self.read();
         if position < state.complete_after {
             return None;

@@ -235,7 +235,7 @@ fn impersonate(server: &ApiServer, user: Arc<User>, headers: &HeaderMap) -> Resu
         return if stray { Err(Status::bad_request("requested impersonation without impersonating a user")) } else { Ok(user) };
     };
     let ask = |group: &str, resource: &str, namespace: &str, name: &str, sub: &str| {
-        let attributes = authz::Attributes { verb: "impersonate", group, version: "", resource, subresource: sub, namespace, name, path: None };
+        let attributes = authz::Attributes { verb: "impersonate", group, version: "", resource, subresource: sub, namespace, name, ..Default::default() };
         authz::require(server, &user, &attributes)
     };
     let mut target = User { name, ..User::default() };

@@ -8,6 +8,7 @@ use meta::{FieldError, RequestBody, Status, Value, Verb};
 use resources::Resource;
 
 use super::Target;
+use crate::catalog::Served;
 use crate::server::ApiServer;
 
 /// Operations one JSON patch may hold, as upstream.
@@ -127,9 +128,9 @@ fn expect_kind(target: &Target<'_>, value: &mut Value) -> Result<(), Status> {
 }
 
 /// Fills in defaults of a body in the storage version.
-pub fn default(resource: &Resource, body: &mut Value) {
-    meta::schema::default(resource.storage_version().schema.root(), body);
-    resource.strategy.default(body);
+pub fn default(served: &Served, body: &mut Value) {
+    meta::schema::default(served.storage().storage_version().schema.root(), body);
+    served.resource.strategy.default(body);
 }
 
 /// What a custom resource's schema demands. Built-in kinds are checked by decoding and their strategies.
@@ -157,7 +158,7 @@ fn applied_by<'a>(target: &Target<'a>, now: &'a str) -> meta::apply::Writer<'a> 
 
 /// Records who owns which fields after an ordinary write.
 pub fn manage_fields(target: &Target<'_>, old: Option<&Value>, body: &mut Value, now: &str) -> Result<(), Status> {
-    let root = target.served.resource.storage_version().schema.root();
+    let root = target.served.storage().storage_version().schema.root();
     meta::apply::track_update(root, old, body, &applied_by(target, now));
     Ok(())
 }
@@ -248,10 +249,10 @@ impl Document {
     /// The changed body, in the storage version.
     pub fn changed(&self, target: &Target<'_>, old: &Value, now: &str) -> Result<Value, Status> {
         let served = target.served;
-        let (asked, storage) = (&*target.version.name, &*served.resource.storage_version().name);
+        let asked = &*target.version.name;
         let seen = || -> Result<Value, Status> {
             let mut seen = old.clone();
-            served.convert(&mut seen, storage, asked)?;
+            served.from_storage(&mut seen, asked)?;
             Ok(seen)
         };
         let root = target.version.schema.root();
@@ -293,7 +294,7 @@ impl Document {
             expect_kind(target, &mut body)?;
             check(target, &mut body, Issues::default())?;
         }
-        served.convert(&mut body, asked, storage)?;
+        served.to_storage(&mut body, asked)?;
         Ok(body)
     }
 }

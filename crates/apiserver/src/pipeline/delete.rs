@@ -241,5 +241,6 @@ fn mark(resource: &resources::Resource, old: &Value, options: &DeleteOptions) ->
         metadata.insert("deletionTimestamp".into(), clock::after_seconds(grace).into());
         metadata.insert("deletionGracePeriodSeconds".into(), grace.into());
     }
+    resource.strategy.prepare_delete(&mut new);
     Some(new)
 }

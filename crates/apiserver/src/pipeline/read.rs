@@ -272,22 +272,16 @@ impl ApiServer {
             return Err(watcher::gone(start.position, cache.newest()));
         }
         let (served, shown) = (target.served.clone(), target.version.clone());
-        let plain = served.is_storage(&shown);
         let events = watcher::watch(cache, self.feed().clone(), selection, start);
         let events = events.map(move |batch| {
-            let each = batch.into_iter().map(|seen| {
-                let event = seen.into_watch_event();
-                match event {
-                    meta::WatchEvent::Object { kind, object } if !plain || &*object.kind != &*served.resource.kind || object.gvk().group != served.resource.group => {
-                        match served.present(object, &shown) {
-                            Ok(object) => meta::WatchEvent::Object { kind, object },
-                            Err(status) => meta::WatchEvent::Error(status),
-                        }
-                    }
-                    other => other,
-                }
-            });
-            each.collect::<Vec<_>>()
+            let show = |seen: watcher::Seen| match seen.into_watch_event() {
+                meta::WatchEvent::Object { kind, object } => match served.present(object, &shown) {
+                    Ok(object) => meta::WatchEvent::Object { kind, object },
+                    Err(status) => meta::WatchEvent::Error(status),
+                },
+                other => other,
+            };
+            batch.into_iter().map(show).collect::<Vec<_>>()
         });
         let events: WatchStream = events.boxed();
         debug_assert_eq!(target.request.verb, Verb::Watch);

@@ -103,10 +103,10 @@ impl ApiServer {
         if !metadata::text(&body, "resourceVersion").is_empty() {
             return Err(Status::bad_request("resourceVersion should not be set on objects to be created"));
         }
-        target.served.convert(&mut body, &target.version.name, &resource.storage_version().name)?;
+        target.served.to_storage(&mut body, &target.version.name)?;
         let cx = context(&target, &now);
         let tracks = resource.strategy.tracks_generation(resource.has_status());
-        body::default(resource, &mut body);
+        body::default(target.served, &mut body);
         metadata::prepare_create(&mut body, &now, tracks)?;
 
         if resource.has_status() && resource.strategy.drops_status_on_create() && let Some(map) = body.as_object_mut() {
@@ -118,7 +118,7 @@ impl ApiServer {
         }
         let mut attributes = Attributes::new(&target, Operation::Create)?;
         admission::mutate(self, &mut attributes, &mut body, None).await?;
-        body::default(resource, &mut body);
+        body::default(target.served, &mut body);
         resource.strategy.prepare_create(&cx, &mut body);
 
         let mut errors = metadata::validate_name(&target, &body);
@@ -152,7 +152,7 @@ impl ApiServer {
         match self.store().txn(txn).await.map_err(store_error)? {
             TxnOutcome::Committed { revision } => {
                 let mut object = Object::from_stored_body(raw, &body, revision).map_err(Status::internal)?;
-                object.fields = resource.select_fields(&body);
+                object.fields = target.served.storage().select_fields(&body);
                 Ok(Created::Done(Arc::new(object)))
             }
             TxnOutcome::Conflict { current, .. } if current.first().is_some_and(Option::is_some) => {
@@ -233,7 +233,7 @@ impl ApiServer {
             match self.store().txn(txn).await.map_err(store_error)? {
                 TxnOutcome::Committed { revision } => {
                     let mut object = Object::from_stored_body(raw, &body, revision).map_err(Status::internal)?;
-                    object.fields = resource.select_fields(&body);
+                    object.fields = target.served.storage().select_fields(&body);
                     return Ok(Written { object: Arc::new(object), created: false, removed: finished });
                 }
                 TxnOutcome::Conflict { current: found, .. } => {
@@ -300,13 +300,13 @@ impl ApiServer {
             (Change::Request, None) => return Err(Status::internal("a change without a document")),
         }
         metadata::of(&mut body)?.remove("resourceVersion");
-        body::default(resource, &mut body);
+        body::default(target.served, &mut body);
         if !matches!(document, Some(body::Document::Apply(_))) {
             body::manage_fields(target, Some(old), &mut body, &now)?;
         }
         let mut attributes = Attributes::new(target, Operation::Update)?;
         admission::mutate(self, &mut attributes, &mut body, Some(old)).await?;
-        body::default(resource, &mut body);
+        body::default(target.served, &mut body);
         if matches!(change, Change::Request) {
             resource.strategy.prepare_update(&cx, &mut body, old);
         }

@@ -4,6 +4,7 @@ use jiff::Timestamp;
 use meta::{FieldError, FieldPath, Reply, Status};
 use serde_json::{Value, json};
 
+use crate::admission;
 use crate::clock;
 use crate::pipeline::{Target, body};
 use crate::server::ApiServer;
@@ -22,6 +23,8 @@ pub async fn create(server: &ApiServer, target: Target<'_>) -> Result<Reply, Sta
     let (namespace, name) = (&*target.request.namespace, &*target.request.name);
     server.await_newest().await?;
     let account = server.lookup("", "serviceaccounts", namespace, name).ok_or_else(|| target.not_found())?;
+    let attributes = admission::Attributes::new(&target, admission::Operation::Create)?;
+    admission::validate(server, &attributes, Some(&review), None).await?;
     let spec = &review["spec"];
     let seconds = spec["expirationSeconds"].as_i64().unwrap_or(DEFAULT_SECONDS);
     let path = FieldPath::new("spec.expirationSeconds");
