@@ -9,6 +9,7 @@ pub mod mounts;
 pub mod ownership;
 pub mod payload;
 pub mod tokens;
+pub mod trust;
 
 use std::collections::HashMap;
 use std::fs;
@@ -17,7 +18,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{
     ConfigMap, PersistentVolume, PersistentVolumeClaim, Pod, ProjectedVolumeSource, Secret, ServiceAccountTokenProjection, Volume,
 };
@@ -26,6 +27,9 @@ use crate::agent::Context;
 use crate::references::Referent;
 use crate::spec::{self, downward::Surroundings, resources};
 use payload::Defaults;
+
+/// How soon a change of trust reaches pods: bundles are read again, not watched, since any of a signer's may matter.
+const TRUST_REFRESH: SignedDuration = SignedDuration::from_secs(30);
 
 /// A volume ready to be bound.
 #[derive(Clone, Debug, PartialEq)]
@@ -146,8 +150,10 @@ impl Maker<'_> {
                 payload::downward_api(self.pod, p.items.as_ref(), defaults, self.around, &mut payload)?;
             } else if let Some(p) = &part.service_account_token {
                 self.token(p, defaults, &mut payload).await?;
-            } else if part.cluster_trust_bundle.is_some() {
-                return Err("clusterTrustBundle projections are not supported by this node".into());
+            } else if let Some(p) = &part.cluster_trust_bundle {
+                let text = trust::content(&self.context.client, p).await?;
+                self.renew(Timestamp::now() + TRUST_REFRESH);
+                payload::single(&p.path, text.into_bytes(), None, p.user, defaults, &mut payload);
             } else if part.pod_certificate.is_some() {
                 return Err("podCertificate projections are not supported by this node".into());
             }
