@@ -246,7 +246,9 @@ impl Core {
                 (id.map_or(0, NodeId::index), alone.as_slice())
             }
         };
-        let (mut feasible, mut scores) = (Vec::new(), Vec::new());
+        let (mut feasible, mut totals) = (Vec::with_capacity(local.len()), Vec::with_capacity(local.len()));
+        // Nodes that are asked for or would rather not: their place among the feasible ones, and how much.
+        let mut special: Vec<(usize, i64, i64)> = Vec::new();
         let (mut most_taints, mut most_affinity) = (0, 0);
         let nominations = !self.nominations.by_node.is_empty();
         for (at, local) in local.iter().enumerate() {
@@ -266,9 +268,12 @@ impl Core {
                 refusals.count(refusal);
                 continue;
             }
+            if taints != 0 || affinity != 0 {
+                special.push((feasible.len(), taints, affinity));
+                (most_taints, most_affinity) = (most_taints.max(taints), most_affinity.max(affinity));
+            }
             feasible.push(id);
-            scores.push((taints, affinity, fixed));
-            (most_taints, most_affinity) = (most_taints.max(taints), most_affinity.max(affinity));
+            totals.push(fixed);
         }
         match feasible.as_slice() {
             [] => return Err(WhyNot { nodes, refusals: refusals.0.into_iter().collect(), extended: extended(), ..WhyNot::default() }),
@@ -281,12 +286,12 @@ impl Core {
         {
             return Ok(node);
         }
-        let total = |(taints, affinity, fixed): &(i64, i64, i64)| {
-            fixed
-                + weight::TAINT_TOLERATION * taint_toleration::normalize(*taints, most_taints)
-                + weight::NODE_AFFINITY * node_affinity::normalize(*affinity, most_affinity)
-        };
-        let mut totals: Vec<i64> = scores.iter().map(total).collect();
+        // What all others get is the same for all, so only the difference counts.
+        let usual = taint_toleration::normalize(0, most_taints);
+        for (at, taints, affinity) in special {
+            totals[at] += weight::TAINT_TOLERATION * (taint_toleration::normalize(taints, most_taints) - usual)
+                + weight::NODE_AFFINITY * node_affinity::normalize(affinity, most_affinity);
+        }
         pod_topology_spread::score(&mut self.snapshot, pod, &feasible, &mut totals, weight::POD_TOPOLOGY_SPREAD);
         inter_pod_affinity::score(&mut self.snapshot, pod, &feasible, &mut totals, weight::INTER_POD_AFFINITY);
         Ok(feasible[best(&totals, rng)])

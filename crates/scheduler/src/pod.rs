@@ -13,7 +13,7 @@ use crate::amounts::{Amounts, of_pod};
 use crate::node::Taint;
 use crate::node_selection::{NodeSelection, Preference};
 use crate::selector::Selector;
-use crate::symbol::{Labels, Symbol};
+use crate::symbol::{Labels, Symbol, SymbolMap};
 use crate::view::{PodSpecView, PodView};
 
 /// What a taint does to pods that do not tolerate it.
@@ -156,6 +156,26 @@ impl Term {
         }
     }
 
+    /// Whether the term, seen from the pod that has it, picks another pod.
+    pub fn picks(&self, owner: &Pod, other: &Pod, namespaces: &SymbolMap<Labels>) -> bool {
+        let within = if self.namespaces.is_empty() && self.namespace_selector.is_none() {
+            owner.namespace == other.namespace
+        } else {
+            self.namespaces.contains(&other.namespace)
+                || self.namespace_selector.as_ref().is_some_and(|s| {
+                    s.is_everything() || namespaces.get(&other.namespace).is_some_and(|labels| s.matches(labels))
+                })
+        };
+        // A key the owner does not have asks nothing.
+        let same = |key: &Symbol, wanted: bool| {
+            owner.labels.get(*key).is_none_or(|value| (other.labels.get(*key) == Some(value)) == wanted)
+        };
+        within
+            && self.selector.matches(&other.labels)
+            && self.match_keys.iter().all(|k| same(k, true))
+            && self.mismatch_keys.iter().all(|k| same(k, false))
+    }
+
     fn all(api: Option<&[PodAffinityTerm]>) -> Box<[Self]> {
         api.into_iter().flatten().map(Self::of).collect()
     }
@@ -172,6 +192,15 @@ pub struct PodTerms {
     pub anti: Box<[Term]>,
     pub preferred: Box<[(i64, Term)]>,
     pub preferred_anti: Box<[(i64, Term)]>,
+}
+
+impl PodTerms {
+    /// Whether what a term picks depends on the labels of the pod that has it.
+    pub fn asks_for_labels(&self) -> bool {
+        let preferred = self.preferred.iter().chain(&self.preferred_anti).map(|w| &w.1);
+        let mut all = self.affinity.iter().chain(&self.anti).chain(preferred);
+        all.any(|t| !t.match_keys.is_empty() || !t.mismatch_keys.is_empty())
+    }
 }
 
 /// A volume that bears on where a pod may go.

@@ -4,7 +4,8 @@
 //! bounded log, so that whoever computed something about all nodes needs to look again only at those that changed since.
 //! Nothing here knows of the API, of time, or of what is pending.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::cell::RefCell;
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 
 use crate::counters::Counters;
@@ -28,6 +29,23 @@ impl NodeId {
 
 /// Node changes remembered; who is further behind looks at every node. Four bytes each.
 const LOG: usize = 65_536;
+
+/// What pods with the same terms have in common: their spec (by address), namespace, and the labels if terms ask for them.
+type TermsOf = (usize, Symbol, Option<Labels>);
+
+/// Pods on nodes with the same affinity or anti-affinity to others.
+#[derive(Debug)]
+pub struct Alike {
+    /// One of them.
+    pub pod: Pod,
+    pub by_node: BTreeMap<NodeId, i64>,
+}
+
+fn terms_of(pod: &Pod) -> Option<TermsOf> {
+    let terms = pod.spec.terms.as_deref()?;
+    let labels = terms.asks_for_labels().then(|| pod.labels.clone());
+    Some((Arc::as_ptr(&pod.spec) as usize, pod.namespace, labels))
+}
 
 /// A pod on a node.
 #[derive(Clone, Debug)]
@@ -62,10 +80,10 @@ pub struct Snapshot {
     pods: Vec<Option<Placed>>,
     free_pods: Vec<PodId>,
     pod_ids: HashMap<Arc<str>, PodId>,
-    with_terms: HashSet<PodId>,
+    with_terms: HashMap<TermsOf, Alike>,
     log: VecDeque<NodeId>,
     version: u64,
-    columns: SymbolMap<Arc<Column>>,
+    columns: RefCell<SymbolMap<Arc<Column>>>,
     image_spread: ImageSpread,
     /// Changes when what is known of images elsewhere may change a node's score.
     pub image_epoch: u64,
@@ -115,9 +133,9 @@ impl Snapshot {
         self.node(node).pods.iter().filter_map(|id| Some((*id, &self.placed(*id)?.pod)))
     }
 
-    /// Pods on nodes that have affinity or anti-affinity to other pods.
-    pub fn with_terms(&self) -> impl Iterator<Item = (PodId, &Placed)> {
-        self.with_terms.iter().filter_map(|id| Some((*id, self.placed(*id)?)))
+    /// Pods on nodes that have affinity or anti-affinity to other pods, like with like.
+    pub fn with_terms(&self) -> impl Iterator<Item = &Alike> {
+        self.with_terms.values()
     }
 
     /// The number of changes so far.
@@ -192,7 +210,7 @@ impl Snapshot {
         }
         let old = node.offer.clone();
         if !node.present || old.labels != offer.labels {
-            self.columns.clear();
+            self.columns.get_mut().clear();
         }
         if !node.present || old.images != offer.images {
             self.count_images(&old, -1);
@@ -212,7 +230,7 @@ impl Snapshot {
         let old = self.nodes[id.index()].offer.clone();
         self.count_images(&old, -1);
         self.image_epoch += 1;
-        self.columns.clear();
+        self.columns.get_mut().clear();
         let node = &mut self.nodes[id.index()];
         node.present = false;
         node.offer = Arc::default();
@@ -238,8 +256,9 @@ impl Snapshot {
         let node = &mut self.nodes[id.index()];
         node.take(&pod);
         node.pods.push(pod_id);
-        if pod.spec.terms.is_some() {
-            self.with_terms.insert(pod_id);
+        if let Some(terms) = terms_of(&pod) {
+            let alike = self.with_terms.entry(terms).or_insert_with(|| Alike { pod: pod.clone(), by_node: BTreeMap::new() });
+            *alike.by_node.entry(id).or_insert(0) += 1;
         }
         self.counters.note(&pod, id, 1, &self.namespaces);
         self.note_claims(&pod, 1);
@@ -254,7 +273,19 @@ impl Snapshot {
         let id = self.pod_ids.remove(key)?;
         let placed = self.pods[id.0 as usize].take()?;
         self.free_pods.push(id);
-        self.with_terms.remove(&id);
+        if let Some(terms) = terms_of(&placed.pod)
+            && let Some(alike) = self.with_terms.get_mut(&terms)
+        {
+            if let Some(count) = alike.by_node.get_mut(&placed.node) {
+                *count -= 1;
+                if *count == 0 {
+                    alike.by_node.remove(&placed.node);
+                }
+            }
+            if alike.by_node.is_empty() {
+                self.with_terms.remove(&terms);
+            }
+        }
         self.counters.note(&placed.pod, placed.node, -1, &self.namespaces);
         self.note_claims(&placed.pod, -1);
         let node = &mut self.nodes[placed.node.index()];
@@ -286,8 +317,8 @@ impl Snapshot {
     }
 
     /// The domains of a topology key.
-    pub fn column(&mut self, key: Symbol) -> Arc<Column> {
-        if let Some(column) = self.columns.get(&key).filter(|c| c.domain.len() == self.nodes.len()) {
+    pub fn column(&self, key: Symbol) -> Arc<Column> {
+        if let Some(column) = self.columns.borrow().get(&key).filter(|c| c.domain.len() == self.nodes.len()) {
             return column.clone();
         }
         let mut domains: SymbolMap<u32> = SymbolMap::default();
@@ -298,7 +329,7 @@ impl Snapshot {
             domain.push(value.map_or(Column::NONE, |v| *domains.entry(v).or_insert(next)));
         }
         let column = Arc::new(Column { domain, domains: domains.len() });
-        self.columns.insert(key, column.clone());
+        self.columns.borrow_mut().insert(key, column.clone());
         column
     }
 }

@@ -6,7 +6,7 @@ use super::MAX_SCORE;
 use crate::counters::{Pick, Question};
 use crate::pod::{Pod, Term};
 use crate::snapshot::{Column, NodeId, Snapshot};
-use crate::symbol::{Symbol, SymbolMap};
+use crate::symbol::SymbolMap;
 use crate::verdict::{Plugin, Reason, Refusal};
 
 /// What a required affinity of a pod already placed is worth to a pod it wants near (upstream's `hardPodAffinityWeight`).
@@ -59,21 +59,19 @@ pub struct Required {
 /// The anti-affinity terms of a placed pod that pick this one.
 fn against<'a>(snapshot: &'a Snapshot, other: &'a Pod, pod: &'a Pod) -> impl Iterator<Item = &'a Term> + 'a {
     let anti = other.spec.terms.iter().flat_map(|t| &t.anti);
-    anti.filter(move |term| Pick::of_term(term, other).matches(pod, &snapshot.namespaces))
+    anti.filter(move |term| term.picks(other, pod, &snapshot.namespaces))
 }
 
 impl Required {
     /// `None` when no term bears on the pod.
     pub fn prepare(snapshot: &mut Snapshot, pod: &Pod) -> Option<Self> {
         let terms = pod.spec.terms.as_deref();
-        let hits: Vec<(Symbol, NodeId)> = snapshot
-            .with_terms()
-            .flat_map(|(_, placed)| against(snapshot, &placed.pod, pod).map(|t| (t.topology, placed.node)))
-            .collect();
         let mut existing: SymbolMap<Tally> = SymbolMap::default();
-        for (topology, id) in hits {
-            let column = snapshot.column(topology);
-            existing.entry(topology).or_insert_with(|| Tally::new(column)).add(id, 1);
+        for alike in snapshot.with_terms() {
+            for term in against(snapshot, &alike.pod, pod) {
+                let tally = existing.entry(term.topology).or_insert_with(|| Tally::new(snapshot.column(term.topology)));
+                alike.by_node.iter().for_each(|(id, count)| tally.add(*id, *count));
+            }
         }
         let has_own = terms.is_some_and(|t| !t.affinity.is_empty() || !t.anti.is_empty());
         if !has_own && existing.is_empty() {
@@ -146,21 +144,17 @@ impl Required {
 /// Adds the weighted, normalized scores of the nodes in question to their totals.
 pub fn score(snapshot: &mut Snapshot, pod: &Pod, nodes: &[NodeId], totals: &mut [i64], weight: i64) {
     let mut worth: SymbolMap<Tally> = SymbolMap::default();
-    let mut hits: Vec<(Symbol, NodeId, i64)> = Vec::new();
-    for (_, placed) in snapshot.with_terms() {
-        let Some(terms) = placed.pod.spec.terms.as_deref() else { continue };
+    for alike in snapshot.with_terms() {
+        let Some(terms) = alike.pod.spec.terms.as_deref() else { continue };
         let required = terms.affinity.iter().map(|t| (HARD_WEIGHT, t));
         let preferred = terms.preferred.iter().map(|(w, t)| (*w, t));
         let avoided = terms.preferred_anti.iter().map(|(w, t)| (-*w, t));
         for (weight, term) in required.chain(preferred).chain(avoided) {
-            if Pick::of_term(term, &placed.pod).matches(pod, &snapshot.namespaces) {
-                hits.push((term.topology, placed.node, weight));
+            if term.picks(&alike.pod, pod, &snapshot.namespaces) {
+                let tally = worth.entry(term.topology).or_insert_with(|| Tally::new(snapshot.column(term.topology)));
+                alike.by_node.iter().for_each(|(id, count)| tally.add(*id, *count * weight));
             }
         }
-    }
-    for (topology, id, weight) in hits {
-        let column = snapshot.column(topology);
-        worth.entry(topology).or_insert_with(|| Tally::new(column)).add(id, weight);
     }
     if let Some(terms) = pod.spec.terms.as_deref() {
         let preferred = terms.preferred.iter().map(|(w, t)| (*w, t));

@@ -14,6 +14,11 @@ use crate::verdict::{Plugin, Reason, Refusal};
 static HOSTNAME: LazyLock<Symbol> = LazyLock::new(|| Symbol::of("kubernetes.io/hostname"));
 static ZONE: LazyLock<Symbol> = LazyLock::new(|| Symbol::of("topology.kubernetes.io/zone"));
 
+/// Whether a constraint counts the pods of every node.
+fn counts_all(constraint: &SpreadConstraint, pod: &Pod) -> bool {
+    !constraint.honor_taints && (!constraint.honor_affinity || pod.spec.selection.is_everything())
+}
+
 /// Whether a constraint counts the pods of a node.
 fn counts(constraint: &SpreadConstraint, pod: &Pod, node: &Node) -> bool {
     (!constraint.honor_affinity || pod.spec.selection.matches(node))
@@ -73,11 +78,12 @@ impl Hard {
             let question = question(constraint, pod);
             let by_node = snapshot.counts(&question);
             let mut matching = vec![None; column.domains];
-            for id in snapshot.ids().filter(|id| complete(&columns, *id)) {
-                if let Some(domain) = column.of(id)
-                    && counts(constraint, pod, snapshot.node(id))
-                {
-                    *matching[domain].get_or_insert(0) += i64::from(by_node[id.index()]);
+            let (all, only) = (counts_all(constraint, pod), columns.len() == 1);
+            for (at, count) in by_node.iter().enumerate() {
+                let id = NodeId(at as u32);
+                let Some(domain) = column.of(id) else { continue };
+                if (only || complete(&columns, id)) && (all || counts(constraint, pod, snapshot.node(id))) {
+                    *matching[domain].get_or_insert(0) += i64::from(*count);
                 }
             }
             let own = i64::from(question.picks[0].selector.matches(&pod.labels));
@@ -173,14 +179,15 @@ pub fn score(snapshot: &mut Snapshot, pod: &Pod, nodes: &[NodeId], totals: &mut 
         if domains == 0 {
             continue;
         }
-        for id in snapshot.ids() {
+        let all = counts_all(wish, pod);
+        for (at, pods) in by_node.iter().enumerate().filter(|(_, n)| **n != 0) {
+            let id = NodeId(at as u32);
             if let Some(domain) = column.of(id)
                 && let Some(count) = &mut matching[domain]
-                && by_node[id.index()] != 0
                 && !ignored(id)
-                && counts(wish, pod, snapshot.node(id))
+                && (all || counts(wish, pod, snapshot.node(id)))
             {
-                *count += i64::from(by_node[id.index()]);
+                *count += i64::from(*pods);
             }
         }
         let factor = log(domains + usize::from(unlabeled));
