@@ -1,0 +1,67 @@
+//! DefaultTolerationSeconds: a pod stays five minutes on a node that is not ready or out of reach.
+
+use async_trait::async_trait;
+use meta::{Status, Value};
+use serde_json::json;
+
+use super::{Attributes, Operation, Plugin};
+use crate::server::ApiServer;
+
+pub struct DefaultTolerationSeconds;
+
+/// Upstream's default for both taints.
+const SECONDS: i64 = 300;
+const TAINTS: [&str; 2] = ["node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"];
+
+#[async_trait]
+impl Plugin for DefaultTolerationSeconds {
+    async fn mutate(&self, _server: &ApiServer, a: &Attributes<'_>, pod: &mut Value, _old: Option<&Value>) -> Result<(), Status> {
+        if a.is("", "pods") && matches!(a.operation, Operation::Create | Operation::Update) {
+            tolerate(pod);
+        }
+        Ok(())
+    }
+}
+
+fn tolerate(pod: &mut Value) {
+    let Some(spec) = pod["spec"].as_object_mut() else { return };
+    let tolerations = spec.get("tolerations").and_then(Value::as_array);
+    let covers = |t: &Value, key: &str| {
+        let text = |field: &str| t[field].as_str().unwrap_or_default();
+        matches!(text("effect"), "" | "NoExecute") && (text("key") == key || text("key").is_empty())
+    };
+    let missing: Vec<&str> = TAINTS.into_iter().filter(|key| !tolerations.is_some_and(|list| list.iter().any(|t| covers(t, key)))).collect();
+    if missing.is_empty() {
+        return;
+    }
+    let list = spec.entry("tolerations").or_insert_with(|| json!([]));
+    if !list.is_array() {
+        *list = json!([]);
+    }
+    if let Some(list) = list.as_array_mut() {
+        list.extend(missing.iter().map(|key| json!({"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": SECONDS})));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tolerations() {
+        let ours = |at: usize| json!({"key": TAINTS[at], "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 300});
+        let all = json!({"operator": "Exists"});
+        let one = json!({"key": TAINTS[0], "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 5});
+        let schedule = json!({"key": TAINTS[0], "operator": "Exists", "effect": "NoSchedule"});
+        for (given, expect) in [
+            (json!([]), json!([ours(0), ours(1)])),
+            (json!([all]), json!([all])),
+            (json!([one]), json!([one, ours(1)])),
+            (json!([schedule]), json!([schedule, ours(0), ours(1)])),
+        ] {
+            let mut pod = json!({"spec": {"tolerations": given}});
+            tolerate(&mut pod);
+            assert_eq!(pod["spec"]["tolerations"], expect, "{given}");
+        }
+    }
+}
