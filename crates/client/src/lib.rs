@@ -18,6 +18,7 @@ pub mod store;
 pub mod subscription;
 pub mod time;
 pub mod transport;
+mod wire;
 
 pub use api::{Api, DeleteOptions, DynamicApi, Kind, ListOptions, Patch, Propagation, gvr_of};
 pub use discovery::ApiResource;

@@ -22,12 +22,12 @@ use crate::{Context, decoded};
 /// Endpoints in a slice, upstream's default.
 const MAX_PER_SLICE: usize = 100;
 /// Addresses in an Endpoints object; beyond that it is marked as truncated.
-const MAX_ADDRESSES: usize = 1000;
-const SERVICE_NAME: &str = "kubernetes.io/service-name";
-const MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
+pub const MAX_ADDRESSES: usize = 1000;
+pub const SERVICE_NAME: &str = "kubernetes.io/service-name";
+pub const MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
 const SLICE_CONTROLLER: &str = "endpointslice-controller.k8s.io";
 const HEADLESS: &str = "service.kubernetes.io/headless";
-const ENDPOINTS_MANAGED_BY: &str = "endpoints.kubernetes.io/managed-by";
+pub const ENDPOINTS_MANAGED_BY: &str = "endpoints.kubernetes.io/managed-by";
 const OVER_CAPACITY: &str = "endpoints.kubernetes.io/over-capacity";
 const ZONE: &str = "topology.kubernetes.io/zone";
 
@@ -470,107 +470,4 @@ pub fn endpoints(cx: &Context) -> Controller {
     })
     .read(&nodes)
     .workers(cx.options.concurrency)
-}
-
-/// The mirror of an Endpoints object somebody made by hand, for a Service without selector.
-pub fn plan_mirror(endpoints: &Object, service: &Object, slices: Vec<Arc<Object>>) -> Result<Plan, Status> {
-    let resource = client::gvr_of::<EndpointSlice>();
-    let body = endpoints.value().map_err(Status::internal)?;
-    let mut plan = Plan::nothing();
-    let mut wanted: BTreeMap<String, Value> = BTreeMap::new();
-    for (at, subset) in body["subsets"].as_array().into_iter().flatten().enumerate() {
-        for family in ["IPv4", "IPv6"] {
-            let mut list = Vec::new();
-            for (field, ready) in [("addresses", true), ("notReadyAddresses", false)] {
-                for address in subset[field].as_array().into_iter().flatten() {
-                    let ip = address["ip"].as_str().unwrap_or_default();
-                    if !ip.parse::<IpAddr>().is_ok_and(|a| a.is_ipv4() == (family == "IPv4"))
-                        || list.len() >= MAX_ADDRESSES
-                    {
-                        continue;
-                    }
-                    let mut endpoint = json!({"addresses": [ip], "conditions": {"ready": ready}});
-                    for field in ["hostname", "nodeName", "targetRef"] {
-                        if let Some(value) = address.get(field) {
-                            endpoint[field] = value.clone();
-                        }
-                    }
-                    list.push(endpoint);
-                }
-            }
-            if list.is_empty() {
-                continue;
-            }
-            let mut ports = subset["ports"].as_array().cloned().unwrap_or_default();
-            for port in &mut ports {
-                if port.get("name").is_none() {
-                    port["name"] = "".into();
-                }
-            }
-            let seed = format!("{}/{at}/{family}", endpoints.meta.uid);
-            let name = format!("{}{}", pods::name_prefix(&service.meta.name), crate::hash::suffix(&seed));
-            let slice = json!({"endpoints": list, "ports": ports, "addressType": family});
-            wanted.insert(name, slice);
-        }
-    }
-    for slice in slices {
-        let Some(want) = wanted.remove(&*slice.meta.name) else {
-            plan.act(Action::delete(&resource, &slice));
-            continue;
-        };
-        let mut body = slice.value().map_err(Status::internal)?;
-        if body["endpoints"] != want["endpoints"] || body["ports"] != want["ports"] {
-            body["endpoints"] = want["endpoints"].clone();
-            body["ports"] = want["ports"].clone();
-            plan.act(Action::update(&resource, &slice, body));
-        }
-    }
-    let mut labels: Map<String, Value> =
-        endpoints.meta.labels.iter().map(|(k, v)| (k.to_string(), Value::from(&**v))).collect();
-    labels.insert(SERVICE_NAME.into(), (&*service.meta.name).into());
-    labels.insert(MANAGED_BY.into(), MIRROR_CONTROLLER.into());
-    for (name, mut slice) in wanted {
-        slice["apiVersion"] = "discovery.k8s.io/v1".into();
-        slice["kind"] = "EndpointSlice".into();
-        slice["metadata"] = json!({
-            "name": name, "namespace": &*endpoints.meta.namespace, "labels": labels,
-            "ownerReferences": [crate::owners::controller_ref(endpoints)],
-        });
-        plan.act(Action::create(&resource, &endpoints.meta.namespace, slice).may_exist());
-    }
-    Ok(plan)
-}
-
-const MIRROR_CONTROLLER: &str = "endpointslicemirroring-controller.k8s.io";
-const SKIP_MIRROR: &str = "endpointslice.kubernetes.io/skip-mirror";
-
-pub fn endpoint_slice_mirroring(cx: &Context) -> Controller {
-    let (services, endpoints) = (cx.informers.get::<Service>(), cx.informers.get::<Endpoints>());
-    let slices = cx.informers.get::<EndpointSlice>();
-    let ours = |o: &Object| o.meta.label(MANAGED_BY) == Some(MIRROR_CONTROLLER);
-    let mirror_of = move |o: &Object| {
-        Some(meta::object::object_key(&o.meta.namespace, o.meta.label(SERVICE_NAME).filter(|_| ours(o))?))
-    };
-    slices.add_index("mirror", move |o| mirror_of(o).into_iter().collect());
-    let (of, of_endpoints, of_slices) = (services.clone(), endpoints.clone(), slices.clone());
-    Controller::new("endpointslice-mirroring-controller", move |ask| {
-        let held = of_slices.by_index("mirror", &ask.key);
-        let mirrored = of_endpoints.get(&ask.key).zip(of.get(&ask.key)).filter(|(endpoints, service)| {
-            let skipped = endpoints.meta.label(SKIP_MIRROR) == Some("true")
-                || endpoints.meta.label(ENDPOINTS_MANAGED_BY).is_some();
-            let selecting = service
-                .typed::<Service>()
-                .is_ok_and(|s| s.spec.as_ref().is_some_and(|s| s.selector.as_ref().is_some_and(|m| !m.is_empty())));
-            !skipped && !selecting
-        });
-        if let Some((endpoints, service)) = mirrored {
-            return plan_mirror(&endpoints, &service, held);
-        }
-        let resource = client::gvr_of::<EndpointSlice>();
-        let gone = held.iter().map(|s| Action::delete(&resource, s));
-        Ok(Plan { actions: gone.collect(), ..Plan::nothing() })
-    })
-    .watch(&services, own_key)
-    .watch(&endpoints, own_key)
-    .watch(&slices, move |c| [&c.old, &c.new].into_iter().flatten().filter_map(|o| mirror_of(o)).collect())
 }

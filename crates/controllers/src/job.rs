@@ -6,37 +6,32 @@
 //! pods themselves.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 use std::time::Duration;
 
-use client::Change;
 use client::time::rfc3339;
 use jiff::Timestamp;
-use k8s_openapi::api::batch::v1::{Job, JobSpec, PodFailurePolicyRule};
-use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
-use meta::{LabelSelector, Object, Status};
+use k8s_openapi::api::batch::v1::{Job, JobSpec};
+use meta::{Object, Status};
 use serde_json::{Value, json};
 
 use crate::indexes::Indexes;
-use crate::owners::{self, BY_CONTROLLER, ORPHANS};
 use crate::plan::{Action, Note, Plan};
+use crate::pod_failure::{Verdict, finished_at, judge};
 use crate::pods::{self, PodView};
 use crate::replicas::{create_pod, delete_pod, pods_resource};
-use crate::runner::{Controller, own_key};
-use crate::{Context, conditions, decoded, status_of};
+use crate::{conditions, status_of};
 
-const FINALIZER: &str = "batch.kubernetes.io/job-tracking";
+pub const FINALIZER: &str = "batch.kubernetes.io/job-tracking";
 const INDEX: &str = "batch.kubernetes.io/job-completion-index";
 const INDEX_FAILURES: &str = "batch.kubernetes.io/job-index-failure-count";
-const OURSELVES: &str = "kubernetes.io/job-controller";
-const LEFT_BEHIND: &str = "left-behind";
 /// Pods created, or finished ones noted, by one plan.
 const BURST: usize = 500;
 /// Delay before a failed pod is replaced: doubles with each failure since the last success.
 const FIRST_DELAY: i64 = 10;
 const MOST_DELAY: i64 = 600;
 
-fn has_finalizer(pod: &PodView) -> bool {
+/// Whether the pod's end is not counted yet.
+pub fn has_finalizer(pod: &PodView) -> bool {
     pod.object.meta.finalizers.iter().any(|f| &**f == FINALIZER)
 }
 
@@ -44,67 +39,11 @@ fn index_of(pod: &PodView) -> Option<i64> {
     pod.pod.metadata.annotations.as_ref()?.get(INDEX)?.parse().ok()
 }
 
-fn strip(pod: &PodView) -> Action {
+/// Takes our finalizer off a pod.
+pub fn strip(pod: &PodView) -> Action {
     let rest: Vec<&str> = pod.object.meta.finalizers.iter().map(|f| &**f).filter(|f| *f != FINALIZER).collect();
     let metadata = json!({"uid": &*pod.object.meta.uid, "finalizers": rest});
     Action::patch(&pods_resource(), &pod.object, "", client::Patch::Merge(json!({"metadata": metadata})))
-}
-
-/// When a finished pod finished, as far as it says.
-fn finished_at(pod: &PodView) -> Option<Timestamp> {
-    let status = pod.pod.status.as_ref()?;
-    let containers = status.container_statuses.iter().chain(&status.init_container_statuses).flatten();
-    let ends = containers.filter_map(|c| c.state.as_ref()?.terminated.as_ref()?.finished_at.as_ref()).map(|t| t.0);
-    let told = || pod.condition("Ready").and_then(|c| c.last_transition_time.as_ref()).map(|t| t.0);
-    let deleted = || client::time::parse(pod.object.meta.deletion_timestamp.as_deref()?);
-    ends.max().or_else(told).or_else(deleted)
-}
-
-/// What the failure policy says of a failed pod.
-#[derive(Clone, Debug, PartialEq)]
-enum Verdict {
-    Count,
-    Ignore,
-    FailJob(String),
-    FailIndex,
-}
-
-fn judge(spec: &JobSpec, pod: &PodView) -> Verdict {
-    let Some(status) = pod.pod.status.as_ref().filter(|_| pod.is_failed()) else { return Verdict::Count };
-    for (at, rule) in spec.pod_failure_policy.iter().flat_map(|p| &p.rules).enumerate() {
-        let Some(why) = matches_rule(rule, pod, status) else { continue };
-        return match rule.action.as_str() {
-            "Ignore" => Verdict::Ignore,
-            "FailIndex" => Verdict::FailIndex,
-            "FailJob" => Verdict::FailJob(format!("{why} matching FailJob rule at index {at}")),
-            _ => Verdict::Count,
-        };
-    }
-    Verdict::Count
-}
-
-fn matches_rule(
-    rule: &PodFailurePolicyRule,
-    pod: &PodView,
-    status: &k8s_openapi::api::core::v1::PodStatus,
-) -> Option<String> {
-    let key = pod.object.meta.key();
-    if let Some(codes) = &rule.on_exit_codes {
-        let code = |c: &ContainerStatus| Some(c.state.as_ref()?.terminated.as_ref()?.exit_code);
-        let fits = |c: &&ContainerStatus| {
-            let named = codes.container_name.as_ref().is_none_or(|n| *n == c.name);
-            let listed = |code: i32| codes.values.contains(&code) == (codes.operator == "In");
-            named && code(c).is_some_and(|code| code != 0 && listed(code))
-        };
-        let found = status.container_statuses.iter().chain(&status.init_container_statuses).flatten().find(fits)?;
-        return Some(format!("Container {} for pod {key} failed with exit code {}", found.name, code(found)?));
-    }
-    let patterns = rule.on_pod_conditions.as_deref().unwrap_or_default();
-    let found =
-        status.conditions.iter().flatten().find(|c| {
-            patterns.iter().any(|p| p.type_ == c.type_ && p.status.as_deref().unwrap_or("True") == c.status)
-        })?;
-    Some(format!("Pod {key} has condition {}", found.type_))
 }
 
 /// One Job being planned.
@@ -602,97 +541,4 @@ fn known_reason(reason: &str) -> &'static str {
         .into_iter()
         .find(|r| *r == reason)
         .unwrap_or("JobFailed")
-}
-
-pub fn jobs(cx: &Context) -> Controller {
-    let (jobs, all_pods) = (cx.informers.get::<Job>(), cx.informers.get::<Pod>());
-    owners::index(&all_pods);
-    // By the Job's key, so that pods of a Job that is gone are found too.
-    all_pods.add_index("job", |o| {
-        let of_job = o.meta.controller().filter(|c| c.kind == "Job" && c.api_version.starts_with("batch/"));
-        of_job.map(|c| meta::object::object_key(&o.meta.namespace, &c.name)).into_iter().collect()
-    });
-    // Pods nobody controls any more that still carry our finalizer.
-    all_pods.add_index(LEFT_BEHIND, |o| {
-        let left = o.meta.controller().is_none() && o.meta.finalizers.iter().any(|f| &**f == FINALIZER);
-        left.then(|| o.meta.namespace.to_string()).into_iter().collect()
-    });
-    let (of, of_pods) = (jobs.clone(), all_pods.clone());
-    let by_name = owners::to_controller("Job");
-    let by_selector = owners::to_controllers("Job", &jobs, owners::spec_selector);
-    Controller::new("job-controller", move |ask| {
-        let object = of.get(&ask.key);
-        let uid = object.as_ref().map(|o| o.meta.uid.clone());
-        let left = of_pods
-            .by_index("job", &ask.key)
-            .into_iter()
-            .filter(|p| p.meta.controller().map(|c| &*c.uid) != uid.as_deref());
-        let (namespace, _) = meta::object::split_key(&ask.key);
-        let of_nobody = of_pods.by_index(LEFT_BEHIND, namespace);
-        let selectors: Vec<LabelSelector> = match of_nobody.is_empty() {
-            true => Vec::new(),
-            false => of.list(Some(namespace)).iter().map(|j| owners::spec_selector(j)).collect(),
-        };
-        let unwanted = of_nobody.into_iter().filter(|p| !selectors.iter().any(|s| s.matches(&p.meta.labels)));
-        let left = pods::views(left.chain(unwanted).collect())?;
-        let mut plan_of_left =
-            Plan { actions: left.iter().filter(|p| has_finalizer(p)).map(strip).collect(), ..Plan::nothing() };
-        let Some(object) = object else { return Ok(plan_of_left) };
-        let job = decoded::<Job>(&object)?;
-        let Some(spec) = &job.spec else { return Ok(plan_of_left) };
-        if spec.managed_by.as_deref().is_some_and(|m| m != OURSELVES) {
-            return Ok(plan_of_left);
-        }
-        let selector: LabelSelector = owners::spec_selector(&object);
-        let owned = of_pods.by_index(BY_CONTROLLER, &object.meta.uid);
-        let orphans = of_pods.by_index(ORPHANS, &object.meta.namespace);
-        let manual = spec.manual_selector == Some(true);
-        let claimed = owners::claim(&pods_resource(), &object, &selector, owned, orphans, |o: &Arc<Object>| {
-            manual
-                || o.meta.finalizers.iter().any(|f| &**f == FINALIZER)
-                || PodView::new(o.clone()).is_ok_and(|p| !p.is_finished())
-        });
-        let views = pods::views(claimed.objects)?;
-        let taken = |name: &str| of_pods.get(&meta::object::object_key(&object.meta.namespace, name)).is_some();
-        let plan = plan(&object, spec, &views, &taken, ask.now)?;
-        plan_of_left.actions.extend(claimed.actions);
-        plan_of_left.actions.extend(plan.actions);
-        Ok(Plan { actions: plan_of_left.actions, ..plan })
-    })
-    .watch(&jobs, own_key)
-    .watch(&all_pods, move |change: &Change| {
-        let mut keys = by_name(change);
-        keys.extend(by_selector(change).into_iter().filter(|k| !keys.contains(k)).collect::<Vec<_>>());
-        keys
-    })
-    .workers(cx.options.concurrency)
-}
-
-/// Deletes finished Jobs when their time is over.
-pub fn ttl_after_finished(cx: &Context) -> Controller {
-    let jobs = cx.informers.get::<Job>();
-    let of = jobs.clone();
-    Controller::new("ttl-after-finished-controller", move |ask| {
-        let mut plan = Plan::nothing();
-        let Some(object) = of.get(&ask.key).filter(|o| o.meta.deletion_timestamp.is_none()) else { return Ok(plan) };
-        let job = decoded::<Job>(&object)?;
-        let Some(ttl) = job.spec.as_ref().and_then(|s| s.ttl_seconds_after_finished) else { return Ok(plan) };
-        let status = status_of(&object)?;
-        let ended =
-            ["Complete", "Failed"].iter().find_map(|c| conditions::get(&status, c).filter(|c| c["status"] == "True"));
-        let Some(at) = ended.and_then(|c| conditions::time(c, "lastTransitionTime")) else { return Ok(plan) };
-        let left = i64::from(ttl) - pods::seconds_between(at, ask.now);
-        if left > 0 {
-            plan.again_after(Duration::from_secs(left.unsigned_abs()));
-        } else {
-            let options = client::DeleteOptions {
-                resource_version: Some(object.resource_version.to_string()),
-                ..Default::default()
-            };
-            let options = options.propagation(client::Propagation::Foreground);
-            plan.act(Action::delete_with(&client::gvr_of::<Job>(), &object, options));
-        }
-        Ok(plan)
-    })
-    .watch(&jobs, own_key)
 }

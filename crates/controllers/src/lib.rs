@@ -12,24 +12,28 @@ mod cronjob;
 mod daemonset;
 mod deployment;
 mod disruption;
+mod endpoint_mirroring;
 mod endpoints;
 mod garbage;
 mod hash;
 mod history;
 mod indexes;
 mod job;
+mod job_controller;
 mod namespace;
 mod node_ipam;
 mod node_lifecycle;
 mod nodes;
 mod owners;
 mod plan;
+mod pod_failure;
 mod pod_gc;
 mod pods;
 mod quota;
 mod replicas;
 mod replicaset;
 mod rollout;
+mod rollout_status;
 mod runner;
 mod statefulset;
 mod taint_eviction;
@@ -122,12 +126,12 @@ const CONTROLLERS: &[(&str, bool, Make)] = &[
     ("replicationcontroller-controller", true, replicaset::replication_controllers),
     ("endpointslice-controller", true, endpoints::endpoint_slices),
     ("endpoints-controller", true, endpoints::endpoints),
-    ("endpointslice-mirroring-controller", true, endpoints::endpoint_slice_mirroring),
+    ("endpointslice-mirroring-controller", true, endpoint_mirroring::endpoint_slice_mirroring),
     ("namespace-controller", true, namespace::namespaces),
     ("serviceaccount-controller", true, namespace::service_accounts),
     ("root-ca-certificate-publisher-controller", true, namespace::root_ca),
     ("garbage-collector-controller", true, garbage::garbage_collector),
-    ("job-controller", true, job::jobs),
+    ("job-controller", true, job_controller::jobs),
     ("daemonset-controller", true, daemonset::daemon_sets),
     ("statefulset-controller", true, statefulset::stateful_sets),
     ("cronjob-controller", true, cronjob::cron_jobs),
@@ -142,7 +146,7 @@ const CONTROLLERS: &[(&str, bool, Make)] = &[
     ("persistentvolumeclaim-protection-controller", true, volumes::claim_protection),
     ("persistentvolume-protection-controller", true, volumes::volume_protection),
     ("ephemeral-volume-controller", true, volumes::ephemeral_volumes),
-    ("ttl-after-finished-controller", true, job::ttl_after_finished),
+    ("ttl-after-finished-controller", true, job_controller::ttl_after_finished),
 ];
 
 /// Names of all controllers, for help texts.

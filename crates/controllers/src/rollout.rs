@@ -5,9 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
 
-use client::time::rfc3339;
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::{Deployment, DeploymentSpec, ReplicaSet};
 use k8s_openapi::api::core::v1::PodTemplateSpec;
@@ -15,7 +13,7 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use meta::{Gvr, Object, Status};
 use serde_json::{Value, json};
 
-use crate::conditions::{self, Condition};
+use crate::conditions::{self};
 use crate::plan::{Action, Note, Plan};
 
 pub const HASH_LABEL: &str = "pod-template-hash";
@@ -40,13 +38,13 @@ const MAX_HISTORY: usize = 2000;
 pub struct Set {
     pub object: Arc<Object>,
     pub typed: Arc<ReplicaSet>,
-    replicas: i64,
-    min_ready: i64,
-    annotations: BTreeMap<String, String>,
-    actual: i64,
-    ready: i64,
-    available: i64,
-    terminating: i64,
+    pub replicas: i64,
+    pub min_ready: i64,
+    pub annotations: BTreeMap<String, String>,
+    pub actual: i64,
+    pub ready: i64,
+    pub available: i64,
+    pub terminating: i64,
 }
 
 impl Set {
@@ -67,7 +65,7 @@ impl Set {
         })
     }
 
-    fn name(&self) -> &str {
+    pub fn name(&self) -> &str {
         &self.object.meta.name
     }
 
@@ -141,20 +139,21 @@ fn without_hash(template: Option<&PodTemplateSpec>) -> PodTemplateSpec {
     out
 }
 
-struct Rollout<'a> {
-    object: &'a Object,
-    deployment: &'a Deployment,
-    spec: &'a DeploymentSpec,
-    want: i64,
-    surge: i64,
-    unavailable: i64,
-    now: Timestamp,
+/// A rollout being planned.
+pub struct Rollout<'a> {
+    pub object: &'a Object,
+    pub deployment: &'a Deployment,
+    pub spec: &'a DeploymentSpec,
+    pub want: i64,
+    pub surge: i64,
+    pub unavailable: i64,
+    pub now: Timestamp,
     /// The set of the current template, when there is one.
-    new: Option<Set>,
-    old: Vec<Set>,
-    status: Value,
-    plan: Plan,
-    before: BTreeMap<String, i64>,
+    pub new: Option<Set>,
+    pub old: Vec<Set>,
+    pub status: Value,
+    pub plan: Plan,
+    pub before: BTreeMap<String, i64>,
 }
 
 /// What one Deployment wants done now.
@@ -249,56 +248,12 @@ pub fn plan(object: &Object, deployment: &Deployment, world: World, now: Timesta
 }
 
 impl Rollout<'_> {
-    fn all(&self) -> impl Iterator<Item = &Set> {
+    pub fn all(&self) -> impl Iterator<Item = &Set> {
         self.old.iter().chain(&self.new)
     }
 
     fn total(&self) -> i64 {
         self.all().map(|s| s.replicas).sum()
-    }
-
-    fn deadline(&self) -> Option<i64> {
-        self.spec.progress_deadline_seconds.filter(|s| *s != i32::MAX).map(i64::from)
-    }
-
-    fn is_complete(&self, status: &Value) -> bool {
-        let is = |field: &str| status[field].as_i64().unwrap_or(0) == self.want;
-        is("updatedReplicas")
-            && is("replicas")
-            && is("availableReplicas")
-            && status["observedGeneration"].as_i64().unwrap_or(0) >= self.object.meta.generation
-    }
-
-    /// A condition with both of a Deployment's times; the transition time stays when the status does.
-    fn progressing(&mut self, status: &str, reason: &str, message: &str) {
-        let current = conditions::get(&self.status, "Progressing");
-        let now = Value::from(rfc3339(self.now));
-        let since = match current {
-            Some(c) if c["status"] == status => c["lastTransitionTime"].clone(),
-            _ => now.clone(),
-        };
-        let condition = json!({
-            "type": "Progressing", "status": status, "lastUpdateTime": now, "lastTransitionTime": since,
-            "reason": reason, "message": message,
-        });
-        conditions::replace(&mut self.status, condition);
-    }
-
-    fn progressing_reason(&self) -> &str {
-        conditions::get(&self.status, "Progressing").and_then(|c| c["reason"].as_str()).unwrap_or_default()
-    }
-
-    /// A pause stops the progress deadline's clock.
-    fn note_pause(&mut self) {
-        if self.deadline().is_none() || self.progressing_reason() == "ProgressDeadlineExceeded" {
-            return;
-        }
-        let known = self.progressing_reason() == "DeploymentPaused";
-        match self.spec.paused == Some(true) {
-            true if !known => self.progressing("Unknown", "DeploymentPaused", "Deployment is paused"),
-            false if known => self.progressing("Unknown", "DeploymentResumed", "Deployment is resumed"),
-            _ => {}
-        }
     }
 
     fn next_revision(&self) -> i64 {
@@ -572,104 +527,5 @@ impl Rollout<'_> {
             self.annotate_revision(&revision);
         }
         Ok(())
-    }
-
-    fn count(&mut self, known: &Value) {
-        let sum = |of: fn(&Set) -> i64| self.all().map(of).sum::<i64>();
-        let (replicas, ready, available) = (sum(|s| s.actual), sum(|s| s.ready), sum(|s| s.available));
-        let (terminating, wanted) = (sum(|s| s.terminating), sum(|s| s.replicas));
-        let updated = self.new.as_ref().map_or(0, |s| s.actual);
-        if !self.status.is_object() {
-            self.status = json!({});
-        }
-        let status = &mut self.status;
-        status["observedGeneration"] = self.object.meta.generation.into();
-        let counts = [
-            ("replicas", replicas),
-            ("updatedReplicas", updated),
-            ("readyReplicas", ready),
-            ("availableReplicas", available),
-            ("unavailableReplicas", (wanted - available).max(0)),
-        ];
-        for (field, number) in counts {
-            conditions::count(status, field, number);
-        }
-        status["terminatingReplicas"] = terminating.into();
-        let (state, reason, message) = if available >= self.want - self.unavailable {
-            ("True", "MinimumReplicasAvailable", "Deployment has minimum availability.")
-        } else {
-            ("False", "MinimumReplicasUnavailable", "Deployment does not have minimum availability.")
-        };
-        let before = conditions::get(status, "Available").cloned();
-        conditions::set(status, Condition { kind: "Available", status: state, reason, message }, self.now);
-        if conditions::get(status, "Available") != before.as_ref() {
-            let now = rfc3339(self.now);
-            let list = status["conditions"].as_array_mut().into_iter().flatten();
-            list.filter(|c| c["type"] == "Available").for_each(|c| c["lastUpdateTime"] = now.as_str().into());
-        }
-        let failure = self.new.iter().chain(&self.old).find_map(|s| {
-            let list = s.typed.status.as_ref()?.conditions.as_ref()?;
-            list.iter().find(|c| c.type_.as_deref() == Some("ReplicaFailure")).cloned()
-        });
-        match failure {
-            None => conditions::remove(&mut self.status, "ReplicaFailure"),
-            Some(failure) => {
-                let since = failure.last_transition_time.as_ref().map(|t| rfc3339(t.0));
-                let condition = json!({
-                    "type": "ReplicaFailure", "status": failure.status, "reason": failure.reason,
-                    "message": failure.message, "lastTransitionTime": since, "lastUpdateTime": since,
-                });
-                let same = conditions::get(known, "ReplicaFailure")
-                    .is_some_and(|c| c["status"] == condition["status"] && c["reason"] == condition["reason"]);
-                if !same {
-                    conditions::replace(&mut self.status, condition);
-                }
-            }
-        }
-    }
-
-    fn judge_progress(&mut self, known: &Value) {
-        let Some(deadline) = self.deadline() else {
-            conditions::remove(&mut self.status, "Progressing");
-            return;
-        };
-        let number = |status: &Value, field: &str| status[field].as_i64().unwrap_or(0);
-        let all_updated = number(&self.status, "replicas") == number(&self.status, "updatedReplicas");
-        if all_updated && self.progressing_reason() == "NewReplicaSetAvailable" {
-            return;
-        }
-        let what = match &self.new {
-            Some(new) => format!("ReplicaSet \"{}\"", new.name()),
-            None => format!("Deployment \"{}\"", self.object.meta.name),
-        };
-        let old = |status: &Value| number(status, "replicas") - number(status, "updatedReplicas");
-        let more = |field: &str| number(&self.status, field) > number(known, field);
-        let progressed = more("updatedReplicas")
-            || more("readyReplicas")
-            || more("availableReplicas")
-            || old(&self.status) < old(known);
-        if self.is_complete(&self.status) {
-            self.progressing("True", "NewReplicaSetAvailable", &format!("{what} has successfully progressed."));
-        } else if progressed {
-            self.progressing("True", "ReplicaSetUpdated", &format!("{what} is progressing."));
-        } else if let Some(since) =
-            conditions::get(&self.status, "Progressing").and_then(|c| conditions::time(c, "lastUpdateTime"))
-        {
-            match self.progressing_reason() {
-                "NewReplicaSetAvailable" | "ProgressDeadlineExceeded" => {}
-                _ => {
-                    let left = deadline - crate::pods::seconds_between(since, self.now);
-                    if left < 0 {
-                        self.progressing(
-                            "False",
-                            "ProgressDeadlineExceeded",
-                            &format!("{what} has timed out progressing."),
-                        );
-                    } else {
-                        self.plan.again_after(Duration::from_secs(left.unsigned_abs() + 1));
-                    }
-                }
-            }
-        }
     }
 }
