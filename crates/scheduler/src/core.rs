@@ -19,11 +19,12 @@ use crate::plugins::{
     node_volume_limits, taint_toleration, volume_binding, volume_restrictions, volume_zone, weight,
 };
 use crate::pod::{Pod, Spec};
+use crate::ranking::Ranking;
 use crate::snapshot::{NodeId, Snapshot};
 use crate::symbol::{Symbol, SymbolMap};
 use crate::verdict::{Plugin, Reason, Refusal, WhyNot};
 
-/// Specs whose verdicts are remembered; each costs 24 bytes a node.
+/// Specs whose verdicts are remembered; each costs some 40 bytes a node.
 const REMEMBERED: usize = 32;
 
 /// What plugins that look at one node say about it.
@@ -63,7 +64,57 @@ struct Evaluation {
     version: u64,
     image_epoch: u64,
     nodes: Vec<Local>,
+    /// By what plugins that look at one node alone think of it.
+    ranking: Ranking,
+    /// Nodes that passed and are asked for, or would rather not: their scores depend on the others'.
+    relative: usize,
     used: u64,
+}
+
+impl Local {
+    fn is_relative(&self) -> bool {
+        matches!(self, Self::Passed { taints, affinity, .. } if *taints != 0 || *affinity != 0)
+    }
+}
+
+impl Evaluation {
+    fn of(spec: &Arc<Spec>) -> Self {
+        Self {
+            spec: spec.clone(),
+            version: 0,
+            image_epoch: u64::MAX,
+            nodes: Vec::new(),
+            ranking: Ranking::default(),
+            relative: 0,
+            used: 0,
+        }
+    }
+
+    fn set(&mut self, id: NodeId, local: Local) {
+        let old = std::mem::replace(&mut self.nodes[id.index()], local);
+        self.relative = self.relative + usize::from(local.is_relative()) - usize::from(old.is_relative());
+        let score = if let Local::Passed { fixed, .. } = local { u32::try_from(fixed).ok() } else { None };
+        self.ranking.set(id, score);
+    }
+
+    fn update(&mut self, snapshot: &Snapshot) {
+        let changed = snapshot.changed_since(self.version).filter(|_| self.image_epoch == snapshot.image_epoch);
+        self.nodes.resize(snapshot.nodes().len(), Local::Absent);
+        match changed {
+            Some(changed) => {
+                for id in changed {
+                    self.set(id, look(&self.spec, snapshot.node(id), snapshot));
+                }
+            }
+            None => {
+                for (at, node) in snapshot.nodes().iter().enumerate() {
+                    self.set(NodeId(at as u32), look(&self.spec, node, snapshot));
+                }
+            }
+        }
+        self.version = snapshot.version();
+        self.image_epoch = snapshot.image_epoch;
+    }
 }
 
 /// The verdicts remembered, by the spec's address.
@@ -74,7 +125,7 @@ struct Evaluations {
 }
 
 impl Evaluations {
-    fn current(&mut self, snapshot: &Snapshot, spec: &Arc<Spec>) -> &[Local] {
+    fn current(&mut self, snapshot: &Snapshot, spec: &Arc<Spec>) -> &Evaluation {
         self.clock += 1;
         let address = Arc::as_ptr(spec) as usize;
         if !self.known.contains_key(&address)
@@ -83,23 +134,10 @@ impl Evaluations {
         {
             self.known.remove(&oldest);
         }
-        let fresh = || Evaluation { spec: spec.clone(), version: 0, image_epoch: u64::MAX, nodes: Vec::new(), used: 0 };
-        let evaluation = self.known.entry(address).or_insert_with(fresh);
-        let all = |e: &Evaluation| snapshot.nodes().iter().map(|n| look(&e.spec, n, snapshot)).collect();
-        let changed = snapshot.changed_since(evaluation.version).filter(|_| evaluation.image_epoch == snapshot.image_epoch);
-        match changed {
-            Some(changed) => {
-                evaluation.nodes.resize(snapshot.nodes().len(), Local::Absent);
-                for id in changed {
-                    evaluation.nodes[id.index()] = look(spec, snapshot.node(id), snapshot);
-                }
-            }
-            None => evaluation.nodes = all(evaluation),
-        }
-        evaluation.version = snapshot.version();
-        evaluation.image_epoch = snapshot.image_epoch;
+        let evaluation = self.known.entry(address).or_insert_with(|| Evaluation::of(spec));
+        evaluation.update(snapshot);
         evaluation.used = self.clock;
-        &evaluation.nodes
+        evaluation
     }
 }
 
@@ -173,6 +211,11 @@ impl Prepared {
         Ok(Self { volumes, hard: Hard::prepare(snapshot, pod), required: Required::prepare(snapshot, pod) })
     }
 
+    /// Whether every node will do, as far as this goes.
+    fn is_empty(&self) -> bool {
+        self.volumes.is_none() && self.hard.is_none() && self.required.is_none()
+    }
+
     /// The node is given apart, since it may be supposed to be other than it is.
     pub fn filter(&self, snapshot: &Snapshot, id: NodeId, node: &Node) -> Result<(), Refusal> {
         if let Some(volumes) = &self.volumes {
@@ -235,7 +278,20 @@ impl Core {
         let mut refusals = Refusals::default();
         let alone;
         let (from, local) = match pod.spec.selection.only_name().map(|name| self.snapshot.node_id(name)) {
-            None => (0, self.evaluations.current(&self.snapshot, &pod.spec)),
+            None => {
+                let evaluation = self.evaluations.current(&self.snapshot, &pod.spec);
+                // Where nothing but the nodes themselves matters, the best is known already.
+                let plain = prepared.is_empty() && evaluation.relative == 0 && self.nominations.by_node.is_empty();
+                if plain
+                    && pod.spec.terms.is_none()
+                    && self.snapshot.with_terms().next().is_none()
+                    && !pod_topology_spread::scores(&self.snapshot, pod)
+                    && let Some(best) = evaluation.ranking.best(rng)
+                {
+                    return Ok(best);
+                }
+                (0, evaluation.nodes.as_slice())
+            }
             Some(id) => {
                 alone = id.map(|id| look(&pod.spec, self.snapshot.node(id), &self.snapshot));
                 let there = usize::from(matches!(alone, Some(Local::Refused(_) | Local::Passed { .. })));

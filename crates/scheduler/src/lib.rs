@@ -15,6 +15,7 @@ pub mod node_selection;
 pub mod plugins;
 pub mod pod;
 pub mod queue;
+pub mod ranking;
 mod run;
 pub mod selector;
 pub mod snapshot;

@@ -141,6 +141,14 @@ fn wishes(snapshot: &Snapshot, pod: &Pod) -> (Vec<SpreadConstraint>, bool) {
     (vec![default(*HOSTNAME, 3), default(*ZONE, 5)], false)
 }
 
+/// Whether the pod has wishes to score nodes by.
+pub fn scores(snapshot: &Snapshot, pod: &Pod) -> bool {
+    if !pod.spec.spread.is_empty() {
+        return pod.spec.spread.iter().any(|c| !c.hard);
+    }
+    snapshot.spread_defaults.selector(pod).is_some()
+}
+
 /// Adds the weighted, normalized scores of the nodes in question to their totals.
 pub fn score(snapshot: &mut Snapshot, pod: &Pod, nodes: &[NodeId], totals: &mut [i64], weight: i64) {
     let (wishes, whole) = wishes(snapshot, pod);
