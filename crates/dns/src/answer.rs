@@ -31,20 +31,30 @@ pub enum Transport {
 pub enum Outcome {
     Reply(Message),
     /// The reply lacks what another server knows: ask it and add that.
-    Ask { reply: Message, name: Name, kind: RecordType },
+    Ask {
+        reply: Message,
+        name: Name,
+        kind: RecordType,
+    },
     /// Not a question: no answer, lest two servers answer each other for ever.
     Ignore,
 }
 
-/// Decides one packet. `upstream`: whether other servers can be asked.
-pub fn answer(zone: &Zone, packet: &[u8], upstream: bool) -> Outcome {
+/// Decides one packet. `upstream`: whether other servers can be asked. Also says how large a reply the asker takes over
+/// UDP, if he does.
+pub fn answer(zone: &Zone, packet: &[u8], upstream: bool) -> (Outcome, Option<u16>) {
     if packet.len() < HEADER_BYTES || packet[2] & 0x80 != 0 {
-        return Outcome::Ignore;
+        return (Outcome::Ignore, None);
     }
     let Ok(request) = Message::from_vec(packet) else {
         let id = u16::from_be_bytes([packet[0], packet[1]]);
-        return Outcome::Reply(Message::error_msg(id, OpCode::Query, ResponseCode::FormErr));
+        return (Outcome::Reply(Message::error_msg(id, OpCode::Query, ResponseCode::FormErr)), None);
     };
+    let asked_bytes = request.edns.as_ref().map(Edns::max_payload);
+    (decide(zone, request, upstream), asked_bytes)
+}
+
+fn decide(zone: &Zone, request: Message, upstream: bool) -> Outcome {
     let mut reply = Message::new(request.metadata.id, MessageType::Response, request.metadata.op_code);
     reply.metadata = Metadata::response_from_request(&request.metadata);
     reply.metadata.recursion_available = upstream;
@@ -63,7 +73,8 @@ pub fn answer(zone: &Zone, packet: &[u8], upstream: bool) -> Outcome {
     }
     let [query] = reply.queries.as_slice() else { return fail(reply, ResponseCode::FormErr) };
     let (name, kind) = (query.name.clone(), query.query_type);
-    if !matches!(query.query_class, DNSClass::IN | DNSClass::ANY) || matches!(kind, RecordType::AXFR | RecordType::IXFR) {
+    if !matches!(query.query_class, DNSClass::IN | DNSClass::ANY) || matches!(kind, RecordType::AXFR | RecordType::IXFR)
+    {
         return fail(reply, ResponseCode::Refused);
     }
     resolve(zone, reply, name, kind, upstream)
@@ -153,15 +164,6 @@ pub fn encode(mut reply: Message, transport: Transport, asked_bytes: Option<u16>
         }
     }
     best
-}
-
-/// How large a reply the asker of a packet can take over UDP, if it says.
-pub fn asked_bytes(packet: &[u8]) -> Option<u16> {
-    // No additional records, no EDNS.
-    if packet.get(10..12) == Some(&[0, 0]) {
-        return None;
-    }
-    Message::from_vec(packet).ok()?.edns.map(|edns| edns.max_payload())
 }
 
 /// Takes what another server said into a reply.

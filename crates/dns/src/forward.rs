@@ -62,7 +62,11 @@ async fn ask_over_tcp(server: SocketAddr, request: &Message, packet: &[u8]) -> i
     let mut buffer = vec![0; usize::from(length)];
     stream.read_exact(&mut buffer).await?;
     let message = Message::from_vec(&buffer).map_err(io::Error::other)?;
-    if answers(request, &message) { Ok(message) } else { Err(io::Error::other(format!("{server} answered another question"))) }
+    if answers(request, &message) {
+        Ok(message)
+    } else {
+        Err(io::Error::other(format!("{server} answered another question")))
+    }
 }
 
 fn answers(request: &Message, message: &Message) -> bool {

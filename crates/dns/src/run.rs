@@ -20,7 +20,7 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::address::{self, Held};
-use crate::answer::{Outcome, Transport, add_foreign, answer, asked_bytes, encode};
+use crate::answer::{Outcome, Transport, add_foreign, answer, encode};
 use crate::zone::{Zone, records};
 use crate::{Config, forward};
 
@@ -195,8 +195,7 @@ impl Server {
                 }
             };
             let packet = &buffer[..length];
-            let size = asked_bytes(packet);
-            let outcome = answer(&self.read(), packet, !self.upstreams.is_empty());
+            let (outcome, size) = answer(&self.read(), packet, !self.upstreams.is_empty());
             match outcome {
                 Outcome::Ignore => {}
                 Outcome::Reply(reply) => {
@@ -214,7 +213,9 @@ impl Server {
                         continue;
                     };
                     tokio::spawn(async move {
-                        if let Some(bytes) = server.finish(asking).await.and_then(|reply| encode(reply, Transport::Udp, size)) {
+                        if let Some(bytes) =
+                            server.finish(asking).await.and_then(|reply| encode(reply, Transport::Udp, size))
+                        {
                             let _ = socket.send_to(&bytes, peer).await;
                         }
                         drop(permit);
@@ -249,7 +250,7 @@ impl Server {
                 stream.read_exact(&mut packet).await.map(|_| packet)
             })
             .await??;
-            let outcome = answer(&self.read(), &packet, !self.upstreams.is_empty());
+            let (outcome, _) = answer(&self.read(), &packet, !self.upstreams.is_empty());
             let Some(bytes) = self.finish(outcome).await.and_then(|reply| encode(reply, Transport::Tcp, None)) else {
                 return Ok(());
             };

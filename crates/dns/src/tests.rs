@@ -8,7 +8,7 @@ use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use serde_json::{Value, json};
 
-use crate::answer::{Outcome, Transport, answer, asked_bytes, encode};
+use crate::answer::{Outcome, Transport, answer, encode};
 use crate::zone::{Zone, records};
 
 fn put(zone: &mut Zone, name: &str, spec: Value, endpoints: Value) {
@@ -25,12 +25,22 @@ fn put(zone: &mut Zone, name: &str, spec: Value, endpoints: Value) {
 fn zone() -> Zone {
     let mut zone = Zone::new("cluster.local", 5).unwrap();
     zone.set_namespaces(HashSet::from(["ns".to_string()]));
-    put(&mut zone, "web", json!({"clusterIP": "10.96.0.5", "clusterIPs": ["10.96.0.5", "fd00::5"],
-        "ports": [{"name": "http", "port": 80}, {"name": "dns", "port": 53, "protocol": "UDP"}]}), json!([]));
+    put(
+        &mut zone,
+        "web",
+        json!({"clusterIP": "10.96.0.5", "clusterIPs": ["10.96.0.5", "fd00::5"],
+        "ports": [{"name": "http", "port": 80}, {"name": "dns", "port": 53, "protocol": "UDP"}]}),
+        json!([]),
+    );
     put(&mut zone, "plain", json!({"clusterIP": "10.96.0.6", "ports": [{"port": 80}]}), json!([]));
-    put(&mut zone, "db", json!({"clusterIP": "None"}), json!([
+    put(
+        &mut zone,
+        "db",
+        json!({"clusterIP": "None"}),
+        json!([
         {"addresses": ["10.244.0.2"], "hostname": "db-0"}, {"addresses": ["10.244.1.2"]},
-        {"addresses": ["10.244.1.3"], "conditions": {"ready": false}}]));
+        {"addresses": ["10.244.1.3"], "conditions": {"ready": false}}]),
+    );
     put(&mut zone, "none", json!({"clusterIP": "None"}), json!([]));
     put(&mut zone, "out", json!({"type": "ExternalName", "externalName": "example.com"}), json!([]));
     put(&mut zone, "in", json!({"type": "ExternalName", "externalName": "plain.ns.svc.cluster.local"}), json!([]));
@@ -57,10 +67,12 @@ fn ask(zone: &Zone, name: &str, kind: RecordType) -> String {
     show(answer(zone, &packet(name, kind, None), false))
 }
 
-fn show(outcome: Outcome) -> String {
+fn show((outcome, _): (Outcome, Option<u16>)) -> String {
     let reply = match outcome {
         Outcome::Reply(reply) => reply,
-        Outcome::Ask { reply, name, kind } => return format!("{} answers, then ask {kind} {name}", reply.answers.len()),
+        Outcome::Ask { reply, name, kind } => {
+            return format!("{} answers, then ask {kind} {name}", reply.answers.len());
+        }
         Outcome::Ignore => return "ignored".into(),
     };
     // As it arrives: through the wire's form.
@@ -104,13 +116,19 @@ fn questions_and_answers() {
         ("_tcp.web.ns.svc.cluster.local.", SRV, "NoError aa; soa"),
         ("_sctp.web.ns.svc.cluster.local.", SRV, "NXDomain aa; soa"),
         // Ports.
-        ("_http._tcp.web.ns.svc.cluster.local.", SRV,
-            "NoError aa; SRV 0 100 80 web.ns.svc.cluster.local.; + web.ns.svc.cluster.local. A 10.96.0.5; + web.ns.svc.cluster.local. AAAA fd00::5"),
+        (
+            "_http._tcp.web.ns.svc.cluster.local.",
+            SRV,
+            "NoError aa; SRV 0 100 80 web.ns.svc.cluster.local.; + web.ns.svc.cluster.local. A 10.96.0.5; + web.ns.svc.cluster.local. AAAA fd00::5",
+        ),
         ("_http._udp.web.ns.svc.cluster.local.", SRV, "NXDomain aa; soa"),
         ("_http._tcp.web.ns.svc.cluster.local.", A, "NoError aa; soa"),
-        ("_dns._udp.db.ns.svc.cluster.local.", SRV,
+        (
+            "_dns._udp.db.ns.svc.cluster.local.",
+            SRV,
             "NoError aa; SRV 0 100 53 db-0.db.ns.svc.cluster.local.; SRV 0 100 53 10-244-1-2.db.ns.svc.cluster.local.; \
-             + 10-244-1-2.db.ns.svc.cluster.local. A 10.244.1.2; + db-0.db.ns.svc.cluster.local. A 10.244.0.2"),
+             + 10-244-1-2.db.ns.svc.cluster.local. A 10.244.1.2; + db-0.db.ns.svc.cluster.local. A 10.244.0.2",
+        ),
         // Headless.
         ("db.ns.svc.cluster.local.", A, "NoError aa; A 10.244.0.2; A 10.244.1.2"),
         ("db-0.db.ns.svc.cluster.local.", A, "NoError aa; A 10.244.0.2"),
@@ -134,8 +152,11 @@ fn questions_and_answers() {
         ("2.0.244.10.in-addr.arpa.", PTR, "NoError aa; PTR db-0.db.ns.svc.cluster.local."),
         ("2.1.244.10.in-addr.arpa.", PTR, "NoError aa; PTR 10-244-1-2.db.ns.svc.cluster.local."),
         ("9.9.9.9.in-addr.arpa.", PTR, "NXDomain"),
-        ("5.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.d.f.ip6.arpa.", PTR,
-            "NoError aa; PTR web.ns.svc.cluster.local."),
+        (
+            "5.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.d.f.ip6.arpa.",
+            PTR,
+            "NoError aa; PTR web.ns.svc.cluster.local.",
+        ),
         // The zone itself.
         ("dns-version.cluster.local.", TXT, "NoError aa; TXT 1.1.0"),
         ("cluster.local.", NS, "NoError aa; NS ns.dns.cluster.local."),
@@ -145,7 +166,10 @@ fn questions_and_answers() {
     ] {
         assert_eq!(ask(&zone, name, kind), expect, "{kind} {name}");
     }
-    assert!(ask(&zone, "cluster.local.", SOA).starts_with("NoError aa; SOA ns.dns.cluster.local. hostmaster.cluster.local."));
+    assert!(
+        ask(&zone, "cluster.local.", SOA)
+            .starts_with("NoError aa; SOA ns.dns.cluster.local. hostmaster.cluster.local.")
+    );
     assert!(ask(&zone, "round.ns.svc.cluster.local.", A).starts_with("ServFail"));
 }
 
@@ -198,12 +222,27 @@ fn odd_packets() {
     assert_eq!(with(&|m| m.metadata.message_type = MessageType::Response), "ignored");
     assert_eq!(with(&|m| m.metadata.op_code = OpCode::Status), "NotImp");
     assert_eq!(with(&|m| m.queries.clear()), "FormErr");
-    assert_eq!(with(&|m| { m.queries[0].set_query_class(DNSClass::CH); }), "Refused");
-    assert_eq!(with(&|m| { m.queries[0].set_query_type(RecordType::AXFR); }), "Refused");
+    assert_eq!(
+        with(&|m| {
+            m.queries[0].set_query_class(DNSClass::CH);
+        }),
+        "Refused"
+    );
+    assert_eq!(
+        with(&|m| {
+            m.queries[0].set_query_type(RecordType::AXFR);
+        }),
+        "Refused"
+    );
     let mut edns = Edns::new();
     edns.set_version(1);
     // The number 16 has two names; with EDNS it is "bad version".
-    assert_eq!(with(&|m| { m.set_edns(edns.clone()); }), "BADSIG");
+    assert_eq!(
+        with(&|m| {
+            m.set_edns(edns.clone());
+        }),
+        "BADSIG"
+    );
     // Whatever comes, nothing breaks.
     let mut noise = good.clone();
     for at in 0..noise.len() {
@@ -223,8 +262,8 @@ fn what_does_not_fit_is_marked() {
     put(&mut zone, "many", json!({"clusterIP": "None"}), Value::Array(endpoints));
     let reply = |edns: Option<u16>, transport| {
         let packet = packet("many.ns.svc.cluster.local.", RecordType::A, edns);
-        let Outcome::Reply(reply) = answer(&zone, &packet, false) else { panic!("no reply") };
-        let bytes = encode(reply, transport, asked_bytes(&packet)).unwrap();
+        let (Outcome::Reply(reply), size) = answer(&zone, &packet, false) else { panic!("no reply") };
+        let bytes = encode(reply, transport, size).unwrap();
         let message = Message::from_vec(&bytes).unwrap();
         assert_eq!(message.metadata.response_code, ResponseCode::NoError);
         (bytes.len(), message.answers.len(), message.metadata.truncation, message.edns.is_some())
@@ -246,7 +285,7 @@ fn the_first_answer_takes_turns() {
     for id in 0..2 {
         let mut message = Message::from_vec(&packet("db.ns.svc.cluster.local.", RecordType::A, None)).unwrap();
         message.metadata.id = id;
-        let Outcome::Reply(reply) = answer(&zone, &message.to_vec().unwrap(), false) else { panic!("no reply") };
+        let (Outcome::Reply(reply), _) = answer(&zone, &message.to_vec().unwrap(), false) else { panic!("no reply") };
         firsts.insert(reply.answers[0].data.to_string());
     }
     assert_eq!(firsts.len(), 2);
@@ -260,8 +299,7 @@ fn how_fast() {
     let began = std::time::Instant::now();
     let rounds = 20_000;
     for _ in 0..rounds {
-        let size = asked_bytes(&packet);
-        let Outcome::Reply(reply) = answer(&zone, &packet, false) else { panic!("no reply") };
+        let (Outcome::Reply(reply), size) = answer(&zone, &packet, false) else { panic!("no reply") };
         assert!(encode(reply, Transport::Udp, size).is_some());
     }
     println!("{:.0} answers a second", f64::from(rounds) / began.elapsed().as_secs_f64());

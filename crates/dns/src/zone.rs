@@ -61,8 +61,14 @@ pub fn records<'a>(
     let spec = service.spec.as_ref()?;
     let (label, namespace) = (service.metadata.name.as_deref()?, service.metadata.namespace.as_deref()?);
     let name = Name::from_labels([label.as_bytes(), namespace.as_bytes(), b"svc"]).ok()?.append_domain(origin).ok()?;
-    let mut out =
-        Records { name, addresses: Vec::new(), alias: None, ports: Vec::new(), hosts: BTreeMap::new(), headless: false };
+    let mut out = Records {
+        name,
+        addresses: Vec::new(),
+        alias: None,
+        ports: Vec::new(),
+        hosts: BTreeMap::new(),
+        headless: false,
+    };
     if spec.type_.as_deref() == Some("ExternalName") {
         let mut target = Name::from_ascii(spec.external_name.as_deref()?).ok()?;
         target.set_fqdn(true);
@@ -270,7 +276,8 @@ impl Zone {
             [] => Lookup::Name(self.apex(kind)),
             ["svc"] | ["pod"] | ["dns"] => nothing,
             ["ns", "dns"] => {
-                let addresses = self.services.get("kube-system/kube-dns").map(|s| s.addresses.clone()).unwrap_or_default();
+                let addresses =
+                    self.services.get("kube-system/kube-dns").map(|s| s.addresses.clone()).unwrap_or_default();
                 Lookup::Name(of_addresses(&addresses, kind))
             }
             ["dns-version"] if kind == RecordType::TXT => {
@@ -311,7 +318,9 @@ impl Zone {
                 None if kind == RecordType::SRV => Lookup::Name(self.srv(records, |_| true)),
                 None => Lookup::Name(of_addresses(&records.addresses, kind)),
             },
-            [host] if records.hosts.contains_key(*host) => Lookup::Name(of_addresses(&records.hosts[*host].addresses, kind)),
+            [host] if records.hosts.contains_key(*host) => {
+                Lookup::Name(of_addresses(&records.hosts[*host].addresses, kind))
+            }
             [protocol] => {
                 let known = |port: &Port| protocol.strip_prefix('_') == Some(&port.protocol);
                 if records.ports.iter().any(known) { Lookup::Name(Found::default()) } else { Lookup::NoSuchName }

@@ -201,7 +201,12 @@ fn parse(reply: &[u8]) -> Option<Connection> {
         }
     }
     let (address, port) = side(answer, Side::Source)?;
-    Some(Connection { protocol, destination: side(original, Side::Destination)?, responder: Endpoint { address, port }, name })
+    Some(Connection {
+        protocol,
+        destination: side(original, Side::Destination)?,
+        responder: Endpoint { address, port },
+        name,
+    })
 }
 
 #[derive(Clone, Copy)]

@@ -73,8 +73,16 @@ pub fn candidates<'a>(
                     ready,
                     serving: conditions.and_then(|c| c.serving).unwrap_or(ready),
                     terminating: conditions.and_then(|c| c.terminating).unwrap_or(false),
-                    for_zones: hints.iter().flat_map(|h| h.for_zones.iter().flatten()).map(|z| z.name.clone()).collect(),
-                    for_nodes: hints.iter().flat_map(|h| h.for_nodes.iter().flatten()).map(|n| n.name.clone()).collect(),
+                    for_zones: hints
+                        .iter()
+                        .flat_map(|h| h.for_zones.iter().flatten())
+                        .map(|z| z.name.clone())
+                        .collect(),
+                    for_nodes: hints
+                        .iter()
+                        .flat_map(|h| h.for_nodes.iter().flatten())
+                        .map(|n| n.name.clone())
+                        .collect(),
                 };
                 // The same address may be in two slices while an endpoint moves from one to the other.
                 let known = out.entry(Endpoint { address, port: number }).or_insert_with(|| candidate.clone());
@@ -96,15 +104,14 @@ pub fn cluster_wide(candidates: &BTreeMap<Endpoint, Candidate>, node: &NodeView)
     let here = |names: &[String], here: &str| !here.is_empty() && names.iter().any(|name| name == here);
     let for_node = |c: &Candidate| here(&c.for_nodes, &node.name);
     let for_zone = |c: &Candidate| here(&c.for_zones, &node.zone);
-    let narrowed: Vec<Endpoint> = if ready.iter().all(|(_, c)| !c.for_nodes.is_empty())
-        && ready.iter().any(|(_, c)| for_node(c))
-    {
-        ready.iter().filter(|(_, c)| for_node(c)).map(|(e, _)| **e).collect()
-    } else if ready.iter().all(|(_, c)| !c.for_zones.is_empty()) && ready.iter().any(|(_, c)| for_zone(c)) {
-        ready.iter().filter(|(_, c)| for_zone(c)).map(|(e, _)| **e).collect()
-    } else {
-        ready.iter().map(|(e, _)| **e).collect()
-    };
+    let narrowed: Vec<Endpoint> =
+        if ready.iter().all(|(_, c)| !c.for_nodes.is_empty()) && ready.iter().any(|(_, c)| for_node(c)) {
+            ready.iter().filter(|(_, c)| for_node(c)).map(|(e, _)| **e).collect()
+        } else if ready.iter().all(|(_, c)| !c.for_zones.is_empty()) && ready.iter().any(|(_, c)| for_zone(c)) {
+            ready.iter().filter(|(_, c)| for_zone(c)).map(|(e, _)| **e).collect()
+        } else {
+            ready.iter().map(|(e, _)| **e).collect()
+        };
     narrowed
 }
 

@@ -210,13 +210,17 @@ impl HealthPorts {
                 let listener = match TcpListener::bind((*address, *port)).await {
                     Ok(listener) => listener,
                     Err(error) => {
-                        tracing::warn!("cannot open the health check port {port} of Service {key} on {address}: {error}");
+                        tracing::warn!(
+                            "cannot open the health check port {port} of Service {key} on {address}: {error}"
+                        );
                         continue;
                     }
                 };
                 let known = Arc::new(AtomicU64::new(*count as u64));
                 let (counted, service, health) = (known.clone(), key.clone(), health.clone());
-                let guard = serve(listener, move |_| service_health(&service, counted.load(Ordering::Relaxed), health.healthy()));
+                let guard = serve(listener, move |_| {
+                    service_health(&service, counted.load(Ordering::Relaxed), health.healthy())
+                });
                 self.open.insert((*address, *port), (key.clone(), known, guard));
             }
         }

@@ -1,7 +1,7 @@
 //! Services and EndpointSlices become one nftables program on this node.
 //!
-//! The core is pure: [`service`] reads objects, [`endpoints`] decides which endpoints count, [`program`] compiles each
-//! Service into a fragment and folds fragments into a [`Ruleset`], [`nft`] writes a ruleset, or the difference between
+//! The core is pure: [`service`] reads objects, [`endpoints`] decides which endpoints count, [`fragment`] compiles one
+//! Service, [`program`](mod@program) folds all into a [`Ruleset`], [`nft`] writes a ruleset, or the difference between
 //! two, as text for `nft -f -`. The shell ([`run`]) follows the API, applies one atomic transaction for all that changed
 //! meanwhile, forgets stale connections ([`conntrack`]), answers health checks ([`health`]) and puts the table back when
 //! somebody else took it apart.
@@ -21,6 +21,7 @@
 
 pub mod conntrack;
 pub mod endpoints;
+pub mod fragment;
 pub mod health;
 pub mod metrics;
 pub mod nft;

@@ -29,7 +29,8 @@ impl Histogram {
         for (count, bound) in self.buckets.iter().zip(BUCKETS) {
             let _ = writeln!(out, "{name}_bucket{{le=\"{bound}\"}} {count}");
         }
-        let _ = writeln!(out, "{name}_bucket{{le=\"+Inf\"}} {0}\n{name}_sum {1}\n{name}_count {0}", self.count, self.sum);
+        let _ =
+            writeln!(out, "{name}_bucket{{le=\"+Inf\"}} {0}\n{name}_sum {1}\n{name}_count {0}", self.count, self.sum);
     }
 }
 
@@ -93,14 +94,48 @@ impl Metrics {
             "Seconds to bring changed Services into effect.",
             &mut out,
         );
-        numbers.full.write("kubeproxy_sync_full_proxy_rules_duration_seconds", "Seconds to write the whole table.", &mut out);
+        numbers.full.write(
+            "kubeproxy_sync_full_proxy_rules_duration_seconds",
+            "Seconds to write the whole table.",
+            &mut out,
+        );
         let plain: [(&str, &str, &str, f64); 7] = [
-            ("kubeproxy_sync_proxy_rules_nftables_sync_failures_total", "counter", "Transactions nft refused.", numbers.failures as f64),
-            ("kubeproxy_sync_proxy_rules_put_back_total", "counter", "Times somebody else had changed the table.", numbers.put_back as f64),
-            ("kubeproxy_conntrack_reconciler_deleted_entries_total", "counter", "Connections forgotten because their endpoint left.", numbers.forgotten as f64),
-            ("kubeproxy_sync_proxy_rules_service_changes_total", "counter", "Changed Services seen.", numbers.service_changes as f64),
-            ("kubeproxy_sync_proxy_rules_endpoint_changes_total", "counter", "Changed EndpointSlices seen.", numbers.endpoint_changes as f64),
-            ("kubeproxy_sync_proxy_rules_last_timestamp_seconds", "gauge", "When rules were last brought into effect.", numbers.last_sync_seconds),
+            (
+                "kubeproxy_sync_proxy_rules_nftables_sync_failures_total",
+                "counter",
+                "Transactions nft refused.",
+                numbers.failures as f64,
+            ),
+            (
+                "kubeproxy_sync_proxy_rules_put_back_total",
+                "counter",
+                "Times somebody else had changed the table.",
+                numbers.put_back as f64,
+            ),
+            (
+                "kubeproxy_conntrack_reconciler_deleted_entries_total",
+                "counter",
+                "Connections forgotten because their endpoint left.",
+                numbers.forgotten as f64,
+            ),
+            (
+                "kubeproxy_sync_proxy_rules_service_changes_total",
+                "counter",
+                "Changed Services seen.",
+                numbers.service_changes as f64,
+            ),
+            (
+                "kubeproxy_sync_proxy_rules_endpoint_changes_total",
+                "counter",
+                "Changed EndpointSlices seen.",
+                numbers.endpoint_changes as f64,
+            ),
+            (
+                "kubeproxy_sync_proxy_rules_last_timestamp_seconds",
+                "gauge",
+                "When rules were last brought into effect.",
+                numbers.last_sync_seconds,
+            ),
             ("kubeproxy_services", "gauge", "Services in the table.", numbers.services as f64),
         ];
         for (name, kind, help, value) in plain {

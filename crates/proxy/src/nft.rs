@@ -10,7 +10,8 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use crate::program::{Delta, MASQUERADE_MARK, NodeView, Ruleset};
+use crate::fragment::MASQUERADE_MARK;
+use crate::program::{Delta, NodeView, Ruleset};
 use crate::service::Protocol;
 use crate::{Config, Family, TABLE};
 
@@ -131,7 +132,9 @@ pub(crate) fn base(family: Family, node: &NodeView, config: &Config) -> Vec<Stri
         "add rule output jump services".to_string(),
         // Somebody on this node holds the address himself.
         format!("add rule services {ip} daddr @cluster-ips fib daddr type local return"),
-        format!("add rule services {ip} daddr . meta l4proto . th dport @restricted {ip} daddr . meta l4proto . th dport . {ip} saddr != @sources drop"),
+        format!(
+            "add rule services {ip} daddr . meta l4proto . th dport @restricted {ip} daddr . meta l4proto . th dport . {ip} saddr != @sources drop"
+        ),
         format!("add rule services {ip} daddr . meta l4proto . th dport vmap @frontends"),
         format!("add rule services {ip} daddr @node-addresses meta l4proto . th dport vmap @node-ports"),
         format!("add rule services {ip} daddr @cluster-ips meta l4proto {{ tcp, udp, sctp }} goto refuse"),
@@ -143,10 +146,9 @@ pub(crate) fn base(family: Family, node: &NodeView, config: &Config) -> Vec<Stri
     ];
     for protocol in [Protocol::Tcp, Protocol::Udp, Protocol::Sctp] {
         // Only `typeof` can say "a random number", and it needs the port's header named: hence a map for each protocol.
-        for (map, address) in [
-            (Map::Endpoints(protocol), format!("{ip} daddr . ")),
-            (Map::NodePortEndpoints(protocol), String::new()),
-        ] {
+        for (map, address) in
+            [(Map::Endpoints(protocol), format!("{ip} daddr . ")), (Map::NodePortEndpoints(protocol), String::new())]
+        {
             let key = format!("{address}{protocol} dport . numgen random mod 65536");
             out.push(format!("add map {} {{ typeof {key} : {ip} daddr . {protocol} dport ; }}", map.name()));
         }

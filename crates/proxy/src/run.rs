@@ -18,10 +18,11 @@ use tokio::process::Command;
 use tokio_util::sync::CancellationToken;
 
 use crate::conntrack::{Netfilter, stale};
+use crate::fragment::{Fragment, compile};
 use crate::health::{Health, HealthPorts, own_servers};
 use crate::metrics::Metrics;
 use crate::nft::{self, Transaction};
-use crate::program::{Delta, NodeView, Ruleset, compile};
+use crate::program::{Delta, NodeView, Ruleset};
 use crate::{Config, Family, TABLE};
 
 /// The index of EndpointSlices by their Service; other components of the process use the same.
@@ -51,7 +52,8 @@ pub async fn run(config: Config, client: Client, cancel: CancellationToken) -> R
         return Ok(());
     }
     let mut netfilter = Netfilter::open().context("cannot speak to netfilter (is this running as root?)")?;
-    let known_generation = netfilter.generation().context("cannot speak to nftables (does the kernel have nf_tables?)")?;
+    let known_generation =
+        netfilter.generation().context("cannot speak to nftables (does the kernel have nf_tables?)")?;
     let mut shell = Shell {
         node: NodeView::default(),
         tables: Vec::new(),
@@ -246,7 +248,7 @@ impl Shell {
         (out, connectionless)
     }
 
-    fn compile(&self, key: &str, family: Family, previous: Option<&crate::program::Fragment>) -> Option<crate::program::Fragment> {
+    fn compile(&self, key: &str, family: Family, previous: Option<&Fragment>) -> Option<Fragment> {
         let service = self.services.get(key)?;
         let service = match service.typed::<core::Service>() {
             Ok(service) => service,
@@ -284,7 +286,10 @@ impl Shell {
         }
         for table in &self.tables {
             if !listing(table.family).await.is_some_and(|listing| nft::intact(&listing, table)) {
-                tracing::warn!("the table {} {TABLE} was changed by somebody else: writing it anew", table.family.nft());
+                tracing::warn!(
+                    "the table {} {TABLE} was changed by somebody else: writing it anew",
+                    table.family.nft()
+                );
                 self.metrics.put_back();
                 self.rewrite = true;
             }
@@ -318,7 +323,11 @@ async fn apply(transaction: &Transaction) -> Result<()> {
     let _ = writing.await;
     if !output.status.success() {
         let said = String::from_utf8_lossy(&output.stderr);
-        bail!("nft refused the transaction ({}): {}", output.status, said.lines().take(6).collect::<Vec<_>>().join(" / "));
+        bail!(
+            "nft refused the transaction ({}): {}",
+            output.status,
+            said.lines().take(6).collect::<Vec<_>>().join(" / ")
+        );
     }
     Ok(())
 }

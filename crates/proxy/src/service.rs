@@ -152,7 +152,8 @@ impl Service {
 }
 
 fn addresses<'a>(texts: impl Iterator<Item = &'a String>, family: Family) -> Vec<IpAddr> {
-    let mut out: Vec<IpAddr> = texts.filter_map(|text| text.parse().ok()).filter(|ip| Family::of(*ip) == family).collect();
+    let mut out: Vec<IpAddr> =
+        texts.filter_map(|text| text.parse().ok()).filter(|ip| Family::of(*ip) == family).collect();
     out.sort();
     out.dedup();
     out

@@ -38,7 +38,9 @@ impl Net {
             run("ip", &["netns", "add", &net.name(place)], "");
             net.ip(place, "link set lo up");
         }
-        for (place, near, far) in [("client", NODE, CLIENT), ("one", "10.8.1.1", "10.8.1.2"), ("two", "10.8.2.1", "10.8.2.2")] {
+        for (place, near, far) in
+            [("client", NODE, CLIENT), ("one", "10.8.1.1", "10.8.1.2"), ("two", "10.8.2.1", "10.8.2.2")]
+        {
             net.ip("node", &format!("link add {place} type veth peer name eth0 netns {}", net.name(place)));
             net.ip("node", &format!("addr add {near}/24 dev {place}"));
             net.ip("node", &format!("link set {place} up"));
@@ -255,7 +257,10 @@ fn packets_go_where_the_program_says() {
     net.answers("client", NODE, 30080, &[("one", CLIENT)]);
     net.answers("one", NODE, 30080, &[("one", "10.8.1.1"), ("two", "10.8.1.2")]);
     next(&mut now, table(spec(json!({"externalTrafficPolicy": "Local"})), &[both[1]]));
-    assert!(matches!(net.ask("client", NODE, 30080).unwrap_err().kind(), std::io::ErrorKind::TimedOut | std::io::ErrorKind::WouldBlock));
+    assert!(matches!(
+        net.ask("client", NODE, 30080).unwrap_err().kind(),
+        std::io::ErrorKind::TimedOut | std::io::ErrorKind::WouldBlock
+    ));
     net.answers("one", NODE, 30080, &[("two", "10.8.1.2")]);
 
     // A client stays with its endpoint.
@@ -264,7 +269,8 @@ fn packets_go_where_the_program_says() {
     net.answers("client", VIP, 80, &[(&chosen.0, &chosen.1)]);
     net.answers("client", NODE, 30080, &[(&chosen.0, &chosen.1)]);
     // Its endpoint goes: it gets the other one.
-    let (stays, other) = if chosen.0 == "one" { (both[1], ("two", "10.8.2.1")) } else { (both[0], ("one", "10.8.1.1")) };
+    let (stays, other) =
+        if chosen.0 == "one" { (both[1], ("two", "10.8.2.1")) } else { (both[0], ("one", "10.8.1.1")) };
     next(&mut now, table(spec(json!({"sessionAffinity": "ClientIP"})), &[stays]));
     net.answers("client", VIP, 80, &[other]);
 
@@ -291,15 +297,18 @@ fn packets_go_where_the_program_says() {
     assert!(!net.nft(&["list", "ruleset"], "").contains(TABLE));
 
     // Load balancer sources, and the other family's table is at least accepted.
-    let mut limited = spec(json!({"type": "LoadBalancer", "loadBalancerSourceRanges": ["203.0.113.0/24", "10.9.0.0/30"]}));
+    let mut limited =
+        spec(json!({"type": "LoadBalancer", "loadBalancerSourceRanges": ["203.0.113.0/24", "10.9.0.0/30"]}));
     limited["externalIPs"] = json!(["198.51.100.7"]);
     net.apply(&full(&table(limited, &both)).text);
     net.answers("client", "198.51.100.7", 80, &[("one", "10.8.1.1"), ("two", "10.8.2.1")]);
     let six: Service = serde_json::from_value(json!({"metadata": {"name": "six", "namespace": "ns"},
-        "spec": {"clusterIP": "fd07::1", "sessionAffinity": "ClientIP", "ports": [{"port": 80}]}})).unwrap();
+        "spec": {"clusterIP": "fd07::1", "sessionAffinity": "ClientIP", "ports": [{"port": 80}]}}))
+    .unwrap();
     let slice: EndpointSlice = serde_json::from_value(json!({
         "metadata": {"name": "six-x", "namespace": "ns", "labels": {"kubernetes.io/service-name": "six"}},
-        "addressType": "IPv6", "endpoints": [{"addresses": ["fd08::1"]}], "ports": [{"port": 8080}]})).unwrap();
+        "addressType": "IPv6", "endpoints": [{"addresses": ["fd08::1"]}], "ports": [{"port": 8080}]}))
+    .unwrap();
     net.apply(&full(&program([&six], [&slice], Family::V6, &view(), &config())).text);
 }
 
@@ -339,7 +348,15 @@ fn ten_thousand_services() {
         let mut delta = proxy::program::Delta::default();
         let previous = table.fragment("ns/s77").cloned();
         let slices = [slice(77, round + 1)];
-        let next = proxy::program::compile("ns/s77", &services[77], &slices, Family::V4, &view(), &config(), previous.as_deref());
+        let next = proxy::fragment::compile(
+            "ns/s77",
+            &services[77],
+            &slices,
+            Family::V4,
+            &view(),
+            &config(),
+            previous.as_deref(),
+        );
         table.update("ns/s77", next, &mut delta);
         let text = proxy::nft::changes(&delta, &table).text;
         let compiled = began.elapsed();

@@ -140,7 +140,9 @@ impl Fabric {
     pub fn ensure(layout: &Layout) -> Result<Fabric> {
         layout.check()?;
         if !nix::unistd::geteuid().is_root() {
-            bail!("the cluster's network needs root: it makes network namespaces (run as root, or use --control-plane-only)");
+            bail!(
+                "the cluster's network needs root: it makes network namespaces (run as root, or use --control-plane-only)"
+            );
         }
         hold_at_home(layout).context("cannot set the host's unreachable routes")?;
         namespace::create(&layout.cluster)
@@ -192,7 +194,11 @@ impl Fabric {
             Netlink::here()
                 .and_then(|mut netlink| {
                     let present = netlink.routes()?;
-                    layout.host_routes().iter().filter(|r| present.contains(r)).try_for_each(|r| netlink.delete_route(r))
+                    layout
+                        .host_routes()
+                        .iter()
+                        .filter(|r| present.contains(r))
+                        .try_for_each(|r| netlink.delete_route(r))
                 })
                 .context("cannot remove the host's unreachable routes"),
         );

@@ -38,7 +38,12 @@ pub async fn routes_in(
     follow(namespace::within(namespace, Netlink::here)?, informers, own_node, cancel).await
 }
 
-async fn follow(mut netlink: Netlink, informers: Arc<Informers>, own: &str, cancel: CancellationToken) -> io::Result<()> {
+async fn follow(
+    mut netlink: Netlink,
+    informers: Arc<Informers>,
+    own: &str,
+    cancel: CancellationToken,
+) -> io::Result<()> {
     let nodes = informers.get::<Node>();
     let mut changes = nodes.subscribe();
     nodes.synced().await;

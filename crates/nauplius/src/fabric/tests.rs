@@ -138,12 +138,19 @@ fn a_lost_node_is_made_again() {
 fn routes_follow_the_node_object() {
     use k8s_openapi::api::core::v1::Node;
     let cases = [
-        (r#"{"spec":{"podCIDR":"10.244.1.0/24"},"status":{"addresses":[{"type":"InternalIP","address":"10.245.0.12"}]}}"#,
-            vec!["10.244.1.0/24 10.245.0.12"]),
-        (r#"{"spec":{"podCIDR":"10.244.1.0/24","podCIDRs":["10.244.1.0/24","fd00::/64","10.244.9.7/24"]},
+        (
+            r#"{"spec":{"podCIDR":"10.244.1.0/24"},"status":{"addresses":[{"type":"InternalIP","address":"10.245.0.12"}]}}"#,
+            vec!["10.244.1.0/24 10.245.0.12"],
+        ),
+        (
+            r#"{"spec":{"podCIDR":"10.244.1.0/24","podCIDRs":["10.244.1.0/24","fd00::/64","10.244.9.7/24"]},
              "status":{"addresses":[{"type":"Hostname","address":"n"},{"type":"InternalIP","address":"10.245.0.12"}]}}"#,
-            vec!["10.244.1.0/24 10.245.0.12", "10.244.9.0/24 10.245.0.12"]),
-        (r#"{"spec":{"podCIDR":"0.0.0.0/0"},"status":{"addresses":[{"type":"InternalIP","address":"10.245.0.12"}]}}"#, vec![]),
+            vec!["10.244.1.0/24 10.245.0.12", "10.244.9.0/24 10.245.0.12"],
+        ),
+        (
+            r#"{"spec":{"podCIDR":"0.0.0.0/0"},"status":{"addresses":[{"type":"InternalIP","address":"10.245.0.12"}]}}"#,
+            vec![],
+        ),
         (r#"{"spec":{"podCIDR":"10.244.1.0/24"}}"#, vec![]),
         (r#"{"spec":{},"status":{"addresses":[{"type":"InternalIP","address":"10.245.0.12"}]}}"#, vec![]),
     ];

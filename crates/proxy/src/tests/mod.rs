@@ -11,8 +11,9 @@ use serde_json::{Value, json};
 
 use crate::conntrack::{Connection, stale};
 use crate::endpoints::{Endpoint, settle};
+use crate::fragment::compile;
 use crate::nft::{changes, full, intact};
-use crate::program::{Delta, compile};
+use crate::program::Delta;
 use crate::service::Protocol;
 use crate::{Config, Family, NodeView, Ruleset, diff, program};
 
@@ -45,7 +46,11 @@ fn table(services: &[core::Service], slices: &[EndpointSlice]) -> Ruleset {
 fn lines(ruleset: &Ruleset) -> Vec<String> {
     let mut out: Vec<String> = Vec::new();
     for ((map, key), (value, _)) in &ruleset.elements {
-        out.push(if value.is_empty() { format!("{} {key}", map.name()) } else { format!("{} {key} : {value}", map.name()) });
+        out.push(if value.is_empty() {
+            format!("{} {key}", map.name())
+        } else {
+            format!("{} {key} : {value}", map.name())
+        });
     }
     for (name, (rules, _)) in &ruleset.chains {
         out.extend(rules.iter().map(|rule| format!("[{name}] {rule}")));
@@ -65,8 +70,12 @@ fn web(extra: Value) -> core::Service {
 }
 
 fn two() -> EndpointSlice {
-    slice("web", json!([{"port": 8080}]), json!([
-        {"addresses": ["10.8.0.2"], "nodeName": "here"}, {"addresses": ["10.8.1.2"], "nodeName": "there"}]))
+    slice(
+        "web",
+        json!([{"port": 8080}]),
+        json!([
+        {"addresses": ["10.8.0.2"], "nodeName": "here"}, {"addresses": ["10.8.1.2"], "nodeName": "there"}]),
+    )
 }
 
 const PICK: &str = "dnat ip addr . port to ip daddr . tcp dport . numgen random mod";
@@ -74,26 +83,31 @@ const NODE_PICK: &str = "dnat ip addr . port to udp dport . numgen random mod";
 
 #[test]
 fn a_cluster_ip_spreads_over_its_endpoints() {
-    check(&[web(json!({}))], &[two()], &[
-        "frontends 10.7.0.1 . tcp . 80 : goto inside-tcp-spread-2",
-        "tcp-endpoints 10.7.0.1 . 80 . 0 : 10.8.0.2 . 8080",
-        "tcp-endpoints 10.7.0.1 . 80 . 1 : 10.8.1.2 . 8080",
-        "cluster-ips 10.7.0.1",
-        "hairpin 10.8.0.2 . 10.8.0.2",
-        "[inside-tcp-spread-2] ip saddr != @pod-networks meta mark set meta mark or 0x4000",
-        "[inside-tcp-spread-2] goto tcp-spread-2",
-        &format!("[tcp-spread-2] {PICK} 2 map @tcp-endpoints"),
-    ]);
+    check(
+        &[web(json!({}))],
+        &[two()],
+        &[
+            "frontends 10.7.0.1 . tcp . 80 : goto inside-tcp-spread-2",
+            "tcp-endpoints 10.7.0.1 . 80 . 0 : 10.8.0.2 . 8080",
+            "tcp-endpoints 10.7.0.1 . 80 . 1 : 10.8.1.2 . 8080",
+            "cluster-ips 10.7.0.1",
+            "hairpin 10.8.0.2 . 10.8.0.2",
+            "[inside-tcp-spread-2] ip saddr != @pod-networks meta mark set meta mark or 0x4000",
+            "[inside-tcp-spread-2] goto tcp-spread-2",
+            &format!("[tcp-spread-2] {PICK} 2 map @tcp-endpoints"),
+        ],
+    );
 }
 
 #[test]
 fn no_endpoints_refuse_and_none_here_is_silence() {
     check(&[web(json!({}))], &[], &["frontends 10.7.0.1 . tcp . 80 : goto refuse", "cluster-ips 10.7.0.1"]);
     let elsewhere = slice("web", json!([{"port": 8080}]), json!([{"addresses": ["10.8.1.2"], "nodeName": "there"}]));
-    check(&[web(json!({"internalTrafficPolicy": "Local"}))], &[elsewhere], &[
-        "frontends 10.7.0.1 . tcp . 80 : drop",
-        "cluster-ips 10.7.0.1",
-    ]);
+    check(
+        &[web(json!({"internalTrafficPolicy": "Local"}))],
+        &[elsewhere],
+        &["frontends 10.7.0.1 . tcp . 80 : drop", "cluster-ips 10.7.0.1"],
+    );
 }
 
 #[test]
@@ -106,8 +120,12 @@ fn internal_traffic_policy_local_stays_here() {
 #[test]
 fn a_node_port_masquerades_or_keeps_the_source() {
     let ports = json!([{"port": 80, "nodePort": 30080, "protocol": "UDP", "name": "u"}]);
-    let endpoints = slice("web", json!([{"port": 53, "name": "u", "protocol": "UDP"}]), json!([
-        {"addresses": ["10.8.0.2"], "nodeName": "here"}, {"addresses": ["10.8.1.2"]}]));
+    let endpoints = slice(
+        "web",
+        json!([{"port": 53, "name": "u", "protocol": "UDP"}]),
+        json!([
+        {"addresses": ["10.8.0.2"], "nodeName": "here"}, {"addresses": ["10.8.1.2"]}]),
+    );
     let got = lines(&table(&[web(json!({"type": "NodePort", "ports": ports}))], std::slice::from_ref(&endpoints)));
     for line in [
         "node-ports udp . 30080 : goto masquerade-udp-node-port-spread-2",
@@ -138,7 +156,8 @@ fn load_balancer_addresses_and_external_ips() {
         "loadBalancerSourceRanges": ["203.0.113.0/25", "203.0.113.128/25", "fd00::/8"],
         "externalTrafficPolicy": "Local", "healthCheckNodePort": 31000}));
     balanced.status = serde_json::from_value(json!({"loadBalancer": {"ingress": [
-        {"ip": "198.51.100.8"}, {"ip": "198.51.100.9", "ipMode": "Proxy"}, {"hostname": "x"}]}})).unwrap();
+        {"ip": "198.51.100.8"}, {"ip": "198.51.100.9", "ipMode": "Proxy"}, {"hostname": "x"}]}}))
+    .unwrap();
     let ruleset = table(&[balanced], &[two()]);
     let got = lines(&ruleset);
     for line in [
@@ -149,7 +168,10 @@ fn load_balancer_addresses_and_external_ips() {
     ] {
         assert!(got.contains(&line.to_string()), "{line}\n{got:#?}");
     }
-    assert!(!got.iter().any(|line| line.contains("198.51.100.9") || line.contains("restricted 198.51.100.7")), "{got:#?}");
+    assert!(
+        !got.iter().any(|line| line.contains("198.51.100.9") || line.contains("restricted 198.51.100.7")),
+        "{got:#?}"
+    );
     assert_eq!(ruleset.fragment("ns/web").unwrap().health, Some((31000, 1)));
 }
 
@@ -188,14 +210,21 @@ fn which_endpoints_count() {
         out[key] = value;
         out
     };
-    let leaving = |n: u8, serving: bool| with(n, "conditions", json!({"ready": false, "serving": serving, "terminating": true}));
+    let leaving =
+        |n: u8, serving: bool| with(n, "conditions", json!({"ready": false, "serving": serving, "terminating": true}));
     let zone = |n: u8, zone: &str| with(n, "hints", json!({"forZones": [{"name": zone}]}));
     let node = |n: u8, node: &str| with(n, "hints", json!({"forZones": [{"name": "a"}], "forNodes": [{"name": node}]}));
-    let cases: Vec<(&str, Vec<Value>, &[u8], &[u8])> = vec![
+    type Case = (&'static str, Vec<Value>, &'static [u8], &'static [u8]);
+    let cases: Vec<Case> = vec![
         ("all ready", vec![ready(1), ready(2)], &[1, 2], &[2]),
         ("not ready is left out", vec![ready(1), with(2, "conditions", json!({"ready": false}))], &[1], &[]),
         ("terminating only when nobody else", vec![ready(1), leaving(2, true), leaving(3, true)], &[1], &[2]),
-        ("the last ones serve while they leave", vec![leaving(2, true), leaving(3, true), leaving(4, false)], &[2, 3], &[2]),
+        (
+            "the last ones serve while they leave",
+            vec![leaving(2, true), leaving(3, true), leaving(4, false)],
+            &[2, 3],
+            &[2],
+        ),
         ("zone hints", vec![zone(1, "a"), zone(2, "b")], &[1], &[2]),
         ("a missing hint voids all", vec![zone(1, "a"), ready(2)], &[1, 2], &[2]),
         ("no hint for here voids all", vec![zone(1, "b"), zone(2, "b")], &[1, 2], &[2]),
@@ -204,7 +233,9 @@ fn which_endpoints_count() {
     ];
     for (what, endpoints, cluster, local) in cases {
         let slice = slice("web", json!([{"port": 80}]), Value::Array(endpoints));
-        let service = web(json!({"type": "NodePort", "externalTrafficPolicy": "Local", "ports": [{"port": 80, "nodePort": 30000}]}));
+        let service = web(
+            json!({"type": "NodePort", "externalTrafficPolicy": "Local", "ports": [{"port": 80, "nodePort": 30000}]}),
+        );
         let ruleset = table(&[service], &[slice]);
         let behind = ruleset.behind(&crate::service::Front::NodePort(Protocol::Tcp, 30000)).unwrap();
         let addresses = |numbers: &[u8]| -> Vec<Endpoint> {
@@ -219,17 +250,27 @@ fn which_endpoints_count() {
 fn ports_are_matched_by_name_and_protocol_over_all_slices() {
     let spec = json!({"clusterIP": "10.7.0.1", "ports": [
         {"name": "dns", "port": 53, "protocol": "UDP"}, {"name": "dns-tcp", "port": 53}]});
-    let one = slice("web", json!([{"name": "dns", "protocol": "UDP", "port": 5353}, {"name": "dns-tcp", "port": 5354}]),
-        json!([{"addresses": ["10.8.0.2"]}]));
-    let other = slice("web", json!([{"name": "dns-tcp", "port": 6000}]), json!([{"addresses": ["10.8.0.3"]}, {"addresses": ["10.8.0.2"]}]));
+    let one = slice(
+        "web",
+        json!([{"name": "dns", "protocol": "UDP", "port": 5353}, {"name": "dns-tcp", "port": 5354}]),
+        json!([{"addresses": ["10.8.0.2"]}]),
+    );
+    let other = slice(
+        "web",
+        json!([{"name": "dns-tcp", "port": 6000}]),
+        json!([{"addresses": ["10.8.0.3"]}, {"addresses": ["10.8.0.2"]}]),
+    );
     let got = lines(&table(&[service("web", spec)], &[one, other]));
     let endpoints: Vec<&String> = got.iter().filter(|line| line.contains("-endpoints ")).collect();
-    assert_eq!(endpoints, [
-        "tcp-endpoints 10.7.0.1 . 53 . 0 : 10.8.0.2 . 5354",
-        "tcp-endpoints 10.7.0.1 . 53 . 1 : 10.8.0.2 . 6000",
-        "tcp-endpoints 10.7.0.1 . 53 . 2 : 10.8.0.3 . 6000",
-        "udp-endpoints 10.7.0.1 . 53 . 0 : 10.8.0.2 . 5353",
-    ]);
+    assert_eq!(
+        endpoints,
+        [
+            "tcp-endpoints 10.7.0.1 . 53 . 0 : 10.8.0.2 . 5354",
+            "tcp-endpoints 10.7.0.1 . 53 . 1 : 10.8.0.2 . 6000",
+            "tcp-endpoints 10.7.0.1 . 53 . 2 : 10.8.0.3 . 6000",
+            "udp-endpoints 10.7.0.1 . 53 . 0 : 10.8.0.2 . 5353",
+        ]
+    );
 }
 
 #[test]
@@ -237,24 +278,36 @@ fn ipv6_has_its_own_table() {
     let spec = json!({"clusterIP": "10.7.0.1", "clusterIPs": ["10.7.0.1", "fd07::1"], "ports": [{"port": 80}]});
     let six = slice("web", json!([{"port": 8080}]), json!([{"addresses": ["fd08::2"]}]));
     let ruleset = program([&service("web", spec)], [&six, &two()], Family::V6, &view(), &config());
-    assert_eq!(lines(&ruleset), [
-        "frontends fd07::1 . tcp . 80 : goto tcp-spread-1",
-        "tcp-endpoints fd07::1 . 80 . 0 : fd08::2 . 8080",
-        "cluster-ips fd07::1",
-        "[tcp-spread-1] dnat ip6 addr . port to ip6 daddr . tcp dport . numgen random mod 1 map @tcp-endpoints",
-    ]);
-    assert!(full(&ruleset).text.contains("add element ip6 nauplius-proxy frontends { fd07::1 . tcp . 80 : goto tcp-spread-1 }"));
+    assert_eq!(
+        lines(&ruleset),
+        [
+            "frontends fd07::1 . tcp . 80 : goto tcp-spread-1",
+            "tcp-endpoints fd07::1 . 80 . 0 : fd08::2 . 8080",
+            "cluster-ips fd07::1",
+            "[tcp-spread-1] dnat ip6 addr . port to ip6 daddr . tcp dport . numgen random mod 1 map @tcp-endpoints",
+        ]
+    );
+    assert!(
+        full(&ruleset)
+            .text
+            .contains("add element ip6 nauplius-proxy frontends { fd07::1 . tcp . 80 : goto tcp-spread-1 }")
+    );
 }
 
 #[test]
 fn the_first_by_name_has_a_contested_address() {
-    let claim = |name: &str, ip: &str| service(name, json!({"clusterIP": ip, "externalIPs": ["198.51.100.7"], "ports": [{"port": 80}]}));
+    let claim = |name: &str, ip: &str| {
+        service(name, json!({"clusterIP": ip, "externalIPs": ["198.51.100.7"], "ports": [{"port": 80}]}))
+    };
     let endpoints = |name: &str, ip: &str| slice(name, json!([{"port": 80}]), json!([{"addresses": [ip]}]));
     let (a, b) = (claim("a", "10.7.0.1"), claim("b", "10.7.0.2"));
     let (of_a, of_b) = (endpoints("a", "10.8.0.1"), endpoints("b", "10.8.0.2"));
     let mut ruleset = table(&[b, a], &[of_b, of_a]);
     let holder = |ruleset: &Ruleset| {
-        lines(ruleset).into_iter().find(|line| line.starts_with("tcp-endpoints 198.51.100.7")).map(|line| line[line.len() - 13..].to_string())
+        lines(ruleset)
+            .into_iter()
+            .find(|line| line.starts_with("tcp-endpoints 198.51.100.7"))
+            .map(|line| line[line.len() - 13..].to_string())
     };
     assert_eq!(holder(&ruleset).as_deref(), Some("10.8.0.1 . 80"));
     ruleset.update("ns/a", None, &mut Delta::default());
@@ -299,7 +352,8 @@ delete chain ip nauplius-proxy tcp-spread-2
         let old = ruleset.clone();
         let mut delta = Delta::default();
         let previous = ruleset.fragment("ns/web").cloned();
-        let next = compile("ns/web", &service, [&endpoints(after)], Family::V4, &view(), &config(), previous.as_deref());
+        let next =
+            compile("ns/web", &service, [&endpoints(after)], Family::V4, &view(), &config(), previous.as_deref());
         ruleset.update("ns/web", next, &mut delta);
         assert_eq!(changes(&delta, &ruleset).text, expect, "{before:?} → {after:?}");
         assert_eq!(diff(&old, &ruleset).text, expect, "{before:?} → {after:?}");
@@ -309,16 +363,20 @@ delete chain ip nauplius-proxy tcp-spread-2
 #[test]
 fn another_service_is_not_touched() {
     let other = service("other", json!({"clusterIP": "10.7.0.9", "ports": [{"port": 80}]}));
-    let of_other = slice("other", json!([{"port": 80}]), json!([{"addresses": ["10.8.0.8"]}, {"addresses": ["10.8.0.9"]}]));
+    let of_other =
+        slice("other", json!([{"port": 80}]), json!([{"addresses": ["10.8.0.8"]}, {"addresses": ["10.8.0.9"]}]));
     let mut ruleset = table(&[web(json!({})), other], &[two(), of_other]);
     let mut delta = Delta::default();
     ruleset.update("ns/web", None, &mut delta);
-    assert_eq!(changes(&delta, &ruleset).text, "\
+    assert_eq!(
+        changes(&delta, &ruleset).text,
+        "\
 delete element ip nauplius-proxy frontends { 10.7.0.1 . tcp . 80 }
 delete element ip nauplius-proxy tcp-endpoints { 10.7.0.1 . 80 . 0, 10.7.0.1 . 80 . 1 }
 delete element ip nauplius-proxy cluster-ips { 10.7.0.1 }
 delete element ip nauplius-proxy hairpin { 10.8.0.2 . 10.8.0.2 }
-");
+"
+    );
 }
 
 #[test]
@@ -357,7 +415,11 @@ fn stale_connections() {
     ] {
         let connection = [Connection::example(Protocol::Udp, (ip(to), port), Endpoint { address: ip(by), port: on })];
         assert_eq!(!stale(&connection, &with, &view()).is_empty(), expect_with, "{to}:{port} by {by}");
-        assert_eq!(!stale(&connection, &without, &view()).is_empty(), expect_without, "{to}:{port} by {by}, no endpoints");
+        assert_eq!(
+            !stale(&connection, &without, &view()).is_empty(),
+            expect_without,
+            "{to}:{port} by {by}, no endpoints"
+        );
     }
 }
 
@@ -372,7 +434,10 @@ fn health_answers() {
     let answer = crate::health::service_health("ns/web", 2, true);
     assert_eq!(answer.status, 200);
     let body: Value = serde_json::from_str(&answer.body).unwrap();
-    assert_eq!(body, json!({"service": {"namespace": "ns", "name": "web"}, "localEndpoints": 2, "serviceProxyHealthy": true}));
+    assert_eq!(
+        body,
+        json!({"service": {"namespace": "ns", "name": "web"}, "localEndpoints": 2, "serviceProxyHealthy": true})
+    );
     assert_eq!(crate::health::service_health("ns/web", 0, true).status, 503);
     assert_eq!(crate::health::service_health("ns/web", 2, false).status, 503);
 }

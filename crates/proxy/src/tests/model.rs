@@ -10,8 +10,9 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use serde_json::{Value, json};
 
 use super::{service, slice, view};
+use crate::fragment::compile;
 use crate::nft::{changes, full};
-use crate::program::{Delta, compile};
+use crate::program::Delta;
 use crate::{Config, Family, Ruleset};
 
 /// What the table holds.
@@ -53,7 +54,10 @@ impl Model {
                 ["delete", "set"] => {
                     self.sets.remove(words[4]).expect(line);
                     let at = format!("@{} ", words[4]);
-                    assert!(!self.chains.values().flatten().any(|rule| format!("{rule} ").contains(&at)), "in use: {line}");
+                    assert!(
+                        !self.chains.values().flatten().any(|rule| format!("{rule} ").contains(&at)),
+                        "in use: {line}"
+                    );
                 }
                 [verb @ ("add" | "delete"), "element"] => {
                     let list = rest(5);
@@ -197,6 +201,9 @@ enum Outcome {
     Untouched,
 }
 
+/// An endpoint: number, local, ready, serving.
+type Listed = (u8, bool, bool, bool);
+
 /// A small Service as the objects say it, before any cleverness.
 #[derive(Clone, Debug)]
 struct Plain {
@@ -206,8 +213,7 @@ struct Plain {
     affinity: bool,
     internal_local: bool,
     external_local: bool,
-    /// Number, local, ready, serving.
-    endpoints: Vec<(u8, bool, bool, bool)>,
+    endpoints: Vec<Listed>,
 }
 
 impl Plain {
@@ -236,12 +242,12 @@ impl Plain {
     }
 
     fn usable(&self, local_only: bool) -> BTreeSet<String> {
-        let near = |e: &&(u8, bool, bool, bool)| e.1 || !local_only;
-        let pick = |want: &dyn Fn(&(u8, bool, bool, bool)) -> bool| -> BTreeSet<String> {
+        let near = |e: &&Listed| e.1 || !local_only;
+        let pick = |want: fn(&Listed) -> bool| -> BTreeSet<String> {
             self.endpoints.iter().filter(near).filter(|e| want(e)).map(|e| format!("10.8.0.{}:8080", e.0)).collect()
         };
-        let ready = pick(&|e| e.2);
-        if ready.is_empty() { pick(&|e| e.3) } else { ready }
+        let ready = pick(|e| e.2);
+        if ready.is_empty() { pick(|e| e.3) } else { ready }
     }
 
     fn expect(&self, source: Source, external: bool) -> (Outcome, bool) {
@@ -334,7 +340,11 @@ fn random_histories() {
                 let protocol = plain.protocol.to_lowercase();
                 for source in [Source::Pod, Source::Node, Source::Outside] {
                     let ip = format!("10.7.0.{number}");
-                    assert_eq!(model.packet(source, &ip, &protocol, 80), plain.expect(source, false), "{source:?} → {plain:?}");
+                    assert_eq!(
+                        model.packet(source, &ip, &protocol, 80),
+                        plain.expect(source, false),
+                        "{source:?} → {plain:?}"
+                    );
                     let port = 30000 + u16::from(*number);
                     let got = model.packet(source, "192.0.2.1", &protocol, port);
                     assert_eq!(got, plain.expect(source, true), "{source:?} → node port of {plain:?}");

@@ -1,0 +1,318 @@
+//! One Service compiled into what it contributes to the table.
+//!
+//! A [`Fragment`] holds map elements, chains and sets as nft writes them, and for each front the endpoints behind it. The
+//! chains that spread over N endpoints are the same for all Services, so their names say all that is in them; only
+//! session affinity needs chains and sets of a Service's own. A pure function of the objects, the node and the
+//! configuration; it does not know what other Services there are.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+use k8s_openapi::api::core::v1 as core;
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+
+use crate::endpoints::{self, Endpoint};
+use crate::nft::Map;
+use crate::program::NodeView;
+use crate::service::{Front, Service};
+use crate::{Config, Family};
+
+/// Set on a packet whose source must be rewritten when it leaves; taken off again at that point.
+pub(crate) const MASQUERADE_MARK: u32 = 0x4000;
+/// Node-local endpoints of a port live in the same map as the cluster-wide ones, from this index on.
+const LOCAL_OFFSET: usize = 0x8000;
+/// Endpoints of one port beyond this are left out: indexes of the two sets must not meet.
+pub const MAX_ENDPOINTS: usize = LOCAL_OFFSET;
+/// Clients remembered for one endpoint of a Service with session affinity; nft refuses to forget this bound itself.
+const MAX_AFFINE_CLIENTS: usize = 65_535;
+
+/// The endpoints behind one front, in the order of their indexes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Behind {
+    pub cluster: Vec<Endpoint>,
+    pub local: Vec<Endpoint>,
+    pub(crate) elements: BTreeMap<(Map, Arc<str>), Arc<str>>,
+}
+
+/// What one Service contributes to the table.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Fragment {
+    pub(crate) fronts: BTreeMap<Front, Behind>,
+    /// Elements that several Services may share, without a value.
+    pub(crate) shared: BTreeSet<(Map, Arc<str>)>,
+    /// Chains by name with their rules; the name of a shared chain says all that is in it.
+    pub(crate) chains: BTreeMap<Arc<str>, Arc<[String]>>,
+    /// Sets by name with their declaration.
+    pub(crate) sets: BTreeMap<Arc<str>, Arc<str>>,
+    /// The health check port and how many local endpoints it reports.
+    pub health: Option<(u16, usize)>,
+}
+
+/// Compiles one Service; `None` when there is nothing to do for it. `previous` is what it compiled to before: endpoints
+/// keep their indexes from there.
+pub fn compile<'a>(
+    key: &str,
+    service: &core::Service,
+    slices: impl IntoIterator<Item = &'a EndpointSlice> + Clone,
+    family: Family,
+    node: &NodeView,
+    config: &Config,
+    previous: Option<&Fragment>,
+) -> Option<Fragment> {
+    let service = Service::read(service, family)?;
+    let mut compiler = Compiler { family, config, fragment: Fragment::default(), previous };
+    let mut local_count = BTreeSet::new();
+    for port in &service.ports {
+        let candidates = endpoints::candidates(slices.clone(), port, family, node);
+        let cluster = endpoints::cluster_wide(&candidates, node);
+        let local = endpoints::node_local(&candidates);
+        local_count.extend(candidates.iter().filter(|(_, c)| c.local && c.ready).map(|(e, _)| e.address));
+        for (endpoint, _) in candidates.iter().filter(|(_, c)| c.local) {
+            let pair = format!("{0} . {0}", endpoint.address);
+            compiler.fragment.shared.insert((Map::Hairpin, pair.into()));
+        }
+        let affinity = service.affinity.map(|seconds| Affinity {
+            id: fnv1a(&format!("{key}/{}/{}/{seconds}", port.name, port.protocol)),
+            protocol: port.protocol.to_string(),
+            seconds,
+        });
+        let internal = Reach::Internal { local: service.internal_local };
+        let external = Reach::External { local: service.external_local };
+        let front = |ip: &IpAddr| Front::Address(*ip, port.protocol, port.port);
+        for ip in &service.cluster_ips {
+            compiler.fragment.shared.insert((Map::ClusterIps, ip.to_string().into()));
+            compiler.front(front(ip), internal, &cluster, &local, affinity.as_ref(), &[]);
+        }
+        for ip in &service.external_ips {
+            compiler.front(front(ip), external, &cluster, &local, affinity.as_ref(), &[]);
+        }
+        for ip in &service.balancer_ips {
+            compiler.front(front(ip), external, &cluster, &local, affinity.as_ref(), &service.source_ranges);
+        }
+        if let Some(number) = port.node_port {
+            let front = Front::NodePort(port.protocol, number);
+            compiler.front(front, external, &cluster, &local, affinity.as_ref(), &[]);
+        }
+    }
+    compiler.fragment.health = service.health_port.map(|port| (port, local_count.len()));
+    Some(compiler.fragment)
+}
+
+/// From where a front is meant to be used, and whether only this node's endpoints may serve it.
+#[derive(Clone, Copy)]
+enum Reach {
+    Internal { local: bool },
+    External { local: bool },
+}
+
+struct Affinity {
+    id: u64,
+    protocol: String,
+    seconds: u32,
+}
+
+struct Compiler<'a> {
+    family: Family,
+    config: &'a Config,
+    fragment: Fragment,
+    previous: Option<&'a Fragment>,
+}
+
+impl Compiler<'_> {
+    fn front(
+        &mut self,
+        front: Front,
+        reach: Reach,
+        cluster: &[Endpoint],
+        local: &[Endpoint],
+        affinity: Option<&Affinity>,
+        sources: &[IpNet],
+    ) {
+        if self.fragment.fronts.contains_key(&front) {
+            return;
+        }
+        let before = self.previous.and_then(|previous| previous.fronts.get(&front));
+        let keep = |old: Option<&Vec<Endpoint>>, new: &[Endpoint]| {
+            endpoints::settle(old.map_or(&[], |old| old), &new[..new.len().min(MAX_ENDPOINTS)])
+        };
+        let only_local = matches!(reach, Reach::Internal { local: true });
+        let mut behind = Behind {
+            cluster: if only_local { Vec::new() } else { keep(before.map(|b| &b.cluster), cluster) },
+            local: match reach {
+                Reach::Internal { local: true } | Reach::External { local: true } => {
+                    keep(before.map(|b| &b.local), local)
+                }
+                _ => Vec::new(),
+            },
+            elements: BTreeMap::new(),
+        };
+        let verdict = match reach {
+            Reach::Internal { local } => {
+                let here = if local { &behind.local } else { &behind.cluster };
+                match self.picker(&front, here, local, affinity, &mut behind.elements) {
+                    Some(picker) => self.inside(&picker),
+                    // Endpoints there are, but not here: silence, as upstream; else nobody could ever answer.
+                    None if local && !cluster.is_empty() => "drop".to_string(),
+                    None => "goto refuse".to_string(),
+                }
+            }
+            Reach::External { local: false } => {
+                match self.picker(&front, &behind.cluster, false, affinity, &mut behind.elements) {
+                    Some(picker) => self.masqueraded(&picker),
+                    None => "goto refuse".to_string(),
+                }
+            }
+            Reach::External { local: true } => {
+                let anywhere = self.picker(&front, &behind.cluster, false, affinity, &mut behind.elements);
+                let here = self.picker(&front, &behind.local, true, affinity, &mut behind.elements);
+                match anywhere {
+                    Some(anywhere) => self.short_circuit(&anywhere, here.as_deref()),
+                    None => match here {
+                        Some(here) => format!("goto {here}"),
+                        None => "goto refuse".to_string(),
+                    },
+                }
+            }
+        };
+        let (map, key) = match front {
+            Front::Address(ip, protocol, port) => (Map::Frontends, format!("{ip} . {protocol} . {port}")),
+            Front::NodePort(protocol, port) => (Map::NodePorts, format!("{protocol} . {port}")),
+        };
+        if !sources.is_empty() {
+            behind.elements.insert((Map::Restricted, key.as_str().into()), "".into());
+            for source in sources {
+                behind.elements.insert((Map::Sources, format!("{key} . {source}").into()), "".into());
+            }
+        }
+        behind.elements.insert((map, key.into()), verdict.into());
+        self.fragment.fronts.insert(front, behind);
+    }
+
+    /// The chain that picks one of `endpoints`, none when there are none.
+    fn picker(
+        &mut self,
+        front: &Front,
+        endpoints: &[Endpoint],
+        local: bool,
+        affinity: Option<&Affinity>,
+        elements: &mut BTreeMap<(Map, Arc<str>), Arc<str>>,
+    ) -> Option<String> {
+        if endpoints.is_empty() {
+            return None;
+        }
+        if let Some(affinity) = affinity {
+            return Some(self.affine(endpoints, local, affinity));
+        }
+        let (map, protocol, prefix, kind) = match *front {
+            Front::Address(ip, protocol, port) => {
+                (Map::Endpoints(protocol), protocol, format!("{ip} . {port}"), "spread")
+            }
+            Front::NodePort(protocol, port) => {
+                (Map::NodePortEndpoints(protocol), protocol, port.to_string(), "node-port-spread")
+            }
+        };
+        let offset = if local { LOCAL_OFFSET } else { 0 };
+        for (index, endpoint) in endpoints.iter().enumerate() {
+            let key = format!("{prefix} . {}", offset + index);
+            elements.insert((map, key.into()), format!("{} . {}", endpoint.address, endpoint.port).into());
+        }
+        let (family, count) = (self.family.nft(), endpoints.len());
+        let key = if matches!(front, Front::Address(..)) { format!("{family} daddr . ") } else { String::new() };
+        let shift = if local { format!(" offset {LOCAL_OFFSET}") } else { String::new() };
+        let rule = format!(
+            "dnat {family} addr . port to {key}{protocol} dport . numgen random mod {count}{shift} map @{}",
+            map.name()
+        );
+        let name = format!("{protocol}-{kind}{}-{count}", if local { "-local" } else { "" });
+        self.chain(&name, [rule]);
+        Some(name)
+    }
+
+    /// Clients seen lately go where they went; the others anywhere, and are remembered there.
+    fn affine(&mut self, endpoints: &[Endpoint], local: bool, affinity: &Affinity) -> String {
+        let family = self.family.nft();
+        let stem = format!("affinity-{:016x}", affinity.id);
+        let mut sorted = endpoints.to_vec();
+        sorted.sort();
+        let mut rules = Vec::new();
+        let mut choices = Vec::new();
+        for (index, endpoint) in sorted.iter().enumerate() {
+            let name = format!("{stem}-{:016x}", fnv1a(&endpoint.to_string()));
+            let kind = if self.family == Family::V4 { "ipv4_addr" } else { "ipv6_addr" };
+            let declaration = format!(
+                "type {kind} ; flags dynamic,timeout ; timeout {}s ; size {MAX_AFFINE_CLIENTS} ;",
+                affinity.seconds
+            );
+            self.fragment.sets.insert(name.as_str().into(), declaration.into());
+            self.chain(
+                &name,
+                [
+                    format!("update @{name} {{ {family} saddr }}"),
+                    format!("meta l4proto {} dnat to {endpoint}", affinity.protocol),
+                ],
+            );
+            rules.push(format!("{family} saddr @{name} goto {name}"));
+            choices.push(format!("{index} : goto {name}"));
+        }
+        rules.push(format!("numgen random mod {} vmap {{ {} }}", sorted.len(), choices.join(", ")));
+        let name = if local { format!("{stem}-local") } else { stem };
+        self.chain(&name, rules);
+        name
+    }
+
+    /// Through a cluster IP: who is not a pod is masqueraded, so that the answer comes back this way.
+    fn inside(&mut self, picker: &str) -> String {
+        if self.config.masquerade_all {
+            return self.masqueraded(picker);
+        }
+        if !self.knows_pods() {
+            return format!("goto {picker}");
+        }
+        let name = format!("inside-{picker}");
+        let family = self.family.nft();
+        self.chain(
+            &name,
+            [
+                format!("{family} saddr != @pod-networks meta mark set meta mark or {MASQUERADE_MARK:#x}"),
+                format!("goto {picker}"),
+            ],
+        );
+        format!("goto {name}")
+    }
+
+    fn masqueraded(&mut self, picker: &str) -> String {
+        let name = format!("masquerade-{picker}");
+        self.chain(&name, [format!("meta mark set meta mark or {MASQUERADE_MARK:#x}"), format!("goto {picker}")]);
+        format!("goto {name}")
+    }
+
+    /// From outside only to this node's endpoints, with the client's own address. Pods and the node itself are not
+    /// outside: for them it is as if they had used the cluster IP.
+    fn short_circuit(&mut self, anywhere: &str, here: Option<&str>) -> String {
+        let name = format!("outside-{anywhere}-{}", here.unwrap_or("none"));
+        let family = self.family.nft();
+        let mut rules = Vec::new();
+        if self.knows_pods() {
+            rules.push(format!("{family} saddr @pod-networks goto {anywhere}"));
+        }
+        rules.push(format!("fib saddr type local meta mark set meta mark or {MASQUERADE_MARK:#x} goto {anywhere}"));
+        rules.push(here.map_or("drop".to_string(), |here| format!("goto {here}")));
+        self.chain(&name, rules);
+        format!("goto {name}")
+    }
+
+    fn knows_pods(&self) -> bool {
+        self.config.cluster_cidrs.iter().any(|net| Family::of(net.addr()) == self.family)
+    }
+
+    fn chain(&mut self, name: &str, rules: impl IntoIterator<Item = String>) {
+        self.fragment.chains.entry(name.into()).or_insert_with(|| rules.into_iter().collect());
+    }
+}
+
+/// 64-bit FNV-1a: stable names for chains and sets.
+fn fnv1a(text: &str) -> u64 {
+    text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+}
