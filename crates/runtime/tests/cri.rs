@@ -105,7 +105,7 @@ async fn a_pod_lives_and_dies() {
         (status.state(), status.exit_code, status.reason.as_str()),
         (ContainerState::ContainerExited, 3, "Error")
     );
-    assert_eq!(log_text(&logs.join("one/main.log")), "out\nerr\ntail\n");
+    assert_eq!(log_text(&logs.join("one/main.log")), "out\nerr\ntail");
     let raw = std::fs::read_to_string(logs.join("one/main.log")).unwrap();
     assert!(raw.contains(" stdout F out\n") && raw.contains(" stderr F err\n"), "{raw}");
 

@@ -1,7 +1,8 @@
 //! Container output in the kubelet's log format: `<RFC3339Nano> <stream> <F|P> <line>`.
 //!
 //! Guarantees: every byte the container wrote, in order within a stream; a line longer than the limit is split into
-//! partial records (P) closed by a full one (F). A full disk loses output, never stops the container.
+//! partial records (P) closed by a full one (F),
+//! and what ends without a line end stays partial. A full disk loses output, never stops the container.
 
 use std::fs::File;
 use std::io::Write;
@@ -77,12 +78,12 @@ impl Log {
         self.append(&out);
     }
 
-    /// A stream has ended: what it left unfinished becomes its last line.
+    /// A stream has ended: what it left unfinished becomes a partial line, so that readers add no line end to it.
     pub fn finish(&mut self, stream: Stream) {
         let rest = std::mem::take(&mut self.pending[stream as usize]);
         if !rest.is_empty() {
             let mut out = Vec::new();
-            record(&mut out, &timestamp(super::sys::now()), stream, 'F', &[&rest]);
+            record(&mut out, &timestamp(super::sys::now()), stream, 'P', &[&rest]);
             self.append(&out);
         }
     }
@@ -149,7 +150,7 @@ mod tests {
         let cases: &[(&[&str], &[(&str, usize)])] = &[
             (&["a\nb\n"], &[("F", 1), ("F", 1)]),
             (&["a", "b\n"], &[("F", 2)]),
-            (&["no newline"], &[("F", 10)]),
+            (&["no newline"], &[("P", 10)]),
             (&[&long, "\n"], &[("P", MAX_LINE), ("F", 0)]),
             (&[&format!("{long}\n")], &[("F", MAX_LINE)]),
             (&[&format!("{long}yy\n")], &[("P", MAX_LINE), ("F", 2)]),
