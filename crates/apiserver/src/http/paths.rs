@@ -75,7 +75,7 @@ pub fn serve(server: &Arc<ApiServer>, parts: &Parts) -> Result<Response<Body>, S
 
 pub fn version() -> Value {
     json!({
-        "major": MAJOR, "minor": MINOR, "gitVersion": GIT_VERSION, "gitCommit": option_env!("NAUPLIUS_COMMIT").unwrap_or_default(),
+        "major": MAJOR, "minor": MINOR, "gitVersion": GIT_VERSION, "gitCommit": option_env!("NAUPLIUS_COMMIT").unwrap_or("unknown"),
         "gitTreeState": "clean", "buildDate": "2026-08-01T00:00:00Z", "goVersion": "go1.25.0", "compiler": "gc", "platform": format!("linux/{}", platform()),
         "emulationMajor": MAJOR, "emulationMinor": MINOR, "minCompatibilityMajor": MAJOR, "minCompatibilityMinor": "36",
     })

@@ -44,6 +44,12 @@ fn text<'a>(body: &'a Value, pointer: &str) -> &'a str {
 pub async fn serve(server: &Arc<ApiServer>, call: Connect, request: Request<Incoming>) -> Result<Response<Body>, Status> {
     server.await_newest().await?;
     let r = &call.request;
+    let proxied = r.subresource == "proxy";
+    if proxied && call.rest.is_empty() && matches!(*request.method(), Method::GET | Method::HEAD) && !is_upgrade(request.headers()) {
+        return Ok(to_root(request.uri()));
+    }
+    // What stands before the proxied path: links in the answer must go through the proxy, too.
+    let prefix = request.uri().path().strip_suffix(&*call.rest).unwrap_or_default().to_string();
     let destination = match (&*r.resource.resource, &*r.subresource) {
         ("pods", "proxy") => pod_proxy(server, &call)?,
         ("services", "proxy") => service_proxy(server, &call)?,
@@ -54,7 +60,19 @@ pub async fn serve(server: &Arc<ApiServer>, call: Connect, request: Request<Inco
         ("pods", "log" | "exec" | "attach" | "portforward") => pod_stream(server, &call, request.method())?,
         _ => return Err(Status::unknown_path()),
     };
-    forward(server, destination, request).await
+    let response = forward(server, destination, request).await?;
+    if proxied { Ok(super::rewrite::links(response, &prefix).await) } else { Ok(response) }
+}
+
+/// The root of what is proxied ends in a slash, so that its relative links work.
+fn to_root(uri: &Uri) -> Response<Body> {
+    let location = with_query(&format!("{}/", uri.path()), uri.query().unwrap_or_default());
+    let mut response = Response::new(crate::http::full(bytes::Bytes::new()));
+    *response.status_mut() = StatusCode::MOVED_PERMANENTLY;
+    if let Ok(location) = HeaderValue::from_str(&location) {
+        response.headers_mut().insert(header::LOCATION, location);
+    }
+    response
 }
 
 fn or_root(path: &str) -> String {

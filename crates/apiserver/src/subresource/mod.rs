@@ -3,6 +3,7 @@
 //! Streams and proxied calls are in [`connect`]; they are not answered with objects.
 
 pub mod connect;
+mod rewrite;
 pub mod scale;
 mod token;
 

@@ -8,6 +8,9 @@ use super::{Descriptions, Kind, Source, Version, custom_name, gvk_value, object}
 use crate::schema::{Field, ListKind, META_GROUP, PatchStrategy, Presence, Scalar, Shape, TypeId, View, builtin};
 use crate::{GroupVersion, Gvk};
 
+/// A kind whose fields of every kind are described as any kind's are.
+const EVERY_KIND: &str = "io.k8s.api.core.v1.Pod";
+
 const META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1";
 const APIEXTENSIONS: &str = "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1";
 
@@ -125,7 +128,11 @@ impl<'a> Definitions<'a> {
                 // Held back while the reference is made, which needs the definitions.
                 properties.insert("metadata".into(), Value::Null);
             }
-            let metadata = self.named(&format!("{META}.ObjectMeta"));
+            let mut metadata = self.named(&format!("{META}.ObjectMeta"));
+            // What every kind says of its metadata, a built-in one says it in.
+            if let Value::Object(metadata) = &mut metadata {
+                self.sentence(metadata, EVERY_KIND, Some("metadata"));
+            }
             if let Some(slot) = body.get_mut("properties").and_then(|p| p.get_mut("metadata")) {
                 *slot = metadata;
             }
