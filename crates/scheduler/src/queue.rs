@@ -272,3 +272,60 @@ impl PodQueue {
         [delayed, forgotten].into_iter().flatten().min()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pod::Specs;
+    use crate::verdict::Plugin;
+    use serde_json::json;
+
+    #[test]
+    fn pods_wait_their_turn() {
+        let (mut queue, mut specs) = (PodQueue::new(Duration::from_secs(1), Duration::from_secs(10)), Specs::default());
+        let start = Instant::now();
+        let at = |seconds: u64| start + Duration::from_secs(seconds);
+        let mut put = |queue: &mut PodQueue, name: &str, priority: i32, gated: bool| {
+            let body = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": "n", "uid": name},
+                "spec": {"priority": priority}});
+            let object = Arc::new(Object::from_value(&body).unwrap());
+            let pod = Pod::new(&object, &serde_json::from_slice(object.raw()).unwrap(), &mut specs);
+            queue.put(pod, object, Condition::default(), gated, start);
+        };
+        put(&mut queue, "a", 0, false);
+        put(&mut queue, "b", 5, false);
+        put(&mut queue, "c", 0, false);
+        put(&mut queue, "gated", 9, true);
+        put(&mut queue, "a", 0, false);
+        let pop = |queue: &mut PodQueue, seconds| queue.pop(at(seconds)).map(|k| k.to_string());
+        assert_eq!(pop(&mut queue, 0).as_deref(), Some("n/b"), "the important first");
+        assert_eq!(pop(&mut queue, 0).as_deref(), Some("n/a"), "then who came first");
+        let by = Plugins::of(&[Plugin::NodeResourcesFit]);
+        queue.refused(&"n/a".into(), by);
+        queue.failed(&"n/b".into(), at(0));
+        assert_eq!(pop(&mut queue, 0).as_deref(), Some("n/c"));
+        assert!(!queue.is_ready() && queue.next() == Some(at(1)));
+        queue.advance(at(1));
+        assert_eq!(pop(&mut queue, 1).as_deref(), Some("n/b"));
+        queue.failed(&"n/b".into(), at(1));
+        assert_eq!(queue.next(), Some(at(3)), "the delay doubles");
+        // Nothing else to do: no need to wait for the delay.
+        queue.wake(at(0), |w| w.refused_by.intersects(by).then_some(true));
+        assert_eq!(pop(&mut queue, 1).as_deref(), Some("n/a"));
+        queue.refused(&"n/a".into(), by);
+        queue.wake(at(1), |_| Some(false));
+        assert_eq!(pop(&mut queue, 2), None);
+        queue.advance(at(3));
+        assert_eq!(pop(&mut queue, 3).as_deref(), Some("n/b"));
+        assert_eq!(pop(&mut queue, 3).as_deref(), Some("n/a"));
+        queue.refused(&"n/a".into(), by);
+        put(&mut queue, "a", 1, false);
+        assert_eq!(pop(&mut queue, 3).as_deref(), Some("n/a"), "it asks for something else now");
+        put(&mut queue, "gated", 9, false);
+        assert_eq!(pop(&mut queue, 3).as_deref(), Some("n/gated"));
+        queue.refused(&"n/gated".into(), by);
+        assert_eq!(queue.next(), Some(at(303)), "nobody is forgotten");
+        queue.remove(&"n/gated".into());
+        assert_eq!(queue.next(), None);
+    }
+}

@@ -380,3 +380,82 @@ fn identical_pods_fill_a_cluster_evenly() {
     assert!(cluster.core.snapshot.nodes().iter().all(|n| n.count == 4));
     assert_eq!(cluster.ask(&cpu("1")), "0/50 nodes are available: 50 Insufficient cpu.");
 }
+
+fn important(priority: i32, amount: &str, rest: Value) -> Value {
+    let mut body = cpu(amount);
+    merge(&mut body, &json!({"spec": {"priority": priority}}));
+    merge(&mut body, &rest);
+    body
+}
+
+impl Cluster {
+    /// `node: victims`, or why none.
+    fn preempt(&mut self, rest: &Value) -> String {
+        let pod = self.pod("asked", rest);
+        let mut rng = SmallRng::seed_from_u64(3);
+        let why = self.core.schedule(&pod, &mut rng).expect_err("a node has room");
+        match self.core.preempt(&pod, &why, &mut rng) {
+            Ok(plan) => {
+                let victims: Vec<&str> = plan.victims.iter().map(|v| meta::object::split_key(&v.key).1).collect();
+                format!("{}: {}", self.core.snapshot.node(plan.node).name, victims.join(" "))
+            }
+            Err(why) => why,
+        }
+    }
+}
+
+#[test]
+fn the_least_is_lost_where_room_is_made() {
+    let started = |at: &str| json!({"status": {"startTime": format!("2024-01-01T00:00:0{at}Z")}});
+    let app = |name: &str| json!({"metadata": {"labels": {"app": name}}});
+    // (pods: name, node, body), who asks, what comes of it.
+    type Case = (Vec<(&'static str, &'static str, Value)>, Value, &'static str);
+    let none = || json!({});
+    let cases: Vec<Case> = vec![
+        (vec![("p", "a", important(5, "4", none())), ("q", "b", important(4, "4", none()))], important(9, "1", none()), "b: q"),
+        (vec![("p", "a", important(9, "4", none())), ("q", "b", important(9, "4", none()))], important(9, "1", none()),
+            "0/2 nodes are available: 2 No preemption victims found for incoming pod."),
+        (vec![], important(9, "5", none()), "0/2 nodes are available: 2 Preemption is not helpful for scheduling."),
+        // Two of less sum or one of more: the highest victim counts first, then the sum.
+        (vec![("p", "a", important(3, "4", none())), ("q", "b", important(3, "2", none())), ("r", "b", important(1, "2", none()))],
+            important(9, "3", none()), "a: p"),
+        // The most important are taken back first.
+        (vec![("p", "a", important(3, "2", none())), ("q", "a", important(2, "2", none())), ("x", "b", important(99, "4", none()))],
+            important(9, "2", none()), "a: q"),
+        // Of equals, the one that started last.
+        (vec![("p", "a", important(3, "4", started("1"))), ("q", "b", important(3, "4", started("2")))], important(9, "1", none()), "b: q"),
+        // Who keeps others away can be made to go.
+        (vec![("p", "a", important(3, "1", { let mut b = near("podAntiAffinity", true, "y", "kubernetes.io/hostname", none()); merge(&mut b, &app("p")); b })),
+              ("q", "b", important(99, "4", none()))], important(9, "1", app("y")), "a: p"),
+        // Who is protected is spared, if another can go.
+        (vec![("p", "a", important(1, "4", app("guarded"))), ("q", "b", important(5, "4", none()))], important(9, "1", none()), "b: q"),
+        (vec![("p", "a", important(1, "4", app("guarded"))), ("q", "b", important(50, "4", none()))], important(9, "1", none()), "a: p"),
+        (vec![("p", "a", important(1, "4", none()))], important(9, "4", json!({"spec": {"preemptionPolicy": "Never"}})), "not eligible due to preemptionPolicy=Never."),
+    ];
+    for (pods, asks, expect) in cases {
+        let mut cluster = Cluster::new(&[("a", json!({})), ("b", json!({}))]);
+        let budget = object("PodDisruptionBudget", "n/b", &json!({"apiVersion": "policy/v1", "spec": {"selector": {"matchLabels": {"app": "guarded"}}},
+            "status": {"disruptionsAllowed": 0}}));
+        let change = client::Change { key: "n/b".into(), old: None, new: Some(std::sync::Arc::new(budget)) };
+        cluster.core.budgets.take(&change);
+        if pods.len() == 1 {
+            cluster.core.snapshot.remove_node("b");
+        }
+        for (name, node, body) in &pods {
+            cluster.place(name, node, body);
+        }
+        assert_eq!(cluster.preempt(&asks), expect, "{pods:?} {asks}");
+    }
+}
+
+#[test]
+fn room_made_for_one_is_not_taken_by_another() {
+    let mut cluster = Cluster::new(&[("a", json!({})), ("b", json!({"status": {"allocatable": {"cpu": "1"}}}))]);
+    let waits = cluster.pod("waits", &important(5, "4", json!({})));
+    let a = crate::symbol::Symbol::of("a");
+    cluster.core.nominations.set(&waits, Some(a));
+    assert_eq!(cluster.ask(&important(5, "1", json!({}))), "b");
+    assert_eq!(cluster.ask(&important(6, "4", json!({}))), "a", "the more important may");
+    cluster.core.nominations.set(&waits, None);
+    assert_eq!(cluster.ask(&important(5, "4", json!({}))), "a");
+}
