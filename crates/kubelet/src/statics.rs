@@ -35,10 +35,14 @@ impl Statics {
         self.running().contains_key(uid)
     }
 
-    /// The API shows a mirror: one whose pod no longer runs here is removed.
+    /// The API shows a mirror: a new one is told how its pod is, one whose pod no longer runs here is removed.
     pub fn mirror_seen(&self, context: &Arc<Context>, mirror: &Arc<Pod>) {
         let hash = mirror.metadata.annotations.as_ref().and_then(|a| a.get(names::CONFIG_MIRROR)).cloned().unwrap_or_default();
         if self.is_static(&hash) {
+            if mirror.status.as_ref().is_none_or(|s| s.start_time.is_none()) {
+                // A new mirror knows nothing yet.
+                context.workers.resend(&hash);
+            }
             return;
         }
         let (context, mirror) = (context.clone(), mirror.clone());

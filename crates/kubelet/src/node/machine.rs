@@ -154,6 +154,8 @@ pub fn addresses(config: &Config) -> Vec<IpAddr> {
     let mut found: Vec<IpAddr> = nix::ifaddrs::getifaddrs()
         .into_iter()
         .flatten()
+        // Addresses of services and the like may sit on the loopback interface.
+        .filter(|i| !i.flags.contains(nix::net::if_::InterfaceFlags::IFF_LOOPBACK))
         .filter_map(|i| {
             let address = i.address?;
             let v4 = address.as_sockaddr_in().map(|a| IpAddr::from(a.ip()));

@@ -20,6 +20,7 @@ pub struct Inbox {
     latest: Mutex<Latest>,
     notify: Notify,
     references: AtomicBool,
+    resend: AtomicBool,
     /// Set once the pod must end, so that long work for a living pod is given up.
     pub ending: CancellationToken,
 }
@@ -35,6 +36,7 @@ impl Inbox {
             latest: Mutex::new(Latest { pod, removed: false }),
             notify: Notify::new(),
             references: AtomicBool::new(false),
+            resend: AtomicBool::new(false),
             ending: CancellationToken::new(),
         };
         if ends(&inbox.latest()) {
@@ -83,6 +85,16 @@ impl Inbox {
     /// Whether references changed since last asked.
     pub fn take_references(&self) -> bool {
         self.references.swap(false, Ordering::AcqRel)
+    }
+
+    /// The API has lost the pod's status: report all of it again.
+    pub fn resend(&self) {
+        self.resend.store(true, Ordering::Release);
+        self.notify.notify_one();
+    }
+
+    pub fn take_resend(&self) -> bool {
+        self.resend.swap(false, Ordering::AcqRel)
     }
 
     pub async fn woken(&self) {

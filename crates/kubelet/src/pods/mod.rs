@@ -72,6 +72,13 @@ impl Workers {
         }
     }
 
+    /// The API has lost the pod's status.
+    pub fn resend(&self, uid: &str) {
+        if let Some(inbox) = self.inbox(uid) {
+            inbox.resend();
+        }
+    }
+
     /// The pods that have a worker, finished ones included.
     pub fn pods(&self) -> Vec<Arc<Pod>> {
         self.places().values().map(|p| p.inbox.latest().pod).collect()

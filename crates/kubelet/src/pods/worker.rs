@@ -208,6 +208,9 @@ impl Worker {
                 failed.retry_at = failed.retry_at.min(now);
             }
         }
+        if self.inbox.take_resend() {
+            self.reporter = Reporter::start(self.context.client.clone(), pod, PodStatus::default());
+        }
         self.judge_resize(pod, &seen);
         let now = Timestamp::now();
         let deadline = self.judge(pod, now);
@@ -442,7 +445,9 @@ impl Worker {
             }
             self.inbox.woken().await;
         }
-        self.reporter.flush().await;
+        if !self.inbox.latest().removed {
+            self.reporter.flush().await;
+        }
         self.forget().await;
     }
 

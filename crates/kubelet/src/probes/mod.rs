@@ -41,18 +41,13 @@ impl Which {
 type Results = Arc<Mutex<HashMap<String, Probed>>>;
 
 /// The probes of one pod.
+#[derive(Default)]
 pub struct Probes {
     tasks: HashMap<String, AbortOnDropHandle<()>>,
     results: Results,
     ending: Arc<AtomicBool>,
     /// The first look after a start of the agent takes over what was known.
     adopted: bool,
-}
-
-impl Default for Probes {
-    fn default() -> Self {
-        Self { tasks: HashMap::new(), results: Arc::default(), ending: Arc::default(), adopted: false }
-    }
 }
 
 struct Prober {
