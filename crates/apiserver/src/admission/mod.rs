@@ -3,13 +3,20 @@
 //! Built-in plugins in upstream's order, each in a file of its own. Mutating ones run first, then, on the prepared and
 //! validated object, the validating ones.
 
+pub(crate) mod amounts;
+mod certificates;
 mod default_tolerations;
+mod limit_ranger;
 mod namespace_lifecycle;
 mod node_restriction;
 mod node_taint;
 mod priority;
+mod rbac_escalation;
+mod resource_quota;
+mod runtime_class;
 mod service_account;
 pub mod service_address;
+mod storage_class;
 mod storage_protection;
 
 use async_trait::async_trait;
@@ -17,6 +24,7 @@ use meta::{Status, Value, Verb};
 
 use crate::pipeline::Target;
 use crate::server::ApiServer;
+use crate::webhook::admission as webhook;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Operation {
@@ -79,13 +87,21 @@ pub trait Plugin: Send + Sync {
 
 const PLUGINS: &[&dyn Plugin] = &[
     &namespace_lifecycle::NamespaceLifecycle,
+    &limit_ranger::LimitRanger,
     &service_account::ServiceAccount,
     &node_restriction::NodeRestriction,
     &node_taint::TaintNodesByCondition,
     &priority::Priority,
     &default_tolerations::DefaultTolerationSeconds,
-    &service_address::ServiceAddress,
+    &storage_class::DefaultStorageClass,
     &storage_protection::StorageProtection,
+    &storage_class::PersistentVolumeClaimResize,
+    &runtime_class::RuntimeClass,
+    &certificates::Certificates,
+    &rbac_escalation::RbacEscalation,
+    &service_address::ServiceAddress,
+    // Last: nothing refuses what has been charged.
+    &resource_quota::ResourceQuota,
 ];
 
 /// The mark a delete leaves is part of that delete, which was admitted as one.
@@ -100,6 +116,15 @@ pub async fn mutate(server: &ApiServer, a: &mut Attributes<'_>, object: &mut Val
     for plugin in PLUGINS {
         plugin.mutate(server, a, object, old).await?;
     }
+    let mut round = webhook::Round::default();
+    if !webhook::mutate(server, a, object, old, &mut round).await? {
+        return Ok(());
+    }
+    // What webhooks changed is new to the plugins, and to webhooks that came before the one that changed it.
+    for plugin in PLUGINS {
+        plugin.mutate(server, a, object, old).await?;
+    }
+    webhook::mutate(server, a, object, old, &mut round.again()).await?;
     Ok(())
 }
 
@@ -110,5 +135,5 @@ pub async fn validate(server: &ApiServer, a: &Attributes<'_>, object: Option<&Va
     for plugin in PLUGINS {
         plugin.validate(server, a, object, old).await?;
     }
-    Ok(())
+    webhook::validate(server, a, object, old).await
 }

@@ -36,6 +36,9 @@ impl Plugin for Priority {
         }
         spec.insert("priority".into(), value.into());
         let policy = class.as_ref().and_then(|class| class["preemptionPolicy"].as_str()).unwrap_or("PreemptLowerPriority");
+        if let Some(said) = spec.get("preemptionPolicy").and_then(Value::as_str).filter(|said| *said != policy) {
+            return Err(a.forbid(&pod_name, format!("the string value of PreemptionPolicy ({said}) must not be provided in pod spec; priority admission controller computed {policy} from the given PriorityClass name")));
+        }
         spec.entry("preemptionPolicy").or_insert_with(|| policy.into());
         if class_name.is_empty() && let Some(class) = &class {
             spec.insert("priorityClassName".into(), class["metadata"]["name"].clone());

@@ -1,0 +1,63 @@
+//! DefaultStorageClass and PersistentVolumeClaimResize: which class a claim gets, and whether that lets it grow.
+
+use async_trait::async_trait;
+use meta::{Status, Value};
+use meta::quantity::Quantity;
+
+use super::{Attributes, Operation, Plugin};
+use crate::server::ApiServer;
+
+pub struct DefaultStorageClass;
+pub struct PersistentVolumeClaimResize;
+
+const GROUP: &str = "storage.k8s.io";
+const DEFAULT: [&str; 2] = ["storageclass.kubernetes.io/is-default-class", "storageclass.beta.kubernetes.io/is-default-class"];
+const BETA_CLASS: &str = "volume.beta.kubernetes.io/storage-class";
+
+#[async_trait]
+impl Plugin for DefaultStorageClass {
+    async fn mutate(&self, server: &ApiServer, a: &Attributes<'_>, claim: &mut Value, _old: Option<&Value>) -> Result<(), Status> {
+        let chosen = !claim["spec"]["storageClassName"].is_null() || !claim["metadata"]["annotations"][BETA_CLASS].is_null();
+        if !a.creates("", "persistentvolumeclaims") || chosen || !claim["spec"].is_object() {
+            return Ok(());
+        }
+        // The newest of several; of one moment's, the first by name.
+        let mut best: Option<Value> = None;
+        for class in server.lookup_all(GROUP, "storageclasses", "") {
+            let class = class.value().map_err(Status::internal)?;
+            let is_default = DEFAULT.iter().any(|key| class["metadata"]["annotations"][*key] == "true");
+            let made = |class: &Value| class["metadata"]["creationTimestamp"].as_str().unwrap_or_default().to_string();
+            if is_default && best.as_ref().is_none_or(|b| made(&class) > made(b)) {
+                best = Some(class);
+            }
+        }
+        if let Some(class) = best {
+            claim["spec"]["storageClassName"] = class["metadata"]["name"].clone();
+        }
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl Plugin for PersistentVolumeClaimResize {
+    async fn validate(&self, server: &ApiServer, a: &Attributes<'_>, object: Option<&Value>, old: Option<&Value>) -> Result<(), Status> {
+        if !a.is("", "persistentvolumeclaims") || a.operation != Operation::Update {
+            return Ok(());
+        }
+        let (Some(claim), Some(old)) = (object, old) else { return Ok(()) };
+        let size = |claim: &Value| Quantity::from_value(&claim["spec"]["resources"]["requests"]["storage"]).unwrap_or_else(|_| Quantity::zero());
+        if size(claim) <= size(old) {
+            return Ok(());
+        }
+        let name = claim["metadata"]["name"].as_str().unwrap_or_default();
+        if old["status"]["phase"] != "Bound" {
+            return Err(a.forbid(name, "Only bound persistent volume claims can be expanded"));
+        }
+        let class = claim["metadata"]["annotations"][BETA_CLASS].as_str().or(claim["spec"]["storageClassName"].as_str()).unwrap_or_default();
+        let class = server.lookup(GROUP, "storageclasses", "", class).map(|class| class.value()).transpose().map_err(Status::internal)?;
+        if class.is_some_and(|class| class["allowVolumeExpansion"] == true) {
+            return Ok(());
+        }
+        Err(a.forbid(name, "only dynamically provisioned pvc can be resized and the storageclass that provisions the pvc must support resize"))
+    }
+}
