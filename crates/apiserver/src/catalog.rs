@@ -11,6 +11,7 @@ use resources::{Resource, ResourceVersion};
 use store::KeyValue;
 
 use crate::cache::Cache;
+use crate::webhook::conversion::Conversion;
 
 /// A kind and its objects.
 pub struct Served {
@@ -19,22 +20,24 @@ pub struct Served {
     pub cache: Option<Arc<Cache>>,
     /// The row whose form objects are stored in, where that is another group's (events).
     stored_as: Option<Arc<Served>>,
+    /// Who turns one version into another, where that is not the strategy.
+    conversion: Option<Arc<Conversion>>,
 }
 
 impl Served {
     pub fn new(resource: Resource) -> Arc<Self> {
         let cache = (!resource.prefix.is_empty()).then(|| Arc::new(Cache::new(resource.prefix.clone(), decoder(&resource))));
-        Arc::new(Self { resource, cache, stored_as: None })
+        Arc::new(Self { resource, cache, stored_as: None, conversion: None })
     }
 
-    /// The same kind anew over the cache it had.
-    pub fn keeping(resource: Resource, cache: Arc<Cache>) -> Arc<Self> {
-        Arc::new(Self { resource, cache: Some(cache), stored_as: None })
+    /// A custom kind over its cache: the one it had, if it is not new.
+    pub fn custom(resource: Resource, cache: Arc<Cache>, conversion: Option<Arc<Conversion>>) -> Arc<Self> {
+        Arc::new(Self { resource, cache: Some(cache), stored_as: None, conversion })
     }
 
     /// A kind whose objects are stored in the form of another group's row, in that row's cache (events).
     pub fn sharing(resource: Resource, owner: &Arc<Served>) -> Arc<Self> {
-        Arc::new(Self { resource, cache: owner.cache.clone(), stored_as: Some(owner.clone()) })
+        Arc::new(Self { resource, cache: owner.cache.clone(), stored_as: Some(owner.clone()), conversion: None })
     }
 
     /// The row objects are stored as: its schema defaults them and says who owns what.
@@ -53,8 +56,12 @@ impl Served {
     }
 
     /// Turns a tree in a served version into the stored form, `apiVersion` and `kind` included.
-    pub fn to_storage(&self, body: &mut Value, version: &str) -> Result<(), Status> {
+    pub async fn to_storage(&self, body: &mut Value, version: &str) -> Result<(), Status> {
         let stored = self.storage().storage_gvk();
+        if let Some(conversion) = &self.conversion {
+            body["apiVersion"] = self.resource.group_version(version).to_string().into();
+            return self.through(conversion, body, self.resource.storage_version()).await;
+        }
         match &self.stored_as {
             // Between groups the strategy is told whole apiVersions.
             Some(_) => self.resource.strategy.convert(body, &self.resource.group_version(version).to_string(), &stored.api_version())?,
@@ -67,9 +74,12 @@ impl Served {
     }
 
     /// Turns a stored tree into a served version.
-    pub fn from_storage(&self, body: &mut Value, version: &str) -> Result<(), Status> {
+    pub async fn from_storage(&self, body: &mut Value, version: &str) -> Result<(), Status> {
         let shown = self.resource.group_version(version).to_string();
         let stored = body["apiVersion"].as_str().unwrap_or_default().to_string();
+        if let (Some(conversion), Some(version)) = (&self.conversion, self.resource.version(version)) {
+            return self.through(conversion, body, version).await;
+        }
         if stored != shown {
             match &self.stored_as {
                 Some(_) => self.resource.strategy.convert(body, &stored, &shown)?,
@@ -82,16 +92,81 @@ impl Served {
     }
 
     /// A stored object as `version` shows it: itself when nothing differs.
-    pub fn present(&self, object: Arc<Object>, version: &ResourceVersion) -> Result<Arc<Object>, Status> {
-        if self.stored_as.is_none() && self.is_storage(version) && object.api_version.rsplit('/').next() == Some(&*version.name) {
+    pub async fn present(&self, object: Arc<Object>, version: &ResourceVersion) -> Result<Arc<Object>, Status> {
+        if self.is_shown_as_stored(&object, version) {
             return Ok(object);
         }
         let mut body = object.value().map_err(Status::internal)?;
-        self.from_storage(&mut body, &version.name)?;
-        let mut shown = Object::from_value(&body).map_err(Status::internal)?;
-        shown.fields = object.fields.clone();
-        Ok(Arc::new(shown))
+        self.from_storage(&mut body, &version.name).await?;
+        shown(&object, &body)
     }
+
+    /// Many stored objects as `version` shows them; a webhook converts them together.
+    pub async fn present_all(&self, objects: &mut [Arc<Object>], version: &ResourceVersion) -> Result<(), Status> {
+        let Some(conversion) = &self.conversion else {
+            for object in objects {
+                *object = self.present(object.clone(), version).await?;
+            }
+            return Ok(());
+        };
+        let others = objects.iter_mut().filter(|o| !self.is_shown_as_stored(o, version)).collect::<Vec<_>>();
+        let bodies: Result<Vec<Value>, _> = others.iter().map(|o| o.value()).collect();
+        let mut bodies = bodies.map_err(Status::internal)?;
+        conversion.convert(&mut bodies, &self.resource.group_version(&version.name).to_string()).await?;
+        for (object, mut body) in others.into_iter().zip(bodies) {
+            fit(version, &mut body)?;
+            *object = shown(object, &body)?;
+        }
+        Ok(())
+    }
+
+    /// A stored tree in the storage version of now: a webhook's kind may hold trees of an earlier one.
+    pub async fn renew(&self, body: &mut Value) -> Result<(), Status> {
+        match &self.conversion {
+            Some(conversion) => self.through(conversion, body, self.resource.storage_version()).await,
+            None => Ok(()),
+        }
+    }
+
+    fn is_shown_as_stored(&self, object: &Object, version: &ResourceVersion) -> bool {
+        self.stored_as.is_none() && self.is_storage(version) && object.api_version.rsplit('/').next() == Some(&*version.name)
+    }
+
+    async fn through(&self, conversion: &Conversion, body: &mut Value, version: &ResourceVersion) -> Result<(), Status> {
+        let wanted = self.resource.group_version(&version.name).to_string();
+        if body["apiVersion"] == wanted {
+            return Ok(());
+        }
+        conversion.convert(std::slice::from_mut(body), &wanted).await?;
+        fit(version, body)
+    }
+}
+
+fn shown(stored: &Object, body: &Value) -> Result<Arc<Object>, Status> {
+    let mut shown = Object::from_value(body).map_err(Status::internal)?;
+    shown.fields = stored.fields.clone();
+    Ok(Arc::new(shown))
+}
+
+/// What a webhook made is pruned and defaulted as if a client had sent it.
+fn fit(version: &ResourceVersion, body: &mut Value) -> Result<(), Status> {
+    meta::schema::prune(version.schema.root(), body, &mut meta::decode::Issues::default()).map_err(Status::internal)?;
+    meta::schema::default(version.schema.root(), body);
+    Ok(())
+}
+
+/// As [`decoder`], of a kind whose versions differ in more than name: each object stays in the version it was stored in.
+pub fn decoder_as_stored(resource: &Resource) -> Box<crate::cache::Decode> {
+    let resource = resource.clone();
+    Box::new(move |stored: &KeyValue| {
+        let mut body: Value = serde_json::from_slice(&stored.value).map_err(|e| e.to_string())?;
+        let version = body["apiVersion"].as_str().and_then(|v| resource.version(v.rsplit('/').next()?));
+        meta::schema::default(version.unwrap_or(resource.storage_version()).schema.root(), &mut body);
+        let raw = meta::object::encode_stored(&body).map_err(|e| e.to_string())?;
+        let mut object = Object::from_stored_body(raw, &body, stored.mod_revision).map_err(|e| e.to_string())?;
+        object.fields = resource.select_fields(&body);
+        Ok(object)
+    })
 }
 
 /// How a kind's stored bytes become objects. Custom kinds are defaulted as they are read, since their schema may have

@@ -20,6 +20,7 @@ use crate::clock;
 use crate::pipeline::Target;
 use crate::pipeline::write::Change;
 use crate::server::ApiServer;
+use crate::webhook::conversion::Conversion;
 
 const GROUP: &str = "apiextensions.k8s.io";
 const PLURAL: &str = "customresourcedefinitions";
@@ -240,7 +241,7 @@ async fn define(server: &Arc<ApiServer>, object: &Arc<Object>) -> Result<(), Sta
     let resource = row(&definition);
     let served = conflict.is_none() && resource.is_ok();
     if let (Ok(resource), None) = (&resource, &conflict) {
-        publish(server, resource.clone()).await?;
+        publish(server, resource.clone(), Conversion::of(server, &definition)).await?;
     }
     // The status tells of what is served already, so that whoever waits for it finds it.
     let update = |current: &mut Value| {
@@ -317,20 +318,19 @@ fn name_conflict(server: &ApiServer, definition: &Value) -> Option<String> {
 }
 
 /// Puts a row into the catalog, with the cache it had before or a new one.
-async fn publish(server: &Arc<ApiServer>, resource: Resource) -> Result<(), Status> {
+async fn publish(server: &Arc<ApiServer>, resource: Resource, conversion: Option<Arc<Conversion>>) -> Result<(), Status> {
+    let decoder = if conversion.is_some() { crate::catalog::decoder_as_stored } else { crate::catalog::decoder };
     let same = |s: &&Arc<Served>| s.resource.prefix == resource.prefix;
     let before = server.catalog().kinds().iter().find(same).cloned();
     let served = match before.and_then(|before| before.cache.clone()) {
         Some(cache) => {
-            cache.redecode(crate::catalog::decoder(&resource));
-            Served::keeping(resource.clone(), cache)
+            cache.redecode(decoder(&resource));
+            Served::custom(resource.clone(), cache, conversion)
         }
         None => {
-            let served = Served::new(resource.clone());
-            if let Some(cache) = served.cache.clone() {
-                server.feed().add(cache).await.map_err(crate::pipeline::read::store_error)?;
-            }
-            served
+            let cache = Arc::new(crate::cache::Cache::new(resource.prefix.clone(), decoder(&resource)));
+            server.feed().add(cache.clone()).await.map_err(crate::pipeline::read::store_error)?;
+            Served::custom(resource.clone(), cache, conversion)
         }
     };
     server.change_catalog(|kinds| {

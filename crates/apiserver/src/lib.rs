@@ -22,6 +22,7 @@ pub mod pipeline;
 pub mod reviews;
 pub mod server;
 pub mod subresource;
+pub mod webhook;
 
 pub use authn::User;
 pub use server::{ApiServer, Config};

@@ -197,6 +197,10 @@ async fn dispatch(server: &Arc<ApiServer>, caller: &Caller, route: Route, reques
         Route::Connect(call) => {
             let verb = call.verb(&parts.method);
             authz::require(server, &caller.user, &authz::Attributes { verb, ..authz::Attributes::of(&call.request) })?;
+            if crate::webhook::admission::is_connect(&call.request) {
+                let (subject, options) = crate::webhook::admission::Subject::of_connect(caller, &call.request, &call.query);
+                crate::webhook::admission::validate_body(server, &subject, &options).await?;
+            }
             crate::subresource::connect::serve(server, call, http::Request::from_parts(parts, body)).await
         }
         Route::Resource(mut request) => {

@@ -247,14 +247,14 @@ impl Document {
     }
 
     /// The changed body, in the storage version.
-    pub fn changed(&self, target: &Target<'_>, old: &Value, now: &str) -> Result<Value, Status> {
+    pub async fn changed(&self, target: &Target<'_>, old: &Value, now: &str) -> Result<Value, Status> {
         let served = target.served;
         let asked = &*target.version.name;
-        let seen = || -> Result<Value, Status> {
-            let mut seen = old.clone();
-            served.from_storage(&mut seen, asked)?;
-            Ok(seen)
-        };
+        let mut seen = Value::Null;
+        if !matches!(self, Self::Put(_)) {
+            seen = old.clone();
+            served.from_storage(&mut seen, asked).await?;
+        }
         let root = target.version.schema.root();
         let unprocessable = |error: meta::patch::PatchError| match error {
             meta::patch::PatchError::Invalid(message) => Status::bad_request(message),
@@ -271,13 +271,13 @@ impl Document {
         };
         let mut body = match self {
             Self::Put(body) => body.clone(),
-            Self::JsonPatch(patch) => meta::patch::json(seen()?, patch).map_err(unprocessable)?,
+            Self::JsonPatch(patch) => meta::patch::json(seen, patch).map_err(unprocessable)?,
             Self::MergePatch(patch) => {
-                let mut body = seen()?;
+                let mut body = seen;
                 meta::patch::merge(&mut body, patch).map_err(unprocessable)?;
                 body
             }
-            Self::StrategicPatch(patch) => meta::patch::strategic(root, seen()?, patch).map_err(unprocessable)?,
+            Self::StrategicPatch(patch) => meta::patch::strategic(root, seen, patch).map_err(unprocessable)?,
             Self::Apply(applied) => {
                 let mut applied = applied.clone();
                 let resource = &served.resource;
@@ -285,7 +285,7 @@ impl Document {
                     map.remove("status");
                 }
                 let force = target.request.options.force.unwrap_or(false);
-                meta::apply::apply(root, &seen()?, &applied, force, &applied_by(target, now)).map_err(|conflicts| {
+                meta::apply::apply(root, &seen, &applied, force, &applied_by(target, now)).map_err(|conflicts| {
                     conflicts.status(target.group(), target.plural(), &target.request.name)
                 })?
             }
@@ -294,7 +294,7 @@ impl Document {
             expect_kind(target, &mut body)?;
             check(target, &mut body, Issues::default())?;
         }
-        served.to_storage(&mut body, asked)?;
+        served.to_storage(&mut body, asked).await?;
         Ok(body)
     }
 }

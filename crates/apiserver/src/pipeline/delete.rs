@@ -95,7 +95,7 @@ impl ApiServer {
     pub(super) async fn delete(&self, target: Target<'_>) -> Result<Reply, Status> {
         let options = DeleteOptions::of(target.request)?;
         match self.delete_object(target, &options).await? {
-            Some(kept) => Ok(Reply::Object { object: target.served.present(kept.into(), target.version)?, created: false }),
+            Some(kept) => Ok(Reply::Object { object: target.served.present(kept.into(), target.version).await?, created: false }),
             None => {
                 let mut status = Status::success();
                 status.details = Some(Box::new(meta::status::Details {
@@ -130,7 +130,7 @@ impl ApiServer {
             };
             let old = object.value().map_err(Status::internal)?;
             self.check_preconditions(&target, options, &old)?;
-            let attributes = Attributes::new(&target, Operation::Delete)?;
+            let attributes = Attributes { dry_run: options.dry(), ..Attributes::new(&target, Operation::Delete)? };
             admission::validate(self, &attributes, None, Some(&old)).await?;
 
             let marked = mark(resource, &old, options);
@@ -198,10 +198,8 @@ impl ApiServer {
             deletions.push(self.delete_if_there(Target { request, ..target }, &options).boxed());
         }
         futures::stream::iter(deletions).buffer_unordered(COLLECTION_PARALLEL).try_collect::<Vec<()>>().await?;
-        let mut items = Vec::with_capacity(list.items.len());
-        for item in list.items {
-            items.push(target.served.present(item, target.version)?);
-        }
+        let mut items = list.items;
+        target.served.present_all(&mut items, target.version).await?;
         Ok(Reply::List(meta::List { resource_version: list.resource_version, items, ..meta::List::default() }))
     }
 }

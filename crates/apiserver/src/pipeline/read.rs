@@ -134,14 +134,12 @@ impl ApiServer {
         };
         self.await_freshness(wanted).await?;
         let object = target.served.cache()?.get(&target.key()).ok_or_else(|| target.not_found())?;
-        Ok(Reply::Object { object: target.served.present(object, target.version)?, created: false })
+        Ok(Reply::Object { object: target.served.present(object, target.version).await?, created: false })
     }
 
     pub(super) async fn list(&self, target: Target<'_>) -> Result<Reply, Status> {
         let mut list = self.list_stored(target).await?;
-        for item in &mut list.items {
-            *item = target.served.present(item.clone(), target.version)?;
-        }
+        target.served.present_all(&mut list.items, target.version).await?;
         Ok(Reply::List(list))
     }
 
@@ -273,15 +271,21 @@ impl ApiServer {
         }
         let (served, shown) = (target.served.clone(), target.version.clone());
         let events = watcher::watch(cache, self.feed().clone(), selection, start);
-        let events = events.map(move |batch| {
-            let show = |seen: watcher::Seen| match seen.into_watch_event() {
-                meta::WatchEvent::Object { kind, object } => match served.present(object, &shown) {
-                    Ok(object) => meta::WatchEvent::Object { kind, object },
-                    Err(status) => meta::WatchEvent::Error(status),
-                },
-                other => other,
-            };
-            batch.into_iter().map(show).collect::<Vec<_>>()
+        let events = events.then(move |batch| {
+            let (served, shown) = (served.clone(), shown.clone());
+            async move {
+                let mut events = Vec::with_capacity(batch.len());
+                for seen in batch {
+                    events.push(match seen.into_watch_event() {
+                        meta::WatchEvent::Object { kind, object } => match served.present(object, &shown).await {
+                            Ok(object) => meta::WatchEvent::Object { kind, object },
+                            Err(status) => meta::WatchEvent::Error(status),
+                        },
+                        other => other,
+                    });
+                }
+                events
+            }
         });
         let events: WatchStream = events.boxed();
         debug_assert_eq!(target.request.verb, Verb::Watch);

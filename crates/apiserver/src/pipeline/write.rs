@@ -68,7 +68,7 @@ impl ApiServer {
     pub(super) async fn create(&self, target: Target<'_>) -> Result<Reply, Status> {
         let body = body::decode_object(self, &target, &target.request.body)?;
         let object = self.create_object(target, body).await?;
-        Ok(Reply::Object { object: target.served.present(object, target.version)?, created: true })
+        Ok(Reply::Object { object: target.served.present(object, target.version).await?, created: true })
     }
 
     /// Creates an object from a body in the requested version.
@@ -103,7 +103,7 @@ impl ApiServer {
         if !metadata::text(&body, "resourceVersion").is_empty() {
             return Err(Status::bad_request("resourceVersion should not be set on objects to be created"));
         }
-        target.served.to_storage(&mut body, &target.version.name)?;
+        target.served.to_storage(&mut body, &target.version.name).await?;
         let cx = context(&target, &now);
         let tracks = resource.strategy.tracks_generation(resource.has_status());
         body::default(target.served, &mut body);
@@ -171,7 +171,7 @@ impl ApiServer {
 
     pub(super) async fn update(&self, target: Target<'_>) -> Result<Reply, Status> {
         let written = self.change(target, Change::Request).await?;
-        Ok(Reply::Object { object: target.served.present(written.object, target.version)?, created: written.created })
+        Ok(Reply::Object { object: target.served.present(written.object, target.version).await?, created: written.created })
     }
 
     /// Changes one object, or (where the kind or an apply allows it) creates it.
@@ -195,7 +195,8 @@ impl ApiServer {
             let Some(old_object) = current.clone() else {
                 return self.create_by_change(target, document.as_ref()).await;
             };
-            let old = old_object.value().map_err(Status::internal)?;
+            let mut old = old_object.value().map_err(Status::internal)?;
+            target.served.renew(&mut old).await?;
             let made = self.make(&target, &change, document.as_ref(), &old).await;
             let (body, named_version) = match made {
                 Ok(made) => made,
@@ -286,7 +287,7 @@ impl ApiServer {
                 f(&mut body)?;
             }
             (Change::Request, Some(document)) => {
-                body = document.changed(target, old, &now)?;
+                body = document.changed(target, old, &now).await?;
                 metadata::agree_with_url(target, &mut body)?;
                 named_version = metadata::preconditions(target, &body, old)?;
                 if !named_version && target.request.verb == Verb::Update && !resource.strategy.allow_unconditional_update() {

@@ -227,11 +227,16 @@ fn pod_proxy(server: &ApiServer, call: &Connect) -> Result<Destination, Status> 
     Ok(Destination { address: SocketAddr::new(ip, port), tls: scheme == "https", path, host: format!("{ip}:{port}") })
 }
 
-/// A ready endpoint of the service, chosen at random.
 fn service_proxy(server: &ApiServer, call: &Connect) -> Result<Destination, Status> {
-    use rand::seq::IndexedRandom;
     let (scheme, name, port) = split_target(&call.request.name)?;
-    let namespace = &call.request.namespace;
+    let address = service_endpoint(server, &call.request.namespace, name, port)?;
+    let path = with_query(&or_root(&call.rest), &call.query);
+    Ok(Destination { address, tls: scheme == "https", path, host: address.to_string() })
+}
+
+/// A ready endpoint of a service's port, by its name or number (any port when empty), chosen at random.
+pub(crate) fn service_endpoint(server: &ApiServer, namespace: &str, name: &str, port: &str) -> Result<SocketAddr, Status> {
+    use rand::seq::IndexedRandom;
     let service = server.lookup("", "services", namespace, name).ok_or_else(|| Status::not_found("", "services", name))?;
     let service = service.value().map_err(Status::internal)?;
     let ports = service["spec"]["ports"].as_array();
@@ -251,9 +256,7 @@ fn service_proxy(server: &ApiServer, call: &Connect) -> Result<Destination, Stat
             found.extend(ips.map(|ip| SocketAddr::new(ip, port)));
         }
     }
-    let address = *found.choose(&mut rand::rng()).ok_or_else(|| unavailable(format!("no endpoints available for service {name:?}")))?;
-    let path = with_query(&or_root(&call.rest), &call.query);
-    Ok(Destination { address, tls: scheme == "https", path, host: address.to_string() })
+    found.choose(&mut rand::rng()).copied().ok_or_else(|| unavailable(format!("no endpoints available for service {name:?}")))
 }
 
 trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}

@@ -1,0 +1,201 @@
+//! One call to a webhook: a review posted over HTTPS, a review read back.
+//!
+//! A client configuration names a URL or a service. A service is any of its ready endpoints, and the certificate must be
+//! `NAME.NAMESPACE.svc`'s; the address is dialled where the cluster's addresses live. Time and size are bounded. Errors
+//! read as Go's HTTP client words them, since people and tests look for those words. What is in a review is not known here.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use base64::Engine;
+use bytes::Bytes;
+use http::{HeaderValue, Request, header};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper_util::rt::TokioIo;
+use meta::Value;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::{ClientConfig, RootCertStore};
+use serde::Deserialize;
+
+use crate::server::ApiServer;
+use crate::subresource::connect;
+
+/// Bytes of a webhook's answer: three times the largest object a store takes, for two objects and a patch.
+const MAX_ANSWER: usize = 3 * (3 << 20);
+/// Where distributions keep the roots they trust, for webhooks without a `caBundle`; the first that is there counts.
+const SYSTEM_ROOTS: [&str; 3] = ["/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem"];
+const HTTPS_PORT: u16 = 443;
+
+/// `WebhookClientConfig` of admission and of conversion.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct WebhookClientConfig {
+    pub url: Option<String>,
+    pub service: Option<ServiceReference>,
+    /// PEM in base64.
+    pub ca_bundle: Option<String>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct ServiceReference {
+    pub namespace: String,
+    pub name: String,
+    pub path: Option<String>,
+    pub port: Option<u16>,
+}
+
+/// Where a call goes, as its URL says it.
+struct Destination {
+    /// What the certificate must be for, and the URL's host.
+    host: String,
+    port: u16,
+    /// With its query.
+    path: String,
+}
+
+impl Destination {
+    fn of(config: &WebhookClientConfig, timeout: Duration) -> Result<Self, String> {
+        let mut destination = match (&config.service, &config.url) {
+            (Some(service), _) => {
+                let path = service.path.as_deref().unwrap_or_default();
+                Self {
+                    host: format!("{}.{}.svc", service.name, service.namespace),
+                    port: service.port.unwrap_or(HTTPS_PORT),
+                    path: if path.starts_with('/') { path.to_string() } else { format!("/{path}") },
+                }
+            }
+            (None, Some(url)) => {
+                let uri: http::Uri = url.parse().map_err(|e| format!("Unparsable webhook URL {url:?}: {e}"))?;
+                let host = uri.host().ok_or_else(|| format!("Unparsable webhook URL {url:?}: no host"))?;
+                let path = uri.path_and_query().map_or("/", |p| p.as_str());
+                Self { host: host.trim_matches(['[', ']']).to_string(), port: uri.port_u16().unwrap_or(HTTPS_PORT), path: path.into() }
+            }
+            (None, None) => return Err("webhook configuration must have either service or URL".into()),
+        };
+        let joint = if destination.path.contains('?') { '&' } else { '?' };
+        destination.path.push_str(&format!("{joint}timeout={}s", timeout.as_secs()));
+        Ok(destination)
+    }
+
+    fn authority(&self) -> String {
+        if self.host.contains(':') { format!("[{}]:{}", self.host, self.port) } else { format!("{}:{}", self.host, self.port) }
+    }
+
+    async fn resolve(&self, server: &ApiServer, config: &WebhookClientConfig) -> Result<SocketAddr, String> {
+        if let Some(service) = &config.service {
+            return connect::service_endpoint(server, &service.namespace, &service.name, &self.port.to_string()).map_err(|status| status.message);
+        }
+        if let Ok(ip) = self.host.parse() {
+            return Ok(SocketAddr::new(ip, self.port));
+        }
+        let failed = |why: &dyn std::fmt::Display| format!("dial tcp: lookup {}: {why}", self.host);
+        let mut found = tokio::net::lookup_host((self.host.as_str(), self.port)).await.map_err(|e| failed(&e))?;
+        found.next().ok_or_else(|| failed(&"no such host"))
+    }
+}
+
+/// The roots a webhook's certificate must come from.
+fn roots(bundle: Option<&str>) -> Result<RootCertStore, String> {
+    let pem = match bundle.filter(|b| !b.is_empty()) {
+        Some(bundle) => base64::engine::general_purpose::STANDARD.decode(bundle).map_err(|e| format!("unable to load root certificates: {e}"))?,
+        None => SYSTEM_ROOTS.iter().find_map(|path| std::fs::read(path).ok()).unwrap_or_default(),
+    };
+    let mut roots = RootCertStore::empty();
+    let certificates: Vec<CertificateDer<'static>> = CertificateDer::pem_slice_iter(&pem).filter_map(Result::ok).collect();
+    let (added, _) = roots.add_parsable_certificates(certificates);
+    if added == 0 {
+        return Err("unable to load root certificates: unable to parse bytes as PEM block".into());
+    }
+    Ok(roots)
+}
+
+fn tls(bundle: Option<&str>) -> Result<ClientConfig, String> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().map_err(|e| e.to_string())?;
+    Ok(builder.with_root_certificates(roots(bundle)?).with_no_client_auth())
+}
+
+/// Posts a review and reads the answer. The timeout also goes into the URL, so that webhooks know it.
+pub async fn post(server: &ApiServer, config: &WebhookClientConfig, review: &Value, timeout: Duration) -> Result<Value, String> {
+    let destination = Destination::of(config, timeout)?;
+    let said = |why: String| format!("Post \"https://{}{}\": {why}", destination.authority(), destination.path);
+    match tokio::time::timeout(timeout, exchange(server, config, &destination, review)).await {
+        Err(_) => Err(said("context deadline exceeded".into())),
+        Ok(Err(Failure::Transport(why))) => Err(said(why)),
+        Ok(Err(Failure::Answer(why))) => Err(why),
+        Ok(Ok(answer)) => Ok(answer),
+    }
+}
+
+enum Failure {
+    /// There was no answer.
+    Transport(String),
+    /// There was one, and it is no review.
+    Answer(String),
+}
+
+async fn exchange(server: &ApiServer, config: &WebhookClientConfig, destination: &Destination, review: &Value) -> Result<Value, Failure> {
+    let transport = |why: String| Failure::Transport(why);
+    let address = destination.resolve(server, config).await.map_err(transport)?;
+    let tls = tls(config.ca_bundle.as_deref()).map_err(transport)?;
+    let tcp = server.config().kubelet.dial.connect(address).await;
+    let tcp = tcp.map_err(|e| Failure::Transport(format!("dial tcp {address}: connect: {e}")))?;
+    let _ = tcp.set_nodelay(true);
+    let name = ServerName::try_from(destination.host.clone()).map_err(|e| Failure::Transport(e.to_string()))?;
+    let stream = tokio_rustls::TlsConnector::from(Arc::new(tls)).connect(name, tcp).await;
+    let stream = stream.map_err(|e| Failure::Transport(format!("tls: failed to verify certificate: {e}")))?;
+    let failed = |e: hyper::Error| Failure::Transport(e.to_string());
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(failed)?;
+    // Ends with the sender, which lives no longer than this call.
+    tokio::spawn(async move {
+        if let Err(error) = connection.await {
+            tracing::debug!(%error, "webhook connection");
+        }
+    });
+    let body = serde_json::to_vec(review).map_err(|e| Failure::Answer(e.to_string()))?;
+    let host = HeaderValue::from_str(&destination.authority()).map_err(|e| Failure::Transport(e.to_string()))?;
+    let mut request = Request::post(destination.path.as_str()).body(Full::new(Bytes::from(body))).map_err(|e| Failure::Transport(e.to_string()))?;
+    let headers = request.headers_mut();
+    headers.insert(header::HOST, host);
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(header::ACCEPT, HeaderValue::from_static("application/json, */*"));
+    headers.insert(header::USER_AGENT, HeaderValue::from_static("kube-apiserver-admission"));
+    let response = sender.send_request(request).await.map_err(failed)?;
+    let status = response.status();
+    let answer = Limited::new(response.into_body(), MAX_ANSWER).collect().await;
+    let answer = answer.map_err(|e| Failure::Answer(format!("reading the webhook's answer: {e}")))?.to_bytes();
+    if !status.is_success() {
+        let text: String = String::from_utf8_lossy(&answer).chars().take(256).collect();
+        let why = if status.as_u16() == 404 { "the server could not find the requested resource".to_string() } else { format!("an error on the server ({text:?}) has prevented the request from succeeding") };
+        return Err(Failure::Answer(why));
+    }
+    serde_json::from_slice(&answer).map_err(|e| Failure::Answer(format!("the webhook's answer is not JSON: {e}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn urls_are_made_of_services_and_urls() {
+        let service = |path: Option<&str>, port| WebhookClientConfig {
+            service: Some(ServiceReference { namespace: "ns".into(), name: "hook".into(), path: path.map(String::from), port }),
+            ..WebhookClientConfig::default()
+        };
+        let url = |url: &str| WebhookClientConfig { url: Some(url.into()), ..WebhookClientConfig::default() };
+        for (config, expect) in [
+            (service(None, None), "hook.ns.svc:443/?timeout=5s"),
+            (service(Some("/a"), Some(8443)), "hook.ns.svc:8443/a?timeout=5s"),
+            (url("https://example.org"), "example.org:443/?timeout=5s"),
+            (url("https://127.0.0.1:9443/x?y=z"), "127.0.0.1:9443/x?y=z&timeout=5s"),
+            (url("https://[::1]:9443/x"), "[::1]:9443/x?timeout=5s"),
+        ] {
+            let found = Destination::of(&config, Duration::from_secs(5)).unwrap();
+            assert_eq!(found.authority() + &found.path, expect);
+        }
+        assert!(Destination::of(&WebhookClientConfig::default(), Duration::from_secs(5)).is_err());
+    }
+}

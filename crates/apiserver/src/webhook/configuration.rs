@@ -1,0 +1,134 @@
+//! Webhook configurations, and which requests a webhook is asked about.
+//!
+//! Follows `k8s.io/apiserver/pkg/admission/plugin/webhook` (generic, predicates, rules). The rules know a request only by
+//! its names: converting objects to what a rule matched is done elsewhere.
+
+use std::collections::BTreeMap;
+
+use meta::{Gvr, LabelSelector, Value};
+use serde::Deserialize;
+
+use super::client::WebhookClientConfig;
+
+/// `MutatingWebhookConfiguration` and `ValidatingWebhookConfiguration`, whose webhooks differ in one field.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Configuration {
+    pub webhooks: Vec<Webhook>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct Webhook {
+    pub name: String,
+    pub client_config: WebhookClientConfig,
+    pub rules: Vec<Rule>,
+    pub failure_policy: String,
+    pub match_policy: String,
+    pub namespace_selector: Option<Value>,
+    pub object_selector: Option<Value>,
+    pub side_effects: String,
+    pub timeout_seconds: Option<u64>,
+    pub admission_review_versions: Vec<String>,
+    pub reinvocation_policy: String,
+    pub match_conditions: Vec<MatchCondition>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct MatchCondition {
+    pub name: String,
+    pub expression: String,
+}
+
+/// `RuleWithOperations`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct Rule {
+    pub operations: Vec<String>,
+    pub api_groups: Vec<String>,
+    pub api_versions: Vec<String>,
+    pub resources: Vec<String>,
+    pub scope: Option<String>,
+}
+
+/// What rules look at.
+pub struct Asked<'a> {
+    pub operation: &'a str,
+    pub resource: &'a Gvr,
+    pub subresource: &'a str,
+    pub namespace: &'a str,
+}
+
+fn has(list: &[String], wanted: &str) -> bool {
+    list.iter().any(|item| item == "*" || item == wanted)
+}
+
+impl Rule {
+    pub fn matches(&self, asked: &Asked<'_>) -> bool {
+        has(&self.api_groups, &asked.resource.group)
+            && has(&self.api_versions, &asked.resource.version)
+            && has(&self.operations, asked.operation)
+            && self.resources.iter().any(|resource| {
+                let (resource, sub) = resource.split_once('/').unwrap_or((resource, ""));
+                (resource == "*" || *resource == *asked.resource.resource) && (sub == "*" || sub == asked.subresource)
+            })
+            && self.in_scope(asked)
+    }
+
+    fn in_scope(&self, asked: &Asked<'_>) -> bool {
+        let namespaced = !asked.namespace.is_empty() && &*asked.resource.resource != "namespaces";
+        match self.scope.as_deref() {
+            Some("Namespaced") => namespaced,
+            Some("Cluster") => !namespaced,
+            _ => true,
+        }
+    }
+}
+
+/// Webhooks are not asked about what configures them.
+pub fn is_exempt(resource: &Gvr) -> bool {
+    const EXEMPT: [&str; 6] = [
+        "validatingwebhookconfigurations",
+        "mutatingwebhookconfigurations",
+        "validatingadmissionpolicies",
+        "validatingadmissionpolicybindings",
+        "mutatingadmissionpolicies",
+        "mutatingadmissionpolicybindings",
+    ];
+    &*resource.group == "admissionregistration.k8s.io" && EXEMPT.contains(&&*resource.resource)
+}
+
+impl Webhook {
+    /// Which of the forms a request has is the one this webhook is asked about: the one requested if a rule names it,
+    /// else (`Equivalent`) the first other that a rule names.
+    pub fn form<'f>(&self, forms: &'f [Gvr], asked: &Asked<'_>) -> Option<&'f Gvr> {
+        let candidates = if self.match_policy == "Exact" { forms.get(..1).unwrap_or_default() } else { forms };
+        candidates.iter().find(|form| self.rules.iter().any(|rule| rule.matches(&Asked { resource: form, ..*asked })))
+    }
+
+    pub fn ignores_failure(&self) -> bool {
+        self.failure_policy == "Ignore"
+    }
+
+    /// Whether a dry run may ask it.
+    pub fn is_free_of_effects(&self) -> bool {
+        matches!(&*self.side_effects, "None" | "NoneOnDryRun")
+    }
+
+    /// Whether the selector takes the labels of the object as it was or as it will be.
+    pub fn selects_object(&self, object: Option<&Value>, old: Option<&Value>) -> Result<bool, String> {
+        let selector = selector(self.object_selector.as_ref())?;
+        Ok(selector.is_everything() || [object, old].into_iter().flatten().any(|o| selector.matches(&labels(o))))
+    }
+}
+
+/// Of a webhook's field, where absent means everything.
+pub fn selector(value: Option<&Value>) -> Result<LabelSelector, String> {
+    value.filter(|v| !v.is_null()).map_or_else(|| Ok(LabelSelector::everything()), LabelSelector::from_value)
+}
+
+pub fn labels(object: &Value) -> BTreeMap<Box<str>, Box<str>> {
+    let labels = object["metadata"]["labels"].as_object().into_iter().flatten();
+    labels.filter_map(|(k, v)| Some((k.as_str().into(), v.as_str()?.into()))).collect()
+}
