@@ -386,8 +386,14 @@ fn with_nominated(snapshot: &Snapshot, nominations: &Nominations, pod: &Pod, id:
 
 /// The index of the largest, a random one among equals.
 fn best(totals: &[i64], rng: &mut impl Rng) -> usize {
-    let most = totals.iter().max().copied().unwrap_or(0);
-    let equals = totals.iter().filter(|t| **t == most).count();
+    let (mut most, mut equals) = (i64::MIN, 0);
+    for total in totals {
+        if *total > most {
+            (most, equals) = (*total, 1);
+        } else if *total == most {
+            equals += 1;
+        }
+    }
     let pick = if equals > 1 { rng.random_range(0..equals) } else { 0 };
     totals.iter().enumerate().filter(|(_, t)| **t == most).nth(pick).map_or(0, |(at, _)| at)
 }

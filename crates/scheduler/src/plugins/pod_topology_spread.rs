@@ -14,6 +14,9 @@ use crate::verdict::{Plugin, Reason, Refusal};
 static HOSTNAME: LazyLock<Symbol> = LazyLock::new(|| Symbol::of("kubernetes.io/hostname"));
 static ZONE: LazyLock<Symbol> = LazyLock::new(|| Symbol::of("topology.kubernetes.io/zone"));
 
+/// Sums of scores that are divided beforehand, at most.
+const TABLE: i64 = 4096;
+
 /// Whether a constraint counts the pods of every node.
 fn counts_all(constraint: &SpreadConstraint, pod: &Pod) -> bool {
     !constraint.honor_taints && (!constraint.honor_affinity || pod.spec.selection.is_everything())
@@ -205,13 +208,16 @@ pub fn score(snapshot: &mut Snapshot, pod: &Pod, nodes: &[NodeId], totals: &mut 
             }
         }
     }
+    // Rounded half up: the sums are not negative.
+    let rounded: Vec<i64> = raw.iter().map(|sum| (sum + 0.5) as i64).collect();
     let (mut least, mut most) = (i64::MAX, 0);
-    for (raw, _) in raw.iter().zip(nodes).filter(|(_, id)| !ignored(**id)) {
-        let raw = raw.round() as i64;
-        (least, most) = (least.min(raw), most.max(raw));
+    for (sum, _) in rounded.iter().zip(nodes).filter(|(_, id)| !ignored(**id)) {
+        (least, most) = (least.min(*sum), most.max(*sum));
     }
-    for ((total, raw), _) in totals.iter_mut().zip(&raw).zip(nodes).filter(|(_, id)| !ignored(**id)) {
-        let score = if most == 0 { MAX_SCORE } else { MAX_SCORE * (most + least - raw.round() as i64) / most };
-        *total += weight * score;
+    let score = |sum: i64| if most == 0 { MAX_SCORE } else { MAX_SCORE * (most + least - sum) / most };
+    // Many nodes share few sums, and divisions are dear.
+    let table: Vec<i64> = if most >= least && most - least < TABLE { (least..=most).map(score).collect() } else { Vec::new() };
+    for ((total, sum), _) in totals.iter_mut().zip(&rounded).zip(nodes).filter(|(_, id)| !ignored(**id)) {
+        *total += weight * table.get((sum - least) as usize).copied().unwrap_or_else(|| score(*sum));
     }
 }
