@@ -8,6 +8,7 @@ mod container;
 pub mod cri;
 mod device_filter;
 mod engine;
+mod exec;
 mod image_service;
 mod images;
 mod network;

@@ -8,10 +8,10 @@ use std::time::Duration;
 use futures::{Stream, StreamExt, stream};
 use tonic::{Request, Response, Status};
 
-use crate::container::TimedOut;
 use crate::cri::v1::runtime_service_server::RuntimeService;
 use crate::cri::v1::*;
 use crate::engine::{Container as KnownContainer, Engine, Sandbox};
+use crate::exec::TimedOut;
 use crate::streaming::Session;
 use crate::{NAME, status};
 

@@ -15,6 +15,7 @@ const ANSWER: usize = 64 * 1024;
 const RTM_NEWLINK: u16 = 16;
 const RTM_DELLINK: u16 = 17;
 const RTM_GETLINK: u16 = 18;
+const RTM_SETLINK: u16 = 19;
 const RTM_NEWADDR: u16 = 20;
 const RTM_NEWROUTE: u16 = 24;
 const NLM_F_REQUEST: u16 = 1;
@@ -237,7 +238,7 @@ impl Netlink {
 
     /// Lets a bridge send a port's packets back to it, so that a pod reaches itself through its Service.
     pub fn set_hairpin(&mut self, index: u32) -> io::Result<()> {
-        let message = Message::new(RTM_NEWLINK, NLM_F_ACK)
+        let message = Message::new(RTM_SETLINK, NLM_F_ACK)
             .link(AF_BRIDGE, index, 0, 0)
             .nest(IFLA_PROTINFO | NESTED, |m| m.attribute(IFLA_BRPORT_MODE, &[1]));
         self.tell(message)

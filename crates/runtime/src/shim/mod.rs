@@ -7,6 +7,8 @@
 //! Shims are forked from a *zygote*, a re-executed instance of this binary, so that they share its relocated pages: an
 //! idle shim owns little memory, and starting one costs no program start.
 
+mod attached;
+mod ending;
 mod log;
 pub mod protocol;
 mod rootfs;

@@ -5,12 +5,14 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::Read;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
+use super::attached::{Attached, write_some};
+use super::ending::{oom_killed, signal_cgroup, write_exit};
 use super::log::{Log, Stream};
 use super::protocol::{ContainerState, Exit, Reply, Request};
 use super::spawn::{self, Home};
@@ -36,14 +38,6 @@ enum Role {
 struct Connection {
     socket: OwnedFd,
     role: Role,
-}
-
-/// An attached client: its streams, and output it has not taken yet.
-struct Attached {
-    connection: RawFd,
-    stdin: Option<File>,
-    outputs: [Option<File>; 2],
-    pending: [Vec<u8>; 2],
 }
 
 struct Container {
@@ -559,37 +553,6 @@ impl Container {
     }
 }
 
-impl Attached {
-    fn give(&mut self, stream: usize, data: &[u8]) {
-        if self.outputs[stream].is_some() {
-            self.pending[stream].extend_from_slice(data);
-            self.flush(stream);
-        }
-    }
-
-    fn flush(&mut self, stream: usize) {
-        let Some(output) = &mut self.outputs[stream] else { return };
-        if write_some(output, &mut self.pending[stream]).is_err() {
-            self.outputs[stream] = None;
-            self.pending[stream] = Vec::new();
-        }
-    }
-}
-
-/// Writes as much as goes without waiting.
-fn write_some(file: &mut File, data: &mut Vec<u8>) -> std::io::Result<()> {
-    while !data.is_empty() {
-        match file.write(data) {
-            Ok(n) => drop(data.drain(..n)),
-            Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => return Ok(()),
-            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
-            Err(e) => return Err(e),
-        }
-    }
-    *data = Vec::new();
-    Ok(())
-}
-
 fn sort_stdio(present: [bool; 3], fds: Vec<OwnedFd>) -> [Option<OwnedFd>; 3] {
     let mut fds = fds.into_iter();
     present.map(|here| if here { fds.next() } else { None })
@@ -599,38 +562,4 @@ fn read_bundle(path: &Path) -> Result<Bundle, String> {
     let what = |e: &dyn std::fmt::Display| format!("reading {}: {e}", path.display());
     let text = std::fs::read(path).map_err(|e| what(&e))?;
     serde_json::from_slice(&text).map_err(|e| what(&e))
-}
-
-/// Renamed into place, so that a reader sees all of it or nothing.
-fn write_exit(path: &Path, exit: &Exit) {
-    let Ok(text) = serde_json::to_vec(exit) else { return };
-    let partial = path.with_extension("part");
-    if std::fs::write(&partial, text).is_ok() {
-        let _ = std::fs::rename(&partial, path);
-    }
-}
-
-/// Signals every process of a container by its first cgroup.
-fn signal_cgroup(cgroups: &[PathBuf], signal: i32) {
-    /// Passes over the list: processes may fork while being killed.
-    const PASSES: usize = 8;
-    let Some(dir) = cgroups.first() else { return };
-    for _ in 0..PASSES {
-        let list = std::fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
-        let pids: Vec<i32> = list.lines().filter_map(|l| l.parse().ok()).filter(|&pid| pid > 0).collect();
-        for &pid in &pids {
-            let _ = sys::kill(pid, signal);
-        }
-        if pids.is_empty() || signal != libc::SIGKILL {
-            return;
-        }
-    }
-}
-
-/// Whether the kernel's counter (`oom_kill N`) is above zero.
-fn oom_killed(path: &Path) -> bool {
-    let text = std::fs::read_to_string(path).unwrap_or_default();
-    text.lines()
-        .filter_map(|line| line.strip_prefix("oom_kill "))
-        .any(|count| count.trim().parse::<u64>().is_ok_and(|n| n > 0))
 }

@@ -17,9 +17,9 @@ use tokio::net::unix::pipe;
 use tokio::sync::mpsc;
 
 use super::channel::{Channels, Outgoing, Output, StatusFormat};
-use crate::container::{ExecKind, pipe as new_pipe};
 use crate::cri::v1::{AttachRequest, ExecRequest};
 use crate::engine::Engine;
+use crate::exec::{ExecKind, pipe as new_pipe};
 use crate::shim::protocol::{Reply, Request};
 use crate::shim::sys;
 use crate::shim_client::{Connection, ask};

@@ -1,0 +1,53 @@
+//! A client attached to a container: its streams, and what it has not taken yet.
+//!
+//! Nothing here waits: what a client does not take stays pending, and whoever reads the container's output holds back
+//! while anything is pending.
+
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::RawFd;
+
+/// An attached client: its streams, and output it has not taken yet.
+pub struct Attached {
+    /// The connection that it came by.
+    pub connection: RawFd,
+    /// What it sends.
+    pub stdin: Option<File>,
+    /// Where it wants standard output and error.
+    pub outputs: [Option<File>; 2],
+    /// What it has not taken yet of each.
+    pub pending: [Vec<u8>; 2],
+}
+
+impl Attached {
+    /// Output for it, sent as far as it takes it.
+    pub fn give(&mut self, stream: usize, data: &[u8]) {
+        if self.outputs[stream].is_some() {
+            self.pending[stream].extend_from_slice(data);
+            self.flush(stream);
+        }
+    }
+
+    /// Sends on what it has not taken yet; one that is gone is let go.
+    pub fn flush(&mut self, stream: usize) {
+        let Some(output) = &mut self.outputs[stream] else { return };
+        if write_some(output, &mut self.pending[stream]).is_err() {
+            self.outputs[stream] = None;
+            self.pending[stream] = Vec::new();
+        }
+    }
+}
+
+/// Writes as much as goes without waiting.
+pub fn write_some(file: &mut File, data: &mut Vec<u8>) -> std::io::Result<()> {
+    while !data.is_empty() {
+        match file.write(data) {
+            Ok(n) => drop(data.drain(..n)),
+            Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => return Ok(()),
+            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+    *data = Vec::new();
+    Ok(())
+}
