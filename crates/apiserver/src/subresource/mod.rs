@@ -10,14 +10,23 @@ mod token;
 use meta::{Reply, Status, Value, Verb};
 use serde_json::json;
 
+use crate::admission::{Attributes, Operation};
 use crate::clock;
 use crate::pipeline::delete::DeleteOptions;
 use crate::pipeline::write::Change;
 use crate::pipeline::{Target, body, metadata};
 use crate::server::ApiServer;
+use crate::webhook::admission::admit_body;
 
 /// Serves a POST to an acting subresource.
 pub async fn act(server: &ApiServer, target: Target<'_>) -> Result<Reply, Status> {
+    let sub = target.served.resource.subresource(&target.request.subresource).ok_or_else(Status::unknown_path)?;
+    let mut object = body::decode_options(&target.request.body, &sub.body.kind)?;
+    let attributes = Attributes::new(&target, Operation::Create)?;
+    admit_body(server, &attributes, sub.body.clone(), &mut object).await?;
+    let mut request = target.request.clone();
+    request.body = meta::RequestBody::Value { content_type: "application/json", value: object };
+    let target = Target { request: &request, ..target };
     match &*target.request.subresource {
         "binding" => {
             let binding = body::decode_options(&target.request.body, "Binding")?;

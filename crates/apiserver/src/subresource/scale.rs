@@ -13,7 +13,7 @@ fn at<'a>(body: &'a Value, path: &str) -> &'a Value {
 }
 
 /// The Scale of an object, by the paths its kind names.
-fn scale_of(kind: &SubresourceKind, object: &Value) -> Value {
+pub(crate) fn scale_of(kind: &SubresourceKind, object: &Value) -> Value {
     let SubresourceKind::Scale { spec_replicas, status_replicas, selector } = kind else { return Value::Null };
     let selector = match selector.as_deref().map(|path| at(object, path)) {
         Some(Value::String(text)) => text.clone(),
@@ -42,10 +42,23 @@ fn scale_of(kind: &SubresourceKind, object: &Value) -> Value {
     scale
 }
 
+/// Gives an object the replicas a Scale says.
+pub(crate) fn set_replicas(kind: &SubresourceKind, object: &mut Value, scale: &Value) {
+    let SubresourceKind::Scale { spec_replicas, .. } = kind else { return };
+    let mut place = object;
+    for part in spec_replicas.split('.') {
+        if !place.is_object() {
+            *place = json!({});
+        }
+        place = &mut place[part];
+    }
+    *place = scale["spec"]["replicas"].as_i64().unwrap_or(0).into();
+}
+
 pub async fn serve(server: &ApiServer, target: Target<'_>) -> Result<Reply, Status> {
     let sub = target.served.resource.subresource(&target.request.subresource).ok_or_else(Status::unknown_path)?;
     let kind = &sub.kind;
-    let SubresourceKind::Scale { spec_replicas, .. } = kind else { return Err(target.not_allowed()) };
+    let SubresourceKind::Scale { .. } = kind else { return Err(target.not_allowed()) };
     let answer = |object: &meta::Object| -> Result<Reply, Status> {
         let body = object.value().map_err(Status::internal)?;
         Ok(Reply::Value { value: scale_of(kind, &body), code: 200 })
@@ -73,14 +86,7 @@ pub async fn serve(server: &ApiServer, target: Target<'_>) -> Result<Reply, Stat
             let error = FieldError::invalid(&path, replicas, "must be greater than or equal to 0");
             return Err(Status::invalid("autoscaling", "Scale", &target.request.name, &[error]));
         }
-        let mut place = &mut *object;
-        for part in spec_replicas.split('.') {
-            if !place.is_object() {
-                *place = json!({});
-            }
-            place = &mut place[part];
-        }
-        *place = replicas.into();
+        set_replicas(kind, object, &scale);
         Ok(())
     };
     let written = server.change(target, Change::Server(&set)).await?;

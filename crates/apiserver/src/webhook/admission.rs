@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use base64::Engine;
-use meta::{Gvk, Gvr, Request, Status, Value, Verb};
+use meta::{FieldError, FieldPath, Gvk, Gvr, Request, Status, Value, Verb};
 use resources::SubresourceKind;
 use serde_json::json;
 
@@ -22,6 +22,7 @@ use crate::catalog::Served;
 use crate::pipeline::delete::DeleteOptions;
 use crate::pipeline::{Caller, metadata};
 use crate::server::ApiServer;
+use crate::subresource::scale;
 
 const GROUP: &str = "admissionregistration.k8s.io";
 /// What a webhook without `timeoutSeconds` gets.
@@ -43,20 +44,27 @@ pub struct Subject<'a> {
     forms: Vec<Gvr>,
     /// The row that converts between forms; absent where the object is the same in all of them.
     served: Option<&'a Arc<Served>>,
-    /// Of the object, where it is not converted.
+    /// Where webhooks see the Scale of the object.
+    scale: Option<&'a SubresourceKind>,
     kind: Gvk,
 }
 
 impl<'a> Subject<'a> {
-    /// A write of the resource itself, its status or another part of it. `None` for subresources whose body is another
-    /// kind: those are asked about where that body is at hand.
-    fn of_write(server: &ApiServer, a: &Attributes<'a>, object: &Value) -> Option<Self> {
+    /// A write of the resource itself or a part of it. `None` for acting subresources: webhooks are asked about their
+    /// bodies, which are at hand elsewhere.
+    fn of_write(server: &ApiServer, a: &'a Attributes<'_>, object: &Value) -> Option<Self> {
         let target = &a.target;
         let request = target.request;
-        if let Some(sub) = target.served.resource.subresource(&request.subresource)
-            && matches!(sub.kind, SubresourceKind::Action | SubresourceKind::Scale { .. })
-        {
-            return None;
+        let sub = target.served.resource.subresource(&request.subresource);
+        match sub.map(|sub| &sub.kind) {
+            Some(SubresourceKind::Action) => return None,
+            Some(kind @ SubresourceKind::Scale { .. }) => {
+                let mut subject = Self::new(a, request);
+                subject.scale = Some(kind);
+                subject.kind = Gvk::new("autoscaling", "v1", "Scale");
+                return Some(subject);
+            }
+            _ => {}
         }
         let mut subject = Self::new(a, request);
         subject.served = Some(target.served);
@@ -74,12 +82,7 @@ impl<'a> Subject<'a> {
         Some(subject)
     }
 
-    /// A write whose body is a kind of its own: a Binding, an Eviction, a Scale.
-    pub fn of_body(a: &Attributes<'a>, kind: Gvk) -> Self {
-        Self { kind, ..Self::new(a, a.target.request) }
-    }
-
-    fn new(a: &Attributes<'a>, request: &'a Request) -> Self {
+    fn new(a: &'a Attributes<'_>, request: &'a Request) -> Self {
         Self {
             caller: a.target.caller,
             operation: a.operation,
@@ -90,6 +93,7 @@ impl<'a> Subject<'a> {
             options: options(a.operation, request),
             forms: vec![request.resource.clone()],
             served: None,
+            scale: None,
             kind: Gvk::new("", "", ""),
         }
     }
@@ -114,6 +118,7 @@ impl<'a> Subject<'a> {
             options: Value::Null,
             forms: vec![request.resource.clone()],
             served: None,
+            scale: None,
             kind: Gvk::new("", "v1", kind),
         };
         let mut object = json!({"apiVersion": "v1", "kind": kind});
@@ -141,6 +146,9 @@ impl<'a> Subject<'a> {
 
     /// The object as `form` shows it.
     async fn shown(&self, server: &ApiServer, form: &Gvr, object: &Value) -> Result<Value, Status> {
+        if let Some(kind) = self.scale {
+            return Ok(scale::scale_of(kind, object));
+        }
         let Some(served) = self.served else { return Ok(object.clone()) };
         let mut shown = object.clone();
         self.row(server, form, served).from_storage(&mut shown, &form.version).await?;
@@ -409,7 +417,7 @@ impl Round {
                 }
             };
             if let (Some(patch), Some(sent)) = (patch, sent) {
-                let changed = patched(server, subject, form, sent, &patch).await?;
+                let changed = patched(server, subject, form, object, sent, &patch).await?;
                 if changed != *object {
                     *object = changed;
                     self.changes += 1;
@@ -424,8 +432,13 @@ impl Round {
     }
 }
 
-async fn patched(server: &ApiServer, subject: &Subject<'_>, form: &Gvr, sent: Value, patch: &Value) -> Result<Value, Status> {
+async fn patched(server: &ApiServer, subject: &Subject<'_>, form: &Gvr, object: &Value, sent: Value, patch: &Value) -> Result<Value, Status> {
     let mut changed = meta::patch::json(sent, patch).map_err(Status::internal)?;
+    if let Some(kind) = subject.scale {
+        let mut scaled = object.clone();
+        scale::set_replicas(kind, &mut scaled, &changed);
+        return Ok(scaled);
+    }
     let Some(served) = subject.served else { return Ok(changed) };
     let row = subject.row(server, form, served);
     if let Some(version) = row.resource.version(&form.version) {
@@ -444,7 +457,7 @@ pub struct ValidatingWebhooks;
 impl Plugin for ValidatingWebhooks {
     async fn validate(&self, server: &ApiServer, a: &Attributes<'_>, object: Option<&Value>, old: Option<&Value>) -> Result<(), Status> {
         if configuration::is_exempt(&a.target.request.resource) {
-            return Ok(());
+            return object.map_or(Ok(()), |object| refuse_conditions(a, object));
         }
         let hooks = webhooks(server, "validatingwebhookconfigurations");
         if hooks.is_empty() {
@@ -457,19 +470,37 @@ impl Plugin for ValidatingWebhooks {
     }
 }
 
+/// Match conditions are CEL, which this server does not evaluate: a webhook that has them would be asked about too much.
+fn refuse_conditions(a: &Attributes<'_>, object: &Value) -> Result<(), Status> {
+    let hooks = object["webhooks"].as_array().into_iter().flatten().enumerate();
+    let with = hooks.filter(|(_, hook)| hook["matchConditions"].as_array().is_some_and(|c| !c.is_empty()));
+    let refused = |at| FieldError::forbidden(&FieldPath::new("webhooks").index(at).child("matchConditions"), "CEL expressions are not supported by this server");
+    let errors: Vec<FieldError> = with.map(|(at, _)| refused(at)).collect();
+    if errors.is_empty() {
+        return Ok(());
+    }
+    Err(Status::invalid(a.target.group(), &a.target.served.resource.kind, metadata::text(object, "name"), &errors))
+}
+
 /// Asks validating webhooks about a body that is no stored object: options of a connection.
 pub async fn validate_body(server: &ApiServer, subject: &Subject<'_>, object: &Value) -> Result<(), Status> {
     validate_with(server, subject, &webhooks(server, "validatingwebhookconfigurations"), Some(object), None).await
 }
 
 /// Asks all webhooks about the body of an acting subresource: a Binding, an Eviction, a TokenRequest.
-pub async fn admit_body(server: &ApiServer, subject: &Subject<'_>, object: &mut Value, old: Option<&Value>) -> Result<(), Status> {
-    let hooks = webhooks(server, "mutatingwebhookconfigurations");
-    let mut round = Round::default();
-    if round.run(server, subject, &hooks, object, old).await? {
-        round.again().run(server, subject, &hooks, object, old).await?;
+pub async fn admit_body(server: &ApiServer, a: &Attributes<'_>, kind: Gvk, object: &mut Value) -> Result<(), Status> {
+    let (mutating, validating) = (webhooks(server, "mutatingwebhookconfigurations"), webhooks(server, "validatingwebhookconfigurations"));
+    if mutating.is_empty() && validating.is_empty() {
+        return Ok(());
     }
-    validate_with(server, subject, &webhooks(server, "validatingwebhookconfigurations"), Some(object), old).await
+    object["apiVersion"] = kind.api_version().into();
+    object["kind"] = kind.kind.to_string().into();
+    let subject = Subject { kind, ..Subject::new(a, a.target.request) };
+    let mut round = Round::default();
+    if round.run(server, &subject, &mutating, object, None).await? {
+        round.again().run(server, &subject, &mutating, object, None).await?;
+    }
+    validate_with(server, &subject, &validating, Some(object), None).await
 }
 
 async fn validate_with(server: &ApiServer, subject: &Subject<'_>, hooks: &[Webhook], object: Option<&Value>, old: Option<&Value>) -> Result<(), Status> {
@@ -488,7 +519,7 @@ async fn validate_with(server: &ApiServer, subject: &Subject<'_>, hooks: &[Webho
     futures::future::join_all(calls).await.into_iter().collect()
 }
 
-/// Whether a request of a subresource that is carried elsewhere is one admission knows.
+/// Whether admission knows a call that is carried elsewhere: reading logs is none.
 pub fn is_connect(request: &Request) -> bool {
     matches!(&*request.subresource, "exec" | "attach" | "portforward" | "proxy")
 }
