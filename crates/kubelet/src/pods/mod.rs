@@ -4,6 +4,7 @@
 //! [`status`] and [`admit`], which are pure; [`worker`] carries them out.
 
 pub mod admit;
+pub mod end;
 pub mod hooks;
 pub mod inbox;
 pub mod look;

@@ -9,7 +9,6 @@ use std::io::{Read, Seek, SeekFrom};
 use std::sync::Arc;
 use std::time::Duration;
 
-use client::DeleteOptions;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use tokio::time::Instant;
@@ -44,21 +43,21 @@ const MAX_LOG_LINES: usize = 80;
 
 /// A pod's worker.
 pub struct Worker {
-    context: Arc<Context>,
-    inbox: Arc<Inbox>,
-    uid: String,
-    memory: Memory,
-    probes: Probes,
-    known: Known,
-    reporter: Reporter,
+    pub(super) context: Arc<Context>,
+    pub(super) inbox: Arc<Inbox>,
+    pub(super) uid: String,
+    pub(super) memory: Memory,
+    pub(super) probes: Probes,
+    pub(super) known: Known,
+    pub(super) reporter: Reporter,
     /// The last status made; what the API had, at first.
-    before: PodStatus,
+    pub(super) before: PodStatus,
     volumes: Option<Volumes>,
     volume_delay: SignedDuration,
     messages: BTreeMap<String, String>,
     verdict: Option<Verdict>,
     /// A grace the verdict imposes.
-    verdict_grace: Option<Duration>,
+    pub(super) verdict_grace: Option<Duration>,
 }
 
 enum Next {
@@ -125,7 +124,7 @@ impl Worker {
         self.end().await;
     }
 
-    fn report(&mut self, pod: &Pod, seen: &Observed, waiting: &BTreeMap<String, Waiting>, over: bool) {
+    pub(super) fn report(&mut self, pod: &Pod, seen: &Observed, waiting: &BTreeMap<String, Waiting>, over: bool) {
         self.read_messages(pod, seen);
         let facts = Facts {
             seen,
@@ -423,136 +422,6 @@ impl Worker {
             if !seen.containers.iter().any(|c| c.sandbox_id == sandbox.id) {
                 let _ = self.context.engine.remove_pod_sandbox(v1::RemovePodSandboxRequest { pod_sandbox_id: sandbox.id.clone() }).await;
             }
-        }
-    }
-
-    /// Ends the pod: containers, volumes, and finally its object.
-    async fn end(mut self) {
-        self.probes.ending();
-        let seen = self.stop_all().await;
-        let pod = self.inbox.latest().pod;
-        // A refused pod has a status without containers, and keeps it.
-        let refused = is_terminal(self.before.phase.as_deref()) && seen.sandboxes.is_empty() && seen.containers.is_empty();
-        if !refused {
-            self.report(&pod, &seen, &BTreeMap::new(), true);
-        }
-        self.release(&pod).await;
-        // A finished pod keeps its object, its containers' logs and its place here until somebody deletes it.
-        loop {
-            let Latest { pod, removed } = self.inbox.latest();
-            if removed || pod.metadata.deletion_timestamp.is_some() {
-                break;
-            }
-            self.inbox.woken().await;
-        }
-        if !self.inbox.latest().removed {
-            self.reporter.flush().await;
-        }
-        self.forget().await;
-    }
-
-    fn time_left(&self, latest: &Latest, since: Instant) -> Instant {
-        let grace = stop::grace(&latest.pod);
-        since + self.verdict_grace.map_or(grace, |g| g.min(grace))
-    }
-
-    /// Stops everything; a shorter grace that arrives meanwhile is honoured.
-    async fn stop_all(&mut self) -> Observed {
-        let since = Instant::now();
-        loop {
-            let seen = match self.known.look(&self.context.engine, &self.uid).await {
-                Ok(seen) => seen,
-                Err(status) => {
-                    tracing::debug!(uid = %self.uid, "cannot look at pod: {status}");
-                    tokio::time::sleep(RETRY).await;
-                    continue;
-                }
-            };
-            if seen.running().next().is_none() && !seen.sandboxes.iter().any(|s| s.ready) {
-                return seen;
-            }
-            let latest = self.inbox.latest();
-            let deadline = self.time_left(&latest, since);
-            let context = self.context.clone();
-            let work = stop::pod(&context, &latest.pod, &seen, deadline);
-            tokio::pin!(work);
-            loop {
-                tokio::select! {
-                    () = &mut work => break,
-                    () = self.inbox.woken() => {
-                        let latest = self.inbox.latest();
-                        if self.time_left(&latest, since) < deadline {
-                            break;
-                        }
-                        if let Ok(now_seen) = self.known.look(&self.context.engine, &self.uid).await {
-                            self.memory.probed = self.probes.results();
-                            self.report(&latest.pod, &now_seen, &BTreeMap::new(), false);
-                        }
-                    }
-                }
-            }
-        }
-    }
-
-    /// Gives back what the pod's containers needed.
-    async fn release(&self, pod: &Arc<Pod>) {
-        let (dir, config, pod) = (self.context.config.pod_dir(&self.uid), self.context.config.clone(), pod.clone());
-        loop {
-            let (dir, config, pod) = (dir.clone(), config.clone(), pod.clone());
-            let done = tokio::task::spawn_blocking(move || -> anyhow::Result<()> {
-                volumes::release(&dir)?;
-                cgroups::remove_pod(&config, &pod)
-            });
-            match done.await {
-                Ok(Ok(())) => break,
-                Ok(Err(error)) => tracing::warn!(uid = %self.uid, "pod not released: {error:#}"),
-                Err(error) => tracing::warn!(uid = %self.uid, "pod not released: {error}"),
-            }
-            tokio::time::sleep(RETRY).await;
-        }
-        self.context.references.release(&self.uid);
-        self.context.tokens.release(&self.uid);
-        self.context.images.release(&self.uid);
-    }
-
-    /// Removes the pod's object, then what is left of it here.
-    async fn forget(&mut self) {
-        let Latest { pod, removed } = self.inbox.latest();
-        if !removed {
-            let api = self.context.client.api::<Pod>().namespaced(spec::namespace(&pod));
-            let options = DeleteOptions::uid(self.uid.clone()).grace(0);
-            loop {
-                match api.delete(spec::name(&pod), &options).await {
-                    Ok(()) => break,
-                    Err(status) if status.is_not_found() || status.is_conflict() => break,
-                    Err(status) => tracing::debug!(pod = %spec::described(&pod), "pod not deleted: {status}"),
-                }
-                tokio::time::sleep(RETRY).await;
-            }
-        }
-        loop {
-            let removal = async {
-                let seen = self.known.look(&self.context.engine, &self.uid).await?;
-                stop::remove(&self.context, &seen).await?;
-                Ok::<_, tonic::Status>(seen)
-            };
-            match removal.await {
-                Ok(seen) => {
-                    let ids = seen.containers.iter().map(|c| (c.id.clone(), c.name.clone())).collect();
-                    start::unlink_logs(&self.context, &pod, &ids);
-                    break;
-                }
-                Err(status) => tracing::warn!(pod = %spec::described(&pod), "pod's containers not removed: {status}"),
-            }
-            tokio::time::sleep(RETRY).await;
-        }
-        let (dir, logs) = (self.context.config.pod_dir(&self.uid), names::pod_log_dir(&self.context.config.log_dir, &pod));
-        let removed = tokio::task::spawn_blocking(move || {
-            let _ = fs::remove_dir_all(logs);
-            volumes::remove(&dir)
-        });
-        if let Ok(Err(error)) = removed.await {
-            tracing::warn!(uid = %self.uid, "pod directory not removed: {error}");
         }
     }
 }
