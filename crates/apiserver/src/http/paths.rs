@@ -16,6 +16,12 @@ pub const MAJOR: &str = "1";
 pub const MINOR: &str = "37";
 pub const GIT_VERSION: &str = "v1.37.0";
 
+/// The commit this was built from; zeroes where the builder did not say.
+const COMMIT: &str = match option_env!("NAUPLIUS_COMMIT") {
+    Some(commit) => commit,
+    None => "0000000000000000000000000000000000000000",
+};
+
 const AGGREGATED: &str = "g=apidiscovery.k8s.io";
 
 /// Paths anyone may read, whatever RBAC says: none beyond what `system:public-info-viewer` grants.
@@ -75,7 +81,7 @@ pub fn serve(server: &Arc<ApiServer>, parts: &Parts) -> Result<Response<Body>, S
 
 pub fn version() -> Value {
     json!({
-        "major": MAJOR, "minor": MINOR, "gitVersion": GIT_VERSION, "gitCommit": option_env!("NAUPLIUS_COMMIT").unwrap_or("unknown"),
+        "major": MAJOR, "minor": MINOR, "gitVersion": GIT_VERSION, "gitCommit": COMMIT,
         "gitTreeState": "clean", "buildDate": "2026-08-01T00:00:00Z", "goVersion": "go1.25.0", "compiler": "gc", "platform": format!("linux/{}", platform()),
         "emulationMajor": MAJOR, "emulationMinor": MINOR, "minCompatibilityMajor": MAJOR, "minCompatibilityMinor": "36",
     })

@@ -120,6 +120,10 @@ impl<'a> Definitions<'a> {
             };
             if self.version == Version::V2 {
                 simplify(&mut body);
+                // A schema that says nothing but "anything" is published as saying nothing.
+                if !body.contains_key("properties") {
+                    body.remove("x-kubernetes-preserve-unknown-fields");
+                }
             }
             let properties = body.entry("properties").or_insert_with(|| json!({}));
             if let Value::Object(properties) = properties {
