@@ -523,3 +523,22 @@ async fn validate_with(server: &ApiServer, subject: &Subject<'_>, hooks: &[Webho
 pub fn is_connect(request: &Request) -> bool {
     matches!(&*request.subresource, "exec" | "attach" | "portforward" | "proxy")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn denials_keep_the_webhooks_words_but_never_its_success() {
+        for (said, code, message) in [
+            (json!({"message": "no", "code": 403, "reason": "Forbidden"}), 403, "admission webhook \"a.b.c\" denied the request: no"),
+            (json!({"reason": "why"}), 400, "admission webhook \"a.b.c\" denied the request: why"),
+            (json!({"status": "Success", "code": 200}), 400, "admission webhook \"a.b.c\" denied the request without explanation"),
+            (Value::Null, 400, "admission webhook \"a.b.c\" denied the request without explanation"),
+        ] {
+            let status = denial("a.b.c", &said);
+            assert!(!status.success);
+            assert_eq!((status.code, &*status.message), (code, message));
+        }
+    }
+}

@@ -132,3 +132,54 @@ pub fn labels(object: &Value) -> BTreeMap<Box<str>, Box<str>> {
     let labels = object["metadata"]["labels"].as_object().into_iter().flatten();
     labels.filter_map(|(k, v)| Some((k.as_str().into(), v.as_str()?.into()))).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn rule(operations: &[&str], groups: &[&str], versions: &[&str], resources: &[&str], scope: &str) -> Value {
+        json!({"operations": operations, "apiGroups": groups, "apiVersions": versions, "resources": resources, "scope": scope})
+    }
+
+    fn hook(rule: Value, policy: &str) -> Webhook {
+        serde_json::from_value(json!({"name": "a.b.c", "rules": [rule], "matchPolicy": policy})).unwrap()
+    }
+
+    #[test]
+    fn rules_choose_the_form() {
+        let events = [Gvr::new("", "v1", "events"), Gvr::new("events.k8s.io", "v1", "events")];
+        let namespaces = [Gvr::new("", "v1", "namespaces")];
+        let pods = [Gvr::new("", "v1", "pods")];
+        let all = ["*"];
+        // rule, policy, forms, subresource, namespace, group of the form chosen
+        let cases: [(Value, &str, &[Gvr], &str, &str, Option<&str>); 12] = [
+            (rule(&all, &all, &all, &["*/*"], "*"), "Exact", &pods, "exec", "n", Some("")),
+            (rule(&all, &all, &all, &["*"], "*"), "Exact", &pods, "exec", "n", None),
+            (rule(&all, &all, &all, &["pods/*"], "*"), "Exact", &pods, "exec", "n", Some("")),
+            (rule(&all, &all, &all, &["pods/*"], "*"), "Exact", &pods, "", "n", Some("")),
+            (rule(&all, &all, &all, &["*/exec"], "*"), "Exact", &pods, "attach", "n", None),
+            (rule(&["CREATE"], &all, &all, &["pods"], "*"), "Exact", &pods, "", "n", Some("")),
+            (rule(&["DELETE"], &all, &all, &["pods"], "*"), "Exact", &pods, "", "n", None),
+            (rule(&all, &all, &all, &["pods"], "Cluster"), "Exact", &pods, "", "n", None),
+            (rule(&all, &all, &all, &["namespaces"], "Cluster"), "Exact", &namespaces, "", "n", Some("")),
+            (rule(&all, &all, &all, &["namespaces"], "Namespaced"), "Exact", &namespaces, "", "n", None),
+            (rule(&all, &["events.k8s.io"], &all, &["events"], "*"), "Exact", &events, "", "n", None),
+            (rule(&all, &["events.k8s.io"], &all, &["events"], "*"), "Equivalent", &events, "", "n", Some("events.k8s.io")),
+        ];
+        for (rule, policy, forms, subresource, namespace, expect) in cases {
+            let asked = Asked { operation: "CREATE", resource: &forms[0], subresource, namespace };
+            let found = hook(rule.clone(), policy);
+            assert_eq!(found.form(forms, &asked).map(|f| &*f.group), expect, "{rule} {policy} {subresource}");
+        }
+    }
+
+    #[test]
+    fn selectors_take_either_state_of_the_object() {
+        let (with, without) = (json!({"metadata": {"labels": {"a": "b"}}}), json!({"metadata": {}}));
+        let hook: Webhook = serde_json::from_value(json!({"name": "a.b.c", "objectSelector": {"matchLabels": {"a": "b"}}})).unwrap();
+        for (object, old, expect) in [(Some(&with), None, true), (Some(&without), None, false), (Some(&without), Some(&with), true), (None, Some(&without), false), (None, None, false)] {
+            assert_eq!(hook.selects_object(object, old).unwrap(), expect);
+        }
+    }
+}

@@ -106,7 +106,7 @@ fn check_client(at: &At<'_>, errors: &mut Errors) {
                 errors.invalid(&port, format!("port is not valid: {}", crate::validate::PORT_RANGE));
             }
             let path = service.child("path");
-            if path.there() && !path.str().starts_with('/') {
+            if !path.str().is_empty() && !path.str().starts_with('/') {
                 errors.invalid(&path, "must start with a '/'");
             }
         }
