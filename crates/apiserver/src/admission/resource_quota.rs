@@ -9,7 +9,6 @@ use std::collections::BTreeMap;
 use async_trait::async_trait;
 use meta::quantity::Quantity;
 use meta::{Request, Status, Value, Verb};
-use serde_json::json;
 
 use super::amounts::{self, Amounts, list};
 use super::{Attributes, Operation, Plugin};
@@ -278,6 +277,7 @@ fn usage(group: &str, plural: &str, object: &Value) -> Amounts {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
 
     #[test]
     fn checks() {

@@ -271,8 +271,6 @@ fn own_node(node: &str, a: &Attributes<'_>) -> Result<(), String> {
         ("", "create" | "update" | "patch") | ("status", "update" | "patch") => Ok(()),
         ("", "get" | "list" | "watch") if a.name == node => Ok(()),
         ("", "get" | "list" | "watch") => Err(format!("node '{node}' cannot read '{}', only its own Node object", a.name)),
-        // The kubelet's own API asks for these of its callers; a node may call itself.
-        (_, "get" | "create") if !a.subresource.is_empty() && a.name == node && matches!(a.subresource, "pods" | "metrics" | "stats" | "healthz" | "configz" | "proxy") => Ok(()),
         _ => Err(String::new()),
     }
 }
