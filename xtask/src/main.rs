@@ -1,5 +1,7 @@
 //! Chores of the repository: `cargo xtask <chore>`.
 
+#[cfg(test)]
+mod edges;
 mod facts;
 
 use anyhow::{Result, bail};

@@ -62,6 +62,9 @@ pub struct Options {
     /// Run each role in a process of its own, over HTTPS.
     #[arg(long)]
     pub split: bool,
+    /// How long a node may say nothing before it counts as lost.
+    #[arg(long, value_parser = roles::seconds, default_value = "40s")]
+    pub node_monitor_grace_period: Duration,
 }
 
 /// Where a cluster's files are when no one says.
@@ -170,7 +173,10 @@ pub async fn run(options: Options, cancel: CancellationToken) -> Result<()> {
     progress.done("kube-apiserver");
     crate::node::publish_dns_service(&admin, options.ranges.dns()).await?;
 
-    let controller_options = roles::controller_options(&options.ranges, Some(pki.ca_pem().to_string()));
+    let controller_options = controllers::Options {
+        node_monitor_grace_period: options.node_monitor_grace_period,
+        ..roles::controller_options(&options.ranges, Some(pki.ca_pem().to_string()))
+    };
     match &running {
         Some(running) => {
             start_in_process(&mut roles_tasks, running, controller_options, &cancel);
@@ -179,7 +185,7 @@ pub async fn run(options: Options, cancel: CancellationToken) -> Result<()> {
             let scheduler = identities.kubeconfig("scheduler", "system:kube-scheduler", &[], false)?;
             let controllers = identities.kubeconfig("controller-manager", "system:kube-controller-manager", &[], false)?;
             children.start(Child::scheduler(&scheduler)?, cancel.clone());
-            children.start(Child::controller_manager(&controllers, &options.ranges, &pki.ca_file())?, cancel.clone());
+            children.start(Child::controller_manager(&controllers, &options.ranges, &pki.ca_file(), options.node_monitor_grace_period)?, cancel.clone());
         }
     }
     progress.done("kube-scheduler");

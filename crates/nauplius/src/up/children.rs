@@ -83,13 +83,14 @@ impl Child {
         Self::new("scheduler", &log_dir(kubeconfig), "scheduler", vec![arg("kubeconfig", kubeconfig), arg("leader-elect", "false")])
     }
 
-    pub fn controller_manager(kubeconfig: &Path, ranges: &Ranges, ca: &Path) -> Result<Self> {
+    pub fn controller_manager(kubeconfig: &Path, ranges: &Ranges, ca: &Path, node_grace: Duration) -> Result<Self> {
         let arguments = vec![
             arg("kubeconfig", kubeconfig),
             arg("leader-elect", "false"),
             arg("cluster-cidr", ranges.cluster_cidr.to_string()),
             arg("service-cluster-ip-range", ranges.service_cluster_ip_range.to_string()),
             arg("root-ca-file", ca),
+            arg("node-monitor-grace-period", format!("{}s", node_grace.as_secs())),
         ];
         Self::new("controller-manager", &log_dir(kubeconfig), "controller-manager", arguments)
     }
