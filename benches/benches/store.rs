@@ -19,7 +19,8 @@ fn put(n: u64) -> Txn {
 #[divan::bench(args = [1, 16, 64, 256], sample_count = 50)]
 fn durable_puts(bencher: divan::Bencher, writers: u64) {
     let dir = tempfile::tempdir().unwrap();
-    let store: Arc<dyn Backend> = Arc::new(store::embedded::open(dir.path(), store::embedded::Options::default()).unwrap());
+    let store: Arc<dyn Backend> =
+        Arc::new(store::embedded::open(dir.path(), store::embedded::Options::default()).unwrap());
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).build().unwrap();
     let mut next = 0;
     bencher.counter(divan::counter::ItemsCount::new(writers)).bench_local(|| {

@@ -81,7 +81,9 @@ fn special(path: &str, word: &str, operand: &Value, actual: &Value, out: &mut Ve
 #[test]
 fn matching() {
     use serde_json::json;
-    let check = |expected: Value, actual: Value, differ: usize| assert_eq!(differences(&expected, &actual).len(), differ, "{expected} {actual}");
+    let check = |expected: Value, actual: Value, differ: usize| {
+        assert_eq!(differences(&expected, &actual).len(), differ, "{expected} {actual}")
+    };
     check(json!({"a": 1}), json!({"a": 1, "b": 2}), 0);
     check(json!({"a": 2, "b": "~x"}), json!({"a": 1, "b": "y"}), 2);
     check(json!([1]), json!([1, 2]), 1);

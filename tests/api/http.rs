@@ -54,10 +54,12 @@ impl Answer {
     /// The texts of its `Warning` headers.
     pub fn warnings(&self) -> Vec<String> {
         let texts = self.headers.get_all(header::WARNING).iter().filter_map(|v| v.to_str().ok());
-        texts.map(|v| {
-            let quoted = v.splitn(3, ' ').nth(2).unwrap_or(v);
-            quoted.strip_prefix('"').and_then(|q| q.strip_suffix('"')).unwrap_or(quoted).replace("\\\"", "\"")
-        }).collect()
+        texts
+            .map(|v| {
+                let quoted = v.splitn(3, ' ').nth(2).unwrap_or(v);
+                quoted.strip_prefix('"').and_then(|q| q.strip_suffix('"')).unwrap_or(quoted).replace("\\\"", "\"")
+            })
+            .collect()
     }
 }
 
@@ -98,20 +100,37 @@ impl Server {
         let config = super::yaml(&text)?;
         let (cluster, user) = (&config["clusters"][0]["cluster"], &config["users"][0]["user"]);
         let url = cluster["server"].as_str().context("the kubeconfig has no server")?;
-        let (host, port) = url.trim_start_matches("https://").trim_end_matches('/').rsplit_once(':').context("the server has no port")?;
+        let (host, port) = url
+            .trim_start_matches("https://")
+            .trim_end_matches('/')
+            .rsplit_once(':')
+            .context("the server has no port")?;
         let mut roots = rustls::RootCertStore::empty();
-        for certificate in CertificateDer::pem_slice_iter(&decoded(&cluster["certificate-authority-data"], "authority")?) {
+        for certificate in
+            CertificateDer::pem_slice_iter(&decoded(&cluster["certificate-authority-data"], "authority")?)
+        {
             roots.add(certificate?)?;
         }
-        let chain = CertificateDer::pem_slice_iter(&decoded(&user["client-certificate-data"], "client certificate")?).collect::<Result<Vec<_>, _>>()?;
+        let chain = CertificateDer::pem_slice_iter(&decoded(&user["client-certificate-data"], "client certificate")?)
+            .collect::<Result<Vec<_>, _>>()?;
         let key = PrivateKeyDer::from_pem_slice(&decoded(&user["client-key-data"], "client key")?)?;
         let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let builder = || rustls::ClientConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions().map(|b| b.with_root_certificates(roots.clone()));
+        let builder = || {
+            rustls::ClientConfig::builder_with_provider(provider.clone())
+                .with_safe_default_protocol_versions()
+                .map(|b| b.with_root_certificates(roots.clone()))
+        };
         let mut with_certificate = builder()?.with_client_auth_cert(chain, key)?;
         let mut without = builder()?.with_no_client_auth();
         with_certificate.alpn_protocols = vec![b"h2".to_vec()];
         without.alpn_protocols = vec![b"h2".to_vec()];
-        Ok(Self { host: host.into(), port: port.parse()?, with_certificate: Arc::new(with_certificate), without: Arc::new(without), connections: Mutex::default() })
+        Ok(Self {
+            host: host.into(),
+            port: port.parse()?,
+            with_certificate: Arc::new(with_certificate),
+            without: Arc::new(without),
+            connections: Mutex::default(),
+        })
     }
 
     async fn connect(&self, identity: Identity) -> Result<Sender> {
@@ -121,17 +140,27 @@ impl Server {
             return Ok(sender.clone());
         }
         let config = if identity == Identity::Certificate { &self.with_certificate } else { &self.without };
-        let tcp = tokio::net::TcpStream::connect((self.host.as_str(), self.port)).await.with_context(|| format!("cannot reach {}:{}", self.host, self.port))?;
+        let tcp = tokio::net::TcpStream::connect((self.host.as_str(), self.port))
+            .await
+            .with_context(|| format!("cannot reach {}:{}", self.host, self.port))?;
         tcp.set_nodelay(true)?;
         let name = ServerName::try_from(self.host.clone())?;
         let tls = tokio_rustls::TlsConnector::from(config.clone()).connect(name, tcp).await?;
-        let (sender, connection) = hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(tls)).await?;
+        let (sender, connection) =
+            hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(tls)).await?;
         tokio::spawn(connection);
         *slot = Some(sender.clone());
         Ok(sender)
     }
 
-    async fn begin(&self, identity: Identity, method: &str, path: &str, headers: &[(String, String)], body: Bytes) -> Result<http::Response<Incoming>> {
+    async fn begin(
+        &self,
+        identity: Identity,
+        method: &str,
+        path: &str,
+        headers: &[(String, String)],
+        body: Bytes,
+    ) -> Result<http::Response<Incoming>> {
         let mut request = Request::builder().method(method).uri(format!("https://{}:{}{path}", self.host, self.port));
         for (name, value) in headers {
             request = request.header(name, value);
@@ -142,7 +171,14 @@ impl Server {
         Ok(sender.send_request(request).await?)
     }
 
-    pub async fn send(&self, identity: Identity, method: &str, path: &str, headers: &[(String, String)], body: Bytes) -> Result<Answer> {
+    pub async fn send(
+        &self,
+        identity: Identity,
+        method: &str,
+        path: &str,
+        headers: &[(String, String)],
+        body: Bytes,
+    ) -> Result<Answer> {
         let response = self.begin(identity, method, path, headers, body).await?;
         let (parts, body) = response.into_parts();
         Ok(Answer { code: parts.status, headers: parts.headers, body: body.collect().await?.to_bytes() })

@@ -20,7 +20,8 @@ pub fn yaml(text: &[u8]) -> Result<Value> {
 }
 
 fn parse(file: &str, text: &str) -> Result<Vec<Scenario>> {
-    serde_json::from_value(yaml(text.as_bytes()).with_context(|| format!("scenarios/{file}.yaml"))?).with_context(|| format!("scenarios/{file}.yaml"))
+    serde_json::from_value(yaml(text.as_bytes()).with_context(|| format!("scenarios/{file}.yaml"))?)
+        .with_context(|| format!("scenarios/{file}.yaml"))
 }
 
 /// Runs files of scenarios against one server. All run, so that one failure hides no other.
@@ -61,7 +62,22 @@ macro_rules! scenarios {
 }
 
 scenarios!(
-    access, apply, bad_input, crud, custom, delete, discovery, encodings, kinds, lists, namespaces, patches, subresources, tokens, validation, watch
+    access,
+    apply,
+    bad_input,
+    crud,
+    custom,
+    delete,
+    discovery,
+    encodings,
+    kinds,
+    lists,
+    namespaces,
+    patches,
+    subresources,
+    tokens,
+    validation,
+    watch
 );
 
 /// All of them over a real etcd, where one is installed.
@@ -75,14 +91,21 @@ async fn over_etcd() -> Result<()> {
         println!("skipped: no etcd is installed");
         return Ok(());
     };
-    let server = InProcess::start(nauplius::roles::apiserver::StoreOptions { etcd_servers: vec![etcd.endpoint.clone()], ..Default::default() }).await?;
+    let server = InProcess::start(nauplius::roles::apiserver::StoreOptions {
+        etcd_servers: vec![etcd.endpoint.clone()],
+        ..Default::default()
+    })
+    .await?;
     run(&http::Server::from_kubeconfig(&server.kubeconfig)?, FILES).await
 }
 
 #[test]
 fn every_file_is_run() {
     let dir = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("scenarios");
-    let mut there: Vec<_> = std::fs::read_dir(dir).unwrap().map(|e| e.unwrap().path().file_stem().unwrap().to_string_lossy().into_owned()).collect();
+    let mut there: Vec<_> = std::fs::read_dir(dir)
+        .unwrap()
+        .map(|e| e.unwrap().path().file_stem().unwrap().to_string_lossy().into_owned())
+        .collect();
     there.sort();
     assert_eq!(there, FILES.iter().map(|(file, _)| file.to_string()).collect::<Vec<_>>());
 }

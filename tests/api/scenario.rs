@@ -98,7 +98,8 @@ struct Run<'a> {
 
 /// The minor version a server says it is.
 pub async fn minor_version(server: &Server) -> Result<u32> {
-    let version = server.send(Identity::Certificate, "GET", "/version", &[], Bytes::new()).await?.json().context("/version")?;
+    let version =
+        server.send(Identity::Certificate, "GET", "/version", &[], Bytes::new()).await?.json().context("/version")?;
     Ok(version["minor"].as_str().context("no minor version")?.trim_end_matches('+').parse()?)
 }
 
@@ -112,7 +113,9 @@ impl Scenario {
         let namespace = format!("scenario-{id}");
         let words = [("ns", namespace.clone()), ("id", id)].map(|(k, v)| (k.to_string(), v)).into();
         let mut run = Run { server, words, saved: BTreeMap::new(), watches: BTreeMap::new() };
-        let made = run.simple("POST", "/api/v1/namespaces", Some(serde_json::json!({"metadata": {"name": namespace}}))).await?;
+        let made = run
+            .simple("POST", "/api/v1/namespaces", Some(serde_json::json!({"metadata": {"name": namespace}})))
+            .await?;
         ensure!(made.code == 201, "namespace: {}", String::from_utf8_lossy(&made.body));
         let mut result = Ok(true);
         for (i, step) in self.steps.iter().enumerate() {
@@ -135,7 +138,9 @@ impl Scenario {
 impl Run<'_> {
     async fn simple(&self, method: &str, path: &str, body: Option<Value>) -> Result<Answer> {
         let bytes = body.map_or_else(Bytes::new, |b| b.to_string().into());
-        self.server.send(Identity::Certificate, method, path, &[("content-type".into(), "application/json".into())], bytes).await
+        self.server
+            .send(Identity::Certificate, method, path, &[("content-type".into(), "application/json".into())], bytes)
+            .await
     }
 
     /// Puts the words in.
@@ -147,7 +152,8 @@ impl Run<'_> {
             rest = &rest[at + 1..];
             let braced = rest.starts_with('{');
             let from = usize::from(braced);
-            let length = rest[from..].find(|c: char| !c.is_ascii_alphanumeric() && c != '_').unwrap_or(rest.len() - from);
+            let length =
+                rest[from..].find(|c: char| !c.is_ascii_alphanumeric() && c != '_').unwrap_or(rest.len() - from);
             let word = &rest[from..from + length];
             match self.words.get(word) {
                 Some(value) => out.push_str(value),
@@ -165,7 +171,10 @@ impl Run<'_> {
             Value::String(text) => self.fill(text)?.into(),
             Value::Array(elements) => elements.iter().map(|e| self.fill_value(e)).collect::<Result<Vec<_>>>()?.into(),
             Value::Object(fields) => {
-                let filled = fields.iter().map(|(k, v)| Ok((self.fill(k)?, self.fill_value(v)?))).collect::<Result<serde_json::Map<_, _>>>()?;
+                let filled = fields
+                    .iter()
+                    .map(|(k, v)| Ok((self.fill(k)?, self.fill_value(v)?)))
+                    .collect::<Result<serde_json::Map<_, _>>>()?;
                 filled.into()
             }
             other => other.clone(),
@@ -183,7 +192,8 @@ impl Run<'_> {
     }
 
     fn headers(&self, step: &Step, method: &str) -> Result<(Identity, Vec<(String, String)>)> {
-        let mut headers = vec![("accept".to_string(), step.accept.clone().unwrap_or_else(|| "application/json".into()))];
+        let mut headers =
+            vec![("accept".to_string(), step.accept.clone().unwrap_or_else(|| "application/json".into()))];
         headers.push(("user-agent".into(), "scenario".into()));
         if step.body.is_some() || step.raw.is_some() || step.send.is_some() {
             let usual = if method == "PATCH" { "application/merge-patch+json" } else { "application/json" };
@@ -213,7 +223,9 @@ impl Run<'_> {
         let (method, path) = request.split_once(' ').context("a request is VERB /path")?;
         let (identity, headers) = self.headers(step, method)?;
         if let Some(name) = &step.open {
-            let stream = tokio::time::timeout(ANSWER_WITHIN, self.server.open(identity, path, &headers)).await.context("no answer")??;
+            let stream = tokio::time::timeout(ANSWER_WITHIN, self.server.open(identity, path, &headers))
+                .await
+                .context("no answer")??;
             self.watches.insert(name.clone(), stream);
             return Ok(());
         }
@@ -233,7 +245,9 @@ impl Run<'_> {
             match self.check(step, &answer) {
                 Ok(()) => return self.keep(step, &answer),
                 // What is done is not done again.
-                Err(_) if Instant::now() < deadline && !(method == "POST" && answer.code.is_success()) => tokio::time::sleep(ASK_AGAIN_AFTER).await,
+                Err(_) if Instant::now() < deadline && !(method == "POST" && answer.code.is_success()) => {
+                    tokio::time::sleep(ASK_AGAIN_AFTER).await
+                }
                 Err(error) => return Err(error),
             }
         }
@@ -251,11 +265,14 @@ impl Run<'_> {
         }
         for (name, expected) in &step.got {
             let actual = answer.headers.get(name).and_then(|v| v.to_str().ok()).map_or(Value::Null, Value::from);
-            differ.extend(differences(&self.fill_value(expected)?, &actual).into_iter().map(|d| format!("header {name}{d}")));
+            differ.extend(
+                differences(&self.fill_value(expected)?, &actual).into_iter().map(|d| format!("header {name}{d}")),
+            );
         }
         if let Some(expected) = &step.warnings {
             let (expected, actual) = (Value::from(expected.clone()), Value::from(answer.warnings()));
-            differ.extend(differences(&self.fill_value(&expected)?, &actual).into_iter().map(|d| format!("warnings{d}")));
+            differ
+                .extend(differences(&self.fill_value(&expected)?, &actual).into_iter().map(|d| format!("warnings{d}")));
         }
         if let Some(expected) = &step.text {
             let expected = self.fill(expected)?;
@@ -289,7 +306,9 @@ impl Run<'_> {
         for (i, expected) in step.events.iter().enumerate() {
             let expected = self.fill_value(expected)?;
             let event = loop {
-                let event = tokio::time::timeout(EVENT_WITHIN, stream.next()).await.with_context(|| format!("event {}: none came; expected {expected}", i + 1))??;
+                let event = tokio::time::timeout(EVENT_WITHIN, stream.next())
+                    .await
+                    .with_context(|| format!("event {}: none came; expected {expected}", i + 1))??;
                 let event = event.with_context(|| format!("event {}: the watch ended; expected {expected}", i + 1))?;
                 if event["type"] != "BOOKMARK" || expected["type"] == "BOOKMARK" {
                     break event;

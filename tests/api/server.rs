@@ -27,7 +27,8 @@ impl InProcess {
         nauplius::tls::install_provider();
         let dir = tempfile::tempdir()?;
         let pki = Pki::open(&dir.path().join("pki"))?;
-        let ranges = Ranges { service_cluster_ip_range: "10.96.0.0/12".parse()?, cluster_cidr: "10.244.0.0/16".parse()? };
+        let ranges =
+            Ranges { service_cluster_ip_range: "10.96.0.0/12".parse()?, cluster_cidr: "10.244.0.0/16".parse()? };
         let options = apiserver::Options {
             data_dir: dir.path().into(),
             listen: "127.0.0.1:0".parse()?,
@@ -41,7 +42,9 @@ impl InProcess {
         let kubeconfig = dir.path().join("admin.kubeconfig");
         let admin = pki.pair("admin", "kubernetes-admin", &["system:masters"], &Purpose::Client)?;
         pki.kubeconfig(&kubeconfig, &format!("https://{}", running.address), "kubernetes-admin", &admin)?;
-        let manager = Local::new(running.server.clone(), "system:kube-controller-manager", &[], roles::CONTROLLER_MANAGER).client();
+        let manager =
+            Local::new(running.server.clone(), "system:kube-controller-manager", &[], roles::CONTROLLER_MANAGER)
+                .client();
         let controllers = roles::controller_options(&ranges, Some(pki.ca_pem().to_string()));
         tokio::spawn(roles::run_controllers(manager, false, controllers, cancel.clone()));
         Ok(Self { kubeconfig, cancel, _dir: dir })
@@ -75,8 +78,24 @@ impl Etcd {
         let process = Command::new(program)
             .arg("--data-dir")
             .arg(dir.path())
-            .args(["--name", "test", "--log-level", "error", "--listen-client-urls", &endpoint, "--advertise-client-urls", &endpoint])
-            .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer, "--initial-cluster", &format!("test={peer}")])
+            .args([
+                "--name",
+                "test",
+                "--log-level",
+                "error",
+                "--listen-client-urls",
+                &endpoint,
+                "--advertise-client-urls",
+                &endpoint,
+            ])
+            .args([
+                "--listen-peer-urls",
+                &peer,
+                "--initial-advertise-peer-urls",
+                &peer,
+                "--initial-cluster",
+                &format!("test={peer}"),
+            ])
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()?;
@@ -110,6 +129,8 @@ pub fn program(name: &str) -> Option<PathBuf> {
 pub fn elsewhere() -> Result<Option<PathBuf>> {
     match std::env::var_os(ELSEWHERE) {
         None => Ok(None),
-        Some(file) => Ok(Some(Path::new(&file).canonicalize().with_context(|| format!("{ELSEWHERE}={}", file.display()))?)),
+        Some(file) => {
+            Ok(Some(Path::new(&file).canonicalize().with_context(|| format!("{ELSEWHERE}={}", file.display()))?))
+        }
     }
 }

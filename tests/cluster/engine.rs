@@ -71,11 +71,21 @@ impl Containerd {
         }
         let log = std::fs::File::create(self.dir.join("containerd.log"))?;
         let mut command = Command::new(program("nsenter").context("nsenter")?);
-        command.arg(format!("--net={}", namespace.display())).arg("--").arg(program("containerd").context("containerd")?).arg("--config").arg(file);
-        self.process = Some(command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).process_group(0).spawn()?);
+        command
+            .arg(format!("--net={}", namespace.display()))
+            .arg("--")
+            .arg(program("containerd").context("containerd")?)
+            .arg("--config")
+            .arg(file);
+        self.process =
+            Some(command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).process_group(0).spawn()?);
         loop {
             let mut import = Command::new(program("ctr").context("ctr")?);
-            import.arg("--address").arg(&self.socket).args(["--namespace", "k8s.io", "--connect-timeout", "2s", "images", "import"]).arg(archive);
+            import
+                .arg("--address")
+                .arg(&self.socket)
+                .args(["--namespace", "k8s.io", "--connect-timeout", "2s", "images", "import"])
+                .arg(archive);
             let output = import.output()?;
             if output.status.success() {
                 return Ok(());
@@ -105,7 +115,8 @@ impl Drop for Containerd {
             let _ = process.wait();
         }
         let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-        let mut points: Vec<_> = mounts.lines().filter_map(|l| l.split(' ').nth(4)).filter(|p| p.starts_with(&mark)).collect();
+        let mut points: Vec<_> =
+            mounts.lines().filter_map(|l| l.split(' ').nth(4)).filter(|p| p.starts_with(&mark)).collect();
         points.reverse();
         for point in points {
             let _ = nix::mount::umount2(point, nix::mount::MntFlags::MNT_DETACH);

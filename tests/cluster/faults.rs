@@ -35,7 +35,11 @@ pub async fn container_killed(stage: &Stage) -> Result<()> {
     let [(pid, _)] = marked(&mark)[..] else { anyhow::bail!("processes of {mark}: {:?}", marked(&mark)) };
     signal(pid, Signal::SIGKILL);
     let pod = wait("the container is started again", || running(1)).await?;
-    ensure!(pod["status"]["containerStatuses"][0]["lastState"]["terminated"]["exitCode"] == 137, "its last state is {}", pod["status"]);
+    ensure!(
+        pod["status"]["containerStatuses"][0]["lastState"]["terminated"]["exitCode"] == 137,
+        "its last state is {}",
+        pod["status"]
+    );
     Ok(())
 }
 

@@ -12,7 +12,8 @@ use sha2::Digest;
 pub const NAME: &str = "docker.io/library/nauplius-test:1";
 const BUSYBOX: [&str; 2] = ["/bin/busybox", "/usr/bin/busybox"];
 const APPLETS: [&str; 22] = [
-    "sh", "sleep", "cat", "echo", "hostname", "httpd", "ls", "mkdir", "nc", "nslookup", "ps", "rm", "test", "touch", "true", "false", "wget", "kill", "id", "head", "env", "date",
+    "sh", "sleep", "cat", "echo", "hostname", "httpd", "ls", "mkdir", "nc", "nslookup", "ps", "rm", "test", "touch",
+    "true", "false", "wget", "kill", "id", "head", "env", "date",
 ];
 
 /// Where a static busybox is.
@@ -63,7 +64,9 @@ pub fn write(busybox: &Path, file: &Path) -> Result<()> {
     let manifest = serde_json::to_vec(&manifest)?;
     let mut entry: Value = blob("manifest.v1+json", &manifest);
     entry["annotations"] = json!({"org.opencontainers.image.ref.name": NAME, "io.containerd.image.name": NAME});
-    let index = serde_json::to_vec(&json!({"schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json", "manifests": [entry]}))?;
+    let index = serde_json::to_vec(
+        &json!({"schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json", "manifests": [entry]}),
+    )?;
     let layout = br#"{"imageLayoutVersion":"1.0.0"}"#;
     let mut tar = tar::Builder::new(std::fs::File::create(file)?);
     let files = [("oci-layout".to_string(), &layout[..]), ("index.json".to_string(), &index)];

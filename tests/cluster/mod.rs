@@ -57,7 +57,9 @@ async fn wait<T, F: Future<Output = Result<T>>>(what: &str, mut ask: impl FnMut(
     loop {
         match ask().await {
             Ok(found) => return Ok(found),
-            Err(error) if Instant::now() > deadline => return Err(error.context(format!("{what}: not so after {} s", WITHIN.as_secs()))),
+            Err(error) if Instant::now() > deadline => {
+                return Err(error.context(format!("{what}: not so after {} s", WITHIN.as_secs())));
+            }
             Err(_) => tokio::time::sleep(LOOK_AGAIN_AFTER).await,
         }
     }
@@ -94,7 +96,12 @@ impl Stage {
     fn kubectl(&self, words: &[&str]) -> Result<Option<String>> {
         let Some(kubectl) = &self.kubectl else { return Ok(None) };
         let mut command = Command::new(kubectl);
-        command.arg("--kubeconfig").arg(&self.cluster.kubeconfig).arg("--cache-dir").arg(self.cluster.dir.path().join("kubectl")).args(words);
+        command
+            .arg("--kubeconfig")
+            .arg(&self.cluster.kubeconfig)
+            .arg("--cache-dir")
+            .arg(self.cluster.dir.path().join("kubectl"))
+            .args(words);
         let output = command.stdin(Stdio::null()).output()?;
         let said = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         ensure!(output.status.success(), "kubectl {}: {said}", words.join(" "));
@@ -113,7 +120,12 @@ impl Stage {
 }
 
 fn states(pods: &[Value]) -> String {
-    let state = |p: &Value| format!("{} on {}: {} {}", p["metadata"]["name"], p["spec"]["nodeName"], p["status"]["phase"], p["status"]["containerStatuses"]);
+    let state = |p: &Value| {
+        format!(
+            "{} on {}: {} {}",
+            p["metadata"]["name"], p["spec"]["nodeName"], p["status"]["phase"], p["status"]["containerStatuses"]
+        )
+    };
     pods.iter().map(state).collect::<Vec<_>>().join("; ")
 }
 
@@ -207,7 +219,11 @@ async fn parts(stage: &mut Stage, variant: &Variant) -> Result<()> {
 /// Ctrl-C, then reset, and nothing is left.
 async fn end(stage: &mut Stage) -> Result<()> {
     for (group, version, plural) in [("apps", "v1", "deployments"), ("batch", "v1", "jobs"), ("", "v1", "pods")] {
-        let options = client::DeleteOptions { grace: Some(1), propagation: Some(client::Propagation::Background), ..Default::default() };
+        let options = client::DeleteOptions {
+            grace: Some(1),
+            propagation: Some(client::Propagation::Background),
+            ..Default::default()
+        };
         stage.api(group, version, plural).delete_collection(&options, &Default::default()).await?;
     }
     wait("no pod is left", || async {
@@ -228,7 +244,14 @@ async fn end(stage: &mut Stage) -> Result<()> {
 #[ignore = "takes minutes and the whole machine: cargo test -p integration cluster:: -- --ignored"]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn all_in_one() -> Result<()> {
-    run(Variant { name: "all in one", arguments: &["--node-monitor-grace-period=15s"], nodes: 2, faults: true, ..Default::default() }).await
+    run(Variant {
+        name: "all in one",
+        arguments: &["--node-monitor-grace-period=15s"],
+        nodes: 2,
+        faults: true,
+        ..Default::default()
+    })
+    .await
 }
 
 #[ignore = "takes minutes and the whole machine: cargo test -p integration cluster:: -- --ignored"]

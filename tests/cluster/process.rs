@@ -23,7 +23,8 @@ const STOPPED_WITHIN: Duration = Duration::from_secs(40);
 /// The program under test: built into the directory above this test's own.
 pub fn program() -> Result<PathBuf> {
     let own = std::env::current_exe()?;
-    let file = own.parent().and_then(Path::parent).map(|dir| dir.join("nauplius")).context("this test has no directory")?;
+    let file =
+        own.parent().and_then(Path::parent).map(|dir| dir.join("nauplius")).context("this test has no directory")?;
     ensure!(file.is_file(), "{} is missing: `cargo build --package nauplius` makes it", file.display());
     Ok(file)
 }
@@ -48,9 +49,19 @@ impl Cluster {
         let data = dir.path().join("data");
         std::fs::create_dir_all(&data)?;
         let data = data.canonicalize()?;
-        let mut arguments = vec!["up".to_string(), format!("--data-dir={}", data.display()), format!("--listen=127.0.0.1:{}", free_port()?)];
+        let mut arguments = vec![
+            "up".to_string(),
+            format!("--data-dir={}", data.display()),
+            format!("--listen=127.0.0.1:{}", free_port()?),
+        ];
         arguments.extend(more.iter().map(|a| a.to_string()));
-        Ok(Self { name: nauplius::up::cluster_name(&data), kubeconfig: data.join("admin.kubeconfig"), dir, arguments, up: None })
+        Ok(Self {
+            name: nauplius::up::cluster_name(&data),
+            kubeconfig: data.join("admin.kubeconfig"),
+            dir,
+            arguments,
+            up: None,
+        })
     }
 
     pub fn data(&self) -> PathBuf {
@@ -85,7 +96,12 @@ impl Cluster {
                     return Ok(client);
                 }
             }
-            ensure!(Instant::now() < deadline, "{nodes} nodes are not Ready after {} s: {}", READY_WITHIN.as_secs(), self.tail());
+            ensure!(
+                Instant::now() < deadline,
+                "{nodes} nodes are not Ready after {} s: {}",
+                READY_WITHIN.as_secs(),
+                self.tail()
+            );
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
     }
@@ -148,8 +164,17 @@ impl Cluster {
     /// What of the cluster is on the machine: namespaces, mounts, control groups, files, processes.
     pub fn left(&self) -> Vec<String> {
         let mut left = Vec::new();
-        let names = |dir: &str| std::fs::read_dir(dir).into_iter().flatten().flatten().map(|e| e.file_name().to_string_lossy().into_owned()).collect::<Vec<_>>();
-        left.extend(names("/run/netns").into_iter().filter(|n| n.starts_with(&self.name)).map(|n| format!("namespace {n}")));
+        let names = |dir: &str| {
+            std::fs::read_dir(dir)
+                .into_iter()
+                .flatten()
+                .flatten()
+                .map(|e| e.file_name().to_string_lossy().into_owned())
+                .collect::<Vec<_>>()
+        };
+        left.extend(
+            names("/run/netns").into_iter().filter(|n| n.starts_with(&self.name)).map(|n| format!("namespace {n}")),
+        );
         left.extend(names("/run").into_iter().filter(|n| *n == self.name).map(|n| format!("/run/{n}")));
         let data = self.data().display().to_string();
         let run = format!("/run/{}/", self.name);
@@ -169,10 +194,14 @@ impl Cluster {
 
 impl Drop for Cluster {
     fn drop(&mut self) {
-        if self.up.is_some() && let Err(error) = self.interrupt() {
+        if self.up.is_some()
+            && let Err(error) = self.interrupt()
+        {
             eprintln!("stopping the cluster: {error:#}");
         }
-        if self.data().exists() && let Err(error) = self.reset() {
+        if self.data().exists()
+            && let Err(error) = self.reset()
+        {
             eprintln!("removing the cluster: {error:#}");
         }
     }
@@ -182,7 +211,10 @@ impl Drop for Cluster {
 pub fn processes() -> Vec<(i32, String)> {
     let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
     let pids = entries.filter_map(|e| e.file_name().to_str()?.parse::<i32>().ok());
-    pids.filter_map(|pid| Some((pid, String::from_utf8_lossy(&std::fs::read(format!("/proc/{pid}/cmdline")).ok()?).replace('\0', " ")))).collect()
+    pids.filter_map(|pid| {
+        Some((pid, String::from_utf8_lossy(&std::fs::read(format!("/proc/{pid}/cmdline")).ok()?).replace('\0', " ")))
+    })
+    .collect()
 }
 
 /// When a process started, in ticks since the machine did: with its id, what it is.

@@ -47,12 +47,21 @@ pub async fn application(stage: &Stage) -> Result<()> {
     ensure!(nodes.len() == stage.nodes, "the pods are on {nodes:?} alone");
     for pod in &pods {
         let log = stage.client.get_path(&format!("/api/v1/namespaces/default/pods/{}/log", name(pod))).await?;
-        ensure!(String::from_utf8_lossy(&log) == format!("started {}\n", name(pod)), "the log of {} is {log:?}", name(pod));
+        ensure!(
+            String::from_utf8_lossy(&log) == format!("started {}\n", name(pod)),
+            "the log of {} is {log:?}",
+            name(pod)
+        );
     }
     stage.exec(name(&pods[0]), "cat /www/index.html", name(&pods[0])).await?;
     wait("the Deployment is available", || async {
         let web = value(&*stage.api("apps", "v1", "deployments").get("web").await?)?;
-        ensure!(web["status"]["availableReplicas"] == 3 && web["status"]["observedGeneration"] == web["metadata"]["generation"], "its status is {}", web["status"]);
+        ensure!(
+            web["status"]["availableReplicas"] == 3
+                && web["status"]["observedGeneration"] == web["metadata"]["generation"],
+            "its status is {}",
+            web["status"]
+        );
         Ok(())
     })
     .await
@@ -104,7 +113,8 @@ pub async fn services(stage: &Stage) -> Result<()> {
     }
     // From a pod.
     let from = &names[0];
-    let all = format!("for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do wget -q -T 2 -O - http://{ip}/; done");
+    let all =
+        format!("for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do wget -q -T 2 -O - http://{ip}/; done");
     wait("the cluster IP reaches every pod", || async {
         let said = stage.exec(from, &all, "web").await?.unwrap_or_default();
         let mut reached: Vec<_> = said.lines().filter(|l| l.starts_with("web-")).map(str::to_string).collect();
@@ -126,8 +136,14 @@ pub async fn services(stage: &Stage) -> Result<()> {
 
 /// Configuration in files and variables, and a job that reads it and ends.
 pub async fn volumes(stage: &Stage) -> Result<()> {
-    stage.api("", "v1", "configmaps").create(json!({"metadata": {"name": "config"}, "data": {"colour": "red"}})).await?;
-    stage.api("", "v1", "secrets").create(json!({"metadata": {"name": "secret"}, "stringData": {"word": "sesame"}})).await?;
+    stage
+        .api("", "v1", "configmaps")
+        .create(json!({"metadata": {"name": "config"}, "data": {"colour": "red"}}))
+        .await?;
+    stage
+        .api("", "v1", "secrets")
+        .create(json!({"metadata": {"name": "secret"}, "stringData": {"word": "sesame"}}))
+        .await?;
     let script = "echo $(cat /config/colour) $(cat /secret/word) $(cat /down/labels) $COLOUR $NAME; touch /scratch/file && test -s /var/run/secrets/kubernetes.io/serviceaccount/token";
     let mounts = ["config", "secret", "down", "scratch"].map(|v| json!({"name": v, "mountPath": format!("/{v}")}));
     let pod = json!({
@@ -171,15 +187,22 @@ pub async fn rollout(stage: &Stage) -> Result<()> {
     let before = value(&*deployments.get("web").await?)?["spec"]["template"].clone();
     let rolled = |script: String| async move {
         let pods = stage.ready_pods("app=web", 3).await?;
-        ensure!(pods.iter().all(|p| p["spec"]["containers"][0]["command"][2] == script.as_str()), "old pods are left: {}", super::states(&pods));
+        ensure!(
+            pods.iter().all(|p| p["spec"]["containers"][0]["command"][2] == script.as_str()),
+            "old pods are left: {}",
+            super::states(&pods)
+        );
         Ok(())
     };
     let newer = SERVE.replace("started", "restarted");
-    let patch = json!({"spec": {"template": {"spec": {"containers": [{"name": "c", "command": ["sh", "-c", newer]}]}}}});
+    let patch =
+        json!({"spec": {"template": {"spec": {"containers": [{"name": "c", "command": ["sh", "-c", newer]}]}}}});
     deployments.patch("web", Patch::Strategic(patch)).await?;
     wait("the new version is out", || rolled(newer.clone())).await?;
     if stage.kubectl(&["rollout", "undo", "deployment/web"])?.is_none() {
-        deployments.patch("web", Patch::Json(json!([{"op": "replace", "path": "/spec/template", "value": before}]))).await?;
+        deployments
+            .patch("web", Patch::Json(json!([{"op": "replace", "path": "/spec/template", "value": before}])))
+            .await?;
     }
     wait("the old version is back", || rolled(SERVE.to_string())).await?;
     let sets = stage.api("apps", "v1", "replicasets").list(&Default::default()).await?;

@@ -20,12 +20,26 @@ const EDGES: &[(&str, &[&str])] = &[
     ("kubectl", &["client", "meta"]),
     (
         "nauplius",
-        &["meta", "resources", "store", "apiserver", "client", "scheduler", "controllers", "kubelet", "runtime", "proxy", "dns", "kubectl"],
+        &[
+            "meta",
+            "resources",
+            "store",
+            "apiserver",
+            "client",
+            "scheduler",
+            "controllers",
+            "kubelet",
+            "runtime",
+            "proxy",
+            "dns",
+            "kubectl",
+        ],
     ),
 ];
 
 /// Names that say nothing of what is inside.
-const DRAWERS: &[&str] = &["util", "utils", "common", "commons", "helper", "helpers", "manager", "managers", "misc", "advanced", "stuff"];
+const DRAWERS: &[&str] =
+    &["util", "utils", "common", "commons", "helper", "helpers", "manager", "managers", "misc", "advanced", "stuff"];
 
 fn root() -> PathBuf {
     // The chores' own directory is directly below the repository.
@@ -74,7 +88,9 @@ fn crates_depend_as_designed() {
             wrong.push(format!("crates/{name} has no place among the rooms"));
             continue;
         };
-        wrong.extend(dependencies(&manifest).iter().filter(|on| !allowed.contains(on)).map(|on| format!("{name} → {on}")));
+        wrong.extend(
+            dependencies(&manifest).iter().filter(|on| !allowed.contains(on)).map(|on| format!("{name} → {on}")),
+        );
     }
     assert!(wrong.is_empty(), "edges that the design does not have:\n  {}", wrong.join("\n  "));
 }
@@ -86,7 +102,8 @@ fn no_file_is_a_drawer() {
         sources(&root().join(part), &mut files);
     }
     assert!(files.len() > 100, "the sources were not found");
-    let drawer = |file: &&PathBuf| file.file_stem().is_some_and(|stem| DRAWERS.iter().any(|d| stem.eq_ignore_ascii_case(d)));
+    let drawer =
+        |file: &&PathBuf| file.file_stem().is_some_and(|stem| DRAWERS.iter().any(|d| stem.eq_ignore_ascii_case(d)));
     let found: Vec<_> = files.iter().filter(drawer).collect();
     assert!(found.is_empty(), "name these after what is in them: {found:?}");
 }

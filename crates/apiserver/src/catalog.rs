@@ -26,7 +26,8 @@ pub struct Served {
 
 impl Served {
     pub fn new(resource: Resource) -> Arc<Self> {
-        let cache = (!resource.prefix.is_empty()).then(|| Arc::new(Cache::new(resource.prefix.clone(), decoder(&resource))));
+        let cache =
+            (!resource.prefix.is_empty()).then(|| Arc::new(Cache::new(resource.prefix.clone(), decoder(&resource))));
         Arc::new(Self { resource, cache, stored_as: None, conversion: None })
     }
 
@@ -64,7 +65,11 @@ impl Served {
         }
         match &self.stored_as {
             // Between groups the strategy is told whole apiVersions.
-            Some(_) => self.resource.strategy.convert(body, &self.resource.group_version(version).to_string(), &stored.api_version())?,
+            Some(_) => self.resource.strategy.convert(
+                body,
+                &self.resource.group_version(version).to_string(),
+                &stored.api_version(),
+            )?,
             None if *version != *stored.version => self.resource.strategy.convert(body, version, &stored.version)?,
             None => {}
         }
@@ -129,10 +134,17 @@ impl Served {
     }
 
     fn is_shown_as_stored(&self, object: &Object, version: &ResourceVersion) -> bool {
-        self.stored_as.is_none() && self.is_storage(version) && object.api_version.rsplit('/').next() == Some(&*version.name)
+        self.stored_as.is_none()
+            && self.is_storage(version)
+            && object.api_version.rsplit('/').next() == Some(&*version.name)
     }
 
-    async fn through(&self, conversion: &Conversion, body: &mut Value, version: &ResourceVersion) -> Result<(), Status> {
+    async fn through(
+        &self,
+        conversion: &Conversion,
+        body: &mut Value,
+        version: &ResourceVersion,
+    ) -> Result<(), Status> {
         let wanted = self.resource.group_version(&version.name).to_string();
         if body["apiVersion"] == wanted {
             return Ok(());

@@ -9,7 +9,9 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use meta::{Gvk, Object, Request, Status, Value, Verb};
-use resources::{Cell, Column, Resource, ResourceVersion, Selectable, SelectableValue, Strategy, Subresource, SubresourceKind, Verbs};
+use resources::{
+    Cell, Column, Resource, ResourceVersion, Selectable, SelectableValue, Strategy, Subresource, SubresourceKind, Verbs,
+};
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
@@ -68,7 +70,11 @@ const GET_PATCH_UPDATE: &[&str] = &["get", "patch", "update"];
 /// The row a definition describes.
 pub fn row(definition: &Value) -> Result<Resource, String> {
     let spec = &definition["spec"];
-    let names = if definition["status"]["acceptedNames"]["kind"].as_str().is_some_and(|k| !k.is_empty()) { &definition["status"]["acceptedNames"] } else { &spec["names"] };
+    let names = if definition["status"]["acceptedNames"]["kind"].as_str().is_some_and(|k| !k.is_empty()) {
+        &definition["status"]["acceptedNames"]
+    } else {
+        &spec["names"]
+    };
     let (group, kind, plural) = (text(spec, "group"), text(names, "kind"), text(names, "plural"));
     let mut versions = Vec::new();
     let mut storage = 0;
@@ -84,7 +90,12 @@ pub fn row(definition: &Value) -> Result<Resource, String> {
     let mut subresources = Vec::new();
     let storage_name = versions.get(storage).map(|v: &ResourceVersion| v.name.clone()).ok_or("no version")?;
     if status {
-        subresources.push(Subresource { name: "status".into(), kind: SubresourceKind::Status, body: Gvk::new(group, &storage_name, kind), verbs: GET_PATCH_UPDATE });
+        subresources.push(Subresource {
+            name: "status".into(),
+            kind: SubresourceKind::Status,
+            body: Gvk::new(group, &storage_name, kind),
+            verbs: GET_PATCH_UPDATE,
+        });
     }
     if let Some(scale) = scale {
         let kind = SubresourceKind::Scale {
@@ -92,12 +103,21 @@ pub fn row(definition: &Value) -> Result<Resource, String> {
             status_replicas: dotted(&scale["statusReplicasPath"]).unwrap_or_else(|| "status.replicas".into()),
             selector: dotted(&scale["labelSelectorPath"]),
         };
-        subresources.push(Subresource { name: "scale".into(), kind, body: Gvk::new("autoscaling", "v1", "Scale"), verbs: GET_PATCH_UPDATE });
+        subresources.push(Subresource {
+            name: "scale".into(),
+            kind,
+            body: Gvk::new("autoscaling", "v1", "Scale"),
+            verbs: GET_PATCH_UPDATE,
+        });
     }
     let selectable = spec["versions"][storage]["selectableFields"].as_array().into_iter().flatten();
-    let selectable = selectable.filter_map(|f| Some(Selectable { name: dotted(&f["jsonPath"])?, value: SelectableValue::Path })).collect();
+    let selectable = selectable
+        .filter_map(|f| Some(Selectable { name: dotted(&f["jsonPath"])?, value: SelectableValue::Path }))
+        .collect();
     versions_in_order(&mut versions, &mut storage);
-    let or = |field: &str, default: String| if text(names, field).is_empty() { default } else { text(names, field).to_string() };
+    let or = |field: &str, default: String| {
+        if text(names, field).is_empty() { default } else { text(names, field).to_string() }
+    };
     Ok(Resource {
         group: group.into(),
         kind: kind.into(),
@@ -131,7 +151,8 @@ fn version(group: &str, kind: &str, version: &Value) -> Result<ResourceVersion, 
     let published = &version["schema"]["openAPIV3Schema"];
     let schema = if published.is_object() {
         let path = meta::FieldPath::new("spec.versions.schema.openAPIV3Schema");
-        meta::schema::structural::build(published, &path).map_err(|errors| errors.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "))?
+        meta::schema::structural::build(published, &path)
+            .map_err(|errors| errors.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "))?
     } else {
         meta::schema::structural::open()
     };
@@ -189,7 +210,13 @@ pub async fn run(server: Arc<ApiServer>, cancel: CancellationToken) {
         let Some(cache) = served.cache.clone() else { return };
         let prefix = format!("{}/", cache.prefix());
         let selection = Selection::new(&served.resource, &prefix, Default::default(), Default::default());
-        let start = Start { initial: Vec::new(), position: cache.newest().max(server.feed().progress()), mark_initial: false, bookmarks: false, timeout: REOPEN };
+        let start = Start {
+            initial: Vec::new(),
+            position: cache.newest().max(server.feed().progress()),
+            mark_initial: false,
+            bookmarks: false,
+            timeout: REOPEN,
+        };
         for object in cache.list(&prefix).items {
             take(&server, &object).await;
         }
@@ -215,7 +242,9 @@ pub async fn run(server: Arc<ApiServer>, cancel: CancellationToken) {
 
 /// Stops serving kinds whose definition is gone.
 fn forget_others(server: &ApiServer, definitions: &[Arc<Object>]) {
-    let defined = |resource: &Resource| definitions.iter().any(|d| *d.meta.name == *format!("{}.{}", resource.plural, resource.group));
+    let defined = |resource: &Resource| {
+        definitions.iter().any(|d| *d.meta.name == *format!("{}.{}", resource.plural, resource.group))
+    };
     let catalog = server.catalog();
     if catalog.kinds().iter().all(|served| !served.resource.custom || defined(&served.resource)) {
         return;
@@ -223,7 +252,8 @@ fn forget_others(server: &ApiServer, definitions: &[Arc<Object>]) {
     for served in catalog.kinds().iter().filter(|s| s.resource.custom && !defined(&s.resource)) {
         server.feed().remove(&served.resource.prefix);
     }
-    server.change_catalog(|kinds| kinds.iter().filter(|s| !s.resource.custom || defined(&s.resource)).cloned().collect());
+    server
+        .change_catalog(|kinds| kinds.iter().filter(|s| !s.resource.custom || defined(&s.resource)).cloned().collect());
 }
 
 async fn take(server: &Arc<ApiServer>, object: &Arc<Object>) {
@@ -248,7 +278,13 @@ async fn define(server: &Arc<ApiServer>, object: &Arc<Object>) -> Result<(), Sta
         if !current["metadata"]["deletionTimestamp"].is_null() {
             return Ok(());
         }
-        let stored: Vec<Value> = current["spec"]["versions"].as_array().into_iter().flatten().filter(|v| v["storage"] == true).map(|v| v["name"].clone()).collect();
+        let stored: Vec<Value> = current["spec"]["versions"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter(|v| v["storage"] == true)
+            .map(|v| v["name"].clone())
+            .collect();
         let names = current["spec"]["names"].clone();
         if !current["status"].is_object() {
             current["status"] = json!({});
@@ -261,7 +297,9 @@ async fn define(server: &Arc<ApiServer>, object: &Arc<Object>) -> Result<(), Sta
             Some(why) => condition(current, "NamesAccepted", false, "Conflict", why),
         }
         match &resource {
-            Ok(_) if served => condition(current, "Established", true, "InitialNamesAccepted", "the initial names have been accepted"),
+            Ok(_) if served => {
+                condition(current, "Established", true, "InitialNamesAccepted", "the initial names have been accepted")
+            }
             Ok(_) => condition(current, "Established", false, "NotAccepted", "not all names are accepted"),
             Err(why) => condition(current, "NonStructuralSchema", true, "Violations", why),
         }
@@ -289,7 +327,11 @@ async fn define(server: &Arc<ApiServer>, object: &Arc<Object>) -> Result<(), Sta
     change(server, &object.meta.name, &update).await
 }
 
-async fn change(server: &Arc<ApiServer>, name: &str, update: &(dyn Fn(&mut Value) -> Result<(), Status> + Send + Sync)) -> Result<(), Status> {
+async fn change(
+    server: &Arc<ApiServer>,
+    name: &str,
+    update: &(dyn Fn(&mut Value) -> Result<(), Status> + Send + Sync),
+) -> Result<(), Status> {
     let catalog = server.catalog();
     let served = catalog.find(GROUP, PLURAL).ok_or_else(Status::unknown_path)?;
     let version = served.resource.storage_version();
@@ -305,9 +347,18 @@ async fn change(server: &Arc<ApiServer>, name: &str, update: &(dyn Fn(&mut Value
 fn name_conflict(server: &ApiServer, definition: &Value) -> Option<String> {
     let (group, names) = (text(&definition["spec"], "group"), &definition["spec"]["names"]);
     let catalog = server.catalog();
-    let mut others = catalog.kinds().iter().map(|s| &s.resource).filter(|r| &*r.group == group && &*r.plural != text(names, "plural"));
+    let mut others = catalog
+        .kinds()
+        .iter()
+        .map(|s| &s.resource)
+        .filter(|r| &*r.group == group && &*r.plural != text(names, "plural"));
     others.find_map(|other| {
-        let taken = |name: &str| !name.is_empty() && (name == &*other.plural || name == &*other.singular || other.short_names.iter().any(|s| &**s == name));
+        let taken = |name: &str| {
+            !name.is_empty()
+                && (name == &*other.plural
+                    || name == &*other.singular
+                    || other.short_names.iter().any(|s| &**s == name))
+        };
         if text(names, "kind") == &*other.kind || text(names, "listKind") == &*other.list_kind {
             return Some(format!("{:?} is already in use", text(names, "kind")));
         }
@@ -318,7 +369,11 @@ fn name_conflict(server: &ApiServer, definition: &Value) -> Option<String> {
 }
 
 /// Puts a row into the catalog, with the cache it had before or a new one.
-async fn publish(server: &Arc<ApiServer>, resource: Resource, conversion: Option<Arc<Conversion>>) -> Result<(), Status> {
+async fn publish(
+    server: &Arc<ApiServer>,
+    resource: Resource,
+    conversion: Option<Arc<Conversion>>,
+) -> Result<(), Status> {
     let decoder = if conversion.is_some() { crate::catalog::decoder_as_stored } else { crate::catalog::decoder };
     let same = |s: &&Arc<Served>| s.resource.prefix == resource.prefix;
     let before = server.catalog().kinds().iter().find(same).cloned();
@@ -375,7 +430,13 @@ async fn clean_up(server: &Arc<ApiServer>, object: &Arc<Object>, definition: &Va
             // Finalizers of its objects hold it; each deletion of one is a chance to look again.
             tokio::spawn(look_again(server.clone(), object.meta.name.to_string()));
             return change(server, &object.meta.name, &|current| {
-                condition(current, "Terminating", true, "InstanceDeletionInProgress", "CustomResource deletion is in progress");
+                condition(
+                    current,
+                    "Terminating",
+                    true,
+                    "InstanceDeletionInProgress",
+                    "CustomResource deletion is in progress",
+                );
                 Ok(())
             })
             .await;

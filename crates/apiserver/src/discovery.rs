@@ -4,9 +4,9 @@
 
 use std::collections::BTreeMap;
 
+use base64::Engine;
 use resources::{Resource, Verbs};
 use serde_json::{Value, json};
-use base64::Engine;
 
 use crate::catalog::Catalog;
 
@@ -69,13 +69,15 @@ pub fn version_priority(version: &str) -> (u8, u64, u64) {
 }
 
 fn group_value(name: &str, versions: &[String]) -> Value {
-    let list: Vec<Value> = versions.iter().map(|v| json!({"groupVersion": format!("{name}/{v}"), "version": v})).collect();
+    let list: Vec<Value> =
+        versions.iter().map(|v| json!({"groupVersion": format!("{name}/{v}"), "version": v})).collect();
     json!({"name": name, "versions": list, "preferredVersion": list[0]})
 }
 
 /// `/apis`.
 pub fn group_list(catalog: &Catalog) -> Value {
-    let groups: Vec<Value> = groups(catalog).iter().filter(|(g, _)| !g.is_empty()).map(|(g, v)| group_value(g, v)).collect();
+    let groups: Vec<Value> =
+        groups(catalog).iter().filter(|(g, _)| !g.is_empty()).map(|(g, v)| group_value(g, v)).collect();
     json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": groups})
 }
 
@@ -138,7 +140,11 @@ pub fn aggregated(catalog: &Catalog, core: bool) -> Value {
         .filter(|(group, _)| group.is_empty() == core)
         .map(|(group, versions)| {
             let versions: Vec<Value> = versions.iter().map(|v| aggregated_version(catalog, &group, v)).collect();
-            let metadata = if core { json!({"creationTimestamp": null}) } else { json!({"name": group, "creationTimestamp": null}) };
+            let metadata = if core {
+                json!({"creationTimestamp": null})
+            } else {
+                json!({"name": group, "creationTimestamp": null})
+            };
             json!({"metadata": metadata, "versions": versions})
         })
         .collect();

@@ -96,7 +96,11 @@ fn kind_of<'a>(resource: &'a Resource, version: &'a ResourceVersion) -> Kind<'a>
     let null = &Value::Null;
     let own = Gvk::new(&resource.group, &version.name, &resource.kind);
     let part = |sub: &'a resources::Subresource| {
-        let body = if sub.body.kind == resource.kind && sub.body.group == resource.group { own.clone() } else { sub.body.clone() };
+        let body = if sub.body.kind == resource.kind && sub.body.group == resource.group {
+            own.clone()
+        } else {
+            sub.body.clone()
+        };
         let schema = if body == own { None } else { meta::schema::builtin().kind(&body) };
         Part { name: &sub.name, verbs: sub.verbs, body, schema, connect: sub.kind == SubresourceKind::Connect }
     };
@@ -105,7 +109,11 @@ fn kind_of<'a>(resource: &'a Resource, version: &'a ResourceVersion) -> Kind<'a>
         list_kind: &resource.list_kind,
         plural: &resource.plural,
         namespaced: resource.namespaced,
-        schema: if resource.custom { Source::Custom(version.published.as_deref().unwrap_or(null)) } else { Source::Builtin(version.schema.root()) },
+        schema: if resource.custom {
+            Source::Custom(version.published.as_deref().unwrap_or(null))
+        } else {
+            Source::Builtin(version.schema.root())
+        },
         verbs: verbs(resource),
         subresources: resource.subresources.iter().map(part).collect(),
     }
@@ -126,7 +134,9 @@ fn kinds<'a>(catalog: &'a Catalog, only: Option<&GroupVersion>) -> Vec<Kind<'a>>
 fn respond(document: &Document, content_type: &'static str, parts: &Parts) -> Result<Response<Body>, Status> {
     let etag = format!("\"{}\"", document.hash);
     let fresh = parts.headers.get(header::IF_NONE_MATCH).is_some_and(|v| v.as_bytes() == etag.as_bytes());
-    let takes = |v: &HeaderValue| v.to_str().is_ok_and(|v| v.split(',').any(|e| e.trim().starts_with("gzip") && !e.contains("q=0")));
+    let takes = |v: &HeaderValue| {
+        v.to_str().is_ok_and(|v| v.split(',').any(|e| e.trim().starts_with("gzip") && !e.contains("q=0")))
+    };
     let compressed = !fresh && parts.headers.get_all(header::ACCEPT_ENCODING).iter().any(takes);
     let body = match (fresh, compressed) {
         (true, _) => Bytes::new(),
@@ -147,7 +157,10 @@ fn respond(document: &Document, content_type: &'static str, parts: &Parts) -> Re
         headers.insert(header::ETAG, etag);
     }
     let immutable = parts.uri.query().is_some_and(|q| q.contains("hash="));
-    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static(if immutable { "public, immutable" } else { "no-cache, private" }));
+    headers.insert(
+        header::CACHE_CONTROL,
+        HeaderValue::from_static(if immutable { "public, immutable" } else { "no-cache, private" }),
+    );
     Ok(response)
 }
 
@@ -187,7 +200,8 @@ impl OpenApi {
             }
             ["v3", rest @ ..] => {
                 let wanted = rest.join("/");
-                let gv = versions(catalog).into_iter().find(|gv| path_of(gv) == wanted).ok_or_else(Status::unknown_path)?;
+                let gv =
+                    versions(catalog).into_iter().find(|gv| path_of(gv) == wanted).ok_or_else(Status::unknown_path)?;
                 respond(&self.v3(catalog, &gv, &sentences)?, "application/json", parts)
             }
             ["v2"] => {
@@ -198,7 +212,11 @@ impl OpenApi {
                         return Ok(document.clone());
                     }
                     let value = meta::openapi::v2(&kinds(catalog, None), &*sentences);
-                    let document = if protobuf { Document::new(&meta::openapi::gnostic(&value))? } else { Document::json(&value)? };
+                    let document = if protobuf {
+                        Document::new(&meta::openapi::gnostic(&value))?
+                    } else {
+                        Document::json(&value)?
+                    };
                     *slot = Some(document.clone());
                     Ok::<_, Status>(document)
                 })?;

@@ -27,7 +27,10 @@ pub async fn create(server: &ApiServer, target: Target<'_>) -> Result<Reply, Sta
         "localsubjectaccessreviews" => {
             let namespace = spec["resourceAttributes"]["namespace"].as_str().unwrap_or_default();
             if namespace != target.request.namespace {
-                return Err(Status::bad_request(format!("spec.resourceAttributes.namespace must match namespace: {}", target.request.namespace)));
+                return Err(Status::bad_request(format!(
+                    "spec.resourceAttributes.namespace must match namespace: {}",
+                    target.request.namespace
+                )));
             }
             access(server, &subject(&spec)?, &spec)?
         }
@@ -76,7 +79,10 @@ fn subject(spec: &Value) -> Result<User, Status> {
         name: spec["user"].as_str().unwrap_or_default().into(),
         uid: spec["uid"].as_str().unwrap_or_default().into(),
         groups: strings(&spec["groups"]),
-        extra: spec["extra"].as_object().map(|e| e.iter().map(|(k, v)| (k.clone(), strings(v))).collect()).unwrap_or_else(BTreeMap::new),
+        extra: spec["extra"]
+            .as_object()
+            .map(|e| e.iter().map(|(k, v)| (k.clone(), strings(v))).collect())
+            .unwrap_or_else(BTreeMap::new),
     };
     if user.name.is_empty() && user.groups.is_empty() {
         let path = meta::FieldPath::new("spec.user");
@@ -90,14 +96,33 @@ fn access(server: &ApiServer, user: &User, spec: &Value) -> Result<Value, Status
     let text = |at: &'static str, field: &str| spec[at][field].as_str().unwrap_or_default().to_string();
     let (resource, path) = (spec["resourceAttributes"].is_object(), spec["nonResourceAttributes"].is_object());
     if resource == path {
-        let field = meta::FieldPath::new(if resource { "spec.nonResourceAttributes" } else { "spec.resourceAttributes" });
-        let error = meta::FieldError::invalid(&field, Value::Null, "exactly one of nonResourceAttributes or resourceAttributes must be specified");
+        let field =
+            meta::FieldPath::new(if resource { "spec.nonResourceAttributes" } else { "spec.resourceAttributes" });
+        let error = meta::FieldError::invalid(
+            &field,
+            Value::Null,
+            "exactly one of nonResourceAttributes or resourceAttributes must be specified",
+        );
         return Err(Status::invalid("authorization.k8s.io", "SubjectAccessReview", "", &[error]));
     }
     let decision = if resource {
         let t = |field| text("resourceAttributes", field);
-        let (verb, group, version, plural, sub, ns, name) = (t("verb"), t("group"), t("version"), t("resource"), t("subresource"), t("namespace"), t("name"));
-        authz::decide(server, user, &Attributes { verb: &verb, group: &group, version: &version, resource: &plural, subresource: &sub, namespace: &ns, name: &name, ..Attributes::default() })
+        let (verb, group, version, plural, sub, ns, name) =
+            (t("verb"), t("group"), t("version"), t("resource"), t("subresource"), t("namespace"), t("name"));
+        authz::decide(
+            server,
+            user,
+            &Attributes {
+                verb: &verb,
+                group: &group,
+                version: &version,
+                resource: &plural,
+                subresource: &sub,
+                namespace: &ns,
+                name: &name,
+                ..Attributes::default()
+            },
+        )
     } else {
         let (verb, path) = (text("nonResourceAttributes", "verb"), text("nonResourceAttributes", "path"));
         authz::decide(server, user, &Attributes::path(&verb, &path))

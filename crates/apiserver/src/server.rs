@@ -77,7 +77,11 @@ pub struct ApiServer {
 impl ApiServer {
     /// Loads the store into the caches and follows it until `cancel`. The server then answers calls; it is ready when
     /// its bootstrap objects are there ([`crate::bootstrap`]).
-    pub async fn start(config: Config, store: Arc<dyn Backend>, cancel: CancellationToken) -> Result<Arc<Self>, String> {
+    pub async fn start(
+        config: Config,
+        store: Arc<dyn Backend>,
+        cancel: CancellationToken,
+    ) -> Result<Arc<Self>, String> {
         let keys = TokenKeys::new(&config.service_account_key, &config.issuer)?;
         let catalog = Catalog::new(builtin_kinds(), 1);
         let feed = Feed::new(store.clone());
@@ -177,8 +181,14 @@ impl ApiServer {
     /// All objects of a kind the cache has now, in one namespace or (when empty) all.
     pub fn lookup_all(&self, group: &str, plural: &str, namespace: &str) -> Vec<Arc<Object>> {
         let catalog = self.catalog();
-        let Some(cache) = catalog.find(group, plural).and_then(|served| served.cache.clone()) else { return Vec::new() };
-        let prefix = if namespace.is_empty() { format!("{}/", cache.prefix()) } else { format!("{}/{namespace}/", cache.prefix()) };
+        let Some(cache) = catalog.find(group, plural).and_then(|served| served.cache.clone()) else {
+            return Vec::new();
+        };
+        let prefix = if namespace.is_empty() {
+            format!("{}/", cache.prefix())
+        } else {
+            format!("{}/{namespace}/", cache.prefix())
+        };
         cache.list(&prefix).items
     }
 
@@ -214,7 +224,8 @@ impl ApiServer {
 fn builtin_kinds() -> Vec<Arc<Served>> {
     let mut kinds: Vec<Arc<Served>> = Vec::new();
     for resource in resources::builtin::table(meta::schema::builtin()) {
-        let owner = kinds.iter().find(|served| !resource.prefix.is_empty() && served.resource.prefix == resource.prefix);
+        let owner =
+            kinds.iter().find(|served| !resource.prefix.is_empty() && served.resource.prefix == resource.prefix);
         kinds.push(match owner {
             Some(owner) => Served::sharing(resource, owner),
             None => Served::new(resource),

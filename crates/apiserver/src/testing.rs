@@ -23,7 +23,10 @@ impl Drop for Fixture {
 
 fn key() -> String {
     use base64::Engine;
-    let pair = ring::signature::EcdsaKeyPair::generate_pkcs8(&ring::signature::ECDSA_P256_SHA256_FIXED_SIGNING, &ring::rand::SystemRandom::new());
+    let pair = ring::signature::EcdsaKeyPair::generate_pkcs8(
+        &ring::signature::ECDSA_P256_SHA256_FIXED_SIGNING,
+        &ring::rand::SystemRandom::new(),
+    );
     let body = base64::engine::general_purpose::STANDARD.encode(pair.unwrap().as_ref());
     format!("-----BEGIN PRIVATE KEY-----\n{body}\n-----END PRIVATE KEY-----\n")
 }
@@ -43,7 +46,11 @@ impl Fixture {
         let dir = tempfile::tempdir().unwrap();
         let store = Arc::new(store::embedded::open(dir.path(), store::embedded::Options::default()).unwrap());
         let tls = rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()));
-        let tls = tls.with_safe_default_protocol_versions().unwrap().with_root_certificates(rustls::RootCertStore::empty()).with_no_client_auth();
+        let tls = tls
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(rustls::RootCertStore::empty())
+            .with_no_client_auth();
         let config = Config {
             advertise: ([127, 0, 0, 1], 6443).into(),
             service_cidr: "10.96.0.0/16".parse().unwrap(),
@@ -58,11 +65,27 @@ impl Fixture {
     }
 
     /// A request as a user; the object answered, or the refusal. Caches are current afterwards.
-    pub async fn ask(&self, user: &User, verb: Verb, resource: &str, namespace: &str, name: &str, body: Value) -> Result<Value, Status> {
+    pub async fn ask(
+        &self,
+        user: &User,
+        verb: Verb,
+        resource: &str,
+        namespace: &str,
+        name: &str,
+        body: Value,
+    ) -> Result<Value, Status> {
         self.ask_warned(user, verb, resource, namespace, name, body).await.0
     }
 
-    pub async fn ask_warned(&self, user: &User, verb: Verb, resource: &str, namespace: &str, name: &str, body: Value) -> (Result<Value, Status>, Vec<String>) {
+    pub async fn ask_warned(
+        &self,
+        user: &User,
+        verb: Verb,
+        resource: &str,
+        namespace: &str,
+        name: &str,
+        body: Value,
+    ) -> (Result<Value, Status>, Vec<String>) {
         let (gvr, sub) = parse(resource);
         let mut request = Request::new(verb, gvr, namespace, name).subresource(sub);
         if !body.is_null() {

@@ -16,8 +16,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
 use crate::cri::{Engine, v1};
-use crate::eviction::{self, Evictions};
 use crate::events::Events;
+use crate::eviction::{self, Evictions};
 use crate::images::{self, Images};
 use crate::node::machine::{self, Machine};
 use crate::pods::{self, Workers};
@@ -123,12 +123,16 @@ impl Context {
 
     /// Whether the default handler can mount recursively read-only.
     pub fn recursive_read_only(&self) -> bool {
-        self.about(|a| a.handlers.iter().any(|h| h.name.is_empty() && h.features.is_some_and(|f| f.recursive_read_only_mounts)))
+        self.about(|a| {
+            a.handlers.iter().any(|h| h.name.is_empty() && h.features.is_some_and(|f| f.recursive_read_only_mounts))
+        })
     }
 
     /// The handler of the pod's runtime class; empty for the engine's default.
     pub async fn runtime_handler(&self, pod: &Pod) -> Result<String, String> {
-        let Some(name) = spec::spec(pod).runtime_class_name.as_deref().filter(|n| !n.is_empty()) else { return Ok(String::new()) };
+        let Some(name) = spec::spec(pod).runtime_class_name.as_deref().filter(|n| !n.is_empty()) else {
+            return Ok(String::new());
+        };
         match self.client.api::<RuntimeClass>().get(name).await {
             Ok(class) => Ok(class.handler.clone()),
             Err(status) if status.is_not_found() => Err(format!("RuntimeClass \"{name}\" not found")),
@@ -150,7 +154,10 @@ fn build(config: Config, client: Client) -> anyhow::Result<Arc<Context>> {
     let of = |name: &str| amounts.get(name).copied().unwrap_or(0);
     cgroups::make_root(&config, of("memory") as u64, of("cpu"))?;
     let host_ips = machine::addresses(&config);
-    anyhow::ensure!(!host_ips.is_empty(), "no address for the node: no interface has one besides loopback; set node_ip");
+    anyhow::ensure!(
+        !host_ips.is_empty(),
+        "no address for the node: no interface has one besides loopback; set node_ip"
+    );
     let workers = Arc::<Workers>::default();
     let woken = workers.clone();
     let node = &config.node_name;

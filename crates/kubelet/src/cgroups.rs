@@ -91,11 +91,17 @@ pub fn make_root(config: &Config, allocatable_memory: u64, allocatable_milli_cpu
         return Ok(());
     }
     let base = format!("{}/kubepods", config.cgroup_root.trim_end_matches('/'));
-    let roots = if is_v2() { vec![PathBuf::from(ROOT)] } else { V1_WRITTEN.iter().map(|c| Path::new(ROOT).join(c)).filter(|p| p.exists()).collect() };
+    let roots = if is_v2() {
+        vec![PathBuf::from(ROOT)]
+    } else {
+        V1_WRITTEN.iter().map(|c| Path::new(ROOT).join(c)).filter(|p| p.exists()).collect()
+    };
     for root in roots {
         for class in ["", "/burstable", "/besteffort"] {
             let path = format!("{base}{class}");
-            make(&root, &path).with_context(|| format!("cannot make cgroup {path} in {}; run as root, or switch per-QoS cgroups off", root.display()))?;
+            make(&root, &path).with_context(|| {
+                format!("cannot make cgroup {path} in {}; run as root, or switch per-QoS cgroups off", root.display())
+            })?;
         }
         let top = root.join(base.trim_start_matches('/'));
         if is_v2() {
@@ -124,7 +130,11 @@ pub fn make_pod(config: &Config, pod: &Pod) -> anyhow::Result<String> {
     }
     let path = parent(config, pod);
     let numbers = resources::pod_cgroup(pod);
-    let roots = if is_v2() { vec![PathBuf::from(ROOT)] } else { V1_WRITTEN.iter().map(|c| Path::new(ROOT).join(c)).filter(|p| p.exists()).collect() };
+    let roots = if is_v2() {
+        vec![PathBuf::from(ROOT)]
+    } else {
+        V1_WRITTEN.iter().map(|c| Path::new(ROOT).join(c)).filter(|p| p.exists()).collect()
+    };
     for root in roots {
         let dir = make(&root, &path).with_context(|| format!("cannot make cgroup {path} in {}", root.display()))?;
         if is_v2() {

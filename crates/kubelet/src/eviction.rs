@@ -63,8 +63,14 @@ fn disk(context: &Context) -> Option<Reading> {
     let stat = nix::sys::statvfs::statvfs(&context.config.root_dir).ok()?;
     let (capacity, available) = (stat.blocks() * stat.fragment_size(), stat.blocks_available() * stat.fragment_size());
     let threshold = capacity * context.config.eviction.nodefs_available_percent / 100;
-    let inodes_low = stat.files() > 0 && stat.files_available() * 100 / stat.files() < context.config.eviction.nodefs_inodes_free_percent;
-    Some(Reading { resource: "ephemeral-storage", low: (threshold > 0 && available < threshold) || inodes_low, available, threshold })
+    let inodes_low = stat.files() > 0
+        && stat.files_available() * 100 / stat.files() < context.config.eviction.nodefs_inodes_free_percent;
+    Some(Reading {
+        resource: "ephemeral-storage",
+        low: (threshold > 0 && available < threshold) || inodes_low,
+        available,
+        threshold,
+    })
 }
 
 /// Who goes first: over its request before within it, then lower priority, then the lesser class.
@@ -72,7 +78,12 @@ pub fn rank(pods: &mut [(Arc<Pod>, u64)], resource: &str) {
     pods.sort_by_key(|(pod, usage)| {
         let request = resources::pod_total(pod, false).get(resource).copied().unwrap_or(0).max(0) as u64;
         let over = usage.saturating_sub(request);
-        (over == 0, spec::spec(pod).priority.unwrap_or(0), resources::qos(pod) == Qos::Guaranteed, std::cmp::Reverse(over))
+        (
+            over == 0,
+            spec::spec(pod).priority.unwrap_or(0),
+            resources::qos(pod) == Qos::Guaranteed,
+            std::cmp::Reverse(over),
+        )
     });
 }
 
@@ -82,9 +93,10 @@ pub async fn run(context: Arc<Context>) {
     loop {
         tokio::time::sleep(EVERY).await;
         let mut low = None;
-        for (reading, last, flag) in
-            [(memory(&context), &mut memory_last, &context.evictions.memory), (disk(&context), &mut disk_last, &context.evictions.disk)]
-        {
+        for (reading, last, flag) in [
+            (memory(&context), &mut memory_last, &context.evictions.memory),
+            (disk(&context), &mut disk_last, &context.evictions.disk),
+        ] {
             let Some(reading) = reading else { continue };
             if reading.low {
                 *last = Some(Instant::now());

@@ -32,9 +32,14 @@ mod tests {
 
     #[test]
     fn quantities() {
-        for (text, thousandths, units) in
-            [("1", 1000, 1), ("100m", 100, 1), ("1.5", 1500, 2), ("64Mi", 67_108_864_000, 67_108_864), ("1e3", 1_000_000, 1000), ("nonsense", 0, 0)]
-        {
+        for (text, thousandths, units) in [
+            ("1", 1000, 1),
+            ("100m", 100, 1),
+            ("1.5", 1500, 2),
+            ("64Mi", 67_108_864_000, 67_108_864),
+            ("1e3", 1_000_000, 1000),
+            ("nonsense", 0, 0),
+        ] {
             let quantity = Quantity(text.into());
             assert_eq!((milli(&quantity), value(&quantity)), (thousandths, units), "{text}");
         }

@@ -19,10 +19,14 @@ pub enum Referent {
 
 impl Referent {
     fn resource(self) -> Gvr {
-        Gvr::new("", "v1", match self {
-            Referent::ConfigMap => "configmaps",
-            Referent::Secret => "secrets",
-        })
+        Gvr::new(
+            "",
+            "v1",
+            match self {
+                Referent::ConfigMap => "configmaps",
+                Referent::Secret => "secrets",
+            },
+        )
     }
 
     /// As messages name it.
@@ -75,7 +79,9 @@ impl References {
         let (entries, wake, key) = (Arc::downgrade(&self.entries), self.wake.clone(), key.clone());
         let watcher = tokio::spawn(async move {
             while let Some(batch) = changes.next().await {
-                if let Batch::Changes(list) = &batch && list.is_empty() {
+                if let Batch::Changes(list) = &batch
+                    && list.is_empty()
+                {
                     continue;
                 }
                 let Some(entries) = entries.upgrade() else { return };
@@ -90,7 +96,13 @@ impl References {
     }
 
     /// The object as of now or later than this pod's first asking; `None` when there is none.
-    pub async fn get(&self, kind: Referent, namespace: &str, name: &str, pod_uid: &str) -> Result<Option<Arc<Object>>, Status> {
+    pub async fn get(
+        &self,
+        kind: Referent,
+        namespace: &str,
+        name: &str,
+        pod_uid: &str,
+    ) -> Result<Option<Arc<Object>>, Status> {
         let key: Key = (kind, namespace.into(), name.into());
         let first = {
             let mut entries = self.entries();

@@ -37,7 +37,8 @@ impl Statics {
 
     /// The API shows a mirror: a new one is told how its pod is, one whose pod no longer runs here is removed.
     pub fn mirror_seen(&self, context: &Arc<Context>, mirror: &Arc<Pod>) {
-        let hash = mirror.metadata.annotations.as_ref().and_then(|a| a.get(names::CONFIG_MIRROR)).cloned().unwrap_or_default();
+        let hash =
+            mirror.metadata.annotations.as_ref().and_then(|a| a.get(names::CONFIG_MIRROR)).cloned().unwrap_or_default();
         if self.is_static(&hash) {
             if mirror.status.as_ref().is_none_or(|s| s.start_time.is_none()) {
                 // A new mirror knows nothing yet.
@@ -71,7 +72,12 @@ fn fingerprint(parts: &[&[u8]]) -> String {
 fn parse(text: &str, node: &str) -> anyhow::Result<Pod> {
     let (value, _) = meta::yaml::read(text.as_bytes()).map_err(anyhow::Error::msg)?;
     let mut pod: Pod = serde_json::from_value(value)?;
-    let name = pod.metadata.name.clone().filter(|n| !n.is_empty()).ok_or_else(|| anyhow::anyhow!("metadata.name is missing"))?;
+    let name = pod
+        .metadata
+        .name
+        .clone()
+        .filter(|n| !n.is_empty())
+        .ok_or_else(|| anyhow::anyhow!("metadata.name is missing"))?;
     anyhow::ensure!(pod.spec.as_ref().is_some_and(|s| !s.containers.is_empty()), "spec.containers is empty");
     let uid = fingerprint(&[node.as_bytes(), text.as_bytes()]);
     pod.metadata.name = Some(format!("{name}-{node}"));
@@ -106,7 +112,8 @@ fn read(dir: &Path, node: &str, complaints: &mut HashMap<String, String>) -> Has
         if name.starts_with('.') || entry.metadata().map_or(true, |m| !m.is_file() || m.len() > MAX_MANIFEST) {
             continue;
         }
-        let parsed = std::fs::read_to_string(entry.path()).map_err(anyhow::Error::from).and_then(|text| parse(&text, node));
+        let parsed =
+            std::fs::read_to_string(entry.path()).map_err(anyhow::Error::from).and_then(|text| parse(&text, node));
         match parsed {
             Ok(pod) => {
                 complaints.remove(&name);
@@ -196,7 +203,8 @@ async fn ensure_mirror(context: &Context, pod: &Pod, node_uid: &str) {
 mod tests {
     use super::*;
 
-    const MANIFEST: &str = "apiVersion: v1\nkind: Pod\nmetadata: {name: web}\nspec: {containers: [{name: c, image: i}]}\n";
+    const MANIFEST: &str =
+        "apiVersion: v1\nkind: Pod\nmetadata: {name: web}\nspec: {containers: [{name: c, image: i}]}\n";
 
     #[test]
     fn manifests_become_pods_of_this_node() {

@@ -25,7 +25,8 @@ fn value(v: Option<v1::UInt64Value>) -> Option<u64> {
 /// Nanoseconds all processors have been busy since the machine started.
 fn busy_nanos() -> u64 {
     let text = std::fs::read_to_string("/proc/stat").unwrap_or_default();
-    let fields: Vec<u64> = text.lines().next().unwrap_or_default().split_whitespace().skip(1).filter_map(|f| f.parse().ok()).collect();
+    let fields: Vec<u64> =
+        text.lines().next().unwrap_or_default().split_whitespace().skip(1).filter_map(|f| f.parse().ok()).collect();
     // user nice system idle iowait irq softirq steal; a tick is 10 ms.
     let busy: u64 = fields.iter().take(8).enumerate().filter(|(i, _)| *i != 3 && *i != 4).map(|(_, v)| v).sum();
     busy * 10_000_000
@@ -33,7 +34,10 @@ fn busy_nanos() -> u64 {
 
 fn cpu(usage: Option<&v1::CpuUsage>, at: &str) -> Value {
     let Some(usage) = usage else { return Value::Null };
-    let time = Timestamp::from_nanosecond(usage.timestamp.into()).ok().filter(|_| usage.timestamp > 0).map_or(at.to_string(), rfc3339);
+    let time = Timestamp::from_nanosecond(usage.timestamp.into())
+        .ok()
+        .filter(|_| usage.timestamp > 0)
+        .map_or(at.to_string(), rfc3339);
     json!({"time": time, "usageNanoCores": value(usage.usage_nano_cores), "usageCoreNanoSeconds": value(usage.usage_core_nano_seconds)})
 }
 
@@ -60,7 +64,9 @@ fn filesystem(path: &std::path::Path, at: &str) -> Value {
 /// Drops what is not known.
 fn without_nulls(value: Value) -> Value {
     match value {
-        Value::Object(map) => Value::Object(map.into_iter().filter(|(_, v)| !v.is_null()).map(|(k, v)| (k, without_nulls(v))).collect()),
+        Value::Object(map) => {
+            Value::Object(map.into_iter().filter(|(_, v)| !v.is_null()).map(|(k, v)| (k, without_nulls(v))).collect())
+        }
         Value::Array(list) => Value::Array(list.into_iter().map(without_nulls).collect()),
         other => other,
     }
@@ -94,7 +100,9 @@ impl Stats {
             let mut last = self.node_cpu.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
             let rate = match *last {
                 Some((then, _, rate)) if now.duration_since(then).as_secs() < 1 => rate,
-                Some((then, before, _)) => (busy.saturating_sub(before) as f64 / now.duration_since(then).as_secs_f64().max(0.001)) as u64,
+                Some((then, before, _)) => {
+                    (busy.saturating_sub(before) as f64 / now.duration_since(then).as_secs_f64().max(0.001)) as u64
+                }
                 None => 0,
             };
             if last.is_none_or(|(then, _, _)| now.duration_since(then).as_secs() >= 1) {
@@ -143,7 +151,11 @@ impl Stats {
                     json!({"name": name, "startTime": at, "cpu": cpu(c.cpu.as_ref(), &at), "memory": memory(c.memory.as_ref(), &at), "rootfs": rootfs})
                 })
                 .collect();
-            let network = sandboxes.get(uid).and_then(|s| s.linux.as_ref()).and_then(|l| l.network.as_ref()).and_then(|n| n.default_interface.as_ref());
+            let network = sandboxes
+                .get(uid)
+                .and_then(|s| s.linux.as_ref())
+                .and_then(|l| l.network.as_ref())
+                .and_then(|n| n.default_interface.as_ref());
             pods.push(json!({
                 "podRef": {"name": crate::spec::name(&pod), "namespace": crate::spec::namespace(&pod), "uid": uid},
                 "startTime": pod.status.as_ref().and_then(|s| s.start_time.as_ref()).map_or(at.clone(), |t| rfc3339(t.0)),
@@ -174,8 +186,16 @@ impl Stats {
             }
         };
         let number = |v: &Value| v.as_u64().unwrap_or(0) as f64;
-        family("node_cpu_usage_seconds_total", "counter", vec![(String::new(), number(&node["cpu"]["usageCoreNanoSeconds"]) / 1e9)]);
-        family("node_memory_working_set_bytes", "gauge", vec![(String::new(), number(&node["memory"]["workingSetBytes"]))]);
+        family(
+            "node_cpu_usage_seconds_total",
+            "counter",
+            vec![(String::new(), number(&node["cpu"]["usageCoreNanoSeconds"]) / 1e9)],
+        );
+        family(
+            "node_memory_working_set_bytes",
+            "gauge",
+            vec![(String::new(), number(&node["memory"]["workingSetBytes"]))],
+        );
         let (mut cpu, mut memory) = (Vec::new(), Vec::new());
         for stats in self.containers(context).await {
             let Some(attributes) = &stats.attributes else { continue };
@@ -186,7 +206,10 @@ impl Stats {
                 label(names::POD_NAMESPACE),
                 label(names::POD_NAME)
             );
-            cpu.push((labels.clone(), stats.cpu.as_ref().and_then(|c| value(c.usage_core_nano_seconds)).unwrap_or(0) as f64 / 1e9));
+            cpu.push((
+                labels.clone(),
+                stats.cpu.as_ref().and_then(|c| value(c.usage_core_nano_seconds)).unwrap_or(0) as f64 / 1e9,
+            ));
             memory.push((labels, stats.memory.as_ref().and_then(|m| value(m.working_set_bytes)).unwrap_or(0) as f64));
         }
         family("container_cpu_usage_seconds_total", "counter", cpu);

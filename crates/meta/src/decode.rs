@@ -101,8 +101,11 @@ impl Issues {
     /// Puts the issues of a JSON body into the order in which they stand there, and forgets duplicates of unknown fields, as
     /// upstream's decoder reports them.
     pub fn arrange(&mut self, json: &[u8]) {
-        let unknown: Vec<String> =
-            self.found.iter().filter_map(|i| if let Issue::Unknown(path) = i { Some(path.clone()) } else { None }).collect();
+        let unknown: Vec<String> = self
+            .found
+            .iter()
+            .filter_map(|i| if let Issue::Unknown(path) = i { Some(path.clone()) } else { None })
+            .collect();
         self.found.retain(|issue| match issue {
             Issue::Duplicate(path) => !unknown.iter().any(|u| {
                 path.strip_prefix(u.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
@@ -318,7 +321,8 @@ impl<'de> Visitor<'de> for OrderSeed<'_> {
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut access: A) -> Result<(), A::Error> {
         let mut at = 0;
-        while access.next_element_seed(OrderSeed { order: self.order, path: format!("{}[{at}]", self.path) })?.is_some() {
+        while access.next_element_seed(OrderSeed { order: self.order, path: format!("{}[{at}]", self.path) })?.is_some()
+        {
             at += 1;
         }
         Ok(())

@@ -91,7 +91,11 @@ impl Gvr {
 
     /// The URL prefix below which the resource lives: `/api/v1` or `/apis/apps/v1`.
     pub fn base_path(&self) -> String {
-        if self.group.is_empty() { format!("/api/{}", self.version) } else { format!("/apis/{}/{}", self.group, self.version) }
+        if self.group.is_empty() {
+            format!("/api/{}", self.version)
+        } else {
+            format!("/apis/{}/{}", self.group, self.version)
+        }
     }
 }
 

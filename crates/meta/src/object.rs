@@ -196,7 +196,16 @@ impl Object {
         let window = &raw[..raw.len().min(512)];
         let at = window.windows(METADATA.len()).position(|w| w == METADATA).ok_or(ObjectError::NotCanonical)?;
         let splice = Splice::At((at + METADATA.len()) as u32);
-        Ok(Self { meta, api_version, kind, resource_version: rv, fields: Box::default(), raw, splice, typed: OnceLock::new() })
+        Ok(Self {
+            meta,
+            api_version,
+            kind,
+            resource_version: rv,
+            fields: Box::default(),
+            raw,
+            splice,
+            typed: OnceLock::new(),
+        })
     }
 
     /// An object as it came over the wire, with its `resourceVersion` inside.
@@ -278,7 +287,8 @@ impl Object {
     /// Parses the whole body, `metadata.resourceVersion` included.
     pub fn value(&self) -> Result<Value, ObjectError> {
         let mut body: Value = serde_json::from_slice(&self.raw)?;
-        if let (Splice::At(_), Some(metadata)) = (self.splice, body.get_mut("metadata").and_then(Value::as_object_mut)) {
+        if let (Splice::At(_), Some(metadata)) = (self.splice, body.get_mut("metadata").and_then(Value::as_object_mut))
+        {
             metadata.insert("resourceVersion".into(), Value::String(self.resource_version.to_string()));
         }
         Ok(body)

@@ -152,9 +152,15 @@ impl EventKind {
 /// One item of a watch.
 #[derive(Clone, Debug)]
 pub enum WatchEvent {
-    Object { kind: EventKind, object: Arc<Object> },
+    Object {
+        kind: EventKind,
+        object: Arc<Object>,
+    },
     /// Nothing up to this version is missing; `initial_events_end` closes the first, listing part of a streaming list.
-    Bookmark { resource_version: u64, initial_events_end: bool },
+    Bookmark {
+        resource_version: u64,
+        initial_events_end: bool,
+    },
     /// The watch ends with this.
     Error(Status),
 }
@@ -173,9 +179,15 @@ pub struct List {
 
 /// What a request came to.
 pub enum Reply {
-    Object { object: Arc<Object>, created: bool },
+    Object {
+        object: Arc<Object>,
+        created: bool,
+    },
     List(List),
     Watch(WatchStream),
     /// A success `Status`, as deletes answer, or an object that is not stored (a review, a scale, a binding's answer).
-    Value { value: Value, code: u16 },
+    Value {
+        value: Value,
+        code: u16,
+    },
 }

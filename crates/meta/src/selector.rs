@@ -72,12 +72,21 @@ impl LabelSelector {
         let mut out = Self::default();
         for (key, value) in map.get("matchLabels").and_then(Value::as_object).into_iter().flatten() {
             let value = value.as_str().ok_or_else(|| format!("matchLabels[{key}] is not a string"))?;
-            out.requirements.push(Requirement { key: key.as_str().into(), operator: Operator::In, values: vec![value.into()] });
+            out.requirements.push(Requirement {
+                key: key.as_str().into(),
+                operator: Operator::In,
+                values: vec![value.into()],
+            });
         }
         for expression in map.get("matchExpressions").and_then(Value::as_array).into_iter().flatten() {
             let key = expression["key"].as_str().unwrap_or_default();
-            let values: Vec<Box<str>> =
-                expression["values"].as_array().into_iter().flatten().filter_map(Value::as_str).map(Into::into).collect();
+            let values: Vec<Box<str>> = expression["values"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .filter_map(Value::as_str)
+                .map(Into::into)
+                .collect();
             let operator = match expression["operator"].as_str().unwrap_or_default() {
                 "In" => Operator::In,
                 "NotIn" => Operator::NotIn,
@@ -192,8 +201,16 @@ fn parse_requirement(part: &str) -> Result<Requirement, String> {
     }
     for sign in ['>', '<'] {
         if let Some((key, value)) = part.split_once(sign) {
-            let number = value.trim().parse().map_err(|_| format!("values[0][{key}]: Invalid value: {value:?}: for 'Gt', 'Lt' operators, the value must be an integer"))?;
-            return make(key, if sign == '>' { Operator::GreaterThan(number) } else { Operator::LessThan(number) }, Vec::new());
+            let number = value.trim().parse().map_err(|_| {
+                format!(
+                    "values[0][{key}]: Invalid value: {value:?}: for 'Gt', 'Lt' operators, the value must be an integer"
+                )
+            })?;
+            return make(
+                key,
+                if sign == '>' { Operator::GreaterThan(number) } else { Operator::LessThan(number) },
+                Vec::new(),
+            );
         }
     }
     make(part, Operator::Exists, Vec::new())
@@ -205,12 +222,15 @@ const MAX_PREFIX: usize = 253;
 fn is_name_part(text: &str) -> bool {
     let edge = |b: Option<&u8>| b.is_some_and(u8::is_ascii_alphanumeric);
     let bytes = text.as_bytes();
-    edge(bytes.first()) && edge(bytes.last()) && bytes.iter().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
+    edge(bytes.first())
+        && edge(bytes.last())
+        && bytes.iter().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
 }
 
 fn check_key(key: &str) -> Result<(), String> {
     let (prefix, name) = key.rsplit_once('/').map_or((None, key), |(p, n)| (Some(p), n));
-    let prefix_fine = prefix.is_none_or(|p| !p.is_empty() && p.len() <= MAX_PREFIX && is_name_part(p) && !p.contains('_'));
+    let prefix_fine =
+        prefix.is_none_or(|p| !p.is_empty() && p.len() <= MAX_PREFIX && is_name_part(p) && !p.contains('_'));
     if prefix_fine && name.len() <= MAX_NAME && is_name_part(name) {
         return Ok(());
     }

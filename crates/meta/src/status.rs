@@ -147,7 +147,10 @@ impl Status {
         let message = message.to_string();
         let causes = vec![Cause { message: message.clone(), ..Cause::default() }];
         let details = Details { causes, ..Details::default() };
-        Self { details: Some(Box::new(details)), ..Self::new(Reason::InternalError, format!("Internal error occurred: {message}")) }
+        Self {
+            details: Some(Box::new(details)),
+            ..Self::new(Reason::InternalError, format!("Internal error occurred: {message}"))
+        }
     }
 
     pub fn not_found(group: &str, resource: &str, name: &str) -> Self {
@@ -157,7 +160,10 @@ impl Status {
 
     /// No such path or resource at all.
     pub fn unknown_path() -> Self {
-        Self { details: Some(Box::default()), ..Self::new(Reason::NotFound, "the server could not find the requested resource") }
+        Self {
+            details: Some(Box::default()),
+            ..Self::new(Reason::NotFound, "the server could not find the requested resource")
+        }
     }
 
     pub fn already_exists(group: &str, resource: &str, name: &str) -> Self {
@@ -186,7 +192,10 @@ impl Status {
     }
 
     pub fn method_not_allowed(group: &str, resource: &str, verb: &str) -> Self {
-        let message = format!("{verb} is not supported on resources of kind \"{}\"", crate::names::group_resource(group, resource));
+        let message = format!(
+            "{verb} is not supported on resources of kind \"{}\"",
+            crate::names::group_resource(group, resource)
+        );
         Self::named(Reason::MethodNotAllowed, group, resource, "", message)
     }
 
@@ -211,7 +220,8 @@ impl Status {
             [one] => one.to_string(),
             many => format!("[{}]", many.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")),
         };
-        let mut status = Self::named(Reason::Invalid, group, kind, name, format!("{what} \"{name}\" is invalid: {said}"));
+        let mut status =
+            Self::named(Reason::Invalid, group, kind, name, format!("{what} \"{name}\" is invalid: {said}"));
         if let Some(details) = &mut status.details {
             details.causes = errors
                 .iter()

@@ -55,7 +55,8 @@ pub fn micro_time(time: Timestamp) -> String {
 fn civil(out: &mut String, time: Timestamp) -> DateTime {
     let at = Offset::UTC.to_datetime(time);
     digits(out, at.year().into(), 4);
-    for (before, part) in [('-', at.month()), ('-', at.day()), ('T', at.hour()), (':', at.minute()), (':', at.second())] {
+    for (before, part) in [('-', at.month()), ('-', at.day()), ('T', at.hour()), (':', at.minute()), (':', at.second())]
+    {
         out.push(before);
         digits(out, part.into(), 2);
     }

@@ -64,7 +64,8 @@ where
         }
         let (anchor, value) = match event {
             Event::Scalar(text, style, anchor, tag) => {
-                let tag = tag.as_ref().map(|t| t.core_suffix().map_or(Cow::Borrowed("!"), |s| Cow::Owned(s.to_string())));
+                let tag =
+                    tag.as_ref().map(|t| t.core_suffix().map_or(Cow::Borrowed("!"), |s| Cow::Owned(s.to_string())));
                 (anchor, scalar(&text, style, tag.as_deref()).map_err(|e| format!("yaml: line {line}: {e}"))?)
             }
             Event::SequenceStart(_, anchor, _) => {
@@ -79,7 +80,8 @@ where
             }
             Event::MappingStart(_, anchor, _) => (anchor, Value::Object(self.mapping(depth)?)),
             Event::Alias(id) => {
-                let value = self.anchors.get(&id).cloned().ok_or_else(|| format!("yaml: line {line}: unknown anchor"))?;
+                let value =
+                    self.anchors.get(&id).cloned().ok_or_else(|| format!("yaml: line {line}: unknown anchor"))?;
                 self.aliased += count(&value);
                 if self.aliased > MAX_ALIASED_NODES {
                     return Err("yaml: document contains excessive aliasing".into());

@@ -99,7 +99,8 @@ impl Ranges {
 /// Called through a link named after an upstream component, the binary is that component.
 fn arguments() -> Vec<std::ffi::OsString> {
     let mut arguments: Vec<_> = std::env::args_os().collect();
-    let called = arguments.first().map(PathBuf::from).and_then(|p| p.file_name().map(|n| n.to_string_lossy().into_owned()));
+    let called =
+        arguments.first().map(PathBuf::from).and_then(|p| p.file_name().map(|n| n.to_string_lossy().into_owned()));
     let role = match called.as_deref() {
         Some("kube-apiserver") => "apiserver",
         Some("kube-scheduler") => "scheduler",
@@ -119,7 +120,8 @@ pub fn main() -> ExitCode {
         runtime::shim_main(arguments.into_iter().skip(2));
     }
     let cli = Cli::parse_from(arguments);
-    let filter = tracing_subscriber::EnvFilter::try_new(&cli.log).unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
+    let filter =
+        tracing_subscriber::EnvFilter::try_new(&cli.log).unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(true).init();
     crate::tls::install_provider();
     match run(cli.command) {
@@ -139,7 +141,11 @@ fn run(command: Command) -> anyhow::Result<()> {
         crate::fabric::enter(namespace)?;
     }
     let workers = std::thread::available_parallelism().map_or(2, |n| n.get().min(8));
-    let tokio = tokio::runtime::Builder::new_multi_thread().worker_threads(workers).max_blocking_threads(64).enable_all().build()?;
+    let tokio = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(workers)
+        .max_blocking_threads(64)
+        .enable_all()
+        .build()?;
     let result = tokio.block_on(async move {
         let cancel = stop_signals()?;
         match command {
@@ -153,7 +159,9 @@ fn run(command: Command) -> anyhow::Result<()> {
             Command::Dns(options) => node::dns(options, cancel).await,
             Command::Runtime(options) => node::runtime(options, cancel).await,
             Command::Node(options) => node::all(*options, cancel).await,
-            Command::Image(ImageCommand { action: ImageAction::Import { data_dir, socket, files } }) => node::import_images(data_dir, socket, files).await,
+            Command::Image(ImageCommand { action: ImageAction::Import { data_dir, socket, files } }) => {
+                node::import_images(data_dir, socket, files).await
+            }
         }
     });
     // Tasks that block in the kernel (a thread in another namespace, say) must not hold up the end.

@@ -85,7 +85,11 @@ impl NodePlace {
     }
 
     fn dns(&self) -> dns::Config {
-        dns::Config { listen: vec![SocketAddr::new(self.cluster_dns, 53)], domain: CLUSTER_DOMAIN.into(), ..dns::Config::default() }
+        dns::Config {
+            listen: vec![SocketAddr::new(self.cluster_dns, 53)],
+            domain: CLUSTER_DOMAIN.into(),
+            ..dns::Config::default()
+        }
     }
 }
 
@@ -216,13 +220,21 @@ pub async fn kubelet(options: KubeletOptions, cancel: CancellationToken) -> Resu
 
 pub async fn proxy(options: ProxyOptions, cancel: CancellationToken) -> Result<()> {
     let client = roles::connect(&options.api.kubeconfig, "kube-proxy").await?;
-    let config = proxy::Config { cluster_cidrs: options.cluster_cidr, ..proxy::Config::new(own_hostname(options.hostname_override)?) };
+    let config = proxy::Config {
+        cluster_cidrs: options.cluster_cidr,
+        ..proxy::Config::new(own_hostname(options.hostname_override)?)
+    };
     proxy::run(config, client, cancel).await
 }
 
 pub async fn dns(options: DnsOptions, cancel: CancellationToken) -> Result<()> {
     let client = roles::connect(&options.api.kubeconfig, "nauplius-dns").await?;
-    dns::run(dns::Config { listen: options.listen, domain: options.cluster_domain, ..dns::Config::default() }, client, cancel).await
+    dns::run(
+        dns::Config { listen: options.listen, domain: options.cluster_domain, ..dns::Config::default() },
+        client,
+        cancel,
+    )
+    .await
 }
 
 pub async fn runtime(options: RuntimeOptions, cancel: CancellationToken) -> Result<()> {
@@ -239,7 +251,8 @@ pub async fn runtime(options: RuntimeOptions, cancel: CancellationToken) -> Resu
 /// The roles of a node of an `up` cluster, each supervised.
 pub async fn all(options: NodeOptions, cancel: CancellationToken) -> Result<()> {
     let text = std::fs::read(&options.place).with_context(|| format!("cannot read {}", options.place.display()))?;
-    let place: NodePlace = serde_json::from_slice(&text).with_context(|| format!("{} is not a node's file", options.place.display()))?;
+    let place: NodePlace =
+        serde_json::from_slice(&text).with_context(|| format!("{} is not a node's file", options.place.display()))?;
     let only = options.only.as_deref();
     if let Some(role) = only.filter(|role| !["runtime", "kubelet", "proxy", "dns"].contains(role)) {
         bail!("--only={role}: the roles of a node are runtime, kubelet, proxy and dns");
@@ -292,7 +305,9 @@ pub async fn all(options: NodeOptions, cancel: CancellationToken) -> Result<()> 
         tasks.spawn(async move {
             supervise::role("kube-proxy", cancel, |own| {
                 let place = place.clone();
-                async move { proxy::run(place.proxy(), roles::connect(&place.proxy_kubeconfig, "kube-proxy").await?, own).await }
+                async move {
+                    proxy::run(place.proxy(), roles::connect(&place.proxy_kubeconfig, "kube-proxy").await?, own).await
+                }
             })
             .await;
         });
@@ -341,7 +356,12 @@ async fn wait_for_socket(endpoint: &str) {
 
 /// The `kube-dns` Service, at the address pods are told.
 pub async fn publish_dns_service(admin: &Client, address: IpAddr) -> Result<()> {
-    let port = |name: &str, protocol: &str| ServicePort { name: Some(name.into()), port: 53, protocol: Some(protocol.into()), ..Default::default() };
+    let port = |name: &str, protocol: &str| ServicePort {
+        name: Some(name.into()),
+        port: 53,
+        protocol: Some(protocol.into()),
+        ..Default::default()
+    };
     let mut service = Service {
         spec: Some(ServiceSpec {
             cluster_ip: Some(address.to_string()),
@@ -352,7 +372,8 @@ pub async fn publish_dns_service(admin: &Client, address: IpAddr) -> Result<()> 
     };
     service.metadata.name = Some("kube-dns".into());
     service.metadata.namespace = Some("kube-system".into());
-    service.metadata.labels = Some([("k8s-app", "kube-dns"), ("kubernetes.io/name", "CoreDNS")].map(|(k, v)| (k.into(), v.into())).into());
+    service.metadata.labels =
+        Some([("k8s-app", "kube-dns"), ("kubernetes.io/name", "CoreDNS")].map(|(k, v)| (k.into(), v.into())).into());
     match admin.api::<Service>().namespaced("kube-system").create(&service).await {
         Err(status) if !status.is_already_exists() => Err(status).context("Service kube-dns"),
         _ => Ok(()),
@@ -365,7 +386,8 @@ pub async fn import_images(data_dir: Option<PathBuf>, socket: Option<PathBuf>, f
         Some(socket) => vec![socket],
         None => {
             let dir = data_dir.unwrap_or_else(crate::up::default_data_dir);
-            let nodes = std::fs::read_dir(dir.join("nodes")).with_context(|| format!("no cluster in {}: start one with `nauplius up`", dir.display()))?;
+            let nodes = std::fs::read_dir(dir.join("nodes"))
+                .with_context(|| format!("no cluster in {}: start one with `nauplius up`", dir.display()))?;
             let mut sockets = Vec::new();
             for node in nodes {
                 let place = std::fs::read(node?.path().join("node.json"))?;
@@ -377,7 +399,9 @@ pub async fn import_images(data_dir: Option<PathBuf>, socket: Option<PathBuf>, f
     };
     for file in &files {
         for socket in &sockets {
-            let imported = runtime::image_import(socket, file, Vec::new()).await.with_context(|| format!("{} into {}", file.display(), socket.display()))?;
+            let imported = runtime::image_import(socket, file, Vec::new())
+                .await
+                .with_context(|| format!("{} into {}", file.display(), socket.display()))?;
             for image in imported {
                 println!("{} {}", image.id, image.names.join(" "));
             }

@@ -11,7 +11,10 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType};
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+    SanType,
+};
 
 const CA_DAYS: i64 = 3650;
 const LEAF_DAYS: i64 = 365;
@@ -54,7 +57,13 @@ pub enum Purpose<'a> {
 
 fn write(path: &Path, text: &str, mode: u32) -> Result<()> {
     let partial = path.with_extension("new");
-    let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&partial).with_context(|| format!("cannot write {}", partial.display()))?;
+    let mut file = fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(mode)
+        .open(&partial)
+        .with_context(|| format!("cannot write {}", partial.display()))?;
     file.write_all(text.as_bytes())?;
     file.sync_all()?;
     fs::rename(&partial, path).with_context(|| format!("cannot write {}", path.display()))
@@ -92,7 +101,8 @@ impl Pki {
             let mut params = CertificateParams::default();
             params.distinguished_name.push(DnType::CommonName, "nauplius-ca");
             params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-            params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
+            params.key_usages =
+                vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
             lifetime(&mut params, CA_DAYS);
             let certificate = params.self_signed(&key)?;
             write(&pair.key, &key.serialize_pem(), 0o600)?;
@@ -100,7 +110,8 @@ impl Pki {
         }
         let (ca_pem, key_pem) = pair.read()?;
         let key = KeyPair::from_pem(&key_pem).with_context(|| format!("{} is not a key", pair.key.display()))?;
-        let issuer = Issuer::from_ca_cert_pem(&ca_pem, key).with_context(|| format!("{} is not a CA certificate", pair.certificate.display()))?;
+        let issuer = Issuer::from_ca_cert_pem(&ca_pem, key)
+            .with_context(|| format!("{} is not a CA certificate", pair.certificate.display()))?;
         Ok(Self { dir: dir.into(), issuer, ca_pem })
     }
 

@@ -15,7 +15,9 @@ const FEATURES: &[(&str, &str, &str)] = &[
 /// Whether this process may run a node on this machine.
 pub fn node() -> Result<()> {
     if !nix::unistd::geteuid().is_root() {
-        bail!("a node needs root: it makes namespaces, mounts and network rules. Run as root, or start only the control plane with --control-plane-only");
+        bail!(
+            "a node needs root: it makes namespaces, mounts and network rules. Run as root, or start only the control plane with --control-plane-only"
+        );
     }
     for (file, what, remedy) in FEATURES {
         if !Path::new(file).exists() {

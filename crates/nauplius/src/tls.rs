@@ -19,7 +19,8 @@ fn load(pair: &Pair) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'sta
     let (certificate, key) = pair.read()?;
     let chain = CertificateDer::pem_slice_iter(certificate.as_bytes()).collect::<Result<Vec<_>, _>>();
     let chain = chain.with_context(|| format!("{} holds no certificate", pair.certificate.display()))?;
-    let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).with_context(|| format!("{} holds no key", pair.key.display()))?;
+    let key = PrivateKeyDer::from_pem_slice(key.as_bytes())
+        .with_context(|| format!("{} holds no key", pair.key.display()))?;
     Ok((chain, key))
 }
 
@@ -34,7 +35,9 @@ fn roots(ca_pem: &str) -> Result<RootCertStore> {
 /// A server that takes client certificates of the authority, and clients without one.
 pub fn server(pair: &Pair, client_ca_pem: &str) -> Result<Arc<ServerConfig>> {
     let (chain, key) = load(pair)?;
-    let verifier = rustls::server::WebPkiClientVerifier::builder(Arc::new(roots(client_ca_pem)?)).allow_unauthenticated().build()?;
+    let verifier = rustls::server::WebPkiClientVerifier::builder(Arc::new(roots(client_ca_pem)?))
+        .allow_unauthenticated()
+        .build()?;
     let mut config = ServerConfig::builder().with_client_cert_verifier(verifier).with_single_cert(chain, key)?;
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(Arc::new(config))
@@ -73,7 +76,12 @@ impl rustls::client::danger::ServerCertVerifier for AnyCertificate {
         certificate: &CertificateDer<'_>,
         signature: &rustls::DigitallySignedStruct,
     ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls12_signature(message, certificate, signature, &rustls::crypto::ring::default_provider().signature_verification_algorithms)
+        rustls::crypto::verify_tls12_signature(
+            message,
+            certificate,
+            signature,
+            &rustls::crypto::ring::default_provider().signature_verification_algorithms,
+        )
     }
 
     fn verify_tls13_signature(
@@ -82,7 +90,12 @@ impl rustls::client::danger::ServerCertVerifier for AnyCertificate {
         certificate: &CertificateDer<'_>,
         signature: &rustls::DigitallySignedStruct,
     ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls13_signature(message, certificate, signature, &rustls::crypto::ring::default_provider().signature_verification_algorithms)
+        rustls::crypto::verify_tls13_signature(
+            message,
+            certificate,
+            signature,
+            &rustls::crypto::ring::default_provider().signature_verification_algorithms,
+        )
     }
 
     fn supported_verify_schemes(&self) -> Vec<rustls::SignatureScheme> {

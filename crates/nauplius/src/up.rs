@@ -73,7 +73,8 @@ pub fn default_data_dir() -> PathBuf {
         return "/var/lib/nauplius".into();
     }
     let data = std::env::var_os("XDG_DATA_HOME").map(PathBuf::from).filter(|p| p.is_absolute());
-    let home = || std::env::var_os("HOME").map_or_else(|| PathBuf::from("/tmp"), |h| PathBuf::from(h).join(".local/share"));
+    let home =
+        || std::env::var_os("HOME").map_or_else(|| PathBuf::from("/tmp"), |h| PathBuf::from(h).join(".local/share"));
     data.unwrap_or_else(home).join("nauplius")
 }
 
@@ -89,7 +90,11 @@ pub fn cluster_name(data_dir: &Path) -> String {
     if data_dir == Path::new("/var/lib/nauplius") {
         return "nauplius".into();
     }
-    let hash = data_dir.as_os_str().as_encoded_bytes().iter().fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(*b)).wrapping_mul(0x100_0000_01b3));
+    let hash = data_dir
+        .as_os_str()
+        .as_encoded_bytes()
+        .iter()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(*b)).wrapping_mul(0x100_0000_01b3));
     format!("nauplius-{:06x}", hash & 0xff_ffff)
 }
 
@@ -127,7 +132,11 @@ pub async fn run(options: Options, cancel: CancellationToken) -> Result<()> {
     let data_dir = data_dir(options.data_dir.as_deref())?;
     let progress = Progress::new(began);
     let pki = Pki::open(&data_dir.join("pki"))?;
-    let layout = Layout { pod_network: options.ranges.cluster_cidr, service_network: options.ranges.service_cluster_ip_range, ..Layout::new(cluster_name(&data_dir), options.nodes) };
+    let layout = Layout {
+        pod_network: options.ranges.cluster_cidr,
+        service_network: options.ranges.service_cluster_ip_range,
+        ..Layout::new(cluster_name(&data_dir), options.nodes)
+    };
     let fabric = if with_nodes {
         let layout = layout.clone();
         let fabric = tokio::task::spawn_blocking(move || Fabric::ensure(&layout)).await??;
@@ -160,13 +169,18 @@ pub async fn run(options: Options, cancel: CancellationToken) -> Result<()> {
         running = Some(started);
     }
     let outside = format!("https://{address}");
-    let inside = fabric.as_ref().map_or_else(|| outside.clone(), |f| format!("https://{}", SocketAddr::new(f.layout.control_plane_address().into(), address.port())));
+    let inside = fabric.as_ref().map_or_else(
+        || outside.clone(),
+        |f| format!("https://{}", SocketAddr::new(f.layout.control_plane_address().into(), address.port())),
+    );
     let identities = Identities { pki: &pki, dir: data_dir.join("kubeconfig"), outside: outside.clone(), inside };
     let admin_pair = pki.pair("admin", "kubernetes-admin", &["system:masters"], &Purpose::Client)?;
     let kubeconfig = options.kubeconfig_out.clone().unwrap_or_else(|| data_dir.join("admin.kubeconfig"));
     pki.kubeconfig(&kubeconfig, &outside, "kubernetes-admin", &admin_pair)?;
     let admin = match &running {
-        Some(running) => Local::new(running.server.clone(), "kubernetes-admin", &["system:masters"], "nauplius").client(),
+        Some(running) => {
+            Local::new(running.server.clone(), "kubernetes-admin", &["system:masters"], "nauplius").client()
+        }
         None => roles::connect(&kubeconfig, "nauplius").await?,
     };
     children::ready(&admin, &cancel).await?;
@@ -183,9 +197,18 @@ pub async fn run(options: Options, cancel: CancellationToken) -> Result<()> {
         }
         None => {
             let scheduler = identities.kubeconfig("scheduler", "system:kube-scheduler", &[], false)?;
-            let controllers = identities.kubeconfig("controller-manager", "system:kube-controller-manager", &[], false)?;
+            let controllers =
+                identities.kubeconfig("controller-manager", "system:kube-controller-manager", &[], false)?;
             children.start(Child::scheduler(&scheduler)?, cancel.clone());
-            children.start(Child::controller_manager(&controllers, &options.ranges, &pki.ca_file(), options.node_monitor_grace_period)?, cancel.clone());
+            children.start(
+                Child::controller_manager(
+                    &controllers,
+                    &options.ranges,
+                    &pki.ca_file(),
+                    options.node_monitor_grace_period,
+                )?,
+                cancel.clone(),
+            );
         }
     }
     progress.done("kube-scheduler");
@@ -198,7 +221,8 @@ pub async fn run(options: Options, cancel: CancellationToken) -> Result<()> {
             }
         }
         let informers = Informers::new(admin.clone());
-        let (namespace, first, token) = (fabric.layout.node_namespace(1), fabric.layout.node_address(1), cancel.clone());
+        let (namespace, first, token) =
+            (fabric.layout.node_namespace(1), fabric.layout.node_address(1), cancel.clone());
         roles_tasks.spawn(crate::fabric::publish_node_ports(informers.clone(), namespace, first, token));
         let (namespace, token) = (fabric.layout.fabric_namespace(), cancel.clone());
         roles_tasks.spawn(async move {
@@ -224,7 +248,12 @@ pub async fn run(options: Options, cancel: CancellationToken) -> Result<()> {
 }
 
 /// Scheduler and controllers beside the API server, each under its own identity.
-fn start_in_process(tasks: &mut tokio_util::task::TaskTracker, running: &roles::apiserver::Running, controllers: controllers::Options, cancel: &CancellationToken) {
+fn start_in_process(
+    tasks: &mut tokio_util::task::TaskTracker,
+    running: &roles::apiserver::Running,
+    controllers: controllers::Options,
+    cancel: &CancellationToken,
+) {
     let client = |user: &str, agent: &str| Local::new(running.server.clone(), user, &[], agent).client();
     let (scheduler, token) = (client("system:kube-scheduler", roles::SCHEDULER), cancel.clone());
     tasks.spawn(async move {
@@ -232,7 +261,10 @@ fn start_in_process(tasks: &mut tokio_util::task::TaskTracker, running: &roles::
     });
     let (manager, token) = (client("system:kube-controller-manager", roles::CONTROLLER_MANAGER), cancel.clone());
     tasks.spawn(async move {
-        supervise::role(roles::CONTROLLER_MANAGER, token, |own| roles::run_controllers(manager.clone(), false, controllers.clone(), own)).await;
+        supervise::role(roles::CONTROLLER_MANAGER, token, |own| {
+            roles::run_controllers(manager.clone(), false, controllers.clone(), own)
+        })
+        .await;
     });
 }
 

@@ -41,7 +41,11 @@ impl Amounts {
                 "memory" => out.memory = quantity.value(),
                 "ephemeral-storage" => out.ephemeral = quantity.value(),
                 "pods" => {}
-                _ => out.extended.push(Extended { resource: Symbol::of(name), name: name.clone(), amount: quantity.value() }),
+                _ => out.extended.push(Extended {
+                    resource: Symbol::of(name),
+                    name: name.clone(),
+                    amount: quantity.value(),
+                }),
             }
         }
         out
@@ -152,17 +156,34 @@ mod tests {
             (json!({"containers": [cpu("100m"), cpu("0.2")]}), 300, 300),
             (json!({"containers": [{}]}), 0, 100),
             (json!({"containers": [cpu("1")], "initContainers": [cpu("3"), cpu("2")]}), 3000, 3000),
-            (json!({"containers": [cpu("1")], "initContainers": [sidecar("1"), cpu("2"), sidecar("500m")]}), 3000, 3000),
-            (json!({"containers": [cpu("4")], "initContainers": [sidecar("1")], "overhead": {"cpu": "250m"}}), 5250, 5250),
+            (
+                json!({"containers": [cpu("1")], "initContainers": [sidecar("1"), cpu("2"), sidecar("500m")]}),
+                3000,
+                3000,
+            ),
+            (
+                json!({"containers": [cpu("4")], "initContainers": [sidecar("1")], "overhead": {"cpu": "250m"}}),
+                5250,
+                5250,
+            ),
             (json!({"containers": [cpu("1")], "resources": {"requests": {"cpu": "1500m"}}}), 1500, 1500),
         ];
         for (spec, real, assumed) in cases {
             let view: PodSpecView = serde_json::from_value(spec.clone()).unwrap();
             let status = PodStatusView::default();
-            assert_eq!((of_pod(&view, &status, false).cpu, of_pod(&view, &status, true).cpu), (*real, *assumed), "{spec}");
+            assert_eq!(
+                (of_pod(&view, &status, false).cpu, of_pod(&view, &status, true).cpu),
+                (*real, *assumed),
+                "{spec}"
+            );
         }
-        let grown: PodSpecView = serde_json::from_value(json!({"containers": [{"name": "a", "resources": {"requests": {"cpu": "1"}}}]})).unwrap();
-        let held: PodStatusView = serde_json::from_value(json!({"containerStatuses": [{"name": "a", "resources": {"requests": {"cpu": "2"}}}]})).unwrap();
+        let grown: PodSpecView =
+            serde_json::from_value(json!({"containers": [{"name": "a", "resources": {"requests": {"cpu": "1"}}}]}))
+                .unwrap();
+        let held: PodStatusView = serde_json::from_value(
+            json!({"containerStatuses": [{"name": "a", "resources": {"requests": {"cpu": "2"}}}]}),
+        )
+        .unwrap();
         assert_eq!(of_pod(&grown, &held, false).cpu, 2000);
     }
 }

@@ -15,8 +15,8 @@ use crate::plugins::default_preemption::Budgets;
 use crate::plugins::inter_pod_affinity::{self, Required};
 use crate::plugins::pod_topology_spread::{self, Hard};
 use crate::plugins::{
-    image_locality, node_affinity, node_ports, node_resources_balanced_allocation, node_resources_fit, node_unschedulable,
-    node_volume_limits, taint_toleration, volume_binding, volume_restrictions, volume_zone, weight,
+    image_locality, node_affinity, node_ports, node_resources_balanced_allocation, node_resources_fit,
+    node_unschedulable, node_volume_limits, taint_toleration, volume_binding, volume_restrictions, volume_zone, weight,
 };
 use crate::pod::{Pod, Spec};
 use crate::ranking::Ranking;
@@ -203,7 +203,8 @@ impl Prepared {
         let volumes = if pod.volumes.is_empty() {
             None
         } else {
-            let binding = volume_binding::State::prepare(&snapshot.storage, pod).map_err(|why| (Plugin::VolumeBinding, why))?;
+            let binding =
+                volume_binding::State::prepare(&snapshot.storage, pod).map_err(|why| (Plugin::VolumeBinding, why))?;
             let restrictions = volume_restrictions::State::prepare(&snapshot.storage, pod, &binding);
             let limits = node_volume_limits::State::prepare(snapshot, pod);
             Some(Volumes { restrictions, limits, binding })
@@ -272,8 +273,11 @@ impl Core {
         if nodes == 0 {
             return Err(WhyNot::default());
         }
-        let prepared = Prepared::new(&mut self.snapshot, pod)
-            .map_err(|why| WhyNot { nodes, pod: Some(why), ..WhyNot::default() })?;
+        let prepared = Prepared::new(&mut self.snapshot, pod).map_err(|why| WhyNot {
+            nodes,
+            pod: Some(why),
+            ..WhyNot::default()
+        })?;
         // A pod that names its one node (as those of daemon sets do) needs no look at the others.
         let mut refusals = Refusals::default();
         let alone;
@@ -332,7 +336,14 @@ impl Core {
             totals.push(fixed);
         }
         match feasible.as_slice() {
-            [] => return Err(WhyNot { nodes, refusals: refusals.0.into_iter().collect(), extended: extended(), ..WhyNot::default() }),
+            [] => {
+                return Err(WhyNot {
+                    nodes,
+                    refusals: refusals.0.into_iter().collect(),
+                    extended: extended(),
+                    ..WhyNot::default()
+                });
+            }
             [only] => return Ok(*only),
             _ => {}
         }

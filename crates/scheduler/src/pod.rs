@@ -6,7 +6,9 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{PodAffinityTerm, Toleration as ApiToleration, TopologySpreadConstraint, WeightedPodAffinityTerm};
+use k8s_openapi::api::core::v1::{
+    PodAffinityTerm, Toleration as ApiToleration, TopologySpreadConstraint, WeightedPodAffinityTerm,
+};
 use meta::Object;
 
 use crate::amounts::{Amounts, of_pod};
@@ -242,11 +244,16 @@ fn symbols(texts: Option<&[String]>) -> Box<[Symbol]> {
 /// An image's name with its tag, as nodes report it.
 pub fn normalized_image(name: &str) -> Symbol {
     let after_slash = name.rsplit('/').next().unwrap_or(name);
-    if after_slash.contains(':') || name.contains('@') { Symbol::of(name) } else { Symbol::of(&format!("{name}:latest")) }
+    if after_slash.contains(':') || name.contains('@') {
+        Symbol::of(name)
+    } else {
+        Symbol::of(&format!("{name}:latest"))
+    }
 }
 
 fn host_ports(spec: &PodSpecView) -> Box<[HostPort]> {
-    let containers = spec.containers.iter().chain(spec.init_containers.iter().filter(|c| &*c.restart_policy == "Always"));
+    let containers =
+        spec.containers.iter().chain(spec.init_containers.iter().filter(|c| &*c.restart_policy == "Always"));
     let ports = containers.flat_map(|c| &c.ports).filter_map(|p| {
         let port = if p.host_port == 0 && spec.host_network { p.container_port } else { p.host_port };
         let protocol = if p.protocol.is_empty() { "TCP" } else { &p.protocol };
@@ -257,7 +264,10 @@ fn host_ports(spec: &PodSpecView) -> Box<[HostPort]> {
 }
 
 fn volumes(spec: &PodSpecView) -> Arc<[Volume]> {
-    let disk = |kind: &str, name: String, sharable| Volume::Disk { identity: Symbol::of(&format!("{kind}\n{name}")), sharable };
+    let disk = |kind: &str, name: String, sharable| Volume::Disk {
+        identity: Symbol::of(&format!("{kind}\n{name}")),
+        sharable,
+    };
     let of = |v: &crate::view::VolumeView| {
         if let Some(claim) = &v.persistent_volume_claim {
             return Some(Volume::Claim(claim.claim_name.clone()));
@@ -289,24 +299,37 @@ impl Spec {
         let assumed = of_pod(spec, &view.status, true);
         let affinity = spec.affinity.as_ref();
         let node = affinity.and_then(|a| a.node_affinity.as_ref());
-        let (near, far) = (affinity.and_then(|a| a.pod_affinity.as_ref()), affinity.and_then(|a| a.pod_anti_affinity.as_ref()));
+        let (near, far) =
+            (affinity.and_then(|a| a.pod_affinity.as_ref()), affinity.and_then(|a| a.pod_anti_affinity.as_ref()));
         let terms = (near.is_some() || far.is_some()).then(|| {
             Box::new(PodTerms {
-                affinity: Term::all(near.and_then(|a| a.required_during_scheduling_ignored_during_execution.as_deref())),
-                preferred: Term::weighted(near.and_then(|a| a.preferred_during_scheduling_ignored_during_execution.as_deref())),
+                affinity: Term::all(
+                    near.and_then(|a| a.required_during_scheduling_ignored_during_execution.as_deref()),
+                ),
+                preferred: Term::weighted(
+                    near.and_then(|a| a.preferred_during_scheduling_ignored_during_execution.as_deref()),
+                ),
                 anti: Term::all(far.and_then(|a| a.required_during_scheduling_ignored_during_execution.as_deref())),
-                preferred_anti: Term::weighted(far.and_then(|a| a.preferred_during_scheduling_ignored_during_execution.as_deref())),
+                preferred_anti: Term::weighted(
+                    far.and_then(|a| a.preferred_during_scheduling_ignored_during_execution.as_deref()),
+                ),
             })
         });
         let containers = || spec.init_containers.iter().chain(&spec.containers);
         let volume_images = spec.volumes.iter().filter_map(|v| v.image.as_ref()).map(|i| &i.reference);
-        let images: Box<[Symbol]> = containers().map(|c| &c.image).chain(volume_images).map(|i| normalized_image(i)).collect();
+        let images: Box<[Symbol]> =
+            containers().map(|c| &c.image).chain(volume_images).map(|i| normalized_image(i)).collect();
         Self {
             requests: of_pod(spec, &view.status, false),
             assumed: (assumed.cpu, assumed.memory),
             tolerations: spec.tolerations.iter().filter_map(Toleration::of).collect(),
-            selection: NodeSelection::new(&spec.node_selector, node.and_then(|n| n.required_during_scheduling_ignored_during_execution.as_ref())),
-            preferences: Preference::all(node.and_then(|n| n.preferred_during_scheduling_ignored_during_execution.as_deref())),
+            selection: NodeSelection::new(
+                &spec.node_selector,
+                node.and_then(|n| n.required_during_scheduling_ignored_during_execution.as_ref()),
+            ),
+            preferences: Preference::all(
+                node.and_then(|n| n.preferred_during_scheduling_ignored_during_execution.as_deref()),
+            ),
             ports: host_ports(spec),
             containers: images.len() as i64,
             images,

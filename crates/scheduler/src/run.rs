@@ -57,7 +57,12 @@ struct Scheduler {
 }
 
 /// Runs the scheduler until cancelled. Leader election, where there are several of us, is the caller's.
-pub async fn run(client: Client, informers: Arc<Informers>, options: Options, cancel: CancellationToken) -> Result<(), Error> {
+pub async fn run(
+    client: Client,
+    informers: Arc<Informers>,
+    options: Options,
+    cancel: CancellationToken,
+) -> Result<(), Error> {
     let mut sources = Sources::new(&informers);
     if cancel.run_until_cancelled(sources.listen()).await.is_none() {
         return Ok(());
@@ -207,25 +212,45 @@ impl Scheduler {
             self.world.core.nominations.set(displaced, None);
             if let Some(waiting) = self.world.queue.get(&displaced.key) {
                 let (object, condition) = (waiting.object.clone(), waiting.condition.clone());
-                let call = writes::set_condition(self.client.clone(), object.clone(), "PodScheduled", condition, false, Some("".into()));
-                self.calls.spawn(async move { Answer::Told { what: "nomination", object, result: guarded(call).await } });
+                let call = writes::set_condition(
+                    self.client.clone(),
+                    object.clone(),
+                    "PodScheduled",
+                    condition,
+                    false,
+                    Some("".into()),
+                );
+                self.calls
+                    .spawn(async move { Answer::Told { what: "nomination", object, result: guarded(call).await } });
             }
             self.world.queue.wake_one(&displaced.key, Instant::now());
         }
         self.world.core.nominations.set(pod, Some(symbol));
         for victim in plan.victims {
             // Who is on the way out already needs no push.
-            let Some(object) = self.pods.get(&victim.key).filter(|o| !victim.deleting && *o.meta.uid == *victim.uid) else { continue };
+            let Some(object) = self.pods.get(&victim.key).filter(|o| !victim.deleting && *o.meta.uid == *victim.uid)
+            else {
+                continue;
+            };
             let message = format!("{}: preempting to accommodate a higher priority pod", self.options.scheduler_name);
             let call = writes::evict(self.client.clone(), object.clone(), message);
             let (by, waiting, node) = (pod.uid.clone(), pod.key.clone(), name.clone());
-            self.calls.spawn(async move { Answer::Evicted { victim: object, by, waiting, node, result: guarded(call).await } });
+            self.calls.spawn(async move {
+                Answer::Evicted { victim: object, by, waiting, node, result: guarded(call).await }
+            });
         }
         name
     }
 
     /// Writes the pod's condition, where it is not so already.
-    fn tell(&mut self, key: &Arc<str>, object: &Arc<Object>, reason: &str, message: String, nominated: Option<Arc<str>>) {
+    fn tell(
+        &mut self,
+        key: &Arc<str>,
+        object: &Arc<Object>,
+        reason: &str,
+        message: String,
+        nominated: Option<Arc<str>>,
+    ) {
         let Some(waiting) = self.world.queue.get_mut(key) else { return };
         let condition = Condition { status: "False".into(), reason: reason.into(), message: message.into() };
         if waiting.condition == condition && nominated.is_none() {
@@ -234,7 +259,14 @@ impl Scheduler {
         let transition = waiting.condition.status != condition.status;
         waiting.condition = condition.clone();
         let object = object.clone();
-        let call = writes::set_condition(self.client.clone(), object.clone(), "PodScheduled", condition, transition, nominated);
+        let call = writes::set_condition(
+            self.client.clone(),
+            object.clone(),
+            "PodScheduled",
+            condition,
+            transition,
+            nominated,
+        );
         self.calls.spawn(async move { Answer::Told { what: "condition", object, result: guarded(call).await } });
     }
 
@@ -243,7 +275,9 @@ impl Scheduler {
             Ok(Answer::Bound { object, node, result: Ok(()), .. }) => {
                 let key = object.meta.key();
                 // It stays assumed until it is seen.
-                if let Some((key, _)) = self.world.assumed.get_key_value(key.as_str()).map(|(k, v)| (k.clone(), v.clone())) {
+                if let Some((key, _)) =
+                    self.world.assumed.get_key_value(key.as_str()).map(|(k, v)| (k.clone(), v.clone()))
+                {
                     self.world.queue.remove(&key);
                 }
                 let message = format!("Successfully assigned {key} to {node}");

@@ -257,7 +257,8 @@ impl Snapshot {
         node.take(&pod);
         node.pods.push(pod_id);
         if let Some(terms) = terms_of(&pod) {
-            let alike = self.with_terms.entry(terms).or_insert_with(|| Alike { pod: pod.clone(), by_node: BTreeMap::new() });
+            let alike =
+                self.with_terms.entry(terms).or_insert_with(|| Alike { pod: pod.clone(), by_node: BTreeMap::new() });
             *alike.by_node.entry(id).or_insert(0) += 1;
         }
         self.counters.note(&pod, id, 1, &self.namespaces);

@@ -147,7 +147,8 @@ fn volume_of(object: &Arc<Object>) -> Option<Volume> {
         // Several zones are written with two underscores between them.
         Some(([Symbol::of(new), Symbol::of(old)], value.split("__").map(|v| Symbol::of(v.trim())).collect()))
     });
-    let class = volume.metadata.annotations.as_ref().and_then(|a| a.get(CLASS_ANNOTATION)).or(spec.storage_class_name.as_ref());
+    let class =
+        volume.metadata.annotations.as_ref().and_then(|a| a.get(CLASS_ANNOTATION)).or(spec.storage_class_name.as_ref());
     let phase = volume.status.as_ref().and_then(|s| s.phase.as_deref()).unwrap_or_default();
     let text = |t: &Option<String>| t.clone().unwrap_or_default();
     Some(Volume {
@@ -159,7 +160,10 @@ fn volume_of(object: &Arc<Object>) -> Option<Volume> {
         block: spec.volume_mode.as_deref() == Some("Block"),
         affinity: NodeSelection::new(&Default::default(), required),
         zones: zones.collect(),
-        claim: spec.claim_ref.as_ref().map(|r| (format!("{}/{}", text(&r.namespace), text(&r.name)).into(), text(&r.uid).into())),
+        claim: spec
+            .claim_ref
+            .as_ref()
+            .map(|r| (format!("{}/{}", text(&r.namespace), text(&r.name)).into(), text(&r.uid).into())),
         csi: spec.csi.as_ref().map(|c| (Symbol::of(&c.driver), Symbol::of(&c.volume_handle))),
         usable: object.meta.deletion_timestamp.is_none() && !matches!(phase, "Released" | "Failed"),
     })

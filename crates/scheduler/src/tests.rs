@@ -30,7 +30,8 @@ fn merge(into: &mut Value, from: &Value) {
 pub fn object(kind: &str, name: &str, rest: &Value) -> Object {
     let (namespace, name) = meta::object::split_key(name);
     let version = if matches!(kind, "StorageClass" | "CSINode") { "storage.k8s.io/v1" } else { "v1" };
-    let mut body = json!({"apiVersion": version, "kind": kind, "metadata": {"name": name, "uid": name, "resourceVersion": "1"}});
+    let mut body =
+        json!({"apiVersion": version, "kind": kind, "metadata": {"name": name, "uid": name, "resourceVersion": "1"}});
     if !namespace.is_empty() {
         body["metadata"]["namespace"] = namespace.into();
     }
@@ -102,11 +103,18 @@ fn volumes_bind_pods_to_nodes() {
     let mut cluster = Cluster::new(&zoned(&[("a", "1"), ("b", "1"), ("c", "2")]));
     let c = &mut cluster;
     let on = |node: &str| json!({"required": {"nodeSelectorTerms": [{"matchExpressions": [{"key": "kubernetes.io/hostname", "operator": "In", "values": [node]}]}]}});
-    for (name, mode, provisioner) in
-        [("now", "Immediate", "x"), ("local", "WaitForFirstConsumer", "kubernetes.io/no-provisioner"), ("made", "WaitForFirstConsumer", "csi.x")]
-    {
+    for (name, mode, provisioner) in [
+        ("now", "Immediate", "x"),
+        ("local", "WaitForFirstConsumer", "kubernetes.io/no-provisioner"),
+        ("made", "WaitForFirstConsumer", "csi.x"),
+    ] {
         let topologies = json!([{"matchLabelExpressions": [{"key": zone, "values": ["1"]}]}]);
-        c.storage(Source::Classes, "StorageClass", name, json!({"provisioner": provisioner, "volumeBindingMode": mode, "allowedTopologies": topologies}));
+        c.storage(
+            Source::Classes,
+            "StorageClass",
+            name,
+            json!({"provisioner": provisioner, "volumeBindingMode": mode, "allowedTopologies": topologies}),
+        );
     }
     let claim = |class: &str, rest: Value| {
         let mut body = json!({"spec": {"storageClassName": class, "accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}});
@@ -127,8 +135,18 @@ fn volumes_bind_pods_to_nodes() {
     c.storage(Source::Claims, "PersistentVolumeClaim", "n/bound", claim("now", bound("pv-c")));
     c.storage(Source::Claims, "PersistentVolumeClaim", "n/zoned", claim("now", bound("pv-zone")));
     c.storage(Source::Claims, "PersistentVolumeClaim", "n/alone", claim("now", json!({"metadata": bound("pv-free")["metadata"], "spec": {"volumeName": "pv-free", "accessModes": ["ReadWriteOncePod"]}})));
-    c.storage(Source::Volumes, "PersistentVolume", "pv-c", volume("1Gi", "c", json!({"spec": {"claimRef": {"namespace": "n", "name": "bound"}}})));
-    c.storage(Source::Volumes, "PersistentVolume", "pv-zone", json!({"metadata": {"labels": {zone: "1__3"}}, "spec": {"claimRef": {"name": "z"}}}));
+    c.storage(
+        Source::Volumes,
+        "PersistentVolume",
+        "pv-c",
+        volume("1Gi", "c", json!({"spec": {"claimRef": {"namespace": "n", "name": "bound"}}})),
+    );
+    c.storage(
+        Source::Volumes,
+        "PersistentVolume",
+        "pv-zone",
+        json!({"metadata": {"labels": {zone: "1__3"}}, "spec": {"claimRef": {"name": "z"}}}),
+    );
     c.storage(Source::Volumes, "PersistentVolume", "pv-free", json!({"spec": {"claimRef": {"name": "z"}}}));
     c.storage(Source::Volumes, "PersistentVolume", "pv-small", volume("1Mi", "a", json!({})));
     c.storage(Source::Volumes, "PersistentVolume", "pv-big", volume("3Gi", "b", json!({})));
@@ -136,7 +154,10 @@ fn volumes_bind_pods_to_nodes() {
     for (name, expect) in [
         ("none", "0/3 nodes are available: persistentvolumeclaim \"none\" not found."),
         ("now", "0/3 nodes are available: pod has unbound immediate PersistentVolumeClaims."),
-        ("lost", "0/3 nodes are available: 3 node(s) unavailable due to one or more pvc(s) bound to non-existent pv(s)."),
+        (
+            "lost",
+            "0/3 nodes are available: 3 node(s) unavailable due to one or more pvc(s) bound to non-existent pv(s).",
+        ),
         ("bound", "c"),
         ("zoned", "a b"),
         ("local", "b"),
@@ -172,10 +193,20 @@ fn drivers_attach_only_so_many_volumes() {
     let mut cluster = Cluster::new(&[("a", json!({})), ("b", json!({}))]);
     let c = &mut cluster;
     for name in ["a", "b"] {
-        c.storage(Source::CsiNodes, "CSINode", name, json!({"spec": {"drivers": [{"name": "d", "nodeID": name, "allocatable": {"count": 1}}]}}));
+        c.storage(
+            Source::CsiNodes,
+            "CSINode",
+            name,
+            json!({"spec": {"drivers": [{"name": "d", "nodeID": name, "allocatable": {"count": 1}}]}}),
+        );
     }
     for name in ["one", "two", "three"] {
-        c.storage(Source::Volumes, "PersistentVolume", name, json!({"spec": {"csi": {"driver": "d", "volumeHandle": name}}}));
+        c.storage(
+            Source::Volumes,
+            "PersistentVolume",
+            name,
+            json!({"spec": {"csi": {"driver": "d", "volumeHandle": name}}}),
+        );
         c.storage(Source::Claims, "PersistentVolumeClaim", &format!("n/{name}"),
             json!({"metadata": {"annotations": {"pv.kubernetes.io/bind-completed": "yes"}}, "spec": {"volumeName": name}}));
     }
@@ -216,36 +247,69 @@ fn nodes_that_will_not_do_are_refused() {
     };
     let cases: Vec<Case> = vec![
         (two(json!({}), json!({})), by_name("b"), "b"),
-        (two(json!({}), json!({"spec": {"unschedulable": true}})), by_name("b"),
-            "0/2 nodes are available: 1 node(s) didn't match Pod's node affinity/selector, 1 node(s) were unschedulable."),
-        (two(json!({}), json!({})), by_name("c"), "0/2 nodes are available: 2 node(s) didn't match Pod's node affinity/selector."),
+        (
+            two(json!({}), json!({"spec": {"unschedulable": true}})),
+            by_name("b"),
+            "0/2 nodes are available: 1 node(s) didn't match Pod's node affinity/selector, 1 node(s) were unschedulable.",
+        ),
+        (
+            two(json!({}), json!({})),
+            by_name("c"),
+            "0/2 nodes are available: 2 node(s) didn't match Pod's node affinity/selector.",
+        ),
         (vec![], json!({}), "no nodes available to schedule pods"),
         (two(json!({}), json!({})), json!({}), "a b"),
         (two(json!({}), json!({"spec": {"unschedulable": true}})), json!({}), "a"),
-        (two(json!({"spec": {"unschedulable": true}}), taints("NoSchedule")), json!({}),
-            "0/2 nodes are available: 1 node(s) had untolerated taint(s), 1 node(s) were unschedulable."),
+        (
+            two(json!({"spec": {"unschedulable": true}}), taints("NoSchedule")),
+            json!({}),
+            "0/2 nodes are available: 1 node(s) had untolerated taint(s), 1 node(s) were unschedulable.",
+        ),
         (two(taints("NoExecute"), taints("NoSchedule")), tolerates("Equal", "5"), "a b"),
         (two(taints("NoSchedule"), taints("PreferNoSchedule")), tolerates("Equal", "6"), "b"),
         (two(taints("PreferNoSchedule"), json!({})), json!({}), "b"),
         (two(taints("NoSchedule"), json!({"spec": {"unschedulable": true}})), tolerates("Gt", "4"), "a"),
-        (two(taints("NoSchedule"), taints("NoSchedule")), tolerates("Lt", "5"), "0/2 nodes are available: 2 node(s) had untolerated taint(s)."),
+        (
+            two(taints("NoSchedule"), taints("NoSchedule")),
+            tolerates("Lt", "5"),
+            "0/2 nodes are available: 2 node(s) had untolerated taint(s).",
+        ),
         (two(labels("1"), labels("2")), json!({"spec": {"nodeSelector": {"n": "2"}}}), "b"),
         (two(labels("1"), labels("2")), selects(json!({"key": "n", "operator": "Gt", "values": ["1"]})), "b"),
         (two(labels("1"), json!({})), selects(json!({"key": "n", "operator": "DoesNotExist"})), "b"),
-        (two(labels("1"), labels("2")), selects(json!({"key": "n", "operator": "In", "values": ["3"]})),
-            "0/2 nodes are available: 2 node(s) didn't match Pod's node affinity/selector."),
-        (two(labels("1"), labels("2")), json!({"spec": {"affinity": {"nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution":
-            [{"weight": 5, "preference": {"matchExpressions": [{"key": "n", "operator": "In", "values": ["1"]}]}}]}}}}), "a"),
+        (
+            two(labels("1"), labels("2")),
+            selects(json!({"key": "n", "operator": "In", "values": ["3"]})),
+            "0/2 nodes are available: 2 node(s) didn't match Pod's node affinity/selector.",
+        ),
+        (
+            two(labels("1"), labels("2")),
+            json!({"spec": {"affinity": {"nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution":
+            [{"weight": 5, "preference": {"matchExpressions": [{"key": "n", "operator": "In", "values": ["1"]}]}}]}}}}),
+            "a",
+        ),
         (two(json!({}), json!({"status": {"allocatable": {"cpu": "8"}}})), cpu("5"), "b"),
-        (two(json!({}), json!({"status": {"allocatable": {"cpu": "1", "memory": "512Mi"}}})), cpu("9"),
-            "0/2 nodes are available: 1 Insufficient memory, 2 Insufficient cpu."),
+        (
+            two(json!({}), json!({"status": {"allocatable": {"cpu": "1", "memory": "512Mi"}}})),
+            cpu("9"),
+            "0/2 nodes are available: 1 Insufficient memory, 2 Insufficient cpu.",
+        ),
         (two(json!({}), json!({"status": {"allocatable": {"pods": "0"}}})), json!({}), "a"),
-        (two(json!({}), json!({"status": {"allocatable": {"e.com/gpu": "1"}}})),
-            json!({"spec": {"containers": [{"name": "c", "resources": {"requests": {"e.com/gpu": "1"}}}]}}), "b"),
-        (two(json!({}), json!({})), json!({"spec": {"containers": [{"name": "c", "resources": {"requests": {"e.com/gpu": "1"}}}]}}),
-            "0/2 nodes are available: 2 Insufficient e.com/gpu."),
-        (two(json!({"status": {"images": [{"names": ["x/big:latest"], "sizeBytes": 900_000_000}]}}), json!({})),
-            json!({"spec": {"containers": [{"name": "c", "image": "x/big"}]}}), "a"),
+        (
+            two(json!({}), json!({"status": {"allocatable": {"e.com/gpu": "1"}}})),
+            json!({"spec": {"containers": [{"name": "c", "resources": {"requests": {"e.com/gpu": "1"}}}]}}),
+            "b",
+        ),
+        (
+            two(json!({}), json!({})),
+            json!({"spec": {"containers": [{"name": "c", "resources": {"requests": {"e.com/gpu": "1"}}}]}}),
+            "0/2 nodes are available: 2 Insufficient e.com/gpu.",
+        ),
+        (
+            two(json!({"status": {"images": [{"names": ["x/big:latest"], "sizeBytes": 900_000_000}]}}), json!({})),
+            json!({"spec": {"containers": [{"name": "c", "image": "x/big"}]}}),
+            "a",
+        ),
         (two(json!({}), json!({})), port(json!({"containerPort": 80, "hostPort": 80})), "a b"),
     ];
     for (nodes, pod, expect) in cases {
@@ -268,7 +332,10 @@ fn pods_on_nodes_take_of_them() {
     assert_eq!(cluster.ask(&port("0.0.0.0")), "b");
     assert_eq!(cluster.ask(&port("10.0.0.2")), "a");
     cluster.place("port2", "b", &port(""));
-    assert_eq!(cluster.ask(&port("")), "0/2 nodes are available: 2 node(s) didn't have free ports for the requested pod ports.");
+    assert_eq!(
+        cluster.ask(&port("")),
+        "0/2 nodes are available: 2 node(s) didn't have free ports for the requested pod ports."
+    );
     cluster.core.snapshot.remove_node("a");
     assert_eq!(cluster.ask(&cpu("2")), "0/1 nodes are available: 1 Insufficient cpu.");
     cluster.core.snapshot.remove_node("b");
@@ -412,30 +479,85 @@ fn the_least_is_lost_where_room_is_made() {
     type Case = (Vec<(&'static str, &'static str, Value)>, Value, &'static str);
     let none = || json!({});
     let cases: Vec<Case> = vec![
-        (vec![("p", "a", important(5, "4", none())), ("q", "b", important(4, "4", none()))], important(9, "1", none()), "b: q"),
-        (vec![("p", "a", important(9, "4", none())), ("q", "b", important(9, "4", none()))], important(9, "1", none()),
-            "0/2 nodes are available: 2 No preemption victims found for incoming pod."),
+        (
+            vec![("p", "a", important(5, "4", none())), ("q", "b", important(4, "4", none()))],
+            important(9, "1", none()),
+            "b: q",
+        ),
+        (
+            vec![("p", "a", important(9, "4", none())), ("q", "b", important(9, "4", none()))],
+            important(9, "1", none()),
+            "0/2 nodes are available: 2 No preemption victims found for incoming pod.",
+        ),
         (vec![], important(9, "5", none()), "0/2 nodes are available: 2 Preemption is not helpful for scheduling."),
         // Two of less sum or one of more: the highest victim counts first, then the sum.
-        (vec![("p", "a", important(3, "4", none())), ("q", "b", important(3, "2", none())), ("r", "b", important(1, "2", none()))],
-            important(9, "3", none()), "a: p"),
+        (
+            vec![
+                ("p", "a", important(3, "4", none())),
+                ("q", "b", important(3, "2", none())),
+                ("r", "b", important(1, "2", none())),
+            ],
+            important(9, "3", none()),
+            "a: p",
+        ),
         // The most important are taken back first.
-        (vec![("p", "a", important(3, "2", none())), ("q", "a", important(2, "2", none())), ("x", "b", important(99, "4", none()))],
-            important(9, "2", none()), "a: q"),
+        (
+            vec![
+                ("p", "a", important(3, "2", none())),
+                ("q", "a", important(2, "2", none())),
+                ("x", "b", important(99, "4", none())),
+            ],
+            important(9, "2", none()),
+            "a: q",
+        ),
         // Of equals, the one that started last.
-        (vec![("p", "a", important(3, "4", started("1"))), ("q", "b", important(3, "4", started("2")))], important(9, "1", none()), "b: q"),
+        (
+            vec![("p", "a", important(3, "4", started("1"))), ("q", "b", important(3, "4", started("2")))],
+            important(9, "1", none()),
+            "b: q",
+        ),
         // Who keeps others away can be made to go.
-        (vec![("p", "a", important(3, "1", { let mut b = near("podAntiAffinity", true, "y", "kubernetes.io/hostname", none()); merge(&mut b, &app("p")); b })),
-              ("q", "b", important(99, "4", none()))], important(9, "1", app("y")), "a: p"),
+        (
+            vec![
+                (
+                    "p",
+                    "a",
+                    important(3, "1", {
+                        let mut b = near("podAntiAffinity", true, "y", "kubernetes.io/hostname", none());
+                        merge(&mut b, &app("p"));
+                        b
+                    }),
+                ),
+                ("q", "b", important(99, "4", none())),
+            ],
+            important(9, "1", app("y")),
+            "a: p",
+        ),
         // Who is protected is spared, if another can go.
-        (vec![("p", "a", important(1, "4", app("guarded"))), ("q", "b", important(5, "4", none()))], important(9, "1", none()), "b: q"),
-        (vec![("p", "a", important(1, "4", app("guarded"))), ("q", "b", important(50, "4", none()))], important(9, "1", none()), "a: p"),
-        (vec![("p", "a", important(1, "4", none()))], important(9, "4", json!({"spec": {"preemptionPolicy": "Never"}})), "not eligible due to preemptionPolicy=Never."),
+        (
+            vec![("p", "a", important(1, "4", app("guarded"))), ("q", "b", important(5, "4", none()))],
+            important(9, "1", none()),
+            "b: q",
+        ),
+        (
+            vec![("p", "a", important(1, "4", app("guarded"))), ("q", "b", important(50, "4", none()))],
+            important(9, "1", none()),
+            "a: p",
+        ),
+        (
+            vec![("p", "a", important(1, "4", none()))],
+            important(9, "4", json!({"spec": {"preemptionPolicy": "Never"}})),
+            "not eligible due to preemptionPolicy=Never.",
+        ),
     ];
     for (pods, asks, expect) in cases {
         let mut cluster = Cluster::new(&[("a", json!({})), ("b", json!({}))]);
-        let budget = object("PodDisruptionBudget", "n/b", &json!({"apiVersion": "policy/v1", "spec": {"selector": {"matchLabels": {"app": "guarded"}}},
-            "status": {"disruptionsAllowed": 0}}));
+        let budget = object(
+            "PodDisruptionBudget",
+            "n/b",
+            &json!({"apiVersion": "policy/v1", "spec": {"selector": {"matchLabels": {"app": "guarded"}}},
+            "status": {"disruptionsAllowed": 0}}),
+        );
         let change = client::Change { key: "n/b".into(), old: None, new: Some(std::sync::Arc::new(budget)) };
         cluster.core.budgets.take(&change);
         if pods.len() == 1 {

@@ -224,7 +224,8 @@ mod tests {
             (
                 WhyNot {
                     nodes: 3,
-                    refusals: [(fit(Shortage::CPU | Shortage::EXTENDED), 1), (fit(Shortage::CPU), 1), (taint, 1)].into(),
+                    refusals: [(fit(Shortage::CPU | Shortage::EXTENDED), 1), (fit(Shortage::CPU), 1), (taint, 1)]
+                        .into(),
                     extended: vec!["example.com/gpu".into()],
                     preemption: "0/3 nodes are available: 3 Preemption is not helpful for scheduling.".into(),
                     ..WhyNot::default()
@@ -233,7 +234,11 @@ mod tests {
                  preemption: 0/3 nodes are available: 3 Preemption is not helpful for scheduling.",
             ),
             (
-                WhyNot { nodes: 2, pod: Some((Plugin::VolumeBinding, "persistentvolumeclaim \"a\" not found".into())), ..WhyNot::default() },
+                WhyNot {
+                    nodes: 2,
+                    pod: Some((Plugin::VolumeBinding, "persistentvolumeclaim \"a\" not found".into())),
+                    ..WhyNot::default()
+                },
                 "0/2 nodes are available: persistentvolumeclaim \"a\" not found.",
             ),
         ] {

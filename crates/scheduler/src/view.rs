@@ -16,7 +16,7 @@ fn or_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(d: D) ->
 }
 
 macro_rules! view {
-    ($(#[$about:meta])* $name:ident { $($(#[$field_about:meta])* $field:ident: $type:ty,)* }) => {
+    ($(#[$about:meta])* $name:ident { $($(#[$field_about:meta])* $field:ident: $type:ty),* $(,)? }) => {
         $(#[$about])*
         #[derive(Debug, Default, Deserialize)]
         #[serde(rename_all = "camelCase", default)]
@@ -57,7 +57,7 @@ view!(ContainerView {
     ports: Vec<PortView>,
 });
 
-view!(ResourcesView { requests: Quantities, limits: Quantities, });
+view!(ResourcesView { requests: Quantities, limits: Quantities });
 
 view!(PortView { container_port: i64, host_port: i64, protocol: Box<str>, #[serde(rename = "hostIP")] host_ip: Box<str>, });
 

@@ -60,7 +60,13 @@ pub fn view<T: DeserializeOwned>(object: &Object) -> Option<T> {
 
 impl World {
     pub fn new(queue: PodQueue, scheduler_name: &str) -> Self {
-        Self { core: Core::default(), queue, specs: Specs::default(), assumed: HashMap::new(), scheduler_name: scheduler_name.into() }
+        Self {
+            core: Core::default(),
+            queue,
+            specs: Specs::default(),
+            assumed: HashMap::new(),
+            scheduler_name: scheduler_name.into(),
+        }
     }
 
     /// Takes changes of one source.
@@ -96,7 +102,9 @@ impl World {
             let pairs = raw.as_object().filter(|m| !m.is_empty())?;
             Some(Selector::equal(pairs.iter().filter_map(|(k, v)| Some((k.as_str(), v.as_str()?)))))
         };
-        let by_selector = |raw: serde_json::Value| serde_json::from_value::<LabelSelector>(raw).ok().map(|s| Selector::compile(Some(&s)));
+        let by_selector = |raw: serde_json::Value| {
+            serde_json::from_value::<LabelSelector>(raw).ok().map(|s| Selector::compile(Some(&s)))
+        };
         let defaults = &mut self.core.snapshot.spread_defaults;
         match source {
             Source::Services => defaults.set_service(namespace, name, raw.as_ref().and_then(by_map)),
@@ -158,7 +166,9 @@ impl World {
         self.queue.remove(&pod.key);
         if let Some(old) = self.core.snapshot.pod(&pod.key) {
             let same_node = *self.core.snapshot.node(old.node).name == *node;
-            let same_pod = Arc::ptr_eq(&old.pod.spec, &pod.spec) && old.pod.labels == pod.labels && old.pod.deleting == pod.deleting;
+            let same_pod = Arc::ptr_eq(&old.pod.spec, &pod.spec)
+                && old.pod.labels == pod.labels
+                && old.pod.deleting == pod.deleting;
             if same_node && same_pod {
                 return self.core.snapshot.refresh(pod);
             }

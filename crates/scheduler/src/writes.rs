@@ -65,13 +65,15 @@ pub async fn set_condition(
 
 /// Deletes a pod that makes room for another, after saying so in its conditions.
 pub async fn evict(client: Client, victim: Arc<Object>, message: String) -> Result<(), Status> {
-    let condition = Condition { status: "True".into(), reason: "PreemptionByScheduler".into(), message: message.into() };
+    let condition =
+        Condition { status: "True".into(), reason: "PreemptionByScheduler".into(), message: message.into() };
     match set_condition(client.clone(), victim.clone(), "DisruptionTarget", condition, true, None).await {
         Ok(()) => {}
         Err(status) if status.is_not_found() => return Ok(()),
         Err(status) => return Err(status),
     }
-    match pods(&client, &victim.meta.namespace).delete(&victim.meta.name, &DeleteOptions::uid(&*victim.meta.uid)).await {
+    match pods(&client, &victim.meta.namespace).delete(&victim.meta.name, &DeleteOptions::uid(&*victim.meta.uid)).await
+    {
         Err(status) if !status.is_not_found() => Err(status),
         _ => Ok(()),
     }
@@ -81,7 +83,12 @@ pub async fn evict(client: Client, victim: Arc<Object>, message: String) -> Resu
 const CLAIMS_WITHIN: Duration = Duration::from_secs(600);
 
 /// Gives a pod's claims their volumes, or has them made, and waits until all are bound.
-pub async fn bind_claims(client: Client, claims: Arc<Informer>, steps: Vec<Step>, node: Arc<str>) -> Result<(), Status> {
+pub async fn bind_claims(
+    client: Client,
+    claims: Arc<Informer>,
+    steps: Vec<Step>,
+    node: Arc<str>,
+) -> Result<(), Status> {
     // First, so that no change is missed.
     let mut changes = claims.subscribe();
     for step in &steps {
@@ -98,11 +105,20 @@ pub async fn bind_claims(client: Client, claims: Arc<Informer>, steps: Vec<Step>
             Step::Provision { claim } => {
                 let (namespace, name) = meta::object::split_key(claim);
                 let patch = json!({"metadata": {"annotations": {SELECTED_NODE: &*node}}});
-                client.dynamic(gvr_of::<PersistentVolumeClaim>()).namespaced(namespace).patch(name, Patch::Merge(patch)).await?;
+                client
+                    .dynamic(gvr_of::<PersistentVolumeClaim>())
+                    .namespaced(namespace)
+                    .patch(name, Patch::Merge(patch))
+                    .await?;
             }
         }
     }
-    let keys: Vec<&str> = steps.iter().map(|s| match s { Step::Bind { claim, .. } | Step::Provision { claim } => &**claim }).collect();
+    let keys: Vec<&str> = steps
+        .iter()
+        .map(|s| match s {
+            Step::Bind { claim, .. } | Step::Provision { claim } => &**claim,
+        })
+        .collect();
     let all_bound = async {
         while !keys.iter().all(|key| claims.get(key).is_some_and(|claim| is_bound(&claim))) {
             if changes.next().await.is_none() {

@@ -65,7 +65,10 @@ impl Api {
     fn node(&self, name: &str, cpu: &str) {
         let status = json!({"allocatable": {"cpu": cpu, "memory": "8Gi", "pods": "110"}});
         let labels = json!({"kubernetes.io/hostname": name});
-        self.put("nodes", json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name, "labels": labels}, "status": status}));
+        self.put(
+            "nodes",
+            json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name, "labels": labels}, "status": status}),
+        );
     }
 
     fn pod(&self, name: &str, spec: Value) {
@@ -73,7 +76,10 @@ impl Api {
         for (field, value) in spec.as_object().unwrap() {
             whole[field] = value.clone();
         }
-        self.put("pods", json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": "n"}, "spec": whole}));
+        self.put(
+            "pods",
+            json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": "n"}, "spec": whole}),
+        );
     }
 
     fn remove(&self, resource: &str, key: &str) {
@@ -190,7 +196,10 @@ impl Transport for Api {
             Verb::Patch => {
                 let mut value = self.get(&resource, &key).ok_or_else(missing)?;
                 merge(&mut value, &body);
-                Ok(Reply::Object { object: self.write(&resource, &key, EventKind::Modified, Some(value)), created: false })
+                Ok(Reply::Object {
+                    object: self.write(&resource, &key, EventKind::Modified, Some(value)),
+                    created: false,
+                })
             }
             Verb::Delete => {
                 self.get(&resource, &key).ok_or_else(missing)?;
@@ -296,7 +305,11 @@ async fn room_is_made_for_the_important() {
         assert!(api.get("pods", "n/low").is_none() && api.get("pods", "n/mid").is_some());
         api.event("Preempted", "Preempted by pod uid-high on node a").await;
         api.pod("modest", json!({"priority": 99, "preemptionPolicy": "Never", "containers": cpu("2")["containers"]}));
-        api.told("modest", "0/1 nodes are available: 1 Insufficient cpu. preemption: not eligible due to preemptionPolicy=Never.").await;
+        api.told(
+            "modest",
+            "0/1 nodes are available: 1 Insufficient cpu. preemption: not eligible due to preemptionPolicy=Never.",
+        )
+        .await;
     })
     .await;
 }

@@ -29,7 +29,8 @@ pub fn compare(table: &str, document: &Value) -> Vec<String> {
             out.push(format!("{name}: not in the table"));
             continue;
         };
-        let required: Vec<&str> = definition["required"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+        let required: Vec<&str> =
+            definition["required"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
         for (field, property) in properties {
             let Some(line) = fields.get(field.as_str()) else {
                 out.push(format!("{name}.{field}: not in the table"));
@@ -41,17 +42,29 @@ pub fn compare(table: &str, document: &Value) -> Vec<String> {
                 out.push(format!("{name}.{field}: required differs: {line}"));
             }
             let list = property["x-kubernetes-list-type"].as_str().unwrap_or("atomic");
-            let ours = if said("set") { "set" } else if value("map").is_some() { "map" } else { "atomic" };
+            let ours = if said("set") {
+                "set"
+            } else if value("map").is_some() {
+                "map"
+            } else {
+                "atomic"
+            };
             if property["type"] == "array" && list != ours {
                 out.push(format!("{name}.{field}: list type {list}, ours {ours}"));
             }
-            let keys: Vec<&str> =
-                property["x-kubernetes-list-map-keys"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+            let keys: Vec<&str> = property["x-kubernetes-list-map-keys"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .filter_map(Value::as_str)
+                .collect();
             if keys.join(",") != value("map").unwrap_or_default() {
                 out.push(format!("{name}.{field}: keys {keys:?}: {line}"));
             }
             let strategy = property["x-kubernetes-patch-strategy"].as_str().unwrap_or_default();
-            if strategy.contains("merge") != (said("merge") || value("merge").is_some()) || strategy.contains("retain") != said("retain") {
+            if strategy.contains("merge") != (said("merge") || value("merge").is_some())
+                || strategy.contains("retain") != said("retain")
+            {
                 out.push(format!("{name}.{field}: patch strategy {strategy:?}: {line}"));
             }
             let key = property["x-kubernetes-patch-merge-key"].as_str().unwrap_or_default();

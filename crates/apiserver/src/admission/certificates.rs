@@ -17,7 +17,13 @@ const CLIENT_SIGNER: &str = "kubernetes.io/kube-apiserver-client";
 
 #[async_trait]
 impl Plugin for Certificates {
-    async fn validate(&self, server: &ApiServer, a: &Attributes<'_>, object: Option<&Value>, old: Option<&Value>) -> Result<(), Status> {
+    async fn validate(
+        &self,
+        server: &ApiServer,
+        a: &Attributes<'_>,
+        object: Option<&Value>,
+        old: Option<&Value>,
+    ) -> Result<(), Status> {
         if a.target.group() != GROUP || a.target.plural() != "certificatesigningrequests" {
             return Ok(());
         }
@@ -30,7 +36,9 @@ impl Plugin for Certificates {
                 Ok(true) => format!("use of {CLIENT_SIGNER} signer with {MASTERS} group is not allowed"),
                 Err(error) => format!("failed to parse CSR: {error}"),
             },
-            (Operation::Update, "approval") if !may(server, a, "approve", signer) => format!("user not permitted to approve requests with signerName {signer:?}"),
+            (Operation::Update, "approval") if !may(server, a, "approve", signer) => {
+                format!("user not permitted to approve requests with signerName {signer:?}")
+            }
             (Operation::Update, "status") => {
                 let part = |csr: &Value| (csr["status"]["certificate"].clone(), csr["status"]["conditions"].clone());
                 if old.map(part) == Some(part(object)) || may(server, a, "sign", signer) {
@@ -48,7 +56,8 @@ impl Plugin for Certificates {
 fn may(server: &ApiServer, a: &Attributes<'_>, verb: &str, signer: &str) -> bool {
     let domain = format!("{}/*", signer.split('/').next().unwrap_or_default());
     [signer, &domain].into_iter().any(|name| {
-        let attributes = authz::Attributes { verb, group: GROUP, version: "*", resource: "signers", name, ..Default::default() };
+        let attributes =
+            authz::Attributes { verb, group: GROUP, version: "*", resource: "signers", name, ..Default::default() };
         matches!(authz::decide(server, &a.target.caller.user, &attributes), Decision::Allow(_))
     })
 }

@@ -15,7 +15,13 @@ const TAINTS: [&str; 2] = ["node.kubernetes.io/not-ready", "node.kubernetes.io/u
 
 #[async_trait]
 impl Plugin for DefaultTolerationSeconds {
-    async fn mutate(&self, _server: &ApiServer, a: &Attributes<'_>, pod: &mut Value, _old: Option<&Value>) -> Result<(), Status> {
+    async fn mutate(
+        &self,
+        _server: &ApiServer,
+        a: &Attributes<'_>,
+        pod: &mut Value,
+        _old: Option<&Value>,
+    ) -> Result<(), Status> {
         if a.is("", "pods") && matches!(a.operation, Operation::Create | Operation::Update) {
             tolerate(pod);
         }
@@ -30,7 +36,8 @@ fn tolerate(pod: &mut Value) {
         let text = |field: &str| t[field].as_str().unwrap_or_default();
         matches!(text("effect"), "" | "NoExecute") && (text("key") == key || text("key").is_empty())
     };
-    let missing: Vec<&str> = TAINTS.into_iter().filter(|key| !tolerations.is_some_and(|list| list.iter().any(|t| covers(t, key)))).collect();
+    let missing: Vec<&str> =
+        TAINTS.into_iter().filter(|key| !tolerations.is_some_and(|list| list.iter().any(|t| covers(t, key)))).collect();
     if missing.is_empty() {
         return;
     }
@@ -39,7 +46,11 @@ fn tolerate(pod: &mut Value) {
         *list = json!([]);
     }
     if let Some(list) = list.as_array_mut() {
-        list.extend(missing.iter().map(|key| json!({"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": SECONDS})));
+        list.extend(
+            missing.iter().map(
+                |key| json!({"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": SECONDS}),
+            ),
+        );
     }
 }
 

@@ -22,7 +22,13 @@ fn ranges(server: &ApiServer, a: &Attributes<'_>) -> Result<Vec<Value>, Status> 
 
 #[async_trait]
 impl Plugin for LimitRanger {
-    async fn mutate(&self, server: &ApiServer, a: &Attributes<'_>, pod: &mut Value, _old: Option<&Value>) -> Result<(), Status> {
+    async fn mutate(
+        &self,
+        server: &ApiServer,
+        a: &Attributes<'_>,
+        pod: &mut Value,
+        _old: Option<&Value>,
+    ) -> Result<(), Status> {
         if a.creates("", "pods") {
             for range in ranges(server, a)? {
                 default(&range, pod);
@@ -31,7 +37,13 @@ impl Plugin for LimitRanger {
         Ok(())
     }
 
-    async fn validate(&self, server: &ApiServer, a: &Attributes<'_>, object: Option<&Value>, _old: Option<&Value>) -> Result<(), Status> {
+    async fn validate(
+        &self,
+        server: &ApiServer,
+        a: &Attributes<'_>,
+        object: Option<&Value>,
+        _old: Option<&Value>,
+    ) -> Result<(), Status> {
         let claim = a.is("", "persistentvolumeclaims") && matches!(a.operation, Operation::Create | Operation::Update);
         let Some(object) = object.filter(|_| claim || a.creates("", "pods")) else { return Ok(()) };
         for range in ranges(server, a)? {
@@ -104,7 +116,13 @@ fn check(range: &Value, object: &Value, claim: bool) -> Vec<String> {
             "Container" if !claim => {
                 for container in list(spec, "containers").iter().chain(list(spec, "initContainers")) {
                     let resources = &container["resources"];
-                    bounds(item, &amounts::of(&resources["requests"]), &amounts::of(&resources["limits"]), true, &mut errors);
+                    bounds(
+                        item,
+                        &amounts::of(&resources["requests"]),
+                        &amounts::of(&resources["limits"]),
+                        true,
+                        &mut errors,
+                    );
                 }
             }
             "Pod" if !claim => bounds(item, &of_whole(spec, "requests"), &of_whole(spec, "limits"), true, &mut errors),
@@ -161,7 +179,9 @@ fn bounds(item: &Value, requests: &Amounts, limits: &Amounts, limited: bool, err
         match (stated(requests), stated(limits)) {
             (None, _) => errors.push(format!("{head}, but no request is specified or request is 0")),
             (_, None) => errors.push(format!("{head}, but no limit is specified or limit is 0")),
-            (Some(request), Some(limit)) if limit / request > most.as_f64() => errors.push(format!("{head}, but provided ratio is {:.6}", limit / request)),
+            (Some(request), Some(limit)) if limit / request > most.as_f64() => {
+                errors.push(format!("{head}, but provided ratio is {:.6}", limit / request))
+            }
             _ => {}
         }
     }

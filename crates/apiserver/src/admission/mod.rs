@@ -78,12 +78,24 @@ impl<'a> Attributes<'a> {
 /// One plugin.
 #[async_trait]
 pub trait Plugin: Send + Sync {
-    async fn mutate(&self, _server: &ApiServer, _a: &Attributes<'_>, _object: &mut Value, _old: Option<&Value>) -> Result<(), Status> {
+    async fn mutate(
+        &self,
+        _server: &ApiServer,
+        _a: &Attributes<'_>,
+        _object: &mut Value,
+        _old: Option<&Value>,
+    ) -> Result<(), Status> {
         Ok(())
     }
 
     /// `object` is absent on deletes.
-    async fn validate(&self, _server: &ApiServer, _a: &Attributes<'_>, _object: Option<&Value>, _old: Option<&Value>) -> Result<(), Status> {
+    async fn validate(
+        &self,
+        _server: &ApiServer,
+        _a: &Attributes<'_>,
+        _object: Option<&Value>,
+        _old: Option<&Value>,
+    ) -> Result<(), Status> {
         Ok(())
     }
 }
@@ -114,7 +126,12 @@ fn is_mark(a: &Attributes<'_>) -> bool {
     a.operation == Operation::Update && matches!(a.target.request.verb, Verb::Delete | Verb::DeleteCollection)
 }
 
-pub async fn mutate(server: &ApiServer, a: &mut Attributes<'_>, object: &mut Value, old: Option<&Value>) -> Result<(), Status> {
+pub async fn mutate(
+    server: &ApiServer,
+    a: &mut Attributes<'_>,
+    object: &mut Value,
+    old: Option<&Value>,
+) -> Result<(), Status> {
     if is_mark(a) {
         return Ok(());
     }
@@ -133,7 +150,12 @@ pub async fn mutate(server: &ApiServer, a: &mut Attributes<'_>, object: &mut Val
     Ok(())
 }
 
-pub async fn validate(server: &ApiServer, a: &Attributes<'_>, object: Option<&Value>, old: Option<&Value>) -> Result<(), Status> {
+pub async fn validate(
+    server: &ApiServer,
+    a: &Attributes<'_>,
+    object: Option<&Value>,
+    old: Option<&Value>,
+) -> Result<(), Status> {
     if is_mark(a) {
         return Ok(());
     }

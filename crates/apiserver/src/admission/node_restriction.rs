@@ -36,14 +36,17 @@ fn below(namespace: &str, root: &str) -> bool {
 
 /// The labels that differ and that a node has no say in, joined.
 fn forbidden_labels(new: &Value, old: &Value) -> String {
-    let keys = |labels: &Value| labels.as_object().map(|map| map.keys().cloned().collect::<Vec<_>>()).unwrap_or_default();
-    let mut changed: Vec<String> = keys(new).into_iter().chain(keys(old)).filter(|key| new.get(key) != old.get(key)).collect();
+    let keys =
+        |labels: &Value| labels.as_object().map(|map| map.keys().cloned().collect::<Vec<_>>()).unwrap_or_default();
+    let mut changed: Vec<String> =
+        keys(new).into_iter().chain(keys(old)).filter(|key| new.get(key) != old.get(key)).collect();
     changed.sort();
     changed.dedup();
     changed.retain(|label| {
         let namespace = label.split_once('/').map_or("", |(namespace, _)| namespace);
         let system = below(namespace, "kubernetes.io") || below(namespace, "k8s.io");
-        let own = KUBELET_LABELS.contains(&label.as_str()) || KUBELET_NAMESPACES.iter().any(|root| below(namespace, root));
+        let own =
+            KUBELET_LABELS.contains(&label.as_str()) || KUBELET_NAMESPACES.iter().any(|root| below(namespace, root));
         below(namespace, RESTRICTED) || (system && !own)
     });
     changed.join(", ")
@@ -55,7 +58,13 @@ fn or_empty(list: &Value) -> &[Value] {
 
 #[async_trait]
 impl Plugin for NodeRestriction {
-    async fn validate(&self, server: &ApiServer, a: &Attributes<'_>, object: Option<&Value>, old: Option<&Value>) -> Result<(), Status> {
+    async fn validate(
+        &self,
+        server: &ApiServer,
+        a: &Attributes<'_>,
+        object: Option<&Value>,
+        old: Option<&Value>,
+    ) -> Result<(), Status> {
         let Some(node) = identity(&a.target.caller.user) else { return Ok(()) };
         if node.is_empty() {
             return Err(a.forbid("", format!("could not determine node from user {:?}", a.target.caller.user.name)));
@@ -66,7 +75,9 @@ impl Plugin for NodeRestriction {
             ("", "pods", "") => pod(server, node, a.operation, object, old),
             ("", "pods", "status") => pod_status(node, a.operation, object, old),
             ("", "pods", "eviction") => Ok(()), // Evictions arrive here as the deletes they become.
-            ("", "pods", other) => Err(format!("unexpected pod subresource {other:?}, only 'status' and 'eviction' are allowed")),
+            ("", "pods", other) => {
+                Err(format!("unexpected pod subresource {other:?}, only 'status' and 'eviction' are allowed"))
+            }
             ("", "nodes", _) => own_node(node, a.operation, object, old),
             ("", "persistentvolumeclaims", "status") => claim_status(node, object, old),
             ("", "persistentvolumeclaims", _) => Err("may only update PVC status".into()),
@@ -74,13 +85,18 @@ impl Plugin for NodeRestriction {
             ("coordination.k8s.io", "leases", _) if a.target.request.namespace != "kube-node-lease" => {
                 Err("can only access leases in the \"kube-node-lease\" system namespace".into())
             }
-            ("coordination.k8s.io", "leases", _) => same_name(node, object, old, "can only access node lease with the same name as the requesting node"),
-            ("storage.k8s.io", "csinodes", _) => same_name(node, object, old, "can only access CSINode with the same name as the requesting node"),
+            ("coordination.k8s.io", "leases", _) => {
+                same_name(node, object, old, "can only access node lease with the same name as the requesting node")
+            }
+            ("storage.k8s.io", "csinodes", _) => {
+                same_name(node, object, old, "can only access CSINode with the same name as the requesting node")
+            }
             ("resource.k8s.io", "resourceslices", _) => slice(node, object, old),
             _ => Ok(()),
         };
         verdict.map_err(|why| {
-            let named = [object, old].iter().find_map(|o| o["metadata"]["name"].as_str()).unwrap_or(&a.target.request.name);
+            let named =
+                [object, old].iter().find_map(|o| o["metadata"]["name"].as_str()).unwrap_or(&a.target.request.name);
             a.forbid(named, why)
         })
     }
@@ -109,11 +125,19 @@ fn own_node(node: &str, operation: Operation, object: &Value, old: &Value) -> Re
     }
     let forbidden = forbidden_labels(&object["metadata"]["labels"], &old["metadata"]["labels"]);
     match operation {
-        Operation::Create if !object["spec"]["configSource"].is_null() => Err(format!("node {node:?} is not allowed to create pods with a non-nil configSource")),
-        Operation::Create if !forbidden.is_empty() => Err(format!("node {node:?} is not allowed to set the following labels: {forbidden}")),
-        Operation::Update if or_empty(&object["spec"]["taints"]) != or_empty(&old["spec"]["taints"]) => Err(format!("node {node:?} is not allowed to modify taints")),
+        Operation::Create if !object["spec"]["configSource"].is_null() => {
+            Err(format!("node {node:?} is not allowed to create pods with a non-nil configSource"))
+        }
+        Operation::Create if !forbidden.is_empty() => {
+            Err(format!("node {node:?} is not allowed to set the following labels: {forbidden}"))
+        }
+        Operation::Update if or_empty(&object["spec"]["taints"]) != or_empty(&old["spec"]["taints"]) => {
+            Err(format!("node {node:?} is not allowed to modify taints"))
+        }
         Operation::Update if !forbidden.is_empty() => Err(format!("is not allowed to modify labels: {forbidden}")),
-        Operation::Update if object["metadata"]["ownerReferences"] != old["metadata"]["ownerReferences"] => Err(format!("node {node:?} is not allowed to modify ownerReferences")),
+        Operation::Update if object["metadata"]["ownerReferences"] != old["metadata"]["ownerReferences"] => {
+            Err(format!("node {node:?} is not allowed to modify ownerReferences"))
+        }
         _ => Ok(()),
     }
 }
@@ -123,7 +147,10 @@ fn pod(server: &ApiServer, node: &str, operation: Operation, object: &Value, old
         Operation::Create => mirror_pod(server, node, object),
         Operation::Delete if old["spec"]["nodeName"] == node => Ok(()),
         Operation::Delete => Err(format!("node {node:?} can only delete pods with spec.nodeName set to itself")),
-        other => Err(format!("unexpected operation {:?}, node {node:?} can only create and delete mirror pods", other.as_str())),
+        other => Err(format!(
+            "unexpected operation {:?}, node {node:?} can only create and delete mirror pods",
+            other.as_str()
+        )),
     }
 }
 
@@ -148,7 +175,9 @@ fn mirror_pod(server: &ApiServer, node: &str, pod: &Value) -> Result<(), String>
     if owner["blockOwnerDeletion"] == true {
         return Err(format!("node {node:?} must not set blockOwnerDeletion on an owner reference"));
     }
-    let found = server.lookup("", "nodes", "", node).ok_or_else(|| format!("error looking up node {node} to verify uid: nodes {node:?} not found"))?;
+    let found = server
+        .lookup("", "nodes", "", node)
+        .ok_or_else(|| format!("error looking up node {node} to verify uid: nodes {node:?} not found"))?;
     let said = owner["uid"].as_str().unwrap_or_default();
     if said != &*found.meta.uid {
         return Err(format!("node {node} UID mismatch: expected {said} got {}", found.meta.uid));
@@ -201,7 +230,9 @@ fn claim_status(node: &str, object: &Value, old: &Value) -> Result<(), String> {
         claim
     };
     if without(object) != without(old) {
-        return Err(format!("node {node:?} is not allowed to update fields other than status.capacity and status.conditions"));
+        return Err(format!(
+            "node {node:?} is not allowed to update fields other than status.capacity and status.conditions"
+        ));
     }
     Ok(())
 }
@@ -215,9 +246,14 @@ fn token(server: &ApiServer, node: &str, namespace: &str, review: &Value) -> Res
     if text("uid").is_empty() {
         return Err("node requested token with a pod binding without a uid".into());
     }
-    let pod = server.lookup("", "pods", namespace, text("name")).ok_or_else(|| format!("pod {:?} not found", text("name")))?;
+    let pod = server
+        .lookup("", "pods", namespace, text("name"))
+        .ok_or_else(|| format!("pod {:?} not found", text("name")))?;
     if text("uid") != &*pod.meta.uid {
-        return Err(format!("the UID in the bound object reference ({}) does not match the UID in record. The object might have been deleted and then recreated", text("uid")));
+        return Err(format!(
+            "the UID in the bound object reference ({}) does not match the UID in record. The object might have been deleted and then recreated",
+            text("uid")
+        ));
     }
     let pod = pod.value().map_err(|e| e.to_string())?;
     if pod["spec"]["nodeName"] != node {

@@ -13,7 +13,13 @@ const NOT_READY: &str = "node.kubernetes.io/not-ready";
 
 #[async_trait]
 impl Plugin for TaintNodesByCondition {
-    async fn mutate(&self, _server: &ApiServer, a: &Attributes<'_>, node: &mut Value, _old: Option<&Value>) -> Result<(), Status> {
+    async fn mutate(
+        &self,
+        _server: &ApiServer,
+        a: &Attributes<'_>,
+        node: &mut Value,
+        _old: Option<&Value>,
+    ) -> Result<(), Status> {
         if !a.creates("", "nodes") {
             return Ok(());
         }

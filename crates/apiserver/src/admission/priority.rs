@@ -12,7 +12,13 @@ const GROUP: &str = "scheduling.k8s.io";
 
 #[async_trait]
 impl Plugin for Priority {
-    async fn mutate(&self, server: &ApiServer, a: &Attributes<'_>, pod: &mut Value, _old: Option<&Value>) -> Result<(), Status> {
+    async fn mutate(
+        &self,
+        server: &ApiServer,
+        a: &Attributes<'_>,
+        pod: &mut Value,
+        _old: Option<&Value>,
+    ) -> Result<(), Status> {
         if !a.creates("", "pods") {
             return Ok(());
         }
@@ -27,7 +33,8 @@ impl Plugin for Priority {
                 server.await_newest().await?;
                 found = server.lookup(GROUP, "priorityclasses", "", &class_name);
             }
-            let found = found.ok_or_else(|| a.forbid(&pod_name, format!("no PriorityClass with name {class_name} was found")))?;
+            let found = found
+                .ok_or_else(|| a.forbid(&pod_name, format!("no PriorityClass with name {class_name} was found")))?;
             Some(found.value().map_err(Status::internal)?)
         };
         let value = class.as_ref().map_or(0, |class| class["value"].as_i64().unwrap_or(0));
@@ -35,24 +42,38 @@ impl Plugin for Priority {
             return Err(a.forbid(&pod_name, format!("the integer value of priority ({said}) must not be provided in pod spec; priority admission controller computed {value} from the given PriorityClass name")));
         }
         spec.insert("priority".into(), value.into());
-        let policy = class.as_ref().and_then(|class| class["preemptionPolicy"].as_str()).unwrap_or("PreemptLowerPriority");
+        let policy =
+            class.as_ref().and_then(|class| class["preemptionPolicy"].as_str()).unwrap_or("PreemptLowerPriority");
         if let Some(said) = spec.get("preemptionPolicy").and_then(Value::as_str).filter(|said| *said != policy) {
             return Err(a.forbid(&pod_name, format!("the string value of PreemptionPolicy ({said}) must not be provided in pod spec; priority admission controller computed {policy} from the given PriorityClass name")));
         }
         spec.entry("preemptionPolicy").or_insert_with(|| policy.into());
-        if class_name.is_empty() && let Some(class) = &class {
+        if class_name.is_empty()
+            && let Some(class) = &class
+        {
             spec.insert("priorityClassName".into(), class["metadata"]["name"].clone());
         }
         Ok(())
     }
 
-    async fn validate(&self, server: &ApiServer, a: &Attributes<'_>, object: Option<&Value>, _old: Option<&Value>) -> Result<(), Status> {
-        let Some(class) = object.filter(|o| a.is(GROUP, "priorityclasses") && o["globalDefault"] == true) else { return Ok(()) };
+    async fn validate(
+        &self,
+        server: &ApiServer,
+        a: &Attributes<'_>,
+        object: Option<&Value>,
+        _old: Option<&Value>,
+    ) -> Result<(), Status> {
+        let Some(class) = object.filter(|o| a.is(GROUP, "priorityclasses") && o["globalDefault"] == true) else {
+            return Ok(());
+        };
         let name = class["metadata"]["name"].as_str().unwrap_or_default();
         match default_class(server)? {
             Some(other) if other["metadata"]["name"] != name => {
                 let other = other["metadata"]["name"].as_str().unwrap_or_default();
-                Err(a.forbid(name, format!("PriorityClass {other} is already marked as default. Only one default can exist")))
+                Err(a.forbid(
+                    name,
+                    format!("PriorityClass {other} is already marked as default. Only one default can exist"),
+                ))
             }
             _ => Ok(()),
         }

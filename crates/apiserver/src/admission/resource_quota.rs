@@ -19,13 +19,20 @@ use crate::server::ApiServer;
 pub struct ResourceQuota;
 
 /// Kinds of the core group that quotas also know by their bare name.
-const BARE: [&str; 6] = ["services", "persistentvolumeclaims", "secrets", "configmaps", "replicationcontrollers", "resourcequotas"];
+const BARE: [&str; 6] =
+    ["services", "persistentvolumeclaims", "secrets", "configmaps", "replicationcontrollers", "resourcequotas"];
 /// Resources a quota that names them makes every container state.
 const STATED: [&str; 6] = ["cpu", "memory", "requests.cpu", "requests.memory", "limits.cpu", "limits.memory"];
 
 #[async_trait]
 impl Plugin for ResourceQuota {
-    async fn validate(&self, server: &ApiServer, a: &Attributes<'_>, object: Option<&Value>, old: Option<&Value>) -> Result<(), Status> {
+    async fn validate(
+        &self,
+        server: &ApiServer,
+        a: &Attributes<'_>,
+        object: Option<&Value>,
+        old: Option<&Value>,
+    ) -> Result<(), Status> {
         let Some(object) = object.filter(|_| is_counted(a)) else { return Ok(()) };
         let namespace = &*a.target.request.namespace;
         let held = server.lookup_all("", "resourcequotas", namespace);
@@ -36,7 +43,9 @@ impl Plugin for ResourceQuota {
         if what.usage.values().all(|q| q.sign() <= 0) {
             return Ok(());
         }
-        let check = |quota: &Value| what.check(quota).map_err(|why| a.forbid(object["metadata"]["name"].as_str().unwrap_or_default(), why));
+        let check = |quota: &Value| {
+            what.check(quota).map_err(|why| a.forbid(object["metadata"]["name"].as_str().unwrap_or_default(), why))
+        };
         let check_all = || -> Result<Vec<String>, Status> {
             let mut charged = Vec::new();
             for quota in server.lookup_all("", "resourcequotas", namespace) {
@@ -63,7 +72,8 @@ impl Plugin for ResourceQuota {
         let version = served.resource.storage_version();
         let caller = crate::bootstrap::loopback();
         for name in charged {
-            let request = Request::new(Verb::Update, served.resource.gvr(&version.name), namespace, &name).subresource("status");
+            let request =
+                Request::new(Verb::Update, served.resource.gvr(&version.name), namespace, &name).subresource("status");
             let charge = |quota: &mut Value| {
                 if let Some(used) = check(quota)? {
                     for (resource, amount) in used {
@@ -72,7 +82,10 @@ impl Plugin for ResourceQuota {
                 }
                 Ok(())
             };
-            match server.change(Target { caller: &caller, served, version, request: &request }, Change::Server(&charge)).await {
+            match server
+                .change(Target { caller: &caller, served, version, request: &request }, Change::Server(&charge))
+                .await
+            {
                 // A quota deleted meanwhile asks for nothing.
                 Err(status) if status.is(meta::Reason::NotFound) => {}
                 Err(status) => return Err(status),
@@ -129,7 +142,8 @@ impl<'a> Asked<'a> {
         if self.pod {
             self.is_stated(&hard).map_err(|why| format!("failed quota: {name}: {why}"))?;
         }
-        let requested: Amounts = self.usage.iter().filter(|(n, _)| hard.contains_key(*n)).map(|(n, q)| (n.clone(), q.clone())).collect();
+        let requested: Amounts =
+            self.usage.iter().filter(|(n, _)| hard.contains_key(*n)).map(|(n, q)| (n.clone(), q.clone())).collect();
         let unknown: Vec<&str> = requested.keys().filter(|n| !used.contains_key(*n)).map(String::as_str).collect();
         if !unknown.is_empty() {
             return Err(format!("status unknown for quota: {name}, resources: {}", unknown.join(",")));
@@ -139,7 +153,13 @@ impl<'a> Asked<'a> {
         }
         let total: Amounts = requested.iter().map(|(n, q)| (n.clone(), used[n].add(q))).collect();
         let over = |n: &String| requested[n].sign() > 0 && total[n] > hard[n];
-        let only = |amounts: &Amounts| -> Amounts { amounts.iter().filter(|(n, _)| total.contains_key(*n) && over(n)).map(|(n, q)| (n.clone(), q.clone())).collect() };
+        let only = |amounts: &Amounts| -> Amounts {
+            amounts
+                .iter()
+                .filter(|(n, _)| total.contains_key(*n) && over(n))
+                .map(|(n, q)| (n.clone(), q.clone()))
+                .collect()
+        };
         let exceeded = only(&requested);
         if !exceeded.is_empty() {
             let [requested, used, hard] = [exceeded, only(&used), only(&hard)].map(|list| amounts::print(&list));
@@ -167,7 +187,10 @@ impl<'a> Asked<'a> {
         if missing.is_empty() {
             return Ok(());
         }
-        let each: Vec<String> = missing.into_iter().map(|(resource, containers)| format!("{resource} for: {}", containers.join(","))).collect();
+        let each: Vec<String> = missing
+            .into_iter()
+            .map(|(resource, containers)| format!("{resource} for: {}", containers.join(",")))
+            .collect();
         Err(format!("must specify {}", each.join("; ")))
     }
 
@@ -210,9 +233,13 @@ fn in_scope(pod: &Value, scope: &str) -> bool {
 
 fn is_best_effort(pod: &Value) -> bool {
     let asks = |resources: &Value| {
-        ["requests", "limits"].iter().flat_map(|field| amounts::of(&resources[*field])).any(|(name, q)| matches!(&*name, "cpu" | "memory") && !q.is_zero())
+        ["requests", "limits"]
+            .iter()
+            .flat_map(|field| amounts::of(&resources[*field]))
+            .any(|(name, q)| matches!(&*name, "cpu" | "memory") && !q.is_zero())
     };
-    !asks(&pod["resources"]) && !list(pod, "containers").iter().chain(list(pod, "initContainers")).any(|c| asks(&c["resources"]))
+    !asks(&pod["resources"])
+        && !list(pod, "containers").iter().chain(list(pod, "initContainers")).any(|c| asks(&c["resources"]))
 }
 
 /// Whether a pod's affinity looks at other namespaces.
@@ -220,7 +247,9 @@ fn reaches_out(pod: &Value) -> bool {
     let term = |term: &Value| !list(term, "namespaces").is_empty() || term["namespaceSelector"].is_object();
     ["podAffinity", "podAntiAffinity"].iter().map(|field| &pod["affinity"][*field]).any(|affinity| {
         list(affinity, "requiredDuringSchedulingIgnoredDuringExecution").iter().any(term)
-            || list(affinity, "preferredDuringSchedulingIgnoredDuringExecution").iter().any(|w| term(&w["podAffinityTerm"]))
+            || list(affinity, "preferredDuringSchedulingIgnoredDuringExecution")
+                .iter()
+                .any(|w| term(&w["podAffinityTerm"]))
     })
 }
 
@@ -285,14 +314,54 @@ mod tests {
         let pod = |cpu: &str| json!({"spec": {"containers": [{"name": "c", "resources": {"requests": {"cpu": cpu}, "limits": {"cpu": cpu}}}]}});
         let bare = json!({"spec": {"containers": [{"name": "c"}]}});
         for (object, quota, expect) in [
-            (pod("1"), quota(json!({"pods": "2", "cpu": "2"}), json!({"pods": "1", "cpu": "1"}), json!({})), "cpu=2,pods=2"),
-            (pod("2"), quota(json!({"pods": "2", "cpu": "2"}), json!({"pods": "1", "cpu": "1"}), json!({})), "exceeded quota: q, requested: cpu=2, used: cpu=1, limited: cpu=2"),
-            (pod("1"), quota(json!({"pods": "1", "requests.cpu": "500m"}), json!({"pods": "1", "requests.cpu": "0"}), json!({})), "exceeded quota: q, requested: pods=1,requests.cpu=1, used: pods=1,requests.cpu=0, limited: pods=1,requests.cpu=500m"),
-            (bare.clone(), quota(json!({"limits.memory": "1Gi", "cpu": "1"}), json!({}), json!({})), "failed quota: q: must specify cpu for: c; limits.memory for: c"),
-            (bare.clone(), quota(json!({"pods": "1"}), json!({}), json!({})), "status unknown for quota: q, resources: pods"),
-            (bare.clone(), quota(json!({"pods": "1"}), json!({"pods": "1"}), json!({"scopes": ["NotBestEffort"]})), "-"),
-            (bare.clone(), quota(json!({"pods": "1"}), json!({"pods": "0"}), json!({"scopes": ["BestEffort", "NotTerminating"]})), "pods=1"),
-            (bare.clone(), quota(json!({"pods": "1"}), json!({"pods": "0"}), json!({"scopeSelector": {"matchExpressions": [{"scopeName": "PriorityClass", "operator": "In", "values": ["x"]}]}})), "-"),
+            (
+                pod("1"),
+                quota(json!({"pods": "2", "cpu": "2"}), json!({"pods": "1", "cpu": "1"}), json!({})),
+                "cpu=2,pods=2",
+            ),
+            (
+                pod("2"),
+                quota(json!({"pods": "2", "cpu": "2"}), json!({"pods": "1", "cpu": "1"}), json!({})),
+                "exceeded quota: q, requested: cpu=2, used: cpu=1, limited: cpu=2",
+            ),
+            (
+                pod("1"),
+                quota(
+                    json!({"pods": "1", "requests.cpu": "500m"}),
+                    json!({"pods": "1", "requests.cpu": "0"}),
+                    json!({}),
+                ),
+                "exceeded quota: q, requested: pods=1,requests.cpu=1, used: pods=1,requests.cpu=0, limited: pods=1,requests.cpu=500m",
+            ),
+            (
+                bare.clone(),
+                quota(json!({"limits.memory": "1Gi", "cpu": "1"}), json!({}), json!({})),
+                "failed quota: q: must specify cpu for: c; limits.memory for: c",
+            ),
+            (
+                bare.clone(),
+                quota(json!({"pods": "1"}), json!({}), json!({})),
+                "status unknown for quota: q, resources: pods",
+            ),
+            (
+                bare.clone(),
+                quota(json!({"pods": "1"}), json!({"pods": "1"}), json!({"scopes": ["NotBestEffort"]})),
+                "-",
+            ),
+            (
+                bare.clone(),
+                quota(json!({"pods": "1"}), json!({"pods": "0"}), json!({"scopes": ["BestEffort", "NotTerminating"]})),
+                "pods=1",
+            ),
+            (
+                bare.clone(),
+                quota(
+                    json!({"pods": "1"}),
+                    json!({"pods": "0"}),
+                    json!({"scopeSelector": {"matchExpressions": [{"scopeName": "PriorityClass", "operator": "In", "values": ["x"]}]}}),
+                ),
+                "-",
+            ),
             (bare, quota(json!({"services": "1"}), json!({"services": "0"}), json!({})), "-"),
         ] {
             let asked = Asked { usage: usage("", "pods", &object), object: &object, pod: true };
@@ -311,10 +380,24 @@ mod tests {
         for (group, plural, object, expect) in [
             ("apps", "deployments", json!({}), "count/deployments.apps=1"),
             ("", "secrets", json!({}), "count/secrets=1,secrets=1"),
-            ("", "services", json!({"spec": {"type": "NodePort", "ports": ports}}), "count/services=1,services=1,services.nodeports=2"),
-            ("", "services", json!({"spec": {"type": "LoadBalancer", "ports": ports, "allocateLoadBalancerNodePorts": false}}), "count/services=1,services=1,services.loadbalancers=1"),
-            ("", "persistentvolumeclaims", json!({"spec": {"storageClassName": "g", "resources": {"requests": {"storage": "1Gi"}}}}),
-                "count/persistentvolumeclaims=1,g.storageclass.storage.k8s.io/persistentvolumeclaims=1,g.storageclass.storage.k8s.io/requests.storage=1Gi,persistentvolumeclaims=1,requests.storage=1Gi"),
+            (
+                "",
+                "services",
+                json!({"spec": {"type": "NodePort", "ports": ports}}),
+                "count/services=1,services=1,services.nodeports=2",
+            ),
+            (
+                "",
+                "services",
+                json!({"spec": {"type": "LoadBalancer", "ports": ports, "allocateLoadBalancerNodePorts": false}}),
+                "count/services=1,services=1,services.loadbalancers=1",
+            ),
+            (
+                "",
+                "persistentvolumeclaims",
+                json!({"spec": {"storageClassName": "g", "resources": {"requests": {"storage": "1Gi"}}}}),
+                "count/persistentvolumeclaims=1,g.storageclass.storage.k8s.io/persistentvolumeclaims=1,g.storageclass.storage.k8s.io/requests.storage=1Gi,persistentvolumeclaims=1,requests.storage=1Gi",
+            ),
         ] {
             assert_eq!(amounts::print(&usage(group, plural, &object)), expect);
         }

@@ -19,13 +19,24 @@ async fn class_of(server: &ApiServer, a: &Attributes<'_>, pod: &Value) -> Result
         server.await_newest().await?;
         found = look();
     }
-    let missing = || a.forbid(pod["metadata"]["name"].as_str().unwrap_or_default(), format!("pod rejected: RuntimeClass {name:?} not found"));
+    let missing = || {
+        a.forbid(
+            pod["metadata"]["name"].as_str().unwrap_or_default(),
+            format!("pod rejected: RuntimeClass {name:?} not found"),
+        )
+    };
     found.ok_or_else(missing)?.value().map(Some).map_err(Status::internal)
 }
 
 #[async_trait]
 impl Plugin for RuntimeClass {
-    async fn mutate(&self, server: &ApiServer, a: &Attributes<'_>, pod: &mut Value, _old: Option<&Value>) -> Result<(), Status> {
+    async fn mutate(
+        &self,
+        server: &ApiServer,
+        a: &Attributes<'_>,
+        pod: &mut Value,
+        _old: Option<&Value>,
+    ) -> Result<(), Status> {
         if !a.creates("", "pods") {
             return Ok(());
         }
@@ -33,14 +44,22 @@ impl Plugin for RuntimeClass {
         apply(&class, pod).map_err(|why| a.forbid(pod["metadata"]["name"].as_str().unwrap_or_default(), why))
     }
 
-    async fn validate(&self, server: &ApiServer, a: &Attributes<'_>, object: Option<&Value>, _old: Option<&Value>) -> Result<(), Status> {
+    async fn validate(
+        &self,
+        server: &ApiServer,
+        a: &Attributes<'_>,
+        object: Option<&Value>,
+        _old: Option<&Value>,
+    ) -> Result<(), Status> {
         let Some(pod) = object.filter(|_| a.creates("", "pods")) else { return Ok(()) };
         let class = class_of(server, a, pod).await?;
         let fixed = class.as_ref().map(|class| &class["overhead"]["podFixed"]).filter(|o| o.is_object());
         let own = &pod["spec"]["overhead"];
         let why = match fixed {
             Some(fixed) if amounts::of(fixed) != amounts::of(own) => MISMATCH,
-            None if own.as_object().is_some_and(|o| !o.is_empty()) => "pod rejected: Pod Overhead set without corresponding RuntimeClass defined Overhead",
+            None if own.as_object().is_some_and(|o| !o.is_empty()) => {
+                "pod rejected: Pod Overhead set without corresponding RuntimeClass defined Overhead"
+            }
             _ => return Ok(()),
         };
         Err(a.forbid(pod["metadata"]["name"].as_str().unwrap_or_default(), why))
@@ -63,7 +82,9 @@ fn apply(class: &Value, pod: &mut Value) -> Result<(), String> {
         let said = spec["nodeSelector"].get(key).and_then(Value::as_str);
         let wanted = value.as_str().unwrap_or_default();
         if let Some(said) = said.filter(|said| *said != wanted) {
-            return Err(format!("conflict: runtimeClass.scheduling.nodeSelector[{key}] = {wanted}; pod.spec.nodeSelector[{key}] = {said}"));
+            return Err(format!(
+                "conflict: runtimeClass.scheduling.nodeSelector[{key}] = {wanted}; pod.spec.nodeSelector[{key}] = {said}"
+            ));
         }
         spec["nodeSelector"][key] = value.clone();
     }
@@ -88,10 +109,19 @@ mod tests {
     fn applies() {
         let class = json!({"overhead": {"podFixed": {"cpu": "100m"}}, "scheduling": {"nodeSelector": {"k": "v"}, "tolerations": [{"key": "t"}]}});
         for (spec, expect) in [
-            (json!({}), Ok(json!({"overhead": {"cpu": "100m"}, "nodeSelector": {"k": "v"}, "tolerations": [{"key": "t"}]}))),
-            (json!({"nodeSelector": {"k": "w"}}), Err("conflict: runtimeClass.scheduling.nodeSelector[k] = v; pod.spec.nodeSelector[k] = w")),
+            (
+                json!({}),
+                Ok(json!({"overhead": {"cpu": "100m"}, "nodeSelector": {"k": "v"}, "tolerations": [{"key": "t"}]})),
+            ),
+            (
+                json!({"nodeSelector": {"k": "w"}}),
+                Err("conflict: runtimeClass.scheduling.nodeSelector[k] = v; pod.spec.nodeSelector[k] = w"),
+            ),
             (json!({"overhead": {"cpu": "1"}}), Err(MISMATCH)),
-            (json!({"overhead": {"cpu": "0.1"}, "tolerations": [{"key": "t"}]}), Ok(json!({"overhead": {"cpu": "100m"}, "nodeSelector": {"k": "v"}, "tolerations": [{"key": "t"}]}))),
+            (
+                json!({"overhead": {"cpu": "0.1"}, "tolerations": [{"key": "t"}]}),
+                Ok(json!({"overhead": {"cpu": "100m"}, "nodeSelector": {"k": "v"}, "tolerations": [{"key": "t"}]})),
+            ),
         ] {
             let mut pod = json!({"spec": spec});
             let result = apply(&class, &mut pod).map(|()| pod["spec"].clone());

@@ -17,7 +17,13 @@ const MIRROR: &str = "kubernetes.io/config.mirror";
 
 #[async_trait]
 impl Plugin for ServiceAccount {
-    async fn mutate(&self, server: &ApiServer, a: &Attributes<'_>, pod: &mut Value, _old: Option<&Value>) -> Result<(), Status> {
+    async fn mutate(
+        &self,
+        server: &ApiServer,
+        a: &Attributes<'_>,
+        pod: &mut Value,
+        _old: Option<&Value>,
+    ) -> Result<(), Status> {
         if !a.creates("", "pods") || !pod["metadata"]["annotations"][MIRROR].is_null() {
             return Ok(());
         }
@@ -38,7 +44,10 @@ impl Plugin for ServiceAccount {
             }
         };
         let account = account.ok_or_else(|| {
-            a.forbid(&pod_name, format!("error looking up service account {namespace}/{name}: serviceaccount {name:?} not found"))
+            a.forbid(
+                &pod_name,
+                format!("error looking up service account {namespace}/{name}: serviceaccount {name:?} not found"),
+            )
         })?;
         let account = account.value().map_err(Status::internal)?;
         if spec.get("imagePullSecrets").and_then(Value::as_array).is_none_or(Vec::is_empty)

@@ -72,7 +72,11 @@ pub fn claims(resource: &Resource, body: Option<&Value>) -> BTreeMap<String, Byt
         Some(format!("{number}/{}", port["protocol"].as_str().unwrap_or("TCP")))
     });
     for port in ports.chain(health) {
-        let holder = format!("{}/{}", metadata["namespace"].as_str().unwrap_or_default(), metadata["name"].as_str().unwrap_or_default());
+        let holder = format!(
+            "{}/{}",
+            metadata["namespace"].as_str().unwrap_or_default(),
+            metadata["name"].as_str().unwrap_or_default()
+        );
         out.insert(format!("{NODE_PORT_PREFIX}{port}"), Bytes::from(holder));
     }
     out
@@ -81,7 +85,9 @@ pub fn claims(resource: &Resource, body: Option<&Value>) -> BTreeMap<String, Byt
 /// What to tell the client whose address another Service holds.
 pub fn taken(key: &str) -> FieldError {
     match key.strip_prefix(NODE_PORT_PREFIX).and_then(|p| p.split('/').next()).and_then(|p| p.parse::<u64>().ok()) {
-        Some(port) => FieldError::invalid(&FieldPath::new("spec.ports[0].nodePort"), port, "provided port is already allocated"),
+        Some(port) => {
+            FieldError::invalid(&FieldPath::new("spec.ports[0].nodePort"), port, "provided port is already allocated")
+        }
         None => {
             let ip = key.rsplit('/').next().unwrap_or_default();
             let why = format!("failed to allocate IP {ip}: provided IP is already allocated");
@@ -92,7 +98,13 @@ pub fn taken(key: &str) -> FieldError {
 
 #[async_trait]
 impl Plugin for ServiceAddress {
-    async fn mutate(&self, server: &ApiServer, a: &Attributes<'_>, service: &mut Value, old: Option<&Value>) -> Result<(), Status> {
+    async fn mutate(
+        &self,
+        server: &ApiServer,
+        a: &Attributes<'_>,
+        service: &mut Value,
+        old: Option<&Value>,
+    ) -> Result<(), Status> {
         if !a.is("", "services") || !matches!(a.operation, Operation::Create | Operation::Update) {
             return Ok(());
         }
@@ -138,7 +150,10 @@ fn keep_addresses(spec: &mut serde_json::Map<String, Value>, old: Option<&Value>
         }
     }
     let Some(before) = old.map(|o| &o["spec"]) else { return };
-    if kind != "ExternalName" && has_addresses(before) && spec.get("clusterIP").and_then(Value::as_str).unwrap_or_default().is_empty() {
+    if kind != "ExternalName"
+        && has_addresses(before)
+        && spec.get("clusterIP").and_then(Value::as_str).unwrap_or_default().is_empty()
+    {
         for field in ["clusterIP", "clusterIPs"] {
             if !before[field].is_null() {
                 spec.insert(field.into(), before[field].clone());
@@ -149,12 +164,21 @@ fn keep_addresses(spec: &mut serde_json::Map<String, Value>, old: Option<&Value>
     let had_ports = has_node_ports(before);
     for port in spec.get_mut("ports").and_then(Value::as_array_mut).into_iter().flatten() {
         let same = |o: &&Value| o["port"] == port["port"] && o["protocol"] == port["protocol"];
-        let kept = before["ports"].as_array().into_iter().flatten().find(same).map(|o| o["nodePort"].clone()).filter(|p| !p.is_null());
+        let kept = before["ports"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .find(same)
+            .map(|o| o["nodePort"].clone())
+            .filter(|p| !p.is_null());
         let Some(port) = port.as_object_mut() else { continue };
         let named = port.get("nodePort").and_then(Value::as_u64).unwrap_or(0) != 0;
         if !wants_ports && had_ports && kept.as_ref() == port.get("nodePort") {
             port.remove("nodePort");
-        } else if wants_ports && !named && let Some(kept) = kept {
+        } else if wants_ports
+            && !named
+            && let Some(kept) = kept
+        {
             port.insert("nodePort".into(), kept);
         }
     }
@@ -162,11 +186,19 @@ fn keep_addresses(spec: &mut serde_json::Map<String, Value>, old: Option<&Value>
 
 fn check_ip(server: &ApiServer, ip: &str) -> Result<(), FieldError> {
     let path = FieldPath::new("spec.clusterIPs").index(0);
-    let parsed: IpAddr = ip.parse().map_err(|_| FieldError::invalid(&path, ip, "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)"))?;
+    let parsed: IpAddr = ip
+        .parse()
+        .map_err(|_| FieldError::invalid(&path, ip, "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)"))?;
     let range = server.config().service_cidr;
     match parsed {
         IpAddr::V4(v4) if range.contains(&v4) => Ok(()),
-        _ => Err(FieldError::invalid(&FieldPath::new("spec.clusterIPs"), json!([ip]), format!("failed to allocate IP {ip}: the provided IP ({ip}) is not in the valid range. The range of valid IPs is {range}"))),
+        _ => Err(FieldError::invalid(
+            &FieldPath::new("spec.clusterIPs"),
+            json!([ip]),
+            format!(
+                "failed to allocate IP {ip}: the provided IP ({ip}) is not in the valid range. The range of valid IPs is {range}"
+            ),
+        )),
     }
 }
 
@@ -175,10 +207,12 @@ fn free_ip(server: &ApiServer) -> Result<Ipv4Addr, FieldError> {
     let (first, last) = (u32::from(range.network()) + 1, u32::from(range.broadcast()).saturating_sub(1));
     // The lowest addresses stay free for those who ask for one by name (DNS's tenth), as upstream keeps them.
     let reserved = (((last - first) / 16).clamp(16, 256)).min((last - first) / 2);
-    let is_free = |ip: u32| server.lookup("networking.k8s.io", "ipaddresses", "", &Ipv4Addr::from(ip).to_string()).is_none();
+    let is_free =
+        |ip: u32| server.lookup("networking.k8s.io", "ipaddresses", "", &Ipv4Addr::from(ip).to_string()).is_none();
     let mut rng = rand::rng();
     let random = (0..RANDOM_TRIES).map(|_| rng.random_range(first + reserved..=last)).find(|ip| is_free(*ip));
-    let found = random.or_else(|| (first + reserved..=last).chain(first + 10..first + reserved).find(|ip| is_free(*ip)));
+    let found =
+        random.or_else(|| (first + reserved..=last).chain(first + 10..first + reserved).find(|ip| is_free(*ip)));
     found.map(Ipv4Addr::from).ok_or_else(|| FieldError::internal(&FieldPath::new("spec.clusterIPs"), "range is full"))
 }
 
@@ -190,7 +224,13 @@ fn assign_node_ports(server: &ApiServer, spec: &mut serde_json::Map<String, Valu
         .filter_map(|service| service.value().ok())
         .flat_map(|service| {
             let spec = &service["spec"];
-            let ports: Vec<u64> = spec["ports"].as_array().into_iter().flatten().filter_map(|p| p["nodePort"].as_u64()).chain(spec["healthCheckNodePort"].as_u64()).collect();
+            let ports: Vec<u64> = spec["ports"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .filter_map(|p| p["nodePort"].as_u64())
+                .chain(spec["healthCheckNodePort"].as_u64())
+                .collect();
             ports
         })
         .collect();
@@ -198,26 +238,38 @@ fn assign_node_ports(server: &ApiServer, spec: &mut serde_json::Map<String, Valu
     let mut taken_here: Vec<u64> = Vec::new();
     let mut free = |taken_here: &[u64]| {
         let fine = |p: &u64| !used.contains(p) && !taken_here.contains(p);
-        (0..RANDOM_TRIES).map(|_| rng.random_range(u64::from(low)..=u64::from(high))).find(fine).or_else(|| (u64::from(low)..=u64::from(high)).find(fine))
+        (0..RANDOM_TRIES)
+            .map(|_| rng.random_range(u64::from(low)..=u64::from(high)))
+            .find(fine)
+            .or_else(|| (u64::from(low)..=u64::from(high)).find(fine))
     };
     for (at, port) in spec.get_mut("ports").and_then(Value::as_array_mut).into_iter().flatten().enumerate() {
         let path = FieldPath::new("spec.ports").index(at).child("nodePort");
         match port["nodePort"].as_u64().filter(|p| *p != 0) {
             Some(named) if named < u64::from(low) || named > u64::from(high) => {
-                return Err(FieldError::invalid(&path, named, format!("provided port is not in the valid range. The range of valid ports is {low}-{high}")));
+                return Err(FieldError::invalid(
+                    &path,
+                    named,
+                    format!("provided port is not in the valid range. The range of valid ports is {low}-{high}"),
+                ));
             }
             Some(named) => taken_here.push(named),
             None => {
-                let found = free(&taken_here).ok_or_else(|| FieldError::internal(&path, "failed to allocate a nodePort: range is full"))?;
+                let found = free(&taken_here)
+                    .ok_or_else(|| FieldError::internal(&path, "failed to allocate a nodePort: range is full"))?;
                 taken_here.push(found);
                 port["nodePort"] = found.into();
             }
         }
     }
     let local = spec.get("externalTrafficPolicy").and_then(Value::as_str) == Some("Local");
-    if local && spec.get("type").and_then(Value::as_str) == Some("LoadBalancer") && spec.get("healthCheckNodePort").and_then(Value::as_u64).unwrap_or(0) == 0 {
+    if local
+        && spec.get("type").and_then(Value::as_str) == Some("LoadBalancer")
+        && spec.get("healthCheckNodePort").and_then(Value::as_u64).unwrap_or(0) == 0
+    {
         let path = FieldPath::new("spec.healthCheckNodePort");
-        let found = free(&taken_here).ok_or_else(|| FieldError::internal(&path, "failed to allocate a nodePort: range is full"))?;
+        let found = free(&taken_here)
+            .ok_or_else(|| FieldError::internal(&path, "failed to allocate a nodePort: range is full"))?;
         spec.insert("healthCheckNodePort".into(), found.into());
     }
     Ok(())

@@ -1,8 +1,8 @@
 //! DefaultStorageClass and PersistentVolumeClaimResize: which class a claim gets, and whether that lets it grow.
 
 use async_trait::async_trait;
-use meta::{Status, Value};
 use meta::quantity::Quantity;
+use meta::{Status, Value};
 
 use super::{Attributes, Operation, Plugin};
 use crate::server::ApiServer;
@@ -11,13 +11,21 @@ pub struct DefaultStorageClass;
 pub struct PersistentVolumeClaimResize;
 
 const GROUP: &str = "storage.k8s.io";
-const DEFAULT: [&str; 2] = ["storageclass.kubernetes.io/is-default-class", "storageclass.beta.kubernetes.io/is-default-class"];
+const DEFAULT: [&str; 2] =
+    ["storageclass.kubernetes.io/is-default-class", "storageclass.beta.kubernetes.io/is-default-class"];
 const BETA_CLASS: &str = "volume.beta.kubernetes.io/storage-class";
 
 #[async_trait]
 impl Plugin for DefaultStorageClass {
-    async fn mutate(&self, server: &ApiServer, a: &Attributes<'_>, claim: &mut Value, _old: Option<&Value>) -> Result<(), Status> {
-        let chosen = !claim["spec"]["storageClassName"].is_null() || !claim["metadata"]["annotations"][BETA_CLASS].is_null();
+    async fn mutate(
+        &self,
+        server: &ApiServer,
+        a: &Attributes<'_>,
+        claim: &mut Value,
+        _old: Option<&Value>,
+    ) -> Result<(), Status> {
+        let chosen =
+            !claim["spec"]["storageClassName"].is_null() || !claim["metadata"]["annotations"][BETA_CLASS].is_null();
         if !a.creates("", "persistentvolumeclaims") || chosen || !claim["spec"].is_object() {
             return Ok(());
         }
@@ -40,12 +48,21 @@ impl Plugin for DefaultStorageClass {
 
 #[async_trait]
 impl Plugin for PersistentVolumeClaimResize {
-    async fn validate(&self, server: &ApiServer, a: &Attributes<'_>, object: Option<&Value>, old: Option<&Value>) -> Result<(), Status> {
+    async fn validate(
+        &self,
+        server: &ApiServer,
+        a: &Attributes<'_>,
+        object: Option<&Value>,
+        old: Option<&Value>,
+    ) -> Result<(), Status> {
         if !a.is("", "persistentvolumeclaims") || a.operation != Operation::Update {
             return Ok(());
         }
         let (Some(claim), Some(old)) = (object, old) else { return Ok(()) };
-        let size = |claim: &Value| Quantity::from_value(&claim["spec"]["resources"]["requests"]["storage"]).unwrap_or_else(|_| Quantity::zero());
+        let size = |claim: &Value| {
+            Quantity::from_value(&claim["spec"]["resources"]["requests"]["storage"])
+                .unwrap_or_else(|_| Quantity::zero())
+        };
         if size(claim) <= size(old) {
             return Ok(());
         }
@@ -53,8 +70,15 @@ impl Plugin for PersistentVolumeClaimResize {
         if old["status"]["phase"] != "Bound" {
             return Err(a.forbid(name, "Only bound persistent volume claims can be expanded"));
         }
-        let class = claim["metadata"]["annotations"][BETA_CLASS].as_str().or(claim["spec"]["storageClassName"].as_str()).unwrap_or_default();
-        let class = server.lookup(GROUP, "storageclasses", "", class).map(|class| class.value()).transpose().map_err(Status::internal)?;
+        let class = claim["metadata"]["annotations"][BETA_CLASS]
+            .as_str()
+            .or(claim["spec"]["storageClassName"].as_str())
+            .unwrap_or_default();
+        let class = server
+            .lookup(GROUP, "storageclasses", "", class)
+            .map(|class| class.value())
+            .transpose()
+            .map_err(Status::internal)?;
         if class.is_some_and(|class| class["allowVolumeExpansion"] == true) {
             return Ok(());
         }

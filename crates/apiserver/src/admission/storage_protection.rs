@@ -11,7 +11,13 @@ pub struct StorageProtection;
 
 #[async_trait]
 impl Plugin for StorageProtection {
-    async fn mutate(&self, _server: &ApiServer, a: &Attributes<'_>, object: &mut Value, _old: Option<&Value>) -> Result<(), Status> {
+    async fn mutate(
+        &self,
+        _server: &ApiServer,
+        a: &Attributes<'_>,
+        object: &mut Value,
+        _old: Option<&Value>,
+    ) -> Result<(), Status> {
         let finalizer = if a.creates("", "persistentvolumeclaims") {
             "kubernetes.io/pvc-protection"
         } else if a.creates("", "persistentvolumes") {

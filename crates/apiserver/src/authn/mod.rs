@@ -74,7 +74,11 @@ pub fn user_of_certificate(der: &[u8]) -> Result<User, Status> {
 
 impl ApiServer {
     /// The user behind a connection's certificate and a request's `Authorization` header.
-    pub async fn authenticate(&self, certificate: Option<&Arc<User>>, authorization: Option<&str>) -> Result<Arc<User>, Status> {
+    pub async fn authenticate(
+        &self,
+        certificate: Option<&Arc<User>>,
+        authorization: Option<&str>,
+    ) -> Result<Arc<User>, Status> {
         if let Some(user) = certificate {
             return Ok(user.clone());
         }

@@ -32,7 +32,8 @@ impl TokenKeys {
     pub fn new(pkcs8_pem: &str, issuer: &str) -> Result<Self, String> {
         let der = pem_body(pkcs8_pem).ok_or("the service account key is not PEM")?;
         let rng = ring::rand::SystemRandom::new();
-        let pair = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &der, &rng).map_err(|e| format!("service account key: {e}"))?;
+        let pair = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &der, &rng)
+            .map_err(|e| format!("service account key: {e}"))?;
         // Uncompressed point: 4, x, y.
         let point = pair.public_key().as_ref();
         let (x, y) = (URL_SAFE_NO_PAD.encode(&point[1..33]), URL_SAFE_NO_PAD.encode(&point[33..65]));
@@ -112,7 +113,8 @@ impl ApiServer {
         if let Some(id) = claims["jti"].as_str() {
             user.extra.insert("authentication.kubernetes.io/credential-id".into(), vec![format!("JTI={id}")]);
         }
-        for (kind, plural, namespaced) in [("pod", "pods", true), ("secret", "secrets", true), ("node", "nodes", false)] {
+        for (kind, plural, namespaced) in [("pod", "pods", true), ("secret", "secrets", true), ("node", "nodes", false)]
+        {
             let (name, uid) = (text(&about[kind], "name"), text(&about[kind], "uid"));
             if name.is_empty() {
                 continue;

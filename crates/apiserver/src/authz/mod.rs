@@ -65,7 +65,11 @@ impl<'a> Attributes<'a> {
 
     /// `pods/log`, as rules spell it.
     fn full_resource(&self) -> String {
-        if self.subresource.is_empty() { self.resource.into() } else { format!("{}/{}", self.resource, self.subresource) }
+        if self.subresource.is_empty() {
+            self.resource.into()
+        } else {
+            format!("{}/{}", self.resource, self.subresource)
+        }
     }
 }
 
@@ -102,7 +106,10 @@ pub fn require(server: &ApiServer, user: &User, attributes: &Attributes<'_>) -> 
                 ns => format!(" in the namespace {ns:?}"),
             };
             let resource = attributes.full_resource();
-            format!("User {:?} cannot {} resource {resource:?} in API group {:?}{scope}", user.name, attributes.verb, attributes.group)
+            format!(
+                "User {:?} cannot {} resource {resource:?} in API group {:?}{scope}",
+                user.name, attributes.verb, attributes.group
+            )
         }
     };
     let why = if reason.is_empty() { why } else { format!("{why}: {reason}") };

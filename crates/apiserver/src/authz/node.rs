@@ -146,7 +146,8 @@ impl NodeAuthorizer {
         // A secret may be one that a volume of the node's pods needs.
         drop(index);
         server.lookup_all("", "persistentvolumes", "").iter().filter_map(|volume| volume.value().ok()).any(|volume| {
-            references::of_volume(&volume).iter().any(|(ns, secret)| ns == namespace && secret == name) && self.reaches_volume(server, node, &volume)
+            references::of_volume(&volume).iter().any(|(ns, secret)| ns == namespace && secret == name)
+                && self.reaches_volume(server, node, &volume)
         })
     }
 
@@ -170,7 +171,9 @@ impl NodeAuthorizer {
                 "get" | "update" | "patch" => self.related(server, node, Kind::PersistentVolumeClaim, a),
                 _ => Err("can only get/update/patch this type".into()),
             }),
-            (_, "", "persistentvolumeclaims") => Some(get_only(a).and_then(|()| self.related(server, node, Kind::PersistentVolumeClaim, a))),
+            (_, "", "persistentvolumeclaims") => {
+                Some(get_only(a).and_then(|()| self.related(server, node, Kind::PersistentVolumeClaim, a)))
+            }
             (_, "", "persistentvolumes") => Some(get_only(a).and_then(|()| {
                 let volume = server.lookup("", "persistentvolumes", "", a.name).and_then(|v| v.value().ok());
                 related(node, volume.is_some_and(|volume| self.reaches_volume(server, node, &volume)))
@@ -179,7 +182,9 @@ impl NodeAuthorizer {
                 let attachment = server.lookup(a.group, a.resource, "", a.name).and_then(|v| v.value().ok());
                 related(node, attachment.is_some_and(|v| v["spec"]["nodeName"] == node))
             })),
-            (_, "resource.k8s.io", "resourceclaims") => Some(get_only(a).and_then(|()| self.related(server, node, Kind::ResourceClaim, a))),
+            (_, "resource.k8s.io", "resourceclaims") => {
+                Some(get_only(a).and_then(|()| self.related(server, node, Kind::ResourceClaim, a)))
+            }
             (_, "resource.k8s.io", "resourceslices") => Some(slice(server, node, a)),
             (_, "", "serviceaccounts") => Some(self.token(server, node, a)),
             (_, "coordination.k8s.io", "leases") => Some(lease(node, a)),
@@ -206,7 +211,9 @@ impl NodeAuthorizer {
     fn read_of(&self, server: &ApiServer, node: &str, kind: Kind, a: &Attributes<'_>) -> Result<(), String> {
         match a.verb {
             "get" | "list" | "watch" if !a.subresource.is_empty() => Err("cannot read subresource".into()),
-            "get" | "list" | "watch" if a.namespace.is_empty() => Err("can only read namespaced object of this type".into()),
+            "get" | "list" | "watch" if a.namespace.is_empty() => {
+                Err("can only read namespaced object of this type".into())
+            }
             "get" | "list" | "watch" => self.related(server, node, kind, a),
             _ => Err("can only read resources of this type".into()),
         }
@@ -270,7 +277,9 @@ fn own_node(node: &str, a: &Attributes<'_>) -> Result<(), String> {
         // Whose Node is written is admission's to check, where the object is known.
         ("", "create" | "update" | "patch") | ("status", "update" | "patch") => Ok(()),
         ("", "get" | "list" | "watch") if a.name == node => Ok(()),
-        ("", "get" | "list" | "watch") => Err(format!("node '{node}' cannot read '{}', only its own Node object", a.name)),
+        ("", "get" | "list" | "watch") => {
+            Err(format!("node '{node}' cannot read '{}', only its own Node object", a.name))
+        }
         _ => Err(String::new()),
     }
 }

@@ -46,7 +46,9 @@ impl Rule {
             None => a.subresource.is_empty() && r == a.resource,
             Some((resource, sub)) => (resource == "*" || resource == a.resource) && sub == a.subresource,
         });
-        resource && has(&self.api_groups, a.group) && (self.resource_names.is_empty() || self.resource_names.iter().any(|n| n == a.name))
+        resource
+            && has(&self.api_groups, a.group)
+            && (self.resource_names.is_empty() || self.resource_names.iter().any(|n| n == a.name))
     }
 }
 
@@ -118,11 +120,14 @@ impl Rbac {
         if index.built_at == now && !index.grants.is_empty() {
             return index;
         }
-        let [cluster_roles, roles, cluster_bindings, bindings] = caches.map(|cache| cache.map(|c| c.list(c.prefix()).items).unwrap_or_default());
+        let [cluster_roles, roles, cluster_bindings, bindings] =
+            caches.map(|cache| cache.map(|c| c.list(c.prefix()).items).unwrap_or_default());
         let mut rules: HashMap<(Box<str>, Box<str>), Arc<[Rule]>> = HashMap::new();
         for role in cluster_roles.iter().chain(&roles) {
             match serde_json::from_slice::<Role>(role.raw()) {
-                Ok(parsed) => drop(rules.insert((role.meta.namespace.clone(), role.meta.name.clone()), parsed.rules.into())),
+                Ok(parsed) => {
+                    drop(rules.insert((role.meta.namespace.clone(), role.meta.name.clone()), parsed.rules.into()))
+                }
                 Err(error) => tracing::warn!(role = %role.meta.key(), %error, "role cannot be read"),
             }
         }
@@ -130,16 +135,24 @@ impl Rbac {
         for object in cluster_bindings.iter().chain(&bindings) {
             let Ok(binding) = serde_json::from_slice::<Binding>(object.raw()) else { continue };
             let scope = (!object.meta.namespace.is_empty()).then(|| Arc::<str>::from(&*object.meta.namespace));
-            let role_namespace: Box<str> = if binding.role_ref.kind == "Role" { object.meta.namespace.clone() } else { Box::default() };
+            let role_namespace: Box<str> =
+                if binding.role_ref.kind == "Role" { object.meta.namespace.clone() } else { Box::default() };
             let Some(found) = rules.get(&(role_namespace, binding.role_ref.name.as_str().into())) else { continue };
             let kind = if scope.is_some() { "RoleBinding" } else { "ClusterRoleBinding" };
-            let why: Arc<str> = format!("RBAC: allowed by {kind} {:?} of {} {:?}", object.meta.key(), binding.role_ref.kind, binding.role_ref.name).into();
+            let why: Arc<str> = format!(
+                "RBAC: allowed by {kind} {:?} of {} {:?}",
+                object.meta.key(),
+                binding.role_ref.kind,
+                binding.role_ref.name
+            )
+            .into();
             for subject in binding.subjects {
                 let key = match &*subject.kind {
                     "User" => format!("u:{}", subject.name),
                     "Group" => format!("g:{}", subject.name),
                     "ServiceAccount" => {
-                        let ns = if subject.namespace.is_empty() { &*object.meta.namespace } else { &subject.namespace };
+                        let ns =
+                            if subject.namespace.is_empty() { &*object.meta.namespace } else { &subject.namespace };
                         format!("u:system:serviceaccount:{ns}:{}", subject.name)
                     }
                     _ => continue,
@@ -170,7 +183,10 @@ impl Rbac {
         let index = self.index(server);
         let keys = std::iter::once(format!("u:{}", user.name)).chain(user.groups.iter().map(|g| format!("g:{g}")));
         let grants = keys.filter_map(|key| index.grants.get(&key)).flatten();
-        grants.filter(|g| g.namespace.as_deref().is_none_or(|ns| ns == namespace)).flat_map(|g| g.rules.iter().cloned()).collect()
+        grants
+            .filter(|g| g.namespace.as_deref().is_none_or(|ns| ns == namespace))
+            .flat_map(|g| g.rules.iter().cloned())
+            .collect()
     }
 }
 
@@ -187,7 +203,16 @@ mod tests {
             resource_names: names.iter().map(ToString::to_string).collect(),
             non_resource_urls: vec![],
         };
-        let ask = |verb, group, resource, subresource, name| Attributes { verb, group, version: "v1", resource, subresource, namespace: "n", name, ..Attributes::default() };
+        let ask = |verb, group, resource, subresource, name| Attributes {
+            verb,
+            group,
+            version: "v1",
+            resource,
+            subresource,
+            namespace: "n",
+            name,
+            ..Attributes::default()
+        };
         for (rule, ask, expect) in [
             (rule(&["get"], &[""], &["pods"], &[]), ask("get", "", "pods", "", "a"), true),
             (rule(&["get"], &[""], &["pods"], &[]), ask("get", "", "pods", "log", "a"), false),
@@ -199,7 +224,11 @@ mod tests {
         ] {
             assert_eq!(rule.allows(&ask), expect, "{rule:?} {ask:?}");
         }
-        let urls = Rule { verbs: vec!["get".into()], non_resource_urls: vec!["/healthz".into(), "/api/*".into()], ..Rule::default() };
+        let urls = Rule {
+            verbs: vec!["get".into()],
+            non_resource_urls: vec!["/healthz".into(), "/api/*".into()],
+            ..Rule::default()
+        };
         assert!(urls.allows(&Attributes::path("get", "/healthz")));
         assert!(urls.allows(&Attributes::path("get", "/api/v1")));
         assert!(!urls.allows(&Attributes::path("get", "/metrics")));

@@ -43,7 +43,9 @@ pub fn of_pod(pod: &Value, mut found: impl FnMut(Kind, &str)) {
     for secret in items(spec, "imagePullSecrets") {
         add(Kind::Secret, &secret["name"]);
     }
-    for container in ["initContainers", "containers", "ephemeralContainers"].into_iter().flat_map(|list| items(spec, list)) {
+    for container in
+        ["initContainers", "containers", "ephemeralContainers"].into_iter().flat_map(|list| items(spec, list))
+    {
         for source in items(container, "envFrom") {
             add(Kind::Secret, &source["secretRef"]["name"]);
             add(Kind::ConfigMap, &source["configMapRef"]["name"]);
@@ -66,7 +68,8 @@ pub fn of_pod(pod: &Value, mut found: impl FnMut(Kind, &str)) {
             add(Kind::ConfigMap, &source["configMap"]["name"]);
         }
         if volume["ephemeral"].is_object() {
-            let (pod, volume) = (pod["metadata"]["name"].as_str().unwrap_or_default(), volume["name"].as_str().unwrap_or_default());
+            let (pod, volume) =
+                (pod["metadata"]["name"].as_str().unwrap_or_default(), volume["name"].as_str().unwrap_or_default());
             add(Kind::PersistentVolumeClaim, &format!("{pod}-{volume}").into());
         }
     }
@@ -94,7 +97,9 @@ pub fn of_volume(volume: &Value) -> Vec<(String, String)> {
     for (source, field) in SECRET_REFS {
         add(&spec[*source][*field]["namespace"], &spec[*source][*field]["name"]);
     }
-    for field in ["nodeStageSecretRef", "nodeExpandSecretRef", "controllerPublishSecretRef", "controllerExpandSecretRef"] {
+    for field in
+        ["nodeStageSecretRef", "nodeExpandSecretRef", "controllerPublishSecretRef", "controllerExpandSecretRef"]
+    {
         add(&spec["csi"][field]["namespace"], &spec["csi"][field]["name"]);
     }
     out

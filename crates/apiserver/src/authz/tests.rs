@@ -13,14 +13,20 @@ async fn cluster() -> Fixture {
         f.create("nodes", "", json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}})).await.unwrap();
     }
     for name in ["used", "other", "of-volume", "pull"] {
-        f.create("secrets", "n", json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}})).await.unwrap();
+        f.create("secrets", "n", json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}}))
+            .await
+            .unwrap();
     }
-    let claim = |name: &str| json!({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": name},
-        "spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}});
+    let claim = |name: &str| {
+        json!({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": name},
+        "spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}})
+    };
     f.create("persistentvolumeclaims", "n", claim("claim")).await.unwrap();
-    let volume = |name: &str, claim: &str| json!({"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": name}, "spec": {
+    let volume = |name: &str, claim: &str| {
+        json!({"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": name}, "spec": {
         "capacity": {"storage": "1Gi"}, "accessModes": ["ReadWriteOnce"], "claimRef": {"namespace": "n", "name": claim},
-        "csi": {"driver": "d.example.com", "volumeHandle": "h", "nodePublishSecretRef": {"namespace": "n", "name": "of-volume"}}}});
+        "csi": {"driver": "d.example.com", "volumeHandle": "h", "nodePublishSecretRef": {"namespace": "n", "name": "of-volume"}}}})
+    };
     f.create("persistentvolumes", "", volume("mine", "claim")).await.unwrap();
     f.create("persistentvolumes", "", volume("theirs", "another")).await.unwrap();
     let on_a = json!({"spec": {"nodeName": "a", "imagePullSecrets": [{"name": "pull"}], "volumes": [
@@ -83,7 +89,17 @@ async fn node_decisions() {
         ("list", "apps", "deployments", "n", "", "", false),
     ] {
         let (resource, subresource) = resource.split_once('/').unwrap_or((resource, ""));
-        let mut a = Attributes { verb, group, version: "v1", resource, subresource, namespace, name, field_selector: fields, ..Attributes::default() };
+        let mut a = Attributes {
+            verb,
+            group,
+            version: "v1",
+            resource,
+            subresource,
+            namespace,
+            name,
+            field_selector: fields,
+            ..Attributes::default()
+        };
         if name.is_empty() {
             a.name = a.selected("metadata.name").unwrap_or_default();
         }
@@ -91,7 +107,16 @@ async fn node_decisions() {
         assert_eq!(matches!(decision, Decision::Allow(_)), expect, "{a:?}: {decision:?}");
     }
     // What no pod leads to any more is out of reach.
-    let gone = f.ask(&admin(), Verb::Delete, "pods", "n", "on-a", json!({"kind": "DeleteOptions", "apiVersion": "v1", "gracePeriodSeconds": 0})).await;
+    let gone = f
+        .ask(
+            &admin(),
+            Verb::Delete,
+            "pods",
+            "n",
+            "on-a",
+            json!({"kind": "DeleteOptions", "apiVersion": "v1", "gracePeriodSeconds": 0}),
+        )
+        .await;
     gone.unwrap();
     let refused = f.ask(&node("a"), Verb::Get, "secrets", "n", "used", Value::Null).await;
     assert_eq!(
@@ -109,7 +134,10 @@ async fn node_restriction() {
     let merge = |labels: Value, taints: Value| json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "a", "labels": labels}, "spec": {"taints": taints}});
     let tainted = json!([{"key": "node.kubernetes.io/not-ready", "effect": "NoSchedule"}]);
     let mirror = |owner: Value, spec: Value| {
-        let mut pod = pod("mirror", json!({"metadata": {"annotations": {"kubernetes.io/config.mirror": "x"}, "ownerReferences": [owner]}, "spec": {"nodeName": "a"}}));
+        let mut pod = pod(
+            "mirror",
+            json!({"metadata": {"annotations": {"kubernetes.io/config.mirror": "x"}, "ownerReferences": [owner]}, "spec": {"nodeName": "a"}}),
+        );
         crate::testing::merge(&mut pod, json!({"spec": spec}));
         pod
     };
@@ -117,19 +145,99 @@ async fn node_restriction() {
     let token = |bound: Value| json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {"audiences": [], "boundObjectRef": bound}});
     let lease = |name: &str| json!({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {"name": name}, "spec": {}});
     for (verb, resource, namespace, name, body, expect) in [
-        (Verb::Update, "nodes", "", "a", merge(json!({"kubernetes.io/hostname": "a", "free": "1"}), tainted.clone()), "ok"),
-        (Verb::Update, "nodes", "", "a", merge(json!({"node-restriction.kubernetes.io/x": "1", "kubernetes.io/hostname": "a", "free": "1"}), tainted.clone()), "403 nodes \"a\" is forbidden: is not allowed to modify labels: node-restriction.kubernetes.io/x"),
-        (Verb::Update, "nodes", "", "a", merge(json!({"kubernetes.io/hostname": "a", "free": "1"}), json!([])), "403 nodes \"a\" is forbidden: node \"a\" is not allowed to modify taints"),
-        (Verb::Create, "nodes", "", "", json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "z"}}), "403 nodes \"z\" is forbidden: node \"a\" is not allowed to modify node \"z\""),
-        (Verb::Delete, "pods", "n", "on-b", Value::Null, "403 pods \"on-b\" is forbidden: node \"a\" can only delete pods with spec.nodeName set to itself"),
-        (Verb::Create, "pods", "n", "", pod("plain", json!({"spec": {"nodeName": "a"}})), "403 pods \"plain\" is forbidden: pod does not have \"kubernetes.io/config.mirror\" annotation, node \"a\" can only create mirror pods"),
-        (Verb::Create, "pods", "n", "", mirror(owner.clone(), json!({"nodeName": "b"})), "403 pods \"mirror\" is forbidden: node \"a\" can only create pods with spec.nodeName set to itself"),
-        (Verb::Create, "pods", "n", "", mirror(owner.clone(), json!({"volumes": [{"name": "s", "secret": {"secretName": "used"}}]})), "403 pods \"mirror\" is forbidden: node \"a\" can not create pods that reference secrets"),
+        (
+            Verb::Update,
+            "nodes",
+            "",
+            "a",
+            merge(json!({"kubernetes.io/hostname": "a", "free": "1"}), tainted.clone()),
+            "ok",
+        ),
+        (
+            Verb::Update,
+            "nodes",
+            "",
+            "a",
+            merge(
+                json!({"node-restriction.kubernetes.io/x": "1", "kubernetes.io/hostname": "a", "free": "1"}),
+                tainted.clone(),
+            ),
+            "403 nodes \"a\" is forbidden: is not allowed to modify labels: node-restriction.kubernetes.io/x",
+        ),
+        (
+            Verb::Update,
+            "nodes",
+            "",
+            "a",
+            merge(json!({"kubernetes.io/hostname": "a", "free": "1"}), json!([])),
+            "403 nodes \"a\" is forbidden: node \"a\" is not allowed to modify taints",
+        ),
+        (
+            Verb::Create,
+            "nodes",
+            "",
+            "",
+            json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "z"}}),
+            "403 nodes \"z\" is forbidden: node \"a\" is not allowed to modify node \"z\"",
+        ),
+        (
+            Verb::Delete,
+            "pods",
+            "n",
+            "on-b",
+            Value::Null,
+            "403 pods \"on-b\" is forbidden: node \"a\" can only delete pods with spec.nodeName set to itself",
+        ),
+        (
+            Verb::Create,
+            "pods",
+            "n",
+            "",
+            pod("plain", json!({"spec": {"nodeName": "a"}})),
+            "403 pods \"plain\" is forbidden: pod does not have \"kubernetes.io/config.mirror\" annotation, node \"a\" can only create mirror pods",
+        ),
+        (
+            Verb::Create,
+            "pods",
+            "n",
+            "",
+            mirror(owner.clone(), json!({"nodeName": "b"})),
+            "403 pods \"mirror\" is forbidden: node \"a\" can only create pods with spec.nodeName set to itself",
+        ),
+        (
+            Verb::Create,
+            "pods",
+            "n",
+            "",
+            mirror(owner.clone(), json!({"volumes": [{"name": "s", "secret": {"secretName": "used"}}]})),
+            "403 pods \"mirror\" is forbidden: node \"a\" can not create pods that reference secrets",
+        ),
         (Verb::Create, "pods", "n", "", mirror(owner.clone(), json!({})), "ok"),
-        (Verb::Create, "serviceaccounts:token", "n", "default", token(Value::Null), "403 serviceaccounts \"default\" is forbidden: node requested token not bound to a pod"),
-        (Verb::Create, "serviceaccounts:token", "n", "default", token(json!({"apiVersion": "v1", "kind": "Pod", "name": "on-a", "uid": pod_uid})), "ok"),
+        (
+            Verb::Create,
+            "serviceaccounts:token",
+            "n",
+            "default",
+            token(Value::Null),
+            "403 serviceaccounts \"default\" is forbidden: node requested token not bound to a pod",
+        ),
+        (
+            Verb::Create,
+            "serviceaccounts:token",
+            "n",
+            "default",
+            token(json!({"apiVersion": "v1", "kind": "Pod", "name": "on-a", "uid": pod_uid})),
+            "ok",
+        ),
         (Verb::Create, "coordination.k8s.io/v1/leases", "kube-node-lease", "", lease("a"), "ok"),
-        (Verb::Create, "coordination.k8s.io/v1/leases", "kube-node-lease", "", lease("b"), "403 leases.coordination.k8s.io \"b\" is forbidden: can only access node lease with the same name as the requesting node"),
+        (
+            Verb::Create,
+            "coordination.k8s.io/v1/leases",
+            "kube-node-lease",
+            "",
+            lease("b"),
+            "403 leases.coordination.k8s.io \"b\" is forbidden: can only access node lease with the same name as the requesting node",
+        ),
         (Verb::Delete, "pods", "n", "on-a", Value::Null, "ok"),
     ] {
         let result = f.ask(&a, verb, resource, namespace, name, body.clone()).await;

@@ -28,11 +28,24 @@ pub fn loopback() -> Caller {
 /// Makes sure everything is there.
 pub async fn run(server: &Arc<ApiServer>) -> Result<(), Status> {
     let namespaces = ["kube-system", "kube-public", "kube-node-lease", "default"];
-    create_all(server, namespaces.iter().map(|name| object("", "v1", "namespaces", "", "Namespace", name, json!({}))).collect()).await?;
-    let mut objects: Vec<Wanted> = policy::cluster_roles().into_iter().chain(policy::bindings()).chain(policy::namespaced()).collect();
+    create_all(
+        server,
+        namespaces.iter().map(|name| object("", "v1", "namespaces", "", "Namespace", name, json!({}))).collect(),
+    )
+    .await?;
+    let mut objects: Vec<Wanted> =
+        policy::cluster_roles().into_iter().chain(policy::bindings()).chain(policy::namespaced()).collect();
     for (name, value, description) in [
-        ("system-node-critical", 2_000_001_000, "Used for system critical pods that must not be moved from their current node."),
-        ("system-cluster-critical", 2_000_000_000, "Used for system critical pods that must run in the cluster, but can be moved to another node if necessary."),
+        (
+            "system-node-critical",
+            2_000_001_000,
+            "Used for system critical pods that must not be moved from their current node.",
+        ),
+        (
+            "system-cluster-critical",
+            2_000_000_000,
+            "Used for system critical pods that must run in the cluster, but can be moved to another node if necessary.",
+        ),
     ] {
         let body = json!({"value": value, "description": description, "preemptionPolicy": "PreemptLowerPriority"});
         objects.push(object("scheduling.k8s.io", "v1", "priorityclasses", "", "PriorityClass", name, body));
@@ -41,14 +54,30 @@ pub async fn run(server: &Arc<ApiServer>) -> Result<(), Status> {
     let address = std::net::Ipv4Addr::from(first).to_string();
     let port = server.config().advertise.port();
     let labels = json!({"component": "apiserver", "provider": "kubernetes"});
-    let mut service = object("", "v1", "services", "default", "Service", "kubernetes", json!({"spec": {
-        "type": "ClusterIP", "clusterIP": address, "clusterIPs": [address], "sessionAffinity": "None", "internalTrafficPolicy": "Cluster",
-        "ports": [{"name": "https", "port": 443, "protocol": "TCP", "targetPort": port}],
-    }}));
+    let mut service = object(
+        "",
+        "v1",
+        "services",
+        "default",
+        "Service",
+        "kubernetes",
+        json!({"spec": {
+            "type": "ClusterIP", "clusterIP": address, "clusterIPs": [address], "sessionAffinity": "None", "internalTrafficPolicy": "Cluster",
+            "ports": [{"name": "https", "port": 443, "protocol": "TCP", "targetPort": port}],
+        }}),
+    );
     service.body["metadata"]["labels"] = labels;
     objects.push(service);
     let range = server.config().service_cidr.to_string();
-    objects.push(object("networking.k8s.io", "v1", "servicecidrs", "", "ServiceCIDR", "kubernetes", json!({"spec": {"cidrs": [range]}})));
+    objects.push(object(
+        "networking.k8s.io",
+        "v1",
+        "servicecidrs",
+        "",
+        "ServiceCIDR",
+        "kubernetes",
+        json!({"spec": {"cidrs": [range]}}),
+    ));
     create_all(server, objects).await?;
     publish_endpoint(server).await
 }
@@ -61,7 +90,15 @@ pub(crate) struct Wanted {
     body: Value,
 }
 
-pub(crate) fn object(group: &str, version: &str, plural: &str, namespace: &str, kind: &str, name: &str, mut body: Value) -> Wanted {
+pub(crate) fn object(
+    group: &str,
+    version: &str,
+    plural: &str,
+    namespace: &str,
+    kind: &str,
+    name: &str,
+    mut body: Value,
+) -> Wanted {
     body["kind"] = kind.into();
     body["apiVersion"] = meta::GroupVersion::new(group, version).to_string().into();
     if !body["metadata"].is_object() {
@@ -75,7 +112,10 @@ pub(crate) fn object(group: &str, version: &str, plural: &str, namespace: &str, 
 }
 
 async fn create_all(server: &Arc<ApiServer>, objects: Vec<Wanted>) -> Result<(), Status> {
-    futures::stream::iter(objects.into_iter().map(|wanted| ensure(server, wanted))).buffer_unordered(PARALLEL).try_collect::<Vec<()>>().await?;
+    futures::stream::iter(objects.into_iter().map(|wanted| ensure(server, wanted)))
+        .buffer_unordered(PARALLEL)
+        .try_collect::<Vec<()>>()
+        .await?;
     server.await_newest().await
 }
 
@@ -131,15 +171,31 @@ async fn publish_endpoint(server: &Arc<ApiServer>) -> Result<(), Status> {
     if server.config().advertise.ip().is_loopback() {
         return Ok(());
     }
-    let mut slice = object("discovery.k8s.io", "v1", "endpointslices", "default", "EndpointSlice", "kubernetes", json!({
-        "addressType": "IPv4",
-        "endpoints": [{"addresses": [ip], "conditions": {"ready": true}}],
-        "ports": [{"name": "https", "port": port, "protocol": "TCP"}],
-    }));
+    let mut slice = object(
+        "discovery.k8s.io",
+        "v1",
+        "endpointslices",
+        "default",
+        "EndpointSlice",
+        "kubernetes",
+        json!({
+            "addressType": "IPv4",
+            "endpoints": [{"addresses": [ip], "conditions": {"ready": true}}],
+            "ports": [{"name": "https", "port": port, "protocol": "TCP"}],
+        }),
+    );
     slice.body["metadata"]["labels"] = json!({"kubernetes.io/service-name": "kubernetes"});
-    let mut endpoints = object("", "v1", "endpoints", "default", "Endpoints", "kubernetes", json!({
-        "subsets": [{"addresses": [{"ip": ip}], "ports": [{"name": "https", "port": port, "protocol": "TCP"}]}],
-    }));
+    let mut endpoints = object(
+        "",
+        "v1",
+        "endpoints",
+        "default",
+        "Endpoints",
+        "kubernetes",
+        json!({
+            "subsets": [{"addresses": [{"ip": ip}], "ports": [{"name": "https", "port": port, "protocol": "TCP"}]}],
+        }),
+    );
     endpoints.body["metadata"]["labels"] = json!({"endpointslice.kubernetes.io/skip-mirror": "true"});
     let caller = loopback();
     for wanted in [endpoints, slice] {
@@ -150,7 +206,8 @@ async fn publish_endpoint(server: &Arc<ApiServer>) -> Result<(), Status> {
             Some(current) => {
                 let same = ["subsets", "endpoints", "ports"].iter().all(|field| current[*field] == wanted.body[*field]);
                 if !same {
-                    let request = Request::new(Verb::Update, wanted.resource, &wanted.namespace, &wanted.name).json(wanted.body);
+                    let request =
+                        Request::new(Verb::Update, wanted.resource, &wanted.namespace, &wanted.name).json(wanted.body);
                     server.serve(&caller, request).await?;
                 }
             }

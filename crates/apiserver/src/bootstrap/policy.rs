@@ -19,58 +19,123 @@ type Rules = &'static str;
 /// (name, rules, label `aggregate-to-…` or empty, aggregated from)
 const ROLES: &[(&str, Rules, &str, &[&str])] = &[
     ("cluster-admin", "* * *; * /*", "", &[]),
-    ("system:discovery", "get /api; get /api/*; get /apis; get /apis/*; get /healthz; get /livez; get /openapi; get /openapi/*; get /readyz; get /version; get /version/", "", &[]),
+    (
+        "system:discovery",
+        "get /api; get /api/*; get /apis; get /apis/*; get /healthz; get /livez; get /openapi; get /openapi/*; get /readyz; get /version; get /version/",
+        "",
+        &[],
+    ),
     ("system:public-info-viewer", "get /healthz; get /livez; get /readyz; get /version; get /version/", "", &[]),
-    ("system:monitoring", "get /healthz; get /healthz/*; get /livez; get /livez/*; get /metrics; get /metrics/slis; get /readyz; get /readyz/*", "", &[]),
+    (
+        "system:monitoring",
+        "get /healthz; get /healthz/*; get /livez; get /livez/*; get /metrics; get /metrics/slis; get /readyz; get /readyz/*",
+        "",
+        &[],
+    ),
     ("system:service-account-issuer-discovery", "get /.well-known/openid-configuration; get /openid/v1/jwks", "", &[]),
-    ("system:basic-user", "create authorization.k8s.io selfsubjectaccessreviews,selfsubjectrulesreviews; create authentication.k8s.io selfsubjectreviews", "", &[]),
+    (
+        "system:basic-user",
+        "create authorization.k8s.io selfsubjectaccessreviews,selfsubjectrulesreviews; create authentication.k8s.io selfsubjectreviews",
+        "",
+        &[],
+    ),
     ("admin", "", "", &["admin"]),
     ("edit", "", "admin", &["edit"]),
     ("view", "", "edit", &["view"]),
-    ("system:aggregate-to-admin", "create authorization.k8s.io localsubjectaccessreviews; $FULL rbac.authorization.k8s.io roles,rolebindings", "admin", &[]),
-    ("system:aggregate-to-edit", "\
+    (
+        "system:aggregate-to-admin",
+        "create authorization.k8s.io localsubjectaccessreviews; $FULL rbac.authorization.k8s.io roles,rolebindings",
+        "admin",
+        &[],
+    ),
+    (
+        "system:aggregate-to-edit",
+        "\
         $READ - pods/attach,pods/proxy,secrets,services/proxy; create - pods/attach,pods/exec,pods/portforward,pods/proxy,pods/eviction; impersonate - serviceaccounts; \
         $WRITE - pods,replicationcontrollers,replicationcontrollers/scale,configmaps,events,persistentvolumeclaims,secrets,serviceaccounts,services,services/proxy; \
         create - serviceaccounts/token; \
         $WRITE apps daemonsets,deployments,deployments/rollback,deployments/scale,replicasets,replicasets/scale,statefulsets,statefulsets/scale; \
         $WRITE autoscaling horizontalpodautoscalers; $WRITE batch cronjobs,jobs; $WRITE policy poddisruptionbudgets; \
-        $WRITE networking.k8s.io ingresses,networkpolicies; $FULL coordination.k8s.io leases; $WRITE resource.k8s.io resourceclaims,resourceclaimtemplates", "edit", &[]),
-    ("system:aggregate-to-view", "\
+        $WRITE networking.k8s.io ingresses,networkpolicies; $FULL coordination.k8s.io leases; $WRITE resource.k8s.io resourceclaims,resourceclaimtemplates",
+        "edit",
+        &[],
+    ),
+    (
+        "system:aggregate-to-view",
+        "\
         $READ - configmaps,endpoints,persistentvolumeclaims,persistentvolumeclaims/status,pods,replicationcontrollers,replicationcontrollers/scale,serviceaccounts,services,services/status; \
         $READ - bindings,events,limitranges,namespaces,namespaces/status,pods/log,pods/status,replicationcontrollers/status,resourcequotas,resourcequotas/status; \
         $READ discovery.k8s.io endpointslices; \
         $READ apps controllerrevisions,daemonsets,daemonsets/status,deployments,deployments/scale,deployments/status,replicasets,replicasets/scale,replicasets/status,statefulsets,statefulsets/scale,statefulsets/status; \
         $READ autoscaling horizontalpodautoscalers,horizontalpodautoscalers/status; $READ batch cronjobs,cronjobs/status,jobs,jobs/status; \
         $READ policy poddisruptionbudgets,poddisruptionbudgets/status; $READ networking.k8s.io ingresses,ingresses/status,networkpolicies; \
-        $READ resource.k8s.io resourceclaims,resourceclaims/status,resourceclaimtemplates; $READ events.k8s.io events", "view", &[]),
+        $READ resource.k8s.io resourceclaims,resourceclaims/status,resourceclaimtemplates; $READ events.k8s.io events",
+        "view",
+        &[],
+    ),
     ("system:heapster", "$READ - events,namespaces,nodes,pods; $READ apps deployments", "", &[]),
-    ("system:node", "\
+    (
+        "system:node",
+        "\
         $REVIEWS; create authorization.k8s.io localsubjectaccessreviews; $READ - services; create,get,list,watch - nodes; patch,update - nodes/status,nodes; \
         $EVENTS; $READ - pods; create,delete - pods; patch,update - pods/status; create - pods/eviction; $READ - configmaps,secrets; \
         get - persistentvolumeclaims,persistentvolumes; get - endpoints; create,get,list,watch certificates.k8s.io certificatesigningrequests; \
         create,delete,get,patch,update coordination.k8s.io leases; get storage.k8s.io volumeattachments; create - serviceaccounts/token; \
         get,patch,update - persistentvolumeclaims/status; create,delete,get,patch,update storage.k8s.io csinodes; $READ storage.k8s.io csidrivers; \
         $READ node.k8s.io runtimeclasses; get resource.k8s.io resourceclaims; $READ,create,delete,deletecollection,patch,update resource.k8s.io resourceslices; \
-        $READ certificates.k8s.io clustertrustbundles", "", &[]),
-    ("system:node-proxier", "$READ - endpoints,services; get,list,watch - nodes; $EVENTS; $READ discovery.k8s.io endpointslices; $READ networking.k8s.io networkpolicies,servicecidrs; $READ - pods,namespaces", "", &[]),
+        $READ certificates.k8s.io clustertrustbundles",
+        "",
+        &[],
+    ),
+    (
+        "system:node-proxier",
+        "$READ - endpoints,services; get,list,watch - nodes; $EVENTS; $READ discovery.k8s.io endpointslices; $READ networking.k8s.io networkpolicies,servicecidrs; $READ - pods,namespaces",
+        "",
+        &[],
+    ),
     ("system:node-problem-detector", "get - nodes; patch - nodes/status; $EVENTS", "", &[]),
     ("system:node-bootstrapper", "create,get,list,watch certificates.k8s.io certificatesigningrequests", "", &[]),
     ("system:auth-delegator", "$REVIEWS", "", &[]),
     ("system:kube-aggregator", "$READ - endpoints,services", "", &[]),
     ("system:kube-dns", "$READ - endpoints,services,pods,namespaces; $READ discovery.k8s.io endpointslices", "", &[]),
-    ("system:persistent-volume-provisioner", "create,delete,get,list,watch - persistentvolumes; $READ,update - persistentvolumeclaims; $READ storage.k8s.io storageclasses; watch - events; $EVENTS", "", &[]),
-    ("system:volume-scheduler", "$READ,patch,update - persistentvolumes; $READ storage.k8s.io storageclasses; $READ,patch,update - persistentvolumeclaims", "", &[]),
-    ("system:kube-scheduler", "\
+    (
+        "system:persistent-volume-provisioner",
+        "create,delete,get,list,watch - persistentvolumes; $READ,update - persistentvolumeclaims; $READ storage.k8s.io storageclasses; watch - events; $EVENTS",
+        "",
+        &[],
+    ),
+    (
+        "system:volume-scheduler",
+        "$READ,patch,update - persistentvolumes; $READ storage.k8s.io storageclasses; $READ,patch,update - persistentvolumeclaims",
+        "",
+        &[],
+    ),
+    (
+        "system:kube-scheduler",
+        "\
         $EVENTS; create coordination.k8s.io leases; get,list,watch,update,patch coordination.k8s.io leases; $READ - nodes; delete,get,list,watch - pods; \
         create - bindings,pods/binding; patch,update - pods/status; $READ - replicationcontrollers,services,namespaces; $READ apps replicasets,statefulsets; \
         $READ policy poddisruptionbudgets; $READ - persistentvolumeclaims,persistentvolumes; $REVIEWS; $READ storage.k8s.io csidrivers,csinodes,csistoragecapacities,storageclasses,volumeattachments; \
-        $READ resource.k8s.io deviceclasses,resourceclaims,resourceslices; patch,update resource.k8s.io resourceclaims,resourceclaims/status; $READ scheduling.k8s.io priorityclasses,workloads,podgroups", "", &[]),
+        $READ resource.k8s.io deviceclasses,resourceclaims,resourceslices; patch,update resource.k8s.io resourceclaims,resourceclaims/status; $READ scheduling.k8s.io priorityclasses,workloads,podgroups",
+        "",
+        &[],
+    ),
     // One process runs all controllers; collecting garbage and emptying namespaces reach every kind there is.
-    ("system:kube-controller-manager", "\
+    (
+        "system:kube-controller-manager",
+        "\
         $EVENTS; get,list,watch,delete,deletecollection,patch,update * *; get /*; create coordination.k8s.io leases; create - serviceaccounts,serviceaccounts/token,secrets,configmaps,endpoints,pods,persistentvolumes,persistentvolumeclaims,services; \
         create apps replicasets,controllerrevisions; create batch jobs; create discovery.k8s.io endpointslices; create networking.k8s.io ipaddresses,servicecidrs; create resource.k8s.io resourceclaims; \
-        create storage.k8s.io volumeattachments; approve,sign certificates.k8s.io signers; $REVIEWS; create - pods/eviction; escalate,bind rbac.authorization.k8s.io clusterroles,roles; use * *", "", &[]),
-    ("system:certificates.k8s.io:kube-apiserver-client-kubelet-approver", "approve certificates.k8s.io signers kubernetes.io/kube-apiserver-client-kubelet", "", &[]),
+        create storage.k8s.io volumeattachments; approve,sign certificates.k8s.io signers; $REVIEWS; create - pods/eviction; escalate,bind rbac.authorization.k8s.io clusterroles,roles; use * *",
+        "",
+        &[],
+    ),
+    (
+        "system:certificates.k8s.io:kube-apiserver-client-kubelet-approver",
+        "approve certificates.k8s.io signers kubernetes.io/kube-apiserver-client-kubelet",
+        "",
+        &[],
+    ),
 ];
 
 /// (binding, role, subject kind, subjects)
@@ -79,8 +144,18 @@ const BINDINGS: &[(&str, &str, &str, &[&str])] = &[
     ("system:monitoring", "system:monitoring", "Group", &["system:monitoring"]),
     ("system:discovery", "system:discovery", "Group", &["system:authenticated"]),
     ("system:basic-user", "system:basic-user", "Group", &["system:authenticated"]),
-    ("system:public-info-viewer", "system:public-info-viewer", "Group", &["system:authenticated", "system:unauthenticated"]),
-    ("system:service-account-issuer-discovery", "system:service-account-issuer-discovery", "Group", &["system:serviceaccounts"]),
+    (
+        "system:public-info-viewer",
+        "system:public-info-viewer",
+        "Group",
+        &["system:authenticated", "system:unauthenticated"],
+    ),
+    (
+        "system:service-account-issuer-discovery",
+        "system:service-account-issuer-discovery",
+        "Group",
+        &["system:serviceaccounts"],
+    ),
     // Nodes are judged by what runs on them, not by a binding: the node authorizer applies the role's rules.
     ("system:node", "system:node", "Group", &[]),
     ("system:node-proxier", "system:node-proxier", "User", &["system:kube-proxy"]),
@@ -92,15 +167,32 @@ const BINDINGS: &[(&str, &str, &str, &[&str])] = &[
 
 /// (namespace, role, rules, bound users)
 const NAMESPACED: &[(&str, &str, Rules, &[&str])] = &[
-    ("kube-system", "extension-apiserver-authentication-reader", "get,list,watch - configmaps extension-apiserver-authentication", &["system:kube-controller-manager", "system:kube-scheduler"]),
-    ("kube-system", "system::leader-locking-kube-controller-manager", "create,get,list,update,watch - configmaps; get,list,update,watch coordination.k8s.io leases kube-controller-manager", &["system:kube-controller-manager"]),
-    ("kube-system", "system::leader-locking-kube-scheduler", "create,get,list,update,watch - configmaps; get,list,update,watch coordination.k8s.io leases kube-scheduler", &["system:kube-scheduler"]),
+    (
+        "kube-system",
+        "extension-apiserver-authentication-reader",
+        "get,list,watch - configmaps extension-apiserver-authentication",
+        &["system:kube-controller-manager", "system:kube-scheduler"],
+    ),
+    (
+        "kube-system",
+        "system::leader-locking-kube-controller-manager",
+        "create,get,list,update,watch - configmaps; get,list,update,watch coordination.k8s.io leases kube-controller-manager",
+        &["system:kube-controller-manager"],
+    ),
+    (
+        "kube-system",
+        "system::leader-locking-kube-scheduler",
+        "create,get,list,update,watch - configmaps; get,list,update,watch coordination.k8s.io leases kube-scheduler",
+        &["system:kube-scheduler"],
+    ),
 ];
 
 fn rules(text: &str) -> Value {
     let text = text.replace("$EVENTS", EVENTS).replace("$REVIEWS", REVIEWS);
     let text = text.replace("$READ", READ).replace("$WRITE", WRITE).replace("$FULL", FULL);
-    let words = |list: &str| -> Vec<String> { list.split(',').map(|w| if w == "-" { String::new() } else { w.into() }).collect() };
+    let words = |list: &str| -> Vec<String> {
+        list.split(',').map(|w| if w == "-" { String::new() } else { w.into() }).collect()
+    };
     let rules = text.split(';').map(str::trim).filter(|rule| !rule.is_empty()).map(|rule| {
         let mut parts = rule.split_whitespace();
         let (verbs, groups, resources, names) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default(), parts.next(), parts.next());
@@ -180,7 +272,8 @@ pub fn bindings() -> Vec<Wanted> {
 pub fn namespaced() -> Vec<Wanted> {
     let both = |(namespace, name, text, users): &(&str, &str, Rules, &[&str])| {
         let role = object(RBAC, "v1", "roles", namespace, "Role", name, json!({"rules": rules(text)}));
-        let body = json!({"roleRef": {"apiGroup": RBAC, "kind": "Role", "name": name}, "subjects": subjects("User", users)});
+        let body =
+            json!({"roleRef": {"apiGroup": RBAC, "kind": "Role", "name": name}, "subjects": subjects("User", users)});
         let binding = object(RBAC, "v1", "rolebindings", namespace, "RoleBinding", name, body);
         [default_metadata(role), default_metadata(binding)]
     };

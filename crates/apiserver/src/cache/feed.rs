@@ -126,7 +126,11 @@ impl Feed {
                 let mut rest = &changes[..];
                 while let Some(first) = rest.first() {
                     let cache = self.cache_of(&first.key);
-                    let same = |key: &str| cache.as_ref().is_some_and(|c| key.strip_prefix(&**c.prefix()).is_some_and(|k| k.starts_with('/')));
+                    let same = |key: &str| {
+                        cache
+                            .as_ref()
+                            .is_some_and(|c| key.strip_prefix(&**c.prefix()).is_some_and(|k| k.starts_with('/')))
+                    };
                     let run = rest.iter().take_while(|change| same(&change.key)).count().max(1);
                     if let Some(cache) = cache {
                         cache.apply(rest[..run].iter().filter_map(|change| match &change.kind {

@@ -151,7 +151,9 @@ impl Cache {
             state.newest = revision;
             state.history.push_back(Arc::new(Event { kind, object, previous, key }));
         }
-        while state.history.len() > MAX_EVENTS || (state.history_bytes > MAX_EVENT_BYTES && state.history.len() > MIN_EVENTS) {
+        while state.history.len() > MAX_EVENTS
+            || (state.history_bytes > MAX_EVENT_BYTES && state.history.len() > MIN_EVENTS)
+        {
             let Some(event) = state.history.pop_front() else { break };
             state.history_bytes -= event.object.json_len();
             state.complete_after = event.revision();
@@ -174,7 +176,8 @@ impl Cache {
     pub fn slice(&self, prefix: &str, after: Option<&str>, limit: usize) -> (Slice, bool) {
         let state = self.read();
         let from = after.map_or(Bound::Included(prefix), Bound::Excluded);
-        let mut range = state.objects.range::<str, _>((from, Bound::Unbounded)).take_while(|(key, _)| key.starts_with(prefix));
+        let mut range =
+            state.objects.range::<str, _>((from, Bound::Unbounded)).take_while(|(key, _)| key.starts_with(prefix));
         let items = range.by_ref().take(limit).map(|(_, object)| object.clone()).collect();
         let more = range.next().is_some();
         (Slice { items, newest: state.newest }, more)

@@ -82,7 +82,10 @@ pub enum Seen {
     Event(Arc<Event>),
     /// The same change under another name: it entered or left the selection. The object is the one to show.
     Changed(EventKind, Arc<Object>),
-    Bookmark { revision: Revision, initial_events_end: bool },
+    Bookmark {
+        revision: Revision,
+        initial_events_end: bool,
+    },
     Gone(Status),
 }
 
@@ -116,7 +119,12 @@ pub fn gone(position: Revision, oldest: Revision) -> Status {
 }
 
 /// The watch itself: batches, never empty, until the timeout or until the history is lost.
-pub fn watch(cache: Arc<Cache>, feed: Arc<Feed>, selection: Selection, start: Start) -> impl Stream<Item = Vec<Seen>> + Send {
+pub fn watch(
+    cache: Arc<Cache>,
+    feed: Arc<Feed>,
+    selection: Selection,
+    start: Start,
+) -> impl Stream<Item = Vec<Seen>> + Send {
     struct Walk {
         cache: Arc<Cache>,
         feed: Arc<Feed>,
@@ -130,7 +138,8 @@ pub fn watch(cache: Arc<Cache>, feed: Arc<Feed>, selection: Selection, start: St
         ended: bool,
     }
     let now = tokio::time::Instant::now();
-    let mut first: Vec<Seen> = start.initial.into_iter().map(|object| Seen::Changed(EventKind::Added, object)).collect();
+    let mut first: Vec<Seen> =
+        start.initial.into_iter().map(|object| Seen::Changed(EventKind::Added, object)).collect();
     if start.mark_initial {
         first.push(Seen::Bookmark { revision: start.position, initial_events_end: true });
     }

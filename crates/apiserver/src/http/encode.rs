@@ -50,8 +50,18 @@ pub struct Negotiated {
 
 impl Negotiated {
     pub fn of(headers: &HeaderMap) -> Result<Self, Status> {
-        let gzip = headers.get_all(header::ACCEPT_ENCODING).iter().any(|v| v.to_str().is_ok_and(|v| v.split(',').any(|e| e.trim().starts_with("gzip"))));
-        let accept: Vec<&str> = headers.get_all(header::ACCEPT).iter().filter_map(|v| v.to_str().ok()).flat_map(|v| v.split(',')).map(str::trim).filter(|v| !v.is_empty()).collect();
+        let gzip = headers
+            .get_all(header::ACCEPT_ENCODING)
+            .iter()
+            .any(|v| v.to_str().is_ok_and(|v| v.split(',').any(|e| e.trim().starts_with("gzip"))));
+        let accept: Vec<&str> = headers
+            .get_all(header::ACCEPT)
+            .iter()
+            .filter_map(|v| v.to_str().ok())
+            .flat_map(|v| v.split(','))
+            .map(str::trim)
+            .filter(|v| !v.is_empty())
+            .collect();
         if accept.is_empty() {
             return Ok(Self { format: Format::Json, view: View::Whole, plain: Some(Format::Json), gzip });
         }
@@ -106,8 +116,15 @@ pub struct Shape {
 impl Shape {
     pub fn of(server: &ApiServer, request: &Request) -> Result<Self, Status> {
         let found = server.catalog().get(&request.resource).map(|(served, version)| (served.clone(), version));
-        let gv = meta::GroupVersion { group: request.resource.group.clone(), version: request.resource.version.clone() };
-        let include_object = request.options.other.iter().find(|(k, _)| k == "includeObject").map(|(_, v)| v.clone()).unwrap_or_default();
+        let gv =
+            meta::GroupVersion { group: request.resource.group.clone(), version: request.resource.version.clone() };
+        let include_object = request
+            .options
+            .other
+            .iter()
+            .find(|(k, _)| k == "includeObject")
+            .map(|(_, v)| v.clone())
+            .unwrap_or_default();
         Ok(Self { resource: found, api_version: gv.to_string(), include_object })
     }
 
@@ -117,7 +134,12 @@ impl Shape {
     }
 }
 
-pub fn reply(reply: Reply, shape: &Shape, negotiated: &Negotiated, ending: &CancellationToken) -> Result<Response<Body>, Status> {
+pub fn reply(
+    reply: Reply,
+    shape: &Shape,
+    negotiated: &Negotiated,
+    ending: &CancellationToken,
+) -> Result<Response<Body>, Status> {
     match reply {
         Reply::Object { object, created } => {
             let code = if created { StatusCode::CREATED } else { StatusCode::OK };
@@ -125,7 +147,11 @@ pub fn reply(reply: Reply, shape: &Shape, negotiated: &Negotiated, ending: &Canc
                 View::Whole if negotiated.format == Format::Json => object.to_json(),
                 View::Whole => value_bytes(shape, &object.value().map_err(Status::internal)?, negotiated.format)?,
                 View::Metadata => value_bytes(shape, &partial(&object)?, negotiated.format)?,
-                View::Table => value_bytes(shape, &tabulate(shape, std::slice::from_ref(&object), &List::default(), true)?, Format::Json)?,
+                View::Table => value_bytes(
+                    shape,
+                    &tabulate(shape, std::slice::from_ref(&object), &List::default(), true)?,
+                    Format::Json,
+                )?,
             };
             Ok(whole(code, negotiated, bytes))
         }
@@ -176,7 +202,9 @@ fn chunked(code: StatusCode, format: Format, negotiated: &Negotiated, pieces: Ve
         }
     }
     let mut pieces = pieces;
-    if pieces.len() == 1 && let Some(only) = pieces.pop() {
+    if pieces.len() == 1
+        && let Some(only) = pieces.pop()
+    {
         return respond(code, format, full(only));
     }
     let frames = futures::stream::iter(pieces.into_iter().map(|piece| Ok::<_, Infallible>(Frame::data(piece))));
@@ -227,7 +255,10 @@ fn list_metadata(list: &List) -> Value {
 
 fn tabulate(shape: &Shape, items: &[Arc<Object>], list: &List, with_columns: bool) -> Result<Value, Status> {
     let (resource, version) = shape.kind().ok_or_else(Status::unknown_path)?;
-    let rows = items.iter().map(|object| table::row(resource, version, object, &shape.include_object)).collect::<Result<Vec<_>, _>>()?;
+    let rows = items
+        .iter()
+        .map(|object| table::row(resource, version, object, &shape.include_object))
+        .collect::<Result<Vec<_>, _>>()?;
     let mut out = json!({"kind": "Table", "apiVersion": "meta.k8s.io/v1", "metadata": {}, "columnDefinitions": null, "rows": rows});
     if with_columns {
         out["columnDefinitions"] = table::columns(resource, version);
@@ -253,7 +284,8 @@ fn list_reply(list: List, shape: &Shape, negotiated: &Negotiated) -> Result<Resp
             Ok(whole(StatusCode::OK, negotiated, value_bytes(shape, &value, format)?))
         }
         (View::Whole, Format::Json) => {
-            let head = json!({"kind": list_kind, "apiVersion": shape.api_version, "metadata": list_metadata(&list)}).to_string();
+            let head = json!({"kind": list_kind, "apiVersion": shape.api_version, "metadata": list_metadata(&list)})
+                .to_string();
             let mut pieces = Vec::new();
             let mut piece = Vec::with_capacity(CHUNK + 4096);
             piece.extend_from_slice(&head.as_bytes()[..head.len() - 1]);
@@ -276,7 +308,8 @@ fn list_reply(list: List, shape: &Shape, negotiated: &Negotiated) -> Result<Resp
             Ok(chunked(StatusCode::OK, Format::Json, negotiated, pieces))
         }
         (View::Whole, format) => {
-            let items = list.items.iter().map(|o| o.value().map_err(Status::internal)).collect::<Result<Vec<_>, _>>()?;
+            let items =
+                list.items.iter().map(|o| o.value().map_err(Status::internal)).collect::<Result<Vec<_>, _>>()?;
             let value = json!({"kind": list_kind, "apiVersion": shape.api_version, "metadata": list_metadata(&list), "items": items});
             Ok(whole(StatusCode::OK, negotiated, value_bytes(shape, &value, format)?))
         }
@@ -284,12 +317,21 @@ fn list_reply(list: List, shape: &Shape, negotiated: &Negotiated) -> Result<Resp
 }
 
 /// A watch: frames as the changes come.
-fn watch_reply(events: WatchStream, shape: &Shape, negotiated: &Negotiated, ending: &CancellationToken) -> Result<Response<Body>, Status> {
+fn watch_reply(
+    events: WatchStream,
+    shape: &Shape,
+    negotiated: &Negotiated,
+    ending: &CancellationToken,
+) -> Result<Response<Body>, Status> {
     let (format, view) = (negotiated.format, negotiated.view);
     if format == Format::Yaml {
         return Err(Status::new(Reason::NotAcceptable, "a watch is not served as YAML"));
     }
-    let shape = Shape { resource: shape.resource.clone(), api_version: shape.api_version.clone(), include_object: shape.include_object.clone() };
+    let shape = Shape {
+        resource: shape.resource.clone(),
+        api_version: shape.api_version.clone(),
+        include_object: shape.include_object.clone(),
+    };
     let mut first_table = true;
     let frames = events.map(move |batch| {
         let mut out = Vec::with_capacity(1024 * batch.len());
@@ -303,12 +345,21 @@ fn watch_reply(events: WatchStream, shape: &Shape, negotiated: &Negotiated, endi
     let frames = frames.take_until(ending.clone().cancelled_owned());
     let mut response = respond(StatusCode::OK, format, StreamBody::new(frames).boxed_unsync());
     if format == Format::Protobuf {
-        response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/vnd.kubernetes.protobuf;stream=watch"));
+        response
+            .headers_mut()
+            .insert(header::CONTENT_TYPE, HeaderValue::from_static("application/vnd.kubernetes.protobuf;stream=watch"));
     }
     Ok(response)
 }
 
-fn write_event(event: &WatchEvent, shape: &Shape, format: Format, view: View, first_table: &mut bool, out: &mut Vec<u8>) -> Result<(), Status> {
+fn write_event(
+    event: &WatchEvent,
+    shape: &Shape,
+    format: Format,
+    view: View,
+    first_table: &mut bool,
+    out: &mut Vec<u8>,
+) -> Result<(), Status> {
     let (kind, value) = match event {
         WatchEvent::Object { kind, object } if view == View::Whole && format == Format::Json => {
             out.extend_from_slice(b"{\"type\":\"");
@@ -322,7 +373,9 @@ fn write_event(event: &WatchEvent, shape: &Shape, format: Format, view: View, fi
             let value = match view {
                 View::Whole => object.value().map_err(Status::internal)?,
                 View::Metadata => partial(object)?,
-                View::Table => tabulate(shape, std::slice::from_ref(object), &List::default(), std::mem::take(first_table))?,
+                View::Table => {
+                    tabulate(shape, std::slice::from_ref(object), &List::default(), std::mem::take(first_table))?
+                }
             };
             (kind.as_str(), value)
         }
@@ -332,9 +385,12 @@ fn write_event(event: &WatchEvent, shape: &Shape, format: Format, view: View, fi
                 metadata["annotations"] = json!({"k8s.io/initial-events-end": "true"});
             }
             let value = match view {
-                View::Metadata => json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": metadata}),
+                View::Metadata => {
+                    json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": metadata})
+                }
                 View::Table => {
-                    let object = json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": metadata});
+                    let object =
+                        json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": metadata});
                     json!({"kind": "Table", "apiVersion": "meta.k8s.io/v1", "metadata": {"resourceVersion": resource_version.to_string()}, "columnDefinitions": null, "rows": [{"cells": [], "object": object}]})
                 }
                 View::Whole => {

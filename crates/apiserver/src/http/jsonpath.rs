@@ -35,7 +35,10 @@ pub fn find<'a>(root: &'a Value, path: &str) -> Option<&'a Value> {
             if name.is_empty() {
                 continue;
             }
-            found = found.into_iter().flat_map(|at| if name == "*" { bracket(at, "*") } else { at.get(&name).into_iter().collect() }).collect();
+            found = found
+                .into_iter()
+                .flat_map(|at| if name == "*" { bracket(at, "*") } else { at.get(&name).into_iter().collect() })
+                .collect();
         }
     }
     found.into_iter().next()

@@ -58,7 +58,10 @@ pub fn render(stored: &[(String, usize)]) -> String {
     };
     line(format_args!("# TYPE apiserver_request_total counter"));
     for ((verb, group, resource, code), series) in requests.iter() {
-        line(format_args!("apiserver_request_total{{code=\"{code}\",group=\"{group}\",resource=\"{resource}\",verb=\"{verb}\"}} {}", series.count));
+        line(format_args!(
+            "apiserver_request_total{{code=\"{code}\",group=\"{group}\",resource=\"{resource}\",verb=\"{verb}\"}} {}",
+            series.count
+        ));
     }
     line(format_args!("# TYPE apiserver_request_duration_seconds histogram"));
     for ((verb, group, resource, code), series) in requests.iter() {

@@ -51,7 +51,12 @@ pub fn full(bytes: impl Into<Bytes>) -> Body {
 }
 
 /// Accepts connections until `cancel`, then lets open requests finish for a moment.
-pub async fn serve(server: Arc<ApiServer>, listener: TcpListener, tls: Arc<rustls::ServerConfig>, cancel: CancellationToken) {
+pub async fn serve(
+    server: Arc<ApiServer>,
+    listener: TcpListener,
+    tls: Arc<rustls::ServerConfig>,
+    cancel: CancellationToken,
+) {
     let acceptor = tokio_rustls::TlsAcceptor::from(tls);
     let tracker = TaskTracker::new();
     let places = Arc::new(tokio::sync::Semaphore::new(MAX_CONNECTIONS));
@@ -88,7 +93,11 @@ pub async fn serve(server: Arc<ApiServer>, listener: TcpListener, tls: Arc<rustl
     let _ = tokio::time::timeout(DRAIN, tracker.wait()).await;
 }
 
-async fn connection(server: Arc<ApiServer>, stream: tokio_rustls::server::TlsStream<tokio::net::TcpStream>, cancel: CancellationToken) {
+async fn connection(
+    server: Arc<ApiServer>,
+    stream: tokio_rustls::server::TlsStream<tokio::net::TcpStream>,
+    cancel: CancellationToken,
+) {
     let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
     let user = certificate.map(|der| authn::user_of_certificate(der).map(Arc::new)).transpose();
     let ending = cancel.clone();
@@ -98,7 +107,11 @@ async fn connection(server: Arc<ApiServer>, stream: tokio_rustls::server::TlsStr
     });
     let mut builder = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
     builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
-    builder.http2().timer(TokioTimer::new()).max_concurrent_streams(MAX_STREAMS).keep_alive_interval(Duration::from_secs(30));
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(MAX_STREAMS)
+        .keep_alive_interval(Duration::from_secs(30));
     let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
     tokio::pin!(connection);
     let result = tokio::select! {
@@ -114,7 +127,12 @@ async fn connection(server: Arc<ApiServer>, stream: tokio_rustls::server::TlsStr
 }
 
 /// Answers a request, whatever happens to its handler.
-async fn guarded(server: &Arc<ApiServer>, user: Result<Option<Arc<User>>, Status>, request: http::Request<Incoming>, ending: CancellationToken) -> Response<Body> {
+async fn guarded(
+    server: &Arc<ApiServer>,
+    user: Result<Option<Arc<User>>, Status>,
+    request: http::Request<Incoming>,
+    ending: CancellationToken,
+) -> Response<Body> {
     let started = std::time::Instant::now();
     let (method, path) = (request.method().clone(), request.uri().path().to_string());
     let handled = std::panic::AssertUnwindSafe(handle(server, user, request, ending)).catch_unwind().await;
@@ -145,7 +163,12 @@ fn text_of<'a>(headers: &'a HeaderMap, name: header::HeaderName) -> Option<&'a s
     headers.get(name).and_then(|v| v.to_str().ok())
 }
 
-async fn handle(server: &Arc<ApiServer>, certificate: Result<Option<Arc<User>>, Status>, request: http::Request<Incoming>, ending: CancellationToken) -> Response<Body> {
+async fn handle(
+    server: &Arc<ApiServer>,
+    certificate: Result<Option<Arc<User>>, Status>,
+    request: http::Request<Incoming>,
+    ending: CancellationToken,
+) -> Response<Body> {
     let user = match certificate {
         Ok(user) => server.authenticate(user.as_ref(), text_of(request.headers(), header::AUTHORIZATION)).await,
         Err(status) => Err(status),
@@ -169,19 +192,32 @@ async fn handle(server: &Arc<ApiServer>, certificate: Result<Option<Arc<User>>, 
     response
 }
 
-async fn answer(server: &Arc<ApiServer>, caller: &Caller, mut request: http::Request<Incoming>, ending: CancellationToken) -> Result<Response<Body>, Status> {
+async fn answer(
+    server: &Arc<ApiServer>,
+    caller: &Caller,
+    mut request: http::Request<Incoming>,
+    ending: CancellationToken,
+) -> Result<Response<Body>, Status> {
     let route = route::parse(request.method(), request.uri().path(), request.uri().query().unwrap_or_default())?;
     if websocket::is_asked(request.headers()) {
         let lines = matches!(&route, Route::Resource(r) if r.verb == meta::Verb::Watch);
         let log = matches!(&route, Route::Connect(c) if c.request.subresource == "log");
-        if (lines || log) && let Some(upgrade) = websocket::Upgrade::take(&mut request, lines) {
+        if (lines || log)
+            && let Some(upgrade) = websocket::Upgrade::take(&mut request, lines)
+        {
             return Ok(upgrade.carry(dispatch(server, caller, route, request, ending).await?));
         }
     }
     dispatch(server, caller, route, request, ending).await
 }
 
-async fn dispatch(server: &Arc<ApiServer>, caller: &Caller, route: Route, request: http::Request<Incoming>, ending: CancellationToken) -> Result<Response<Body>, Status> {
+async fn dispatch(
+    server: &Arc<ApiServer>,
+    caller: &Caller,
+    route: Route,
+    request: http::Request<Incoming>,
+    ending: CancellationToken,
+) -> Result<Response<Body>, Status> {
     let (parts, body) = request.into_parts();
     match route {
         Route::Path => {
@@ -190,7 +226,10 @@ async fn dispatch(server: &Arc<ApiServer>, caller: &Caller, route: Route, reques
                 authz::require(server, &caller.user, &authz::Attributes::path(&verb, parts.uri.path()))?;
             }
             if !matches!(parts.method, Method::GET | Method::HEAD) {
-                return Err(Status::new(Reason::MethodNotAllowed, "the server does not allow this method on the requested resource"));
+                return Err(Status::new(
+                    Reason::MethodNotAllowed,
+                    "the server does not allow this method on the requested resource",
+                ));
             }
             paths::serve(server, &parts)
         }
@@ -198,7 +237,8 @@ async fn dispatch(server: &Arc<ApiServer>, caller: &Caller, route: Route, reques
             let verb = call.verb(&parts.method);
             authz::require(server, &caller.user, &authz::Attributes { verb, ..authz::Attributes::of(&call.request) })?;
             if crate::webhook::admission::is_connect(&call.request) {
-                let (subject, options) = crate::webhook::admission::Subject::of_connect(caller, &call.request, &call.query);
+                let (subject, options) =
+                    crate::webhook::admission::Subject::of_connect(caller, &call.request, &call.query);
                 crate::webhook::admission::validate_body(server, &subject, &options).await?;
             }
             crate::subresource::connect::serve(server, call, http::Request::from_parts(parts, body)).await
@@ -233,13 +273,29 @@ async fn read_body(body: Incoming) -> Result<Bytes, Status> {
 fn impersonate(server: &ApiServer, user: Arc<User>, headers: &HeaderMap) -> Result<Arc<User>, Status> {
     const EXTRA: &str = "impersonate-extra-";
     let one = |name: &str| headers.get(name).and_then(|v| v.to_str().ok()).map(String::from);
-    let groups: Vec<String> = headers.get_all("impersonate-group").iter().filter_map(|v| v.to_str().ok()).map(String::from).collect();
+    let groups: Vec<String> =
+        headers.get_all("impersonate-group").iter().filter_map(|v| v.to_str().ok()).map(String::from).collect();
     let Some(name) = one("impersonate-user").filter(|n| !n.is_empty()) else {
-        let stray = !groups.is_empty() || headers.keys().any(|k| k.as_str().starts_with(EXTRA)) || headers.contains_key("impersonate-uid");
-        return if stray { Err(Status::bad_request("requested impersonation without impersonating a user")) } else { Ok(user) };
+        let stray = !groups.is_empty()
+            || headers.keys().any(|k| k.as_str().starts_with(EXTRA))
+            || headers.contains_key("impersonate-uid");
+        return if stray {
+            Err(Status::bad_request("requested impersonation without impersonating a user"))
+        } else {
+            Ok(user)
+        };
     };
     let ask = |group: &str, resource: &str, namespace: &str, name: &str, sub: &str| {
-        let attributes = authz::Attributes { verb: "impersonate", group, version: "", resource, subresource: sub, namespace, name, ..Default::default() };
+        let attributes = authz::Attributes {
+            verb: "impersonate",
+            group,
+            version: "",
+            resource,
+            subresource: sub,
+            namespace,
+            name,
+            ..Default::default()
+        };
         authz::require(server, &user, &attributes)
     };
     let mut target = User { name, ..User::default() };
@@ -260,7 +316,9 @@ fn impersonate(server: &ApiServer, user: Arc<User>, headers: &HeaderMap) -> Resu
         ask("authentication.k8s.io", "userextras", "", value, &extra)?;
         target.extra.entry(extra).or_default().push(value.into());
     }
-    if groups.is_empty() && let Some((namespace, _)) = target.service_account() {
+    if groups.is_empty()
+        && let Some((namespace, _)) = target.service_account()
+    {
         target.groups = vec!["system:serviceaccounts".into(), format!("system:serviceaccounts:{namespace}")];
     } else {
         target.groups = groups;

@@ -49,21 +49,31 @@ pub fn serve(server: &Arc<ApiServer>, parts: &Parts) -> Result<Response<Body>, S
         let body = discovery::aggregated(&catalog, core).to_string();
         with_type(body, "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList")
     };
-    let wants_aggregated = accept.split(',').any(|clause| clause.contains(AGGREGATED) && clause.contains("v=v2") && !clause.contains("v2beta1"));
+    let wants_aggregated = accept
+        .split(',')
+        .any(|clause| clause.contains(AGGREGATED) && clause.contains("v=v2") && !clause.contains("v2beta1"));
     match &segments[..] {
         [""] => {
             let list = json!({"paths": ["/api", "/api/v1", "/apis", "/healthz", "/livez", "/metrics", "/openapi/v2", "/openapi/v3", "/openid/v1/jwks", "/readyz", "/version"]});
             Ok(json_response(&list))
         }
-        ["healthz" | "livez" | "readyz", check @ ..] => Ok(health(server, segments[0], check, parts.uri.query().unwrap_or_default())),
+        ["healthz" | "livez" | "readyz", check @ ..] => {
+            Ok(health(server, segments[0], check, parts.uri.query().unwrap_or_default()))
+        }
         ["version"] => Ok(json_response(&version())),
         ["api"] if wants_aggregated => Ok(aggregated(true)),
         ["api"] => Ok(json_response(&discovery::core_versions(&server.config().advertise.to_string()))),
         ["apis"] if wants_aggregated => Ok(aggregated(false)),
         ["apis"] => Ok(json_response(&discovery::group_list(&catalog))),
-        ["apis", group] => discovery::group(&catalog, group).map(|v| json_response(&v)).ok_or_else(Status::unknown_path),
-        ["api", version] => discovery::resource_list(&catalog, "", version).map(|v| json_response(&v)).ok_or_else(Status::unknown_path),
-        ["apis", group, version] => discovery::resource_list(&catalog, group, version).map(|v| json_response(&v)).ok_or_else(Status::unknown_path),
+        ["apis", group] => {
+            discovery::group(&catalog, group).map(|v| json_response(&v)).ok_or_else(Status::unknown_path)
+        }
+        ["api", version] => {
+            discovery::resource_list(&catalog, "", version).map(|v| json_response(&v)).ok_or_else(Status::unknown_path)
+        }
+        ["apis", group, version] => discovery::resource_list(&catalog, group, version)
+            .map(|v| json_response(&v))
+            .ok_or_else(Status::unknown_path),
         [".well-known", "openid-configuration"] => Ok(json_response(&server.token_keys().openid_configuration())),
         ["openid", "v1", "jwks"] => Ok(with_type(server.token_keys().jwks().to_string(), "application/jwk-set+json")),
         ["openapi", rest @ ..] => server.openapi().serve(&catalog, rest, parts),
@@ -71,7 +81,12 @@ pub fn serve(server: &Arc<ApiServer>, parts: &Parts) -> Result<Response<Body>, S
             let stored: Vec<(String, usize)> = catalog
                 .kinds()
                 .iter()
-                .filter_map(|served| Some((meta::names::group_resource(&served.resource.group, &served.resource.plural), served.cache.as_ref()?.size().0)))
+                .filter_map(|served| {
+                    Some((
+                        meta::names::group_resource(&served.resource.group, &served.resource.plural),
+                        served.cache.as_ref()?.size().0,
+                    ))
+                })
                 .collect();
             Ok(with_type(super::metrics::render(&stored), "text/plain; version=0.0.4; charset=utf-8"))
         }
@@ -99,8 +114,17 @@ fn health(server: &ApiServer, which: &str, check: &[&str], query: &str) -> Respo
     let query: Vec<(String, String)> = super::route::pairs(query).collect();
     let excluded: Vec<&str> = query.iter().filter(|(k, _)| k == "exclude").map(|(_, v)| &**v).collect();
     // Answering at all is the ping; the caches answer for the store; bootstrap is the one thing that takes time.
-    let checks = [("ping", true), ("log", true), ("etcd", true), ("informer-sync", true), ("poststarthook/rbac/bootstrap-roles", server.is_ready())];
-    let checks: Vec<_> = checks.into_iter().filter(|(name, _)| (check.is_empty() || check.join("/") == *name) && !excluded.contains(name)).collect();
+    let checks = [
+        ("ping", true),
+        ("log", true),
+        ("etcd", true),
+        ("informer-sync", true),
+        ("poststarthook/rbac/bootstrap-roles", server.is_ready()),
+    ];
+    let checks: Vec<_> = checks
+        .into_iter()
+        .filter(|(name, _)| (check.is_empty() || check.join("/") == *name) && !excluded.contains(name))
+        .collect();
     if checks.is_empty() {
         let mut response = with_type("404 page not found\n", "text/plain; charset=utf-8");
         *response.status_mut() = StatusCode::NOT_FOUND;
@@ -109,7 +133,16 @@ fn health(server: &ApiServer, which: &str, check: &[&str], query: &str) -> Respo
     let fine = checks.iter().all(|(_, fine)| *fine);
     let verbose = query.iter().any(|(k, _)| k == "verbose");
     let text = if verbose || !fine {
-        let mut text: String = checks.iter().map(|(name, fine)| format!("[{}]{name} {}\n", if *fine { '+' } else { '-' }, if *fine { "ok" } else { "failed: not finished" })).collect();
+        let mut text: String = checks
+            .iter()
+            .map(|(name, fine)| {
+                format!(
+                    "[{}]{name} {}\n",
+                    if *fine { '+' } else { '-' },
+                    if *fine { "ok" } else { "failed: not finished" }
+                )
+            })
+            .collect();
         text += &format!("{which} check {}\n", if fine { "passed" } else { "failed" });
         text
     } else {

@@ -50,7 +50,10 @@ fn percent(text: &str, plus_is_space: bool) -> String {
     let bytes = text.as_bytes();
     let mut at = 0;
     while at < bytes.len() {
-        let escape = bytes.get(at + 1..at + 3).and_then(|h| std::str::from_utf8(h).ok()).and_then(|h| u8::from_str_radix(h, 16).ok());
+        let escape = bytes
+            .get(at + 1..at + 3)
+            .and_then(|h| std::str::from_utf8(h).ok())
+            .and_then(|h| u8::from_str_radix(h, 16).ok());
         match (bytes[at], escape) {
             (b'%', Some(byte)) => {
                 out.push(byte);
@@ -77,7 +80,9 @@ fn options(query: &str) -> Result<(Options, bool), Status> {
     let mut watch = false;
     let truth = |value: &str| matches!(value, "" | "1" | "true" | "True");
     let number = |name: &str, value: &str| {
-        value.parse::<u64>().map_err(|_| Status::bad_request(format!("strconv.ParseInt: parsing {value:?}: invalid syntax ({name})")))
+        value
+            .parse::<u64>()
+            .map_err(|_| Status::bad_request(format!("strconv.ParseInt: parsing {value:?}: invalid syntax ({name})")))
     };
     for (key, value) in pairs(query) {
         match &*key {
@@ -116,7 +121,9 @@ pub fn parse(method: &Method, path: &str, query: &str) -> Result<Route, Status> 
     }
     let mut request = Request::new(Verb::Get, Gvr::new(group, version, ""), "", "");
     let tail = match rest {
-        ["namespaces", namespace, resource, tail @ ..] if !(group.is_empty() && matches!(*resource, "status" | "finalize")) => {
+        ["namespaces", namespace, resource, tail @ ..]
+            if !(group.is_empty() && matches!(*resource, "status" | "finalize")) =>
+        {
             request.namespace = decode(namespace);
             request.resource.resource = decode(resource).into();
             tail
@@ -183,7 +190,12 @@ mod tests {
             ("GET", "/api/v1/pods", "", "list core/v1/pods ns= name= sub="),
             ("GET", "/api/v1/namespaces/a/pods", "watch=1", "watch core/v1/pods ns=a name= sub="),
             ("GET", "/api/v1/watch/namespaces/a/pods/b", "", "watch core/v1/pods ns=a name=b sub="),
-            ("PUT", "/apis/apps/v1/namespaces/a/deployments/b/status", "", "update apps/v1/deployments ns=a name=b sub=status"),
+            (
+                "PUT",
+                "/apis/apps/v1/namespaces/a/deployments/b/status",
+                "",
+                "update apps/v1/deployments ns=a name=b sub=status",
+            ),
             ("DELETE", "/api/v1/namespaces/a", "", "delete core/v1/namespaces ns=a name=a sub="),
             ("PUT", "/api/v1/namespaces/a/finalize", "", "update core/v1/namespaces ns=a name=a sub=finalize"),
             ("DELETE", "/api/v1/namespaces/a/pods", "", "deletecollection core/v1/pods ns=a name= sub="),
@@ -198,7 +210,15 @@ mod tests {
                 Route::Connect(c) => format!("connect {} {}", c.request.name, c.rest),
                 Route::Resource(r) => {
                     let group = if r.resource.group.is_empty() { "core" } else { &r.resource.group };
-                    format!("{} {group}/{}/{} ns={} name={} sub={}", r.verb.as_str(), r.resource.version, r.resource.resource, r.namespace, r.name, r.subresource)
+                    format!(
+                        "{} {group}/{}/{} ns={} name={} sub={}",
+                        r.verb.as_str(),
+                        r.resource.version,
+                        r.resource.resource,
+                        r.namespace,
+                        r.name,
+                        r.subresource
+                    )
                 }
             };
             assert_eq!(said, expect, "{method} {path}");

@@ -25,7 +25,9 @@ fn cell_at(body: &Value, path: &str, kind: &str, now: &str) -> Value {
     let Some(found) = super::jsonpath::find(body, path) else { return Value::Null };
     match (kind, found) {
         ("date", Value::String(at)) => resources::cells::since(at, now).into(),
-        ("string", Value::String(_)) | ("integer" | "number", Value::Number(_)) | ("boolean", Value::Bool(_)) => found.clone(),
+        ("string", Value::String(_)) | ("integer" | "number", Value::Number(_)) | ("boolean", Value::Bool(_)) => {
+            found.clone()
+        }
         ("string", other) if !other.is_null() => other.to_string().into(),
         _ => Value::Null,
     }
@@ -34,7 +36,12 @@ fn cell_at(body: &Value, path: &str, kind: &str, now: &str) -> Value {
 pub fn row(resource: &Resource, version: &ResourceVersion, object: &Object, include: &str) -> Result<Value, Status> {
     let body = object.value().map_err(Status::internal)?;
     let now = clock::now();
-    let mut built = if version.columns.iter().any(|c| c.cell == Cell::Built) { resource.strategy.table_row(&body, &now) } else { Vec::new() }.into_iter();
+    let mut built = if version.columns.iter().any(|c| c.cell == Cell::Built) {
+        resource.strategy.table_row(&body, &now)
+    } else {
+        Vec::new()
+    }
+    .into_iter();
     let mut cells: Vec<Value> = version
         .columns
         .iter()
@@ -50,7 +57,10 @@ pub fn row(resource: &Resource, version: &ResourceVersion, object: &Object, incl
     match include {
         "None" => {}
         "Object" => out["object"] = body,
-        _ => out["object"] = json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": body["metadata"]}),
+        _ => {
+            out["object"] =
+                json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": body["metadata"]})
+        }
     }
     Ok(out)
 }

@@ -48,8 +48,10 @@ impl Upgrade {
     pub fn take<B>(request: &mut http::Request<B>, lines: bool) -> Option<Self> {
         let key = request.headers().get(header::SEC_WEBSOCKET_KEY)?.to_str().ok()?.to_string();
         let digest = ring::digest::digest(&ring::digest::SHA1_FOR_LEGACY_USE_ONLY, format!("{key}{MAGIC}").as_bytes());
-        let asked = request.headers().get(header::SEC_WEBSOCKET_PROTOCOL).and_then(|v| v.to_str().ok()).unwrap_or_default();
-        let protocol = asked.split(',').map(str::trim).find_map(|p| [BINARY, BASE64].into_iter().find(|known| *known == p));
+        let asked =
+            request.headers().get(header::SEC_WEBSOCKET_PROTOCOL).and_then(|v| v.to_str().ok()).unwrap_or_default();
+        let protocol =
+            asked.split(',').map(str::trim).find_map(|p| [BINARY, BASE64].into_iter().find(|known| *known == p));
         let form = match protocol {
             _ if lines => Form::Lines,
             Some(BASE64) => Form::Base64,
@@ -57,7 +59,13 @@ impl Upgrade {
         };
         let connection = hyper::upgrade::on(&mut *request);
         let headers = request.headers_mut();
-        for name in [header::UPGRADE, header::CONNECTION, header::SEC_WEBSOCKET_KEY, header::SEC_WEBSOCKET_PROTOCOL, header::SEC_WEBSOCKET_VERSION] {
+        for name in [
+            header::UPGRADE,
+            header::CONNECTION,
+            header::SEC_WEBSOCKET_KEY,
+            header::SEC_WEBSOCKET_PROTOCOL,
+            header::SEC_WEBSOCKET_VERSION,
+        ] {
             headers.remove(name);
         }
         headers.remove(header::ACCEPT_ENCODING);

@@ -40,7 +40,8 @@ fn media_type(content_type: &str) -> &str {
 }
 
 fn unsupported(content_type: &str, supported: &str) -> Status {
-    let message = format!("the body of the request was in an unknown format - accepted media types include: {supported}");
+    let message =
+        format!("the body of the request was in an unknown format - accepted media types include: {supported}");
     tracing::debug!(content_type, "unsupported media type");
     Status::new(meta::Reason::UnsupportedMediaType, message)
 }
@@ -55,10 +56,13 @@ fn parse(body: &RequestBody) -> Result<(Value, Issues), Status> {
             match media_type(content_type) {
                 "" | "application/json" => meta::decode::json(bytes).map_err(|e| refuse(&e)),
                 "application/yaml" => meta::decode::yaml(bytes).map_err(|e| refuse(&e)),
-                "application/vnd.kubernetes.protobuf" => {
-                    Ok((meta::protobuf::decode(meta::schema::builtin(), bytes).map_err(|e| refuse(&e))?, Issues::default()))
+                "application/vnd.kubernetes.protobuf" => Ok((
+                    meta::protobuf::decode(meta::schema::builtin(), bytes).map_err(|e| refuse(&e))?,
+                    Issues::default(),
+                )),
+                other => {
+                    Err(unsupported(other, "application/json, application/yaml, application/vnd.kubernetes.protobuf"))
                 }
-                other => Err(unsupported(other, "application/json, application/yaml, application/vnd.kubernetes.protobuf")),
             }
         }
     }
@@ -108,7 +112,9 @@ pub fn decode_object(_server: &ApiServer, target: &Target<'_>, body: &RequestBod
 fn expect_kind(target: &Target<'_>, value: &mut Value) -> Result<(), Status> {
     let resource = &target.served.resource;
     let wanted = resource.group_version(&target.version.name).to_string();
-    let map = value.as_object_mut().ok_or_else(|| Status::bad_request("couldn't get version/kind; json parse error: the body is not an object"))?;
+    let map = value
+        .as_object_mut()
+        .ok_or_else(|| Status::bad_request("couldn't get version/kind; json parse error: the body is not an object"))?;
     let kind = map.get("kind").and_then(Value::as_str).unwrap_or_default();
     let api_version = map.get("apiVersion").and_then(Value::as_str).unwrap_or_default();
     if (!kind.is_empty() && kind != &*resource.kind) || (!api_version.is_empty() && api_version != wanted) {
@@ -120,7 +126,10 @@ fn expect_kind(target: &Target<'_>, value: &mut Value) -> Result<(), Status> {
     }
     if resource.custom && (kind.is_empty() || api_version.is_empty()) {
         let what = if kind.is_empty() { "kind" } else { "apiVersion" };
-        return Err(Status::bad_request(format!("Object '{}' is missing in the body", if what == "kind" { "Kind" } else { "apiVersion" })));
+        return Err(Status::bad_request(format!(
+            "Object '{}' is missing in the body",
+            if what == "kind" { "Kind" } else { "apiVersion" }
+        )));
     }
     map.insert("kind".into(), resource.kind.to_string().into());
     map.insert("apiVersion".into(), wanted.into());
@@ -149,11 +158,7 @@ fn manager<'a>(target: &Target<'a>) -> &'a str {
 }
 
 fn applied_by<'a>(target: &Target<'a>, now: &'a str) -> meta::apply::Writer<'a> {
-    meta::apply::Writer {
-        manager: manager(target),
-        subresource: &target.request.subresource,
-        now,
-    }
+    meta::apply::Writer { manager: manager(target), subresource: &target.request.subresource, now }
 }
 
 /// Records who owns which fields after an ordinary write.
@@ -190,7 +195,9 @@ impl Document {
             return Err(Status::invalid("meta.k8s.io", "PatchOptions", "", &[error]));
         }
         let json = || match &target.request.body {
-            RequestBody::Bytes { bytes, .. } => meta::decode::json(bytes).map(|(v, _)| v).map_err(|e| Status::bad_request(format!("error decoding patch: {e}"))),
+            RequestBody::Bytes { bytes, .. } => meta::decode::json(bytes)
+                .map(|(v, _)| v)
+                .map_err(|e| Status::bad_request(format!("error decoding patch: {e}"))),
             RequestBody::Value { value, .. } => Ok(value.clone()),
             RequestBody::None => Ok(Value::Null),
         };
@@ -198,13 +205,18 @@ impl Document {
             "application/json-patch+json" => {
                 let patch = json()?;
                 if patch.as_array().is_some_and(|ops| ops.len() > MAX_JSON_PATCH_OPS) {
-                    let message = format!("The allowed maximum operations in a JSON patch is {MAX_JSON_PATCH_OPS}, got {}", patch.as_array().map_or(0, Vec::len));
+                    let message = format!(
+                        "The allowed maximum operations in a JSON patch is {MAX_JSON_PATCH_OPS}, got {}",
+                        patch.as_array().map_or(0, Vec::len)
+                    );
                     return Err(Status::new(meta::Reason::RequestEntityTooLarge, message));
                 }
                 Ok(Self::JsonPatch(patch))
             }
             "application/merge-patch+json" => Ok(Self::MergePatch(json()?)),
-            "application/strategic-merge-patch+json" if !target.served.resource.custom => Ok(Self::StrategicPatch(json()?)),
+            "application/strategic-merge-patch+json" if !target.served.resource.custom => {
+                Ok(Self::StrategicPatch(json()?))
+            }
             "application/apply-patch+yaml" | "application/apply-patch+json" => {
                 if options.field_manager.as_deref().unwrap_or_default().is_empty() {
                     let path = meta::FieldPath::new("fieldManager");
@@ -212,7 +224,8 @@ impl Document {
                     return Err(Status::invalid("meta.k8s.io", "PatchOptions", "", &[error]));
                 }
                 let (mut value, issues) = match &target.request.body {
-                    RequestBody::Bytes { bytes, .. } => meta::decode::yaml(bytes).map_err(|e| Status::bad_request(format!("error decoding YAML: {e}")))?,
+                    RequestBody::Bytes { bytes, .. } => meta::decode::yaml(bytes)
+                        .map_err(|e| Status::bad_request(format!("error decoding YAML: {e}")))?,
                     RequestBody::Value { value, .. } => (value.clone(), Issues::default()),
                     RequestBody::None => (Value::Null, Issues::default()),
                 };
@@ -224,7 +237,8 @@ impl Document {
                 Ok(Self::Apply(value))
             }
             other => {
-                let mut supported = vec!["application/json-patch+json", "application/merge-patch+json", "application/apply-patch+yaml"];
+                let mut supported =
+                    vec!["application/json-patch+json", "application/merge-patch+json", "application/apply-patch+yaml"];
                 if !target.served.resource.custom {
                     supported.insert(2, "application/strategic-merge-patch+json");
                 }
@@ -238,9 +252,11 @@ impl Document {
         match self {
             Self::Put(body) => Ok(body.clone()),
             Self::Apply(body) => {
-                let nothing = serde_json::json!({"kind": body["kind"], "apiVersion": body["apiVersion"], "metadata": {}});
+                let nothing =
+                    serde_json::json!({"kind": body["kind"], "apiVersion": body["apiVersion"], "metadata": {}});
                 let root = target.version.schema.root();
-                meta::apply::apply(root, &nothing, body, false, &applied_by(target, now)).map_err(|c| c.status(target.group(), target.plural(), &target.request.name))
+                meta::apply::apply(root, &nothing, body, false, &applied_by(target, now))
+                    .map_err(|c| c.status(target.group(), target.plural(), &target.request.name))
             }
             _ => Err(target.not_found()),
         }
@@ -281,13 +297,16 @@ impl Document {
             Self::Apply(applied) => {
                 let mut applied = applied.clone();
                 let resource = &served.resource;
-                if resource.custom && resource.has_status() && target.request.subresource.is_empty() && let Some(map) = applied.as_object_mut() {
+                if resource.custom
+                    && resource.has_status()
+                    && target.request.subresource.is_empty()
+                    && let Some(map) = applied.as_object_mut()
+                {
                     map.remove("status");
                 }
                 let force = target.request.options.force.unwrap_or(false);
-                meta::apply::apply(root, &seen, &applied, force, &applied_by(target, now)).map_err(|conflicts| {
-                    conflicts.status(target.group(), target.plural(), &target.request.name)
-                })?
+                meta::apply::apply(root, &seen, &applied, force, &applied_by(target, now))
+                    .map_err(|conflicts| conflicts.status(target.group(), target.plural(), &target.request.name))?
             }
         };
         if !matches!(self, Self::Put(_) | Self::Apply(_)) {
@@ -309,7 +328,8 @@ impl ScaleDocument {
         }
         let (content_type, value) = match &target.request.body {
             RequestBody::Bytes { content_type, bytes } => {
-                let (value, _) = meta::decode::yaml(bytes).map_err(|e| Status::bad_request(format!("error decoding patch: {e}")))?;
+                let (value, _) =
+                    meta::decode::yaml(bytes).map_err(|e| Status::bad_request(format!("error decoding patch: {e}")))?;
                 (content_type.as_str(), value)
             }
             RequestBody::Value { content_type, value } => (*content_type, value.clone()),
@@ -318,8 +338,13 @@ impl ScaleDocument {
         match media_type(content_type) {
             "application/json-patch+json" => Ok(Self(Document::JsonPatch(value))),
             // A Scale has no lists: all three mean the same.
-            "application/merge-patch+json" | "application/strategic-merge-patch+json" | "application/apply-patch+yaml" => Ok(Self(Document::MergePatch(value))),
-            other => Err(unsupported(other, "application/json-patch+json, application/merge-patch+json, application/strategic-merge-patch+json, application/apply-patch+yaml")),
+            "application/merge-patch+json"
+            | "application/strategic-merge-patch+json"
+            | "application/apply-patch+yaml" => Ok(Self(Document::MergePatch(value))),
+            other => Err(unsupported(
+                other,
+                "application/json-patch+json, application/merge-patch+json, application/strategic-merge-patch+json, application/apply-patch+yaml",
+            )),
         }
     }
 
@@ -333,7 +358,9 @@ impl ScaleDocument {
                 meta::patch::merge(&mut scale, patch).map_err(said)?;
                 Ok(scale)
             }
-            Document::StrategicPatch(_) | Document::Apply(_) => Err(Status::internal("a scale is not patched this way")),
+            Document::StrategicPatch(_) | Document::Apply(_) => {
+                Err(Status::internal("a scale is not patched this way"))
+            }
         }
     }
 }

@@ -38,8 +38,11 @@ impl DeleteOptions {
         let mut options = Self { dry_run: request.options.dry_run.clone(), ..Self::default() };
         let query = |name: &str| request.options.other.iter().find(|(k, _)| k == name).map(|(_, v)| v.as_str());
         if let Some(seconds) = query("gracePeriodSeconds") {
-            options.grace_period_seconds =
-                Some(seconds.parse().map_err(|_| Status::bad_request(format!("gracePeriodSeconds: invalid value {seconds:?}")))?);
+            options.grace_period_seconds = Some(
+                seconds
+                    .parse()
+                    .map_err(|_| Status::bad_request(format!("gracePeriodSeconds: invalid value {seconds:?}")))?,
+            );
         }
         options.propagation = query("propagationPolicy").map(str::to_string);
         match query("orphanDependents") {
@@ -95,7 +98,9 @@ impl ApiServer {
     pub(super) async fn delete(&self, target: Target<'_>) -> Result<Reply, Status> {
         let options = DeleteOptions::of(target.request)?;
         match self.delete_object(target, &options).await? {
-            Some(kept) => Ok(Reply::Object { object: target.served.present(kept.into(), target.version).await?, created: false }),
+            Some(kept) => {
+                Ok(Reply::Object { object: target.served.present(kept.into(), target.version).await?, created: false })
+            }
             None => {
                 let mut status = Status::success();
                 status.details = Some(Box::new(meta::status::Details {
@@ -123,7 +128,10 @@ impl ApiServer {
                 // What cannot be read can still be removed.
                 Err(error) => {
                     tracing::warn!(%key, %error, "deleting an object that cannot be read");
-                    let txn = Txn { compares: vec![Compare { key: key.clone(), mod_revision: stored.mod_revision }], ops: vec![Op::Delete { key: key.clone() }] };
+                    let txn = Txn {
+                        compares: vec![Compare { key: key.clone(), mod_revision: stored.mod_revision }],
+                        ops: vec![Op::Delete { key: key.clone() }],
+                    };
                     self.store().txn(txn).await.map_err(store_error)?;
                     return Ok(None);
                 }
@@ -138,7 +146,10 @@ impl ApiServer {
                 return Ok(None);
             }
             let Some(marked) = marked else {
-                let mut txn = Txn { compares: vec![Compare { key: key.clone(), mod_revision: stored.mod_revision }], ops: vec![Op::Delete { key: key.clone() }] };
+                let mut txn = Txn {
+                    compares: vec![Compare { key: key.clone(), mod_revision: stored.mod_revision }],
+                    ops: vec![Op::Delete { key: key.clone() }],
+                };
                 super::write::claim(resource, Some(&old), None, &mut txn);
                 match self.store().txn(txn).await.map_err(store_error)? {
                     TxnOutcome::Committed { .. } => return Ok(None),
@@ -151,7 +162,12 @@ impl ApiServer {
             let revision = stored.mod_revision.to_string();
             let replace = |body: &mut Value| {
                 if metadata::text(body, "resourceVersion") != revision {
-                    return Err(Status::conflict(target.group(), target.plural(), &target.request.name, metadata::MODIFIED));
+                    return Err(Status::conflict(
+                        target.group(),
+                        target.plural(),
+                        &target.request.name,
+                        metadata::MODIFIED,
+                    ));
                 }
                 *body = marked.clone();
                 Ok(())
@@ -163,14 +179,19 @@ impl ApiServer {
                 Err(status) => return Err(status),
             }
         }
-        Err(refused.unwrap_or_else(|| Status::conflict(target.group(), target.plural(), &target.request.name, metadata::MODIFIED)))
+        Err(refused.unwrap_or_else(|| {
+            Status::conflict(target.group(), target.plural(), &target.request.name, metadata::MODIFIED)
+        }))
     }
 
     fn check_preconditions(&self, target: &Target<'_>, options: &DeleteOptions, old: &Value) -> Result<(), Status> {
-        for (wanted, field, words) in [(&options.uid, "uid", "UID"), (&options.resource_version, "resourceVersion", "ResourceVersion")] {
+        for (wanted, field, words) in
+            [(&options.uid, "uid", "UID"), (&options.resource_version, "resourceVersion", "ResourceVersion")]
+        {
             let found = metadata::text(old, field);
             if let Some(wanted) = wanted.as_deref().filter(|w| *w != found) {
-                let why = format!("Precondition failed: {words} in precondition: {wanted}, {words} in object meta: {found}");
+                let why =
+                    format!("Precondition failed: {words} in precondition: {wanted}, {words} in object meta: {found}");
                 return Err(Status::conflict(target.group(), target.plural(), &target.request.name, why));
             }
         }
@@ -191,7 +212,9 @@ impl ApiServer {
         let requests: Vec<Request> = list
             .items
             .iter()
-            .map(|item| Request::new(Verb::Delete, target.request.resource.clone(), &item.meta.namespace, &item.meta.name))
+            .map(|item| {
+                Request::new(Verb::Delete, target.request.resource.clone(), &item.meta.namespace, &item.meta.name)
+            })
             .collect();
         let mut deletions = Vec::with_capacity(requests.len());
         for request in &requests {

@@ -46,7 +46,9 @@ pub fn agree_with_url(target: &Target<'_>, body: &mut Value) -> Result<(), Statu
     if target.served.resource.namespaced {
         let said = metadata.get("namespace").and_then(Value::as_str).unwrap_or_default();
         if !said.is_empty() && said != request.namespace {
-            return Err(Status::bad_request("the namespace of the provided object does not match the namespace sent on the request"));
+            return Err(Status::bad_request(
+                "the namespace of the provided object does not match the namespace sent on the request",
+            ));
         }
         metadata.insert("namespace".into(), request.namespace.as_str().into());
     } else if metadata.get("namespace").and_then(Value::as_str).is_some_and(|ns| !ns.is_empty()) {
@@ -102,7 +104,15 @@ fn drop_empty(metadata: &mut Map<String, Value>) {
 pub fn prepare_update(body: &mut Value, old: &Value) -> Result<(), Status> {
     let before = old["metadata"].as_object().cloned().unwrap_or_default();
     let metadata = of(body)?;
-    for field in ["creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds", "generation", "uid", "generateName", "selfLink"] {
+    for field in [
+        "creationTimestamp",
+        "deletionTimestamp",
+        "deletionGracePeriodSeconds",
+        "generation",
+        "uid",
+        "generateName",
+        "selfLink",
+    ] {
         match before.get(field) {
             // A wrong uid is a failed precondition, told apart from an absent one by `preconditions`.
             Some(value) => metadata.insert(field.into(), value.clone()),
@@ -118,7 +128,10 @@ pub fn preconditions(target: &Target<'_>, body: &Value, old: &Value) -> Result<b
     let conflict = |why: String| Err(Status::conflict(target.group(), target.plural(), text(old, "name"), why));
     let (uid, stored) = (text(body, "uid"), text(old, "uid"));
     if !uid.is_empty() && uid != stored {
-        return conflict(format!("StorageError: invalid object, Code: 4, Key: {}, ResourceVersion: 0, AdditionalErrorMsg: Precondition failed: UID in precondition: {uid}, UID in object meta: {stored}", target.key()));
+        return conflict(format!(
+            "StorageError: invalid object, Code: 4, Key: {}, ResourceVersion: 0, AdditionalErrorMsg: Precondition failed: UID in precondition: {uid}, UID in object meta: {stored}",
+            target.key()
+        ));
     }
     let version = text(body, "resourceVersion");
     if !version.is_empty() && version != text(old, "resourceVersion") {
@@ -128,7 +141,8 @@ pub fn preconditions(target: &Target<'_>, body: &Value, old: &Value) -> Result<b
 }
 
 /// What clients match on to retry.
-pub const MODIFIED: &str = "the object has been modified; please apply your changes to the latest version and try again";
+pub const MODIFIED: &str =
+    "the object has been modified; please apply your changes to the latest version and try again";
 
 /// `generation` counts changes of what the user wants: everything but metadata and status.
 pub fn bump_generation(body: &mut Value, old: &Value) {
@@ -141,7 +155,9 @@ pub fn bump_generation(body: &mut Value, old: &Value) {
     let changed = wanted(body) != wanted(old);
     // Going away is a change of what is wanted, too.
     let deleted = old["metadata"]["deletionTimestamp"].is_null() && !body["metadata"]["deletionTimestamp"].is_null();
-    if (changed || deleted) && let Ok(metadata) = of(body) {
+    if (changed || deleted)
+        && let Ok(metadata) = of(body)
+    {
         let generation = metadata.get("generation").and_then(Value::as_i64).unwrap_or(0);
         metadata.insert("generation".into(), (generation + 1).into());
     }
@@ -157,7 +173,9 @@ pub fn validate_name(target: &Target<'_>, body: &Value) -> Vec<FieldError> {
         errors.push(FieldError::required(&path.child("name"), "name or generateName is required"));
         return errors;
     }
-    if !base.is_empty() && let Err(why) = strategy.validate_name(base, true) {
+    if !base.is_empty()
+        && let Err(why) = strategy.validate_name(base, true)
+    {
         errors.push(FieldError::invalid(&path.child("generateName"), base, why));
     }
     let path_segment = if matches!(name, "." | "..") {

@@ -86,7 +86,10 @@ impl Target<'_> {
         match &self.request.options.dry_run[..] {
             [] => Ok(false),
             [all] if all == "All" => Ok(true),
-            other => Err(Status::bad_request(format!("dryRun: Unsupported value: {:?}: supported values: \"All\"", other.join(",")))),
+            other => Err(Status::bad_request(format!(
+                "dryRun: Unsupported value: {:?}: supported values: \"All\"",
+                other.join(",")
+            ))),
         }
     }
 }
@@ -107,7 +110,10 @@ impl ApiServer {
         if let Some(text) = &version.deprecation {
             caller.warn(&**text);
         }
-        if resource.namespaced && request.namespace.is_empty() && !matches!(request.verb, Verb::List | Verb::Watch | Verb::Create) {
+        if resource.namespaced
+            && request.namespace.is_empty()
+            && !matches!(request.verb, Verb::List | Verb::Watch | Verb::Create)
+        {
             return Err(Status::unknown_path());
         }
         let target = Target { caller, served, version, request: &request };
@@ -115,8 +121,12 @@ impl ApiServer {
             let sub = resource.subresource(&request.subresource).ok_or_else(Status::unknown_path)?;
             return match (&sub.kind, request.verb) {
                 (SubresourceKind::Status | SubresourceKind::Part, Verb::Get) => self.get(target).await,
-                (SubresourceKind::Status | SubresourceKind::Part, Verb::Update | Verb::Patch) => self.update(target).await,
-                (SubresourceKind::Scale { .. }, Verb::Get | Verb::Update | Verb::Patch) => crate::subresource::scale::serve(self, target).await,
+                (SubresourceKind::Status | SubresourceKind::Part, Verb::Update | Verb::Patch) => {
+                    self.update(target).await
+                }
+                (SubresourceKind::Scale { .. }, Verb::Get | Verb::Update | Verb::Patch) => {
+                    crate::subresource::scale::serve(self, target).await
+                }
                 (SubresourceKind::Action, Verb::Create) => crate::subresource::act(self, target).await,
                 _ => Err(target.not_allowed()),
             };

@@ -46,7 +46,9 @@ enum Freshness {
 }
 
 fn parse_revision(text: &str) -> Result<Revision, Status> {
-    text.parse().map_err(|_| Status::bad_request(format!("Invalid value: {text:?}: strconv.ParseUint: parsing {text:?}: invalid syntax")))
+    text.parse().map_err(|_| {
+        Status::bad_request(format!("Invalid value: {text:?}: strconv.ParseUint: parsing {text:?}: invalid syntax"))
+    })
 }
 
 fn freshness(options: &Options) -> Result<Freshness, Status> {
@@ -77,10 +79,13 @@ fn freshness(options: &Options) -> Result<Freshness, Status> {
 pub fn selection(target: &Target<'_>) -> Result<Selection, Status> {
     let options = &target.request.options;
     let resource = &target.served.resource;
-    let labels = LabelSelector::parse(options.label_selector.as_deref().unwrap_or_default()).map_err(Status::bad_request)?;
-    let mut fields = FieldSelector::parse(options.field_selector.as_deref().unwrap_or_default()).map_err(Status::bad_request)?;
+    let labels =
+        LabelSelector::parse(options.label_selector.as_deref().unwrap_or_default()).map_err(Status::bad_request)?;
+    let mut fields =
+        FieldSelector::parse(options.field_selector.as_deref().unwrap_or_default()).map_err(Status::bad_request)?;
     for (field, _, _) in &fields.terms {
-        let known = matches!(&**field, "metadata.name" | "metadata.namespace") || resource.selectable.iter().any(|s| *s.name == **field);
+        let known = matches!(&**field, "metadata.name" | "metadata.namespace")
+            || resource.selectable.iter().any(|s| *s.name == **field);
         if !known {
             return Err(Status::bad_request(format!("field label not supported: {field}")));
         }
@@ -120,7 +125,11 @@ impl ApiServer {
             return Ok(());
         }
         let message = format!("Too large resource version: {revision}, current: {}", self.feed().progress());
-        let cause = meta::Cause { reason: "ResourceVersionTooLarge".into(), message: "Too large resource version".into(), field: String::new() };
+        let cause = meta::Cause {
+            reason: "ResourceVersionTooLarge".into(),
+            message: "Too large resource version".into(),
+            field: String::new(),
+        };
         Err(Status::timeout(format!("Timeout: {message}"), 1).with_causes(vec![cause]))
     }
 
@@ -167,7 +176,9 @@ impl ApiServer {
         };
         let cache = target.served.cache()?;
         let page = match at {
-            Some(revision) if cache.newest() > revision => self.page_of_history(&target, &selection, after, limit, revision).await?,
+            Some(revision) if cache.newest() > revision => {
+                self.page_of_history(&target, &selection, after, limit, revision).await?
+            }
             _ => {
                 // The revision first: what it covers is in the cache for certain.
                 let progress = self.feed().progress();
@@ -232,7 +243,10 @@ impl ApiServer {
         let streaming_list = options.send_initial_events == Some(true);
         if streaming_list && options.resource_version_match.as_deref() != Some("NotOlderThan") {
             let path = meta::FieldPath::new("resourceVersionMatch");
-            let error = meta::FieldError::forbidden(&path, "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan");
+            let error = meta::FieldError::forbidden(
+                &path,
+                "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan",
+            );
             return Err(Status::invalid("meta.k8s.io", "ListOptions", "", &[error]));
         }
         let initial = streaming_list || (matches!(version, "" | "0") && options.send_initial_events.is_none());
@@ -307,7 +321,8 @@ fn page_of_cache(cache: &crate::cache::Cache, selection: &Selection, after: Opti
         "" => format!("{}/{}", cache.prefix(), object.meta.name),
         ns => format!("{}/{ns}/{}", cache.prefix(), object.meta.name),
     };
-    let (slice, more) = cache.slice(&selection.prefix, after.as_deref(), if selection.is_everything() { limit } else { usize::MAX });
+    let (slice, more) =
+        cache.slice(&selection.prefix, after.as_deref(), if selection.is_everything() { limit } else { usize::MAX });
     let mut page = Page { revision: slice.newest, ..Page::default() };
     if selection.is_everything() {
         page.next = if more { slice.items.last().map(|last| key_of(last)) } else { None };

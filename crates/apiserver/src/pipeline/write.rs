@@ -50,7 +50,12 @@ pub(super) fn claim(resource: &resources::Resource, old: Option<&Value>, new: Op
     }
 }
 
-fn claim_taken(target: &Target<'_>, name: &str, compared: &[store::Key], current: &[Option<store::KeyValue>]) -> Status {
+fn claim_taken(
+    target: &Target<'_>,
+    name: &str,
+    compared: &[store::Key],
+    current: &[Option<store::KeyValue>],
+) -> Status {
     let held = compared.iter().zip(current).skip(1).find(|(_, found)| found.is_some());
     let error = service_address::taken(held.map_or("", |(key, _)| &**key));
     Status::invalid(target.group(), &target.served.resource.kind, name, &[error])
@@ -109,7 +114,10 @@ impl ApiServer {
         body::default(target.served, &mut body);
         metadata::prepare_create(&mut body, &now, tracks)?;
 
-        if resource.has_status() && resource.strategy.drops_status_on_create() && let Some(map) = body.as_object_mut() {
+        if resource.has_status()
+            && resource.strategy.drops_status_on_create()
+            && let Some(map) = body.as_object_mut()
+        {
             map.remove("status");
         }
         // What admission and strategies fill in is nobody's: ownership is of what the client sent.
@@ -158,7 +166,9 @@ impl ApiServer {
             TxnOutcome::Conflict { current, .. } if current.first().is_some_and(Option::is_some) => {
                 Err(Status::already_exists(target.group(), target.plural(), &name))
             }
-            TxnOutcome::Conflict { current, .. } => Ok(Created::ClaimTaken(claim_taken(&target, &name, &compared, &current))),
+            TxnOutcome::Conflict { current, .. } => {
+                Ok(Created::ClaimTaken(claim_taken(&target, &name, &compared, &current)))
+            }
         }
     }
 
@@ -171,7 +181,10 @@ impl ApiServer {
 
     pub(super) async fn update(&self, target: Target<'_>) -> Result<Reply, Status> {
         let written = self.change(target, Change::Request).await?;
-        Ok(Reply::Object { object: target.served.present(written.object, target.version).await?, created: written.created })
+        Ok(Reply::Object {
+            object: target.served.present(written.object, target.version).await?,
+            created: written.created,
+        })
     }
 
     /// Changes one object, or (where the kind or an apply allows it) creates it.
@@ -269,13 +282,23 @@ impl ApiServer {
             _ => false,
         };
         let Some(document) = document.filter(|_| allowed) else { return Err(target.not_found()) };
-        crate::authz::require(self, &target.caller.user, &crate::authz::Attributes { verb: "create", ..crate::authz::Attributes::of(target.request) })?;
+        crate::authz::require(
+            self,
+            &target.caller.user,
+            &crate::authz::Attributes { verb: "create", ..crate::authz::Attributes::of(target.request) },
+        )?;
         let body = document.as_new(&target, &clock::now())?;
         Ok(Written { object: self.create_object(target, body).await?, created: true, removed: false })
     }
 
     /// The new body, fit to be stored, and whether the client named the version it changes.
-    async fn make(&self, target: &Target<'_>, change: &Change<'_>, document: Option<&body::Document>, old: &Value) -> Result<(Value, bool), Status> {
+    async fn make(
+        &self,
+        target: &Target<'_>,
+        change: &Change<'_>,
+        document: Option<&body::Document>,
+        old: &Value,
+    ) -> Result<(Value, bool), Status> {
         let resource = &target.served.resource;
         let now = clock::now();
         let cx = context(target, &now);
@@ -290,7 +313,10 @@ impl ApiServer {
                 body = document.changed(target, old, &now).await?;
                 metadata::agree_with_url(target, &mut body)?;
                 named_version = metadata::preconditions(target, &body, old)?;
-                if !named_version && target.request.verb == Verb::Update && !resource.strategy.allow_unconditional_update() {
+                if !named_version
+                    && target.request.verb == Verb::Update
+                    && !resource.strategy.allow_unconditional_update()
+                {
                     let path = meta::FieldPath::new("metadata.resourceVersion");
                     let error = FieldError::invalid(&path, "", "must be specified for an update");
                     return Err(Status::invalid(target.group(), &resource.kind, &target.request.name, &[error]));
@@ -348,12 +374,16 @@ fn keep_other_half(target: &Target<'_>, body: &mut Value, old: &Value) {
     match &*target.request.subresource {
         "" if resource.has_status() && resource.strategy.drops_status_on_create() => restore(map, "status"),
         "status" => {
-            let fields: Vec<String> = map.keys().chain(old.as_object().into_iter().flat_map(|o| o.keys())).cloned().collect();
-            for field in fields.iter().filter(|f| !matches!(f.as_str(), "status" | "metadata" | "apiVersion" | "kind")) {
+            let fields: Vec<String> =
+                map.keys().chain(old.as_object().into_iter().flat_map(|o| o.keys())).cloned().collect();
+            for field in fields.iter().filter(|f| !matches!(f.as_str(), "status" | "metadata" | "apiVersion" | "kind"))
+            {
                 restore(map, field);
             }
             // Custom resources keep all metadata but managedFields; built-in kinds let labels and annotations through.
-            if resource.custom && let Some(before) = old["metadata"].as_object() {
+            if resource.custom
+                && let Some(before) = old["metadata"].as_object()
+            {
                 let managed = map["metadata"].get("managedFields").cloned();
                 let mut kept = before.clone();
                 if let Some(managed) = managed {
@@ -367,5 +397,10 @@ fn keep_other_half(target: &Target<'_>, body: &mut Value, old: &Value) {
 }
 
 pub(super) fn context<'a>(target: &Target<'a>, now: &'a str) -> Context<'a> {
-    Context { now, user: &target.caller.user.name, groups: &target.caller.user.groups, subresource: &target.request.subresource }
+    Context {
+        now,
+        user: &target.caller.user.name,
+        groups: &target.caller.user.groups,
+        subresource: &target.request.subresource,
+    }
 }

@@ -7,8 +7,8 @@ use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, header};
 use futures::StreamExt;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, header};
 use http_body_util::{BodyExt, StreamBody};
 use hyper::body::{Frame, Incoming};
 use hyper_util::rt::TokioIo;
@@ -41,11 +41,19 @@ fn text<'a>(body: &'a Value, pointer: &str) -> &'a str {
     body.pointer(pointer).and_then(Value::as_str).unwrap_or_default()
 }
 
-pub async fn serve(server: &Arc<ApiServer>, call: Connect, request: Request<Incoming>) -> Result<Response<Body>, Status> {
+pub async fn serve(
+    server: &Arc<ApiServer>,
+    call: Connect,
+    request: Request<Incoming>,
+) -> Result<Response<Body>, Status> {
     server.await_newest().await?;
     let r = &call.request;
     let proxied = r.subresource == "proxy";
-    if proxied && call.rest.is_empty() && matches!(*request.method(), Method::GET | Method::HEAD) && !is_upgrade(request.headers()) {
+    if proxied
+        && call.rest.is_empty()
+        && matches!(*request.method(), Method::GET | Method::HEAD)
+        && !is_upgrade(request.headers())
+    {
         return Ok(to_root(request.uri()));
     }
     // What stands before the proxied path: links in the answer must go through the proxy, too.
@@ -55,7 +63,12 @@ pub async fn serve(server: &Arc<ApiServer>, call: Connect, request: Request<Inco
         ("services", "proxy") => service_proxy(server, &call)?,
         ("nodes", "proxy") => {
             let (address, _) = kubelet(server, node_name(&r.name))?;
-            Destination { address, tls: true, path: with_query(&or_root(&call.rest), &call.query), host: r.name.clone() }
+            Destination {
+                address,
+                tls: true,
+                path: with_query(&or_root(&call.rest), &call.query),
+                host: r.name.clone(),
+            }
         }
         ("pods", "log" | "exec" | "attach" | "portforward") => pod_stream(server, &call, request.method())?,
         _ => return Err(Status::unknown_path()),
@@ -101,7 +114,11 @@ fn node_name(name: &str) -> &str {
 fn kubelet(server: &ApiServer, node: &str) -> Result<(SocketAddr, Arc<Object>), Status> {
     let object = server.lookup("", "nodes", "", node).ok_or_else(|| Status::not_found("", "nodes", node))?;
     let body = object.value().map_err(Status::internal)?;
-    let port = body.pointer("/status/daemonEndpoints/kubeletEndpoint/Port").and_then(Value::as_u64).and_then(|p| u16::try_from(p).ok()).unwrap_or(KUBELET_PORT);
+    let port = body
+        .pointer("/status/daemonEndpoints/kubeletEndpoint/Port")
+        .and_then(Value::as_u64)
+        .and_then(|p| u16::try_from(p).ok())
+        .unwrap_or(KUBELET_PORT);
     let addresses = body.pointer("/status/addresses").and_then(Value::as_array);
     let address = ["InternalIP", "ExternalIP"]
         .iter()
@@ -183,7 +200,13 @@ fn escape(text: &str) -> String {
 
 fn choose_container(pod: &Value, asked: &str, name: &str) -> Result<String, Status> {
     let names = |list: &str| -> Vec<String> {
-        pod["spec"][list].as_array().into_iter().flatten().filter_map(|c| c["name"].as_str()).map(String::from).collect()
+        pod["spec"][list]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(|c| c["name"].as_str())
+            .map(String::from)
+            .collect()
     };
     let (containers, init, ephemeral) = (names("containers"), names("initContainers"), names("ephemeralContainers"));
     if !asked.is_empty() {
@@ -201,7 +224,8 @@ fn choose_container(pod: &Value, asked: &str, name: &str) -> Result<String, Stat
         [] => Err(Status::bad_request(format!("a container name must be specified for pod {name}"))),
         [one] => Ok(one.clone()),
         many => {
-            let mut message = format!("a container name must be specified for pod {name}, choose one of: [{}]", many.join(" "));
+            let mut message =
+                format!("a container name must be specified for pod {name}, choose one of: [{}]", many.join(" "));
             if !init.is_empty() {
                 message += &format!(" or one of the init containers: [{}]", init.join(" "));
             }
@@ -216,7 +240,11 @@ fn pod_proxy(server: &ApiServer, call: &Connect) -> Result<Destination, Status> 
     let ip = text(&body, "/status/podIP");
     let port = match port {
         "" => {
-            let ports = body["spec"]["containers"].as_array().into_iter().flatten().flat_map(|c| c["ports"].as_array().into_iter().flatten());
+            let ports = body["spec"]["containers"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .flat_map(|c| c["ports"].as_array().into_iter().flatten());
             ports.filter_map(|p| p["containerPort"].as_u64()).next().unwrap_or(80)
         }
         port => port.parse().map_err(|_| Status::bad_request(format!("invalid port {port:?}")))?,
@@ -235,12 +263,21 @@ fn service_proxy(server: &ApiServer, call: &Connect) -> Result<Destination, Stat
 }
 
 /// A ready endpoint of a service's port, by its name or number (any port when empty), chosen at random.
-pub(crate) fn service_endpoint(server: &ApiServer, namespace: &str, name: &str, port: &str) -> Result<SocketAddr, Status> {
+pub(crate) fn service_endpoint(
+    server: &ApiServer,
+    namespace: &str,
+    name: &str,
+    port: &str,
+) -> Result<SocketAddr, Status> {
     use rand::seq::IndexedRandom;
-    let service = server.lookup("", "services", namespace, name).ok_or_else(|| Status::not_found("", "services", name))?;
+    let service =
+        server.lookup("", "services", namespace, name).ok_or_else(|| Status::not_found("", "services", name))?;
     let service = service.value().map_err(Status::internal)?;
     let ports = service["spec"]["ports"].as_array();
-    let wanted = ports.into_iter().flatten().find(|p| port.is_empty() || p["name"] == port || p["port"].as_u64().is_some_and(|n| n.to_string() == port));
+    let wanted = ports
+        .into_iter()
+        .flatten()
+        .find(|p| port.is_empty() || p["name"] == port || p["port"].as_u64().is_some_and(|n| n.to_string() == port));
     let wanted = wanted.ok_or_else(|| unavailable(format!("no service port {port:?} found for service {name:?}")))?;
     let port_name = wanted["name"].as_str().unwrap_or_default();
     let mut found = Vec::new();
@@ -249,14 +286,24 @@ pub(crate) fn service_endpoint(server: &ApiServer, namespace: &str, name: &str, 
             continue;
         }
         let slice = slice.value().map_err(Status::internal)?;
-        let port = slice["ports"].as_array().into_iter().flatten().find(|p| p["name"].as_str().unwrap_or_default() == port_name).and_then(|p| p["port"].as_u64());
+        let port = slice["ports"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .find(|p| p["name"].as_str().unwrap_or_default() == port_name)
+            .and_then(|p| p["port"].as_u64());
         let Some(port) = port.and_then(|p| u16::try_from(p).ok()) else { continue };
-        for endpoint in slice["endpoints"].as_array().into_iter().flatten().filter(|e| e["conditions"]["ready"] != false) {
+        for endpoint in
+            slice["endpoints"].as_array().into_iter().flatten().filter(|e| e["conditions"]["ready"] != false)
+        {
             let ips = endpoint["addresses"].as_array().into_iter().flatten().filter_map(|a| a.as_str()?.parse().ok());
             found.extend(ips.map(|ip| SocketAddr::new(ip, port)));
         }
     }
-    found.choose(&mut rand::rng()).copied().ok_or_else(|| unavailable(format!("no endpoints available for service {name:?}")))
+    found
+        .choose(&mut rand::rng())
+        .copied()
+        .ok_or_else(|| unavailable(format!("no endpoints available for service {name:?}")))
 }
 
 trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -264,7 +311,9 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 
 async fn dial(server: &ApiServer, destination: &Destination) -> Result<Box<dyn Stream>, Status> {
     let connection = &server.config().kubelet;
-    let failed = |error: std::io::Error| unavailable(format!("error trying to reach service: dial tcp {}: {error}", destination.address));
+    let failed = |error: std::io::Error| {
+        unavailable(format!("error trying to reach service: dial tcp {}: {error}", destination.address))
+    };
     let tcp = connection.dial.connect(destination.address).await.map_err(failed)?;
     let _ = tcp.set_nodelay(true);
     if !destination.tls {
@@ -277,13 +326,27 @@ async fn dial(server: &ApiServer, destination: &Destination) -> Result<Box<dyn S
 
 fn is_upgrade(headers: &HeaderMap) -> bool {
     headers.get(header::UPGRADE).is_some()
-        && headers.get_all(header::CONNECTION).iter().any(|v| v.to_str().is_ok_and(|v| v.to_ascii_lowercase().contains("upgrade")))
+        && headers
+            .get_all(header::CONNECTION)
+            .iter()
+            .any(|v| v.to_str().is_ok_and(|v| v.to_ascii_lowercase().contains("upgrade")))
 }
 
 /// Headers that speak of one connection, or of the caller's credentials.
-const NOT_FORWARDED: [HeaderName; 6] = [header::AUTHORIZATION, header::HOST, header::TRANSFER_ENCODING, header::TE, header::PROXY_AUTHORIZATION, header::COOKIE];
+const NOT_FORWARDED: [HeaderName; 6] = [
+    header::AUTHORIZATION,
+    header::HOST,
+    header::TRANSFER_ENCODING,
+    header::TE,
+    header::PROXY_AUTHORIZATION,
+    header::COOKIE,
+];
 
-async fn forward(server: &ApiServer, destination: Destination, mut request: Request<Incoming>) -> Result<Response<Body>, Status> {
+async fn forward(
+    server: &ApiServer,
+    destination: Destination,
+    mut request: Request<Incoming>,
+) -> Result<Response<Body>, Status> {
     let upgrade = is_upgrade(request.headers());
     let stream = dial(server, &destination).await?;
     let failed = |error: hyper::Error| unavailable(format!("error trying to reach service: {error}"));
@@ -303,7 +366,9 @@ async fn forward(server: &ApiServer, destination: Destination, mut request: Requ
     }
     parts.uri = destination.path.parse::<Uri>().map_err(|e| Status::bad_request(e.to_string()))?;
     parts.version = http::Version::HTTP_11;
-    parts.headers.insert(header::HOST, HeaderValue::from_str(&destination.host).unwrap_or(HeaderValue::from_static("kubelet")));
+    parts
+        .headers
+        .insert(header::HOST, HeaderValue::from_str(&destination.host).unwrap_or(HeaderValue::from_static("kubelet")));
     let mut response = sender.send_request(Request::from_parts(parts, body)).await.map_err(failed)?;
     if response.status() == StatusCode::SWITCHING_PROTOCOLS
         && let Some(client_side) = client_side

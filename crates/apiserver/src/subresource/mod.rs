@@ -51,7 +51,11 @@ pub async fn bind(server: &ApiServer, target: Target<'_>, binding: &Value) -> Re
     let kind = binding["target"]["kind"].as_str().unwrap_or("Node");
     let refuse = |error| Err(Status::invalid("", "Binding", &target.request.name, &[error]));
     if !matches!(kind, "" | "Node") {
-        return refuse(meta::FieldError::not_supported(&meta::FieldPath::new("target.kind"), kind, &["Node", "<empty>"]));
+        return refuse(meta::FieldError::not_supported(
+            &meta::FieldPath::new("target.kind"),
+            kind,
+            &["Node", "<empty>"],
+        ));
     }
     if node.is_empty() {
         return refuse(meta::FieldError::required(&path, ""));
@@ -61,7 +65,10 @@ pub async fn bind(server: &ApiServer, target: Target<'_>, binding: &Value) -> Re
         let conflict = |why: String| Err(Status::conflict("", "pods/binding", &target.request.name, why));
         let uid = metadata::text(binding, "uid");
         if !uid.is_empty() && uid != metadata::text(pod, "uid") {
-            return conflict(format!("Precondition failed: UID in precondition: {uid}, UID in object meta: {}", metadata::text(pod, "uid")));
+            return conflict(format!(
+                "Precondition failed: UID in precondition: {uid}, UID in object meta: {}",
+                metadata::text(pod, "uid")
+            ));
         }
         if !pod["metadata"]["deletionTimestamp"].is_null() {
             return conflict(format!("pod {} is being deleted, cannot be assigned to a host", target.request.name));
@@ -88,7 +95,9 @@ pub async fn bind(server: &ApiServer, target: Target<'_>, binding: &Value) -> Re
         }
         if let Some(list) = conditions.as_array_mut() {
             list.retain(|c| c["type"] != "PodScheduled");
-            list.push(json!({"type": "PodScheduled", "status": "True", "lastProbeTime": null, "lastTransitionTime": now}));
+            list.push(
+                json!({"type": "PodScheduled", "status": "True", "lastProbeTime": null, "lastTransitionTime": now}),
+            );
         }
         Ok(())
     };
@@ -104,7 +113,8 @@ pub async fn bind_by_name(server: &ApiServer, target: Target<'_>) -> Result<Repl
     request.verb = Verb::Update;
     let catalog = server.catalog();
     let served = catalog.find("", "pods").ok_or_else(Status::unknown_path)?;
-    bind(server, Target { served, version: served.resource.storage_version(), request: &request, ..target }, &binding).await
+    bind(server, Target { served, version: served.resource.storage_version(), request: &request, ..target }, &binding)
+        .await
 }
 
 /// Deletes a pod if its disruption budgets allow.
@@ -114,9 +124,11 @@ async fn evict(server: &ApiServer, target: Target<'_>) -> Result<Reply, Status> 
     if !name.is_empty() && name != target.request.name {
         return Err(Status::bad_request("name in URL does not match name in Eviction object"));
     }
-    let pod = server.lookup("", "pods", &target.request.namespace, &target.request.name).ok_or_else(|| target.not_found())?;
+    let pod =
+        server.lookup("", "pods", &target.request.namespace, &target.request.name).ok_or_else(|| target.not_found())?;
     let body = pod.value().map_err(Status::internal)?;
-    let finished = matches!(body["status"]["phase"].as_str(), Some("Succeeded" | "Failed" | "Pending")) || pod.meta.deletion_timestamp.is_some();
+    let finished = matches!(body["status"]["phase"].as_str(), Some("Succeeded" | "Failed" | "Pending"))
+        || pod.meta.deletion_timestamp.is_some();
     let mut request = target.request.clone();
     request.subresource = String::new();
     request.verb = Verb::Delete;
@@ -146,7 +158,11 @@ async fn spend_budget(server: &ApiServer, target: &Target<'_>, pod: &meta::Objec
     let (budget, body) = match &budgets[..] {
         [] => return Ok(()),
         [one] => one,
-        _ => return Err(Status::internal("This pod has more than one PodDisruptionBudget, which the eviction subresource does not support.")),
+        _ => {
+            return Err(Status::internal(
+                "This pod has more than one PodDisruptionBudget, which the eviction subresource does not support.",
+            ));
+        }
     };
     if target.dry_run()? {
         return Ok(());
@@ -154,7 +170,8 @@ async fn spend_budget(server: &ApiServer, target: &Target<'_>, pod: &meta::Objec
     let name = &budget.meta.name;
     let refuse = |why: String| {
         let cause = meta::Cause { reason: "DisruptionBudget".into(), message: why, field: String::new() };
-        Err(Status::too_many_requests("Cannot evict pod as it would violate the pod's disruption budget.", 0).with_causes(vec![cause]))
+        Err(Status::too_many_requests("Cannot evict pod as it would violate the pod's disruption budget.", 0)
+            .with_causes(vec![cause]))
     };
     let spend = |budget: &mut Value| {
         let generation = budget["metadata"]["generation"].as_i64().unwrap_or(0);
@@ -181,7 +198,9 @@ async fn spend_budget(server: &ApiServer, target: &Target<'_>, pod: &meta::Objec
     let catalog = server.catalog();
     let served = catalog.find("policy", "poddisruptionbudgets").ok_or_else(Status::unknown_path)?;
     let version = served.resource.storage_version();
-    let request = meta::Request::new(Verb::Update, served.resource.gvr(&version.name), metadata::text(body, "namespace"), name).subresource("status");
+    let request =
+        meta::Request::new(Verb::Update, served.resource.gvr(&version.name), metadata::text(body, "namespace"), name)
+            .subresource("status");
     server.change(Target { caller: target.caller, served, version, request: &request }, Change::Server(&spend)).await?;
     Ok(())
 }

@@ -14,13 +14,15 @@ const ATTRIBUTES: [&str; 4] = ["href", "src", "action", "longdesc"];
 /// Rewrites a response's page and its `Location`.
 pub async fn links(response: Response<Body>, prefix: &str) -> Response<Body> {
     let (mut parts, body) = response.into_parts();
-    if let Some(location) = parts.headers.get(header::LOCATION).and_then(|v| v.to_str().ok()).filter(|l| is_absolute_path(l))
+    if let Some(location) =
+        parts.headers.get(header::LOCATION).and_then(|v| v.to_str().ok()).filter(|l| is_absolute_path(l))
         && let Ok(through) = format!("{prefix}{location}").parse()
     {
         parts.headers.insert(header::LOCATION, through);
     }
     let html = parts.headers.get(header::CONTENT_TYPE).is_some_and(|v| v.as_bytes().starts_with(b"text/html"));
-    let length = parts.headers.get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()).and_then(|v| v.parse::<usize>().ok());
+    let length =
+        parts.headers.get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()).and_then(|v| v.parse::<usize>().ok());
     if !html || parts.headers.contains_key(header::CONTENT_ENCODING) || length.is_some_and(|n| n > MAX_PAGE) {
         return Response::from_parts(parts, body);
     }

@@ -21,7 +21,8 @@ pub(crate) fn scale_of(kind: &SubresourceKind, object: &Value) -> Value {
         Some(map @ Value::Object(fields)) => {
             let plain = !fields.contains_key("matchLabels") && !fields.contains_key("matchExpressions");
             let pairs = || fields.iter().filter_map(|(k, v)| Some((k.as_str(), v.as_str()?)));
-            let parsed = if plain { Ok(meta::LabelSelector::from_map(pairs())) } else { meta::LabelSelector::from_value(map) };
+            let parsed =
+                if plain { Ok(meta::LabelSelector::from_map(pairs())) } else { meta::LabelSelector::from_value(map) };
             parsed.map(|s| s.to_string()).unwrap_or_default()
         }
         _ => String::new(),
@@ -78,7 +79,15 @@ pub async fn serve(server: &ApiServer, target: Target<'_>) -> Result<Reply, Stat
         }
         let uid = metadata::text(&scale, "uid");
         if !uid.is_empty() && uid != metadata::text(object, "uid") {
-            return Err(Status::conflict(target.group(), target.plural(), &target.request.name, format!("Precondition failed: UID in precondition: {uid}, UID in object meta: {}", metadata::text(object, "uid"))));
+            return Err(Status::conflict(
+                target.group(),
+                target.plural(),
+                &target.request.name,
+                format!(
+                    "Precondition failed: UID in precondition: {uid}, UID in object meta: {}",
+                    metadata::text(object, "uid")
+                ),
+            ));
         }
         let replicas = scale["spec"]["replicas"].as_i64().unwrap_or(0);
         if replicas < 0 {

@@ -50,16 +50,22 @@ pub async fn create(server: &ApiServer, target: Target<'_>) -> Result<Reply, Sta
             "Node" => ("node", "nodes", ""),
             other => return Err(Status::bad_request(format!("cannot bind token for object of type {other}"))),
         };
-        let object = server.lookup("", plural, ns, text("name")).ok_or_else(|| Status::not_found("", plural, text("name")))?;
+        let object =
+            server.lookup("", plural, ns, text("name")).ok_or_else(|| Status::not_found("", plural, text("name")))?;
         if !text("uid").is_empty() && text("uid") != &*object.meta.uid {
-            let why = format!("the UID in the bound object reference ({}) does not match the UID in record. The object might have been deleted and then recreated", text("uid"));
+            let why = format!(
+                "the UID in the bound object reference ({}) does not match the UID in record. The object might have been deleted and then recreated",
+                text("uid")
+            );
             return Err(Status::conflict("", plural, text("name"), why));
         }
         about[kind] = json!({"name": &*object.meta.name, "uid": &*object.meta.uid});
         if kind == "pod" {
             let pod = object.value().map_err(Status::internal)?;
             if pod["spec"]["serviceAccountName"].as_str().unwrap_or("default") != name {
-                return Err(Status::bad_request(format!("cannot bind token for serviceaccount {name:?} to pod running with different serviceaccount name.")));
+                return Err(Status::bad_request(format!(
+                    "cannot bind token for serviceaccount {name:?} to pod running with different serviceaccount name."
+                )));
             }
             if let Some(node) = pod["spec"]["nodeName"].as_str().filter(|n| !n.is_empty()) {
                 let uid = server.lookup("", "nodes", "", node).map(|n| n.meta.uid.to_string()).unwrap_or_default();

@@ -128,7 +128,11 @@ impl<'a> Subject<'a> {
                 "container" | "path" => object[&key] = value.into(),
                 "command" | "ports" => {
                     // Query values that are no numbers are refused by who opens the stream.
-                    let value = if key == "ports" { value.parse::<i64>().map_or(Value::Null, Value::from) } else { value.into() };
+                    let value = if key == "ports" {
+                        value.parse::<i64>().map_or(Value::Null, Value::from)
+                    } else {
+                        value.into()
+                    };
                     match object[&key].as_array_mut() {
                         Some(list) => list.push(value),
                         None => object[&key] = json!([value]),
@@ -141,7 +145,12 @@ impl<'a> Subject<'a> {
     }
 
     fn asked(&self) -> Asked<'_> {
-        Asked { operation: self.operation.as_str(), resource: &self.forms[0], subresource: self.subresource, namespace: &self.namespace }
+        Asked {
+            operation: self.operation.as_str(),
+            resource: &self.forms[0],
+            subresource: self.subresource,
+            namespace: &self.namespace,
+        }
     }
 
     /// The object as `form` shows it.
@@ -167,7 +176,14 @@ impl<'a> Subject<'a> {
         if self.served.is_some() { Gvk::new(&form.group, &form.version, &self.kind.kind) } else { self.kind.clone() }
     }
 
-    async fn review(&self, server: &ApiServer, hook: &Webhook, form: &Gvr, object: Option<&Value>, old: Option<&Value>) -> Result<(Value, Option<Value>), Status> {
+    async fn review(
+        &self,
+        server: &ApiServer,
+        hook: &Webhook,
+        form: &Gvr,
+        object: Option<&Value>,
+        old: Option<&Value>,
+    ) -> Result<(Value, Option<Value>), Status> {
         let gvk = |g: &Gvk| json!({"group": &*g.group, "version": &*g.version, "kind": &*g.kind});
         let gvr = |g: &Gvr| json!({"group": &*g.group, "version": &*g.version, "resource": &*g.resource});
         let sent = match object {
@@ -179,7 +195,8 @@ impl<'a> Subject<'a> {
             None => None,
         };
         let version = hook.admission_review_versions.iter().find(|v| REVIEWS.contains(&v.as_str()));
-        let version = version.ok_or_else(|| Status::internal("webhook does not accept known AdmissionReview versions (v1, v1beta1)"))?;
+        let version = version
+            .ok_or_else(|| Status::internal("webhook does not accept known AdmissionReview versions (v1, v1beta1)"))?;
         let mut request = json!({
             "uid": uuid::Uuid::new_v4().to_string(),
             "kind": gvk(&self.kind_in(form)),
@@ -193,18 +210,33 @@ impl<'a> Subject<'a> {
             "dryRun": self.dry_run,
             "options": self.options,
         });
-        for (field, value) in [("name", &*self.name), ("namespace", &self.namespace), ("subResource", self.subresource), ("requestSubResource", self.subresource)] {
+        for (field, value) in [
+            ("name", &*self.name),
+            ("namespace", &self.namespace),
+            ("subResource", self.subresource),
+            ("requestSubResource", self.subresource),
+        ] {
             if !value.is_empty() {
                 request[field] = value.into();
             }
         }
-        Ok((json!({"kind": "AdmissionReview", "apiVersion": format!("admission.k8s.io/{version}"), "request": request}), sent))
+        Ok((
+            json!({"kind": "AdmissionReview", "apiVersion": format!("admission.k8s.io/{version}"), "request": request}),
+            sent,
+        ))
     }
 
     /// The form in which the webhook wants to be asked about this, if at all.
-    fn wanted<'s>(&'s self, server: &ApiServer, hook: &Webhook, object: Option<&Value>, old: Option<&Value>) -> Result<Option<&'s Gvr>, Status> {
+    fn wanted<'s>(
+        &'s self,
+        server: &ApiServer,
+        hook: &Webhook,
+        object: Option<&Value>,
+        old: Option<&Value>,
+    ) -> Result<Option<&'s Gvr>, Status> {
         let Some(form) = hook.form(&self.forms, &self.asked()) else { return Ok(None) };
-        let selected = self.in_namespace(server, hook, object)? && hook.selects_object(object, old).map_err(Status::internal)?;
+        let selected =
+            self.in_namespace(server, hook, object)? && hook.selects_object(object, old).map_err(Status::internal)?;
         Ok(selected.then_some(form))
     }
 
@@ -220,7 +252,9 @@ impl<'a> Subject<'a> {
         if itself && self.subresource.is_empty() && matches!(self.operation, Operation::Create | Operation::Update) {
             return Ok(object.is_some_and(|o| selector.matches(&configuration::labels(o))));
         }
-        let namespace = server.lookup("", "namespaces", "", &self.namespace).ok_or_else(|| Status::not_found("", "namespaces", &self.namespace))?;
+        let namespace = server
+            .lookup("", "namespaces", "", &self.namespace)
+            .ok_or_else(|| Status::not_found("", "namespaces", &self.namespace))?;
         Ok(selector.matches(&namespace.meta.labels))
     }
 }
@@ -256,7 +290,11 @@ fn options(operation: Operation, request: &Request) -> Value {
         put("dryRun", (!said.dry_run.is_empty()).then(|| said.dry_run.into()));
         if said.uid.is_some() || said.resource_version.is_some() {
             let conditions = [("uid", said.uid), ("resourceVersion", said.resource_version)];
-            out["preconditions"] = conditions.into_iter().filter_map(|(k, v)| Some((k.to_string(), Value::from(v?)))).collect::<serde_json::Map<_, _>>().into();
+            out["preconditions"] = conditions
+                .into_iter()
+                .filter_map(|(k, v)| Some((k.to_string(), Value::from(v?))))
+                .collect::<serde_json::Map<_, _>>()
+                .into();
         }
         return out;
     }
@@ -280,7 +318,9 @@ fn webhooks(server: &ApiServer, plural: &str) -> Vec<Webhook> {
     for object in server.lookup_all(GROUP, plural, "") {
         match object.typed::<Configuration>() {
             Ok(configuration) => found.extend(configuration.webhooks.iter().cloned()),
-            Err(error) => tracing::error!(configuration = %object.meta.name, %error, "webhook configuration cannot be read"),
+            Err(error) => {
+                tracing::error!(configuration = %object.meta.name, %error, "webhook configuration cannot be read")
+            }
         }
     }
     found
@@ -300,7 +340,10 @@ enum Failure {
 
 async fn ask(server: &ApiServer, subject: &Subject<'_>, hook: &Webhook, review: &Value) -> Result<Answer, Failure> {
     if subject.dry_run && !hook.is_free_of_effects() {
-        return Err(Failure::Refused(Status::bad_request(format!("admission webhook {:?} does not support dry run", hook.name))));
+        return Err(Failure::Refused(Status::bad_request(format!(
+            "admission webhook {:?} does not support dry run",
+            hook.name
+        ))));
     }
     let timeout = Duration::from_secs(hook.timeout_seconds.unwrap_or(DEFAULT_SECONDS).clamp(1, MAX_SECONDS));
     let called = client::post(server, &hook.client_config, review, timeout).await;
@@ -313,10 +356,17 @@ async fn ask(server: &ApiServer, subject: &Subject<'_>, hook: &Webhook, review: 
     if review["apiVersion"] == "admission.k8s.io/v1" {
         if answer["apiVersion"] != review["apiVersion"] || answer["kind"] != review["kind"] {
             let text = |field: &str| answer[field].as_str().unwrap_or_default().to_string();
-            return Err(invalid(format!("expected webhook response of admission.k8s.io/v1, Kind=AdmissionReview, got {}, Kind={}", text("apiVersion"), text("kind"))));
+            return Err(invalid(format!(
+                "expected webhook response of admission.k8s.io/v1, Kind=AdmissionReview, got {}, Kind={}",
+                text("apiVersion"),
+                text("kind")
+            )));
         }
         if response["uid"] != review["request"]["uid"] {
-            return Err(invalid(format!("expected response.uid={}, got {}", review["request"]["uid"], response["uid"])));
+            return Err(invalid(format!(
+                "expected response.uid={}, got {}",
+                review["request"]["uid"], response["uid"]
+            )));
         }
     }
     for warning in response["warnings"].as_array().into_iter().flatten().filter_map(Value::as_str) {
@@ -332,10 +382,13 @@ async fn ask(server: &ApiServer, subject: &Subject<'_>, hook: &Webhook, review: 
     match response["patchType"].as_str() {
         Some("JSONPatch") => {}
         Some(other) => return Err(invalid(format!("invalid response.patchType of {other:?}, expected \"JSONPatch\""))),
-        None if review["apiVersion"] == "admission.k8s.io/v1" => return Err(invalid("webhook returned response.patch but not response.patchType".into())),
+        None if review["apiVersion"] == "admission.k8s.io/v1" => {
+            return Err(invalid("webhook returned response.patch but not response.patchType".into()));
+        }
         None => {}
     }
-    let bytes = base64::engine::general_purpose::STANDARD.decode(patch).map_err(|e| invalid(format!("response.patch: {e}")))?;
+    let bytes =
+        base64::engine::general_purpose::STANDARD.decode(patch).map_err(|e| invalid(format!("response.patch: {e}")))?;
     let patch = serde_json::from_slice(&bytes).map_err(|e| invalid(format!("response.patch: {e}")))?;
     Ok(Answer { patch: Some(patch) })
 }
@@ -344,7 +397,8 @@ async fn ask(server: &ApiServer, subject: &Subject<'_>, hook: &Webhook, review: 
 fn denial(name: &str, said: &Value) -> Status {
     let mut status = Status::from_value(said);
     status.success = false;
-    status.code = said["code"].as_u64().and_then(|c| u16::try_from(c).ok()).filter(|c| (400..600).contains(c)).unwrap_or(400);
+    status.code =
+        said["code"].as_u64().and_then(|c| u16::try_from(c).ok()).filter(|c| (400..600).contains(c)).unwrap_or(400);
     let reason = said["reason"].as_str().unwrap_or_default();
     let denied = format!("admission webhook {name:?} denied the request");
     status.message = match (&*status.message, reason) {
@@ -371,7 +425,13 @@ fn judge(hook: &Webhook, failure: Failure) -> Result<(), Status> {
 }
 
 /// Lets mutating webhooks change a body in the storage version. Says whether any did.
-pub async fn mutate(server: &ApiServer, a: &Attributes<'_>, object: &mut Value, old: Option<&Value>, round: &mut Round) -> Result<bool, Status> {
+pub async fn mutate(
+    server: &ApiServer,
+    a: &Attributes<'_>,
+    object: &mut Value,
+    old: Option<&Value>,
+    round: &mut Round,
+) -> Result<bool, Status> {
     if configuration::is_exempt(&a.target.request.resource) {
         return Ok(false);
     }
@@ -400,11 +460,20 @@ impl Round {
         Self { second: true, ..self }
     }
 
-    async fn run(&mut self, server: &ApiServer, subject: &Subject<'_>, hooks: &[Webhook], object: &mut Value, old: Option<&Value>) -> Result<bool, Status> {
+    async fn run(
+        &mut self,
+        server: &ApiServer,
+        subject: &Subject<'_>,
+        hooks: &[Webhook],
+        object: &mut Value,
+        old: Option<&Value>,
+    ) -> Result<bool, Status> {
         let before = self.changes;
         for (place, hook) in hooks.iter().enumerate() {
             let earlier = self.asked.iter().position(|(p, name, _)| *p == place && *name == hook.name);
-            if self.second && !(hook.reinvocation_policy == "IfNeeded" && earlier.is_some_and(|e| self.asked[e].2 != self.changes)) {
+            if self.second
+                && !(hook.reinvocation_policy == "IfNeeded" && earlier.is_some_and(|e| self.asked[e].2 != self.changes))
+            {
                 continue;
             }
             let Some(form) = subject.wanted(server, hook, Some(object), old)? else { continue };
@@ -432,7 +501,14 @@ impl Round {
     }
 }
 
-async fn patched(server: &ApiServer, subject: &Subject<'_>, form: &Gvr, object: &Value, sent: Value, patch: &Value) -> Result<Value, Status> {
+async fn patched(
+    server: &ApiServer,
+    subject: &Subject<'_>,
+    form: &Gvr,
+    object: &Value,
+    sent: Value,
+    patch: &Value,
+) -> Result<Value, Status> {
     let mut changed = meta::patch::json(sent, patch).map_err(Status::internal)?;
     if let Some(kind) = subject.scale {
         let mut scaled = object.clone();
@@ -455,7 +531,13 @@ pub struct ValidatingWebhooks;
 
 #[async_trait]
 impl Plugin for ValidatingWebhooks {
-    async fn validate(&self, server: &ApiServer, a: &Attributes<'_>, object: Option<&Value>, old: Option<&Value>) -> Result<(), Status> {
+    async fn validate(
+        &self,
+        server: &ApiServer,
+        a: &Attributes<'_>,
+        object: Option<&Value>,
+        old: Option<&Value>,
+    ) -> Result<(), Status> {
         if configuration::is_exempt(&a.target.request.resource) {
             return object.map_or(Ok(()), |object| refuse_conditions(a, object));
         }
@@ -474,7 +556,12 @@ impl Plugin for ValidatingWebhooks {
 fn refuse_conditions(a: &Attributes<'_>, object: &Value) -> Result<(), Status> {
     let hooks = object["webhooks"].as_array().into_iter().flatten().enumerate();
     let with = hooks.filter(|(_, hook)| hook["matchConditions"].as_array().is_some_and(|c| !c.is_empty()));
-    let refused = |at| FieldError::forbidden(&FieldPath::new("webhooks").index(at).child("matchConditions"), "CEL expressions are not supported by this server");
+    let refused = |at| {
+        FieldError::forbidden(
+            &FieldPath::new("webhooks").index(at).child("matchConditions"),
+            "CEL expressions are not supported by this server",
+        )
+    };
     let errors: Vec<FieldError> = with.map(|(at, _)| refused(at)).collect();
     if errors.is_empty() {
         return Ok(());
@@ -489,7 +576,8 @@ pub async fn validate_body(server: &ApiServer, subject: &Subject<'_>, object: &V
 
 /// Asks all webhooks about the body of an acting subresource: a Binding, an Eviction, a TokenRequest.
 pub async fn admit_body(server: &ApiServer, a: &Attributes<'_>, kind: Gvk, object: &mut Value) -> Result<(), Status> {
-    let (mutating, validating) = (webhooks(server, "mutatingwebhookconfigurations"), webhooks(server, "validatingwebhookconfigurations"));
+    let (mutating, validating) =
+        (webhooks(server, "mutatingwebhookconfigurations"), webhooks(server, "validatingwebhookconfigurations"));
     if mutating.is_empty() && validating.is_empty() {
         return Ok(());
     }
@@ -503,7 +591,13 @@ pub async fn admit_body(server: &ApiServer, a: &Attributes<'_>, kind: Gvk, objec
     validate_with(server, &subject, &validating, Some(object), None).await
 }
 
-async fn validate_with(server: &ApiServer, subject: &Subject<'_>, hooks: &[Webhook], object: Option<&Value>, old: Option<&Value>) -> Result<(), Status> {
+async fn validate_with(
+    server: &ApiServer,
+    subject: &Subject<'_>,
+    hooks: &[Webhook],
+    object: Option<&Value>,
+    old: Option<&Value>,
+) -> Result<(), Status> {
     let mut calls = Vec::new();
     for hook in hooks {
         if let Some(form) = subject.wanted(server, hook, object, old)? {
@@ -531,9 +625,17 @@ mod tests {
     #[test]
     fn denials_keep_the_webhooks_words_but_never_its_success() {
         for (said, code, message) in [
-            (json!({"message": "no", "code": 403, "reason": "Forbidden"}), 403, "admission webhook \"a.b.c\" denied the request: no"),
+            (
+                json!({"message": "no", "code": 403, "reason": "Forbidden"}),
+                403,
+                "admission webhook \"a.b.c\" denied the request: no",
+            ),
             (json!({"reason": "why"}), 400, "admission webhook \"a.b.c\" denied the request: why"),
-            (json!({"status": "Success", "code": 200}), 400, "admission webhook \"a.b.c\" denied the request without explanation"),
+            (
+                json!({"status": "Success", "code": 200}),
+                400,
+                "admission webhook \"a.b.c\" denied the request without explanation",
+            ),
             (Value::Null, 400, "admission webhook \"a.b.c\" denied the request without explanation"),
         ] {
             let status = denial("a.b.c", &said);

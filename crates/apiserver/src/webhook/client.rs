@@ -25,7 +25,8 @@ use crate::subresource::connect;
 /// Bytes of a webhook's answer: three times the largest object a store takes, for two objects and a patch.
 const MAX_ANSWER: usize = 3 * (3 << 20);
 /// Where distributions keep the roots they trust, for webhooks without a `caBundle`; the first that is there counts.
-const SYSTEM_ROOTS: [&str; 3] = ["/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem"];
+const SYSTEM_ROOTS: [&str; 3] =
+    ["/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem"];
 const HTTPS_PORT: u16 = 443;
 
 /// `WebhookClientConfig` of admission and of conversion.
@@ -71,7 +72,11 @@ impl Destination {
                 let uri: http::Uri = url.parse().map_err(|e| format!("Unparsable webhook URL {url:?}: {e}"))?;
                 let host = uri.host().ok_or_else(|| format!("Unparsable webhook URL {url:?}: no host"))?;
                 let path = uri.path_and_query().map_or("/", |p| p.as_str());
-                Self { host: host.trim_matches(['[', ']']).to_string(), port: uri.port_u16().unwrap_or(HTTPS_PORT), path: path.into() }
+                Self {
+                    host: host.trim_matches(['[', ']']).to_string(),
+                    port: uri.port_u16().unwrap_or(HTTPS_PORT),
+                    path: path.into(),
+                }
             }
             (None, None) => return Err("webhook configuration must have either service or URL".into()),
         };
@@ -81,12 +86,17 @@ impl Destination {
     }
 
     fn authority(&self) -> String {
-        if self.host.contains(':') { format!("[{}]:{}", self.host, self.port) } else { format!("{}:{}", self.host, self.port) }
+        if self.host.contains(':') {
+            format!("[{}]:{}", self.host, self.port)
+        } else {
+            format!("{}:{}", self.host, self.port)
+        }
     }
 
     async fn resolve(&self, server: &ApiServer, config: &WebhookClientConfig) -> Result<SocketAddr, String> {
         if let Some(service) = &config.service {
-            return connect::service_endpoint(server, &service.namespace, &service.name, &self.port.to_string()).map_err(|status| status.message);
+            return connect::service_endpoint(server, &service.namespace, &service.name, &self.port.to_string())
+                .map_err(|status| status.message);
         }
         if let Ok(ip) = self.host.parse() {
             return Ok(SocketAddr::new(ip, self.port));
@@ -100,11 +110,14 @@ impl Destination {
 /// The roots a webhook's certificate must come from.
 fn roots(bundle: Option<&str>) -> Result<RootCertStore, String> {
     let pem = match bundle.filter(|b| !b.is_empty()) {
-        Some(bundle) => base64::engine::general_purpose::STANDARD.decode(bundle).map_err(|e| format!("unable to load root certificates: {e}"))?,
+        Some(bundle) => base64::engine::general_purpose::STANDARD
+            .decode(bundle)
+            .map_err(|e| format!("unable to load root certificates: {e}"))?,
         None => SYSTEM_ROOTS.iter().find_map(|path| std::fs::read(path).ok()).unwrap_or_default(),
     };
     let mut roots = RootCertStore::empty();
-    let certificates: Vec<CertificateDer<'static>> = CertificateDer::pem_slice_iter(&pem).filter_map(Result::ok).collect();
+    let certificates: Vec<CertificateDer<'static>> =
+        CertificateDer::pem_slice_iter(&pem).filter_map(Result::ok).collect();
     let (added, _) = roots.add_parsable_certificates(certificates);
     if added == 0 {
         return Err("unable to load root certificates: unable to parse bytes as PEM block".into());
@@ -114,12 +127,19 @@ fn roots(bundle: Option<&str>) -> Result<RootCertStore, String> {
 
 fn tls(bundle: Option<&str>) -> Result<ClientConfig, String> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().map_err(|e| e.to_string())?;
+    let builder = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|e| e.to_string())?;
     Ok(builder.with_root_certificates(roots(bundle)?).with_no_client_auth())
 }
 
 /// Posts a review and reads the answer. The timeout also goes into the URL, so that webhooks know it.
-pub async fn post(server: &ApiServer, config: &WebhookClientConfig, review: &Value, timeout: Duration) -> Result<Value, String> {
+pub async fn post(
+    server: &ApiServer,
+    config: &WebhookClientConfig,
+    review: &Value,
+    timeout: Duration,
+) -> Result<Value, String> {
     let destination = Destination::of(config, timeout)?;
     let said = |why: String| format!("Post \"https://{}{}\": {why}", destination.authority(), destination.path);
     match tokio::time::timeout(timeout, exchange(server, config, &destination, review)).await {
@@ -137,7 +157,12 @@ enum Failure {
     Answer(String),
 }
 
-async fn exchange(server: &ApiServer, config: &WebhookClientConfig, destination: &Destination, review: &Value) -> Result<Value, Failure> {
+async fn exchange(
+    server: &ApiServer,
+    config: &WebhookClientConfig,
+    destination: &Destination,
+    review: &Value,
+) -> Result<Value, Failure> {
     let transport = |why: String| Failure::Transport(why);
     let address = destination.resolve(server, config).await.map_err(transport)?;
     let tls = tls(config.ca_bundle.as_deref()).map_err(transport)?;
@@ -157,7 +182,9 @@ async fn exchange(server: &ApiServer, config: &WebhookClientConfig, destination:
     });
     let body = serde_json::to_vec(review).map_err(|e| Failure::Answer(e.to_string()))?;
     let host = HeaderValue::from_str(&destination.authority()).map_err(|e| Failure::Transport(e.to_string()))?;
-    let mut request = Request::post(destination.path.as_str()).body(Full::new(Bytes::from(body))).map_err(|e| Failure::Transport(e.to_string()))?;
+    let mut request = Request::post(destination.path.as_str())
+        .body(Full::new(Bytes::from(body)))
+        .map_err(|e| Failure::Transport(e.to_string()))?;
     let headers = request.headers_mut();
     headers.insert(header::HOST, host);
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
@@ -169,7 +196,11 @@ async fn exchange(server: &ApiServer, config: &WebhookClientConfig, destination:
     let answer = answer.map_err(|e| Failure::Answer(format!("reading the webhook's answer: {e}")))?.to_bytes();
     if !status.is_success() {
         let text: String = String::from_utf8_lossy(&answer).chars().take(256).collect();
-        let why = if status.as_u16() == 404 { "the server could not find the requested resource".to_string() } else { format!("an error on the server ({text:?}) has prevented the request from succeeding") };
+        let why = if status.as_u16() == 404 {
+            "the server could not find the requested resource".to_string()
+        } else {
+            format!("an error on the server ({text:?}) has prevented the request from succeeding")
+        };
         return Err(Failure::Answer(why));
     }
     serde_json::from_slice(&answer).map_err(|e| Failure::Answer(format!("the webhook's answer is not JSON: {e}")))
@@ -182,7 +213,12 @@ mod tests {
     #[test]
     fn urls_are_made_of_services_and_urls() {
         let service = |path: Option<&str>, port| WebhookClientConfig {
-            service: Some(ServiceReference { namespace: "ns".into(), name: "hook".into(), path: path.map(String::from), port }),
+            service: Some(ServiceReference {
+                namespace: "ns".into(),
+                name: "hook".into(),
+                path: path.map(String::from),
+                port,
+            }),
             ..WebhookClientConfig::default()
         };
         let url = |url: &str| WebhookClientConfig { url: Some(url.into()), ..WebhookClientConfig::default() };

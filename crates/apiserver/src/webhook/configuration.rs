@@ -165,7 +165,14 @@ mod tests {
             (rule(&all, &all, &all, &["namespaces"], "Cluster"), "Exact", &namespaces, "", "n", Some("")),
             (rule(&all, &all, &all, &["namespaces"], "Namespaced"), "Exact", &namespaces, "", "n", None),
             (rule(&all, &["events.k8s.io"], &all, &["events"], "*"), "Exact", &events, "", "n", None),
-            (rule(&all, &["events.k8s.io"], &all, &["events"], "*"), "Equivalent", &events, "", "n", Some("events.k8s.io")),
+            (
+                rule(&all, &["events.k8s.io"], &all, &["events"], "*"),
+                "Equivalent",
+                &events,
+                "",
+                "n",
+                Some("events.k8s.io"),
+            ),
         ];
         for (rule, policy, forms, subresource, namespace, expect) in cases {
             let asked = Asked { operation: "CREATE", resource: &forms[0], subresource, namespace };
@@ -177,8 +184,15 @@ mod tests {
     #[test]
     fn selectors_take_either_state_of_the_object() {
         let (with, without) = (json!({"metadata": {"labels": {"a": "b"}}}), json!({"metadata": {}}));
-        let hook: Webhook = serde_json::from_value(json!({"name": "a.b.c", "objectSelector": {"matchLabels": {"a": "b"}}})).unwrap();
-        for (object, old, expect) in [(Some(&with), None, true), (Some(&without), None, false), (Some(&without), Some(&with), true), (None, Some(&without), false), (None, None, false)] {
+        let hook: Webhook =
+            serde_json::from_value(json!({"name": "a.b.c", "objectSelector": {"matchLabels": {"a": "b"}}})).unwrap();
+        for (object, old, expect) in [
+            (Some(&with), None, true),
+            (Some(&without), None, false),
+            (Some(&without), Some(&with), true),
+            (None, Some(&without), false),
+            (None, None, false),
+        ] {
             assert_eq!(hook.selects_object(object, old).unwrap(), expect);
         }
     }

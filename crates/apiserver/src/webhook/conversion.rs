@@ -47,13 +47,17 @@ impl Conversion {
     pub async fn convert(&self, objects: &mut [Value], api_version: &str) -> Result<(), Status> {
         let mut others: Vec<&mut Value> = objects.iter_mut().filter(|o| o["apiVersion"] != api_version).collect();
         for batch in others.chunks_mut(BATCH) {
-            let kind = batch.first().map_or_else(String::new, |o| format!("{}, Kind={}", text(o, "apiVersion"), text(o, "kind")));
+            let kind = batch
+                .first()
+                .map_or_else(String::new, |o| format!("{}, Kind={}", text(o, "apiVersion"), text(o, "kind")));
             let failed = |why: String| Status::internal(format!("conversion webhook for {kind} failed: {why}"));
             let sent: Vec<&Value> = batch.iter().map(|o| &**o).collect();
             let converted = self.ask(&sent, api_version).await.map_err(failed)?;
             for (at, (object, new)) in batch.iter_mut().zip(converted).enumerate() {
                 let new = checked(object, new, api_version).map_err(|why| {
-                    Status::internal(format!("conversion webhook for {kind} returned invalid converted object at index {at}: {why}"))
+                    Status::internal(format!(
+                        "conversion webhook for {kind} returned invalid converted object at index {at}: {why}"
+                    ))
                 })?;
                 **object = new;
             }
@@ -82,7 +86,11 @@ impl Conversion {
         }
         if response["result"]["status"] != "Success" {
             let message = response["result"]["message"].as_str().unwrap_or_default();
-            return Err(if message.is_empty() { format!("response.result.status was {}, not 'Success'", response["result"]["status"]) } else { message.to_string() });
+            return Err(if message.is_empty() {
+                format!("response.result.status was {}, not 'Success'", response["result"]["status"])
+            } else {
+                message.to_string()
+            });
         }
         let Value::Array(converted) = response["convertedObjects"].take() else {
             return Err(format!("returned 0 objects, expected {}", objects.len()));
@@ -110,7 +118,10 @@ fn checked(original: &Value, mut converted: Value, api_version: &str) -> Result<
     for field in ["name", "namespace", "uid"] {
         let (before, after) = (text(&original["metadata"], field), text(&converted["metadata"], field));
         if before != after {
-            return Err(format!("must have the same {}: {after} != {before}", if field == "uid" { "UID" } else { field }));
+            return Err(format!(
+                "must have the same {}: {after} != {before}",
+                if field == "uid" { "UID" } else { field }
+            ));
         }
     }
     let said = converted["metadata"].take();
@@ -119,7 +130,9 @@ fn checked(original: &Value, mut converted: Value, api_version: &str) -> Result<
         let Some(map) = kept.as_object_mut() else { break };
         match &said[field] {
             Value::Null => drop(map.remove(field)),
-            value @ Value::Object(entries) if entries.values().all(Value::is_string) => drop(map.insert(field.into(), value.clone())),
+            value @ Value::Object(entries) if entries.values().all(Value::is_string) => {
+                drop(map.insert(field.into(), value.clone()))
+            }
             _ => return Err(format!("metadata.{field}: Invalid value: must be a map of strings")),
         }
     }
@@ -142,7 +155,10 @@ mod tests {
         for (metadata, expect) in [
             (json!({"name": "b", "namespace": "n", "uid": "u"}), "must have the same name: b != a"),
             (json!({"name": "a", "namespace": "n"}), "must have the same UID:  != u"),
-            (json!({"name": "a", "namespace": "n", "uid": "u", "labels": {"a": 1}}), "metadata.labels: Invalid value: must be a map of strings"),
+            (
+                json!({"name": "a", "namespace": "n", "uid": "u", "labels": {"a": 1}}),
+                "metadata.labels: Invalid value: must be a map of strings",
+            ),
         ] {
             assert_eq!(checked(&original, with(metadata), "g/v2").unwrap_err(), expect);
         }

@@ -57,7 +57,10 @@ fn request<T>(message: T, deadline: Duration) -> tonic::Request<T> {
 }
 
 /// Waits for a call no longer than its deadline even when the engine ignores the one sent to it.
-async fn bounded<T>(deadline: Duration, call: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>) -> CallResult<T> {
+async fn bounded<T>(
+    deadline: Duration,
+    call: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>,
+) -> CallResult<T> {
     match tokio::time::timeout(deadline + Duration::from_secs(1), call).await {
         Ok(answer) => answer.map(tonic::Response::into_inner),
         Err(_) => Err(tonic::Status::deadline_exceeded("context deadline exceeded")),
@@ -124,9 +127,15 @@ impl Engine {
     }
 
     /// Runs a command in a container and waits for it.
-    pub async fn exec_sync(&self, id: &str, command: Vec<String>, timeout: Duration) -> CallResult<v1::ExecSyncResponse> {
+    pub async fn exec_sync(
+        &self,
+        id: &str,
+        command: Vec<String>,
+        timeout: Duration,
+    ) -> CallResult<v1::ExecSyncResponse> {
         // The engine counts whole seconds, zero meaning for ever; the call itself must outlast it to hear the verdict.
-        let message = v1::ExecSyncRequest { container_id: id.into(), cmd: command, timeout: timeout.as_secs().max(1) as i64 };
+        let message =
+            v1::ExecSyncRequest { container_id: id.into(), cmd: command, timeout: timeout.as_secs().max(1) as i64 };
         let deadline = timeout.max(Duration::from_secs(1)) + Duration::from_secs(5);
         let mut client = self.runtime.clone();
         bounded(deadline, client.exec_sync(request(message, deadline))).await

@@ -31,16 +31,19 @@ fn covers(key: &str, image: &str) -> bool {
     let host = if host == "docker.io" { DOCKER_HUB } else { host };
     let (image_host, image_path) = split(image);
     let (pattern, labels): (Vec<&str>, Vec<&str>) = (host.split('.').collect(), image_host.split('.').collect());
-    let host_fits = pattern.len() == labels.len() && pattern.iter().zip(labels).all(|(p, l)| match p.split_once('*') {
-        Some((head, tail)) => l.len() >= head.len() + tail.len() && l.starts_with(head) && l.ends_with(tail),
-        None => *p == l,
-    });
+    let host_fits = pattern.len() == labels.len()
+        && pattern.iter().zip(labels).all(|(p, l)| match p.split_once('*') {
+            Some((head, tail)) => l.len() >= head.len() + tail.len() && l.starts_with(head) && l.ends_with(tail),
+            None => *p == l,
+        });
     host_fits && image_path.starts_with(path)
 }
 
 /// Credentials for an image, the most specific first.
 pub fn matching(secret: &Secret, image: &str) -> Vec<AuthConfig> {
-    let data = |key: &str| secret.data.as_ref().and_then(|d| d.get(key)).and_then(|b| serde_json::from_slice::<Value>(&b.0).ok());
+    let data = |key: &str| {
+        secret.data.as_ref().and_then(|d| d.get(key)).and_then(|b| serde_json::from_slice::<Value>(&b.0).ok())
+    };
     let entries = match secret.type_.as_deref() {
         Some("kubernetes.io/dockercfg") => data(".dockercfg"),
         _ => data(".dockerconfigjson").map(|v| v["auths"].clone()),
@@ -95,7 +98,10 @@ mod tests {
     #[test]
     fn decodes_auth() {
         let config = json!({"auths": {"r.io": {"auth": STANDARD.encode("u:p:q")}}}).to_string();
-        let secret: Secret = serde_json::from_value(json!({"type": "kubernetes.io/dockerconfigjson", "data": {".dockerconfigjson": STANDARD.encode(config)}})).unwrap();
+        let secret: Secret = serde_json::from_value(
+            json!({"type": "kubernetes.io/dockerconfigjson", "data": {".dockerconfigjson": STANDARD.encode(config)}}),
+        )
+        .unwrap();
         let got = matching(&secret, "r.io/x");
         assert_eq!((got[0].username.as_str(), got[0].password.as_str()), ("u", "p:q"));
     }

@@ -23,7 +23,9 @@ pub async fn run(context: &Context, policy: ImageGc) {
 
 async fn collect(context: &Context, policy: &ImageGc) -> anyhow::Result<()> {
     let info = context.engine.image_fs_info(v1::ImageFsInfoRequest {}).await?;
-    let Some(mountpoint) = info.image_filesystems.first().and_then(|f| f.fs_id.as_ref()).map(|id| id.mountpoint.clone()) else {
+    let Some(mountpoint) =
+        info.image_filesystems.first().and_then(|f| f.fs_id.as_ref()).map(|id| id.mountpoint.clone())
+    else {
         return Ok(());
     };
     let stat = nix::sys::statvfs::statvfs(mountpoint.as_str())?;
@@ -34,15 +36,21 @@ async fn collect(context: &Context, policy: &ImageGc) -> anyhow::Result<()> {
     }
     let mut to_free = used.saturating_sub(capacity * policy.low_percent / 100);
     let containers = context.engine.list_containers(v1::ListContainersRequest::default()).await?.containers;
-    let in_use: HashSet<String> =
-        containers.into_iter().flat_map(|c| [c.image_ref, c.image_id, c.image.map(|i| i.image).unwrap_or_default()]).collect();
+    let in_use: HashSet<String> = containers
+        .into_iter()
+        .flat_map(|c| [c.image_ref, c.image_id, c.image.map(|i| i.image).unwrap_or_default()])
+        .collect();
     let images = context.engine.list_images(v1::ListImagesRequest::default()).await?.images;
     let now = Instant::now();
     let mut idle: Vec<(Option<Instant>, v1::Image)> = {
         let mut seen = context.images.used.lock().unwrap_or_else(PoisonError::into_inner);
         images
             .into_iter()
-            .filter(|i| !i.pinned && !in_use.contains(&i.id) && !i.repo_tags.iter().chain(&i.repo_digests).any(|n| in_use.contains(n)))
+            .filter(|i| {
+                !i.pinned
+                    && !in_use.contains(&i.id)
+                    && !i.repo_tags.iter().chain(&i.repo_digests).any(|n| in_use.contains(n))
+            })
             .map(|i| {
                 // Age counts from when this agent first saw the image.
                 let last = *seen.entry(i.id.clone()).or_insert(now);

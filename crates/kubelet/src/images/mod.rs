@@ -62,42 +62,77 @@ fn well_formed(image: &str) -> bool {
         && image.len() <= 1024
         && !image.contains(char::is_whitespace)
         && image.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-/:@+[]".contains(&b))
-        && !name.rsplit('/').next().unwrap_or(name).split(':').next().unwrap_or_default().bytes().any(|b| b.is_ascii_uppercase())
+        && !name
+            .rsplit('/')
+            .next()
+            .unwrap_or(name)
+            .split(':')
+            .next()
+            .unwrap_or_default()
+            .bytes()
+            .any(|b| b.is_ascii_uppercase())
         && !name.starts_with('-')
 }
 
 impl Images {
     /// Makes sure a container's image is there: its status from the engine, or why the container has to wait.
-    pub async fn ensure(&self, context: &Context, pod: &Pod, container: &Container, about: &About) -> Result<v1::Image, Failed> {
+    pub async fn ensure(
+        &self,
+        context: &Context,
+        pod: &Pod,
+        container: &Container,
+        about: &About,
+    ) -> Result<v1::Image, Failed> {
         let image = container.image.as_deref().unwrap_or_default();
         self.obtain(context, pod, image, container.image_pull_policy.as_deref(), about).await
     }
 
     /// The same for an image volume; the engine's reference to it.
-    pub async fn ensure_volume(&self, context: &Context, pod: &Pod, image: &str, policy: Option<&str>) -> Result<String, String> {
+    pub async fn ensure_volume(
+        &self,
+        context: &Context,
+        pod: &Pod,
+        image: &str,
+        policy: Option<&str>,
+    ) -> Result<String, String> {
         let about = context.events.about_pod(pod);
         self.obtain(context, pod, image, policy, &about).await.map(|i| i.id).map_err(|f| f.message)
     }
 
     async fn present(&self, context: &Context, image: &str) -> Result<Option<v1::Image>, tonic::Status> {
         let spec = v1::ImageSpec { image: image.into(), ..Default::default() };
-        let found = context.engine.image_status(v1::ImageStatusRequest { image: Some(spec), verbose: false }).await?.image;
+        let found =
+            context.engine.image_status(v1::ImageStatusRequest { image: Some(spec), verbose: false }).await?.image;
         if let Some(image) = &found {
             self.used.lock().unwrap_or_else(PoisonError::into_inner).insert(image.id.clone(), Instant::now());
         }
         Ok(found)
     }
 
-    async fn obtain(&self, context: &Context, pod: &Pod, image: &str, policy: Option<&str>, about: &About) -> Result<v1::Image, Failed> {
+    async fn obtain(
+        &self,
+        context: &Context,
+        pod: &Pod,
+        image: &str,
+        policy: Option<&str>,
+        about: &About,
+    ) -> Result<v1::Image, Failed> {
         let now = Timestamp::now();
-        let fail = |reason: &str, message: String, after: SignedDuration| Failed { reason: reason.into(), message, retry_at: now + after };
+        let fail = |reason: &str, message: String, after: SignedDuration| Failed {
+            reason: reason.into(),
+            message,
+            retry_at: now + after,
+        };
         if !well_formed(image) {
-            let message = format!("Failed to apply default image tag \"{image}\": couldn't parse image name \"{image}\": invalid reference format");
+            let message = format!(
+                "Failed to apply default image tag \"{image}\": couldn't parse image name \"{image}\": invalid reference format"
+            );
             context.events.warning(about, "InspectFailed", &message);
             context.events.warning(about, "Failed", "Error: InvalidImageName");
             return Err(fail("InvalidImageName", message, MAX_BACK_OFF));
         }
-        let policy = policy.filter(|p| !p.is_empty()).unwrap_or(if is_latest(image) { "Always" } else { "IfNotPresent" });
+        let policy =
+            policy.filter(|p| !p.is_empty()).unwrap_or(if is_latest(image) { "Always" } else { "IfNotPresent" });
         let present = match self.present(context, image).await {
             Ok(present) => present,
             Err(status) => {
@@ -108,7 +143,11 @@ impl Images {
         };
         match (present, policy) {
             (Some(found), "IfNotPresent" | "Never") => {
-                context.events.normal(about, "Pulled", &format!("Container image \"{image}\" already present on machine"));
+                context.events.normal(
+                    about,
+                    "Pulled",
+                    &format!("Container image \"{image}\" already present on machine"),
+                );
                 return Ok(found);
             }
             (None, "Never") => {
@@ -160,13 +199,18 @@ impl Images {
     async fn pull(&self, context: &Context, pod: &Pod, image: &str) -> Result<v1::Image, String> {
         let _permit = self.pulls.acquire().await.map_err(|e| e.to_string())?;
         let spec = v1::ImageSpec { image: image.into(), ..Default::default() };
-        let mut tries: Vec<Option<v1::AuthConfig>> = self.credentials(context, pod, image).await.into_iter().map(Some).collect();
+        let mut tries: Vec<Option<v1::AuthConfig>> =
+            self.credentials(context, pod, image).await.into_iter().map(Some).collect();
         if tries.is_empty() {
             tries.push(None);
         }
         let mut last = String::new();
         for auth in tries {
-            match context.engine.pull_image(v1::PullImageRequest { image: Some(spec.clone()), auth, sandbox_config: None }).await {
+            match context
+                .engine
+                .pull_image(v1::PullImageRequest { image: Some(spec.clone()), auth, sandbox_config: None })
+                .await
+            {
                 Ok(answer) => {
                     return match self.present(context, &answer.image_ref).await {
                         Ok(Some(found)) => Ok(found),
@@ -183,7 +227,8 @@ impl Images {
     async fn credentials(&self, context: &Context, pod: &Pod, image: &str) -> Vec<v1::AuthConfig> {
         let mut out = Vec::new();
         for reference in spec::spec(pod).image_pull_secrets.iter().flatten() {
-            let secret = context.references.get(Referent::Secret, spec::namespace(pod), &reference.name, spec::uid(pod)).await;
+            let secret =
+                context.references.get(Referent::Secret, spec::namespace(pod), &reference.name, spec::uid(pod)).await;
             // A missing pull secret only means one credential less.
             if let Ok(Some(object)) = secret
                 && let Ok(secret) = object.typed::<Secret>()
@@ -210,10 +255,19 @@ fn shown(took: std::time::Duration) -> String {
 mod tests {
     #[test]
     fn names() {
-        for (image, latest) in [("a", true), ("r:5000/a", true), ("a:latest", true), ("a:1", false), ("a@sha256:0", false)] {
+        for (image, latest) in
+            [("a", true), ("r:5000/a", true), ("a:latest", true), ("a:1", false), ("a@sha256:0", false)]
+        {
             assert_eq!(super::is_latest(image), latest, "{image}");
         }
-        for (image, fine) in [("a/b:1", true), ("", false), ("a b", false), ("Upper", false), ("r:5000/a@sha256:00", true), ("a:V1", true)] {
+        for (image, fine) in [
+            ("a/b:1", true),
+            ("", false),
+            ("a b", false),
+            ("Upper", false),
+            ("r:5000/a@sha256:00", true),
+            ("a:V1", true),
+        ] {
             assert_eq!(super::well_formed(image), fine, "{image}");
         }
     }

@@ -72,7 +72,8 @@ impl Printer {
     /// Appends what is to be seen of one raw line.
     pub fn print(&mut self, line: &[u8], out: &mut Vec<u8>) {
         let Some(record) = parse(line) else { return };
-        if self.options.since.is_some_and(|s| record.at < s) || self.options.stream.is_some_and(|s| s != record.stream) {
+        if self.options.since.is_some_and(|s| record.at < s) || self.options.stream.is_some_and(|s| s != record.stream)
+        {
             return;
         }
         let start = out.len();
@@ -149,7 +150,10 @@ mod tests {
     fn printing() {
         assert_eq!(print(Options::default(), 0), "one\ntwo\nthree\n");
         assert_eq!(print(Options { limit_bytes: Some(5), ..Default::default() }, 0), "one\nt");
-        assert_eq!(print(Options { since: Some("2026-01-01T00:00:02Z".parse().unwrap()), ..Default::default() }, 0), "three\n");
+        assert_eq!(
+            print(Options { since: Some("2026-01-01T00:00:02Z".parse().unwrap()), ..Default::default() }, 0),
+            "three\n"
+        );
         assert_eq!(print(Options { stream: Some(Stream::Stderr), ..Default::default() }, 0), "two\n");
         let stamped = print(Options { timestamps: true, ..Default::default() }, 0);
         assert!(stamped.contains("2026-01-01T00:00:01Z two\n"), "{stamped}");
@@ -158,7 +162,9 @@ mod tests {
     #[test]
     fn tails() {
         let mut file = std::io::Cursor::new(LOG.as_bytes());
-        for (count, expect) in [(0, ""), (1, "three\n"), (2, "two\nthree\n"), (3, "one\ntwo\nthree\n"), (9, "one\ntwo\nthree\n")] {
+        for (count, expect) in
+            [(0, ""), (1, "three\n"), (2, "two\nthree\n"), (3, "one\ntwo\nthree\n"), (9, "one\ntwo\nthree\n")]
+        {
             let from = tail_start(&mut file, count).unwrap();
             assert_eq!(print(Options::default(), from), expect, "{count}");
         }

@@ -47,7 +47,8 @@ async fn large(context: &Context) -> Vec<(PathBuf, String)> {
     let state = v1::ContainerStateValue { state: v1::ContainerState::ContainerRunning as i32 };
     let filter = v1::ContainerFilter { state: Some(state), ..Default::default() };
     let running = context.engine.list_containers(v1::ListContainersRequest { filter: Some(filter) }).await;
-    let running: HashMap<String, ()> = running.map(|r| r.containers.into_iter().map(|c| (c.id, ())).collect()).unwrap_or_default();
+    let running: HashMap<String, ()> =
+        running.map(|r| r.containers.into_iter().map(|c| (c.id, ())).collect()).unwrap_or_default();
     found.into_iter().filter(|(_, id)| running.contains_key(id)).collect()
 }
 
@@ -77,7 +78,9 @@ async fn rotate(context: &Context, log: &Path, id: &str) -> anyhow::Result<()> {
     let stamp = Timestamp::now().strftime("%Y%m%d-%H%M%S").to_string();
     let aside = PathBuf::from(format!("{}.{stamp}", log.display()));
     fs::rename(log, &aside)?;
-    if let Err(status) = context.engine.reopen_container_log(v1::ReopenContainerLogRequest { container_id: id.into() }).await {
+    if let Err(status) =
+        context.engine.reopen_container_log(v1::ReopenContainerLogRequest { container_id: id.into() }).await
+    {
         // The engine still writes to the old file: give it its name back.
         fs::rename(&aside, log)?;
         return Err(status.into());

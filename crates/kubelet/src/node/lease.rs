@@ -31,9 +31,14 @@ pub async fn run(context: Arc<Context>) {
         // Once its node is gone, the lease goes with it.
         let owner = context.node().and_then(|n| n.metadata.uid.clone());
         if let Some(uid) = &owner {
-            lease["metadata"]["ownerReferences"] = json!([{"apiVersion": "v1", "kind": "Node", "name": name, "uid": uid}]);
+            lease["metadata"]["ownerReferences"] =
+                json!([{"apiVersion": "v1", "kind": "Node", "name": name, "uid": uid}]);
         }
-        let patch = if owned { json!({"spec": lease["spec"]}) } else { json!({"metadata": {"ownerReferences": lease["metadata"]["ownerReferences"]}, "spec": lease["spec"]}) };
+        let patch = if owned {
+            json!({"spec": lease["spec"]})
+        } else {
+            json!({"metadata": {"ownerReferences": lease["metadata"]["ownerReferences"]}, "spec": lease["spec"]})
+        };
         let renewed = match api.patch(name, Patch::Merge(strip_null(patch))).await {
             Err(error) if error.is_not_found() => api.create(lease).await,
             other => other,

@@ -40,7 +40,11 @@ fn huge_pages() -> BTreeMap<String, u64> {
     let mut out = BTreeMap::new();
     for entry in fs::read_dir("/sys/kernel/mm/hugepages").into_iter().flatten().flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
-        let Some(kib) = name.strip_prefix("hugepages-").and_then(|n| n.strip_suffix("kB")).and_then(|n| n.parse::<u64>().ok()) else { continue };
+        let Some(kib) =
+            name.strip_prefix("hugepages-").and_then(|n| n.strip_suffix("kB")).and_then(|n| n.parse::<u64>().ok())
+        else {
+            continue;
+        };
         let size = match kib {
             k if k >= 1 << 20 => format!("{}Gi", k >> 20),
             k if k >= 1 << 10 => format!("{}Mi", k >> 10),
@@ -55,7 +59,8 @@ fn huge_pages() -> BTreeMap<String, u64> {
 impl Machine {
     /// Looks at the machine; `root_dir` says which disk pods live on.
     pub fn look(root_dir: &Path) -> Self {
-        let cpus = fs::read_to_string("/proc/cpuinfo").map_or(0, |t| t.lines().filter(|l| l.starts_with("processor")).count() as u64);
+        let cpus = fs::read_to_string("/proc/cpuinfo")
+            .map_or(0, |t| t.lines().filter(|l| l.starts_with("processor")).count() as u64);
         let storage = nix::sys::statvfs::statvfs(root_dir).map_or(0, |s| s.blocks() * s.fragment_size());
         Self {
             cpus: if cpus == 0 { std::thread::available_parallelism().map_or(1, |n| n.get() as u64) } else { cpus },
@@ -74,15 +79,21 @@ impl Machine {
         ]
         .map(|(k, v)| (k.to_string(), Quantity(v)))
         .into();
-        out.extend(self.huge_pages.iter().map(|(k, v)| (k.clone(), Quantity(if *v == 0 { "0".into() } else { format!("{}Ki", v / 1024) }))));
+        out.extend(
+            self.huge_pages
+                .iter()
+                .map(|(k, v)| (k.clone(), Quantity(if *v == 0 { "0".into() } else { format!("{}Ki", v / 1024) }))),
+        );
         out
     }
 
     /// What pods may have: capacity without what is reserved and what eviction keeps free. `cpu` in thousandths.
     pub fn allocatable_amounts(&self, config: &Config) -> BTreeMap<String, i64> {
         let capacity = self.capacity(config);
-        let mut out: BTreeMap<String, i64> =
-            capacity.iter().map(|(k, q)| (k.clone(), if k == "cpu" { quantity::milli(q) } else { quantity::value(q) })).collect();
+        let mut out: BTreeMap<String, i64> = capacity
+            .iter()
+            .map(|(k, q)| (k.clone(), if k == "cpu" { quantity::milli(q) } else { quantity::value(q) }))
+            .collect();
         for (name, reserved) in &config.reserved {
             let reserved = Quantity(reserved.clone());
             let amount = if name == "cpu" { quantity::milli(&reserved) } else { quantity::value(&reserved) };
@@ -118,7 +129,8 @@ impl Machine {
 /// `nodeInfo`.
 pub fn system_info(config: &Config, runtime: &str) -> NodeSystemInfo {
     let os = fs::read_to_string("/etc/os-release").unwrap_or_default();
-    let pretty = os.lines().find_map(|l| l.strip_prefix("PRETTY_NAME=")).map_or("Linux", |v| v.trim_matches('"')).to_string();
+    let pretty =
+        os.lines().find_map(|l| l.strip_prefix("PRETTY_NAME=")).map_or("Linux", |v| v.trim_matches('"')).to_string();
     NodeSystemInfo {
         architecture: architecture().into(),
         boot_id: line("/proc/sys/kernel/random/boot_id"),
@@ -131,8 +143,12 @@ pub fn system_info(config: &Config, runtime: &str) -> NodeSystemInfo {
         operating_system: "linux".into(),
         os_image: pretty,
         running_in_user_namespace: None,
-        swap: meminfo("SwapTotal").filter(|s| *s > 0).map(|s| k8s_openapi::api::core::v1::NodeSwapStatus { capacity: Some(s as i64) }),
-        system_uuid: Some(line("/sys/class/dmi/id/product_uuid")).filter(|u| !u.is_empty()).unwrap_or_else(|| line("/etc/machine-id")),
+        swap: meminfo("SwapTotal")
+            .filter(|s| *s > 0)
+            .map(|s| k8s_openapi::api::core::v1::NodeSwapStatus { capacity: Some(s as i64) }),
+        system_uuid: Some(line("/sys/class/dmi/id/product_uuid"))
+            .filter(|u| !u.is_empty())
+            .unwrap_or_else(|| line("/etc/machine-id")),
     }
 }
 

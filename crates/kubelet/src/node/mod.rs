@@ -102,13 +102,19 @@ pub async fn run(context: Arc<Context>) {
     loop {
         hand_on_pod_cidr(&context, &mut pod_cidr).await;
         let now = status::compute(&context, &before).await;
-        let due = sent.as_ref().is_none_or(|(last, at)| status::differs(last, &now) || at.elapsed() >= context.config.status_report);
+        let due = sent
+            .as_ref()
+            .is_none_or(|(last, at)| status::differs(last, &now) || at.elapsed() >= context.config.status_report);
         if due {
             match status::write(&context, &now).await {
                 Ok(()) => {
                     if !sent.as_ref().is_some_and(|(s, _)| is_ready(s)) && is_ready(&now) {
                         tracing::info!(node = %context.config.node_name, after_ms = begun.elapsed().as_millis() as u64, "node is ready");
-                        context.events.normal(&context.events.about_node(), "NodeReady", &format!("Node {} status is now: NodeReady", context.config.node_name));
+                        context.events.normal(
+                            &context.events.about_node(),
+                            "NodeReady",
+                            &format!("Node {} status is now: NodeReady", context.config.node_name),
+                        );
                     }
                     sent = Some((now.clone(), Instant::now()));
                 }

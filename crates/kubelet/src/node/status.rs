@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use client::Patch;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{
-    ContainerImage, DaemonEndpoint, Node, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeFeatures, NodeRuntimeHandler,
-    NodeRuntimeHandlerFeatures, NodeSpec, NodeStatus,
+    ContainerImage, DaemonEndpoint, Node, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeFeatures,
+    NodeRuntimeHandler, NodeRuntimeHandlerFeatures, NodeSpec, NodeStatus,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use serde_json::{Value, json};
@@ -49,7 +49,14 @@ pub fn object(context: &Context, status: &NodeStatus) -> Node {
     }
 }
 
-fn condition(type_: &str, status: bool, reason: &str, message: &str, before: &NodeStatus, now: Timestamp) -> NodeCondition {
+fn condition(
+    type_: &str,
+    status: bool,
+    reason: &str,
+    message: &str,
+    before: &NodeStatus,
+    now: Timestamp,
+) -> NodeCondition {
     let status = if status { "True" } else { "False" };
     let same = before.conditions.iter().flatten().find(|c| c.type_ == type_ && c.status == status);
     NodeCondition {
@@ -72,7 +79,9 @@ async fn not_ready(context: &Context) -> Option<String> {
         Err(status) => return Some(format!("container runtime is down: {}", status.message())),
     };
     let mut why = Vec::new();
-    for (name, what) in [("RuntimeReady", "container runtime not ready"), ("NetworkReady", "container runtime network not ready")] {
+    for (name, what) in
+        [("RuntimeReady", "container runtime not ready"), ("NetworkReady", "container runtime network not ready")]
+    {
         match status.conditions.iter().find(|c| c.r#type == name) {
             Some(c) if c.status => {}
             Some(c) => why.push(format!("{what}: {name}=false reason:{} message:{}", c.reason, c.message)),
@@ -134,7 +143,9 @@ pub async fn compute(context: &Context, before: &NodeStatus) -> NodeStatus {
         capacity: Some(context.machine.capacity(config)),
         allocatable: Some(context.machine.allocatable(config)),
         conditions: Some(conditions),
-        daemon_endpoints: Some(NodeDaemonEndpoints { kubelet_endpoint: Some(DaemonEndpoint { port: config.listen.port().into() }) }),
+        daemon_endpoints: Some(NodeDaemonEndpoints {
+            kubelet_endpoint: Some(DaemonEndpoint { port: config.listen.port().into() }),
+        }),
         features: Some(NodeFeatures { supplemental_groups_policy: Some(context.supplemental_groups_policy()) }),
         images: Some(images),
         node_info: Some(machine::system_info(config, &context.runtime_version())),

@@ -40,12 +40,15 @@ fn requirement(r: &NodeSelectorRequirement, value: Option<&str>) -> bool {
 
 fn term(t: &NodeSelectorTerm, node: &Node) -> bool {
     let labels = node.metadata.labels.as_ref();
-    let (expressions, fields) = (t.match_expressions.as_deref().unwrap_or_default(), t.match_fields.as_deref().unwrap_or_default());
+    let (expressions, fields) =
+        (t.match_expressions.as_deref().unwrap_or_default(), t.match_fields.as_deref().unwrap_or_default());
     if expressions.is_empty() && fields.is_empty() {
         return false;
     }
     expressions.iter().all(|r| requirement(r, labels.and_then(|l| l.get(&r.key)).map(String::as_str)))
-        && fields.iter().all(|r| requirement(r, (r.key == "metadata.name").then_some(node.metadata.name.as_deref()).flatten()))
+        && fields
+            .iter()
+            .all(|r| requirement(r, (r.key == "metadata.name").then_some(node.metadata.name.as_deref()).flatten()))
 }
 
 /// Whether the node's labels satisfy the pod's selector and required affinity.
@@ -53,7 +56,11 @@ pub fn node_fits(pod: &Pod, node: &Node) -> bool {
     let spec = spec::spec(pod);
     let labels = node.metadata.labels.as_ref();
     let selected = spec.node_selector.iter().flatten().all(|(k, v)| labels.and_then(|l| l.get(k)) == Some(v));
-    let required = spec.affinity.as_ref().and_then(|a| a.node_affinity.as_ref()).and_then(|n| n.required_during_scheduling_ignored_during_execution.as_ref());
+    let required = spec
+        .affinity
+        .as_ref()
+        .and_then(|a| a.node_affinity.as_ref())
+        .and_then(|n| n.required_during_scheduling_ignored_during_execution.as_ref());
     selected && required.is_none_or(|r| r.node_selector_terms.iter().any(|t| term(t, node)))
 }
 
@@ -91,10 +98,16 @@ pub fn admit<'a>(pod: &Pod, room: &Room<'_>, others: impl Iterator<Item = &'a Po
     }
     if let Some(node) = room.node {
         if !node_fits(pod, node) {
-            return refuse("NodeAffinity", "Predicate NodeAffinity failed: node(s) didn't match Pod's node affinity/selector".into());
+            return refuse(
+                "NodeAffinity",
+                "Predicate NodeAffinity failed: node(s) didn't match Pod's node affinity/selector".into(),
+            );
         }
         if let Some(key) = untolerated(pod, node) {
-            return refuse("TaintToleration", format!("Predicate TaintToleration failed: node(s) had untolerated taint {{{key}}}"));
+            return refuse(
+                "TaintToleration",
+                format!("Predicate TaintToleration failed: node(s) had untolerated taint {{{key}}}"),
+            );
         }
     }
     let mut used: BTreeMap<String, i64> = BTreeMap::new();
@@ -105,7 +118,14 @@ pub fn admit<'a>(pod: &Pod, room: &Room<'_>, others: impl Iterator<Item = &'a Po
             .flat_map(|(_, c)| c.ports.iter().flatten())
             .filter_map(|port| {
                 let number = port.host_port.filter(|n| *n > 0).or(host.then_some(port.container_port))?;
-                Some((number, format!("{}/{}", port.protocol.as_deref().unwrap_or("TCP"), port.host_ip.as_deref().unwrap_or("0.0.0.0"))))
+                Some((
+                    number,
+                    format!(
+                        "{}/{}",
+                        port.protocol.as_deref().unwrap_or("TCP"),
+                        port.host_ip.as_deref().unwrap_or("0.0.0.0")
+                    ),
+                ))
             })
             .collect()
     };
@@ -116,13 +136,18 @@ pub fn admit<'a>(pod: &Pod, room: &Room<'_>, others: impl Iterator<Item = &'a Po
             *used.entry(name).or_default() += amount;
         }
         if ports(other).iter().any(|taken| wanted_ports.contains(taken)) {
-            return refuse("NodePorts", "Predicate NodePorts failed: node(s) didn't have free ports for the requested pod ports".into());
+            return refuse(
+                "NodePorts",
+                "Predicate NodePorts failed: node(s) didn't have free ports for the requested pod ports".into(),
+            );
         }
     }
     let out_of = |name: &str, requested: i64, used: i64, capacity: i64| {
         refuse(
             &format!("OutOf{name}"),
-            format!("Node didn't have enough resource: {name}, requested: {requested}, used: {used}, capacity: {capacity}"),
+            format!(
+                "Node didn't have enough resource: {name}, requested: {requested}, used: {used}, capacity: {capacity}"
+            ),
         )
     };
     if let Some(capacity) = room.allocatable.get("pods")

@@ -32,7 +32,8 @@ impl Worker {
         let seen = self.stop_all().await;
         let pod = self.inbox.latest().pod;
         // A refused pod has a status without containers, and keeps it.
-        let refused = is_terminal(self.before.phase.as_deref()) && seen.sandboxes.is_empty() && seen.containers.is_empty();
+        let refused =
+            is_terminal(self.before.phase.as_deref()) && seen.sandboxes.is_empty() && seen.containers.is_empty();
         if !refused {
             self.report(&pod, &seen, &BTreeMap::new(), true);
         }
@@ -146,7 +147,8 @@ impl Worker {
             }
             tokio::time::sleep(RETRY).await;
         }
-        let (dir, logs) = (self.context.config.pod_dir(&self.uid), names::pod_log_dir(&self.context.config.log_dir, &pod));
+        let (dir, logs) =
+            (self.context.config.pod_dir(&self.uid), names::pod_log_dir(&self.context.config.log_dir, &pod));
         let removed = tokio::task::spawn_blocking(move || {
             let _ = fs::remove_dir_all(logs);
             volumes::remove(&dir)

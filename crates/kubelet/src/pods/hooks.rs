@@ -13,7 +13,13 @@ const HTTP_TIMEOUT: Duration = Duration::from_secs(60);
 const EXEC_TIMEOUT: Duration = Duration::from_secs(3600);
 
 /// Runs a hook to its end; the error says what went wrong.
-pub async fn run(context: &Context, handler: &LifecycleHandler, container: &Container, id: &str, ips: &[String]) -> Result<(), String> {
+pub async fn run(
+    context: &Context,
+    handler: &LifecycleHandler,
+    container: &Container,
+    id: &str,
+    ips: &[String],
+) -> Result<(), String> {
     if let Some(exec) = &handler.exec {
         let command = exec.command.clone().unwrap_or_default();
         let shown = command.join(" ");
@@ -25,7 +31,11 @@ pub async fn run(context: &Context, handler: &LifecycleHandler, container: &Cont
                 done.exit_code,
                 String::from_utf8_lossy(&done.stderr)
             )),
-            Err(status) => Err(format!("Exec lifecycle hook ([{shown}]) for Container {:?} failed - error: {}", container.name, status.message())),
+            Err(status) => Err(format!(
+                "Exec lifecycle hook ([{shown}]) for Container {:?} failed - error: {}",
+                container.name,
+                status.message()
+            )),
         };
     }
     if let Some(get) = &handler.http_get {
@@ -33,8 +43,16 @@ pub async fn run(context: &Context, handler: &LifecycleHandler, container: &Cont
         let asked = tokio::time::timeout(HTTP_TIMEOUT, ask::http(&target, get, "kube-lifecycle/1.37")).await;
         return match asked {
             Ok(Ok((status, _))) if status < 400 => Ok(()),
-            Ok(Ok((status, _))) => Err(format!("HTTP lifecycle hook ({}) for Container {:?} failed with status {status}", get.path.as_deref().unwrap_or("/"), container.name)),
-            Ok(Err(error)) => Err(format!("HTTP lifecycle hook ({}) for Container {:?} failed - error: {error}", get.path.as_deref().unwrap_or("/"), container.name)),
+            Ok(Ok((status, _))) => Err(format!(
+                "HTTP lifecycle hook ({}) for Container {:?} failed with status {status}",
+                get.path.as_deref().unwrap_or("/"),
+                container.name
+            )),
+            Ok(Err(error)) => Err(format!(
+                "HTTP lifecycle hook ({}) for Container {:?} failed - error: {error}",
+                get.path.as_deref().unwrap_or("/"),
+                container.name
+            )),
             Err(_) => Err(format!("HTTP lifecycle hook for Container {:?} timed out", container.name)),
         };
     }

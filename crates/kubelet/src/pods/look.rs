@@ -21,7 +21,8 @@ impl Known {
     pub async fn look(&mut self, engine: &Engine, uid: &str) -> CallResult<Observed> {
         let labels = HashMap::from([(names::POD_UID.to_string(), uid.to_string())]);
         let (sandboxes, containers) = engine.list(labels).await?;
-        let mut out = Observed { sandboxes: sandboxes.iter().map(Sandbox::from_list).collect(), containers: Vec::new() };
+        let mut out =
+            Observed { sandboxes: sandboxes.iter().map(Sandbox::from_list).collect(), containers: Vec::new() };
         out.sort();
         if let Some(newest) = out.sandboxes.first_mut().filter(|s| s.ready) {
             match self.sandboxes.get(&newest.id) {
@@ -45,7 +46,9 @@ impl Known {
             }
             let request = v1::ContainerStatusRequest { container_id: container.id.clone(), verbose: false };
             match engine.container_status(request).await {
-                Ok(answer) => out.containers.push(Container::from_status(&container.pod_sandbox_id, &answer.status.unwrap_or_default())),
+                Ok(answer) => out
+                    .containers
+                    .push(Container::from_status(&container.pod_sandbox_id, &answer.status.unwrap_or_default())),
                 // It went between the list and the question.
                 Err(status) if status.code() == tonic::Code::NotFound => {}
                 Err(status) => return Err(status),

@@ -237,7 +237,9 @@ fn take_batch(context: &Arc<Context>, batch: Batch) {
         Batch::Resync => {
             let held: Vec<Arc<Object>> = context.pods.list(None);
             let known: Vec<String> = context.workers.places().keys().cloned().collect();
-            let gone = known.iter().filter(|uid| !context.statics.is_static(uid) && !held.iter().any(|o| *o.meta.uid == ***uid));
+            let gone = known
+                .iter()
+                .filter(|uid| !context.statics.is_static(uid) && !held.iter().any(|o| *o.meta.uid == ***uid));
             gone.for_each(|uid| context.workers.removed(uid));
             for object in held {
                 take(context, &Change { key: object.meta.key().into(), old: None, new: Some(object) });

@@ -76,9 +76,11 @@ impl State {
 impl Container {
     pub fn from_status(sandbox_id: &str, status: &v1::ContainerStatus) -> Self {
         let metadata = status.metadata.clone().unwrap_or_default();
-        let label = |map: &std::collections::HashMap<String, String>, key: &str| map.get(key).cloned().unwrap_or_default();
+        let label =
+            |map: &std::collections::HashMap<String, String>, key: &str| map.get(key).cloned().unwrap_or_default();
         // The annotation is what upstream's agent trusts; the attempt is the same number from engines that lose it.
-        let attempt = status.annotations.get(names::RESTART_COUNT).and_then(|v| v.parse().ok()).unwrap_or(metadata.attempt);
+        let attempt =
+            status.annotations.get(names::RESTART_COUNT).and_then(|v| v.parse().ok()).unwrap_or(metadata.attempt);
         let image = status.image.clone().unwrap_or_default();
         let name = match label(&status.labels, names::CONTAINER_NAME) {
             name if name.is_empty() => metadata.name,
@@ -121,7 +123,11 @@ impl Sandbox {
     /// Takes over what only the status says.
     pub fn learn(&mut self, status: &v1::PodSandboxStatus) {
         if let Some(network) = &status.network {
-            self.ips = std::iter::once(&network.ip).chain(network.additional_ips.iter().map(|i| &i.ip)).filter(|i| !i.is_empty()).cloned().collect();
+            self.ips = std::iter::once(&network.ip)
+                .chain(network.additional_ips.iter().map(|i| &i.ip))
+                .filter(|i| !i.is_empty())
+                .cloned()
+                .collect();
         }
         let options = status.linux.as_ref().and_then(|l| l.namespaces.as_ref()).and_then(|n| n.options.as_ref());
         self.host_network = options.is_some_and(|o| o.network == v1::NamespaceMode::Node as i32);

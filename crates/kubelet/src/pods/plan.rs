@@ -104,15 +104,33 @@ pub enum Why {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Step {
     /// Stops a sandbox and whatever runs in it.
-    StopSandbox { id: String },
+    StopSandbox {
+        id: String,
+    },
     /// Makes the volumes and the sandbox.
-    CreateSandbox { attempt: u32 },
-    Kill { id: String, name: String, why: Why },
+    CreateSandbox {
+        attempt: u32,
+    },
+    Kill {
+        id: String,
+        name: String,
+        why: Why,
+    },
     /// Forgets a container that was created and never started.
-    Remove { id: String },
+    Remove {
+        id: String,
+    },
     /// Gives a running container the resources of its specification.
-    Resize { id: String, name: String },
-    Start { name: String, kind: Kind, restart_count: u32, finished: Option<Timestamp> },
+    Resize {
+        id: String,
+        name: String,
+    },
+    Start {
+        name: String,
+        kind: Kind,
+        restart_count: u32,
+        finished: Option<Timestamp>,
+    },
 }
 
 /// Why a container is not running although it should.
@@ -163,11 +181,17 @@ pub fn restarts(pod: &Pod, kind: Kind, container: &Spec, exit_code: i32) -> bool
 pub fn resized(container: &Spec, applied: &ResourceRequirements) -> Option<bool> {
     let wanted = container.resources.clone().unwrap_or_default();
     let differs = |name: &str| {
-        let of = |r: &ResourceRequirements| (quantity::amount(r.requests.as_ref(), name), quantity::amount(r.limits.as_ref(), name));
+        let of = |r: &ResourceRequirements| {
+            (quantity::amount(r.requests.as_ref(), name), quantity::amount(r.limits.as_ref(), name))
+        };
         of(&wanted) != of(applied)
     };
     let restart = |name: &str| {
-        container.resize_policy.iter().flatten().any(|p| p.resource_name == name && p.restart_policy == "RestartContainer")
+        container
+            .resize_policy
+            .iter()
+            .flatten()
+            .any(|p| p.resource_name == name && p.restart_policy == "RestartContainer")
     };
     let changed: Vec<&str> = ["cpu", "memory"].into_iter().filter(|name| differs(name)).collect();
     (!changed.is_empty()).then(|| changed.into_iter().any(restart))
@@ -292,7 +316,11 @@ impl Planner<'_> {
                 }
                 (_, Some(c)) => match c.state {
                     State::Running if main_began => {
-                        self.out.steps.push(Step::Kill { id: c.id.clone(), name: c.name.clone(), why: Why::Superseded });
+                        self.out.steps.push(Step::Kill {
+                            id: c.id.clone(),
+                            name: c.name.clone(),
+                            why: Why::Superseded,
+                        });
                     }
                     State::Running | State::Created => return false,
                     State::Unknown => {
@@ -427,7 +455,14 @@ mod tests {
     }
 
     fn sandbox(attempt: u32, ready: bool) -> Sandbox {
-        Sandbox { id: format!("s{attempt}"), attempt, ready, created_at: attempt.into(), ips: vec!["10.0.0.1".into()], host_network: false }
+        Sandbox {
+            id: format!("s{attempt}"),
+            attempt,
+            ready,
+            created_at: attempt.into(),
+            ips: vec!["10.0.0.1".into()],
+            host_network: false,
+        }
     }
 
     /// `name/attempt=R`, `=C`, `=U`, or an exit code; finished at second 0; in sandbox 0.
@@ -579,7 +614,10 @@ mod tests {
         let old = BackOff { delay: FIRST_BACK_OFF, at: at(-1000) };
         let memory = Memory { back_off: [("main".to_string(), old)].into(), ..Memory::default() };
         check(&always, ready(), "main=1", &memory, "start:main/1");
-        let dead = Memory { probed: [("main-0".to_string(), Probed { dead: true, ..Default::default() })].into(), ..Memory::default() };
+        let dead = Memory {
+            probed: [("main-0".to_string(), Probed { dead: true, ..Default::default() })].into(),
+            ..Memory::default()
+        };
         check(&always, ready(), "main=R", &dead, "kill:main-0:Liveness");
         let failed = Failed { reason: "ErrImagePull".into(), message: "no".into(), retry_at: at(9) };
         let memory = Memory { failed: [("main".to_string(), failed)].into(), ..Memory::default() };
@@ -590,7 +628,10 @@ mod tests {
     fn resizes() {
         let cpu = |c: &str| json!({"limits": {"cpu": c}});
         let with = |policy: &str| {
-            pod("Always", json!({"containers": [{"name": "main", "resources": cpu("2"), "resizePolicy": [{"resourceName": "cpu", "restartPolicy": policy}]}]}))
+            pod(
+                "Always",
+                json!({"containers": [{"name": "main", "resources": cpu("2"), "resizePolicy": [{"resourceName": "cpu", "restartPolicy": policy}]}]}),
+            )
         };
         let applied = |c: &str| Memory {
             applied: [("main-0".to_string(), serde_json::from_value(cpu(c)).unwrap())].into(),
@@ -600,7 +641,10 @@ mod tests {
         check(&with("NotRequired"), ready(), "main=R", &applied("2000m"), "");
         check(&with("NotRequired"), ready(), "main=R", &applied("1"), "resize:main-0");
         check(&with("RestartContainer"), ready(), "main=R", &applied("1"), "kill:main-0:Resized start:main/1");
-        let pending = Memory { resize_pending: Some(Waiting { reason: "Deferred".into(), message: String::new() }), ..applied("1") };
+        let pending = Memory {
+            resize_pending: Some(Waiting { reason: "Deferred".into(), message: String::new() }),
+            ..applied("1")
+        };
         check(&with("NotRequired"), ready(), "main=R", &pending, "");
     }
 

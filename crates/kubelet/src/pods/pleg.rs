@@ -49,7 +49,8 @@ async fn listen(context: &Arc<Context>, mut stream: tonic::Streaming<v1::Contain
             Ok(Ok(Some(event))) => {
                 let metadata = event.pod_sandbox_status.as_ref().and_then(|s| s.metadata.as_ref());
                 let uid = metadata.map(|m| m.uid.as_str()).filter(|u| !u.is_empty());
-                let label = event.containers_statuses.first().and_then(|c| c.labels.get(names::POD_UID)).map(String::as_str);
+                let label =
+                    event.containers_statuses.first().and_then(|c| c.labels.get(names::POD_UID)).map(String::as_str);
                 match uid.or(label) {
                     Some(uid) => wake(context, uid),
                     // An event that names no pod: everybody looks.
@@ -76,7 +77,8 @@ async fn relist(context: &Arc<Context>) {
         ticks.tick().await;
         let Ok((sandboxes, containers)) = context.engine.list(HashMap::new()).await else { continue };
         let uid = |labels: &HashMap<String, String>| labels.get(names::POD_UID).cloned().unwrap_or_default();
-        let mut now: HashMap<String, (String, i32)> = sandboxes.iter().map(|s| (s.id.clone(), (uid(&s.labels), s.state))).collect();
+        let mut now: HashMap<String, (String, i32)> =
+            sandboxes.iter().map(|s| (s.id.clone(), (uid(&s.labels), s.state))).collect();
         now.extend(containers.iter().map(|c| (c.id.clone(), (uid(&c.labels), c.state))));
         let changed = now.iter().filter(|(id, seen)| last.get(*id) != Some(seen)).map(|(_, (uid, _))| uid.clone());
         let gone = last.iter().filter(|(id, _)| !now.contains_key(*id)).map(|(_, (uid, _))| uid.clone());

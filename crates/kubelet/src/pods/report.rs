@@ -15,14 +15,20 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::spec;
 
 /// Between attempts while the API server does not answer.
-const RETRY: [Duration; 4] = [Duration::from_millis(100), Duration::from_millis(500), Duration::from_secs(1), Duration::from_secs(3)];
+const RETRY: [Duration; 4] =
+    [Duration::from_millis(100), Duration::from_millis(500), Duration::from_secs(1), Duration::from_secs(3)];
 
 /// Merge keys of the lists that are merged and not replaced.
 const MERGED: [(&str, &str); 3] = [("conditions", "type"), ("podIPs", "ip"), ("hostIPs", "ip")];
 
 /// The difference, as a strategic merge patch; `None` when there is none.
 pub fn difference(before: &PodStatus, after: &PodStatus, uid: &str) -> Option<Value> {
-    let tree = |s: &PodStatus| serde_json::to_value(s).ok().and_then(|v| if let Value::Object(m) = v { Some(m) } else { None }).unwrap_or_default();
+    let tree = |s: &PodStatus| {
+        serde_json::to_value(s)
+            .ok()
+            .and_then(|v| if let Value::Object(m) = v { Some(m) } else { None })
+            .unwrap_or_default()
+    };
     let (before, after) = (tree(before), tree(after));
     let mut changed = Map::new();
     for (key, value) in &after {
@@ -41,7 +47,9 @@ pub fn difference(before: &PodStatus, after: &PodStatus, uid: &str) -> Option<Va
             if key == "conditions" {
                 // The agent's own conditions that come and go; all others it only ever changes.
                 let own = ["PodResizePending", "PodResizeInProgress"];
-                let gone = old.iter().filter(|o| own.iter().any(|t| o["type"] == **t) && !new.iter().any(|n| n["type"] == o["type"]));
+                let gone = old
+                    .iter()
+                    .filter(|o| own.iter().any(|t| o["type"] == **t) && !new.iter().any(|n| n["type"] == o["type"]));
                 items.extend(gone.map(|o| json!({"$patch": "delete", "type": o["type"]})));
             }
             if items.is_empty() {
@@ -72,9 +80,15 @@ impl Reporter {
     pub fn start(client: Client, pod: &Pod, before: PodStatus) -> Self {
         let (wanted, mut next) = watch::channel::<Option<Arc<PodStatus>>>(None);
         let (done, sent) = watch::channel::<Option<Arc<PodStatus>>>(None);
-        let (namespace, name, uid) = (spec::namespace(pod).to_string(), spec::name(pod).to_string(), spec::uid(pod).to_string());
+        let (namespace, name, uid) =
+            (spec::namespace(pod).to_string(), spec::name(pod).to_string(), spec::uid(pod).to_string());
         // The API knows a static pod only by its mirror, which has another uid and may come later.
-        let is_static = pod.metadata.annotations.as_ref().and_then(|a| a.get(spec::names::CONFIG_SOURCE)).is_some_and(|s| s == "file");
+        let is_static = pod
+            .metadata
+            .annotations
+            .as_ref()
+            .and_then(|a| a.get(spec::names::CONFIG_SOURCE))
+            .is_some_and(|s| s == "file");
         let task = tokio::spawn(async move {
             let mut before = Arc::new(before);
             while next.changed().await.is_ok() {
@@ -139,7 +153,9 @@ mod tests {
     fn only_what_changed_is_sent() {
         let status = |v: Value| -> PodStatus { serde_json::from_value(v).unwrap() };
         let ready = |s: &str| json!({"type": "Ready", "status": s});
-        let a = status(json!({"phase": "Pending", "reason": "x", "podIPs": [{"ip": "1"}], "conditions": [ready("False"), {"type": "Other", "status": "True"}]}));
+        let a = status(
+            json!({"phase": "Pending", "reason": "x", "podIPs": [{"ip": "1"}], "conditions": [ready("False"), {"type": "Other", "status": "True"}]}),
+        );
         let b = status(json!({"phase": "Running", "podIPs": [{"ip": "2"}], "conditions": [ready("True")]}));
         assert_eq!(difference(&a, &a, "u"), None);
         assert_eq!(

@@ -18,7 +18,9 @@ use crate::cri::v1;
 use crate::references::Referent;
 use crate::spec::downward::Surroundings;
 use crate::spec::environment::{self, Referenced};
-use crate::spec::{self, Kind, container as container_spec, dns, expansion, hosts, names, sandbox as sandbox_spec, security};
+use crate::spec::{
+    self, Kind, container as container_spec, dns, expansion, hosts, names, sandbox as sandbox_spec, security,
+};
 use crate::volumes::{Volumes, mounts};
 
 /// When to try again what failed without a reason to be quick about it; as upstream's pod workers.
@@ -39,7 +41,11 @@ pub fn surroundings(context: &Context, pod: &Pod, sandbox: Option<&Sandbox>) -> 
     } else {
         sandbox.map(|s| s.ips.clone()).unwrap_or_default()
     };
-    Surroundings { pod_ips, host_ips: context.host_ips.clone(), allocatable: context.machine.allocatable(&context.config) }
+    Surroundings {
+        pod_ips,
+        host_ips: context.host_ips.clone(),
+        allocatable: context.machine.allocatable(&context.config),
+    }
 }
 
 /// Makes the pod's directories, cgroup and sandbox; volumes are ready by now.
@@ -52,24 +58,36 @@ pub async fn sandbox(context: &Context, pod: &Pod, attempt: u32) -> Result<(), F
     let cgroup_parent = prepare().map_err(|e| failed("FailedCreatePodContainer", format!("{e:#}")))?;
     let host = dns::parse_resolv_conf(&fs::read_to_string(&context.config.resolv_conf).unwrap_or_default());
     let dns = dns::config(&context.config, pod, &host);
-    let config = sandbox_spec::config(&context.config, pod, attempt, dns, cgroup_parent).map_err(|e| failed("FailedCreatePodSandBox", e))?;
+    let config = sandbox_spec::config(&context.config, pod, attempt, dns, cgroup_parent)
+        .map_err(|e| failed("FailedCreatePodSandBox", e))?;
     let runtime_handler = context.runtime_handler(pod).await.map_err(|e| failed("FailedCreatePodSandBox", e))?;
     match context.engine.run_pod_sandbox(v1::RunPodSandboxRequest { config: Some(config), runtime_handler }).await {
         Ok(_) => Ok(()),
         Err(status) => {
             let message = format!("Failed to create pod sandbox: {}", said(&status));
             context.events.warning(&context.events.about_pod(pod), "FailedCreatePodSandBox", &message);
-            Err(Failed { reason: "FailedCreatePodSandBox".into(), message, retry_at: Timestamp::now() + SignedDuration::from_secs(1) })
+            Err(Failed {
+                reason: "FailedCreatePodSandBox".into(),
+                message,
+                retry_at: Timestamp::now() + SignedDuration::from_secs(1),
+            })
         }
     }
 }
 
-async fn environment(context: &Context, pod: &Pod, container: &Spec, volumes: &Volumes, around: &Surroundings) -> Result<Vec<(String, String)>, String> {
+async fn environment(
+    context: &Context,
+    pod: &Pod,
+    container: &Spec,
+    volumes: &Volumes,
+    around: &Surroundings,
+) -> Result<Vec<(String, String)>, String> {
     let (config_maps, secrets) = environment::references(container);
     let (namespace, uid) = (spec::namespace(pod), spec::uid(pod));
     let mut referenced = Referenced::default();
     for name in config_maps {
-        let found = context.references.get(Referent::ConfigMap, namespace, &name, uid).await.map_err(|e| e.to_string())?;
+        let found =
+            context.references.get(Referent::ConfigMap, namespace, &name, uid).await.map_err(|e| e.to_string())?;
         if let Some(map) = found.map(|o| o.typed::<ConfigMap>()).transpose().map_err(|e| e.to_string())? {
             referenced.config_maps.insert(name, map);
         }
@@ -93,7 +111,10 @@ async fn environment(context: &Context, pod: &Pod, container: &Spec, volumes: &V
     let out = environment::of(pod, container, &links, &referenced, around, &mut skipped)?;
     if !skipped.is_empty() {
         skipped.sort();
-        let message = format!("Keys [{}] from the EnvFrom were skipped since they are considered invalid environment variable names.", skipped.join(", "));
+        let message = format!(
+            "Keys [{}] from the EnvFrom were skipped since they are considered invalid environment variable names.",
+            skipped.join(", ")
+        );
         context.events.warning(&context.events.about_pod(pod), "InvalidEnvironmentVariableNames", &message);
     }
     Ok(out)
@@ -113,19 +134,25 @@ fn mounts(
     let (mut out, mut devices) = (Vec::new(), Vec::new());
     let text = |e: std::io::Error| e.to_string();
     for (at, mount) in container.volume_mounts.iter().flatten().enumerate() {
-        let ready = volumes.ready.get(&mount.name).ok_or_else(|| format!("cannot find volume {:?} to mount into container {:?}", mount.name, container.name))?;
+        let ready = volumes.ready.get(&mount.name).ok_or_else(|| {
+            format!("cannot find volume {:?} to mount into container {:?}", mount.name, container.name)
+        })?;
         let lookup = |name: &str| environment.iter().find(|(k, _)| k == name).map(|(_, v)| v.clone());
         let inner = match mount.sub_path_expr.as_deref().filter(|e| !e.is_empty()) {
             Some(expression) => {
                 let expanded = expansion::expand(expression, lookup);
                 if expanded.contains("$(") {
-                    return Err(format!("failed to expand subPath for volume {:?}: {expression:?} refers to an unknown variable", mount.name));
+                    return Err(format!(
+                        "failed to expand subPath for volume {:?}: {expression:?} refers to an unknown variable",
+                        mount.name
+                    ));
                 }
                 expanded
             }
             None => mount.sub_path.clone().unwrap_or_default(),
         };
-        let container_path = if mount.mount_path.starts_with('/') { mount.mount_path.clone() } else { format!("/{}", mount.mount_path) };
+        let container_path =
+            if mount.mount_path.starts_with('/') { mount.mount_path.clone() } else { format!("/{}", mount.mount_path) };
         let propagation = match mount.mount_propagation.as_deref() {
             Some("HostToContainer") => v1::MountPropagation::PropagationHostToContainer,
             Some("Bidirectional") => v1::MountPropagation::PropagationBidirectional,
@@ -134,13 +161,22 @@ fn mounts(
         let readonly = mount.read_only == Some(true) || ready.read_only;
         let recursive = match mount.recursive_read_only.as_deref() {
             Some("Enabled") if !context.recursive_read_only() => {
-                return Err(format!("volume mount {:?}: recursiveReadOnly is not supported by the container engine", mount.name));
+                return Err(format!(
+                    "volume mount {:?}: recursiveReadOnly is not supported by the container engine",
+                    mount.name
+                ));
             }
             Some("Enabled") => true,
             Some("IfPossible") => context.recursive_read_only(),
             _ => false,
         };
-        let mut bound = v1::Mount { container_path, readonly, recursive_read_only: readonly && recursive, propagation: propagation as i32, ..Default::default() };
+        let mut bound = v1::Mount {
+            container_path,
+            readonly,
+            recursive_read_only: readonly && recursive,
+            propagation: propagation as i32,
+            ..Default::default()
+        };
         match &ready.image {
             Some(image) => {
                 bound.image = Some(v1::ImageSpec { image: image.clone(), ..Default::default() });
@@ -148,18 +184,31 @@ fn mounts(
             }
             None if inner.is_empty() => bound.host_path = ready.path.to_string_lossy().into_owned(),
             None => {
-                let target = pod_dir.join("volume-subpaths").join(&mount.name).join(&container.name).join(at.to_string());
-                mounts::bind_subpath(&ready.path, &inner, &target)
-                    .map_err(|e| format!("failed to prepare subPath for volumeMount {:?} of container {:?}: {e}", mount.name, container.name))?;
+                let target =
+                    pod_dir.join("volume-subpaths").join(&mount.name).join(&container.name).join(at.to_string());
+                mounts::bind_subpath(&ready.path, &inner, &target).map_err(|e| {
+                    format!(
+                        "failed to prepare subPath for volumeMount {:?} of container {:?}: {e}",
+                        mount.name, container.name
+                    )
+                })?;
                 bound.host_path = target.to_string_lossy().into_owned();
             }
         }
         out.push(bound);
     }
     for device in container.volume_devices.iter().flatten() {
-        let ready = volumes.ready.get(&device.name).filter(|r| r.block).ok_or_else(|| format!("volume {:?} is not a block device", device.name))?;
+        let ready = volumes
+            .ready
+            .get(&device.name)
+            .filter(|r| r.block)
+            .ok_or_else(|| format!("volume {:?} is not a block device", device.name))?;
         let permissions = if ready.read_only { "r" } else { "mrw" };
-        devices.push(v1::Device { container_path: device.device_path.clone(), host_path: ready.path.to_string_lossy().into_owned(), permissions: permissions.into() });
+        devices.push(v1::Device {
+            container_path: device.device_path.clone(),
+            host_path: ready.path.to_string_lossy().into_owned(),
+            permissions: permissions.into(),
+        });
     }
     let takes = |path: &str| out.iter().any(|m: &v1::Mount| m.container_path == path);
     if !takes("/etc/hosts") && (spec::host_network(pod) || !ips.is_empty()) {
@@ -172,7 +221,11 @@ fn mounts(
             fs::write(&file, content).map_err(text)?;
             fs::set_permissions(&file, fs::Permissions::from_mode(0o644)).map_err(text)?;
         }
-        out.push(v1::Mount { container_path: "/etc/hosts".into(), host_path: file.to_string_lossy().into_owned(), ..Default::default() });
+        out.push(v1::Mount {
+            container_path: "/etc/hosts".into(),
+            host_path: file.to_string_lossy().into_owned(),
+            ..Default::default()
+        });
     }
     if let Some(path) = container.termination_message_path.as_deref().filter(|p| !p.is_empty()) {
         let file = container_spec::message_file(&context.config, pod, &container.name, restart_count);
@@ -182,7 +235,11 @@ fn mounts(
         fs::OpenOptions::new().create(true).write(true).truncate(true).mode(0o666).open(&file).map_err(text)?;
         // The container's user may be anyone, and the umask must not have its say.
         fs::set_permissions(&file, fs::Permissions::from_mode(0o666)).map_err(text)?;
-        out.push(v1::Mount { container_path: path.into(), host_path: file.to_string_lossy().into_owned(), ..Default::default() });
+        out.push(v1::Mount {
+            container_path: path.into(),
+            host_path: file.to_string_lossy().into_owned(),
+            ..Default::default()
+        });
     }
     Ok((out, devices))
 }
@@ -204,7 +261,10 @@ impl Start<'_> {
         let about = self.context.events.about_container(self.pod, kind, self.name);
         let result = self.go(kind, &container, &about).await;
         if let Err(failed) = &result
-            && matches!(failed.reason.as_str(), "CreateContainerConfigError" | "CreateContainerError" | "RunContainerError")
+            && matches!(
+                failed.reason.as_str(),
+                "CreateContainerConfigError" | "CreateContainerError" | "RunContainerError"
+            )
         {
             self.context.events.warning(&about, "Failed", &format!("Error: {}", failed.message));
         }
@@ -220,7 +280,8 @@ impl Start<'_> {
         let environment = environment(context, pod, container, self.volumes, &around).await.map_err(wrong)?;
         security::verify_non_root(pod, container, Some(&image)).map_err(wrong)?;
         let (mounts, devices) =
-            mounts(context, pod, container, self.restart_count, self.volumes, &environment, &around.pod_ips).map_err(wrong)?;
+            mounts(context, pod, container, self.restart_count, self.volumes, &environment, &around.pod_ips)
+                .map_err(wrong)?;
         let target = spec::spec(pod)
             .ephemeral_containers
             .iter()
@@ -249,17 +310,24 @@ impl Start<'_> {
         let dns = dns::config(&context.config, pod, &host);
         let parent = cgroups::parent(&context.config, pod);
         let sandbox_config = sandbox_spec::config(&context.config, pod, sandbox.attempt, dns, parent).map_err(wrong)?;
-        let request = v1::CreateContainerRequest { pod_sandbox_id: sandbox.id.clone(), config: Some(config), sandbox_config: Some(sandbox_config) };
+        let request = v1::CreateContainerRequest {
+            pod_sandbox_id: sandbox.id.clone(),
+            config: Some(config),
+            sandbox_config: Some(sandbox_config),
+        };
         let id = match context.engine.create_container(request).await {
             Ok(answer) => answer.container_id,
             Err(status) => return Err(failed("CreateContainerError", status.message())),
         };
         context.events.normal(about, "Created", &format!("Created container: {}", self.name));
-        if let Err(status) = context.engine.start_container(v1::StartContainerRequest { container_id: id.clone() }).await {
+        if let Err(status) =
+            context.engine.start_container(v1::StartContainerRequest { container_id: id.clone() }).await
+        {
             return Err(failed("RunContainerError", status.message()));
         }
         context.events.normal(about, "Started", &format!("Started container {}", self.name));
-        let link = names::container_log_link(&context.config.log_dir, spec::name(pod), spec::namespace(pod), self.name, &id);
+        let link =
+            names::container_log_link(&context.config.log_dir, spec::name(pod), spec::namespace(pod), self.name, &id);
         if let Some(parent) = link.parent() {
             // A shipper's convenience: its absence stops nothing.
             let _ = fs::create_dir_all(parent);
@@ -270,7 +338,9 @@ impl Start<'_> {
         {
             tracing::info!(pod = %spec::described(pod), container = self.name, "postStart hook failed: {why}");
             context.events.warning(about, "FailedPostStartHook", "PostStartHook failed");
-            if let Ok(answer) = context.engine.container_status(v1::ContainerStatusRequest { container_id: id, verbose: false }).await {
+            if let Ok(answer) =
+                context.engine.container_status(v1::ContainerStatusRequest { container_id: id, verbose: false }).await
+            {
                 let started = super::observed::Container::from_status(&sandbox.id, &answer.status.unwrap_or_default());
                 let deadline = tokio::time::Instant::now() + stop::grace(pod);
                 stop::container(context, pod, &started, &around.pod_ips, deadline, "FailedPostStartHook").await;
@@ -285,6 +355,12 @@ impl Start<'_> {
 pub fn unlink_logs(context: &Context, pod: &Pod, ids: &HashMap<String, String>) {
     for (id, name) in ids {
         // Already gone is what is wanted.
-        let _ = fs::remove_file(names::container_log_link(&context.config.log_dir, spec::name(pod), spec::namespace(pod), name, id));
+        let _ = fs::remove_file(names::container_log_link(
+            &context.config.log_dir,
+            spec::name(pod),
+            spec::namespace(pod),
+            name,
+            id,
+        ));
     }
 }

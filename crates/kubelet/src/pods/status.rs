@@ -57,7 +57,12 @@ fn terminated(c: &Container, facts: &Facts<'_>) -> ContainerState {
         ("", _) => "Error".to_string(),
         (reason, _) => reason.to_string(),
     };
-    let message = facts.messages.get(&c.id).cloned().filter(|m| !m.is_empty()).or_else(|| Some(c.message.clone()).filter(|m| !m.is_empty()));
+    let message = facts
+        .messages
+        .get(&c.id)
+        .cloned()
+        .filter(|m| !m.is_empty())
+        .or_else(|| Some(c.message.clone()).filter(|m| !m.is_empty()));
     ContainerState {
         terminated: Some(ContainerStateTerminated {
             container_id: Some(format!("{}://{}", facts.runtime_name, c.id)),
@@ -84,7 +89,13 @@ fn waiting(reason: &str, message: &str) -> ContainerState {
 }
 
 /// One container's status.
-fn container(pod: &Pod, kind: Kind, spec: &Spec, before: Option<&ContainerStatus>, facts: &Facts<'_>) -> ContainerStatus {
+fn container(
+    pod: &Pod,
+    kind: Kind,
+    spec: &Spec,
+    before: Option<&ContainerStatus>,
+    facts: &Facts<'_>,
+) -> ContainerStatus {
     let mut history = facts.seen.history(&spec.name).filter(|c| c.state != State::Created);
     let current = history.next();
     let previous = history.find(|c| c.state == State::Exited);
@@ -135,7 +146,12 @@ fn container(pod: &Pod, kind: Kind, spec: &Spec, before: Option<&ContainerStatus
                     }
                     out.ready = kind == Kind::Init && c.exit_code == 0;
                 }
-                _ => out.state = Some(waiting("ContainerStatusUnknown", "The container could not be located when the pod was terminated")),
+                _ => {
+                    out.state = Some(waiting(
+                        "ContainerStatusUnknown",
+                        "The container could not be located when the pod was terminated",
+                    ))
+                }
             }
             out.user = c.user.as_ref().map(|u| ContainerUser {
                 linux: Some(LinuxContainerUser {
@@ -179,7 +195,9 @@ fn container(pod: &Pod, kind: Kind, spec: &Spec, before: Option<&ContainerStatus
     if let Some(current) = current {
         // What it has, which during a resize is not yet what it asks for.
         out.resources = facts.memory.applied.get(&current.id).cloned().or_else(|| spec.resources.clone());
-        out.allocated_resources = if facts.memory.resize_pending.is_some() { out.resources.as_ref() } else { spec.resources.as_ref() }.and_then(|r| r.requests.clone());
+        out.allocated_resources =
+            if facts.memory.resize_pending.is_some() { out.resources.as_ref() } else { spec.resources.as_ref() }
+                .and_then(|r| r.requests.clone());
     }
     let mounts: Vec<VolumeMountStatus> = spec
         .volume_mounts
@@ -227,7 +245,11 @@ fn phase(pod: &Pod, inits: &[ContainerStatus], mains: &[ContainerStatus], facts:
     let stopped: Vec<i32> = mains.iter().filter_map(exit).collect();
     if facts.over {
         // A pod that is over is never pending again: what never ran was stopped before it could.
-        return if waiting == 0 && !stopped.is_empty() && stopped.iter().all(|c| *c == 0) && !init_pending { SUCCEEDED } else { FAILED };
+        return if waiting == 0 && !stopped.is_empty() && stopped.iter().all(|c| *c == 0) && !init_pending {
+            SUCCEEDED
+        } else {
+            FAILED
+        };
     }
     if init_pending || waiting > 0 {
         return PENDING;
@@ -254,7 +276,13 @@ fn condition(type_: &str, status: bool, reason: &str, message: String) -> PodCon
 }
 
 /// The five conditions the agent owns.
-fn conditions(pod: &Pod, phase: &str, inits: &[ContainerStatus], mains: &[ContainerStatus], facts: &Facts<'_>) -> Vec<PodCondition> {
+fn conditions(
+    pod: &Pod,
+    phase: &str,
+    inits: &[ContainerStatus],
+    mains: &[ContainerStatus],
+    facts: &Facts<'_>,
+) -> Vec<PodCondition> {
     let names = |list: Vec<&str>| list.join(" ");
     let sandboxed = facts.seen.ready_sandbox().is_some_and(|s| s.host_network || !s.ips.is_empty()) && !facts.over;
     let mut out = vec![condition("PodReadyToStartContainers", sandboxed, "", String::new())];
@@ -275,7 +303,12 @@ fn conditions(pod: &Pod, phase: &str, inits: &[ContainerStatus], mains: &[Contai
     } else if incomplete.is_empty() {
         condition("Initialized", true, "", String::new())
     } else {
-        condition("Initialized", false, "ContainersNotInitialized", format!("containers with incomplete status: [{}]", names(incomplete)))
+        condition(
+            "Initialized",
+            false,
+            "ContainersNotInitialized",
+            format!("containers with incomplete status: [{}]", names(incomplete)),
+        )
     });
 
     let sidecars = inits.iter().zip(&kinds).filter(|(_, k)| **k == Kind::Sidecar).map(|(s, _)| s);
@@ -284,7 +317,12 @@ fn conditions(pod: &Pod, phase: &str, inits: &[ContainerStatus], mains: &[Contai
         SUCCEEDED => condition("ContainersReady", false, "PodCompleted", String::new()),
         FAILED => condition("ContainersReady", false, "PodFailed", String::new()),
         _ if unready.is_empty() => condition("ContainersReady", true, "", String::new()),
-        _ => condition("ContainersReady", false, "ContainersNotReady", format!("containers with unready status: [{}]", names(unready))),
+        _ => condition(
+            "ContainersReady",
+            false,
+            "ContainersNotReady",
+            format!("containers with unready status: [{}]", names(unready)),
+        ),
     };
     let mut ready = PodCondition { type_: "Ready".into(), ..containers_ready.clone() };
     if ready.status == "True" {
@@ -297,10 +335,14 @@ fn conditions(pod: &Pod, phase: &str, inits: &[ContainerStatus], mains: &[Contai
             .filter_map(|gate| {
                 // The pod's own copy is newer than what was reported here.
                 match known.iter().rfind(|c| c.type_ == gate.condition_type) {
-                    None => Some(format!("corresponding condition of pod readiness gate {:?} does not exist.", gate.condition_type)),
-                    Some(c) if c.status != "True" => {
-                        Some(format!("the status of pod readiness gate {:?} is not \"True\", but {}", gate.condition_type, c.status))
-                    }
+                    None => Some(format!(
+                        "corresponding condition of pod readiness gate {:?} does not exist.",
+                        gate.condition_type
+                    )),
+                    Some(c) if c.status != "True" => Some(format!(
+                        "the status of pod readiness gate {:?} is not \"True\", but {}",
+                        gate.condition_type, c.status
+                    )),
                     Some(_) => None,
                 }
             })
@@ -312,7 +354,9 @@ fn conditions(pod: &Pod, phase: &str, inits: &[ContainerStatus], mains: &[Contai
     out.push(ready);
     out.push(containers_ready);
     out.push(condition("PodScheduled", true, "", String::new()));
-    for (type_, found) in [("PodResizePending", &facts.memory.resize_pending), ("PodResizeInProgress", &facts.memory.resize_error)] {
+    for (type_, found) in
+        [("PodResizePending", &facts.memory.resize_pending), ("PodResizeInProgress", &facts.memory.resize_error)]
+    {
         if let Some(found) = found {
             out.push(condition(type_, true, &found.reason, found.message.clone()));
         }
@@ -332,7 +376,8 @@ fn conditions(pod: &Pod, phase: &str, inits: &[ContainerStatus], mains: &[Contai
 /// The status now.
 pub fn generate(pod: &Pod, facts: &Facts<'_>) -> PodStatus {
     let before = facts.before;
-    let find = |list: &Option<Vec<ContainerStatus>>, name: &str| list.iter().flatten().find(|s| s.name == name).cloned();
+    let find =
+        |list: &Option<Vec<ContainerStatus>>, name: &str| list.iter().flatten().find(|s| s.name == name).cloned();
     let inits: Vec<ContainerStatus> = spec::init_containers(pod)
         .map(|(kind, c)| container(pod, kind, c, find(&before.init_container_statuses, &c.name).as_ref(), facts))
         .collect();
@@ -345,7 +390,15 @@ pub fn generate(pod: &Pod, facts: &Facts<'_>) -> PodStatus {
         .ephemeral_containers
         .iter()
         .flatten()
-        .map(|c| container(pod, Kind::Ephemeral, &spec::as_container(c), find(&before.ephemeral_container_statuses, &c.name).as_ref(), facts))
+        .map(|c| {
+            container(
+                pod,
+                Kind::Ephemeral,
+                &spec::as_container(c),
+                find(&before.ephemeral_container_statuses, &c.name).as_ref(),
+                facts,
+            )
+        })
         .collect();
     let phase = match before.phase.as_deref() {
         Some(FAILED) => FAILED,
@@ -409,7 +462,14 @@ mod tests {
 
     fn seen(list: &[(&str, u32, State, i32)]) -> Observed {
         let mut out = Observed {
-            sandboxes: vec![Sandbox { id: "s".into(), attempt: 0, ready: true, created_at: 1, ips: vec!["10.0.0.7".into()], host_network: false }],
+            sandboxes: vec![Sandbox {
+                id: "s".into(),
+                attempt: 0,
+                ready: true,
+                created_at: 1,
+                ips: vec!["10.0.0.7".into()],
+                host_network: false,
+            }],
             containers: list
                 .iter()
                 .map(|(name, attempt, state, exit_code)| Container {
@@ -438,8 +498,12 @@ mod tests {
     }
 
     fn status(spec: Value, seen: &Observed, waiting: &[(&str, &str)], over: bool) -> PodStatus {
-        let pod: Pod = serde_json::from_value(json!({"metadata": {"name": "p", "generation": 2}, "spec": spec})).unwrap();
-        let waiting = waiting.iter().map(|(n, r)| (n.to_string(), Waiting { reason: r.to_string(), message: String::new() })).collect();
+        let pod: Pod =
+            serde_json::from_value(json!({"metadata": {"name": "p", "generation": 2}, "spec": spec})).unwrap();
+        let waiting = waiting
+            .iter()
+            .map(|(n, r)| (n.to_string(), Waiting { reason: r.to_string(), message: String::new() }))
+            .collect();
         generate(
             &pod,
             &Facts {
@@ -464,7 +528,13 @@ mod tests {
             ("Always", vec![], vec![], false, PENDING),
             ("Always", vec![("a", 0, Running, 0), ("b", 0, Running, 0)], vec![], false, RUNNING),
             ("Always", vec![("a", 0, Running, 0)], vec![], false, PENDING),
-            ("Always", vec![("a", 0, Running, 0), ("b", 0, Exited, 1)], vec![("b", "CrashLoopBackOff")], false, RUNNING),
+            (
+                "Always",
+                vec![("a", 0, Running, 0), ("b", 0, Exited, 1)],
+                vec![("b", "CrashLoopBackOff")],
+                false,
+                RUNNING,
+            ),
             ("Never", vec![("a", 0, Exited, 0), ("b", 0, Exited, 0)], vec![], false, SUCCEEDED),
             ("Never", vec![("a", 0, Exited, 0), ("b", 0, Exited, 2)], vec![], false, FAILED),
             ("OnFailure", vec![("a", 0, Exited, 0), ("b", 0, Exited, 2)], vec![], false, RUNNING),

@@ -27,7 +27,14 @@ pub fn grace(pod: &Pod) -> Duration {
 
 /// Stops one container by a deadline: its preStop hook runs first, on the same clock. Failures are logged: whoever
 /// asked looks again.
-pub async fn container(context: &Context, pod: &Pod, container: &Container, ips: &[String], deadline: Instant, message: &str) {
+pub async fn container(
+    context: &Context,
+    pod: &Pod,
+    container: &Container,
+    ips: &[String],
+    deadline: Instant,
+    message: &str,
+) {
     let Some((kind, spec)) = spec::find_container(pod, &container.name) else {
         return stop(context, &container.id, LEAST_GRACE).await;
     };
@@ -39,7 +46,9 @@ pub async fn container(context: &Context, pod: &Pod, container: &Container, ips:
         match tokio::time::timeout_at(deadline, hooks::run(context, hook, &spec, &container.id, ips)).await {
             Ok(Ok(())) => {}
             Ok(Err(_)) => context.events.warning(&about, "FailedPreStopHook", "PreStopHook failed"),
-            Err(_) => tracing::info!(container = %container.name, pod = %spec::described(pod), "preStop hook outlasted the grace period"),
+            Err(_) => {
+                tracing::info!(container = %container.name, pod = %spec::described(pod), "preStop hook outlasted the grace period")
+            }
         }
     }
     let left = deadline.saturating_duration_since(Instant::now());
@@ -59,9 +68,11 @@ async fn stop(context: &Context, id: &str, grace: Duration) {
 /// Stops a whole pod: main containers at once, then sidecars in reverse order, then the sandboxes.
 pub async fn pod(context: &Context, pod: &Pod, seen: &Observed, deadline: Instant) {
     let ips = seen.ready_sandbox().map(|s| s.ips.clone()).unwrap_or_default();
-    let sidecars: Vec<&str> = spec::init_containers(pod).filter(|(k, _)| *k == Kind::Sidecar).map(|(_, c)| c.name.as_str()).collect();
+    let sidecars: Vec<&str> =
+        spec::init_containers(pod).filter(|(k, _)| *k == Kind::Sidecar).map(|(_, c)| c.name.as_str()).collect();
     let message = |name: &str| format!("Stopping container {name}");
-    let (last, first): (Vec<&Container>, Vec<&Container>) = seen.running().partition(|c| sidecars.contains(&c.name.as_str()));
+    let (last, first): (Vec<&Container>, Vec<&Container>) =
+        seen.running().partition(|c| sidecars.contains(&c.name.as_str()));
     join_all(first.into_iter().map(|c| {
         let ips = &ips;
         async move { container(context, pod, c, ips, deadline, &message(&c.name)).await }
@@ -90,11 +101,29 @@ pub async fn remove(context: &Context, seen: &Observed) -> Result<(), tonic::Sta
         other => other,
     };
     for container in &seen.containers {
-        gone(context.engine.remove_container(v1::RemoveContainerRequest { container_id: container.id.clone() }).await.map(drop))?;
+        gone(
+            context
+                .engine
+                .remove_container(v1::RemoveContainerRequest { container_id: container.id.clone() })
+                .await
+                .map(drop),
+        )?;
     }
     for sandbox in &seen.sandboxes {
-        gone(context.engine.stop_pod_sandbox(v1::StopPodSandboxRequest { pod_sandbox_id: sandbox.id.clone() }).await.map(drop))?;
-        gone(context.engine.remove_pod_sandbox(v1::RemovePodSandboxRequest { pod_sandbox_id: sandbox.id.clone() }).await.map(drop))?;
+        gone(
+            context
+                .engine
+                .stop_pod_sandbox(v1::StopPodSandboxRequest { pod_sandbox_id: sandbox.id.clone() })
+                .await
+                .map(drop),
+        )?;
+        gone(
+            context
+                .engine
+                .remove_pod_sandbox(v1::RemovePodSandboxRequest { pod_sandbox_id: sandbox.id.clone() })
+                .await
+                .map(drop),
+        )?;
     }
     Ok(())
 }

@@ -102,7 +102,8 @@ impl Worker {
         let ending = self.inbox.ending.clone();
         loop {
             let Latest { pod, removed } = self.inbox.latest();
-            let over = is_terminal(pod.status.as_ref().and_then(|s| s.phase.as_deref())) || is_terminal(self.before.phase.as_deref());
+            let over = is_terminal(pod.status.as_ref().and_then(|s| s.phase.as_deref()))
+                || is_terminal(self.before.phase.as_deref());
             if removed || over || ending.is_cancelled() {
                 break;
             }
@@ -256,7 +257,8 @@ impl Worker {
         }
         let asked = seen.containers.iter().filter(|c| c.state == State::Running).any(|c| {
             let applied = self.memory.applied.get(&c.id);
-            spec::find_container(pod, &c.name).is_some_and(|(_, s)| applied.is_some_and(|a| super::plan::resized(&s, a).is_some()))
+            spec::find_container(pod, &c.name)
+                .is_some_and(|(_, s)| applied.is_some_and(|a| super::plan::resized(&s, a).is_some()))
         });
         self.memory.resize_pending = None;
         if !asked {
@@ -264,14 +266,29 @@ impl Worker {
             return;
         }
         let room = self.context.machine.allocatable_amounts(&self.context.config);
-        let others: Vec<Arc<Pod>> = self.context.workers.pods().into_iter().filter(|p| spec::uid(p) != self.uid && !is_terminal(p.status.as_ref().and_then(|s| s.phase.as_deref()))).collect();
+        let others: Vec<Arc<Pod>> = self
+            .context
+            .workers
+            .pods()
+            .into_iter()
+            .filter(|p| spec::uid(p) != self.uid && !is_terminal(p.status.as_ref().and_then(|s| s.phase.as_deref())))
+            .collect();
         for (name, wanted) in spec::resources::pod_total(pod, false) {
             let Some(capacity) = room.get(&name).copied() else { continue };
-            let used: i64 = others.iter().filter_map(|p| spec::resources::pod_total(p, false).get(&name).copied()).sum();
+            let used: i64 =
+                others.iter().filter_map(|p| spec::resources::pod_total(p, false).get(&name).copied()).sum();
             let (reason, message) = if wanted > capacity {
-                ("Infeasible", format!("Node didn't have enough capacity: {name}, requested: {wanted}, capacity: {capacity}"))
+                (
+                    "Infeasible",
+                    format!("Node didn't have enough capacity: {name}, requested: {wanted}, capacity: {capacity}"),
+                )
             } else if wanted + used > capacity {
-                ("Deferred", format!("Node didn't have enough resource: {name}, requested: {wanted}, used: {used}, capacity: {capacity}"))
+                (
+                    "Deferred",
+                    format!(
+                        "Node didn't have enough resource: {name}, requested: {wanted}, used: {used}, capacity: {capacity}"
+                    ),
+                )
             } else {
                 continue;
             };
@@ -290,7 +307,8 @@ impl Worker {
             }
         };
         bounds();
-        let request = v1::UpdateContainerResourcesRequest { container_id: id.into(), linux: Some(numbers), ..Default::default() };
+        let request =
+            v1::UpdateContainerResourcesRequest { container_id: id.into(), linux: Some(numbers), ..Default::default() };
         match self.context.engine.update_container_resources(request).await {
             Ok(_) => {
                 bounds();
@@ -321,9 +339,18 @@ impl Worker {
                 Step::StopSandbox { id } => {
                     let about = self.context.events.about_pod(pod);
                     if self.volumes.is_some() || seen.sandboxes.len() > 1 || !seen.containers.is_empty() {
-                        self.context.events.normal(&about, "SandboxChanged", "Pod sandbox changed, it will be killed and re-created.");
+                        self.context.events.normal(
+                            &about,
+                            "SandboxChanged",
+                            "Pod sandbox changed, it will be killed and re-created.",
+                        );
                     }
-                    if let Err(status) = self.context.engine.stop_pod_sandbox(v1::StopPodSandboxRequest { pod_sandbox_id: id.clone() }).await {
+                    if let Err(status) = self
+                        .context
+                        .engine
+                        .stop_pod_sandbox(v1::StopPodSandboxRequest { pod_sandbox_id: id.clone() })
+                        .await
+                    {
                         tracing::warn!(sandbox = %id, "sandbox not stopped: {status}");
                         again_from_start = true;
                     }
@@ -332,11 +359,18 @@ impl Worker {
                 Step::Kill { id, name, why } => self.kill(pod, seen, id, name, *why).await,
                 Step::Resize { id, name } => self.resize(pod, id, name).await,
                 Step::Remove { id } => {
-                    if let Err(status) = self.context.engine.remove_container(v1::RemoveContainerRequest { container_id: id.clone() }).await {
+                    if let Err(status) = self
+                        .context
+                        .engine
+                        .remove_container(v1::RemoveContainerRequest { container_id: id.clone() })
+                        .await
+                    {
                         tracing::warn!(container = %id, "container not removed: {status}");
                     }
                 }
-                Step::Start { name, restart_count, finished, .. } => self.start(pod, seen, name, *restart_count, *finished).await,
+                Step::Start { name, restart_count, finished, .. } => {
+                    self.start(pod, seen, name, *restart_count, *finished).await
+                }
             }
             if again_from_start {
                 tokio::time::sleep(RETRY).await;
@@ -351,7 +385,8 @@ impl Worker {
             self.context.events.warning(&self.context.events.about_pod(pod), "FailedMount", &message);
             let delay = self.volume_delay;
             self.volume_delay = (delay * 2).min(VOLUME_RETRY_MAX);
-            self.memory.sandbox_failed = Some(Failed { reason: "FailedMount".into(), message, retry_at: Timestamp::now() + delay });
+            self.memory.sandbox_failed =
+                Some(Failed { reason: "FailedMount".into(), message, retry_at: Timestamp::now() + delay });
             return;
         }
         self.volume_delay = VOLUME_RETRY;
@@ -364,11 +399,18 @@ impl Worker {
     async fn kill(&self, pod: &Pod, seen: &Observed, id: &str, name: &str, why: Why) {
         let Some(container) = seen.containers.iter().find(|c| c.id == id) else { return };
         let spec = spec::find_container(pod, name);
-        let probe_grace = |probe: Option<&k8s_openapi::api::core::v1::Probe>| probe.and_then(|p| p.termination_grace_period_seconds);
+        let probe_grace =
+            |probe: Option<&k8s_openapi::api::core::v1::Probe>| probe.and_then(|p| p.termination_grace_period_seconds);
         let spec = spec.as_ref().map(|(_, c)| c.as_ref());
         let (message, grace) = match why {
-            Why::Liveness => (format!("Container {name} failed liveness probe, will be restarted"), probe_grace(spec.and_then(|s| s.liveness_probe.as_ref()))),
-            Why::Startup => (format!("Container {name} failed startup probe, will be restarted"), probe_grace(spec.and_then(|s| s.startup_probe.as_ref()))),
+            Why::Liveness => (
+                format!("Container {name} failed liveness probe, will be restarted"),
+                probe_grace(spec.and_then(|s| s.liveness_probe.as_ref())),
+            ),
+            Why::Startup => (
+                format!("Container {name} failed startup probe, will be restarted"),
+                probe_grace(spec.and_then(|s| s.startup_probe.as_ref())),
+            ),
             Why::Changed => (format!("Container {name} definition changed, will be restarted"), None),
             Why::Unknown => (format!("Container {name} is in an unknown state, try killing it before restart"), None),
             Why::Superseded => (format!("Stopping container {name}"), None),
@@ -382,7 +424,14 @@ impl Worker {
     async fn start(&mut self, pod: &Pod, seen: &Observed, name: &str, restart_count: u32, finished: Option<Timestamp>) {
         let now = Timestamp::now();
         let empty = Volumes::default();
-        let start = Start { context: &self.context, pod, seen, volumes: self.volumes.as_ref().unwrap_or(&empty), name, restart_count };
+        let start = Start {
+            context: &self.context,
+            pod,
+            seen,
+            volumes: self.volumes.as_ref().unwrap_or(&empty),
+            name,
+            restart_count,
+        };
         let result = start.run().await;
         match result {
             Ok(()) => {
@@ -411,16 +460,29 @@ impl Worker {
             *position += 1;
             // The newest one is the container itself, dead or not.
             if container.state == State::Exited && *position > 1 + self.context.config.dead_containers_kept {
-                let _ = self.context.engine.remove_container(v1::RemoveContainerRequest { container_id: container.id.clone() }).await;
+                let _ = self
+                    .context
+                    .engine
+                    .remove_container(v1::RemoveContainerRequest { container_id: container.id.clone() })
+                    .await;
                 let pod = self.inbox.latest().pod;
-                start::unlink_logs(&self.context, &pod, &HashMap::from([(container.id.clone(), container.name.clone())]));
-                let log = names::pod_log_dir(&self.context.config.log_dir, &pod).join(names::container_log(&container.name, container.attempt));
+                start::unlink_logs(
+                    &self.context,
+                    &pod,
+                    &HashMap::from([(container.id.clone(), container.name.clone())]),
+                );
+                let log = names::pod_log_dir(&self.context.config.log_dir, &pod)
+                    .join(names::container_log(&container.name, container.attempt));
                 let _ = fs::remove_file(log);
             }
         }
         for sandbox in seen.sandboxes.iter().skip(1).filter(|s| !s.ready) {
             if !seen.containers.iter().any(|c| c.sandbox_id == sandbox.id) {
-                let _ = self.context.engine.remove_pod_sandbox(v1::RemovePodSandboxRequest { pod_sandbox_id: sandbox.id.clone() }).await;
+                let _ = self
+                    .context
+                    .engine
+                    .remove_pod_sandbox(v1::RemovePodSandboxRequest { pod_sandbox_id: sandbox.id.clone() })
+                    .await;
             }
         }
     }
@@ -430,7 +492,8 @@ impl Worker {
 /// while the content is the same.
 fn shows_metadata(pod: &Pod) -> bool {
     spec::spec(pod).volumes.iter().flatten().any(|v| {
-        v.downward_api.is_some() || v.projected.as_ref().is_some_and(|p| p.sources.iter().flatten().any(|s| s.downward_api.is_some()))
+        v.downward_api.is_some()
+            || v.projected.as_ref().is_some_and(|p| p.sources.iter().flatten().any(|s| s.downward_api.is_some()))
     })
 }
 
@@ -441,7 +504,9 @@ fn log_tail(path: &str) -> String {
     let Ok(mut file) = fs::File::open(path) else { return String::new() };
     let length = file.metadata().map_or(0, |m| m.len());
     let mut bytes = Vec::new();
-    if file.seek(SeekFrom::Start(length.saturating_sub(WINDOW))).is_err() || file.take(WINDOW).read_to_end(&mut bytes).is_err() {
+    if file.seek(SeekFrom::Start(length.saturating_sub(WINDOW))).is_err()
+        || file.take(WINDOW).read_to_end(&mut bytes).is_err()
+    {
         return String::new();
     }
     let mut printed = Vec::new();

@@ -39,7 +39,8 @@ pub fn port(port: &IntOrString, container: &Container) -> Result<u16, String> {
     let number = match port {
         IntOrString::Int(number) => *number,
         IntOrString::String(name) => {
-            let named = container.ports.iter().flatten().find(|p| p.name.as_deref() == Some(name)).map(|p| p.container_port);
+            let named =
+                container.ports.iter().flatten().find(|p| p.name.as_deref() == Some(name)).map(|p| p.container_port);
             match named.or_else(|| name.parse().ok()) {
                 Some(number) => number,
                 None => return Err(format!("strconv.Atoi: parsing {name:?}: invalid syntax")),
@@ -68,7 +69,10 @@ pub async fn probe(target: &Target<'_>, probe: &Probe, timeout: Duration) -> Ans
             Ok(Ok((status, _))) if (200..400).contains(&status) => Answer::Good,
             Ok(Ok((status, _))) => Answer::Bad(format!("HTTP probe failed with statuscode: {status}")),
             Ok(Err(error)) => Answer::Bad(format!("Get {:?}: {error}", shown(target, get))),
-            Err(_) => Answer::Bad(format!("Get {:?}: context deadline exceeded (Client.Timeout exceeded while awaiting headers)", shown(target, get))),
+            Err(_) => Answer::Bad(format!(
+                "Get {:?}: context deadline exceeded (Client.Timeout exceeded while awaiting headers)",
+                shown(target, get)
+            )),
         };
     }
     if let Some(tcp) = &probe.tcp_socket {
@@ -154,15 +158,24 @@ pub async fn http(target: &Target<'_>, get: &HTTPGetAction, agent: &str) -> Resu
     }
 }
 
-async fn one_get(address: &str, scheme: &str, path: &str, get: &HTTPGetAction, agent: &str) -> Result<(u16, Option<String>, String), String> {
-    let stream = TcpStream::connect(address).await.map_err(|e| format!("dial tcp {address}: connect: {}", plain(&e)))?;
+async fn one_get(
+    address: &str,
+    scheme: &str,
+    path: &str,
+    get: &HTTPGetAction,
+    agent: &str,
+) -> Result<(u16, Option<String>, String), String> {
+    let stream =
+        TcpStream::connect(address).await.map_err(|e| format!("dial tcp {address}: connect: {}", plain(&e)))?;
     let mut request = http::Request::get(path);
     let (mut has_host, mut has_agent, mut has_accept) = (false, false, false);
     for header in get.http_headers.iter().flatten() {
         has_host |= header.name.eq_ignore_ascii_case("host");
         has_agent |= header.name.eq_ignore_ascii_case("user-agent");
         has_accept |= header.name.eq_ignore_ascii_case("accept");
-        if header.value.is_empty() && (header.name.eq_ignore_ascii_case("user-agent") || header.name.eq_ignore_ascii_case("accept")) {
+        if header.value.is_empty()
+            && (header.name.eq_ignore_ascii_case("user-agent") || header.name.eq_ignore_ascii_case("accept"))
+        {
             continue;
         }
         request = request.header(&header.name, &header.value);
@@ -176,7 +189,8 @@ async fn one_get(address: &str, scheme: &str, path: &str, get: &HTTPGetAction, a
     if !has_accept {
         request = request.header("Accept", "*/*");
     }
-    let request = request.header("Connection", "close").body(Empty::<bytes::Bytes>::new()).map_err(|e| e.to_string())?;
+    let request =
+        request.header("Connection", "close").body(Empty::<bytes::Bytes>::new()).map_err(|e| e.to_string())?;
     if scheme == "https" {
         let connector = tokio_rustls::TlsConnector::from(Arc::new(unverified()));
         let name = rustls_pki_types::ServerName::try_from("probe.invalid").map_err(|e| e.to_string())?;
@@ -187,7 +201,10 @@ async fn one_get(address: &str, scheme: &str, path: &str, get: &HTTPGetAction, a
     }
 }
 
-async fn exchange<S>(stream: S, request: http::Request<Empty<bytes::Bytes>>) -> Result<(u16, Option<String>, String), String>
+async fn exchange<S>(
+    stream: S,
+    request: http::Request<Empty<bytes::Bytes>>,
+) -> Result<(u16, Option<String>, String), String>
 where
     S: hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static,
 {
@@ -253,7 +270,8 @@ fn unverified() -> rustls::ClientConfig {
     let builder = rustls::ClientConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions();
     // The ring provider supports the default versions.
     let builder = builder.expect("ring supports TLS 1.2 and 1.3");
-    let mut config = builder.dangerous().with_custom_certificate_verifier(Arc::new(Unverified(provider))).with_no_client_auth();
+    let mut config =
+        builder.dangerous().with_custom_certificate_verifier(Arc::new(Unverified(provider))).with_no_client_auth();
     config.enable_sni = false;
     config
 }
@@ -274,9 +292,14 @@ struct HealthResponse {
 
 async fn grpc(address: &str, service: String, timeout: Duration) -> Answer {
     let ask = async {
-        let endpoint = tonic::transport::Endpoint::from_shared(format!("http://{address}")).map_err(|e| Answer::Unsure(e.to_string()))?;
+        let endpoint = tonic::transport::Endpoint::from_shared(format!("http://{address}"))
+            .map_err(|e| Answer::Unsure(e.to_string()))?;
         let endpoint = endpoint.user_agent("kube-probe/1.37").map_err(|e| Answer::Unsure(e.to_string()))?;
-        let timed_out = || Answer::Bad(format!("timeout: failed to connect service {address:?} within {timeout:?}: context deadline exceeded"));
+        let timed_out = || {
+            Answer::Bad(format!(
+                "timeout: failed to connect service {address:?} within {timeout:?}: context deadline exceeded"
+            ))
+        };
         let channel = endpoint.connect().await.map_err(|_| timed_out())?;
         let mut client = tonic::client::Grpc::new(channel);
         client.ready().await.map_err(|_| timed_out())?;

@@ -74,8 +74,16 @@ impl Probes {
     }
 
     /// Starts probes for containers that came, ends those of containers that went.
-    pub fn follow(&mut self, context: &Arc<Context>, pod: &Arc<Pod>, seen: &Observed, before: &PodStatus, inbox: &Arc<Inbox>) {
-        let running: HashSet<&str> = seen.containers.iter().filter(|c| c.state == State::Running).map(|c| c.id.as_str()).collect();
+    pub fn follow(
+        &mut self,
+        context: &Arc<Context>,
+        pod: &Arc<Pod>,
+        seen: &Observed,
+        before: &PodStatus,
+        inbox: &Arc<Inbox>,
+    ) {
+        let running: HashSet<&str> =
+            seen.containers.iter().filter(|c| c.state == State::Running).map(|c| c.id.as_str()).collect();
         self.tasks.retain(|id, _| running.contains(id.as_str()));
         {
             let mut results = self.results.lock().unwrap_or_else(PoisonError::into_inner);
@@ -85,7 +93,10 @@ impl Probes {
                 for status in lists.into_iter().flatten().flatten() {
                     let id = status.container_id.as_deref().and_then(|i| i.split_once("://")).map_or("", |(_, id)| id);
                     if running.contains(id) {
-                        results.insert(id.into(), Probed { started: status.started, ready: Some(status.ready), ..Default::default() });
+                        results.insert(
+                            id.into(),
+                            Probed { started: status.started, ready: Some(status.ready), ..Default::default() },
+                        );
                     }
                 }
             }
@@ -94,8 +105,11 @@ impl Probes {
             if self.tasks.contains_key(&container.id) {
                 continue;
             }
-            let Some((kind, spec)) = spec::all_containers(pod).find(|(_, s)| s.name == container.name) else { continue };
-            let probed = spec.startup_probe.is_some() || spec.liveness_probe.is_some() || spec.readiness_probe.is_some();
+            let Some((kind, spec)) = spec::all_containers(pod).find(|(_, s)| s.name == container.name) else {
+                continue;
+            };
+            let probed =
+                spec.startup_probe.is_some() || spec.liveness_probe.is_some() || spec.readiness_probe.is_some();
             if !probed || kind == spec::Kind::Init {
                 continue;
             }
@@ -114,7 +128,8 @@ impl Probes {
                 inbox: inbox.clone(),
                 ending: self.ending.clone(),
             };
-            self.tasks.insert(container.id.clone(), AbortOnDropHandle::new(tokio::spawn(async move { prober.run().await })));
+            self.tasks
+                .insert(container.id.clone(), AbortOnDropHandle::new(tokio::spawn(async move { prober.run().await })));
         }
     }
 }
@@ -133,7 +148,8 @@ impl Prober {
 
     async fn run(self) {
         if let Some(probe) = &self.container.startup_probe {
-            let known = self.results.lock().unwrap_or_else(PoisonError::into_inner).get(&self.id).and_then(|p| p.started);
+            let known =
+                self.results.lock().unwrap_or_else(PoisonError::into_inner).get(&self.id).and_then(|p| p.started);
             if known != Some(true) {
                 self.ask_until(Which::Startup, probe).await;
             }
@@ -153,10 +169,12 @@ impl Prober {
 
     /// Asks at the probe's pace; returns when there is nothing more to ask.
     async fn ask_until(&self, which: Which, probe: &Probe) {
-        let seconds = |v: Option<i32>, default: i32| Duration::from_secs(v.filter(|v| *v > 0).unwrap_or(default) as u64);
+        let seconds =
+            |v: Option<i32>, default: i32| Duration::from_secs(v.filter(|v| *v > 0).unwrap_or(default) as u64);
         let period = seconds(probe.period_seconds, 10);
         let (timeout, delay) = (seconds(probe.timeout_seconds, 1), probe.initial_delay_seconds.unwrap_or(0).max(0));
-        let (need_good, need_bad) = (probe.success_threshold.unwrap_or(1).max(1), probe.failure_threshold.unwrap_or(3).max(1));
+        let (need_good, need_bad) =
+            (probe.success_threshold.unwrap_or(1).max(1), probe.failure_threshold.unwrap_or(3).max(1));
         let already = Timestamp::now().duration_since(self.started_at);
         if let Ok(rest) = Duration::try_from(jiff::SignedDuration::from_secs(delay.into()) - already) {
             tokio::time::sleep(rest).await;

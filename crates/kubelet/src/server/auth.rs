@@ -30,7 +30,8 @@ pub fn identity(certificate: &[u8]) -> Option<User> {
     let (_, certificate) = x509_parser::parse_x509_certificate(certificate).ok()?;
     let subject = certificate.subject();
     let name = subject.iter_common_name().next()?.as_str().ok()?.to_string();
-    let mut groups: Vec<String> = subject.iter_organization().filter_map(|o| o.as_str().ok()).map(str::to_string).collect();
+    let mut groups: Vec<String> =
+        subject.iter_organization().filter_map(|o| o.as_str().ok()).map(str::to_string).collect();
     groups.push("system:authenticated".into());
     Some(User { name, uid: String::new(), groups })
 }
@@ -109,17 +110,19 @@ impl Auth {
             return known;
         }
         let review = json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview", "spec": {"token": token}});
-        let answer = match self.client.dynamic(Gvr::new("authentication.k8s.io", "v1", "tokenreviews")).create(review).await {
-            Ok(answer) => answer.value().ok()?,
-            Err(status) => {
-                tracing::warn!("token not reviewed: {status}");
-                return None;
-            }
-        };
+        let answer =
+            match self.client.dynamic(Gvr::new("authentication.k8s.io", "v1", "tokenreviews")).create(review).await {
+                Ok(answer) => answer.value().ok()?,
+                Err(status) => {
+                    tracing::warn!("token not reviewed: {status}");
+                    return None;
+                }
+            };
         let user = (answer["status"]["authenticated"] == Value::Bool(true)).then(|| {
             let of = &answer["status"]["user"];
             let text = |key: &str| of[key].as_str().unwrap_or_default().to_string();
-            let groups = of["groups"].as_array().into_iter().flatten().filter_map(|g| g.as_str()).map(str::to_string).collect();
+            let groups =
+                of["groups"].as_array().into_iter().flatten().filter_map(|g| g.as_str()).map(str::to_string).collect();
             User { name: text("username"), uid: text("uid"), groups }
         });
         self.users.put(key, user.clone(), if user.is_some() { TOKEN_FOR } else { DENIED_FOR });
@@ -154,10 +157,19 @@ impl Auth {
         let api = self.client.dynamic(Gvr::new("authorization.k8s.io", "v1", "subjectaccessreviews"));
         let answer = match api.create(review).await {
             Ok(answer) => answer.value().map_err(|e| e.to_string())?,
-            Err(status) => return Err(format!("Authorization error (user={}, verb={verb}, resource=nodes, subresource={subresource}): {status}", user.name)),
+            Err(status) => {
+                return Err(format!(
+                    "Authorization error (user={}, verb={verb}, resource=nodes, subresource={subresource}): {status}",
+                    user.name
+                ));
+            }
         };
         let allowed = answer["status"]["allowed"] == Value::Bool(true);
-        let decision = if allowed { Ok(()) } else { Err(format!("Forbidden (user={}, verb={verb}, resource=nodes, subresource(s)=[{subresource}])", user.name)) };
+        let decision = if allowed {
+            Ok(())
+        } else {
+            Err(format!("Forbidden (user={}, verb={verb}, resource=nodes, subresource(s)=[{subresource}])", user.name))
+        };
         self.decisions.put(key, decision.clone(), if allowed { ALLOWED_FOR } else { DENIED_FOR });
         decision
     }

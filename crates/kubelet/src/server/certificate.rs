@@ -43,9 +43,11 @@ pub fn server_config(config: &Config, ips: &[IpAddr]) -> anyhow::Result<rustls::
         None => self_signed(config, ips)?,
     };
     let chain = certificates(&certificate)?;
-    let key = PrivateKeyDer::from_pem_file(&key).with_context(|| format!("{} is not a PEM private key", key.display()))?;
+    let key =
+        PrivateKeyDer::from_pem_file(&key).with_context(|| format!("{} is not a PEM private key", key.display()))?;
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let builder = rustls::ServerConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions()?;
+    let builder =
+        rustls::ServerConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions()?;
     let builder = match &config.client_ca {
         Some(path) => {
             let mut roots = RootCertStore::empty();
@@ -53,7 +55,9 @@ pub fn server_config(config: &Config, ips: &[IpAddr]) -> anyhow::Result<rustls::
                 roots.add(authority).with_context(|| format!("{} holds no certificate authority", path.display()))?;
             }
             // Tokens stay possible, so a certificate is asked for and not demanded.
-            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).allow_unauthenticated().build()?;
+            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
+                .allow_unauthenticated()
+                .build()?;
             builder.with_client_cert_verifier(verifier)
         }
         None => builder.with_no_client_auth(),

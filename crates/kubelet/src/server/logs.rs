@@ -17,7 +17,10 @@ const BACKLOG: usize = 8;
 
 fn options(query: &[(String, String)]) -> Result<Options, String> {
     let number = |name: &str| -> Result<Option<i64>, String> {
-        parameter(query, &[name]).filter(|v| !v.is_empty()).map(|v| v.parse().map_err(|_| format!("invalid {name}: {v:?}"))).transpose()
+        parameter(query, &[name])
+            .filter(|v| !v.is_empty())
+            .map(|v| v.parse().map_err(|_| format!("invalid {name}: {v:?}")))
+            .transpose()
     };
     let tail = number("tailLines")?;
     let limit = number("limitBytes")?;
@@ -56,7 +59,13 @@ fn options(query: &[(String, String)]) -> Result<Options, String> {
 }
 
 /// The log, or why there is none.
-pub async fn serve(context: &Arc<Context>, namespace: &str, pod: &str, container: &str, query: &[(String, String)]) -> Response<Body> {
+pub async fn serve(
+    context: &Arc<Context>,
+    namespace: &str,
+    pod: &str,
+    container: &str,
+    query: &[(String, String)],
+) -> Response<Body> {
     let options = match options(query) {
         Ok(options) => options,
         Err(why) => return text(StatusCode::BAD_REQUEST, why),
@@ -84,21 +93,41 @@ pub async fn serve(context: &Arc<Context>, namespace: &str, pod: &str, container
             None => {
                 let waiting = found.status.as_ref().and_then(|s| {
                     let lists = [&s.container_statuses, &s.init_container_statuses, &s.ephemeral_container_statuses];
-                    lists.into_iter().flatten().flatten().find(|c| c.name == container)?.state.as_ref()?.waiting.as_ref()?.reason.clone()
+                    lists
+                        .into_iter()
+                        .flatten()
+                        .flatten()
+                        .find(|c| c.name == container)?
+                        .state
+                        .as_ref()?
+                        .waiting
+                        .as_ref()?
+                        .reason
+                        .clone()
                 });
                 return match waiting.as_deref() {
                     Some(reason @ ("ErrImagePull" | "ImagePullBackOff" | "InvalidImageName" | "ErrImageNeverPull")) => {
-                        let tail = if reason == "ErrImagePull" { "image can't be pulled" } else { "trying and failing to pull image" };
+                        let tail = if reason == "ErrImagePull" {
+                            "image can't be pulled"
+                        } else {
+                            "trying and failing to pull image"
+                        };
                         shown(&format!("container \"{container}\" in pod \"{pod}\" is waiting to start: {tail}"))
                     }
-                    Some(reason) => shown(&format!("container \"{container}\" in pod \"{pod}\" is waiting to start: {reason}")),
+                    Some(reason) => {
+                        shown(&format!("container \"{container}\" in pod \"{pod}\" is waiting to start: {reason}"))
+                    }
                     None => shown(&format!("container \"{container}\" in pod \"{pod}\" is not available")),
                 };
             }
         }
     };
     let id = wanted.id.clone();
-    let status = match context.engine.container_status(v1::ContainerStatusRequest { container_id: id.clone(), verbose: false }).await {
+    let status = match context
+        .engine
+        .container_status(v1::ContainerStatusRequest { container_id: id.clone(), verbose: false })
+        .await
+    {
         Ok(answer) => answer.status.unwrap_or_default(),
         Err(status) => return text(StatusCode::INTERNAL_SERVER_ERROR, status.message()),
     };
@@ -108,7 +137,8 @@ pub async fn serve(context: &Arc<Context>, namespace: &str, pod: &str, container
         let alive = || {
             let (engine, id) = (context.engine.clone(), id.clone());
             async move {
-                let answer = engine.container_status(v1::ContainerStatusRequest { container_id: id, verbose: false }).await;
+                let answer =
+                    engine.container_status(v1::ContainerStatusRequest { container_id: id, verbose: false }).await;
                 match answer {
                     Ok(answer) => answer.status.is_some_and(|s| s.state == v1::ContainerState::ContainerRunning as i32),
                     Err(status) => status.code() != tonic::Code::NotFound,

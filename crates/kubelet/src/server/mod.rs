@@ -83,7 +83,11 @@ pub fn query(uri: &http::Uri) -> Vec<(String, String)> {
         while at < bytes.len() {
             match bytes[at] {
                 b'+' => out.push(b' '),
-                b'%' => match bytes.get(at + 1..at + 3).and_then(|h| std::str::from_utf8(h).ok()).and_then(|h| u8::from_str_radix(h, 16).ok()) {
+                b'%' => match bytes
+                    .get(at + 1..at + 3)
+                    .and_then(|h| std::str::from_utf8(h).ok())
+                    .and_then(|h| u8::from_str_radix(h, 16).ok())
+                {
                     Some(byte) => {
                         out.push(byte);
                         at += 2;
@@ -96,10 +100,15 @@ pub fn query(uri: &http::Uri) -> Vec<(String, String)> {
         }
         String::from_utf8_lossy(&out).into_owned()
     };
-    uri.query().into_iter().flat_map(|q| q.split('&')).filter(|p| !p.is_empty()).map(|pair| {
-        let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
-        (decode(key), decode(value))
-    }).collect()
+    uri.query()
+        .into_iter()
+        .flat_map(|q| q.split('&'))
+        .filter(|p| !p.is_empty())
+        .map(|pair| {
+            let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+            (decode(key), decode(value))
+        })
+        .collect()
 }
 
 /// One parameter's first value.
@@ -115,7 +124,10 @@ pub fn flag(query: &[(String, String)], names: &[&str]) -> bool {
 /// The newest container of a pod by name.
 pub async fn find_container(context: &Context, pod: &Pod, name: &str) -> Result<Vec<v1::Container>, Response<Body>> {
     let labels = [(spec::names::POD_UID, spec::uid(pod)), (spec::names::CONTAINER_NAME, name)];
-    let filter = v1::ContainerFilter { label_selector: labels.map(|(k, v)| (k.to_string(), v.to_string())).into(), ..Default::default() };
+    let filter = v1::ContainerFilter {
+        label_selector: labels.map(|(k, v)| (k.to_string(), v.to_string())).into(),
+        ..Default::default()
+    };
     match context.engine.list_containers(v1::ListContainersRequest { filter: Some(filter) }).await {
         Ok(answer) => {
             let mut list = answer.containers;
@@ -130,9 +142,11 @@ impl Server {
     /// Opens the port, so that a taken one is known at start.
     pub async fn bind(context: &Arc<Context>) -> anyhow::Result<Self> {
         let address = context.config.listen;
-        let listener = TcpListener::bind(address)
-            .await
-            .with_context(|| format!("cannot listen on {address} for the node API: another kubelet may be running, or choose another port"))?;
+        let listener = TcpListener::bind(address).await.with_context(|| {
+            format!(
+                "cannot listen on {address} for the node API: another kubelet may be running, or choose another port"
+            )
+        })?;
         let tls = certificate::server_config(&context.config, &context.host_ips)?;
         let auth = Arc::new(auth::Auth::new(context.client.clone(), context.config.node_name.clone()));
         Ok(Self { context: context.clone(), listener, acceptor: TlsAcceptor::from(Arc::new(tls)), auth })
@@ -156,7 +170,8 @@ impl Server {
                 let _permit = permit;
                 let _ = stream.set_nodelay(true);
                 let Ok(Ok(stream)) = tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await else { return };
-                let peer = stream.get_ref().1.peer_certificates().and_then(|c| c.first()).and_then(|c| auth::identity(c));
+                let peer =
+                    stream.get_ref().1.peer_certificates().and_then(|c| c.first()).and_then(|c| auth::identity(c));
                 let peer = Arc::new(peer);
                 let service = service_fn(move |request| {
                     let (context, auth, peer) = (context.clone(), auth.clone(), peer.clone());
@@ -171,7 +186,12 @@ impl Server {
     }
 }
 
-async fn answer(context: &Arc<Context>, auth: &auth::Auth, peer: &Option<auth::User>, request: Request<Incoming>) -> Response<Body> {
+async fn answer(
+    context: &Arc<Context>,
+    auth: &auth::Auth,
+    peer: &Option<auth::User>,
+    request: Request<Incoming>,
+) -> Response<Body> {
     let path = request.uri().path().to_string();
     if path == "/healthz" || path == "/livez" || path == "/readyz" {
         return text(StatusCode::OK, "ok");
@@ -194,11 +214,14 @@ async fn route(context: &Arc<Context>, request: Request<Incoming>, path: &str) -
     let not_found = || text(StatusCode::NOT_FOUND, "404 page not found");
     match parts.as_slice() {
         ["pods"] => {
-            let items: Vec<_> = context.workers.pods().iter().map(|p| &**p).filter_map(|p| serde_json::to_value(p).ok()).collect();
+            let items: Vec<_> =
+                context.workers.pods().iter().map(|p| &**p).filter_map(|p| serde_json::to_value(p).ok()).collect();
             json_body(&json!({"kind": "PodList", "apiVersion": "v1", "metadata": {}, "items": items}))
         }
         ["runningpods"] => running_pods(context).await,
-        ["containerLogs", namespace, pod, container] => logs::serve(context, namespace, pod, container, &query(request.uri())).await,
+        ["containerLogs", namespace, pod, container] => {
+            logs::serve(context, namespace, pod, container, &query(request.uri())).await
+        }
         ["exec" | "attach" | "portForward" | "portforward", namespace, pod, rest @ ..] => {
             let Some(found) = context.workers.find(namespace, pod) else {
                 return text(StatusCode::NOT_FOUND, "pod does not exist");
@@ -217,7 +240,9 @@ async fn route(context: &Arc<Context>, request: Request<Incoming>, path: &str) -
             }
             streams::serve(context, kind, &found, container, request).await
         }
-        ["run", namespace, pod, container] if request.method() == Method::POST => run(context, namespace, pod, container, &query(request.uri())).await,
+        ["run", namespace, pod, container] if request.method() == Method::POST => {
+            run(context, namespace, pod, container, &query(request.uri())).await
+        }
         ["stats", "summary"] | ["stats"] => json_body(&context.stats.summary(context).await),
         ["metrics"] => metrics::serve(context),
         ["metrics", "resource"] => text(StatusCode::OK, context.stats.resource_metrics(context).await),
@@ -248,16 +273,28 @@ async fn running_pods(context: &Context) -> Response<Body> {
     json_body(&json!({"kind": "PodList", "apiVersion": "v1", "metadata": {}, "items": items}))
 }
 
-async fn run(context: &Context, namespace: &str, pod: &str, container: &str, query: &[(String, String)]) -> Response<Body> {
-    let Some(pod) = context.workers.find(namespace, pod) else { return text(StatusCode::NOT_FOUND, "pod does not exist") };
+async fn run(
+    context: &Context,
+    namespace: &str,
+    pod: &str,
+    container: &str,
+    query: &[(String, String)],
+) -> Response<Body> {
+    let Some(pod) = context.workers.find(namespace, pod) else {
+        return text(StatusCode::NOT_FOUND, "pod does not exist");
+    };
     let list = match find_container(context, &pod, container).await {
         Ok(list) => list,
         Err(response) => return response,
     };
-    let Some(found) = list.first() else { return text(StatusCode::NOT_FOUND, format!("container not found (\"{container}\")")) };
+    let Some(found) = list.first() else {
+        return text(StatusCode::NOT_FOUND, format!("container not found (\"{container}\")"));
+    };
     let command = parameter(query, &["cmd"]).unwrap_or_default().split(' ').map(str::to_string).collect();
     match context.engine.exec_sync(&found.id, command, Duration::from_secs(3600)).await {
-        Ok(done) if done.exit_code == 0 => text(StatusCode::OK, String::from_utf8_lossy(&[done.stdout, done.stderr].concat())),
+        Ok(done) if done.exit_code == 0 => {
+            text(StatusCode::OK, String::from_utf8_lossy(&[done.stdout, done.stderr].concat()))
+        }
         Ok(done) => {
             let shown = String::from_utf8_lossy(&[done.stdout, done.stderr].concat()).into_owned();
             text(StatusCode::INTERNAL_SERVER_ERROR, format!("command exited with {}: {shown}", done.exit_code))

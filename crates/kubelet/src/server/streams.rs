@@ -17,19 +17,33 @@ use crate::cri::v1;
 use crate::spec;
 
 /// Answers an exec, attach or port-forward request.
-pub async fn serve(context: &Arc<Context>, kind: &str, pod: &Pod, container: &str, request: Request<Incoming>) -> Response<Body> {
+pub async fn serve(
+    context: &Arc<Context>,
+    kind: &str,
+    pod: &Pod,
+    container: &str,
+    request: Request<Incoming>,
+) -> Response<Body> {
     let url = match url(context, kind, pod, container, &query(request.uri())).await {
         Ok(url) => url,
         Err(response) => return response,
     };
     match join(&url, request).await {
         Ok(response) => response,
-        Err(why) => text(StatusCode::BAD_GATEWAY, format!("cannot reach the container engine's streaming server: {why}")),
+        Err(why) => {
+            text(StatusCode::BAD_GATEWAY, format!("cannot reach the container engine's streaming server: {why}"))
+        }
     }
 }
 
 /// The URL the engine offers for this stream.
-async fn url(context: &Context, kind: &str, pod: &Pod, container: &str, query: &[(String, String)]) -> Result<String, Response<Body>> {
+async fn url(
+    context: &Context,
+    kind: &str,
+    pod: &Pod,
+    container: &str,
+    query: &[(String, String)],
+) -> Result<String, Response<Body>> {
     let failed = |status: tonic::Status| text(StatusCode::INTERNAL_SERVER_ERROR, status.message());
     if kind.eq_ignore_ascii_case("portforward") {
         let labels = [(spec::names::POD_UID.to_string(), spec::uid(pod).to_string())].into();
@@ -39,7 +53,12 @@ async fn url(context: &Context, kind: &str, pod: &Pod, container: &str, query: &
         let Some(sandbox) = sandboxes.first() else {
             return Err(text(StatusCode::NOT_FOUND, format!("pod {} has no running sandbox", spec::described(pod))));
         };
-        let ports = query.iter().filter(|(k, _)| k == "port").flat_map(|(_, v)| v.split(',')).filter_map(|p| p.parse().ok()).collect();
+        let ports = query
+            .iter()
+            .filter(|(k, _)| k == "port")
+            .flat_map(|(_, v)| v.split(','))
+            .filter_map(|p| p.parse().ok())
+            .collect();
         let request = v1::PortForwardRequest { pod_sandbox_id: sandbox.id.clone(), port: ports };
         return context.engine.port_forward(request).await.map(|a| a.url).map_err(failed);
     }
@@ -47,8 +66,12 @@ async fn url(context: &Context, kind: &str, pod: &Pod, container: &str, query: &
     let Some(found) = list.iter().find(|c| c.state == v1::ContainerState::ContainerRunning as i32) else {
         return Err(text(StatusCode::NOT_FOUND, format!("container not found (\"{container}\")")));
     };
-    let (stdin, stdout, stderr, tty) =
-        (flag(query, &["input", "stdin"]), flag(query, &["output", "stdout"]), flag(query, &["error", "stderr"]), flag(query, &["tty"]));
+    let (stdin, stdout, stderr, tty) = (
+        flag(query, &["input", "stdin"]),
+        flag(query, &["output", "stdout"]),
+        flag(query, &["error", "stderr"]),
+        flag(query, &["tty"]),
+    );
     if !(stdin || stdout || stderr) {
         return Err(text(StatusCode::BAD_REQUEST, "you must specify at least 1 of stdin, stdout, stderr"));
     }
@@ -60,7 +83,12 @@ async fn url(context: &Context, kind: &str, pod: &Pod, container: &str, query: &
         return context.engine.attach(request).await.map(|a| a.url).map_err(failed);
     }
     let cmd = query.iter().filter(|(k, _)| k == "command").map(|(_, v)| v.clone()).collect();
-    context.engine.exec(v1::ExecRequest { container_id, cmd, tty, stdin, stdout, stderr }).await.map(|a| a.url).map_err(failed)
+    context
+        .engine
+        .exec(v1::ExecRequest { container_id, cmd, tty, stdin, stdout, stderr })
+        .await
+        .map(|a| a.url)
+        .map_err(failed)
 }
 
 /// Repeats the request to the engine and, once both sides have switched protocols, copies bytes both ways.
@@ -70,9 +98,12 @@ async fn join(url: &str, mut request: Request<Incoming>) -> Result<Response<Body
         return Err(format!("{url:?}: only plain http is expected from an engine on this machine"));
     }
     let authority = uri.authority().ok_or("the engine's URL names no host")?.clone();
-    let stream = TcpStream::connect((authority.host().trim_matches(['[', ']']), authority.port_u16().unwrap_or(80))).await.map_err(|e| e.to_string())?;
+    let stream = TcpStream::connect((authority.host().trim_matches(['[', ']']), authority.port_u16().unwrap_or(80)))
+        .await
+        .map_err(|e| e.to_string())?;
     let _ = stream.set_nodelay(true);
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|e| e.to_string())?;
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|e| e.to_string())?;
     tokio::spawn(async move {
         let _ = connection.with_upgrades().await;
     });
@@ -84,7 +115,8 @@ async fn join(url: &str, mut request: Request<Incoming>) -> Result<Response<Body
             onward = onward.header(name, value);
         }
     }
-    let onward = onward.header("host", authority.as_str()).body(Empty::<bytes::Bytes>::new()).map_err(|e| e.to_string())?;
+    let onward =
+        onward.header("host", authority.as_str()).body(Empty::<bytes::Bytes>::new()).map_err(|e| e.to_string())?;
     let mut answer = sender.send_request(onward).await.map_err(|e| e.to_string())?;
     if answer.status() != StatusCode::SWITCHING_PROTOCOLS {
         return Ok(answer.map(|body| body.map_err(std::io::Error::other).boxed_unsync()));

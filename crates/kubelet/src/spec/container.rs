@@ -8,7 +8,9 @@ use k8s_openapi::api::core::v1::{Container, Pod};
 use super::expansion::expand;
 use super::{Kind, names, resources, security};
 use crate::config::Config;
-use crate::cri::v1::{ContainerConfig, ContainerMetadata, Device, Image, ImageSpec, KeyValue, LinuxContainerConfig, Mount};
+use crate::cri::v1::{
+    ContainerConfig, ContainerMetadata, Device, Image, ImageSpec, KeyValue, LinuxContainerConfig, Mount,
+};
 
 /// What was prepared for one start of a container.
 pub struct Prepared {

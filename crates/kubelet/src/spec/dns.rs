@@ -17,7 +17,9 @@ pub fn parse_resolv_conf(text: &str) -> DnsConfig {
         let mut words = line.split_whitespace();
         match words.next() {
             Some("nameserver") => out.servers.extend(words.next().map(str::to_string)),
-            Some("search") => out.searches = words.map(|w| if w == "." { w } else { w.trim_end_matches('.') }.to_string()).collect(),
+            Some("search") => {
+                out.searches = words.map(|w| if w == "." { w } else { w.trim_end_matches('.') }.to_string()).collect()
+            }
             Some("options") => out.options = words.map(str::to_string).collect(),
             _ => {}
         }
@@ -87,7 +89,12 @@ mod tests {
         node.cluster_dns = vec!["10.96.0.10".parse().unwrap()];
         let host = parse_resolv_conf("# x\nnameserver 1.1.1.1\nsearch example.com.\noptions rotate\n");
         for (spec, servers, searches, options) in [
-            (json!({}), vec!["10.96.0.10"], vec!["ns.svc.cluster.local", "svc.cluster.local", "cluster.local", "example.com"], vec!["ndots:5"]),
+            (
+                json!({}),
+                vec!["10.96.0.10"],
+                vec!["ns.svc.cluster.local", "svc.cluster.local", "cluster.local", "example.com"],
+                vec!["ndots:5"],
+            ),
             (json!({"hostNetwork": true}), vec!["1.1.1.1"], vec!["example.com"], vec!["rotate"]),
             (json!({"dnsPolicy": "Default"}), vec!["1.1.1.1"], vec!["example.com"], vec!["rotate"]),
             (
@@ -101,7 +108,14 @@ mod tests {
             spec["containers"] = json!([]);
             let pod: Pod = serde_json::from_value(json!({"metadata": {"namespace": "ns"}, "spec": spec})).unwrap();
             let got = config(&node, &pod, &host);
-            assert_eq!((got.servers, got.searches, got.options), (servers.into_iter().map(String::from).collect(), searches.into_iter().map(String::from).collect(), options.into_iter().map(String::from).collect::<Vec<_>>()));
+            assert_eq!(
+                (got.servers, got.searches, got.options),
+                (
+                    servers.into_iter().map(String::from).collect(),
+                    searches.into_iter().map(String::from).collect(),
+                    options.into_iter().map(String::from).collect::<Vec<_>>()
+                )
+            );
         }
     }
 }

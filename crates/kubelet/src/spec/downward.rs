@@ -76,15 +76,24 @@ pub fn field(pod: &Pod, path: &str, around: &Surroundings) -> Result<String, Str
 }
 
 /// The value of `resourceFieldRef`, divided and rounded up.
-pub fn resource(container: &Container, selector: &ResourceFieldSelector, around: &Surroundings) -> Result<String, String> {
-    let (list, name) = selector.resource.split_once('.').ok_or_else(|| format!("unsupported container resource : {}", selector.resource))?;
+pub fn resource(
+    container: &Container,
+    selector: &ResourceFieldSelector,
+    around: &Surroundings,
+) -> Result<String, String> {
+    let (list, name) = selector
+        .resource
+        .split_once('.')
+        .ok_or_else(|| format!("unsupported container resource : {}", selector.resource))?;
     let resources = container.resources.as_ref();
     let amounts = match list {
         "limits" => resources.and_then(|r| r.limits.as_ref()),
         "requests" => resources.and_then(|r| r.requests.as_ref()),
         _ => return Err(format!("unsupported container resource : {}", selector.resource)),
     };
-    let set = amounts.and_then(|l| l.get(name)).or_else(|| (list == "limits").then(|| around.allocatable.get(name)).flatten());
+    let set = amounts
+        .and_then(|l| l.get(name))
+        .or_else(|| (list == "limits").then(|| around.allocatable.get(name)).flatten());
     let milli = set.map_or(0, |q| i128::from(quantity::milli(q)));
     let divisor = match selector.divisor.as_ref().map(quantity::milli) {
         None | Some(0) => 1000,
@@ -96,7 +105,10 @@ pub fn resource(container: &Container, selector: &ResourceFieldSelector, around:
 /// The container a `resourceFieldRef` of a volume names.
 pub fn named_container<'a>(pod: &'a Pod, selector: &ResourceFieldSelector) -> Result<&'a Container, String> {
     let name = selector.container_name.as_deref().unwrap_or_default();
-    super::all_containers(pod).find(|(_, c)| c.name == name).map(|(_, c)| c).ok_or_else(|| format!("container {name} not found"))
+    super::all_containers(pod)
+        .find(|(_, c)| c.name == name)
+        .map(|(_, c)| c)
+        .ok_or_else(|| format!("container {name} not found"))
 }
 
 #[cfg(test)]
@@ -111,18 +123,30 @@ mod tests {
             "spec": {"containers": [{"name": "c", "resources": {"limits": {"cpu": "1500m"}, "requests": {"memory": "64Mi"}}}]}
         }))
         .unwrap();
-        let around = Surroundings { allocatable: [("memory".into(), Quantity("1Gi".into()))].into(), ..Default::default() };
-        for (path, expect) in
-            [("metadata.name", "p"), ("metadata.labels['b']", "2"), ("metadata.annotations['k/k']", "v"), ("metadata.labels", "a=\"x\\\"y\"\nb=\"2\"")]
-        {
+        let around =
+            Surroundings { allocatable: [("memory".into(), Quantity("1Gi".into()))].into(), ..Default::default() };
+        for (path, expect) in [
+            ("metadata.name", "p"),
+            ("metadata.labels['b']", "2"),
+            ("metadata.annotations['k/k']", "v"),
+            ("metadata.labels", "a=\"x\\\"y\"\nb=\"2\""),
+        ] {
             assert_eq!(field(&pod, path, &around).unwrap(), expect);
         }
         assert!(field(&pod, "spec.nothing", &around).is_err());
         let container = &super::super::spec(&pod).containers[0];
-        for (name, divisor, expect) in
-            [("limits.cpu", "0", "2"), ("limits.cpu", "1m", "1500"), ("requests.memory", "1Mi", "64"), ("limits.memory", "1Mi", "1024"), ("requests.cpu", "1m", "0")]
-        {
-            let selector = ResourceFieldSelector { resource: name.into(), divisor: Some(Quantity(divisor.into())), ..Default::default() };
+        for (name, divisor, expect) in [
+            ("limits.cpu", "0", "2"),
+            ("limits.cpu", "1m", "1500"),
+            ("requests.memory", "1Mi", "64"),
+            ("limits.memory", "1Mi", "1024"),
+            ("requests.cpu", "1m", "0"),
+        ] {
+            let selector = ResourceFieldSelector {
+                resource: name.into(),
+                divisor: Some(Quantity(divisor.into())),
+                ..Default::default()
+            };
             assert_eq!(resource(container, &selector, &around).unwrap(), expect, "{name}");
         }
     }

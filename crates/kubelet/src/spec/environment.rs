@@ -146,7 +146,9 @@ pub fn of(
                         Some(map) => match map.data.as_ref().and_then(|d| d.get(&r.key)) {
                             Some(value) => Some(value.clone()),
                             None if optional => None,
-                            None => return Err(format!("couldn't find key {} in ConfigMap {namespace}/{}", r.key, r.name)),
+                            None => {
+                                return Err(format!("couldn't find key {} in ConfigMap {namespace}/{}", r.key, r.name));
+                            }
                         },
                         None if optional => None,
                         None => return Err(format!("configmap \"{}\" not found", r.name)),
@@ -157,7 +159,9 @@ pub fn of(
                         Some(secret) => match secret.data.as_ref().and_then(|d| d.get(&r.key)) {
                             Some(value) => Some(String::from_utf8_lossy(&value.0).into_owned()),
                             None if optional => None,
-                            None => return Err(format!("couldn't find key {} in Secret {namespace}/{}", r.key, r.name)),
+                            None => {
+                                return Err(format!("couldn't find key {} in Secret {namespace}/{}", r.key, r.name));
+                            }
                         },
                         None if optional => None,
                         None => return Err(format!("secret \"{}\" not found", r.name)),
@@ -170,7 +174,12 @@ pub fn of(
                     match text.as_deref().and_then(|t| file_value(t, &r.key)) {
                         Some(value) => Some(value),
                         None if r.optional == Some(true) => None,
-                        None => return Err(format!("environment variable key \"{}\" not found in file \"{}\"", r.key, r.path)),
+                        None => {
+                            return Err(format!(
+                                "environment variable key \"{}\" not found in file \"{}\"",
+                                r.key, r.path
+                            ));
+                        }
                     }
                 } else {
                     Some(String::new())
@@ -199,8 +208,11 @@ mod tests {
 
     #[test]
     fn environments() {
-        let pod: Pod = serde_json::from_value(json!({"metadata": {"name": "p", "namespace": "n"}, "spec": {"containers": []}})).unwrap();
-        let map: ConfigMap = serde_json::from_value(json!({"metadata": {"name": "m"}, "data": {"a": "1", "b": "2"}})).unwrap();
+        let pod: Pod =
+            serde_json::from_value(json!({"metadata": {"name": "p", "namespace": "n"}, "spec": {"containers": []}}))
+                .unwrap();
+        let map: ConfigMap =
+            serde_json::from_value(json!({"metadata": {"name": "m"}, "data": {"a": "1", "b": "2"}})).unwrap();
         let referenced = Referenced { config_maps: [("m".to_string(), Arc::new(map))].into(), ..Default::default() };
         let links = [("WEB_SERVICE_HOST".to_string(), "10.0.0.1".to_string())].into();
         let run = |container: serde_json::Value| {
@@ -213,7 +225,8 @@ mod tests {
             {"name": "O", "valueFrom": {"configMapKeyRef": {"name": "m", "key": "zz", "optional": true}}},
             {"name": "P_b", "value": "own"}]}))
         .unwrap();
-        let expect = [("P_a", "1"), ("P_b", "own"), ("X", "1-10.0.0.1-$(NO)"), ("N", "p"), ("WEB_SERVICE_HOST", "10.0.0.1")];
+        let expect =
+            [("P_a", "1"), ("P_b", "own"), ("X", "1-10.0.0.1-$(NO)"), ("N", "p"), ("WEB_SERVICE_HOST", "10.0.0.1")];
         assert_eq!(got, expect.map(|(k, v)| (k.to_string(), v.to_string())));
         for (container, error) in [
             (json!({"name": "c", "envFrom": [{"configMapRef": {"name": "x"}}]}), "configmap \"x\" not found"),

@@ -163,7 +163,10 @@ pub fn pod_total(pod: &Pod, limits: bool) -> BTreeMap<String, i64> {
         total.insert(k, v);
     }
     if let Some(overhead) = &super::spec(pod).overhead {
-        add(&mut total, &overhead.iter().map(|(k, q)| (k.clone(), if k == "cpu" { milli(q) } else { value(q) })).collect());
+        add(
+            &mut total,
+            &overhead.iter().map(|(k, q)| (k.clone(), if k == "cpu" { milli(q) } else { value(q) })).collect(),
+        );
     }
     total
 }
@@ -174,7 +177,8 @@ pub fn pod_cgroup(pod: &Pod) -> LinuxContainerResources {
     let pod_level = super::spec(pod).resources.as_ref().and_then(|r| r.limits.as_ref());
     let every = |name: &str| {
         amount(pod_level, name).is_some()
-            || super::all_containers(pod).all(|(_, c)| amount(c.resources.as_ref().and_then(|r| r.limits.as_ref()), name).is_some_and(|v| v > 0))
+            || super::all_containers(pod)
+                .all(|(_, c)| amount(c.resources.as_ref().and_then(|r| r.limits.as_ref()), name).is_some_and(|v| v > 0))
     };
     let of = |name: &str| if every(name) { totals.get(name).copied().unwrap_or(0) } else { 0 };
     LinuxContainerResources {

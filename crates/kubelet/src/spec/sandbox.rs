@@ -28,13 +28,20 @@ pub fn hostname(config: &Config, pod: &Pod) -> Result<(String, Option<String>), 
             cut.trim_end_matches(['-', '.']).to_string()
         }
     };
-    let domain = spec.subdomain.as_deref().filter(|s| !s.is_empty()).map(|subdomain| {
-        format!("{subdomain}.{}.svc.{}", super::namespace(pod), config.cluster_domain)
-    });
-    if spec.set_hostname_as_fqdn == Some(true) && let Some(domain) = &domain {
+    let domain = spec
+        .subdomain
+        .as_deref()
+        .filter(|s| !s.is_empty())
+        .map(|subdomain| format!("{subdomain}.{}.svc.{}", super::namespace(pod), config.cluster_domain));
+    if spec.set_hostname_as_fqdn == Some(true)
+        && let Some(domain) = &domain
+    {
         let full = format!("{hostname}.{domain}");
         if full.len() > MAX_HOSTNAME + 1 {
-            return Err(format!("failed to construct FQDN from pod hostname and cluster domain, FQDN {full} is too long (64 characters is the max, {} characters requested)", full.len()));
+            return Err(format!(
+                "failed to construct FQDN from pod hostname and cluster domain, FQDN {full} is too long (64 characters is the max, {} characters requested)",
+                full.len()
+            ));
         }
         hostname = full;
     }
@@ -42,7 +49,13 @@ pub fn hostname(config: &Config, pod: &Pod) -> Result<(String, Option<String>), 
 }
 
 /// What the engine is told to make.
-pub fn config(config: &Config, pod: &Pod, attempt: u32, dns: DnsConfig, cgroup_parent: String) -> Result<PodSandboxConfig, String> {
+pub fn config(
+    config: &Config,
+    pod: &Pod,
+    attempt: u32,
+    dns: DnsConfig,
+    cgroup_parent: String,
+) -> Result<PodSandboxConfig, String> {
     let text = |t: &str| t.to_string();
     let map = |m: &Option<std::collections::BTreeMap<String, String>>| -> HashMap<String, String> {
         m.iter().flatten().map(|(k, v)| (k.clone(), v.clone())).collect()

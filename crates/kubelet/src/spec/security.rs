@@ -53,9 +53,9 @@ pub fn verify_non_root(pod: &Pod, container: &Container, image: Option<&Image>) 
         Some(Image { uid: Some(uid), .. }) if uid.value == 0 => {
             Err(format!("container has runAsNonRoot and image will run as root {tail}"))
         }
-        Some(Image { uid: None, username, .. }) if !username.is_empty() => {
-            Err(format!("container has runAsNonRoot and image has non-numeric user ({username}), cannot verify user is non-root {tail}"))
-        }
+        Some(Image { uid: None, username, .. }) if !username.is_empty() => Err(format!(
+            "container has runAsNonRoot and image has non-numeric user ({username}), cannot verify user is non-root {tail}"
+        )),
         Some(Image { uid: None, .. }) => Err(format!("container has runAsNonRoot and image will run as root {tail}")),
         _ => Ok(()),
     }
@@ -97,13 +97,19 @@ fn apparmor(context: &SecurityContext) -> Option<SecurityProfile> {
 fn selinux(context: &SecurityContext) -> Option<SeLinuxOption> {
     let own = context.se_linux_options.as_ref()?;
     let text = |t: &Option<String>| t.clone().unwrap_or_default();
-    Some(SeLinuxOption { user: text(&own.user), role: text(&own.role), r#type: text(&own.type_), level: text(&own.level) })
+    Some(SeLinuxOption {
+        user: text(&own.user),
+        role: text(&own.role),
+        r#type: text(&own.type_),
+        level: text(&own.level),
+    })
 }
 
 /// Which namespaces the pod shares with the node, and its containers with each other.
 pub fn namespaces(pod: &Pod) -> NamespaceOption {
     let spec = super::spec(pod);
-    let node_or_pod = |node: Option<bool>| if node == Some(true) { NamespaceMode::Node } else { NamespaceMode::Pod } as i32;
+    let node_or_pod =
+        |node: Option<bool>| if node == Some(true) { NamespaceMode::Node } else { NamespaceMode::Pod } as i32;
     let pid = if spec.host_pid == Some(true) {
         NamespaceMode::Node
     } else if spec.share_process_namespace == Some(true) {
@@ -172,7 +178,9 @@ pub fn container(
         namespace_options.target_id = target;
     }
     let (mut user, mut username) = (id(context.run_as_user), String::new());
-    if user.is_none() && let Some(image) = image {
+    if user.is_none()
+        && let Some(image) = image
+    {
         user = image.uid;
         username = image.username.clone();
     }
@@ -234,8 +242,10 @@ pub fn forbidden_sysctl(pod: &Pod, allowed: &[String]) -> Option<String> {
         if name.starts_with("net.") && spec.host_network == Some(true) {
             return Some(format!("forbidden sysctl: {name:?} not allowed with host net enabled"));
         }
-        let ipc = ["kernel.shm", "kernel.msg", "fs.mqueue."].iter().any(|p| name.starts_with(p)) || name == "kernel.sem";
-        (ipc && spec.host_ipc == Some(true)).then(|| format!("forbidden sysctl: {name:?} not allowed with host ipc enabled"))
+        let ipc =
+            ["kernel.shm", "kernel.msg", "fs.mqueue."].iter().any(|p| name.starts_with(p)) || name == "kernel.sem";
+        (ipc && spec.host_ipc == Some(true))
+            .then(|| format!("forbidden sysctl: {name:?} not allowed with host ipc enabled"))
     })
 }
 
@@ -252,7 +262,8 @@ mod tests {
 
     #[test]
     fn root_is_refused_where_it_must_not_be() {
-        let image = |uid: Option<i64>, username: &str| Image { uid: id(uid), username: username.into(), ..Default::default() };
+        let image =
+            |uid: Option<i64>, username: &str| Image { uid: id(uid), username: username.into(), ..Default::default() };
         for (security, own, image, refused) in [
             (json!({}), json!({}), image(Some(0), ""), false),
             (json!({"runAsNonRoot": true}), json!({}), image(Some(0), ""), true),

@@ -28,8 +28,15 @@ const DATA_NEXT: &str = "..data_tmp";
 
 /// Refuses paths that leave the volume or collide with the layout.
 fn check(path: &str) -> io::Result<()> {
-    let bad = path.is_empty() || path.starts_with('/') || path.starts_with("..") || path.split('/').any(|p| p == ".." || p.is_empty());
-    if bad { Err(io::Error::new(io::ErrorKind::InvalidInput, format!("invalid path {path:?} in volume"))) } else { Ok(()) }
+    let bad = path.is_empty()
+        || path.starts_with('/')
+        || path.starts_with("..")
+        || path.split('/').any(|p| p == ".." || p.is_empty());
+    if bad {
+        Err(io::Error::new(io::ErrorKind::InvalidInput, format!("invalid path {path:?} in volume")))
+    } else {
+        Ok(())
+    }
 }
 
 /// What lies there now, with the modes it was given.
@@ -79,7 +86,9 @@ pub fn write(volume: &Path, payload: &Payload, group: Option<u32>) -> io::Result
     let old: Option<PathBuf> = fs::read_link(&link).ok().map(|name| volume.join(name));
     if let Some(old) = &old {
         let now = current(old);
-        if now.len() == payload.len() && now.iter().all(|(name, file)| payload.get(name).is_some_and(|f| f.data == file.data)) {
+        if now.len() == payload.len()
+            && now.iter().all(|(name, file)| payload.get(name).is_some_and(|f| f.data == file.data))
+        {
             return Ok(false);
         }
     }
@@ -125,7 +134,10 @@ mod tests {
         let dir = std::env::temp_dir().join(format!("atomic-{}", std::process::id()));
         fs::create_dir_all(&dir).unwrap();
         let payload = |files: &[(&str, &str)]| -> Payload {
-            files.iter().map(|(n, d)| (n.to_string(), File { data: d.as_bytes().to_vec(), mode: 0o640, user: None })).collect()
+            files
+                .iter()
+                .map(|(n, d)| (n.to_string(), File { data: d.as_bytes().to_vec(), mode: 0o640, user: None }))
+                .collect()
         };
         assert!(write(&dir, &payload(&[("a", "1"), ("d/b", "2")]), None).unwrap());
         assert!(!write(&dir, &payload(&[("a", "1"), ("d/b", "2")]), None).unwrap());

@@ -20,7 +20,8 @@ use std::sync::Arc;
 
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{
-    ConfigMap, PersistentVolume, PersistentVolumeClaim, Pod, ProjectedVolumeSource, Secret, ServiceAccountTokenProjection, Volume,
+    ConfigMap, PersistentVolume, PersistentVolumeClaim, Pod, ProjectedVolumeSource, Secret,
+    ServiceAccountTokenProjection, Volume,
 };
 
 use crate::agent::Context;
@@ -97,7 +98,12 @@ impl Maker<'_> {
     where
         T: serde::de::DeserializeOwned + Send + Sync + 'static,
     {
-        let found = self.context.references.get(kind, spec::namespace(self.pod), name, spec::uid(self.pod)).await.map_err(text)?;
+        let found = self
+            .context
+            .references
+            .get(kind, spec::namespace(self.pod), name, spec::uid(self.pod))
+            .await
+            .map_err(text)?;
         match found {
             Some(object) => object.typed::<T>().map(Some).map_err(text),
             None if optional => Ok(None),
@@ -119,7 +125,12 @@ impl Maker<'_> {
         Ok(Ready { read_only: true, ..Ready::at(dir) })
     }
 
-    async fn token(&mut self, source: &ServiceAccountTokenProjection, defaults: Defaults, payload: &mut atomic::Payload) -> Result<(), String> {
+    async fn token(
+        &mut self,
+        source: &ServiceAccountTokenProjection,
+        defaults: Defaults,
+        payload: &mut atomic::Payload,
+    ) -> Result<(), String> {
         let (token, renew_at) = self.context.tokens.get(&self.context.client, self.pod, source).await?;
         self.renew(renew_at);
         let (mode, user) = match (fs_group(self.pod), common_user(self.pod)) {
@@ -161,7 +172,11 @@ impl Maker<'_> {
         Ok(payload)
     }
 
-    fn empty_dir(&self, volume: &Volume, source: &k8s_openapi::api::core::v1::EmptyDirVolumeSource) -> Result<Ready, String> {
+    fn empty_dir(
+        &self,
+        volume: &Volume,
+        source: &k8s_openapi::api::core::v1::EmptyDirVolumeSource,
+    ) -> Result<Ready, String> {
         let dir = dir(self.context, self.pod, "empty-dir", &volume.name);
         let fresh = !dir.exists();
         fs::create_dir_all(&dir).map_err(text)?;
@@ -210,9 +225,12 @@ impl Maker<'_> {
             PathBuf::from(&source.path)
         } else if let Some(source) = &volume_spec.local {
             let path = PathBuf::from(&source.path);
-            let found = fs::metadata(&path).map_err(|e| format!("path {:?} does not exist or cannot be read: {e}", source.path))?;
+            let found = fs::metadata(&path)
+                .map_err(|e| format!("path {:?} does not exist or cannot be read: {e}", source.path))?;
             if let Some(group) = fs_group(self.pod).filter(|_| found.is_dir() && !read_only) {
-                let lazily = spec::spec(self.pod).security_context.as_ref().and_then(|c| c.fs_group_change_policy.as_deref()) == Some("OnRootMismatch");
+                let lazily =
+                    spec::spec(self.pod).security_context.as_ref().and_then(|c| c.fs_group_change_policy.as_deref())
+                        == Some("OnRootMismatch");
                 if !lazily || !ownership::root_matches(&path, group) {
                     ownership::give_group(&path, group, false).map_err(text)?;
                 }
@@ -237,7 +255,13 @@ impl Maker<'_> {
             let optional = source.optional == Some(true);
             let mut payload = atomic::Payload::new();
             if let Some(map) = self.referenced::<ConfigMap>(Referent::ConfigMap, &source.name, optional).await? {
-                payload::config_map(&map, source.items.as_ref(), optional, Defaults::new(source.default_mode, source.default_user), &mut payload)?;
+                payload::config_map(
+                    &map,
+                    source.items.as_ref(),
+                    optional,
+                    Defaults::new(source.default_mode, source.default_user),
+                    &mut payload,
+                )?;
             }
             return self.write("configmap", name, &payload);
         }
@@ -246,13 +270,25 @@ impl Maker<'_> {
             let mut payload = atomic::Payload::new();
             let secret = source.secret_name.as_deref().unwrap_or_default();
             if let Some(secret) = self.referenced::<Secret>(Referent::Secret, secret, optional).await? {
-                payload::secret(&secret, source.items.as_ref(), optional, Defaults::new(source.default_mode, source.default_user), &mut payload)?;
+                payload::secret(
+                    &secret,
+                    source.items.as_ref(),
+                    optional,
+                    Defaults::new(source.default_mode, source.default_user),
+                    &mut payload,
+                )?;
             }
             return self.write("secret", name, &payload);
         }
         if let Some(source) = &volume.downward_api {
             let mut payload = atomic::Payload::new();
-            payload::downward_api(self.pod, source.items.as_ref(), Defaults::new(source.default_mode, source.default_user), self.around, &mut payload)?;
+            payload::downward_api(
+                self.pod,
+                source.items.as_ref(),
+                Defaults::new(source.default_mode, source.default_user),
+                self.around,
+                &mut payload,
+            )?;
             return self.write("downward-api", name, &payload);
         }
         if let Some(source) = &volume.projected {
@@ -267,7 +303,11 @@ impl Maker<'_> {
         }
         if let Some(source) = &volume.image {
             let reference = source.reference.clone().unwrap_or_default();
-            let image = self.context.images.ensure_volume(self.context, self.pod, &reference, source.pull_policy.as_deref()).await?;
+            let image = self
+                .context
+                .images
+                .ensure_volume(self.context, self.pod, &reference, source.pull_policy.as_deref())
+                .await?;
             return Ok(Ready { image: Some(image), read_only: true, ..Ready::at("") });
         }
         if let Some(source) = &volume.csi {

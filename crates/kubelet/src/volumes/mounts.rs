@@ -52,7 +52,9 @@ pub fn tmpfs(at: &Path, size: Option<u64>) -> io::Result<()> {
 /// Opens a path inside a volume; symbolic links may not lead out of it.
 fn open_within(volume: &Path, inner: &Path, flags: OFlag) -> io::Result<OwnedFd> {
     let root = fs::OpenOptions::new().read(true).custom_flags(OFlag::O_PATH.bits()).open(volume)?;
-    let how = OpenHow::new().flags(flags | OFlag::O_PATH | OFlag::O_CLOEXEC).resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_MAGICLINKS);
+    let how = OpenHow::new()
+        .flags(flags | OFlag::O_PATH | OFlag::O_CLOEXEC)
+        .resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_MAGICLINKS);
     Ok(openat2(&root, inner, how)?)
 }
 
@@ -60,7 +62,8 @@ fn open_within(volume: &Path, inner: &Path, flags: OFlag) -> io::Result<OwnedFd>
 fn make_within(volume: &Path, inner: &Path) -> io::Result<()> {
     let mut done = PathBuf::new();
     for part in inner.components() {
-        let parent = open_within(volume, if done.as_os_str().is_empty() { Path::new(".") } else { &done }, OFlag::O_DIRECTORY)?;
+        let parent =
+            open_within(volume, if done.as_os_str().is_empty() { Path::new(".") } else { &done }, OFlag::O_DIRECTORY)?;
         done.push(part);
         match nix::sys::stat::mkdirat(&parent, part.as_os_str(), nix::sys::stat::Mode::from_bits_truncate(0o750)) {
             Ok(()) => {
@@ -81,7 +84,10 @@ fn make_within(volume: &Path, inner: &Path) -> io::Result<()> {
 pub fn bind_subpath(volume: &Path, inner: &str, target: &Path) -> io::Result<()> {
     let inner = Path::new(inner);
     if inner.is_absolute() || inner.components().any(|c| matches!(c, std::path::Component::ParentDir)) {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("subpath {inner:?} must be relative and must not contain '..'")));
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            format!("subpath {inner:?} must be relative and must not contain '..'"),
+        ));
     }
     let found = match open_within(volume, inner, OFlag::empty()) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {

@@ -24,7 +24,11 @@ impl Defaults {
     }
 
     fn file(&self, data: Vec<u8>, mode: Option<i32>, user: Option<i64>) -> File {
-        File { data, mode: mode.unwrap_or(self.mode) as u32, user: user.or(self.user).and_then(|u| u32::try_from(u).ok()) }
+        File {
+            data,
+            mode: mode.unwrap_or(self.mode) as u32,
+            user: user.or(self.user).and_then(|u| u32::try_from(u).ok()),
+        }
     }
 }
 
@@ -54,14 +58,27 @@ fn select(
 }
 
 /// The files of a ConfigMap.
-pub fn config_map(map: &Arc<ConfigMap>, items: Option<&Vec<KeyToPath>>, optional: bool, defaults: Defaults, out: &mut Payload) -> Result<(), String> {
-    let mut data: BTreeMap<String, Vec<u8>> = map.data.iter().flatten().map(|(k, v)| (k.clone(), v.clone().into_bytes())).collect();
+pub fn config_map(
+    map: &Arc<ConfigMap>,
+    items: Option<&Vec<KeyToPath>>,
+    optional: bool,
+    defaults: Defaults,
+    out: &mut Payload,
+) -> Result<(), String> {
+    let mut data: BTreeMap<String, Vec<u8>> =
+        map.data.iter().flatten().map(|(k, v)| (k.clone(), v.clone().into_bytes())).collect();
     data.extend(map.binary_data.iter().flatten().map(|(k, v)| (k.clone(), v.0.clone())));
     select(&data, items, optional, defaults, "configmap", out)
 }
 
 /// The files of a Secret.
-pub fn secret(secret: &Arc<Secret>, items: Option<&Vec<KeyToPath>>, optional: bool, defaults: Defaults, out: &mut Payload) -> Result<(), String> {
+pub fn secret(
+    secret: &Arc<Secret>,
+    items: Option<&Vec<KeyToPath>>,
+    optional: bool,
+    defaults: Defaults,
+    out: &mut Payload,
+) -> Result<(), String> {
     let data: BTreeMap<String, Vec<u8>> = secret.data.iter().flatten().map(|(k, v)| (k.clone(), v.0.clone())).collect();
     select(&data, items, optional, defaults, "secret", out)
 }
@@ -74,7 +91,13 @@ fn missing(what: &str, key: &str) -> String {
 }
 
 /// The files of a downward API volume.
-pub fn downward_api(pod: &Pod, items: Option<&Vec<DownwardAPIVolumeFile>>, defaults: Defaults, around: &Surroundings, out: &mut Payload) -> Result<(), String> {
+pub fn downward_api(
+    pod: &Pod,
+    items: Option<&Vec<DownwardAPIVolumeFile>>,
+    defaults: Defaults,
+    around: &Surroundings,
+    out: &mut Payload,
+) -> Result<(), String> {
     for item in items.into_iter().flatten() {
         let text = if let Some(field) = &item.field_ref {
             downward::field(pod, &field.field_path, around)?

@@ -38,7 +38,12 @@ impl Tokens {
     }
 
     /// The token for a projection and when it is to be renewed.
-    pub async fn get(&self, client: &Client, pod: &Pod, projection: &ServiceAccountTokenProjection) -> Result<(String, Timestamp), String> {
+    pub async fn get(
+        &self,
+        client: &Client,
+        pod: &Pod,
+        projection: &ServiceAccountTokenProjection,
+    ) -> Result<(String, Timestamp), String> {
         let seconds = projection.expiration_seconds.unwrap_or(DEFAULT_SECONDS);
         let audience = projection.audience.clone().unwrap_or_default();
         let key = (spec::uid(pod).to_string(), audience.clone(), seconds);
@@ -74,11 +79,15 @@ impl Tokens {
             },
         });
         let api = client.dynamic(Gvr::new("", "v1", "serviceaccounts")).namespaced(spec::namespace(pod));
-        let answer = api.create_subresource(account, "token", body).await.map_err(|e| format!("failed to fetch token: {e}"))?;
+        let answer =
+            api.create_subresource(account, "token", body).await.map_err(|e| format!("failed to fetch token: {e}"))?;
         let answer = answer.value().map_err(|e| format!("failed to fetch token: {e}"))?;
         let text = answer["status"]["token"].as_str().ok_or("failed to fetch token: the server sent none")?.to_string();
         let now = Timestamp::now();
-        let expires_at = answer["status"]["expirationTimestamp"].as_str().and_then(|t| t.parse().ok()).unwrap_or(now + SignedDuration::from_secs(seconds));
+        let expires_at = answer["status"]["expirationTimestamp"]
+            .as_str()
+            .and_then(|t| t.parse().ok())
+            .unwrap_or(now + SignedDuration::from_secs(seconds));
         let life = expires_at.duration_since(now);
         let renew = SignedDuration::from_secs(life.as_secs() * RENEW_AFTER_PERCENT / 100).min(RENEW_AT_LATEST);
         Ok(Token { text, renew_at: now + renew, expires_at })

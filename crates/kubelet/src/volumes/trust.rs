@@ -54,12 +54,21 @@ pub async fn content(client: &Client, source: &ClusterTrustBundleProjection) -> 
         // An absent selector picks nothing, an empty one everything.
         let selector = serde_json::to_value(&source.label_selector).map_err(|e| e.to_string())?;
         let selector = LabelSelector::from_value(&selector)?;
-        let list = api.list(&ListOptions::fields(format!("spec.signerName={signer}"))).await.map_err(|e| e.to_string())?;
-        let picked = list.items.iter().filter(|o| selector.matches(&o.meta.labels)).filter_map(|o| o.typed::<ClusterTrustBundle>().ok());
+        let list =
+            api.list(&ListOptions::fields(format!("spec.signerName={signer}"))).await.map_err(|e| e.to_string())?;
+        let picked = list
+            .items
+            .iter()
+            .filter(|o| selector.matches(&o.meta.labels))
+            .filter_map(|o| o.typed::<ClusterTrustBundle>().ok());
         picked.filter(|b| b.spec.signer_name.as_deref().unwrap_or_default() == signer).collect()
     };
     if bundles.is_empty() {
-        return if optional { Ok(String::new()) } else { Err("combination of signerName and labelSelector matched zero ClusterTrustBundles".into()) };
+        return if optional {
+            Ok(String::new())
+        } else {
+            Err("combination of signerName and labelSelector matched zero ClusterTrustBundles".into())
+        };
     }
     Ok(normalized(bundles.iter().map(|b| b.spec.trust_bundle.as_str())))
 }

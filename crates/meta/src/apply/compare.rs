@@ -15,8 +15,17 @@ const METADATA: &str = "metadata";
 /// Fields of the whole object no one owns.
 const UNOWNED: &[&str] = &["apiVersion", "kind"];
 /// Fields of its metadata no one owns.
-const UNOWNED_METADATA: &[&str] =
-    &["clusterName", "creationTimestamp", "generation", "managedFields", "name", "namespace", "resourceVersion", "selfLink", "uid"];
+const UNOWNED_METADATA: &[&str] = &[
+    "clusterName",
+    "creationTimestamp",
+    "generation",
+    "managedFields",
+    "name",
+    "namespace",
+    "resourceVersion",
+    "selfLink",
+    "uid",
+];
 
 /// The difference of two versions of an object.
 #[derive(Debug, Default)]
@@ -85,7 +94,13 @@ fn inner_node(children: Fields) -> Option<Value> {
     fields::node(children, false)
 }
 
-fn objects(place: Place<'_>, old: &Map<String, Value>, new: &Map<String, Value>, skip: &dyn Fn(&str) -> bool, out: &mut Difference) {
+fn objects(
+    place: Place<'_>,
+    old: &Map<String, Value>,
+    new: &Map<String, Value>,
+    skip: &dyn Fn(&str) -> bool,
+    out: &mut Difference,
+) {
     for (name, after) in new {
         if skip(name) {
             continue;
@@ -145,10 +160,9 @@ fn from_zero(place: Place<'_>, value: &Value) -> Option<Value> {
 /// A value that is there on one side alone: it and everything in it.
 pub fn whole(place: Place<'_>, value: &Value) -> Value {
     let children = match (place.form(value), value) {
-        (Form::Object, Value::Object(map)) => map
-            .iter()
-            .map(|(name, value)| (field_element(name), whole(place.child(name), value)))
-            .collect(),
+        (Form::Object, Value::Object(map)) => {
+            map.iter().map(|(name, value)| (field_element(name), whole(place.child(name), value))).collect()
+        }
         (Form::List(identity), Value::Array(items)) => items_whole(place, identity, items),
         _ => Fields::new(),
     };

@@ -131,14 +131,15 @@ fn merge_list(place: Place<'_>, identity: Identity<'_>, live: Vec<Value>, config
     let mut shared = wanted.iter().map(|(e, _)| e.as_str()).filter(|e| places.contains_key(*e));
     let mut next_shared = shared.next();
     let mut out = Vec::with_capacity(order.len() + wanted.len());
-    let take = |order: &mut Vec<(Option<String>, Option<Value>)>, (element, item): &(String, &Value)| {
-        match places.get(element).and_then(|at| order[*at].1.take()) {
-            Some(mut live) => {
-                merge(place.item(), &mut live, item);
-                live
-            }
-            None => Value::clone(item),
+    let take = |order: &mut Vec<(Option<String>, Option<Value>)>, (element, item): &(String, &Value)| match places
+        .get(element)
+        .and_then(|at| order[*at].1.take())
+    {
+        Some(mut live) => {
+            merge(place.item(), &mut live, item);
+            live
         }
+        None => Value::clone(item),
     };
     let (mut l, mut r) = (0, 0);
     while l < order.len() || r < wanted.len() {

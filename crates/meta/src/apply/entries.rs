@@ -136,7 +136,8 @@ pub fn cap(entries: &mut Vec<Value>) {
     if updates <= MAX_UPDATE_MANAGERS {
         return;
     }
-    let order = |e: &Value| (text(e, "time").to_string(), text(e, "manager").to_string(), text(e, "subresource").to_string());
+    let order =
+        |e: &Value| (text(e, "time").to_string(), text(e, "manager").to_string(), text(e, "subresource").to_string());
     let mut oldest: Vec<Value> = Vec::with_capacity(updates);
     let mut rest: Vec<Value> = Vec::with_capacity(entries.len());
     for entry in entries.drain(..) {

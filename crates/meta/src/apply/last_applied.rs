@@ -49,7 +49,9 @@ pub fn keep(merged: &mut Value, applied: &Value, writer: &Writer<'_>) {
     if let Some(Value::Object(annotations)) = last.get_mut("metadata").and_then(|m| m.get_mut("annotations")) {
         annotations.remove(ANNOTATION);
     }
-    let Some(Value::Object(annotations)) = merged.get_mut("metadata").and_then(|m| m.get_mut("annotations")) else { return };
+    let Some(Value::Object(annotations)) = merged.get_mut("metadata").and_then(|m| m.get_mut("annotations")) else {
+        return;
+    };
     annotations.insert(ANNOTATION.into(), format!("{last}\n").into());
     let bytes: usize = annotations.iter().map(|(key, value)| key.len() + value.as_str().map_or(0, str::len)).sum();
     if bytes > MAX_ANNOTATION_BYTES {

@@ -136,7 +136,13 @@ fn ignored(place: Place<'_>, writer: &Writer<'_>) -> &'static [&'static str] {
 
 /// Server-side apply: the live object with the configuration laid over it, without what this manager applied before and
 /// no longer does, and with the owners of all fields. Without `force`, fields others own may not be changed.
-pub fn apply(root: View<'_>, live: &Value, applied: &Value, force: bool, writer: &Writer<'_>) -> Result<Value, Conflicts> {
+pub fn apply(
+    root: View<'_>,
+    live: &Value,
+    applied: &Value,
+    force: bool,
+    writer: &Writer<'_>,
+) -> Result<Value, Conflicts> {
     let place = Place::root(root);
     let api_version = entries::text(applied, "apiVersion");
     let mut errors = Vec::new();

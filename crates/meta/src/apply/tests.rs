@@ -156,7 +156,10 @@ fn entries_of_one_writer_become_one() {
     let old = created();
     let half = |set: Value| json!({"manager": "creator", "operation": "Update", "apiVersion": "apps/v1", "time": NOW, "fieldsType": "FieldsV1", "fieldsV1": set});
     let new = updated(deployments(), &old, later("x"), |b| {
-        b["metadata"]["managedFields"] = json!([half(json!({"f:spec": {"f:selector": {}}})), half(json!({"f:spec": {"f:replicas": {}, "f:paused": {}}}))]);
+        b["metadata"]["managedFields"] = json!([
+            half(json!({"f:spec": {"f:selector": {}}})),
+            half(json!({"f:spec": {"f:replicas": {}, "f:paused": {}}}))
+        ]);
         b["spec"]["replicas"] = 2.into();
     });
     assert_eq!(entries_of(&new).map(Vec::len), Some(2));
@@ -210,7 +213,10 @@ fn the_oldest_updates_share_an_entry() {
     assert_eq!(entries.len(), 10);
     assert_eq!(entries[0]["manager"], "ancient-changes");
     assert_eq!(entries[0]["time"], "2026-01-01T00:00:04Z");
-    assert_eq!(entries[0]["fieldsV1"], json!({"f:data": {".": {}, "f:k": {}, "f:m01": {}, "f:m02": {}, "f:m03": {}, "f:m04": {}}}));
+    assert_eq!(
+        entries[0]["fieldsV1"],
+        json!({"f:data": {".": {}, "f:k": {}, "f:m01": {}, "f:m02": {}, "f:m03": {}, "f:m04": {}}})
+    );
     assert_eq!(entries[1]["manager"], "m05");
 }
 
@@ -256,7 +262,8 @@ fn conflicts_are_worded_as_upstream_words_them() {
     let old = created();
     let wanted = json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "web", "namespace": "default"},
         "spec": {"replicas": 5, "template": {"spec": {"containers": [{"name": "c", "image": "i:2"}]}}}});
-    let said = apply(root, &old, &wanted, false, &later("A")).unwrap_err().status("apps", "deployments", "web").to_value();
+    let said =
+        apply(root, &old, &wanted, false, &later("A")).unwrap_err().status("apps", "deployments", "web").to_value();
     let containers = ".spec.template.spec.containers[name=\"c\"].image";
     assert_eq!(
         said,
@@ -277,11 +284,13 @@ fn conflicts_are_worded_as_upstream_words_them() {
         json!({"f:spec": {"f:replicas": {}, "f:template": {"f:spec": {"f:containers": {"k:{\"name\":\"c\"}": {".": {}, "f:name": {}, "f:image": {}}}}}}})
     );
     // One conflict alone is said in one line; appliers are named without a version.
-    let other = json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "web"}, "spec": {"replicas": 6}});
+    let other =
+        json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "web"}, "spec": {"replicas": 6}});
     let said = apply(root, &new, &other, false, &later("B")).unwrap_err().status("apps", "deployments", "web");
     assert_eq!(said.message, "Apply failed with 1 conflict: conflict with \"A\": .spec.replicas");
     // The same value is no conflict.
-    let same = json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "web"}, "spec": {"replicas": 5}});
+    let same =
+        json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "web"}, "spec": {"replicas": 5}});
     assert!(apply(root, &new, &same, false, &later("B")).is_ok());
 }
 
@@ -289,19 +298,27 @@ fn conflicts_are_worded_as_upstream_words_them() {
 fn lists_that_cannot_be_told_apart_are_refused() {
     let root = deployments();
     let with = |spec: Value| json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "web", "namespace": "default"}, "spec": {"template": {"spec": spec}}});
-    let head = "failed to create typed patch object (default/web; apps/v1, Kind=Deployment): .spec.template.spec.containers";
+    let head =
+        "failed to create typed patch object (default/web; apps/v1, Kind=Deployment): .spec.template.spec.containers";
     // (pod spec, words)
     let cases = [
-        (json!({"containers": [{"name": "a"}, {"name": "a"}]}), format!("{head}: duplicate entries for key [name=\"a\"]")),
+        (
+            json!({"containers": [{"name": "a"}, {"name": "a"}]}),
+            format!("{head}: duplicate entries for key [name=\"a\"]"),
+        ),
         // A key that Go always writes is empty when it is missing; that it may not be is for validation to say.
-        (json!({"containers": [{"image": "a"}, {"image": "b"}]}), format!("{head}: duplicate entries for key [name=\"\"]")),
+        (
+            json!({"containers": [{"image": "a"}, {"image": "b"}]}),
+            format!("{head}: duplicate entries for key [name=\"\"]"),
+        ),
         (
             json!({"containers": [{"name": "a", "ports": [{"containerPort": 1}, {"containerPort": 1, "protocol": "TCP"}]}]}),
             format!("{head}[name=\"a\"].ports: duplicate entries for key [containerPort=1,protocol=\"TCP\"]"),
         ),
     ];
     for (spec, words) in cases {
-        let refused = apply(root, &created(), &with(spec), true, &by("A")).unwrap_err().status("apps", "deployments", "web");
+        let refused =
+            apply(root, &created(), &with(spec), true, &by("A")).unwrap_err().status("apps", "deployments", "web");
         assert_eq!((refused.code, refused.message), (400, words));
     }
 }
@@ -333,7 +350,8 @@ fn a_null_is_applied_where_the_schema_allows_one() {
         "map": {"type": "object", "nullable": true, "additionalProperties": {"type": "string"}},
     }}}});
     let schema = crate::schema::structural::build(&schema, &crate::FieldPath::new("schema")).unwrap();
-    let with = |spec: Value| json!({"apiVersion": "example.com/v1", "kind": "T", "metadata": {"name": "t"}, "spec": spec});
+    let with =
+        |spec: Value| json!({"apiVersion": "example.com/v1", "kind": "T", "metadata": {"name": "t"}, "spec": spec});
     let live = with(json!({"word": "w", "map": {"a": "1"}}));
     let done = apply(schema.root(), &live, &with(json!({"word": null, "map": null})), true, &by("A")).unwrap();
     assert_eq!(done["spec"], json!({"word": null, "map": {"a": "1"}}));
@@ -386,12 +404,22 @@ fn sets_keys_defaults_and_whole_values() {
     // The default the server filled in belongs to the same item, and goes with it.
     let mut defaulted = one.clone();
     defaulted["spec"]["ports"][0]["protocol"] = "TCP".into();
-    let two = apply(root, &defaulted, &service(json!({"ports": [{"port": 81}], "selector": {"b": "1"}, "externalIPs": ["1.2.3.4"]})), false, &by("A")).unwrap();
+    let two = apply(
+        root,
+        &defaulted,
+        &service(json!({"ports": [{"port": 81}], "selector": {"b": "1"}, "externalIPs": ["1.2.3.4"]})),
+        false,
+        &by("A"),
+    )
+    .unwrap();
     assert_eq!(two["spec"]["ports"], json!([{"port": 81}]));
     // An atomic map is replaced.
     assert_eq!(two["spec"]["selector"], json!({"b": "1"}));
     let refused = apply(root, &two, &service(json!({"selector": {"c": "1"}})), false, &by("B")).unwrap_err();
-    assert_eq!(refused.status("", "services", "s").message, "Apply failed with 1 conflict: conflict with \"A\": .spec.selector");
+    assert_eq!(
+        refused.status("", "services", "s").message,
+        "Apply failed with 1 conflict: conflict with \"A\": .spec.selector"
+    );
 }
 
 #[test]
@@ -411,7 +439,9 @@ fn the_first_apply_finds_an_owner_for_what_was_there() {
 #[test]
 fn kubectl_comes_over_from_its_annotation() {
     let root = kind("", "v1", "ConfigMap");
-    let annotate = |body: &mut Value, last: &Value| body["metadata"]["annotations"] = json!({"kubectl.kubernetes.io/last-applied-configuration": last.to_string()});
+    let annotate = |body: &mut Value, last: &Value| {
+        body["metadata"]["annotations"] = json!({"kubectl.kubernetes.io/last-applied-configuration": last.to_string()})
+    };
     let mut live = config(json!({"a": "1", "b": "1"}));
     annotate(&mut live, &config(json!({"a": "1", "b": "0"})));
     track_update(root, None, &mut live, &by("kubectl-client-side-apply"));
@@ -419,7 +449,8 @@ fn kubectl_comes_over_from_its_annotation() {
     let wanted = config(json!({"a": "2"}));
     let new = apply(root, &live, &wanted, false, &later("kubectl")).unwrap();
     assert_eq!(new["data"], json!({"a": "2", "b": "1"}));
-    let annotation = new["metadata"]["annotations"]["kubectl.kubernetes.io/last-applied-configuration"].as_str().unwrap();
+    let annotation =
+        new["metadata"]["annotations"]["kubectl.kubernetes.io/last-applied-configuration"].as_str().unwrap();
     assert_eq!(serde_json::from_str::<Value>(annotation).unwrap(), wanted);
     let refused = apply(root, &live, &config(json!({"a": "2", "b": "2"})), false, &later("kubectl")).unwrap_err();
     assert_eq!(
@@ -456,10 +487,16 @@ fn without_a_schema_maps_are_shared_and_lists_are_whole() {
     assert_eq!(owned(&body, "creator"), want);
     let wanted = object(json!({"list": [{"name": "b"}], "map": {"x": {"z": 1}}}));
     let refused = apply(root, &body, &wanted, false, &by("A")).unwrap_err();
-    assert_eq!(refused.status("example.com", "things", "t").message, "Apply failed with 1 conflict: conflict with \"creator\" using example.com/v1: .spec.list");
+    assert_eq!(
+        refused.status("example.com", "things", "t").message,
+        "Apply failed with 1 conflict: conflict with \"creator\" using example.com/v1: .spec.list"
+    );
     let new = apply(root, &body, &wanted, true, &by("A")).unwrap();
     assert_eq!(new["spec"], json!({"list": [{"name": "b"}], "map": {"x": {"y": 1, "z": 1}}, "n": null}));
-    assert_eq!(owned(&new, "A")["f:spec"], json!({".": {}, "f:list": {}, "f:map": {".": {}, "f:x": {".": {}, "f:z": {}}}}));
+    assert_eq!(
+        owned(&new, "A")["f:spec"],
+        json!({".": {}, "f:list": {}, "f:map": {".": {}, "f:x": {".": {}, "f:z": {}}}})
+    );
 }
 
 #[test]
@@ -469,9 +506,13 @@ fn sets_follow_a_schema_that_made_a_field_whole() {
         "manager": "old", "operation": "Update", "apiVersion": "v1", "time": NOW, "fieldsType": "FieldsV1",
         "fieldsV1": {"f:spec": {"f:selector": {".": {}, "f:a": {}}}},
     }]}, "spec": {"selector": {"a": "1"}}});
-    let wanted = json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "s"}, "spec": {"selector": {"a": "2"}}});
+    let wanted =
+        json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "s"}, "spec": {"selector": {"a": "2"}}});
     let refused = apply(root, &live, &wanted, false, &by("A")).unwrap_err();
-    assert_eq!(refused.status("", "services", "s").message, "Apply failed with 1 conflict: conflict with \"old\" using v1: .spec.selector");
+    assert_eq!(
+        refused.status("", "services", "s").message,
+        "Apply failed with 1 conflict: conflict with \"old\" using v1: .spec.selector"
+    );
 }
 
 #[test]

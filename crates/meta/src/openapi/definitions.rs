@@ -32,7 +32,11 @@ impl<'a> Definitions<'a> {
                 kinds.entry(*id).or_default().push(gvk.clone());
             } else if matches!(&*gvk.kind, "DeleteOptions" | "WatchEvent") {
                 // Every group has its own.
-                let of = |gv: &GroupVersion| Gvk { group: gv.group.clone(), version: gv.version.clone(), kind: gvk.kind.clone() };
+                let of = |gv: &GroupVersion| Gvk {
+                    group: gv.group.clone(),
+                    version: gv.version.clone(),
+                    kind: gvk.kind.clone(),
+                };
                 kinds.entry(*id).or_default().extend(served.iter().map(of));
             } else if matches!(&*gvk.kind, "Status" | "APIGroup" | "APIGroupList" | "APIResourceList" | "APIVersions") {
                 kinds.entry(*id).or_default().push(Gvk::new("", "v1", &gvk.kind));
@@ -350,7 +354,9 @@ fn zero(view: View<'_>) -> Option<Value> {
         Shape::Scalar(scalar) => match scalar {
             Scalar::String => "".into(),
             Scalar::Boolean => false.into(),
-            Scalar::Int32 | Scalar::Int64 | Scalar::Uint32 | Scalar::Uint64 | Scalar::Float32 | Scalar::Float64 => 0.into(),
+            Scalar::Int32 | Scalar::Int64 | Scalar::Uint32 | Scalar::Uint64 | Scalar::Float32 | Scalar::Float64 => {
+                0.into()
+            }
             _ => return None,
         },
     })

@@ -91,7 +91,8 @@ fn extensions(out: &mut Vec<u8>, tag: u32, value: &Value) {
 }
 
 fn path(out: &mut Vec<u8>, item: &Value) {
-    for (tag, method) in [(2, "get"), (3, "put"), (4, "post"), (5, "delete"), (6, "options"), (7, "head"), (8, "patch")] {
+    for (tag, method) in [(2, "get"), (3, "put"), (4, "post"), (5, "delete"), (6, "options"), (7, "head"), (8, "patch")]
+    {
         if let Some(value) = item.get(method) {
             message(out, tag, |out| operation(out, value));
         }

@@ -102,9 +102,17 @@ struct Operation<'o> {
 impl Writer<'_, '_> {
     fn kind(&mut self, kind: &Kind<'_>) {
         let gvk = &kind.gvk;
-        let root = if gvk.group.is_empty() { format!("/api/{}", gvk.version) } else { format!("/apis/{}/{}", gvk.group, gvk.version) };
+        let root = if gvk.group.is_empty() {
+            format!("/api/{}", gvk.version)
+        } else {
+            format!("/apis/{}/{}", gvk.group, gvk.version)
+        };
         let scope = if kind.namespaced { "Namespaced" } else { "" };
-        let collection = if kind.namespaced { format!("{root}/namespaces/{{namespace}}/{}", kind.plural) } else { format!("{root}/{}", kind.plural) };
+        let collection = if kind.namespaced {
+            format!("{root}/namespaces/{{namespace}}/{}", kind.plural)
+        } else {
+            format!("{root}/{}", kind.plural)
+        };
         let has = |verb: &str| kind.verbs.contains(&verb);
         let id = |verb: &str, more: &str| format!("{verb}{}{scope}{}{more}", camel(gvk), gvk.kind);
         let object = self.definitions.kind(kind);
@@ -115,37 +123,117 @@ impl Writer<'_, '_> {
             let list = self.definitions.list(kind);
             if kind.namespaced {
                 let id = format!("list{}{}ForAllNamespaces", camel(gvk), gvk.kind);
-                let all = Operation { method: "get", action: "list", id, gvk, parameters: LIST, body: None, answer: list.clone(), codes: &[], watch: true };
+                let all = Operation {
+                    method: "get",
+                    action: "list",
+                    id,
+                    gvk,
+                    parameters: LIST,
+                    body: None,
+                    answer: list.clone(),
+                    codes: &[],
+                    watch: true,
+                };
                 self.path(&format!("{root}/{}", kind.plural), gvk, &[], vec![all]);
             }
-            operations.push(Operation { method: "get", action: "list", id: id("list", ""), gvk, parameters: LIST, body: None, answer: list, codes: &[], watch: true });
+            operations.push(Operation {
+                method: "get",
+                action: "list",
+                id: id("list", ""),
+                gvk,
+                parameters: LIST,
+                body: None,
+                answer: list,
+                codes: &[],
+                watch: true,
+            });
         }
         if has("create") {
             let body = Some((object.clone(), &["*/*"][..]));
-            operations.push(Operation { method: "post", action: "post", id: id("create", ""), gvk, parameters: WRITE, body, answer: object.clone(), codes: &["201", "202"], watch: false });
+            operations.push(Operation {
+                method: "post",
+                action: "post",
+                id: id("create", ""),
+                gvk,
+                parameters: WRITE,
+                body,
+                answer: object.clone(),
+                codes: &["201", "202"],
+                watch: false,
+            });
         }
         if has("deletecollection") {
             let body = Some((self.definitions.named(&format!("{META}.DeleteOptions")), &["*/*"][..]));
             let id = format!("delete{}Collection{scope}{}", camel(gvk), gvk.kind);
-            operations.push(Operation { method: "delete", action: "deletecollection", id, gvk, parameters: DELETE_COLLECTION, body, answer: status.clone(), codes: &[], watch: false });
+            operations.push(Operation {
+                method: "delete",
+                action: "deletecollection",
+                id,
+                gvk,
+                parameters: DELETE_COLLECTION,
+                body,
+                answer: status.clone(),
+                codes: &[],
+                watch: false,
+            });
         }
         self.path(&collection, gvk, &[], operations);
 
         let mut operations = Vec::new();
         if has("get") {
-            operations.push(Operation { method: "get", action: "get", id: id("read", ""), gvk, parameters: &[], body: None, answer: object.clone(), codes: &[], watch: false });
+            operations.push(Operation {
+                method: "get",
+                action: "get",
+                id: id("read", ""),
+                gvk,
+                parameters: &[],
+                body: None,
+                answer: object.clone(),
+                codes: &[],
+                watch: false,
+            });
         }
         if has("update") {
             let body = Some((object.clone(), &["*/*"][..]));
-            operations.push(Operation { method: "put", action: "put", id: id("replace", ""), gvk, parameters: WRITE, body, answer: object.clone(), codes: &["201"], watch: false });
+            operations.push(Operation {
+                method: "put",
+                action: "put",
+                id: id("replace", ""),
+                gvk,
+                parameters: WRITE,
+                body,
+                answer: object.clone(),
+                codes: &["201"],
+                watch: false,
+            });
         }
         if has("patch") {
             let body = Some((self.definitions.named(&format!("{META}.Patch")), PATCHES));
-            operations.push(Operation { method: "patch", action: "patch", id: id("patch", ""), gvk, parameters: PATCH, body, answer: object.clone(), codes: &["201"], watch: false });
+            operations.push(Operation {
+                method: "patch",
+                action: "patch",
+                id: id("patch", ""),
+                gvk,
+                parameters: PATCH,
+                body,
+                answer: object.clone(),
+                codes: &["201"],
+                watch: false,
+            });
         }
         if has("delete") {
             let body = Some((self.definitions.named(&format!("{META}.DeleteOptions")), &["*/*"][..]));
-            operations.push(Operation { method: "delete", action: "delete", id: id("delete", ""), gvk, parameters: DELETE, body, answer: status, codes: &["202"], watch: false });
+            operations.push(Operation {
+                method: "delete",
+                action: "delete",
+                id: id("delete", ""),
+                gvk,
+                parameters: DELETE,
+                body,
+                answer: status,
+                codes: &["202"],
+                watch: false,
+            });
         }
         let item = format!("{collection}/{{name}}");
         self.path(&item, gvk, &[], operations);
@@ -190,12 +278,52 @@ impl Writer<'_, '_> {
             let whole = Some((body.clone(), &["*/*"][..]));
             let answer = body.clone();
             operations.push(match *verb {
-                "get" => Operation { method: "get", action: "get", id: id("read"), gvk: &part.body, parameters: &[], body: None, answer, codes: &[], watch: false },
-                "create" => Operation { method: "post", action: "post", id: id("create"), gvk: &part.body, parameters: WRITE, body: whole, answer, codes: &["201", "202"], watch: false },
-                "update" => Operation { method: "put", action: "put", id: id("replace"), gvk: &part.body, parameters: WRITE, body: whole, answer, codes: &["201"], watch: false },
+                "get" => Operation {
+                    method: "get",
+                    action: "get",
+                    id: id("read"),
+                    gvk: &part.body,
+                    parameters: &[],
+                    body: None,
+                    answer,
+                    codes: &[],
+                    watch: false,
+                },
+                "create" => Operation {
+                    method: "post",
+                    action: "post",
+                    id: id("create"),
+                    gvk: &part.body,
+                    parameters: WRITE,
+                    body: whole,
+                    answer,
+                    codes: &["201", "202"],
+                    watch: false,
+                },
+                "update" => Operation {
+                    method: "put",
+                    action: "put",
+                    id: id("replace"),
+                    gvk: &part.body,
+                    parameters: WRITE,
+                    body: whole,
+                    answer,
+                    codes: &["201"],
+                    watch: false,
+                },
                 "patch" => {
                     let body = Some((self.definitions.named(&format!("{META}.Patch")), PATCHES));
-                    Operation { method: "patch", action: "patch", id: id("patch"), gvk: &part.body, parameters: PATCH, body, answer, codes: &["201"], watch: false }
+                    Operation {
+                        method: "patch",
+                        action: "patch",
+                        id: id("patch"),
+                        gvk: &part.body,
+                        parameters: PATCH,
+                        body,
+                        answer,
+                        codes: &["201"],
+                        watch: false,
+                    }
                 }
                 _ => continue,
             });
@@ -244,7 +372,8 @@ impl Writer<'_, '_> {
 
     fn operation(&self, operation: &Operation<'_>) -> Value {
         let gvk = operation.gvk;
-        let mut parameters: Vec<Value> = operation.parameters.iter().map(|(name, ty)| self.parameter(name, "query", ty, None)).collect();
+        let mut parameters: Vec<Value> =
+            operation.parameters.iter().map(|(name, ty)| self.parameter(name, "query", ty, None)).collect();
         let mut out = object([
             ("operationId", operation.id.clone().into()),
             ("tags", json!([tag(gvk)])),
@@ -288,7 +417,8 @@ impl Writer<'_, '_> {
                     out.insert("consumes".into(), (*types).into());
                 }
                 Version::V3 => {
-                    let content: Map<String, Value> = types.iter().map(|ty| ((*ty).to_string(), json!({"schema": schema}))).collect();
+                    let content: Map<String, Value> =
+                        types.iter().map(|ty| ((*ty).to_string(), json!({"schema": schema}))).collect();
                     let mut body = object([("content", content.into())]);
                     if required {
                         body.insert("required".into(), true.into());

@@ -14,7 +14,13 @@ fn kind<'a>(gvk: Gvk, list_kind: &'a str, plural: &'a str, subresources: Vec<Par
 fn pods() -> Kind<'static> {
     let exec = Gvk::new("", "v1", "PodExecOptions");
     let schema = builtin().kind(&exec);
-    let status = Part { name: "status", verbs: &["get", "patch", "update"], body: Gvk::new("", "v1", "Pod"), schema: None, connect: false };
+    let status = Part {
+        name: "status",
+        verbs: &["get", "patch", "update"],
+        body: Gvk::new("", "v1", "Pod"),
+        schema: None,
+        connect: false,
+    };
     let exec = Part { name: "exec", verbs: &["create", "get"], body: exec, schema, connect: true };
     kind(Gvk::new("", "v1", "Pod"), "PodList", "pods", vec![status, exec])
 }
@@ -50,7 +56,8 @@ fn v3_says_what_kubectl_reads() {
     assert_eq!(protocol, &json!({"type": "string", "default": "TCP", "enum": ["SCTP", "TCP", "UDP"]}));
     let item = &document["paths"]["/api/v1/namespaces/{namespace}/pods/{name}"];
     assert_eq!(item["patch"]["x-kubernetes-group-version-kind"], gvk);
-    let names: Vec<&Value> = item["patch"]["parameters"].as_array().expect("parameters").iter().map(|p| &p["name"]).collect();
+    let names: Vec<&Value> =
+        item["patch"]["parameters"].as_array().expect("parameters").iter().map(|p| &p["name"]).collect();
     assert_eq!(names, ["dryRun", "fieldManager", "fieldValidation", "force"]);
     assert_eq!(item["get"]["operationId"], "readCoreV1NamespacedPod");
     assert_eq!(document["paths"]["/api/v1/pods"]["get"]["operationId"], "listCoreV1PodForAllNamespaces");
@@ -76,17 +83,24 @@ fn custom_kinds_bring_their_own_schema() {
     check_references(&document, &document);
     let definition = &document["components"]["schemas"]["com.example.stable.v1.CronTab"];
     assert_eq!(definition["properties"]["spec"]["properties"]["cron"]["nullable"], true);
-    assert_eq!(definition["x-kubernetes-group-version-kind"], json!([{"group": "stable.example.com", "version": "v1", "kind": "CronTab"}]));
+    assert_eq!(
+        definition["x-kubernetes-group-version-kind"],
+        json!([{"group": "stable.example.com", "version": "v1", "kind": "CronTab"}])
+    );
     let old = v2(&[custom()], &());
     check_references(&old, &old);
-    assert_eq!(old["definitions"]["com.example.stable.v1.CronTab"]["properties"]["spec"]["properties"]["cron"], json!({}));
+    assert_eq!(
+        old["definitions"]["com.example.stable.v1.CronTab"]["properties"]["spec"]["properties"]["cron"],
+        json!({})
+    );
     assert_eq!(old["paths"]["/apis/stable.example.com/v1/crontabs"]["get"]["tags"], json!(["stableExampleCom_v1"]));
 }
 
 #[test]
 fn v2_agrees_with_the_published_document() {
     let root = std::env::var_os("NAUPLIUS_REFERENCE").map(std::path::PathBuf::from);
-    let root = root.unwrap_or_else(|| std::path::PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../../shared/reference"));
+    let root =
+        root.unwrap_or_else(|| std::path::PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../../shared/reference"));
     let Ok(text) = std::fs::read(root.join("openapi-v2-1.36.json")) else {
         println!("skipped: no published document at {} (set NAUPLIUS_REFERENCE)", root.display());
         return;
@@ -98,7 +112,9 @@ fn v2_agrees_with_the_published_document() {
     let mut differences = Vec::new();
     for (name, definition) in ours["definitions"].as_object().expect("definitions") {
         let Some(theirs) = published["definitions"].get(name) else { continue };
-        let (Some(fields), Some(their_fields)) = (definition["properties"].as_object(), theirs["properties"].as_object()) else {
+        let (Some(fields), Some(their_fields)) =
+            (definition["properties"].as_object(), theirs["properties"].as_object())
+        else {
             assert_eq!(definition.get("type"), theirs.get("type"), "{name}");
             continue;
         };

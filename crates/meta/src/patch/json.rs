@@ -13,7 +13,9 @@ const MAX_COPIED_BYTES: usize = 3 * 1024 * 1024;
 
 /// Applies a patch, a list of operations.
 pub fn json(mut doc: Value, patch: &Value) -> Result<Value, PatchError> {
-    let operations = patch.as_array().ok_or_else(|| PatchError::invalid("error decoding patch: a JSON patch is a list of operations"))?;
+    let operations = patch
+        .as_array()
+        .ok_or_else(|| PatchError::invalid("error decoding patch: a JSON patch is a list of operations"))?;
     let mut copied = 0;
     for operation in operations {
         apply(&mut doc, operation, &mut copied)?;
@@ -24,9 +26,17 @@ pub fn json(mut doc: Value, patch: &Value) -> Result<Value, PatchError> {
 fn apply(doc: &mut Value, operation: &Value, copied: &mut usize) -> Result<(), PatchError> {
     let word = |name: &str| operation.get(name).and_then(Value::as_str);
     let kind = word("op").ok_or_else(|| PatchError::invalid("error decoding patch: an operation has no \"op\""))?;
-    let path = word("path").ok_or_else(|| PatchError::invalid(format!("error decoding patch: {kind} operation has no \"path\"")))?;
-    let from = || word("from").ok_or_else(|| PatchError::invalid(format!("error decoding patch: {kind} operation has no \"from\"")));
-    let value = || operation.get("value").ok_or_else(|| PatchError::unprocessable(format!("{kind} operation on path {path:?} has no value")));
+    let path = word("path")
+        .ok_or_else(|| PatchError::invalid(format!("error decoding patch: {kind} operation has no \"path\"")))?;
+    let from = || {
+        word("from")
+            .ok_or_else(|| PatchError::invalid(format!("error decoding patch: {kind} operation has no \"from\"")))
+    };
+    let value = || {
+        operation
+            .get("value")
+            .ok_or_else(|| PatchError::unprocessable(format!("{kind} operation on path {path:?} has no value")))
+    };
     let to = Pointer::parse(kind, path)?;
     match kind {
         "add" => to.add(doc, value()?.clone()),
@@ -38,7 +48,10 @@ fn apply(doc: &mut Value, operation: &Value, copied: &mut usize) -> Result<(), P
         "move" => {
             let source = Pointer::parse(kind, from()?)?;
             if source.tokens.len() < to.tokens.len() && to.tokens.starts_with(&source.tokens) {
-                return Err(PatchError::unprocessable(format!("move operation cannot move {:?} into itself", source.text)));
+                return Err(PatchError::unprocessable(format!(
+                    "move operation cannot move {:?} into itself",
+                    source.text
+                )));
             }
             if source.tokens == to.tokens {
                 return source.find(doc).map(drop);
@@ -74,7 +87,9 @@ fn same(a: &Value, b: &Value) -> bool {
     match (a, b) {
         (Value::Number(x), Value::Number(y)) => x == y || (x.as_f64() == y.as_f64() && (x.is_f64() || y.is_f64())),
         (Value::Array(x), Value::Array(y)) => x.len() == y.len() && x.iter().zip(y).all(|(x, y)| same(x, y)),
-        (Value::Object(x), Value::Object(y)) => x.len() == y.len() && x.iter().all(|(k, v)| y.get(k).is_some_and(|w| same(v, w))),
+        (Value::Object(x), Value::Object(y)) => {
+            x.len() == y.len() && x.iter().all(|(k, v)| y.get(k).is_some_and(|w| same(v, w)))
+        }
         _ => a == b,
     }
 }
@@ -100,18 +115,26 @@ impl<'p> Pointer<'p> {
     fn parse(kind: &'p str, text: &'p str) -> Result<Self, PatchError> {
         let mut parts = text.split('/');
         if parts.next() != Some("") {
-            return Err(PatchError::unprocessable(format!("{kind} operation does not apply: the path {text:?} does not begin with a slash")));
+            return Err(PatchError::unprocessable(format!(
+                "{kind} operation does not apply: the path {text:?} does not begin with a slash"
+            )));
         }
         let tokens = parts.map(|t| t.replace("~1", "/").replace("~0", "~")).collect();
         Ok(Self { kind, text, tokens })
     }
 
     fn missing(&self) -> PatchError {
-        PatchError::unprocessable(format!("{} operation does not apply: doc is missing path: {:?}: missing value", self.kind, self.text))
+        PatchError::unprocessable(format!(
+            "{} operation does not apply: doc is missing path: {:?}: missing value",
+            self.kind, self.text
+        ))
     }
 
     fn out_of_bounds(&self) -> PatchError {
-        PatchError::unprocessable(format!("{} operation does not apply: invalid index in path {:?}: invalid index referenced", self.kind, self.text))
+        PatchError::unprocessable(format!(
+            "{} operation does not apply: invalid index in path {:?}: invalid index referenced",
+            self.kind, self.text
+        ))
     }
 
     /// The place of an existing item.
@@ -185,7 +208,10 @@ impl<'p> Pointer<'p> {
         };
         match self.walk_mut(doc, parents)? {
             Value::Object(map) => map.remove(last).ok_or_else(|| {
-                PatchError::unprocessable(format!("{} operation does not apply: Unable to remove nonexistent key: {last}: missing value", self.kind))
+                PatchError::unprocessable(format!(
+                    "{} operation does not apply: Unable to remove nonexistent key: {last}: missing value",
+                    self.kind
+                ))
             }),
             Value::Array(items) => {
                 let at = self.index(last, items.len())?;
@@ -207,9 +233,17 @@ mod tests {
         // (document, patch, result)
         let cases = [
             (j!({"foo": "bar"}), j!([{"op": "add", "path": "/baz", "value": "qux"}]), j!({"baz": "qux", "foo": "bar"})),
-            (j!({"foo": ["bar", "baz"]}), j!([{"op": "add", "path": "/foo/1", "value": "qux"}]), j!({"foo": ["bar", "qux", "baz"]})),
+            (
+                j!({"foo": ["bar", "baz"]}),
+                j!([{"op": "add", "path": "/foo/1", "value": "qux"}]),
+                j!({"foo": ["bar", "qux", "baz"]}),
+            ),
             (j!({"foo": ["bar"]}), j!([{"op": "add", "path": "/foo/-", "value": ["x"]}]), j!({"foo": ["bar", ["x"]]})),
-            (j!({"foo": ["a", "b"]}), j!([{"op": "add", "path": "/foo/-1", "value": "c"}]), j!({"foo": ["a", "b", "c"]})),
+            (
+                j!({"foo": ["a", "b"]}),
+                j!([{"op": "add", "path": "/foo/-1", "value": "c"}]),
+                j!({"foo": ["a", "b", "c"]}),
+            ),
             (j!({"foo": ["a", "b"]}), j!([{"op": "remove", "path": "/foo/-1"}]), j!({"foo": ["a"]})),
             (j!({"baz": 1, "foo": 2}), j!([{"op": "remove", "path": "/baz"}]), j!({"foo": 2})),
             (j!({"baz": "qux"}), j!([{"op": "replace", "path": "/baz", "value": null}]), j!({"baz": null})),
@@ -218,12 +252,24 @@ mod tests {
                 j!([{"op": "move", "from": "/foo/waldo", "path": "/qux/thud"}]),
                 j!({"foo": {"bar": "baz"}, "qux": {"corge": "grault", "thud": "fred"}}),
             ),
-            (j!({"foo": ["all", "grass", "cows", "eat"]}), j!([{"op": "move", "from": "/foo/1", "path": "/foo/3"}]), j!({"foo": ["all", "cows", "eat", "grass"]})),
+            (
+                j!({"foo": ["all", "grass", "cows", "eat"]}),
+                j!([{"op": "move", "from": "/foo/1", "path": "/foo/3"}]),
+                j!({"foo": ["all", "cows", "eat", "grass"]}),
+            ),
             (j!({"a": {"b": 1}}), j!([{"op": "copy", "from": "/a", "path": "/c"}]), j!({"a": {"b": 1}, "c": {"b": 1}})),
-            (j!({"a/b": {"m~n": 8}}), j!([{"op": "test", "path": "/a~1b/m~0n", "value": 8.0}]), j!({"a/b": {"m~n": 8}})),
+            (
+                j!({"a/b": {"m~n": 8}}),
+                j!([{"op": "test", "path": "/a~1b/m~0n", "value": 8.0}]),
+                j!({"a/b": {"m~n": 8}}),
+            ),
             (j!({"a": 1}), j!([{"op": "test", "path": "/b", "value": null}]), j!({"a": 1})),
             (j!({"a": 1}), j!([{"op": "replace", "path": "", "value": {"b": 2}}]), j!({"b": 2})),
-            (j!({"metadata": {"annotations": {"a/b": "1"}}}), j!([{"op": "remove", "path": "/metadata/annotations/a~1b"}]), j!({"metadata": {"annotations": {}}})),
+            (
+                j!({"metadata": {"annotations": {"a/b": "1"}}}),
+                j!([{"op": "remove", "path": "/metadata/annotations/a~1b"}]),
+                j!({"metadata": {"annotations": {}}}),
+            ),
         ];
         for (doc, patch, want) in cases {
             assert_eq!(json(doc, &patch), Ok(want), "patch {patch}");
@@ -249,7 +295,10 @@ mod tests {
         for patch in unprocessable {
             match json(doc.clone(), &patch) {
                 Err(PatchError::Unprocessable(said)) => {
-                    assert!(said.starts_with("the server rejected our request due to an error in our request"), "{said}");
+                    assert!(
+                        said.starts_with("the server rejected our request due to an error in our request"),
+                        "{said}"
+                    );
                 }
                 other => panic!("{patch}: {other:?}"),
             }

@@ -50,7 +50,11 @@ fn list_merge<'s>(view: Option<View<'s>>) -> Option<Merge<'s>> {
     }
 }
 
-fn merge_object(view: Option<View<'_>>, doc: &mut Map<String, Value>, patch: &Map<String, Value>) -> Result<(), PatchError> {
+fn merge_object(
+    view: Option<View<'_>>,
+    doc: &mut Map<String, Value>,
+    patch: &Map<String, Value>,
+) -> Result<(), PatchError> {
     match patch.get(DIRECTIVE).map(|d| d.as_str().unwrap_or_default()) {
         None | Some("merge") => {}
         Some("replace") => {
@@ -136,7 +140,8 @@ fn retain_keys(doc: &mut Map<String, Value>, patch: &Map<String, Value>, keep: &
     let keep = keep.as_array().ok_or_else(bad)?;
     let kept = |name: &str| keep.iter().any(|k| k.as_str() == Some(name));
     for (key, change) in patch {
-        let directive = key == RETAIN_KEYS || key == DIRECTIVE || key.starts_with(DELETE_FROM) || key.starts_with(ELEMENT_ORDER);
+        let directive =
+            key == RETAIN_KEYS || key == DIRECTIVE || key.starts_with(DELETE_FROM) || key.starts_with(ELEMENT_ORDER);
         if !directive && !change.is_null() && !kept(key) {
             return Err(bad());
         }
@@ -192,7 +197,9 @@ fn check_order(changes: &[Value], order: &[Value], key: &str) -> Result<(), Patc
         loop {
             let Some(next) = rest.next() else {
                 let (changes, order) = (Value::from(changes.to_vec()), Value::from(order.to_vec()));
-                return Err(PatchError::invalid(format!("The order in patch list:\n{changes}\n doesn't match $setElementOrder list:\n{order}\n")));
+                return Err(PatchError::invalid(format!(
+                    "The order in patch list:\n{changes}\n doesn't match $setElementOrder list:\n{order}\n"
+                )));
             };
             if identity(next, key)? == wanted {
                 break;

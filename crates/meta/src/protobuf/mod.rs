@@ -138,7 +138,8 @@ pub fn encode_list<'b>(
     metadata: &Value,
     items: impl IntoIterator<Item = &'b [u8]>,
 ) -> Result<Vec<u8>, ProtobufError> {
-    let view = types.named("io.k8s.apimachinery.pkg.apis.meta.v1.ListMeta").ok_or(ProtobufError::Malformed("no ListMeta"))?;
+    let view =
+        types.named("io.k8s.apimachinery.pkg.apis.meta.v1.ListMeta").ok_or(ProtobufError::Malformed("no ListMeta"))?;
     let mut meta = Vec::new();
     write_message(view, metadata, &mut meta)?;
     let mut raw = Vec::with_capacity(4096);

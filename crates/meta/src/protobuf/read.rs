@@ -212,7 +212,9 @@ fn one(view: View<'_>, wire: WireValue<'_>, depth: usize) -> Result<Option<Value
             [] => return Ok(None),
             raw => serde_json::from_slice(raw).map_err(|_| ProtobufError::Malformed("raw value is no JSON"))?,
         },
-        Scalar::SchemaOrBool | Scalar::SchemaOrArray | Scalar::SchemaOrStrings => return schema_or(view, scalar, wire.bytes()?, depth),
+        Scalar::SchemaOrBool | Scalar::SchemaOrArray | Scalar::SchemaOrStrings => {
+            return schema_or(view, scalar, wire.bytes()?, depth);
+        }
     }))
 }
 

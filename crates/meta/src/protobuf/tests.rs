@@ -73,8 +73,15 @@ fn fixtures_round_trip() {
             Ok(ours) if ours == bytes => {}
             Ok(ours) => {
                 let at = ours.iter().zip(&bytes).take_while(|(a, b)| a == b).count();
-                let near = |b: &[u8]| String::from_utf8_lossy(&b[at.saturating_sub(24).min(b.len())..(at + 16).min(b.len())]).into_owned();
-                failures.push(format!("{name}: encode: at {at} of {}: {:?} ≠ {:?}", bytes.len(), near(&ours), near(&bytes)));
+                let near = |b: &[u8]| {
+                    String::from_utf8_lossy(&b[at.saturating_sub(24).min(b.len())..(at + 16).min(b.len())]).into_owned()
+                };
+                failures.push(format!(
+                    "{name}: encode: at {at} of {}: {:?} ≠ {:?}",
+                    bytes.len(),
+                    near(&ours),
+                    near(&bytes)
+                ));
             }
             Err(e) => failures.push(format!("{name}: encode: {e}")),
         }

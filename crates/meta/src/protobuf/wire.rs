@@ -75,7 +75,8 @@ impl<'b> Reader<'b> {
             0 => WireValue::Varint(self.varint()?),
             1 => WireValue::Fixed64(self.take(8)?.try_into().map_err(|_| ProtobufError::Truncated)?),
             2 => {
-                let length = usize::try_from(self.varint()?).map_err(|_| ProtobufError::Malformed("negative length"))?;
+                let length =
+                    usize::try_from(self.varint()?).map_err(|_| ProtobufError::Malformed("negative length"))?;
                 WireValue::Bytes(self.take(length)?)
             }
             5 => WireValue::Fixed32(self.take(4)?.try_into().map_err(|_| ProtobufError::Truncated)?),

@@ -38,7 +38,8 @@ fn fields(
                 rest = &rest[1..];
             }
             Some(tag) => {
-                let same = rest.iter().take_while(|at| s.fields[usize::from(**at)].inlined_in.get(depth) == Some(tag)).count();
+                let same =
+                    rest.iter().take_while(|at| s.fields[usize::from(**at)].inlined_in.get(depth) == Some(tag)).count();
                 wire::message(out, *tag, |out| fields(view, s, map, &rest[..same], depth + 1, out))?;
                 rest = &rest[same..];
             }
@@ -110,11 +111,15 @@ fn one(view: View<'_>, tag: u32, value: &Value, out: &mut Vec<u8>) -> Result<(),
     };
     match scalar {
         Scalar::String => wire::bytes(out, tag, text(value)?.as_bytes()),
-        Scalar::Boolean => wire::number(out, tag, match value {
-            Value::Null => 0,
-            Value::Bool(b) => (*b).into(),
-            _ => return Err(unfit("must be a boolean")),
-        }),
+        Scalar::Boolean => wire::number(
+            out,
+            tag,
+            match value {
+                Value::Null => 0,
+                Value::Bool(b) => (*b).into(),
+                _ => return Err(unfit("must be a boolean")),
+            },
+        ),
         Scalar::Int32 | Scalar::Int64 | Scalar::Uint32 | Scalar::Uint64 => wire::number(out, tag, integer(value)?),
         Scalar::Float64 => {
             wire::key(out, tag, 1);
@@ -216,7 +221,9 @@ fn text(value: &Value) -> Result<&str, ProtobufError> {
 fn integer(value: &Value) -> Result<u64, ProtobufError> {
     match value {
         Value::Null => Ok(0),
-        Value::Number(n) => n.as_i64().map(|n| n as u64).or_else(|| n.as_u64()).ok_or_else(|| unfit("must be an integer")),
+        Value::Number(n) => {
+            n.as_i64().map(|n| n as u64).or_else(|| n.as_u64()).ok_or_else(|| unfit("must be an integer"))
+        }
         _ => Err(unfit("must be an integer")),
     }
 }

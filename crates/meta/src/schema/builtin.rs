@@ -88,7 +88,8 @@ impl<'a> Reader<'a> {
             if let Shape::Struct(s) = &mut node.shape {
                 s.fields.sort_by(|a, b| a.name.cmp(&b.name));
                 s.fields.shrink_to_fit();
-                let mut order: Vec<u16> = (0..s.fields.len() as u16).filter(|i| s.fields[usize::from(*i)].tag != 0).collect();
+                let mut order: Vec<u16> =
+                    (0..s.fields.len() as u16).filter(|i| s.fields[usize::from(*i)].tag != 0).collect();
                 let path = |i: &u16| s.fields[usize::from(*i)].wire_path();
                 order.sort_by(|a, b| path(a).cmp(path(b)));
                 s.wire_order = order.into();
@@ -248,10 +249,14 @@ mod tests {
         // Mentioned by a field but never declared: neither fields nor a name in the table.
         for name in builtin().names.keys() {
             let short = name.rsplit('.').next().unwrap_or_default();
-            let declared = FACTS.lines().any(|l| l.strip_prefix(short).is_some_and(|rest| rest.is_empty() || rest.starts_with(' ')));
+            let declared = FACTS
+                .lines()
+                .any(|l| l.strip_prefix(short).is_some_and(|rest| rest.is_empty() || rest.starts_with(' ')));
             assert!(declared, "{name} is not declared");
         }
-        let structs = FACTS.lines().filter(|l| !l.starts_with([' ', '#']) && !l.starts_with("package ") && !l.starts_with("enum "));
+        let structs = FACTS
+            .lines()
+            .filter(|l| !l.starts_with([' ', '#']) && !l.starts_with("package ") && !l.starts_with("enum "));
         assert_eq!(builtin().names.len(), structs.count());
     }
 

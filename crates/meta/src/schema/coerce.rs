@@ -187,7 +187,13 @@ impl Walk<'_> {
     }
 
     /// CRD schemas' unions: below an object is a schema, below a list are schemas (or strings).
-    fn schema_or(&mut self, view: View<'_>, scalar: Scalar, value: &mut Value, path: &Path<'_>) -> Result<(), TypeError> {
+    fn schema_or(
+        &mut self,
+        view: View<'_>,
+        scalar: Scalar,
+        value: &mut Value,
+        path: &Path<'_>,
+    ) -> Result<(), TypeError> {
         let Some(schema) = view.types.named(JSON_SCHEMA_PROPS) else { return Ok(()) };
         match value {
             Value::Object(_) => self.walk(schema, value, true, path),
@@ -300,7 +306,8 @@ fn go_type(view: View<'_>) -> String {
 
 /// Checks a leaf as Go's decoder would; texts that Go rewrites (times, quantities given as numbers) are rewritten.
 fn check_scalar(scalar: Scalar, value: &mut Value, path: &Path<'_>) -> Result<(), TypeError> {
-    let inner = |found: &str, wanted: &str| TypeError(format!("json: cannot unmarshal {found} into Go value of type {wanted}"));
+    let inner =
+        |found: &str, wanted: &str| TypeError(format!("json: cannot unmarshal {found} into Go value of type {wanted}"));
     let misfit = |value: &Value, wanted: &str| Err(path.misfit(json_type(value), wanted));
     let integer = |value: &Value, low: i128, high: i128, wanted: &str| match value {
         Value::Number(n) => {
@@ -313,14 +320,38 @@ fn check_scalar(scalar: Scalar, value: &mut Value, path: &Path<'_>) -> Result<()
         other => Err(path.misfit(json_type(other), wanted)),
     };
     match scalar {
-        Scalar::String => if value.is_string() { Ok(()) } else { misfit(value, "string") },
-        Scalar::Boolean => if value.is_boolean() { Ok(()) } else { misfit(value, "bool") },
+        Scalar::String => {
+            if value.is_string() {
+                Ok(())
+            } else {
+                misfit(value, "string")
+            }
+        }
+        Scalar::Boolean => {
+            if value.is_boolean() {
+                Ok(())
+            } else {
+                misfit(value, "bool")
+            }
+        }
         Scalar::Int32 => integer(value, i32::MIN.into(), i32::MAX.into(), "int32"),
         Scalar::Int64 => integer(value, i64::MIN.into(), i64::MAX.into(), "int64"),
         Scalar::Uint32 => integer(value, 0, u32::MAX.into(), "uint32"),
         Scalar::Uint64 => integer(value, 0, u64::MAX.into(), "uint64"),
-        Scalar::Float32 => if value.is_number() { Ok(()) } else { misfit(value, "float32") },
-        Scalar::Float64 => if value.is_number() { Ok(()) } else { misfit(value, "float64") },
+        Scalar::Float32 => {
+            if value.is_number() {
+                Ok(())
+            } else {
+                misfit(value, "float32")
+            }
+        }
+        Scalar::Float64 => {
+            if value.is_number() {
+                Ok(())
+            } else {
+                misfit(value, "float64")
+            }
+        }
         Scalar::Bytes => match value {
             Value::String(text) => {
                 if text.contains(['\n', '\r']) {
@@ -449,19 +480,31 @@ mod tests {
     #[test]
     fn misfits_are_worded_as_go_words_them() {
         let cases = [
-            (json!({"spec": {"containers": [{"image": 1}]}}),
-             "json: cannot unmarshal number into Go struct field Container.spec.containers.image of type string"),
-            (json!({"spec": {"containers": {}}}),
-             "json: cannot unmarshal object into Go struct field PodSpec.spec.containers of type []v1.Container"),
-            (json!({"spec": {"priority": 3_000_000_000i64}}),
-             "json: cannot unmarshal number 3000000000 into Go struct field PodSpec.spec.priority of type int32"),
-            (json!({"metadata": {"labels": {"a": true}}}),
-             "json: cannot unmarshal bool into Go struct field ObjectMeta.metadata.labels of type string"),
+            (
+                json!({"spec": {"containers": [{"image": 1}]}}),
+                "json: cannot unmarshal number into Go struct field Container.spec.containers.image of type string",
+            ),
+            (
+                json!({"spec": {"containers": {}}}),
+                "json: cannot unmarshal object into Go struct field PodSpec.spec.containers of type []v1.Container",
+            ),
+            (
+                json!({"spec": {"priority": 3_000_000_000i64}}),
+                "json: cannot unmarshal number 3000000000 into Go struct field PodSpec.spec.priority of type int32",
+            ),
+            (
+                json!({"metadata": {"labels": {"a": true}}}),
+                "json: cannot unmarshal bool into Go struct field ObjectMeta.metadata.labels of type string",
+            ),
             (json!([]), "json: cannot unmarshal array into Go value of type v1.Pod"),
-            (json!({"metadata": {"creationTimestamp": "yesterday"}}),
-             "parsing time \"yesterday\" as \"2006-01-02T15:04:05Z07:00\": cannot parse \"yesterday\" as \"2006\""),
-            (json!({"spec": {"containers": [{"resources": {"limits": {"cpu": "x1"}}}]}}),
-             "quantities must match the regular expression '^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$'"),
+            (
+                json!({"metadata": {"creationTimestamp": "yesterday"}}),
+                "parsing time \"yesterday\" as \"2006-01-02T15:04:05Z07:00\": cannot parse \"yesterday\" as \"2006\"",
+            ),
+            (
+                json!({"spec": {"containers": [{"resources": {"limits": {"cpu": "x1"}}}]}}),
+                "quantities must match the regular expression '^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$'",
+            ),
         ];
         for (body, text) in cases {
             check(POD, body, Err(text));

@@ -18,8 +18,8 @@ pub mod structural;
 mod validate;
 
 pub use builtin::builtin;
-pub use coerce::{TypeError, conform, default, prune};
 pub(crate) use coerce::{JSON_SCHEMA_PROPS, is_zero};
+pub use coerce::{TypeError, conform, default, prune};
 pub use validate::validate;
 
 use std::collections::HashMap;

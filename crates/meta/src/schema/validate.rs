@@ -146,7 +146,8 @@ impl Check<'_> {
 
     fn enumeration(&mut self, allowed: &[Value], value: &Value, path: &Path<'_>) {
         if !allowed.iter().any(|a| same(a, value)) {
-            let texts: Vec<String> = allowed.iter().map(|a| a.as_str().map_or_else(|| a.to_string(), Into::into)).collect();
+            let texts: Vec<String> =
+                allowed.iter().map(|a| a.as_str().map_or_else(|| a.to_string(), Into::into)).collect();
             let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
             let error = FieldError::not_supported(&self.at(path), value.clone(), &texts);
             self.push(error);
@@ -252,7 +253,8 @@ impl Check<'_> {
     /// Keywords about parts of the value, as schemas below `allOf` and its like have them.
     fn parts(&mut self, schema: &Map<String, Value>, value: &Value, path: &Path<'_>) {
         if let Value::Object(map) = value {
-            for name in schema.get("required").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str) {
+            for name in schema.get("required").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str)
+            {
                 if !map.contains_key(name) {
                     let at = self.at(&Path { parent: Some(path), step: Step::Key(name) });
                     self.push(FieldError::required(&at, ""));
@@ -338,7 +340,12 @@ impl Check<'_> {
                     closest().into_iter().for_each(|e| self.push(e));
                 }
                 "oneOf" if valid > 1 => {
-                    complain(self, format!("{name:?} must validate one and only one schema (oneOf). Found {valid} valid alternatives"));
+                    complain(
+                        self,
+                        format!(
+                            "{name:?} must validate one and only one schema (oneOf). Found {valid} valid alternatives"
+                        ),
+                    );
                 }
                 "allOf" if valid < schemas.len() => {
                     trials.into_iter().flatten().for_each(|e| self.push(e));

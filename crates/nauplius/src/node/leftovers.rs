@@ -16,7 +16,12 @@ const BETWEEN: Duration = Duration::from_millis(20);
 /// Unmounts everything mounted below a directory, the deepest first.
 pub fn unmount_below(dir: &Path) -> Result<()> {
     let table = fs::read_to_string("/proc/self/mountinfo").context("cannot read the mount table")?;
-    let mut points: Vec<PathBuf> = table.lines().filter_map(|line| line.split(' ').nth(4)).map(unescape).filter(|point| point.starts_with(dir)).collect();
+    let mut points: Vec<PathBuf> = table
+        .lines()
+        .filter_map(|line| line.split(' ').nth(4))
+        .map(unescape)
+        .filter(|point| point.starts_with(dir))
+        .collect();
     points.sort_by_key(|point| std::cmp::Reverse(point.components().count()));
     for point in points {
         umount2(&point, MntFlags::MNT_DETACH).with_context(|| format!("cannot unmount {}", point.display()))?;
@@ -62,7 +67,11 @@ fn remove_tree(group: &Path) -> Result<()> {
         }
     }
     for _ in 0..TRIES {
-        for pid in fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default().lines().filter_map(|pid| pid.parse().ok()) {
+        for pid in fs::read_to_string(group.join("cgroup.procs"))
+            .unwrap_or_default()
+            .lines()
+            .filter_map(|pid| pid.parse().ok())
+        {
             let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
         }
         match fs::remove_dir(group) {

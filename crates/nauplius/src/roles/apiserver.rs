@@ -18,7 +18,8 @@ use crate::{fabric, tls};
 /// `iss` and default audience of service account tokens.
 pub const ISSUER: &str = "https://kubernetes.default.svc.cluster.local";
 /// Names the server answers to.
-const NAMES: [&str; 5] = ["kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc.cluster.local", "localhost"];
+const NAMES: [&str; 5] =
+    ["kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc.cluster.local", "localhost"];
 
 #[derive(clap::Args, Clone)]
 pub struct Options {
@@ -60,7 +61,9 @@ pub async fn open_store(options: &StoreOptions, data_dir: &Path) -> Result<Arc<d
         let opened = store::embedded::open(&dir, store::embedded::Options::default());
         return Ok(Arc::new(opened.with_context(|| format!("store in {}", dir.display()))?));
     }
-    let read = |file: &Option<PathBuf>| file.as_ref().map(|f| std::fs::read(f).with_context(|| format!("cannot read {}", f.display()))).transpose();
+    let read = |file: &Option<PathBuf>| {
+        file.as_ref().map(|f| std::fs::read(f).with_context(|| format!("cannot read {}", f.display()))).transpose()
+    };
     let options = store::etcd::Options {
         endpoints: options.etcd_servers.clone(),
         ca: read(&options.etcd_cafile)?,
@@ -104,8 +107,10 @@ pub async fn start(options: &Options, pki: &Pki, cancel: CancellationToken) -> R
     let address = listener.local_addr()?;
     let advertise = SocketAddr::new(options.advertise_address.unwrap_or(address.ip()), address.port());
     let addresses = [address.ip(), advertise.ip(), options.ranges.kubernetes(), IpAddr::from([127, 0, 0, 1])];
-    let serving: Pair = pki.pair("apiserver", "kube-apiserver", &[], &Purpose::Server { names: &NAMES, addresses: &addresses })?;
-    let kubelet = pki.pair("apiserver-kubelet-client", "kube-apiserver-kubelet-client", &["system:masters"], &Purpose::Client)?;
+    let serving: Pair =
+        pki.pair("apiserver", "kube-apiserver", &[], &Purpose::Server { names: &NAMES, addresses: &addresses })?;
+    let kubelet =
+        pki.pair("apiserver-kubelet-client", "kube-apiserver-kubelet-client", &["system:masters"], &Purpose::Client)?;
     let dial: Arc<dyn Dial> = match &options.network_namespace {
         Some(namespace) => Arc::new(NamespaceDial(namespace.clone())),
         None => Arc::new(DirectDial),
@@ -123,7 +128,8 @@ pub async fn start(options: &Options, pki: &Pki, cancel: CancellationToken) -> R
     let tls = tls::server(&serving, pki.ca_pem())?;
     let mut tasks = Vec::new();
     if let Some(namespace) = &options.network_namespace {
-        let inside = fabric::listen_in(namespace, advertise).with_context(|| format!("cannot listen on {advertise} in {}", namespace.display()))?;
+        let inside = fabric::listen_in(namespace, advertise)
+            .with_context(|| format!("cannot listen on {advertise} in {}", namespace.display()))?;
         inside.set_nonblocking(true)?;
         let inside = tokio::net::TcpListener::from_std(inside)?;
         tasks.push(tokio::spawn(apiserver::http::serve(server.clone(), inside, tls.clone(), cancel.clone())));

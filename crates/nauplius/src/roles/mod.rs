@@ -44,7 +44,10 @@ pub struct ControllerManagerOptions {
 /// A whole number of seconds, `40s` or `40`.
 pub fn seconds(text: &str) -> Result<std::time::Duration, String> {
     let number = text.strip_suffix('s').unwrap_or(text);
-    number.parse().map(std::time::Duration::from_secs).map_err(|_| format!("{text:?} is not a number of seconds such as 40s"))
+    number
+        .parse()
+        .map(std::time::Duration::from_secs)
+        .map_err(|_| format!("{text:?} is not a number of seconds such as 40s"))
 }
 
 /// A client from a kubeconfig.
@@ -59,7 +62,9 @@ pub async fn scheduler(options: SchedulerOptions, cancel: CancellationToken) -> 
 
 pub async fn run_scheduler(client: Client, elect: bool, cancel: CancellationToken) -> Result<()> {
     let informers = Informers::new(client.clone());
-    let run = |cancel: CancellationToken| scheduler::run(client.clone(), informers.clone(), scheduler::Options::default(), cancel);
+    let run = |cancel: CancellationToken| {
+        scheduler::run(client.clone(), informers.clone(), scheduler::Options::default(), cancel)
+    };
     lead(&client, elect, SCHEDULER, cancel, run).await
 }
 
@@ -69,7 +74,11 @@ pub async fn controller_manager(options: ControllerManagerOptions, cancel: Cance
         Some(file) => Some(std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?),
         None => None,
     };
-    let controllers = controllers::Options { controllers: options.controllers, node_monitor_grace_period: options.node_monitor_grace_period, ..controller_options(&options.ranges, root_ca) };
+    let controllers = controllers::Options {
+        controllers: options.controllers,
+        node_monitor_grace_period: options.node_monitor_grace_period,
+        ..controller_options(&options.ranges, root_ca)
+    };
     run_controllers(client, options.leader_elect, controllers, cancel).await
 }
 
@@ -82,7 +91,12 @@ pub fn controller_options(ranges: &Ranges, root_ca: Option<String>) -> controlle
     }
 }
 
-pub async fn run_controllers(client: Client, elect: bool, options: controllers::Options, cancel: CancellationToken) -> Result<()> {
+pub async fn run_controllers(
+    client: Client,
+    elect: bool,
+    options: controllers::Options,
+    cancel: CancellationToken,
+) -> Result<()> {
     let informers = Informers::new(client.clone());
     let run = |cancel: CancellationToken| controllers::run(client.clone(), informers.clone(), options.clone(), cancel);
     lead(&client, elect, CONTROLLER_MANAGER, cancel, run).await
@@ -110,8 +124,12 @@ where
 /// A free port's address, or what is wrong with the one asked for.
 pub async fn listen(address: SocketAddr) -> Result<tokio::net::TcpListener> {
     tokio::net::TcpListener::bind(address).await.map_err(|error| match error.kind() {
-        std::io::ErrorKind::AddrInUse => anyhow::anyhow!("{address} is in use: another process listens there. Stop it, or choose another address with --listen"),
-        std::io::ErrorKind::PermissionDenied => anyhow::anyhow!("{address}: permission denied. Ports below 1024 need root"),
+        std::io::ErrorKind::AddrInUse => anyhow::anyhow!(
+            "{address} is in use: another process listens there. Stop it, or choose another address with --listen"
+        ),
+        std::io::ErrorKind::PermissionDenied => {
+            anyhow::anyhow!("{address}: permission denied. Ports below 1024 need root")
+        }
         std::io::ErrorKind::AddrNotAvailable => anyhow::anyhow!("{address}: this machine has no such address"),
         _ => anyhow::Error::new(error).context(format!("cannot listen on {address}")),
     })

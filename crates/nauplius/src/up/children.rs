@@ -70,7 +70,11 @@ impl Child {
         if !options.store.etcd_servers.is_empty() {
             arguments.push(arg("etcd-servers", options.store.etcd_servers.join(",")));
         }
-        let files = [("etcd-cafile", &options.store.etcd_cafile), ("etcd-certfile", &options.store.etcd_certfile), ("etcd-keyfile", &options.store.etcd_keyfile)];
+        let files = [
+            ("etcd-cafile", &options.store.etcd_cafile),
+            ("etcd-certfile", &options.store.etcd_certfile),
+            ("etcd-keyfile", &options.store.etcd_keyfile),
+        ];
         for (name, file) in files {
             if let Some(file) = file {
                 arguments.push(arg(name, file));
@@ -80,7 +84,12 @@ impl Child {
     }
 
     pub fn scheduler(kubeconfig: &Path) -> Result<Self> {
-        Self::new("scheduler", &log_dir(kubeconfig), "scheduler", vec![arg("kubeconfig", kubeconfig), arg("leader-elect", "false")])
+        Self::new(
+            "scheduler",
+            &log_dir(kubeconfig),
+            "scheduler",
+            vec![arg("kubeconfig", kubeconfig), arg("leader-elect", "false")],
+        )
     }
 
     pub fn controller_manager(kubeconfig: &Path, ranges: &Ranges, ca: &Path, node_grace: Duration) -> Result<Self> {
@@ -96,7 +105,14 @@ impl Child {
     }
 
     /// A node: one process, or one for each of its roles.
-    pub(super) fn node(options: &Options, data_dir: &Path, layout: &Layout, n: u32, identities: &Identities<'_>, pki: &Pki) -> Result<Vec<Self>> {
+    pub(super) fn node(
+        options: &Options,
+        data_dir: &Path,
+        layout: &Layout,
+        n: u32,
+        identities: &Identities<'_>,
+        pki: &Pki,
+    ) -> Result<Vec<Self>> {
         let name = node_name(n);
         let place = NodePlace {
             name: name.clone(),
@@ -108,14 +124,20 @@ impl Child {
             cluster_dns: options.ranges.dns(),
             cluster_cidr: options.ranges.cluster_cidr,
             client_ca: pki.ca_file(),
-            kubelet_kubeconfig: identities.kubeconfig(&name, &format!("system:node:{name}"), &["system:nodes"], true)?,
+            kubelet_kubeconfig: identities.kubeconfig(
+                &name,
+                &format!("system:node:{name}"),
+                &["system:nodes"],
+                true,
+            )?,
             proxy_kubeconfig: identities.kubeconfig("kube-proxy", "system:kube-proxy", &[], true)?,
             dns_kubeconfig: identities.kubeconfig("kube-dns", "system:kube-dns", &[], true)?,
             container_runtime_endpoint: options.container_runtime_endpoint.clone(),
         };
         std::fs::create_dir_all(&place.dir).with_context(|| format!("cannot make {}", place.dir.display()))?;
         let file = place.dir.join("node.json");
-        std::fs::write(&file, serde_json::to_vec_pretty(&place)?).with_context(|| format!("cannot write {}", file.display()))?;
+        std::fs::write(&file, serde_json::to_vec_pretty(&place)?)
+            .with_context(|| format!("cannot write {}", file.display()))?;
         let roles: &[&str] = match (options.split, &options.container_runtime_endpoint) {
             (false, _) => &[""],
             (true, None) => &["runtime", "kubelet", "proxy", "dns"],

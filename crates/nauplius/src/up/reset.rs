@@ -48,7 +48,10 @@ pub async fn run(options: ResetOptions) -> Result<()> {
             note("run-time files", std::fs::remove_dir_all(&run_dir).map_err(Into::into));
         }
     }
-    note("the data directory", std::fs::remove_dir_all(&dir).with_context(|| format!("cannot remove {}", dir.display())));
+    note(
+        "the data directory",
+        std::fs::remove_dir_all(&dir).with_context(|| format!("cannot remove {}", dir.display())),
+    );
     if failed.is_empty() { Ok(()) } else { bail!("not everything could be removed:\n  {}", failed.join("\n  ")) }
 }
 
@@ -59,6 +62,7 @@ fn in_use(dir: &Path) -> bool {
 
 async fn remove_node(dir: &Path) -> Result<()> {
     let file = dir.join("node.json");
-    let place: NodePlace = serde_json::from_slice(&std::fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?)?;
+    let place: NodePlace =
+        serde_json::from_slice(&std::fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?)?;
     crate::node::remove(&place).await
 }

@@ -176,7 +176,10 @@ impl Core {
         let mut open = Vec::new();
         if let Some(prepared) = &prepared {
             let snapshot = &self.snapshot;
-            let refusal = |id| filter_alone(&pod.spec, snapshot.node(id)).and_then(|()| prepared.filter(snapshot, id, snapshot.node(id)));
+            let refusal = |id| {
+                filter_alone(&pod.spec, snapshot.node(id))
+                    .and_then(|()| prepared.filter(snapshot, id, snapshot.node(id)))
+            };
             open.extend(snapshot.ids().filter(|id| refusal(*id).map_or_else(|r| r.resolvable, |()| true)));
         }
         if let Some(waits_for) = self.nominations.node_of(&pod.key).and_then(|n| self.snapshot.node_id(n))
@@ -195,8 +198,12 @@ impl Core {
             for at in 0..open.len() {
                 match self.candidate(pod, prepared, open[(offset + at) % open.len()]) {
                     Ok(candidate) => candidates.push(candidate),
-                    Err(Hopeless::NoVictims) => *told.entry("No preemption victims found for incoming pod".into()).or_insert(0) += 1,
-                    Err(Hopeless::Refused(refusal)) => refusal.reason.each(&why.extended_names(), |text| *told.entry(text).or_insert(0) += 1),
+                    Err(Hopeless::NoVictims) => {
+                        *told.entry("No preemption victims found for incoming pod".into()).or_insert(0) += 1
+                    }
+                    Err(Hopeless::Refused(refusal)) => {
+                        refusal.reason.each(&why.extended_names(), |text| *told.entry(text).or_insert(0) += 1)
+                    }
                 }
                 if candidates.len() >= enough && candidates.iter().any(|c| c.broken_budgets == 0) {
                     break;
@@ -215,7 +222,8 @@ impl Core {
     /// The fewest and least important pods whose absence would let the pod on a node.
     fn candidate(&self, pod: &Pod, prepared: &Prepared, id: NodeId) -> Result<Candidate, Hopeless> {
         let node = self.snapshot.node(id);
-        let mut less: Vec<(PodId, &Pod)> = self.snapshot.pods_on(id).filter(|(_, p)| p.priority() < pod.priority()).collect();
+        let mut less: Vec<(PodId, &Pod)> =
+            self.snapshot.pods_on(id).filter(|(_, p)| p.priority() < pod.priority()).collect();
         if less.is_empty() {
             return Err(Hopeless::NoVictims);
         }

@@ -16,8 +16,7 @@ pub fn score(spec: &Spec, node: &Node, snapshot: &Snapshot) -> i64 {
     }
     let total = snapshot.present().max(1) as f64;
     let worth = |size: i64, nodes: i64| (size as f64 * (nodes as f64 / total)) as i64;
-    let sum: i64 =
-        spec.images.iter().filter_map(|i| Some(worth(node.image(*i)?, snapshot.nodes_with_image(*i)))).sum();
+    let sum: i64 = spec.images.iter().filter_map(|i| Some(worth(node.image(*i)?, snapshot.nodes_with_image(*i)))).sum();
     let most = MOST_EACH * spec.containers.max(1);
     MAX_SCORE * (sum.clamp(LEAST, most) - LEAST) / (most - LEAST)
 }

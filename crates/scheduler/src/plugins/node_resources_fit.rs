@@ -30,7 +30,11 @@ pub fn filter(spec: &Spec, node: &Node) -> Result<(), Refusal> {
     if short == 0 {
         return Ok(());
     }
-    Err(Refusal { plugin: Plugin::NodeResourcesFit, reason: Reason::Insufficient(Shortage(short)), resolvable: !hopeless })
+    Err(Refusal {
+        plugin: Plugin::NodeResourcesFit,
+        reason: Reason::Insufficient(Shortage(short)),
+        resolvable: !hopeless,
+    })
 }
 
 /// The share left over, of CPU and memory alike (upstream's `LeastAllocated`).

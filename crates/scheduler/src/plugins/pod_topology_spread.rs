@@ -90,7 +90,8 @@ impl Hard {
                 }
             }
             let own = i64::from(question.picks[0].selector.matches(&pod.labels));
-            let mut rule = Rule { constraint: constraint.clone(), question, own, column: column.clone(), matching, least: 0 };
+            let mut rule =
+                Rule { constraint: constraint.clone(), question, own, column: column.clone(), matching, least: 0 };
             rule.find_least();
             rules.push(rule);
         }
@@ -216,7 +217,8 @@ pub fn score(snapshot: &mut Snapshot, pod: &Pod, nodes: &[NodeId], totals: &mut 
     }
     let score = |sum: i64| if most == 0 { MAX_SCORE } else { MAX_SCORE * (most + least - sum) / most };
     // Many nodes share few sums, and divisions are dear.
-    let table: Vec<i64> = if most >= least && most - least < TABLE { (least..=most).map(score).collect() } else { Vec::new() };
+    let table: Vec<i64> =
+        if most >= least && most - least < TABLE { (least..=most).map(score).collect() } else { Vec::new() };
     for ((total, sum), _) in totals.iter_mut().zip(&rounded).zip(nodes).filter(|(_, id)| !ignored(**id)) {
         *total += weight * table.get((sum - least) as usize).copied().unwrap_or_else(|| score(*sum));
     }

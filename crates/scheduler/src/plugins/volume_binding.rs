@@ -93,7 +93,11 @@ impl State {
             let found = if selected.is_none() { find_volume(storage, claim, node, &taken) } else { None };
             if let Some(volume) = found {
                 taken.push(&volume.name);
-                steps.push(Step::Bind { volume: volume.name.clone(), claim: claim.key.clone(), uid: claim.uid.clone() });
+                steps.push(Step::Bind {
+                    volume: volume.name.clone(),
+                    claim: claim.key.clone(),
+                    uid: claim.uid.clone(),
+                });
                 continue;
             }
             let class = storage.class(&claim.class)?;
@@ -108,7 +112,9 @@ impl State {
 
 /// The smallest volume that a claim can have on a node; one that was made for it before any other.
 fn find_volume<'a>(storage: &'a Storage, claim: &Claim, node: &Node, taken: &[&str]) -> Option<&'a Arc<Volume>> {
-    let given = |v: &Volume| v.claim.as_ref().is_some_and(|(key, uid)| *key == claim.key && (uid.is_empty() || *uid == claim.uid));
+    let given = |v: &Volume| {
+        v.claim.as_ref().is_some_and(|(key, uid)| *key == claim.key && (uid.is_empty() || *uid == claim.uid))
+    };
     let fits = |v: &Volume| {
         v.usable
             && v.class == claim.class

@@ -3,8 +3,8 @@
 use super::volume_binding;
 use crate::node::Node;
 use crate::pod::{Pod, Volume};
-use crate::symbol::Symbol;
 use crate::storage::Storage;
+use crate::symbol::Symbol;
 use crate::verdict::{Plugin, Reason, Refusal};
 
 /// Disks of the pod, and its claims for one pod only with how many others use them.
@@ -19,7 +19,8 @@ impl State {
     pub fn prepare(storage: &Storage, pod: &Pod, binding: &volume_binding::State) -> Self {
         let claims: Vec<Box<str>> = binding.claims().filter(|c| c.one_pod).map(|c| c.key.clone()).collect();
         let users = claims.iter().map(|c| i64::from(storage.users(c))).sum();
-        let disk = |v: &Volume| if let Volume::Disk { identity, sharable } = v { Some((*identity, *sharable)) } else { None };
+        let disk =
+            |v: &Volume| if let Volume::Disk { identity, sharable } = v { Some((*identity, *sharable)) } else { None };
         Self { disks: pod.volumes.iter().filter_map(disk).collect(), claims, users }
     }
 

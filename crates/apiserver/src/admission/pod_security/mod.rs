@@ -42,19 +42,33 @@ fn policy(labels: &Value, mode: &str) -> (Level, String) {
 }
 
 fn is_version(text: &str) -> bool {
-    text == "latest" || text.strip_prefix("v1.").is_some_and(|minor| !minor.is_empty() && minor.bytes().all(|b| b.is_ascii_digit()) && (minor == "0" || !minor.starts_with('0')))
+    text == "latest"
+        || text.strip_prefix("v1.").is_some_and(|minor| {
+            !minor.is_empty() && minor.bytes().all(|b| b.is_ascii_digit()) && (minor == "0" || !minor.starts_with('0'))
+        })
 }
 
 fn violations(level: Level, pod: &Value) -> Option<String> {
     let found = checks::check(level, pod);
-    let said: Vec<String> = found.into_iter().map(|v| if v.detail.is_empty() { v.reason } else { format!("{} ({})", v.reason, v.detail) }).collect();
+    let said: Vec<String> = found
+        .into_iter()
+        .map(|v| if v.detail.is_empty() { v.reason } else { format!("{} ({})", v.reason, v.detail) })
+        .collect();
     (!said.is_empty()).then(|| said.join(", "))
 }
 
 #[async_trait]
 impl Plugin for PodSecurity {
-    async fn validate(&self, server: &ApiServer, a: &Attributes<'_>, object: Option<&Value>, old: Option<&Value>) -> Result<(), Status> {
-        let Some(object) = object.filter(|_| matches!(a.operation, Operation::Create | Operation::Update)) else { return Ok(()) };
+    async fn validate(
+        &self,
+        server: &ApiServer,
+        a: &Attributes<'_>,
+        object: Option<&Value>,
+        old: Option<&Value>,
+    ) -> Result<(), Status> {
+        let Some(object) = object.filter(|_| matches!(a.operation, Operation::Create | Operation::Update)) else {
+            return Ok(());
+        };
         let (group, plural, sub) = (a.target.group(), a.target.plural(), &*a.target.request.subresource);
         if (group, plural, sub) == ("", "namespaces", "") {
             return namespace(server, a, object, old);
@@ -62,21 +76,35 @@ impl Plugin for PodSecurity {
         let template = TEMPLATES.iter().find(|row| row.0 == group && row.1 == plural && sub.is_empty());
         let pod = match template {
             Some((_, _, path)) => object.pointer(path),
-            None => (group.is_empty() && plural == "pods" && matches!(sub, "" | "ephemeralcontainers" | "resize")).then_some(object),
+            None => (group.is_empty() && plural == "pods" && matches!(sub, "" | "ephemeralcontainers" | "resize"))
+                .then_some(object),
         };
         let Some(pod) = pod else { return Ok(()) };
         // Nothing of a pod's security can change without its spec or annotations.
         let annotations = |object: &Value| object["metadata"]["annotations"].clone();
-        if old.is_some_and(|old| old["spec"] == object["spec"] && old["template"] == object["template"] && (template.is_some() || annotations(old) == annotations(object))) {
+        if old.is_some_and(|old| {
+            old["spec"] == object["spec"]
+                && old["template"] == object["template"]
+                && (template.is_some() || annotations(old) == annotations(object))
+        }) {
             return Ok(());
         }
         let Some(namespace) = server.lookup("", "namespaces", "", &a.target.request.namespace) else { return Ok(()) };
-        let labels: Value = namespace.meta.labels.iter().map(|(k, v)| (k.to_string(), Value::from(&**v))).collect::<serde_json::Map<_, _>>().into();
+        let labels: Value = namespace
+            .meta
+            .labels
+            .iter()
+            .map(|(k, v)| (k.to_string(), Value::from(&**v)))
+            .collect::<serde_json::Map<_, _>>()
+            .into();
         let (enforce, named) = policy(&labels, "enforce");
         if template.is_none()
             && let Some(why) = violations(enforce, pod)
         {
-            return Err(a.forbid(object["metadata"]["name"].as_str().unwrap_or_default(), format!("violates PodSecurity {named:?}: {why}")));
+            return Err(a.forbid(
+                object["metadata"]["name"].as_str().unwrap_or_default(),
+                format!("violates PodSecurity {named:?}: {why}"),
+            ));
         }
         let (warn, named) = policy(&labels, "warn");
         if let Some(why) = violations(warn, pod) {
@@ -93,8 +121,16 @@ fn namespace(server: &ApiServer, a: &Attributes<'_>, object: &Value, old: Option
     let path = FieldPath::new("metadata.labels");
     for mode in MODES {
         for (key, valid, why) in [
-            (format!("{PREFIX}{mode}"), Level::parse as fn(&str) -> Option<Level>, "must be one of privileged, baseline, restricted"),
-            (format!("{PREFIX}{mode}-version"), |v: &str| is_version(v).then_some(Level::Privileged), "must be \"latest\" or \"v1.x\""),
+            (
+                format!("{PREFIX}{mode}"),
+                Level::parse as fn(&str) -> Option<Level>,
+                "must be one of privileged, baseline, restricted",
+            ),
+            (
+                format!("{PREFIX}{mode}-version"),
+                |v: &str| is_version(v).then_some(Level::Privileged),
+                "must be \"latest\" or \"v1.x\"",
+            ),
         ] {
             if let Some(value) = labels.get(&key).and_then(Value::as_str)
                 && valid(value).is_none()
@@ -121,7 +157,10 @@ fn namespace(server: &ApiServer, a: &Attributes<'_>, object: &Value, old: Option
     }
     let warn = |text: String| a.target.caller.warn(text);
     if pods.len() > MAX_PODS {
-        warn(format!("new PodSecurity enforce level only checked against the first {MAX_PODS} of {} existing pods", pods.len()));
+        warn(format!(
+            "new PodSecurity enforce level only checked against the first {MAX_PODS} of {} existing pods",
+            pods.len()
+        ));
     }
     if !found.is_empty() {
         warn(format!("existing pods in namespace {name:?} violate the new PodSecurity enforce level {named:?}"));
@@ -133,7 +172,8 @@ fn namespace(server: &ApiServer, a: &Attributes<'_>, object: &Value, old: Option
             n => format!(" (and {n} other pods)"),
         };
         // Reasons alone: details name containers of one pod only.
-        let reasons = why.split("), ").map(|part| part.split(" (").next().unwrap_or(part)).collect::<Vec<_>>().join(", ");
+        let reasons =
+            why.split("), ").map(|part| part.split(" (").next().unwrap_or(part)).collect::<Vec<_>>().join(", ");
         warn(format!("{}{others}: {reasons}", pods[0]));
     }
     Ok(())

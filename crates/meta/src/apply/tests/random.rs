@@ -36,7 +36,9 @@ impl Dice {
             let mut container = json!({"name": name, "image": self.text()});
             if self.coin() {
                 let (first, last) = [(80, 80), (81, 81), (80, 81)][self.roll(3) as usize];
-                container["ports"] = (first..=last).map(|port| json!({"containerPort": port, "protocol": "TCP", "name": self.text()})).collect();
+                container["ports"] = (first..=last)
+                    .map(|port| json!({"containerPort": port, "protocol": "TCP", "name": self.text()}))
+                    .collect();
             }
             if self.coin() {
                 container["args"] = json!([self.text()]);
@@ -55,16 +57,19 @@ impl Dice {
             spec["nodeSelector"] = json!({"k": self.text()});
         }
         if self.coin() {
-            spec["securityContext"] = json!({"runAsUser": self.roll(2), "sysctls": [{"name": "s", "value": self.text()}]});
+            spec["securityContext"] =
+                json!({"runAsUser": self.roll(2), "sysctls": [{"name": "s", "value": self.text()}]});
         }
-        let labels: serde_json::Map<String, Value> = ["l", "m"].into_iter().filter(|_| self.coin()).map(|l| (l.to_string(), "1".into())).collect();
+        let labels: serde_json::Map<String, Value> =
+            ["l", "m"].into_iter().filter(|_| self.coin()).map(|l| (l.to_string(), "1".into())).collect();
         // Something is always owned: an object without entries is not tracked.
         let mut metadata = json!({"name": "p", "namespace": "d", "annotations": {"k": "v"}});
         if self.coin() {
             metadata["labels"] = labels.into();
         }
         if self.coin() {
-            metadata["finalizers"] = [json!(["f/1"]), json!(["f/2"]), json!(["f/2", "f/1"])][self.roll(3) as usize].clone();
+            metadata["finalizers"] =
+                [json!(["f/1"]), json!(["f/2"]), json!(["f/2", "f/1"])][self.roll(3) as usize].clone();
         }
         json!({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec})
     }
@@ -145,7 +150,11 @@ fn applies_repeat_without_effect_and_withdraw() {
             config::merge(Place::root(root), &mut again, &config);
             assert_eq!(again, forced, "round {round} step {step}");
             // Applying again is no conflict and no change.
-            assert_eq!(apply(root, &forced, &config, false, &later(manager)), Ok(forced.clone()), "round {round} step {step}");
+            assert_eq!(
+                apply(root, &forced, &config, false, &later(manager)),
+                Ok(forced.clone()),
+                "round {round} step {step}"
+            );
             // Without force, it either conflicts or does the very same.
             match apply(root, &object, &config, false, &by(manager)) {
                 Ok(done) => assert_eq!(done, forced),

@@ -24,15 +24,63 @@ fn check(cases: Vec<Case>) {
 #[test]
 fn objects_merge() {
     check(vec![
-        ("adds", "core.v1.PodSpec", json!({"nodeName": "a"}), json!({"schedulerName": "x"}), json!({"nodeName": "a", "schedulerName": "x"})),
+        (
+            "adds",
+            "core.v1.PodSpec",
+            json!({"nodeName": "a"}),
+            json!({"schedulerName": "x"}),
+            json!({"nodeName": "a", "schedulerName": "x"}),
+        ),
         ("replaces", "core.v1.PodSpec", json!({"nodeName": "a"}), json!({"nodeName": "b"}), json!({"nodeName": "b"})),
-        ("null deletes", "core.v1.PodSpec", json!({"nodeName": "a", "hostname": "h"}), json!({"nodeName": null}), json!({"hostname": "h"})),
-        ("null of nothing", "core.v1.PodSpec", json!({}), json!({"nodeName": null, "securityContext": {"runAsUser": null}}), json!({"securityContext": {}})),
-        ("maps merge", "core.v1.PodSpec", json!({"nodeSelector": {"a": "1", "b": "2"}}), json!({"nodeSelector": {"b": "3", "c": "4"}}), json!({"nodeSelector": {"a": "1", "b": "3", "c": "4"}})),
-        ("type changes", "core.v1.PodSpec", json!({"nodeName": "a"}), json!({"nodeName": {"x": 1}}), json!({"nodeName": {"x": 1}})),
-        ("$patch replace", "core.v1.PodSpec", json!({"nodeSelector": {"a": "1"}}), json!({"nodeSelector": {"$patch": "replace", "b": "2"}}), json!({"nodeSelector": {"b": "2"}})),
-        ("$patch delete", "core.v1.PodSpec", json!({"nodeSelector": {"a": "1"}}), json!({"nodeSelector": {"$patch": "delete"}}), json!({"nodeSelector": {}})),
-        ("$patch merge", "core.v1.PodSpec", json!({"nodeSelector": {"a": "1"}}), json!({"nodeSelector": {"$patch": "merge", "b": "2"}}), json!({"nodeSelector": {"a": "1", "b": "2"}})),
+        (
+            "null deletes",
+            "core.v1.PodSpec",
+            json!({"nodeName": "a", "hostname": "h"}),
+            json!({"nodeName": null}),
+            json!({"hostname": "h"}),
+        ),
+        (
+            "null of nothing",
+            "core.v1.PodSpec",
+            json!({}),
+            json!({"nodeName": null, "securityContext": {"runAsUser": null}}),
+            json!({"securityContext": {}}),
+        ),
+        (
+            "maps merge",
+            "core.v1.PodSpec",
+            json!({"nodeSelector": {"a": "1", "b": "2"}}),
+            json!({"nodeSelector": {"b": "3", "c": "4"}}),
+            json!({"nodeSelector": {"a": "1", "b": "3", "c": "4"}}),
+        ),
+        (
+            "type changes",
+            "core.v1.PodSpec",
+            json!({"nodeName": "a"}),
+            json!({"nodeName": {"x": 1}}),
+            json!({"nodeName": {"x": 1}}),
+        ),
+        (
+            "$patch replace",
+            "core.v1.PodSpec",
+            json!({"nodeSelector": {"a": "1"}}),
+            json!({"nodeSelector": {"$patch": "replace", "b": "2"}}),
+            json!({"nodeSelector": {"b": "2"}}),
+        ),
+        (
+            "$patch delete",
+            "core.v1.PodSpec",
+            json!({"nodeSelector": {"a": "1"}}),
+            json!({"nodeSelector": {"$patch": "delete"}}),
+            json!({"nodeSelector": {}}),
+        ),
+        (
+            "$patch merge",
+            "core.v1.PodSpec",
+            json!({"nodeSelector": {"a": "1"}}),
+            json!({"nodeSelector": {"$patch": "merge", "b": "2"}}),
+            json!({"nodeSelector": {"a": "1", "b": "2"}}),
+        ),
         (
             "$retainKeys",
             "apps.v1.DeploymentSpec",
@@ -47,13 +95,43 @@ fn objects_merge() {
 fn keyed_lists_merge_item_by_item() {
     let two = || json!({"containers": [{"name": "a", "image": "1"}, {"name": "b", "image": "1"}]});
     check(vec![
-        ("merges", "core.v1.PodSpec", two(), json!({"containers": [{"name": "b", "image": "2"}]}), json!({"containers": [{"name": "a", "image": "1"}, {"name": "b", "image": "2"}]})),
+        (
+            "merges",
+            "core.v1.PodSpec",
+            two(),
+            json!({"containers": [{"name": "b", "image": "2"}]}),
+            json!({"containers": [{"name": "a", "image": "1"}, {"name": "b", "image": "2"}]}),
+        ),
         // An item the server does not have yet has no place among the server's: upstream puts it first.
-        ("adds", "core.v1.PodSpec", two(), json!({"containers": [{"name": "c", "image": "1", "tty": null}]}), json!({"containers": [{"name": "c", "image": "1"}, {"name": "a", "image": "1"}, {"name": "b", "image": "1"}]})),
-        ("deletes", "core.v1.PodSpec", two(), json!({"containers": [{"name": "a", "$patch": "delete"}]}), json!({"containers": [{"name": "b", "image": "1"}]})),
-        ("replaces", "core.v1.PodSpec", two(), json!({"containers": [{"name": "z"}, {"$patch": "replace"}]}), json!({"containers": [{"name": "z"}]})),
+        (
+            "adds",
+            "core.v1.PodSpec",
+            two(),
+            json!({"containers": [{"name": "c", "image": "1", "tty": null}]}),
+            json!({"containers": [{"name": "c", "image": "1"}, {"name": "a", "image": "1"}, {"name": "b", "image": "1"}]}),
+        ),
+        (
+            "deletes",
+            "core.v1.PodSpec",
+            two(),
+            json!({"containers": [{"name": "a", "$patch": "delete"}]}),
+            json!({"containers": [{"name": "b", "image": "1"}]}),
+        ),
+        (
+            "replaces",
+            "core.v1.PodSpec",
+            two(),
+            json!({"containers": [{"name": "z"}, {"$patch": "replace"}]}),
+            json!({"containers": [{"name": "z"}]}),
+        ),
         ("null removes the list", "core.v1.PodSpec", two(), json!({"containers": null}), json!({})),
-        ("from nothing, without deletions", "core.v1.PodSpec", json!({}), json!({"containers": [{"name": "a", "$patch": "delete"}, {"name": "b"}]}), json!({"containers": [{"name": "b"}]})),
+        (
+            "from nothing, without deletions",
+            "core.v1.PodSpec",
+            json!({}),
+            json!({"containers": [{"name": "a", "$patch": "delete"}, {"name": "b"}]}),
+            json!({"containers": [{"name": "b"}]}),
+        ),
         (
             "orders",
             "core.v1.PodSpec",
@@ -98,7 +176,13 @@ fn lists_of_scalars_merge_as_sets() {
     let with = |list: Value| json!({"metadata": {"finalizers": list}});
     check(vec![
         ("adds", "core.v1.Pod", meta(), with(json!(["d", "a"])), with(json!(["d", "a", "b", "c"]))),
-        ("deletes", "core.v1.Pod", meta(), json!({"metadata": {"$deleteFromPrimitiveList/finalizers": ["b", "x"]}}), with(json!(["a", "c"]))),
+        (
+            "deletes",
+            "core.v1.Pod",
+            meta(),
+            json!({"metadata": {"$deleteFromPrimitiveList/finalizers": ["b", "x"]}}),
+            with(json!(["a", "c"])),
+        ),
         (
             "deletes in an order",
             "core.v1.Pod",
@@ -126,10 +210,19 @@ fn what_is_not_a_patch_is_refused() {
         (json!({"containers": [{"image": "x"}]}), "does not contain declared merge key: name"),
         (json!({"containers": [{"$patch": "delete"}]}), "does not contain declared merge key: name"),
         (json!({"containers": ["x"]}), "list element types are not identical"),
-        (json!({"containers": [{"name": "a", "$patch": "merge"}]}), "merging lists cannot yet be specified in the patch"),
-        (json!({"$setElementOrder/containers": [{"name": "b"}], "containers": [{"name": "a"}]}), "doesn't match $setElementOrder list"),
+        (
+            json!({"containers": [{"name": "a", "$patch": "merge"}]}),
+            "merging lists cannot yet be specified in the patch",
+        ),
+        (
+            json!({"$setElementOrder/containers": [{"name": "b"}], "containers": [{"name": "a"}]}),
+            "doesn't match $setElementOrder list",
+        ),
         (json!({"$setElementOrder/containers": 1}), "expected a list"),
-        (json!({"volumes": [{"name": "v", "$retainKeys": ["name"], "hostPath": {}}]}), "invalid patch format of retainKeys"),
+        (
+            json!({"volumes": [{"name": "v", "$retainKeys": ["name"], "hostPath": {}}]}),
+            "invalid patch format of retainKeys",
+        ),
         (json!({"$deleteFromPrimitiveList/x": 1}), "invalid patch format of primitive list"),
     ];
     for (patch, words) in cases {

@@ -178,12 +178,23 @@ impl Builder {
             }
             let node = self.node(property, false);
             let default = property.get("default").filter(|d| !d.is_null()).cloned().map(Arc::new);
-            fields.push(Field { name: self.word(name), node, required: required.contains(&name.as_str()), default, ..Field::default() });
+            fields.push(Field {
+                name: self.word(name),
+                node,
+                required: required.contains(&name.as_str()),
+                default,
+                ..Field::default()
+            });
         }
         if root || embedded {
             let text = self.push(Node::from(Shape::Scalar(Scalar::String)));
             for name in ["apiVersion", "kind"] {
-                fields.push(Field { name: self.word(name), node: text, required: required.contains(&name), ..Field::default() });
+                fields.push(Field {
+                    name: self.word(name),
+                    node: text,
+                    required: required.contains(&name),
+                    ..Field::default()
+                });
             }
             let node = self.object_meta();
             let name = self.word("metadata");
@@ -211,7 +222,11 @@ fn check_defaults(view: View<'_>, path: &FieldPath, errors: &mut Vec<FieldError>
                     match super::prune(inner, &mut pruned, &mut issues) {
                         Err(e) => errors.push(FieldError::invalid(&path, Value::clone(default), e.to_string())),
                         Ok(()) if !issues.is_empty() => {
-                            errors.push(FieldError::invalid(&path, Value::clone(default), "must not have unknown fields"));
+                            errors.push(FieldError::invalid(
+                                &path,
+                                Value::clone(default),
+                                "must not have unknown fields",
+                            ));
                         }
                         Ok(()) => {
                             super::default(inner, &mut pruned);

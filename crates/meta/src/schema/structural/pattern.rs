@@ -29,7 +29,11 @@ fn collect(schema: &Value, path: &FieldPath, patterns: &mut HashMap<Arc<str>, Re
         && !patterns.contains_key(pattern)
     {
         let regex = go_regex(pattern).map_err(|e| {
-            FieldError::invalid(&path.child("pattern"), pattern, format!("must be a valid regular expression, but isn't: {e}"))
+            FieldError::invalid(
+                &path.child("pattern"),
+                pattern,
+                format!("must be a valid regular expression, but isn't: {e}"),
+            )
         })?;
         patterns.insert(pattern.into(), regex);
     }

@@ -132,7 +132,8 @@ fn kind(schema: &Map<String, Value>, path: &FieldPath, place: Place, errors: &mu
         }
     }
     if either {
-        for (set, key) in [(open, "x-kubernetes-preserve-unknown-fields"), (embedded, "x-kubernetes-embedded-resource")] {
+        for (set, key) in [(open, "x-kubernetes-preserve-unknown-fields"), (embedded, "x-kubernetes-embedded-resource")]
+        {
             if set {
                 let why = "must be false if x-kubernetes-int-or-string is true";
                 errors.push(FieldError::invalid(&path.child(key), true, why));
@@ -171,8 +172,13 @@ fn merging(schema: &Map<String, Value>, path: &FieldPath, errors: &mut Vec<Field
         .filter_map(Value::as_str)
         .collect();
     if !keys.is_empty() && list_type != "map" {
-        let (at, why) = (path.child("x-kubernetes-list-type"), "must be map if x-kubernetes-list-map-keys is non-empty");
-        errors.push(if list_type.is_empty() { FieldError::required(&at, why) } else { FieldError::invalid(&at, list_type, why) });
+        let (at, why) =
+            (path.child("x-kubernetes-list-type"), "must be map if x-kubernetes-list-map-keys is non-empty");
+        errors.push(if list_type.is_empty() {
+            FieldError::required(&at, why)
+        } else {
+            FieldError::invalid(&at, list_type, why)
+        });
     }
     let Some(Value::Object(items)) = schema.get("items") else { return };
     if matches!(list_type, "set" | "map") && said(items, "nullable") {
@@ -206,7 +212,8 @@ fn merging(schema: &Map<String, Value>, path: &FieldPath, errors: &mut Vec<Field
         }
         let is_required = required.is_some_and(|r| r.iter().any(|r| r == key));
         if !is_required && property.get("default").is_none_or(Value::is_null) {
-            let why = "this property is in x-kubernetes-list-map-keys, so it must have a default or be a required property";
+            let why =
+                "this property is in x-kubernetes-list-map-keys, so it must have a default or be a required property";
             errors.push(FieldError::required(&of.child("default"), why));
         }
         if said(property, "nullable") {

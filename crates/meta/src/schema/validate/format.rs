@@ -20,7 +20,10 @@ pub(super) fn matches(format: &str, text: &str) -> bool {
         "uuid3" => uuid(text, Some(b'3')),
         "uuid4" => uuid(text, Some(b'4')),
         "uuid5" => uuid(text, Some(b'5')),
-        "hexcolor" => matches!(text.trim_start_matches('#').len(), 3 | 6) && text.trim_start_matches('#').bytes().all(|b| b.is_ascii_hexdigit()),
+        "hexcolor" => {
+            matches!(text.trim_start_matches('#').len(), 3 | 6)
+                && text.trim_start_matches('#').bytes().all(|b| b.is_ascii_hexdigit())
+        }
         "bsonobjectid" => text.len() == 24 && text.bytes().all(|b| b.is_ascii_hexdigit()),
         "k8s-short-name" => dns_label(text) && text.len() <= 63,
         "k8s-long-name" => text.len() <= 253 && text.split('.').all(dns_label),
@@ -50,7 +53,10 @@ fn long_duration(text: &str) -> bool {
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
     digits > 0 && {
         let unit = text[digits..].trim().trim_end_matches('s');
-        let units = ["n", "ns", "nano", "u", "µ", "us", "µs", "micro", "m", "ms", "milli", "s", "sec", "second", "min", "minute", "h", "hr", "hour", "d", "day", "w", "wk", "week"];
+        let units = [
+            "n", "ns", "nano", "u", "µ", "us", "µs", "micro", "m", "ms", "milli", "s", "sec", "second", "min",
+            "minute", "h", "hr", "hour", "d", "day", "w", "wk", "week",
+        ];
         units.contains(&unit) || units.contains(&text[digits..].trim())
     }
 }
@@ -69,14 +75,19 @@ fn cidr(text: &str) -> bool {
 fn dns_label(text: &str) -> bool {
     let edge = |b: Option<&u8>| b.is_some_and(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
     let bytes = text.as_bytes();
-    edge(bytes.first()) && edge(bytes.last()) && bytes.iter().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || *b == b'-')
+    edge(bytes.first())
+        && edge(bytes.last())
+        && bytes.iter().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || *b == b'-')
 }
 
 fn hostname(text: &str) -> bool {
     let label = |part: &str| {
         let edge = |b: Option<&u8>| b.is_some_and(u8::is_ascii_alphanumeric);
         let bytes = part.as_bytes();
-        bytes.len() <= 63 && edge(bytes.first()) && edge(bytes.last()) && bytes.iter().all(|b| b.is_ascii_alphanumeric() || *b == b'-')
+        bytes.len() <= 63
+            && edge(bytes.first())
+            && edge(bytes.last())
+            && bytes.iter().all(|b| b.is_ascii_alphanumeric() || *b == b'-')
     };
     text.len() <= 255 && text.trim_end_matches('.').split('.').all(label)
 }

@@ -86,7 +86,10 @@ fn difference(view: Option<View<'_>>, old: &Map<String, Value>, new: &Map<String
 fn lists(merge: Merge<'_>, name: &str, old: &[Value], new: &[Value], out: &mut Map<String, Value>) {
     let key = merge.key;
     let with = |list: &[Value], item: &Value| list.iter().find(|o| identity(o, key) == identity(item, key)).cloned();
-    out.insert(format!("{ELEMENT_ORDER}{name}"), new.iter().map(|i| if key.is_empty() { i.clone() } else { bare(i, key) }).collect());
+    out.insert(
+        format!("{ELEMENT_ORDER}{name}"),
+        new.iter().map(|i| if key.is_empty() { i.clone() } else { bare(i, key) }).collect(),
+    );
     if key.is_empty() {
         let gone: Vec<Value> = old.iter().filter(|o| !new.contains(o)).cloned().collect();
         let come: Vec<Value> = new.iter().filter(|n| !old.contains(n)).cloned().collect();
