@@ -1,6 +1,6 @@
 //! Discovery: which groups, versions and resources there are, in the legacy and the aggregated form.
 //!
-//! Derived from the catalog alone.
+//! Derived from the catalog, and for groups of extension servers from what these publish.
 
 use std::collections::BTreeMap;
 
@@ -8,6 +8,7 @@ use base64::Engine;
 use resources::{Resource, Verbs};
 use serde_json::{Value, json};
 
+use crate::aggregation::Services;
 use crate::catalog::Catalog;
 
 pub fn verbs(resource: &Resource) -> &'static [&'static str] {
@@ -27,28 +28,6 @@ fn storage_version_hash(resource: &Resource) -> Option<String> {
     let text = format!("{}/{}/{}", resource.group, resource.storage_version().name, resource.kind);
     let digest = ring::digest::digest(&ring::digest::SHA256, text.as_bytes());
     Some(base64::engine::general_purpose::STANDARD.encode(&digest.as_ref()[..8]))
-}
-
-/// Groups in serving order, each with its versions in order of preference.
-fn groups(catalog: &Catalog) -> Vec<(String, Vec<String>)> {
-    let mut out: Vec<(String, Vec<String>)> = Vec::new();
-    for served in catalog.kinds() {
-        let group = served.resource.group.to_string();
-        let at = out.iter().position(|(g, _)| *g == group).unwrap_or_else(|| {
-            out.push((group, Vec::new()));
-            out.len() - 1
-        });
-        for version in served.resource.versions.iter().filter(|v| v.served) {
-            if !out[at].1.iter().any(|v| **v == *version.name) {
-                out[at].1.push(version.name.to_string());
-            }
-        }
-    }
-    out.retain(|(_, versions)| !versions.is_empty());
-    for (_, versions) in &mut out {
-        versions.sort_by_key(|v| std::cmp::Reverse(version_priority(v)));
-    }
-    out
 }
 
 /// Kubernetes version order: `v2 > v1 > v2beta1 > v1beta2 > v1alpha1`, anything else last.
@@ -75,15 +54,15 @@ fn group_value(name: &str, versions: &[String]) -> Value {
 }
 
 /// `/apis`.
-pub fn group_list(catalog: &Catalog) -> Value {
+pub fn group_list(catalog: &Catalog, services: &Services) -> Value {
     let groups: Vec<Value> =
-        groups(catalog).iter().filter(|(g, _)| !g.is_empty()).map(|(g, v)| group_value(g, v)).collect();
+        services.groups(catalog).iter().filter(|(g, _)| !g.is_empty()).map(|(g, v)| group_value(g, v)).collect();
     json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": groups})
 }
 
 /// `/apis/GROUP`.
-pub fn group(catalog: &Catalog, name: &str) -> Option<Value> {
-    let (_, versions) = groups(catalog).into_iter().find(|(g, _)| g == name && !g.is_empty())?;
+pub fn group(catalog: &Catalog, services: &Services, name: &str) -> Option<Value> {
+    let (_, versions) = services.groups(catalog).into_iter().find(|(g, _)| g == name && !g.is_empty())?;
     let mut value = group_value(name, &versions);
     value["kind"] = "APIGroup".into();
     value["apiVersion"] = "v1".into();
@@ -134,12 +113,19 @@ pub fn resource_list(catalog: &Catalog, group: &str, version: &str) -> Option<Va
 }
 
 /// The aggregated form of `/api` (`core`) or `/apis`, as `apidiscovery.k8s.io/v2`.
-pub fn aggregated(catalog: &Catalog, core: bool) -> Value {
-    let items: Vec<Value> = groups(catalog)
+pub fn aggregated(catalog: &Catalog, services: &Services, core: bool) -> Value {
+    let items: Vec<Value> = services
+        .groups(catalog)
         .into_iter()
         .filter(|(group, _)| group.is_empty() == core)
         .map(|(group, versions)| {
-            let versions: Vec<Value> = versions.iter().map(|v| aggregated_version(catalog, &group, v)).collect();
+            let versions: Vec<Value> = versions
+                .iter()
+                .map(|v| match services.remote(&group, v) {
+                    Some(remote) => remote.documents.discovery(v),
+                    None => aggregated_version(catalog, &group, v),
+                })
+                .collect();
             let metadata = if core {
                 json!({"creationTimestamp": null})
             } else {

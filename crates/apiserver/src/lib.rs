@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 pub mod admission;
+pub mod aggregation;
 pub mod authn;
 pub mod authz;
 pub mod bootstrap;

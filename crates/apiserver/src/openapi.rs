@@ -21,6 +21,7 @@ use meta::{GroupVersion, Gvk, Status, Value};
 use resources::{Resource, ResourceVersion, SubresourceKind};
 use serde_json::json;
 
+use crate::aggregation::{Remote, Services, documents};
 use crate::catalog::Catalog;
 use crate::discovery::verbs;
 use crate::http::{Body, full};
@@ -62,7 +63,8 @@ impl Document {
 
 #[derive(Default)]
 struct Made {
-    generation: u64,
+    /// Of the catalog, and of the extension servers.
+    generation: (u64, u64),
     v3: BTreeMap<String, Document>,
     v2: Option<Document>,
     v2_protobuf: Option<Document>,
@@ -79,12 +81,14 @@ fn path_of(gv: &GroupVersion) -> String {
     if gv.group.is_empty() { format!("api/{}", gv.version) } else { format!("apis/{}/{}", gv.group, gv.version) }
 }
 
-fn versions(catalog: &Catalog) -> Vec<GroupVersion> {
-    let mut out = Vec::new();
+/// Versions whose v3 document is made here: our own, and those of extension servers that publish only v2.
+fn versions(catalog: &Catalog, services: &Services) -> Vec<GroupVersion> {
+    let converted = |r: &&&Arc<Remote>| r.documents.openapi_v3.is_none() && r.documents.openapi_v2.is_some();
+    let mut out: Vec<GroupVersion> = services.remotes().iter().filter(converted).map(|r| r.gv.clone()).collect();
     for served in catalog.kinds() {
         for version in served.resource.versions.iter().filter(|v| v.served) {
             let gv = served.resource.group_version(&version.name);
-            if !out.contains(&gv) {
+            if !out.contains(&gv) && services.remote(&gv.group, &gv.version).is_none() {
                 out.push(gv);
             }
         }
@@ -165,34 +169,58 @@ fn respond(document: &Document, content_type: &'static str, parts: &Parts) -> Re
 }
 
 impl OpenApi {
-    fn with<T>(&self, catalog: &Catalog, make: impl FnOnce(&mut Made) -> T) -> T {
+    fn with<T>(&self, catalog: &Catalog, services: &Services, make: impl FnOnce(&mut Made) -> T) -> T {
         let mut made = self.made.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if made.generation != catalog.generation {
-            *made = Made { generation: catalog.generation, ..Made::default() };
+        let generation = (catalog.generation, services.generation);
+        if made.generation != generation {
+            *made = Made { generation, ..Made::default() };
         }
         make(&mut made)
     }
 
-    fn v3(&self, catalog: &Catalog, gv: &GroupVersion, sentences: &Sentences) -> Result<Document, Status> {
-        self.with(catalog, |made| {
+    fn v3(
+        &self,
+        catalog: &Catalog,
+        services: &Services,
+        gv: &GroupVersion,
+        sentences: &Sentences,
+    ) -> Result<Document, Status> {
+        self.with(catalog, services, |made| {
             if let Some(document) = made.v3.get(&path_of(gv)) {
                 return Ok(document.clone());
             }
-            let document = Document::json(&meta::openapi::v3(&kinds(catalog, Some(gv)), &**sentences))?;
+            let document = match services.remote(&gv.group, &gv.version) {
+                Some(remote) => {
+                    let published = remote.documents.openapi_v2.as_ref().ok_or_else(Status::unknown_path)?;
+                    Document::json(&documents::to_v3(published))?
+                }
+                None => Document::json(&meta::openapi::v3(&kinds(catalog, Some(gv)), &**sentences))?,
+            };
             made.v3.insert(path_of(gv), document.clone());
             Ok(document)
         })
     }
 
     /// Serves the paths below `/openapi`.
-    pub fn serve(&self, catalog: &Arc<Catalog>, segments: &[&str], parts: &Parts) -> Result<Response<Body>, Status> {
+    pub fn serve(
+        &self,
+        catalog: &Arc<Catalog>,
+        services: &Services,
+        segments: &[&str],
+        parts: &Parts,
+    ) -> Result<Response<Body>, Status> {
         let accept = parts.headers.get(header::ACCEPT).and_then(|v| v.to_str().ok()).unwrap_or_default();
         let sentences = Sentences::new(Descriptions::generate);
         match segments {
             ["v3"] => {
                 let mut paths = serde_json::Map::new();
-                for gv in versions(catalog) {
-                    let (path, document) = (path_of(&gv), self.v3(catalog, &gv, &sentences)?);
+                for remote in services.remotes() {
+                    if let Some(url) = &remote.documents.openapi_v3 {
+                        paths.insert(path_of(&remote.gv), json!({"serverRelativeURL": url}));
+                    }
+                }
+                for gv in versions(catalog, services) {
+                    let (path, document) = (path_of(&gv), self.v3(catalog, services, &gv, &sentences)?);
                     let url = format!("/openapi/v3/{path}?hash={}", document.hash);
                     paths.insert(path, json!({"serverRelativeURL": url}));
                 }
@@ -200,18 +228,21 @@ impl OpenApi {
             }
             ["v3", rest @ ..] => {
                 let wanted = rest.join("/");
-                let gv =
-                    versions(catalog).into_iter().find(|gv| path_of(gv) == wanted).ok_or_else(Status::unknown_path)?;
-                respond(&self.v3(catalog, &gv, &sentences)?, "application/json", parts)
+                let gv = versions(catalog, services).into_iter().find(|gv| path_of(gv) == wanted);
+                let gv = gv.ok_or_else(Status::unknown_path)?;
+                respond(&self.v3(catalog, services, &gv, &sentences)?, "application/json", parts)
             }
             ["v2"] => {
                 let protobuf = accept.contains("proto-openapi.spec.v2");
-                let document = self.with(catalog, |made| {
+                let document = self.with(catalog, services, |made| {
                     let slot = if protobuf { &mut made.v2_protobuf } else { &mut made.v2 };
                     if let Some(document) = slot {
                         return Ok(document.clone());
                     }
-                    let value = meta::openapi::v2(&kinds(catalog, None), &*sentences);
+                    let mut value = meta::openapi::v2(&kinds(catalog, None), &*sentences);
+                    for published in services.remotes().iter().filter_map(|r| r.documents.openapi_v2.as_ref()) {
+                        documents::merge_v2(&mut value, published);
+                    }
                     let document = if protobuf {
                         Document::new(&meta::openapi::gnostic(&value))?
                     } else {

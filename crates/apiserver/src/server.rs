@@ -30,6 +30,20 @@ pub struct Config {
     pub service_account_key: String,
     /// How the server presents itself to kubelets, and how it trusts them.
     pub kubelet: KubeletConnection,
+    /// Who may speak for others, and how this server does so to extension servers; none takes no such calls.
+    pub front_proxy: Option<Arc<FrontProxy>>,
+}
+
+/// The authority of front proxies, apart from the clients' own; and this server's certificate of it. All PEM.
+pub struct FrontProxy {
+    /// Who signs clients' certificates: extension servers are told.
+    pub client_ca: String,
+    /// Who signs front proxies' certificates.
+    pub ca: String,
+    /// Common names of front proxies; empty takes all the authority signed.
+    pub allowed_names: Vec<String>,
+    pub certificate: String,
+    pub key: String,
 }
 
 /// How kubelets are reached for logs, exec and the like.
@@ -67,9 +81,14 @@ pub struct ApiServer {
     node_authorizer: NodeAuthorizer,
     keys: TokenKeys,
     openapi: crate::openapi::OpenApi,
+    readings: crate::metrics_api::Readings,
+    aggregation: crate::aggregation::Aggregation,
+    front_proxies: Option<crate::authn::front_proxy::FrontProxies>,
     lease: tokio::sync::Mutex<Option<(LeaseId, u64, Instant)>>,
     /// Held while the catalog changes.
     pub(crate) changing_catalog: Mutex<()>,
+    /// The catalog's generation.
+    catalog_changes: tokio::sync::watch::Sender<u64>,
     started: Instant,
     ready: std::sync::atomic::AtomicBool,
 }
@@ -83,6 +102,8 @@ impl ApiServer {
         cancel: CancellationToken,
     ) -> Result<Arc<Self>, String> {
         let keys = TokenKeys::new(&config.service_account_key, &config.issuer)?;
+        let front_proxies =
+            config.front_proxy.as_deref().map(crate::authn::front_proxy::FrontProxies::new).transpose()?;
         let catalog = Catalog::new(builtin_kinds(), 1);
         let feed = Feed::new(store.clone());
         let mut caches: Vec<_> = catalog.kinds().iter().filter_map(|served| served.cache.clone()).collect();
@@ -98,8 +119,12 @@ impl ApiServer {
             node_authorizer: NodeAuthorizer::default(),
             keys,
             openapi: Default::default(),
+            readings: Default::default(),
+            aggregation: Default::default(),
+            front_proxies,
             lease: tokio::sync::Mutex::default(),
             changing_catalog: Mutex::default(),
+            catalog_changes: tokio::sync::watch::Sender::new(1),
             started: Instant::now(),
             ready: Default::default(),
         });
@@ -118,7 +143,9 @@ impl ApiServer {
             }
         });
         crate::bootstrap::run(&server).await.map_err(|status| format!("bootstrap objects: {status}"))?;
-        tokio::spawn(crate::crd::run(server.clone(), cancel));
+        tokio::spawn(crate::crd::run(server.clone(), cancel.clone()));
+        tokio::spawn(crate::aggregation::registration::run(server.clone(), cancel.clone()));
+        tokio::spawn(crate::aggregation::availability::run(server.clone(), cancel));
         server.ready.store(true, std::sync::atomic::Ordering::Release);
         Ok(server)
     }
@@ -147,6 +174,19 @@ impl ApiServer {
         &self.openapi
     }
 
+    pub fn aggregation(&self) -> &crate::aggregation::Aggregation {
+        &self.aggregation
+    }
+
+    pub fn front_proxies(&self) -> Option<&crate::authn::front_proxy::FrontProxies> {
+        self.front_proxies.as_ref()
+    }
+
+    /// What kubelets last said of their use.
+    pub(crate) fn readings(&self) -> &crate::metrics_api::Readings {
+        &self.readings
+    }
+
     pub fn token_keys(&self) -> &TokenKeys {
         &self.keys
     }
@@ -168,7 +208,14 @@ impl ApiServer {
         let _held = self.changing_catalog.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let old = self.catalog();
         let new = Catalog::new(change(old.kinds()), old.generation + 1);
+        let generation = new.generation;
         *self.catalog.write().unwrap_or_else(std::sync::PoisonError::into_inner) = Arc::new(new);
+        self.catalog_changes.send_replace(generation);
+    }
+
+    /// Wakes whoever depends on what is served.
+    pub fn catalog_changes(&self) -> tokio::sync::watch::Receiver<u64> {
+        self.catalog_changes.subscribe()
     }
 
     /// An object as the cache has it now, in its storage version.

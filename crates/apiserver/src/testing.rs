@@ -58,6 +58,7 @@ impl Fixture {
             issuer: "https://kubernetes.default.svc".into(),
             service_account_key: key(),
             kubelet: KubeletConnection { tls: Arc::new(tls), dial: Arc::new(DirectDial) },
+            front_proxy: None,
         };
         let cancel = CancellationToken::new();
         let server = ApiServer::start(config, store, cancel.clone()).await.unwrap();

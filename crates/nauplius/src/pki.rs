@@ -94,12 +94,21 @@ fn lifetime(params: &mut CertificateParams, days: i64) {
 impl Pki {
     /// Opens the authority in `dir`, making it when it is not there.
     pub fn open(dir: &Path) -> Result<Self> {
+        Self::authority(dir, "ca", "nauplius-ca")
+    }
+
+    /// The authority of front proxies beside it, whose certificates name no users.
+    pub fn front_proxy(&self) -> Result<Self> {
+        Self::authority(&self.dir, "front-proxy-ca", "nauplius-front-proxy-ca")
+    }
+
+    fn authority(dir: &Path, file: &str, common_name: &str) -> Result<Self> {
         fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
-        let pair = Pair::at(dir, "ca");
+        let pair = Pair::at(dir, file);
         if !pair.certificate.exists() {
             let key = KeyPair::generate()?;
             let mut params = CertificateParams::default();
-            params.distinguished_name.push(DnType::CommonName, "nauplius-ca");
+            params.distinguished_name.push(DnType::CommonName, common_name);
             params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
             params.key_usages =
                 vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];

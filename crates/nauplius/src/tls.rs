@@ -32,7 +32,7 @@ fn roots(ca_pem: &str) -> Result<RootCertStore> {
     Ok(roots)
 }
 
-/// A server that takes client certificates of the authority, and clients without one.
+/// A server that takes client certificates of the authorities in the PEM text, and clients without one.
 pub fn server(pair: &Pair, client_ca_pem: &str) -> Result<Arc<ServerConfig>> {
     let (chain, key) = load(pair)?;
     let verifier = rustls::server::WebPkiClientVerifier::builder(Arc::new(roots(client_ca_pem)?))

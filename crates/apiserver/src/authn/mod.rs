@@ -3,6 +3,7 @@
 //! A certificate that the client CA signed names a user (CN), groups (O) and a uid; a bearer token is a service
 //! account's ([`token`]). Credentials that are wrong are 401; none at all is `system:anonymous`.
 
+pub mod front_proxy;
 pub mod token;
 
 use std::collections::BTreeMap;

@@ -79,6 +79,7 @@ pub async fn run(server: &Arc<ApiServer>) -> Result<(), Status> {
         json!({"spec": {"cidrs": [range]}}),
     ));
     create_all(server, objects).await?;
+    publish_authentication(server).await?;
     publish_endpoint(server).await
 }
 
@@ -160,6 +161,32 @@ async fn ensure(server: &Arc<ApiServer>, wanted: Wanted) -> Result<(), Status> {
     }
     if changed {
         server.serve(&caller, request(Verb::Update).json(current)).await?;
+    }
+    Ok(())
+}
+
+/// How extension servers recognize clients, and this server when it speaks for them.
+async fn publish_authentication(server: &Arc<ApiServer>) -> Result<(), Status> {
+    let Some(front_proxy) = &server.config().front_proxy else { return Ok(()) };
+    let list = |names: &[&str]| json!(names).to_string();
+    let data = json!({
+        "client-ca-file": front_proxy.client_ca,
+        "requestheader-client-ca-file": front_proxy.ca,
+        "requestheader-allowed-names": json!(front_proxy.allowed_names).to_string(),
+        "requestheader-username-headers": list(&["X-Remote-User"]),
+        "requestheader-uid-headers": list(&["X-Remote-Uid"]),
+        "requestheader-group-headers": list(&["X-Remote-Group"]),
+        "requestheader-extra-headers-prefix": list(&["X-Remote-Extra-"]),
+    });
+    let (namespace, name) = ("kube-system", "extension-apiserver-authentication");
+    let found = server.lookup("", "configmaps", namespace, name);
+    let Some(mut current) = found.map(|f| f.value()).transpose().map_err(Status::internal)? else {
+        return ensure(server, object("", "v1", "configmaps", namespace, "ConfigMap", name, json!({"data": data}))).await;
+    };
+    if current["data"] != data {
+        current["data"] = data;
+        let request = Request::new(Verb::Update, Gvr::new("", "v1", "configmaps"), namespace, name).json(current);
+        server.serve(&loopback(), request).await?;
     }
     Ok(())
 }

@@ -189,6 +189,11 @@ impl Cache {
         (state.objects.len(), state.objects.values().map(|o| o.json_len()).sum())
     }
 
+    /// Wakes with each change; holds the revision of the newest.
+    pub fn changes(&self) -> watch::Receiver<Revision> {
+        self.changed.subscribe()
+    }
+
     /// The revision of the newest change.
     pub fn newest(&self) -> Revision {
         self.read().newest

@@ -27,6 +27,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::aggregation;
 use crate::authn::{self, User};
 use crate::authz;
 use crate::pipeline::Caller;
@@ -93,17 +94,35 @@ pub async fn serve(
     let _ = tokio::time::timeout(DRAIN, tracker.wait()).await;
 }
 
+/// Who a connection's certificate says the client is.
+struct Peer {
+    user: Result<Option<Arc<User>>, Status>,
+    /// It may name others.
+    speaks: bool,
+}
+
+impl Peer {
+    fn of(server: &ApiServer, chain: &[rustls::pki_types::CertificateDer<'_>]) -> Self {
+        match server.front_proxies() {
+            Some(proxies) if proxies.signed(chain) => Self { user: Ok(None), speaks: proxies.may_speak(chain) },
+            _ => Self {
+                user: chain.first().map(|der| authn::user_of_certificate(der).map(Arc::new)).transpose(),
+                speaks: false,
+            },
+        }
+    }
+}
+
 async fn connection(
     server: Arc<ApiServer>,
     stream: tokio_rustls::server::TlsStream<tokio::net::TcpStream>,
     cancel: CancellationToken,
 ) {
-    let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
-    let user = certificate.map(|der| authn::user_of_certificate(der).map(Arc::new)).transpose();
+    let peer = Arc::new(Peer::of(&server, stream.get_ref().1.peer_certificates().unwrap_or_default()));
     let ending = cancel.clone();
     let service = hyper::service::service_fn(move |request| {
-        let (server, user, ending) = (server.clone(), user.clone(), ending.clone());
-        async move { Ok::<_, Infallible>(guarded(&server, user, request, ending).await) }
+        let (server, peer, ending) = (server.clone(), peer.clone(), ending.clone());
+        async move { Ok::<_, Infallible>(guarded(&server, &peer, request, ending).await) }
     });
     let mut builder = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
     builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
@@ -129,13 +148,13 @@ async fn connection(
 /// Answers a request, whatever happens to its handler.
 async fn guarded(
     server: &Arc<ApiServer>,
-    user: Result<Option<Arc<User>>, Status>,
+    peer: &Peer,
     request: http::Request<Incoming>,
     ending: CancellationToken,
 ) -> Response<Body> {
     let started = std::time::Instant::now();
     let (method, path) = (request.method().clone(), request.uri().path().to_string());
-    let handled = std::panic::AssertUnwindSafe(handle(server, user, request, ending)).catch_unwind().await;
+    let handled = std::panic::AssertUnwindSafe(handle(server, peer, request, ending)).catch_unwind().await;
     let response = handled.unwrap_or_else(|_| {
         tracing::error!(%method, path, "a request handler panicked");
         error(&Status::internal("this request caused apiserver to panic. Look in log for details"))
@@ -165,13 +184,15 @@ fn text_of<'a>(headers: &'a HeaderMap, name: header::HeaderName) -> Option<&'a s
 
 async fn handle(
     server: &Arc<ApiServer>,
-    certificate: Result<Option<Arc<User>>, Status>,
-    request: http::Request<Incoming>,
+    peer: &Peer,
+    mut request: http::Request<Incoming>,
     ending: CancellationToken,
 ) -> Response<Body> {
-    let user = match certificate {
-        Ok(user) => server.authenticate(user.as_ref(), text_of(request.headers(), header::AUTHORIZATION)).await,
-        Err(status) => Err(status),
+    let spoken_for = if peer.speaks { authn::front_proxy::user_of_headers(request.headers_mut()) } else { None };
+    let user = match (spoken_for, &peer.user) {
+        (Some(user), _) => Ok(Arc::new(user)),
+        (None, Ok(user)) => server.authenticate(user.as_ref(), text_of(request.headers(), header::AUTHORIZATION)).await,
+        (None, Err(status)) => Err(status.clone()),
     };
     let user = match user {
         Ok(user) => user,
@@ -198,6 +219,17 @@ async fn answer(
     mut request: http::Request<Incoming>,
     ending: CancellationToken,
 ) -> Result<Response<Body>, Status> {
+    let remote = {
+        let path = request.uri().path();
+        // An extension server's own OpenAPI document is served by it, under the path it said.
+        let of_document = path.strip_prefix("/openapi/v3").filter(|rest| rest.starts_with("/apis/"));
+        let publishes = |r: &Arc<aggregation::Remote>| of_document.is_none() || r.documents.openapi_v3.is_some();
+        aggregation::proxy::of_path(server, of_document.unwrap_or(path)).filter(publishes)
+    };
+    if let Some(remote) = remote {
+        authorize_elsewhere(server, caller, &request)?;
+        return Ok(aggregation::proxy::carry(server, &remote, &caller.user, request).await);
+    }
     let route = route::parse(request.method(), request.uri().path(), request.uri().query().unwrap_or_default())?;
     if websocket::is_asked(request.headers()) {
         let lines = matches!(&route, Route::Resource(r) if r.verb == meta::Verb::Watch);
@@ -209,6 +241,22 @@ async fn answer(
         }
     }
     dispatch(server, caller, route, request, ending).await
+}
+
+/// Authorizes a call that another server answers: paths there may be longer than ours.
+fn authorize_elsewhere<B>(server: &ApiServer, caller: &Caller, request: &http::Request<B>) -> Result<(), Status> {
+    let (method, path) = (request.method(), request.uri().path());
+    match route::parse(method, path, request.uri().query().unwrap_or_default()) {
+        Ok(Route::Resource(asked)) => authz::require(server, &caller.user, &authz::Attributes::of(&asked)),
+        Ok(Route::Connect(call)) => {
+            let attributes = authz::Attributes { verb: call.verb(method), ..authz::Attributes::of(&call.request) };
+            authz::require(server, &caller.user, &attributes)
+        }
+        Ok(Route::Path) | Err(_) => {
+            let verb = method.as_str().to_ascii_lowercase();
+            authz::require(server, &caller.user, &authz::Attributes::path(&verb, path))
+        }
+    }
 }
 
 async fn dispatch(

@@ -44,9 +44,9 @@ pub fn serve(server: &Arc<ApiServer>, parts: &Parts) -> Result<Response<Body>, S
     let accept = parts.headers.get(header::ACCEPT).and_then(|v| v.to_str().ok()).unwrap_or_default();
     let path = parts.uri.path().trim_end_matches('/');
     let segments: Vec<&str> = path.trim_start_matches('/').split('/').collect();
-    let catalog = server.catalog();
+    let (catalog, services) = (server.catalog(), server.aggregation().services());
     let aggregated = |core| {
-        let body = discovery::aggregated(&catalog, core).to_string();
+        let body = discovery::aggregated(&catalog, &services, core).to_string();
         with_type(body, "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList")
     };
     let wants_aggregated = accept
@@ -64,9 +64,9 @@ pub fn serve(server: &Arc<ApiServer>, parts: &Parts) -> Result<Response<Body>, S
         ["api"] if wants_aggregated => Ok(aggregated(true)),
         ["api"] => Ok(json_response(&discovery::core_versions(&server.config().advertise.to_string()))),
         ["apis"] if wants_aggregated => Ok(aggregated(false)),
-        ["apis"] => Ok(json_response(&discovery::group_list(&catalog))),
+        ["apis"] => Ok(json_response(&discovery::group_list(&catalog, &services))),
         ["apis", group] => {
-            discovery::group(&catalog, group).map(|v| json_response(&v)).ok_or_else(Status::unknown_path)
+            discovery::group(&catalog, &services, group).map(|v| json_response(&v)).ok_or_else(Status::unknown_path)
         }
         ["api", version] => {
             discovery::resource_list(&catalog, "", version).map(|v| json_response(&v)).ok_or_else(Status::unknown_path)
@@ -76,7 +76,7 @@ pub fn serve(server: &Arc<ApiServer>, parts: &Parts) -> Result<Response<Body>, S
             .ok_or_else(Status::unknown_path),
         [".well-known", "openid-configuration"] => Ok(json_response(&server.token_keys().openid_configuration())),
         ["openid", "v1", "jwks"] => Ok(with_type(server.token_keys().jwks().to_string(), "application/jwk-set+json")),
-        ["openapi", rest @ ..] => server.openapi().serve(&catalog, rest, parts),
+        ["openapi", rest @ ..] => server.openapi().serve(&catalog, &services, rest, parts),
         ["metrics"] => {
             let stored: Vec<(String, usize)> = catalog
                 .kinds()

@@ -23,6 +23,11 @@ use crate::server::ApiServer;
 /// Where kubelets listen.
 const KUBELET_PORT: u16 = 10250;
 
+/// Largest answer taken from a kubelet for ourselves: a summary of 500 pods is some 2 MiB.
+const MAX_KUBELET_ANSWER: usize = 16 << 20;
+/// A kubelet that takes longer is as good as silent.
+const KUBELET_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10);
+
 /// Where a call goes.
 struct Destination {
     address: SocketAddr,
@@ -126,6 +131,24 @@ fn kubelet(server: &ApiServer, node: &str) -> Result<(SocketAddr, Arc<Object>), 
         .and_then(|a| a["address"].as_str()?.parse().ok())
         .ok_or_else(|| unavailable(format!("no preferred addresses found; known addresses: [] of node {node:?}")))?;
     Ok((SocketAddr::new(address, port), object))
+}
+
+/// The body of a `GET` on a node's kubelet, under the server's own identity.
+pub(crate) async fn kubelet_get(server: &ApiServer, node: &str, path: &str) -> Result<bytes::Bytes, Status> {
+    let (address, _) = kubelet(server, node)?;
+    let destination = Destination { address, tls: true, path: path.into(), host: node.into() };
+    let asked = async {
+        let stream = dial(server, &destination).await?;
+        let request = Request::new(http_body_util::Empty::<bytes::Bytes>::new());
+        let response = forward_over(stream, &destination.path, &destination.host, request).await?;
+        if !response.status().is_success() {
+            return Err(unavailable(format!("the kubelet of node {node:?} answered {}", response.status())));
+        }
+        let body = http_body_util::Limited::new(response.into_body(), MAX_KUBELET_ANSWER).collect().await;
+        Ok(body.map_err(unavailable)?.to_bytes())
+    };
+    let late = |_| unavailable(format!("the kubelet of node {node:?} does not answer"));
+    tokio::time::timeout(KUBELET_TIMEOUT, asked).await.map_err(late)?
 }
 
 fn pod(server: &ApiServer, namespace: &str, name: &str) -> Result<Value, Status> {
@@ -306,7 +329,8 @@ pub(crate) fn service_endpoint(
         .ok_or_else(|| unavailable(format!("no endpoints available for service {name:?}")))
 }
 
-trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+/// A connection, whatever is under it.
+pub(crate) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 
 async fn dial(server: &ApiServer, destination: &Destination) -> Result<Box<dyn Stream>, Status> {
@@ -345,10 +369,24 @@ const NOT_FORWARDED: [HeaderName; 6] = [
 async fn forward(
     server: &ApiServer,
     destination: Destination,
-    mut request: Request<Incoming>,
+    request: Request<Incoming>,
 ) -> Result<Response<Body>, Status> {
-    let upgrade = is_upgrade(request.headers());
     let stream = dial(server, &destination).await?;
+    forward_over(stream, &destination.path, &destination.host, request).await
+}
+
+/// Sends a request over a connection and gives back the answer; an upgraded connection is joined to the client's.
+pub(crate) async fn forward_over<B>(
+    stream: Box<dyn Stream>,
+    path: &str,
+    host: &str,
+    mut request: Request<B>,
+) -> Result<Response<Body>, Status>
+where
+    B: hyper::body::Body<Data = bytes::Bytes> + Send + Unpin + 'static,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    let upgrade = is_upgrade(request.headers());
     let failed = |error: hyper::Error| unavailable(format!("error trying to reach service: {error}"));
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(failed)?;
     tokio::spawn(async move {
@@ -364,11 +402,11 @@ async fn forward(
     if !upgrade {
         parts.headers.remove(header::CONNECTION);
     }
-    parts.uri = destination.path.parse::<Uri>().map_err(|e| Status::bad_request(e.to_string()))?;
+    parts.uri = path.parse::<Uri>().map_err(|e| Status::bad_request(e.to_string()))?;
     parts.version = http::Version::HTTP_11;
     parts
         .headers
-        .insert(header::HOST, HeaderValue::from_str(&destination.host).unwrap_or(HeaderValue::from_static("kubelet")));
+        .insert(header::HOST, HeaderValue::from_str(host).unwrap_or(HeaderValue::from_static("kubelet")));
     let mut response = sender.send_request(Request::from_parts(parts, body)).await.map_err(failed)?;
     if response.status() == StatusCode::SWITCHING_PROTOCOLS
         && let Some(client_side) = client_side

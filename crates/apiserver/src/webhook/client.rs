@@ -107,8 +107,8 @@ impl Destination {
     }
 }
 
-/// The roots a webhook's certificate must come from.
-fn roots(bundle: Option<&str>) -> Result<RootCertStore, String> {
+/// The roots a webhook's or extension server's certificate must come from.
+pub(crate) fn roots(bundle: Option<&str>) -> Result<RootCertStore, String> {
     let pem = match bundle.filter(|b| !b.is_empty()) {
         Some(bundle) => base64::engine::general_purpose::STANDARD
             .decode(bundle)

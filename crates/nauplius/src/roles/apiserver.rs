@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow};
 use apiserver::server::{Dial, DirectDial, KubeletConnection};
+use apiserver::server::FrontProxy;
 use apiserver::{ApiServer, Config};
 use async_trait::async_trait;
 use store::Backend;
@@ -17,6 +18,8 @@ use crate::{fabric, tls};
 
 /// `iss` and default audience of service account tokens.
 pub const ISSUER: &str = "https://kubernetes.default.svc.cluster.local";
+/// What the server calls itself to extension servers.
+const FRONT_PROXY: &str = "front-proxy-client";
 /// Names the server answers to.
 const NAMES: [&str; 5] =
     ["kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc.cluster.local", "localhost"];
@@ -111,6 +114,8 @@ pub async fn start(options: &Options, pki: &Pki, cancel: CancellationToken) -> R
         pki.pair("apiserver", "kube-apiserver", &[], &Purpose::Server { names: &NAMES, addresses: &addresses })?;
     let kubelet =
         pki.pair("apiserver-kubelet-client", "kube-apiserver-kubelet-client", &["system:masters"], &Purpose::Client)?;
+    let front_proxies = pki.front_proxy()?;
+    let (certificate, key) = front_proxies.pair("front-proxy-client", FRONT_PROXY, &[], &Purpose::Client)?.read()?;
     let dial: Arc<dyn Dial> = match &options.network_namespace {
         Some(namespace) => Arc::new(NamespaceDial(namespace.clone())),
         None => Arc::new(DirectDial),
@@ -122,10 +127,17 @@ pub async fn start(options: &Options, pki: &Pki, cancel: CancellationToken) -> R
         issuer: ISSUER.into(),
         service_account_key: pki.service_account_key()?,
         kubelet: KubeletConnection { tls: tls::kubelet_client(&kubelet, None)?, dial },
+        front_proxy: Some(Arc::new(FrontProxy {
+            client_ca: pki.ca_pem().into(),
+            ca: front_proxies.ca_pem().into(),
+            allowed_names: vec![FRONT_PROXY.into()],
+            certificate,
+            key,
+        })),
     };
     let store = open_store(&options.store, &options.data_dir).await?;
     let server = ApiServer::start(config, store, cancel.clone()).await.map_err(|e| anyhow!(e))?;
-    let tls = tls::server(&serving, pki.ca_pem())?;
+    let tls = tls::server(&serving, &format!("{}{}", pki.ca_pem(), front_proxies.ca_pem()))?;
     let mut tasks = Vec::new();
     if let Some(namespace) = &options.network_namespace {
         let inside = fabric::listen_in(namespace, advertise)
