@@ -6,6 +6,7 @@
 
 use std::path::Path;
 
+use crate::embedded::history::Version;
 use crate::embedded::log::Log;
 use crate::embedded::recovery::{self, Files, Replay};
 use crate::embedded::snapshot::{self, Contents, snapshot_name};
@@ -62,6 +63,7 @@ pub fn check(dir: impl AsRef<Path>, options: &Options) -> Result<Report, StoreEr
             live_bytes: index.live_bytes(),
             history_changes: index.history_changes() as u64,
             history_bytes: index.history_bytes(),
+            history_memory_bytes: index.history_memory(),
             log_bytes: tail.position + tail.sealed.iter().map(|sealed| sealed.bytes).sum::<u64>(),
             leases: replay.leases.len() as u64,
         },
@@ -82,7 +84,8 @@ pub fn save(dir: impl AsRef<Path>, options: &Options, file: impl AsRef<Path>) ->
         leases: replay.leases.terms(),
         next_lease: replay.leases.next_id(),
     };
-    let page = |start: &str| Ok(replay.index.page(start, snapshot::PAGE_KEYS, revision));
+    let page =
+        |start: &str| replay.index.page(start, snapshot::PAGE_KEYS, revision).into_iter().map(Version::load).collect();
     let size = snapshot::write(file.as_ref(), &contents, page)?;
     Ok((revision, size))
 }

@@ -3,30 +3,66 @@
 //! Guarantees: a read at a revision sees exactly the state that revision left; history is whole from `compacted` on.
 //! Pure: no clock, no file, no lock, no thread; times are passed in. Knows nothing of requests or of the log.
 //!
-//! History is one queue of committed groups, shared as `Arc<[Change]>` with every watcher. Each change carries what the
-//! key was before, so the value of a key at a revision is the `previous` of the key's first change after it. `touched`
-//! finds that change by key, in 24 bytes an entry; keys that did not change lately cost nothing for history.
+//! History is one queue of committed groups. `touched` holds for every change in it what the key was before, so a key at a
+//! revision is what it was before its first change after it; keys that did not change lately cost nothing for history. The
+//! newest groups are kept whole and shared with every watcher; older ones are put together again from `touched`, their
+//! values read back from the log (see `history`).
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::ops::Bound;
 use std::sync::Arc;
 
 use bytes::Bytes;
 
+use super::history::{Past, PastChange, Source, Spot, Taken, Version};
 use crate::{Change, ChangeKind, Compare, Key, KeyValue, LeaseId, Op, Range, Revision, StoreError};
 
 /// An empty store stands at revision 1, like etcd: 0 stays free to mean "none".
 pub const FIRST_REVISION: Revision = 1;
+
+/// The newest groups are kept whole, for watchers that keep up: so many changes (each some 220 bytes) ... Few in tests, so
+/// that these see the others.
+const SHARED_CHANGES: usize = if cfg!(test) { 16 } else { 4096 };
+
+/// ... and so many bytes of superseded values; the newest group whatever it holds.
+const SHARED_BYTES: u64 = 2 << 20;
+
+/// Groups of the past are taken until loading them takes more than so many bytes.
+const TAKE_BYTES: usize = 1 << 20;
 
 /// How much history is kept.
 #[derive(Clone, Copy, Debug)]
 pub struct HistoryLimits {
     /// Milliseconds a change stays readable.
     pub age_ms: u64,
-    /// Bytes of superseded values kept for history alone.
+    /// Bytes of superseded values that can be read.
     pub bytes: u64,
+    /// Bytes of those that are in memory because no file of the log holds them.
+    pub memory_bytes: u64,
     /// Changes kept.
     pub changes: usize,
+}
+
+/// The items of a range, their values still to be loaded.
+#[derive(Debug)]
+pub struct Page {
+    pub items: Vec<Version>,
+    pub more: bool,
+    pub count: u64,
+    pub revision: Revision,
+    pub current_revision: Revision,
+}
+
+impl Page {
+    pub fn is_on_disk(&self) -> bool {
+        self.items.iter().any(Version::is_on_disk)
+    }
+
+    pub fn load(self) -> Result<Range, StoreError> {
+        let Page { items, more, count, revision, current_revision } = self;
+        let items = items.into_iter().map(Version::load).collect::<Result<_, _>>()?;
+        Ok(Range { items, more, count, revision, current_revision })
+    }
 }
 
 /// The newest version of a key; the key itself is in the map.
@@ -37,6 +73,7 @@ struct Stored {
     mod_revision: Revision,
     version: u64,
     lease: Option<LeaseId>,
+    spot: Spot,
 }
 
 impl Stored {
@@ -55,10 +92,28 @@ impl Stored {
 /// One commit group: whole revisions, ascending.
 #[derive(Debug)]
 struct Group {
-    changes: Arc<[Change]>,
+    changes: Held,
     last: Revision,
     at_ms: u64,
+    /// Bytes of the values it superseded, and those of them that `touched` holds in memory.
     bytes: u64,
+    memory_bytes: u64,
+}
+
+/// The changes of a group.
+#[derive(Debug)]
+enum Held {
+    Shared(Arc<[Change]>),
+    Keys(Box<[(Key, Revision)]>),
+}
+
+impl Group {
+    fn len(&self) -> usize {
+        match &self.changes {
+            Held::Shared(changes) => changes.len(),
+            Held::Keys(keys) => keys.len(),
+        }
+    }
 }
 
 /// The state and its history.
@@ -70,22 +125,27 @@ pub struct Index {
     compacted: Revision,
     history: VecDeque<Group>,
     history_bytes: u64,
+    history_memory: u64,
     history_changes: usize,
-    /// Every (key, revision) in `history`.
-    touched: BTreeSet<(Key, Revision)>,
+    /// How many of the newest groups are kept whole, their changes, and the bytes of the values they superseded.
+    shared: (usize, usize, u64),
+    /// Every (key, revision) in `history`, and what the key was before; none when it did not exist.
+    touched: BTreeMap<(Key, Revision), Option<Past>>,
+    /// The segments of the log, by number: what superseded values are read back from.
+    segments: BTreeMap<u32, Arc<Source>>,
 }
 
 /// A borrowed version of a key, so that counting does not clone.
 enum Seen<'a> {
     Live(&'a Key, &'a Stored),
-    Past(&'a KeyValue),
+    Past(&'a Key, &'a Past),
 }
 
 impl Seen<'_> {
-    fn to_key_value(&self) -> KeyValue {
+    fn to_version(&self) -> Version {
         match self {
-            Seen::Live(key, stored) => stored.with_key(key),
-            Seen::Past(kv) => (*kv).clone(),
+            Seen::Live(key, stored) => stored.with_key(key).into(),
+            Seen::Past(key, past) => past.version(key),
         }
     }
 }
@@ -99,8 +159,11 @@ impl Default for Index {
             compacted: 0,
             history: VecDeque::new(),
             history_bytes: 0,
+            history_memory: 0,
             history_changes: 0,
-            touched: BTreeSet::new(),
+            shared: (0, 0, 0),
+            touched: BTreeMap::new(),
+            segments: BTreeMap::new(),
         }
     }
 }
@@ -114,7 +177,7 @@ impl Index {
             .into_iter()
             .map(|kv| {
                 let KeyValue { key, value, create_revision, mod_revision, version, lease } = kv;
-                (key, Stored { value, create_revision, mod_revision, version, lease })
+                (key, Stored { value, create_revision, mod_revision, version, lease, spot: Spot::default() })
             })
             .collect();
         index.live_bytes = index.live.iter().map(|(k, s)| entry_bytes(k, &s.value)).sum();
@@ -142,8 +205,33 @@ impl Index {
         self.history_changes
     }
 
+    /// Bytes of superseded values that can be read.
     pub fn history_bytes(&self) -> u64 {
         self.history_bytes
+    }
+
+    /// Bytes of superseded values in memory.
+    pub fn history_memory(&self) -> u64 {
+        self.history_memory
+    }
+
+    /// Makes a segment of the log known: values committed from now on may lie in it.
+    pub fn add_segment(&mut self, number: u64, source: Arc<Source>) {
+        if let Ok(number) = u32::try_from(number) {
+            self.segments.insert(number, source);
+        }
+    }
+
+    /// Forgets segments that are about to be removed; what history needs of them stays readable.
+    pub fn retire_segments(&mut self, numbers: &[u64]) -> Result<(), StoreError> {
+        for number in numbers.iter().filter_map(|number| u32::try_from(*number).ok()) {
+            if let Some(source) = self.segments.remove(&number)
+                && Arc::strong_count(&source) > 1
+            {
+                source.pin()?;
+            }
+        }
+        Ok(())
     }
 
     /// What a key is now.
@@ -171,21 +259,24 @@ impl Index {
     }
 
     /// A key as it was at `at`.
-    pub fn get(&self, key: &str, at: Option<Revision>) -> Result<Option<KeyValue>, StoreError> {
+    pub fn get(&self, key: &str, at: Option<Revision>) -> Result<Option<Version>, StoreError> {
         let at = self.resolve(at)?;
-        if at < self.revision {
-            let from = (Key::from(key), at + 1);
-            if let Some((k, revision)) = self.touched.range(from..).next()
-                && &**k == key
-            {
-                return Ok(self.change(k, *revision).and_then(|change| change.previous.clone()));
-            }
+        if at < self.revision
+            && let Some((key, past)) = self.next_past(key, at + 1)
+        {
+            return Ok(past.as_ref().map(|past| past.version(key)));
         }
-        Ok(self.current(key))
+        Ok(self.current(key).map(Version::from))
+    }
+
+    /// What `key` was before its first change at `from` or later.
+    fn next_past(&self, key: &str, from: Revision) -> Option<(&Key, &Option<Past>)> {
+        let ((found, _), past) = self.touched.range((Key::from(key), from)..).next()?;
+        (**found == *key).then_some((found, past))
     }
 
     /// The keys in `start..end` as they were at `at`.
-    pub fn range(&self, start: &str, end: &str, limit: usize, at: Option<Revision>) -> Result<Range, StoreError> {
+    pub fn range(&self, start: &str, end: &str, limit: usize, at: Option<Revision>) -> Result<Page, StoreError> {
         let at = self.resolve(at)?;
         let limit = if limit == 0 { usize::MAX } else { limit };
         let mut items = Vec::new();
@@ -193,19 +284,19 @@ impl Index {
         self.visit(start, end, at, |seen| {
             count += 1;
             if items.len() < limit {
-                items.push(seen.to_key_value());
+                items.push(seen.to_version());
             }
             true
         });
         let more = count > items.len() as u64;
-        Ok(Range { items, more, count, revision: at, current_revision: self.revision })
+        Ok(Page { items, more, count, revision: at, current_revision: self.revision })
     }
 
     /// At most `limit` keys from `start` on, as they were at `at`, which the caller keeps from being trimmed.
-    pub fn page(&self, start: &str, limit: usize, at: Revision) -> Vec<KeyValue> {
+    pub fn page(&self, start: &str, limit: usize, at: Revision) -> Vec<Version> {
         let mut items = Vec::with_capacity(limit);
         self.visit(start, "", at, |seen| {
-            items.push(seen.to_key_value());
+            items.push(seen.to_version());
             items.len() < limit
         });
         items
@@ -230,10 +321,10 @@ impl Index {
             past = Some(
                 self.touched
                     .range(from..)
-                    .take_while(move |(key, _)| end.is_empty() || &**key < end)
-                    .filter(move |(_, revision)| *revision > at)
-                    .filter(move |(key, _)| last.replace(key) != Some(key))
-                    .filter_map(|(key, revision)| self.change(key, *revision)?.previous.as_ref())
+                    .take_while(move |((key, _), _)| end.is_empty() || &**key < end)
+                    .filter(move |((_, revision), _)| *revision > at)
+                    .filter(move |((key, _), _)| last.replace(key) != Some(key))
+                    .filter_map(|((key, _), past)| Some((key, past.as_ref()?)))
                     .peekable(),
             );
         }
@@ -241,8 +332,8 @@ impl Index {
             let older = past.as_mut().and_then(|past| past.peek().copied());
             let seen = match (live.peek(), older) {
                 (None, None) => return,
-                (Some((key, _)), Some(kv)) if kv.key < **key => Seen::Past(kv),
-                (None, Some(kv)) => Seen::Past(kv),
+                (Some((live, _)), Some((key, past))) if key < *live => Seen::Past(key, past),
+                (None, Some((key, past))) => Seen::Past(key, past),
                 (Some((key, stored)), _) => Seen::Live(key, stored),
             };
             match seen {
@@ -255,38 +346,52 @@ impl Index {
         }
     }
 
-    /// The change of `key` at `revision`, which is in the history.
-    fn change(&self, key: &Key, revision: Revision) -> Option<&Change> {
-        let group = self.history.get(self.history.partition_point(|g| g.last < revision))?;
-        let first = group.changes.partition_point(|c| c.revision < revision);
-        group.changes[first..].iter().take_while(|c| c.revision == revision).find(|c| c.key == *key)
-    }
-
     /// The groups after `position`, oldest first, at most `most`; a group that holds `position` is cut after it.
-    pub fn changes_after(&self, position: Revision, most: usize) -> Result<Vec<Arc<[Change]>>, StoreError> {
+    pub fn changes_after(&self, position: Revision, most: usize) -> Result<Vec<Taken>, StoreError> {
         if position < self.compacted {
             return Err(self.compacted_error());
         }
         let first = self.history.partition_point(|g| g.last <= position);
-        let groups = self.history.iter().skip(first).take(most);
-        Ok(groups
-            .map(|group| {
-                let cut = group.changes.partition_point(|c| c.revision <= position);
-                if cut == 0 { group.changes.clone() } else { group.changes[cut..].into() }
-            })
-            .collect())
+        let mut bytes = 0;
+        let mut groups = Vec::new();
+        for group in self.history.iter().skip(first).take(most) {
+            let taken = match &group.changes {
+                Held::Shared(changes) => {
+                    let cut = changes.partition_point(|c| c.revision <= position);
+                    Taken::Shared(if cut == 0 { changes.clone() } else { changes[cut..].into() })
+                }
+                Held::Keys(keys) => {
+                    let cut = keys.partition_point(|(_, revision)| *revision <= position);
+                    Taken::Past(keys[cut..].iter().map(|(key, revision)| self.past_change(key, *revision)).collect())
+                }
+            };
+            bytes += taken.bytes();
+            groups.push(taken);
+            if bytes > TAKE_BYTES {
+                break;
+            }
+        }
+        Ok(groups)
     }
 
-    /// Makes staged changes the state. `changes` is one commit group, made by [`Staging`] on this index.
-    pub fn commit(&mut self, changes: Arc<[Change]>, at_ms: u64) {
+    /// The change of `key` at `revision`, which is in the history: what it made of the key is what the key was before
+    /// its next change, or is still.
+    fn past_change(&self, key: &Key, revision: Revision) -> PastChange {
+        let now = match self.next_past(key, revision + 1) {
+            Some((_, past)) => past.as_ref().map(|past| past.version(key)),
+            None => self.current(key).map(Version::from),
+        };
+        let before = self.touched.get(&(key.clone(), revision)).and_then(Option::as_ref);
+        PastChange { key: key.clone(), revision, now, before: before.map(|past| past.version(key)) }
+    }
+
+    /// Makes staged changes the state. `changes` is one commit group, made by [`Staging`] on this index; `spots` tells for
+    /// each where the log holds the value it put.
+    pub fn commit(&mut self, changes: Arc<[Change]>, spots: &[Spot], at_ms: u64) {
         let Some(last) = changes.last().map(|c| c.revision) else { return };
-        let mut bytes = 0;
-        for change in changes.iter() {
-            if let Some(previous) = &change.previous {
-                self.live_bytes -= entry_bytes(&previous.key, &previous.value);
-                bytes += previous.value.len() as u64;
-            }
-            match &change.kind {
+        let (mut bytes, mut memory_bytes) = (0, 0);
+        for (change, spot) in changes.iter().zip(spots) {
+            let old = match &change.kind {
                 ChangeKind::Put(kv) => {
                     self.live_bytes += entry_bytes(&kv.key, &kv.value);
                     let stored = Stored {
@@ -295,17 +400,42 @@ impl Index {
                         mod_revision: kv.mod_revision,
                         version: kv.version,
                         lease: kv.lease,
+                        spot: *spot,
                     };
-                    self.live.insert(kv.key.clone(), stored);
+                    self.live.insert(kv.key.clone(), stored)
                 }
-                ChangeKind::Delete => _ = self.live.remove(&change.key),
-            }
-            self.touched.insert((change.key.clone(), change.revision));
+                ChangeKind::Delete => self.live.remove(&change.key),
+            };
+            let past = change.previous.as_ref().map(|previous| {
+                self.live_bytes -= entry_bytes(&previous.key, &previous.value);
+                let place = old.and_then(|old| Some((self.segments.get(&old.spot.segment)?.clone(), old.spot.offset)));
+                let past = Past::new(previous, place);
+                let (all, in_memory) = past.bytes();
+                bytes += all;
+                memory_bytes += in_memory;
+                past
+            });
+            self.touched.insert((change.key.clone(), change.revision), past);
         }
         self.revision = last;
         self.history_bytes += bytes;
+        self.history_memory += memory_bytes;
         self.history_changes += changes.len();
-        self.history.push_back(Group { changes, last, at_ms, bytes });
+        self.shared = (self.shared.0 + 1, self.shared.1 + changes.len(), self.shared.2 + bytes);
+        self.history.push_back(Group { changes: Held::Shared(changes), last, at_ms, bytes, memory_bytes });
+        while self.shared.0 > 1 && (self.shared.1 > SHARED_CHANGES || self.shared.2 > SHARED_BYTES) {
+            self.unshare_oldest();
+        }
+    }
+
+    /// Lets go of the oldest group that is kept whole.
+    fn unshare_oldest(&mut self) {
+        let at = self.history.len() - self.shared.0;
+        let group = &mut self.history[at];
+        self.shared = (self.shared.0 - 1, self.shared.1 - group.len(), self.shared.2 - group.bytes);
+        if let Held::Shared(changes) = &group.changes {
+            group.changes = Held::Keys(changes.iter().map(|change| (change.key.clone(), change.revision)).collect());
+        }
     }
 
     /// Forgets history below `revision`; groups that reach above `pin` stay in memory (something still reads them).
@@ -323,6 +453,7 @@ impl Index {
             let Some(oldest) = self.history.front() else { return };
             let over = self.history_changes > limits.changes
                 || self.history_bytes > limits.bytes
+                || self.history_memory > limits.memory_bytes
                 || now_ms.saturating_sub(oldest.at_ms) > limits.age_ms;
             if !over || pin.is_some_and(|pin| oldest.last > pin) {
                 return;
@@ -333,11 +464,20 @@ impl Index {
     }
 
     fn forget_oldest(&mut self) {
+        if self.shared.0 == self.history.len() && !self.history.is_empty() {
+            self.unshare_oldest();
+        }
         let Some(group) = self.history.pop_front() else { return };
         self.history_bytes -= group.bytes;
-        self.history_changes -= group.changes.len();
-        for change in group.changes.iter() {
-            self.touched.remove(&(change.key.clone(), change.revision));
+        self.history_memory -= group.memory_bytes;
+        self.history_changes -= group.len();
+        if let Held::Keys(keys) = group.changes {
+            for touched in keys {
+                self.touched.remove(&touched);
+            }
+        }
+        if self.history.capacity() > 1024 && self.history.len() < self.history.capacity() / 4 {
+            self.history.shrink_to(2 * self.history.len());
         }
     }
 }
@@ -352,18 +492,45 @@ pub struct Staging<'a> {
     index: &'a Index,
     overlay: HashMap<Key, Option<KeyValue>>,
     changes: Vec<Change>,
+    /// For each change, where its value lies in the group's payload.
+    offsets: Vec<u32>,
     revision: Revision,
     bytes: i64,
 }
 
+/// A whole group: its changes, and for each where its value lies in the group's payload.
+pub struct Staged {
+    pub changes: Vec<Change>,
+    pub offsets: Vec<u32>,
+}
+
+impl Staged {
+    /// The places of the values once the payload lies in a segment at an offset.
+    pub fn spots(&self, segment: u64, payload_at: u64) -> Vec<Spot> {
+        self.offsets.iter().map(|offset| Spot::new(segment, payload_at + u64::from(*offset))).collect()
+    }
+}
+
 impl<'a> Staging<'a> {
     pub fn new(index: &'a Index) -> Self {
-        Staging { index, overlay: HashMap::new(), changes: Vec::new(), revision: index.revision(), bytes: 0 }
+        Staging {
+            index,
+            overlay: HashMap::new(),
+            changes: Vec::new(),
+            offsets: Vec::new(),
+            revision: index.revision(),
+            bytes: 0,
+        }
     }
 
     /// The revision reached so far.
     pub fn revision(&self) -> Revision {
         self.revision
+    }
+
+    /// The keys of a range as they were at a revision before the changes staged so far.
+    pub fn past(&self, start: &str, end: &str, at: Revision) -> Result<Vec<KeyValue>, StoreError> {
+        Ok(self.index.range(start, end, 0, Some(at))?.load()?.items)
     }
 
     /// Bytes of keys and values there will be.
@@ -379,6 +546,37 @@ impl<'a> Staging<'a> {
         }
     }
 
+    /// Shows every key of `start..end` (an empty end: to the last) after the changes staged so far, in order, until told
+    /// to stop.
+    pub fn visit(&self, start: &str, end: &str, mut see: impl FnMut(KeyValue) -> bool) {
+        let staged: BTreeMap<&Key, &Option<KeyValue>> =
+            self.overlay.iter().filter(|(key, _)| &***key >= start && (end.is_empty() || &***key < end)).collect();
+        let mut staged = staged.into_iter().peekable();
+        let mut stopped = false;
+        self.index.visit(start, end, self.index.revision(), |seen| {
+            // At the newest revision every version is a live one.
+            let Seen::Live(key, stored) = seen else { return true };
+            let kv = stored.with_key(key);
+            while let Some((_, newer)) = staged.next_if(|(key, _)| **key < kv.key) {
+                if let Some(newer) = newer
+                    && !see(newer.clone())
+                {
+                    stopped = true;
+                    return false;
+                }
+            }
+            let shown = match staged.next_if(|(key, _)| **key == kv.key) {
+                Some((_, newer)) => newer.clone(),
+                None => Some(kv),
+            };
+            stopped = shown.is_some_and(|kv| !see(kv));
+            !stopped
+        });
+        while !stopped && let Some((_, newer)) = staged.next() {
+            stopped = newer.as_ref().is_some_and(|kv| !see(kv.clone()));
+        }
+    }
+
     /// Whether a compare holds.
     pub fn holds(&self, compare: &Compare) -> bool {
         let now = match self.overlay.get(&compare.key) {
@@ -388,11 +586,12 @@ impl<'a> Staging<'a> {
         now.unwrap_or(0) == compare.mod_revision
     }
 
-    /// Applies operations at one new revision, and tells it; none when nothing would change.
-    pub fn apply(&mut self, ops: Vec<Op>) -> Option<Revision> {
+    /// Applies operations at one new revision, and tells it; none when nothing would change. `offsets` tells for each
+    /// operation where its value lies in the group's payload.
+    pub fn apply(&mut self, ops: Vec<Op>, offsets: &[u32]) -> Option<Revision> {
         let revision = self.revision + 1;
         let before = self.changes.len();
-        for op in ops {
+        for (op, offset) in ops.into_iter().zip(offsets) {
             let previous = self.current(op.key());
             if let Some(previous) = &previous {
                 self.bytes -= entry_bytes(&previous.key, &previous.value) as i64;
@@ -412,12 +611,14 @@ impl<'a> Staging<'a> {
                     };
                     self.overlay.insert(key.clone(), Some(kv.clone()));
                     self.changes.push(Change { key, revision, kind: ChangeKind::Put(kv), previous });
+                    self.offsets.push(*offset);
                 }
                 Op::Delete { .. } => {
                     let Some(previous) = previous else { continue };
                     let key = previous.key.clone();
                     self.overlay.insert(key.clone(), None);
                     self.changes.push(Change { key, revision, kind: ChangeKind::Delete, previous: Some(previous) });
+                    self.offsets.push(0);
                 }
             }
         }
@@ -429,7 +630,7 @@ impl<'a> Staging<'a> {
     }
 
     /// The changes staged, to be committed once they are durable.
-    pub fn finish(self) -> Vec<Change> {
-        self.changes
+    pub fn finish(self) -> Staged {
+        Staged { changes: self.changes, offsets: self.offsets }
     }
 }

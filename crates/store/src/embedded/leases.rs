@@ -46,6 +46,17 @@ impl Default for Leases {
 impl Leases {
     /// A term for a new lease; it exists once [`Leases::set`] is called with it.
     pub fn plan(&mut self, ttl_seconds: u64, now_ms: u64) -> Result<LeaseTerm, StoreError> {
+        // Identifiers named by clients may lie anywhere; the count goes on after the last one and around.
+        while self.contains(LeaseId(self.next)) {
+            self.next = self.next.checked_add(1).unwrap_or(1);
+        }
+        let term = self.plan_as(LeaseId(self.next), ttl_seconds, now_ms)?;
+        self.next = self.next.checked_add(1).unwrap_or(1);
+        Ok(term)
+    }
+
+    /// A term for a new lease of this name, which must be free.
+    pub fn plan_as(&self, id: LeaseId, ttl_seconds: u64, now_ms: u64) -> Result<LeaseTerm, StoreError> {
         if ttl_seconds == 0 || ttl_seconds > MAX_TTL_SECONDS {
             return Err(StoreError::Invalid(format!(
                 "a lease lasts 1 to {MAX_TTL_SECONDS} seconds, not {ttl_seconds}"
@@ -54,8 +65,6 @@ impl Leases {
         if self.table.len() >= MAX_LEASES {
             return Err(StoreError::Full(format!("there are {MAX_LEASES} leases already")));
         }
-        let id = LeaseId(self.next);
-        self.next += 1;
         let ttl_ms = ttl_seconds * 1000;
         Ok(LeaseTerm { id, ttl_ms, expires_ms: now_ms.saturating_add(ttl_ms) })
     }
@@ -141,6 +150,12 @@ impl Leases {
     pub fn ended(&self, now_ms: u64, most: usize) -> Vec<LeaseId> {
         let ended = self.deadlines.iter().take_while(|(at, _)| *at <= now_ms);
         ended.take(most).map(|(_, id)| *id).collect()
+    }
+
+    /// What is known of one lease.
+    pub fn term(&self, id: LeaseId) -> Option<LeaseTerm> {
+        let lease = self.table.get(&id)?;
+        Some(LeaseTerm { id, ttl_ms: lease.ttl_ms, expires_ms: lease.expires_ms })
     }
 
     /// Every lease, for a snapshot.

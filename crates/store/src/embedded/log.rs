@@ -30,8 +30,12 @@ const ZEROS_AHEAD: u64 = 1 << 20;
 /// Room kept behind every record for a seal and for the zero header that ends the log, in bytes.
 const TAIL_ROOM: u64 = 128;
 
-/// Zeros are written in pieces of this many bytes.
-const ZERO_PIECE: usize = 64 << 10;
+/// Zeros are written in pieces of this many bytes, a page: the kernel keeps what was written in one piece as one unit of
+/// its cache, and writes the whole unit to disk however little of it a later record changes.
+const ZERO_PIECE: usize = 4 << 10;
+
+/// The most bytes of buffer kept from one record to the next.
+const KEPT_BUFFER: usize = 256 << 10;
 
 /// Why a record was not appended.
 #[derive(Debug)]
@@ -196,6 +200,8 @@ impl Log {
                 write_zeros(&file, position, reserved)?;
                 file.sync_all()?;
             }
+            // Recovery has read the file ahead in large units; they would be written whole with each record.
+            nix::fcntl::posix_fadvise(&file, 0, 0, nix::fcntl::PosixFadviseAdvice::POSIX_FADV_DONTNEED)?;
             Ok((file, reserved))
         };
         let (file, reserved) = open().map_err(|e| StoreError::io(format_args!("opening {}", path.display()), &e))?;
@@ -214,15 +220,22 @@ impl Log {
         })
     }
 
-    /// Appends one record and syncs it. `last_revision` is the newest revision in it or before it.
-    pub fn append(&mut self, payload: &[u8], last_revision: Revision) -> Result<(), AppendError> {
+    /// Appends one record and syncs it. `last_revision` is the newest revision in it or before it. Gives the number of the
+    /// segment, and the offset of the payload in it.
+    pub fn append(&mut self, payload: &[u8], last_revision: Revision) -> Result<(u64, u64), AppendError> {
         if self.position >= self.segment_bytes {
             self.rotate()?;
         }
         self.reserve(record::framed_len(payload.len()) as u64)?;
+        let at = self.position + record::HEADER as u64;
         self.write(payload).map_err(|e| AppendError::Broken(self.error("writing", &e)))?;
         self.last_revision = last_revision;
-        Ok(())
+        Ok((self.header.number, at))
+    }
+
+    /// The number and the file of the segment under way.
+    pub fn segment(&self) -> (u64, PathBuf) {
+        (self.header.number, self.dir.join(segment_name(self.header.number)))
     }
 
     fn error(&self, doing: &str, error: &io::Error) -> StoreError {
@@ -238,7 +251,7 @@ impl Log {
         self.faults.check_sync()?;
         self.file.sync_data()?;
         self.position += self.buffer.len() as u64;
-        if self.buffer.capacity() > 4 * ZERO_PIECE {
+        if self.buffer.capacity() > KEPT_BUFFER {
             self.buffer = Vec::new();
         }
         Ok(())
@@ -310,6 +323,11 @@ impl Log {
     /// Bytes of segments that a snapshot at `revision` would make superfluous.
     pub fn droppable(&self, revision: Revision) -> u64 {
         self.sealed.iter().take_while(|s| s.last_revision <= revision).map(|s| s.bytes).sum()
+    }
+
+    /// The numbers of the segments that a snapshot at `revision` makes superfluous.
+    pub fn covered(&self, revision: Revision) -> Vec<u64> {
+        self.sealed.iter().take_while(|s| s.last_revision <= revision).map(|s| s.number).collect()
     }
 
     /// Deletes the segments a durable snapshot at `revision` has made superfluous, oldest first.

@@ -5,6 +5,7 @@
 //! One writer thread commits waiting requests in groups, one sync a group; readers read memory and see only what is
 //! durable. An idle store writes nothing and wakes nobody.
 
+pub(crate) mod history;
 pub(crate) mod index;
 pub(crate) mod leases;
 pub(crate) mod log;
@@ -28,6 +29,7 @@ use async_trait::async_trait;
 use tokio::sync::{Semaphore, oneshot};
 
 use crate::{Backend, KeyValue, LeaseId, Range, Revision, StoreError, Txn, TxnOutcome, WatchStream, limits};
+use history::{Taken, Version};
 use index::{HistoryLimits, Index};
 use writer::{Moment, Request, Work};
 
@@ -43,9 +45,12 @@ pub struct Options {
     pub max_database_bytes: u64,
     /// How long history stays readable. Default 5 minutes, upstream's compaction interval.
     pub history_age: Duration,
-    /// The most bytes of superseded values kept as history. Default 64 MiB.
+    /// The most bytes of superseded values that stay readable, on disk for the most part. Default 128 MiB.
     pub history_bytes: u64,
-    /// The most changes kept as history (each takes some 300 bytes of memory). Default 200 000.
+    /// The most bytes of superseded values kept in memory, since no file of the log has them: those that were older than
+    /// the log when they were superseded. Default 16 MiB.
+    pub history_memory_bytes: u64,
+    /// The most changes kept as history (each takes some 150 bytes of memory). Default 100 000.
     pub history_changes: usize,
     /// A segment of the log ends when it is longer than this. Default 16 MiB.
     pub segment_bytes: u64,
@@ -61,8 +66,9 @@ impl Default for Options {
             max_request_bytes: limits::MAX_REQUEST_BYTES,
             max_database_bytes: 8 << 30,
             history_age: Duration::from_secs(5 * 60),
-            history_bytes: 64 << 20,
-            history_changes: 200_000,
+            history_bytes: 128 << 20,
+            history_memory_bytes: 16 << 20,
+            history_changes: 100_000,
             segment_bytes: 16 << 20,
             writer_name: "store-writer",
             snapshot_log_bytes: 64 << 20,
@@ -75,6 +81,7 @@ impl Options {
         HistoryLimits {
             age_ms: u64::try_from(self.history_age.as_millis()).unwrap_or(u64::MAX),
             bytes: self.history_bytes,
+            memory_bytes: self.history_memory_bytes,
             changes: self.history_changes,
         }
     }
@@ -93,8 +100,10 @@ pub struct Status {
     pub live_bytes: u64,
     /// Changes kept as history.
     pub history_changes: u64,
-    /// Bytes of superseded values kept for it.
+    /// Bytes of superseded values that can be read.
     pub history_bytes: u64,
+    /// Those of them that are in memory.
+    pub history_memory_bytes: u64,
     /// Bytes of records in the log.
     pub log_bytes: u64,
     /// Leases that exist.
@@ -237,6 +246,7 @@ impl Embedded {
             live_bytes: index.live_bytes(),
             history_changes: index.history_changes() as u64,
             history_bytes: index.history_bytes(),
+            history_memory_bytes: index.history_memory(),
             log_bytes: self.shared.log_bytes.load(Ordering::Acquire),
             leases: self.shared.leases.load(Ordering::Acquire),
         })
@@ -251,12 +261,71 @@ impl Embedded {
         let Moment { revision, leases, next_lease } = answered.blocking_recv().map_err(|_| StoreError::Closed)?;
         let contents = snapshot::Contents { store: self.store, revision, leases, next_lease };
         let size = snapshot::write(path, &contents, |start| {
-            let index = self.shared.read()?;
-            // History may be given up under a slow disk: an error, never a mixture of revisions.
-            index.resolve(Some(revision))?;
-            Ok(index.page(start, snapshot::PAGE_KEYS, revision))
+            let page = {
+                let index = self.shared.read()?;
+                // History may be given up under a slow disk: an error, never a mixture of revisions.
+                index.resolve(Some(revision))?;
+                index.page(start, snapshot::PAGE_KEYS, revision)
+            };
+            page.into_iter().map(Version::load).collect()
         })?;
         Ok((revision, size))
+    }
+
+    /// Runs a transaction that is decided on the state it is applied to, which a [`Txn`] cannot say: `decide` sees all
+    /// writes before it and gives the effects, one for each key. It runs on the writer's thread, so it must be brief.
+    /// `bytes` is what it holds in memory.
+    pub(crate) async fn decide(
+        &self,
+        bytes: usize,
+        decide: impl FnOnce(&index::Staging<'_>) -> Vec<crate::Op> + Send + 'static,
+    ) -> Result<TxnOutcome, StoreError> {
+        self.ask(bytes, |answer| Work::Decide(Box::new(decide), answer)).await
+    }
+
+    /// Makes a lease of a chosen name.
+    pub(crate) async fn grant_lease_as(&self, lease: LeaseId, ttl_seconds: u64) -> Result<LeaseId, StoreError> {
+        self.ask(0, |answer| Work::GrantAs(lease, ttl_seconds, answer)).await
+    }
+
+    /// Looks at the leases, as they are on disk, and at the time in milliseconds since 1970.
+    pub(crate) async fn look<T: Send + 'static>(
+        &self,
+        look: impl FnOnce(&leases::Leases, u64) -> T + Send + 'static,
+    ) -> Result<T, StoreError> {
+        self.ask(0, |answer| {
+            // A caller that no longer waits does not care for its answer.
+            Work::Look(Box::new(move |leases, now| _ = answer.send(Ok(look(leases, now)))))
+        })
+        .await
+    }
+
+    /// The committed groups after a revision, oldest first and at most `most`, and the newest revision.
+    pub(crate) fn changes_after(
+        &self,
+        position: Revision,
+        most: usize,
+    ) -> Result<(Vec<Arc<[crate::Change]>>, Revision), StoreError> {
+        let (groups, revision) = {
+            let index = self.shared.read()?;
+            (index.changes_after(position, most)?, index.revision())
+        };
+        Ok((groups.into_iter().map(Taken::load).collect::<Result<_, _>>()?, revision))
+    }
+
+    /// Tells the newest revision, and wakes whoever waits for it; ends when the store closes.
+    pub(crate) fn published(&self) -> tokio::sync::watch::Receiver<Revision> {
+        self.shared.published.subscribe()
+    }
+
+    /// What the store was opened with.
+    pub(crate) fn options(&self) -> &Options {
+        &self.options
+    }
+
+    /// The store's own number, given when it was made.
+    pub(crate) fn identity(&self) -> u64 {
+        self.store
     }
 
     /// The directory the store is in.
@@ -285,6 +354,21 @@ impl Drop for Embedded {
     }
 }
 
+/// Puts together what was taken from the index; off the async threads if the disk has to be read for it.
+async fn load<T: Send + 'static>(
+    on_disk: bool,
+    work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
+) -> Result<T, StoreError> {
+    if !on_disk {
+        return work();
+    }
+    tokio::task::spawn_blocking(work).await.map_err(|e| StoreError::Unavailable(format!("reading history: {e}")))?
+}
+
+async fn load_groups(groups: Vec<Taken>) -> Result<Vec<Arc<[crate::Change]>>, StoreError> {
+    load(groups.iter().any(Taken::is_on_disk), move || groups.into_iter().map(Taken::load).collect()).await
+}
+
 #[async_trait]
 impl Backend for Embedded {
     async fn txn(&self, txn: Txn) -> Result<TxnOutcome, StoreError> {
@@ -293,12 +377,17 @@ impl Backend for Embedded {
     }
 
     async fn get(&self, key: &str, at: Option<Revision>) -> Result<(Option<KeyValue>, Revision), StoreError> {
-        let index = self.shared.read()?;
-        Ok((index.get(key, at)?, index.revision()))
+        let (version, revision) = {
+            let index = self.shared.read()?;
+            (index.get(key, at)?, index.revision())
+        };
+        let on_disk = version.as_ref().is_some_and(Version::is_on_disk);
+        Ok((load(on_disk, move || version.map(Version::load).transpose()).await?, revision))
     }
 
     async fn range(&self, start: &str, end: &str, limit: usize, at: Option<Revision>) -> Result<Range, StoreError> {
-        self.shared.read()?.range(start, end, limit, at)
+        let page = self.shared.read()?.range(start, end, limit, at)?;
+        load(page.is_on_disk(), move || page.load()).await
     }
 
     async fn current_revision(&self) -> Result<Revision, StoreError> {

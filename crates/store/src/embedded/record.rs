@@ -31,8 +31,8 @@ const MARK: u32 = 0x4352_504E;
 /// One step of a commit group.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Entry {
-    /// One revision.
-    Commit { revision: Revision, ops: Vec<Op> },
+    /// One revision, and for each operation where its value lies in the payload (0 for a delete).
+    Commit { revision: Revision, ops: Vec<Op>, offsets: Vec<u32> },
     /// A lease was made or kept alive.
     Lease(LeaseTerm),
     /// A lease ended.
@@ -62,11 +62,12 @@ pub fn is_empty(payload: &[u8]) -> bool {
     payload.len() <= 8
 }
 
-/// Appends one revision.
-pub fn commit(payload: &mut Vec<u8>, revision: Revision, ops: &[Op]) {
+/// Appends one revision; gives for each operation where its value lies in the payload (0 for a delete).
+pub fn commit(payload: &mut Vec<u8>, revision: Revision, ops: &[Op]) -> Vec<u32> {
     payload.push(COMMIT);
     put_u64(payload, revision);
     put_u32(payload, ops.len());
+    let mut offsets = Vec::with_capacity(ops.len());
     for op in ops {
         match op {
             Op::Put { key, value, lease } => {
@@ -74,19 +75,23 @@ pub fn commit(payload: &mut Vec<u8>, revision: Revision, ops: &[Op]) {
                 put_bytes(payload, key.as_bytes());
                 put_u64(payload, lease.map_or(0, |lease| lease.0) as u64);
                 put_bytes(payload, value);
+                // Payloads are bounded far below 4 GiB by the request and group limits.
+                offsets.push((payload.len() - value.len()) as u32);
             }
             Op::Delete { key } => {
                 payload.push(DELETE);
                 put_bytes(payload, key.as_bytes());
+                offsets.push(0);
             }
         }
     }
+    offsets
 }
 
 /// Appends any other step.
 pub fn step(payload: &mut Vec<u8>, entry: &Entry) {
     match entry {
-        Entry::Commit { revision, ops } => commit(payload, *revision, ops),
+        Entry::Commit { revision, ops, .. } => _ = commit(payload, *revision, ops),
         Entry::Lease(term) => {
             payload.push(LEASE);
             put_term(payload, term);
@@ -117,10 +122,15 @@ pub fn decode(payload: &[u8]) -> Result<(u64, Vec<Entry>), &'static str> {
                 let revision = reader.u64()?;
                 let count = reader.u32()?;
                 let mut ops = Vec::with_capacity(count.min(reader.0.len()));
+                let mut offsets = Vec::with_capacity(ops.capacity());
                 for _ in 0..count {
-                    ops.push(reader.op()?);
+                    let op = reader.op()?;
+                    // A value is the last thing read of its operation.
+                    let value = if let Op::Put { value, .. } = &op { Some(value.len()) } else { None };
+                    offsets.push(value.map_or(0, |len| payload.len() - reader.0.len() - len) as u32);
+                    ops.push(op);
                 }
-                Entry::Commit { revision, ops }
+                Entry::Commit { revision, ops, offsets }
             }
             LEASE => Entry::Lease(reader.term()?),
             LEASE_END => Entry::LeaseEnd(LeaseId(reader.u64()? as i64)),
@@ -341,8 +351,12 @@ mod tests {
     fn entries() -> Vec<Entry> {
         let put = |value: &'static [u8], lease| Op::Put { key: "/k".into(), value: Bytes::from_static(value), lease };
         vec![
-            Entry::Commit { revision: 7, ops: vec![put(b"v", Some(LeaseId(3))), Op::Delete { key: "/é".into() }] },
-            Entry::Commit { revision: 8, ops: vec![put(b"", None)] },
+            Entry::Commit {
+                revision: 7,
+                ops: vec![put(b"v", Some(LeaseId(3))), Op::Delete { key: "/é".into() }],
+                offsets: vec![8 + 13 + 1 + 6 + 8 + 4, 0],
+            },
+            Entry::Commit { revision: 8, ops: vec![put(b"", None)], offsets: vec![8 + 13 + 20 + 8 + 13 + 19] },
             Entry::Lease(LeaseTerm { id: LeaseId(3), ttl_ms: 1000, expires_ms: u64::MAX }),
             Entry::LeaseEnd(LeaseId(-1)),
             Entry::Compact(5),

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::Options;
+use super::history::Source;
 use super::index::{FIRST_REVISION, Index, Staging};
 use super::leases::Leases;
 use super::log::{Faults, Log, SEGMENT_HEADER, Sealed, SegmentHeader, Tail, segment_name};
@@ -57,6 +58,7 @@ pub fn open(dir: &Path, options: &Options, faults: Arc<Faults>) -> Result<Recove
         tracing::warn!(file = name, offset = tail.position, "cutting the torn remains of an unacknowledged write");
     }
     let log = Log::resume(dir, tail, options.segment_bytes, faults)?;
+    // The removed segments: nothing of them is in the index, which starts at the snapshot that covers them.
     Ok(Recovered { index: replay.index, leases: replay.leases, log, lock, last_ms: replay.last_ms })
 }
 
@@ -176,6 +178,7 @@ pub fn replay(files: &Files, options: &Options) -> Result<Replay, StoreError> {
         if segment.header.first_revision != replay.tail.last_revision + 1 {
             return Err(corrupt(&segment.path, 0, "revisions are missing before this segment"));
         }
+        replay.index.add_segment(segment.number, Arc::new(Source::new(&segment.path)));
         let sealed = replay.segment(segment, &file, options)?;
         match (sealed, next) {
             (true, Some(_)) => replay.tail.sealed.push(Sealed {
@@ -275,7 +278,9 @@ impl Replay {
                 }
                 Found::Damaged(what) => return Err(corrupt(&segment.path, offset, what)),
                 Found::Record { payload, next } => {
-                    let sealed = self.group(payload, options).map_err(|what| corrupt(&segment.path, offset, what))?;
+                    let at = (segment.number, (offset + record::HEADER) as u64);
+                    let sealed =
+                        self.group(payload, at, options).map_err(|what| corrupt(&segment.path, offset, what))?;
                     if let Some(number) = sealed {
                         if number != segment.number + 1 {
                             return Err(corrupt(&segment.path, offset, "the seal names another segment"));
@@ -289,8 +294,9 @@ impl Replay {
         }
     }
 
-    /// Replays one commit group; gives the number of the next segment if it was a seal.
-    fn group(&mut self, payload: &[u8], options: &Options) -> Result<Option<u64>, &'static str> {
+    /// Replays one commit group, whose payload lies `at` an offset of a segment; gives the number of the next segment if
+    /// it was a seal.
+    fn group(&mut self, payload: &[u8], at: (u64, u64), options: &Options) -> Result<Option<u64>, &'static str> {
         let (at_ms, entries) = record::decode(payload)?;
         self.last_ms = self.last_ms.max(at_ms);
         let mut staging = Staging::new(&self.index);
@@ -298,12 +304,12 @@ impl Replay {
         let mut compact = None;
         for entry in entries {
             match entry {
-                Entry::Commit { revision, ops } => {
+                Entry::Commit { revision, ops, offsets } => {
                     if revision != self.tail.last_revision + 1 {
                         return Err("a revision is missing");
                     }
                     self.tail.last_revision = revision;
-                    if revision > self.base && staging.apply(ops) != Some(revision) {
+                    if revision > self.base && staging.apply(ops, &offsets) != Some(revision) {
                         return Err("a revision changes nothing");
                     }
                 }
@@ -313,10 +319,11 @@ impl Replay {
                 Entry::Seal(number) => return Ok(Some(number)),
             }
         }
-        let changes = staging.finish();
-        self.leases.follow(&changes);
+        let staged = staging.finish();
+        let spots = staged.spots(at.0, at.1);
+        self.leases.follow(&staged.changes);
         ends.into_iter().for_each(|id| self.leases.remove(id));
-        self.index.commit(changes.into(), at_ms);
+        self.index.commit(staged.changes.into(), &spots, at_ms);
         if let Some(revision) = compact {
             self.index.compact(revision, None);
         }

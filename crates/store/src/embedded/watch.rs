@@ -76,6 +76,7 @@ impl Watcher {
                 let index = self.shared.read()?;
                 (index.changes_after(self.position, GROUPS_AT_ONCE)?, index.revision())
             };
+            let groups = super::load_groups(groups).await?;
             if let Some(last) = groups.last().and_then(|group| group.last()) {
                 self.position = last.revision;
                 self.taken.extend(groups);

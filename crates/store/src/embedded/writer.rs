@@ -14,7 +14,8 @@ use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
-use super::index::Staging;
+use super::history::{Source, Version};
+use super::index::{Staged, Staging};
 use super::leases::{LeaseTerm, Leases};
 use super::log::{AppendError, Log};
 use super::record::{self, Entry};
@@ -27,6 +28,9 @@ const GROUP_REQUESTS: usize = 4096;
 
 /// A group takes no further request once it holds so many bytes: bounds the record and the time to write it.
 const GROUP_BYTES: usize = 4 << 20;
+
+/// The most bytes of buffer kept from one group to the next.
+const KEPT_BUFFER: usize = 256 << 10;
 
 /// Leases ended in one group at most; the rest follow in the next.
 const GROUP_LEASES: usize = 256;
@@ -44,15 +48,27 @@ pub struct Request {
     pub _permit: Option<OwnedSemaphorePermit>,
 }
 
+/// Sees the state with all writes before it, and says what to write.
+pub type Decision = Box<dyn FnOnce(&Staging<'_>) -> Vec<Op> + Send>;
+
+/// Sees the leases, and the time in milliseconds since 1970.
+pub type Look = Box<dyn FnOnce(&Leases, u64) + Send>;
+
 type Answer<T> = oneshot::Sender<Result<T, StoreError>>;
 
 /// What the writer can be asked to do.
 pub enum Work {
     Txn(Txn, Answer<TxnOutcome>),
     Compact(Revision, Answer<()>),
+    /// A transaction decided on the state it is applied to: what it reads goes its own way, what it returns is applied.
+    Decide(Decision, Answer<TxnOutcome>),
     Grant(u64, Answer<LeaseId>),
+    /// A lease whose name the caller chose.
+    GrantAs(LeaseId, u64, Answer<LeaseId>),
     KeepAlive(LeaseId, Answer<()>),
     Revoke(LeaseId, Answer<()>),
+    /// A look at the leases, as they are on disk, and at the time.
+    Look(Look),
     /// What a saved state needs to know of one moment.
     Moment(oneshot::Sender<Moment>),
     /// A background snapshot has ended: the revision it is of, when it succeeded.
@@ -111,6 +127,8 @@ pub struct Writer {
     options: Options,
     dir: PathBuf,
     payload: Vec<u8>,
+    /// The newest segment the index knows of.
+    known_segment: u64,
     /// Why writes are refused for good.
     broken: Option<StoreError>,
     snapshot: Option<(Revision, JoinHandle<()>)>,
@@ -153,6 +171,7 @@ impl Writer {
             options,
             dir,
             payload: Vec::new(),
+            known_segment: 0,
             broken: None,
             snapshot: None,
             snapshot_not_before: 0,
@@ -165,7 +184,7 @@ impl Writer {
         let mut open = true;
         while open {
             let Some(first) = self.wait() else { break };
-            let (mut group, mut moments) = (Vec::new(), Vec::new());
+            let (mut group, mut moments, mut looks) = (Vec::new(), Vec::new(), Vec::new());
             let mut bytes = 0;
             let mut next = first;
             while let Some(request) = next.take() {
@@ -174,6 +193,7 @@ impl Writer {
                     Work::Close => open = false,
                     Work::SnapshotDone(result) => self.snapshot_done(result),
                     Work::Moment(answer) => moments.push(answer),
+                    Work::Look(look) => looks.push(look),
                     work => group.push(work),
                 }
                 if open && group.len() < GROUP_REQUESTS && bytes < GROUP_BYTES {
@@ -188,6 +208,7 @@ impl Writer {
                     next_lease: self.leases.next_id(),
                 });
             }
+            looks.into_iter().for_each(|look| look(&self.leases, self.clock.now_ms()));
             self.start_snapshot_if_due();
         }
     }
@@ -239,20 +260,20 @@ impl Writer {
         }
         let Group { staging, pending, terms, ended, compact, .. } = group;
         let revision = staging.revision();
-        let changes = staging.finish();
+        let staged = staging.finish();
         drop(index);
-        let mut outcome = Ok(());
+        let mut place = Ok((0, 0));
         if !record::is_empty(&self.payload) {
-            outcome = self.log.append(&self.payload, revision).map_err(|e| self.failed(e));
+            place = self.log.append(&self.payload, revision).map_err(|e| self.failed(e));
         }
-        if outcome.is_ok() {
+        let outcome = place.and_then(|(segment, payload_at)| {
             terms.into_iter().for_each(|term| self.leases.set(term));
-            self.leases.follow(&changes);
+            self.leases.follow(&staged.changes);
             ended.into_iter().for_each(|id| self.leases.remove(id));
-            outcome = self.publish(changes, compact, now);
-        }
+            self.publish(staged, (segment, payload_at), compact, now)
+        });
         pending.into_iter().for_each(|pending| pending.settle(&outcome));
-        if self.payload.capacity() > 2 * GROUP_BYTES {
+        if self.payload.capacity() > KEPT_BUFFER {
             self.payload = Vec::new();
         }
     }
@@ -274,13 +295,26 @@ impl Writer {
         }
     }
 
-    fn publish(&self, changes: Vec<crate::Change>, compact: Option<Revision>, now: u64) -> Result<(), StoreError> {
+    /// Shows a durable group to everybody. `place` is the segment and the offset its payload lies at.
+    fn publish(
+        &mut self,
+        staged: Staged,
+        place: (u64, u64),
+        compact: Option<Revision>,
+        now: u64,
+    ) -> Result<(), StoreError> {
         let pin = self.snapshot.as_ref().map(|(revision, _)| *revision);
-        let changed = !changes.is_empty();
-        let changes: Arc<[crate::Change]> = changes.into();
+        let changed = !staged.changes.is_empty();
+        let spots = staged.spots(place.0, place.1);
+        let changes: Arc<[crate::Change]> = staged.changes.into();
         let revision = {
             let mut index = self.shared.write()?;
-            index.commit(changes, now);
+            if changed && place.0 != self.known_segment {
+                let (number, path) = self.log.segment();
+                index.add_segment(number, Arc::new(Source::new(&path)));
+                self.known_segment = number;
+            }
+            index.commit(changes, &spots, now);
             if let Some(revision) = compact {
                 index.compact(revision, pin);
             }
@@ -305,6 +339,13 @@ impl Writer {
                 Ok(outcome) => group.pending.push(Pending::Txn(answer, outcome)),
                 Err(e) => _ = answer.send(Err(e)),
             },
+            Work::Decide(decide, answer) => {
+                let ops = decide(&group.staging);
+                match self.stage_txn(group, Txn { compares: Vec::new(), ops }) {
+                    Ok(outcome) => group.pending.push(Pending::Txn(answer, outcome)),
+                    Err(e) => _ = answer.send(Err(e)),
+                }
+            }
             Work::Compact(revision, answer) => {
                 let current = group.staging.revision();
                 if revision > current {
@@ -325,6 +366,21 @@ impl Writer {
                 }
                 Err(e) => _ = answer.send(Err(e)),
             },
+            Work::GrantAs(id, ttl, answer) => {
+                let taken = self.leases.contains(id) || group.terms.iter().any(|term| term.id == id);
+                let planned = match taken {
+                    true => Err(StoreError::Invalid(format!("lease {id} exists already"))),
+                    false => self.leases.plan_as(id, ttl, now),
+                };
+                match planned {
+                    Ok(term) => {
+                        record::step(&mut self.payload, &Entry::Lease(term));
+                        group.terms.push(term);
+                        group.pending.push(Pending::Granted(answer, term.id));
+                    }
+                    Err(e) => _ = answer.send(Err(e)),
+                }
+            }
             Work::KeepAlive(id, answer) => match self.leases.renewed(id, now) {
                 Some(term) if !group.ended.contains(&id) => {
                     record::step(&mut self.payload, &Entry::Lease(term));
@@ -342,7 +398,7 @@ impl Writer {
                 group.pending.push(Pending::Done(answer));
             }
             // Handled before a group is staged.
-            Work::SnapshotDone(_) | Work::Moment(_) | Work::Close => {}
+            Work::SnapshotDone(_) | Work::Moment(_) | Work::Look(_) | Work::Close => {}
         }
     }
 
@@ -376,8 +432,8 @@ impl Writer {
         }
         let next = staging.revision() + 1;
         let before = self.payload.len();
-        record::commit(&mut self.payload, next, &txn.ops);
-        match staging.apply(txn.ops) {
+        let offsets = record::commit(&mut self.payload, next, &txn.ops);
+        match staging.apply(txn.ops, &offsets) {
             Some(revision) => Ok(TxnOutcome::Committed { revision }),
             None => {
                 self.payload.truncate(before);
@@ -395,8 +451,8 @@ impl Writer {
         keys.retain(|key| group.staging.current(key).is_some_and(|kv| kv.lease == Some(id)));
         if !keys.is_empty() {
             let ops: Vec<Op> = keys.into_iter().map(|key| Op::Delete { key }).collect();
-            record::commit(&mut self.payload, group.staging.revision() + 1, &ops);
-            group.staging.apply(ops);
+            let offsets = record::commit(&mut self.payload, group.staging.revision() + 1, &ops);
+            group.staging.apply(ops, &offsets);
         }
         record::step(&mut self.payload, &Entry::LeaseEnd(id));
         group.ended.insert(id);
@@ -423,7 +479,10 @@ impl Writer {
         let path = self.dir.join(snapshot_name(revision));
         let (shared, requests) = (self.shared.clone(), self.requests.clone());
         let work = move || {
-            let page = |start: &str| Ok(shared.read()?.page(start, snapshot::PAGE_KEYS, revision));
+            let page = |start: &str| {
+                let page = shared.read()?.page(start, snapshot::PAGE_KEYS, revision);
+                page.into_iter().map(Version::load).collect()
+            };
             let result = snapshot::write(&path, &contents, page).map(|_| revision);
             // The writer being gone, nobody needs to know.
             _ = requests.send(Request { work: Work::SnapshotDone(result), bytes: 0, _permit: None });
@@ -448,6 +507,10 @@ impl Writer {
             Ok(revision) => revision,
             Err(error) => return self.snapshot_failed(&error),
         };
+        let covered = self.log.covered(revision);
+        if let Err(error) = self.shared.write().and_then(|mut index| index.retire_segments(&covered)) {
+            tracing::warn!(%error, "history in superseded segments of the store cannot be kept readable");
+        }
         let removed = self.log.drop_up_to(revision).and_then(|()| {
             let files = super::recovery::Files::list(&self.dir, false).map_err(std::io::Error::other)?;
             for (_, path) in files.snapshots.range(..revision) {
@@ -469,11 +532,11 @@ impl Writer {
 
 fn refuse(work: Work, error: &StoreError) {
     match work {
-        Work::Txn(_, answer) => _ = answer.send(Err(error.clone())),
+        Work::Txn(_, answer) | Work::Decide(_, answer) => _ = answer.send(Err(error.clone())),
         Work::Compact(_, answer) | Work::KeepAlive(_, answer) | Work::Revoke(_, answer) => {
             _ = answer.send(Err(error.clone()));
         }
-        Work::Grant(_, answer) => _ = answer.send(Err(error.clone())),
-        Work::SnapshotDone(_) | Work::Moment(_) | Work::Close => {}
+        Work::Grant(_, answer) | Work::GrantAs(_, _, answer) => _ = answer.send(Err(error.clone())),
+        Work::SnapshotDone(_) | Work::Moment(_) | Work::Look(_) | Work::Close => {}
     }
 }

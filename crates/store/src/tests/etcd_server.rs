@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 
-use super::{commit, model, put, scenarios};
+use super::{commit, concurrent, model, put, scenarios};
 use crate::etcd::{self, Etcd};
 use crate::{Backend, StoreError, WatchItem};
 
@@ -112,6 +112,20 @@ async fn etcd_walks_with_the_model() {
         walk.run(store.clone(), 250).await;
         walk.check_all(&*store).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn etcd_keeps_concurrent_histories() {
+    let (mut calls, mut changes) = (0, 0);
+    for seed in 1..=concurrent::histories(2) {
+        let Some(server) = Server::start() else { return };
+        let store = server.connect().await;
+        let mut history = concurrent::History::new(seed, &*store).await;
+        history.run(store.clone(), 120).await;
+        let checked = history.check();
+        (calls, changes) = (calls + checked.0, changes + checked.1);
+    }
+    println!("etcd: {calls} calls, {changes} changes checked");
 }
 
 #[tokio::test]

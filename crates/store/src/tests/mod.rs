@@ -1,5 +1,6 @@
 //! What both backends must do, run against each: the scenarios, and a random walk beside a simple model.
 
+mod concurrent;
 mod etcd_server;
 pub(crate) mod model;
 mod scenarios;
@@ -62,4 +63,28 @@ async fn embedded_walks_with_the_model() {
         }
         walk.check_all(&*store).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn embedded_keeps_concurrent_histories() {
+    let (mut calls, mut changes) = (0, 0);
+    for seed in 1..=concurrent::histories(4) {
+        let dir = tempfile::tempdir().unwrap();
+        let options = embedded::Options {
+            segment_bytes: 16 << 10,
+            snapshot_log_bytes: if seed % 2 == 0 { 32 << 10 } else { 64 << 20 },
+            ..embedded::Options::default()
+        };
+        let mut store = Arc::new(embedded::open(dir.path(), options.clone()).unwrap());
+        let mut history = concurrent::History::new(seed, &*store).await;
+        for _ in 0..2 {
+            history.run(store.clone(), 120).await;
+            store.close();
+            drop(store);
+            store = Arc::new(embedded::open(dir.path(), options.clone()).unwrap());
+        }
+        let checked = history.check();
+        (calls, changes) = (calls + checked.0, changes + checked.1);
+    }
+    println!("embedded: {calls} calls, {changes} changes checked");
 }

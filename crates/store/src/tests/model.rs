@@ -16,10 +16,14 @@ use crate::{Backend, Change, ChangeKind, Key, KeyValue, Op, Revision, StoreError
 type State = BTreeMap<Key, KeyValue>;
 
 /// xorshift64*: enough for a walk, and the same everywhere.
-struct Random(u64);
+pub struct Random(u64);
 
 impl Random {
-    fn below(&mut self, n: u64) -> u64 {
+    pub fn new(seed: u64) -> Self {
+        Random(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1)
+    }
+
+    pub fn below(&mut self, n: u64) -> u64 {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;
         self.0 ^= self.0 >> 27;
@@ -43,7 +47,7 @@ impl Walk {
     pub async fn new(seed: u64, store: &dyn Backend) -> Self {
         let first = store.current_revision().await.unwrap();
         Walk {
-            random: Random(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1),
+            random: Random::new(seed),
             states: BTreeMap::from([(first, State::new())]),
             changes: Vec::new(),
             compacted: first,
