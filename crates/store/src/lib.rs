@@ -19,6 +19,7 @@ mod error;
 pub mod etcd;
 pub mod limits;
 pub mod maintain;
+pub mod serve;
 
 pub use error::StoreError;
 

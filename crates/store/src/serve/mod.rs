@@ -1,0 +1,204 @@
+//! The etcd v3 API over the embedded store: what upstream's API server and `etcdctl` ask of etcd, answered by one member.
+//!
+//! Guarantees: reads are linearizable, an acknowledged write is durable, refusals have etcd's codes and words, and every
+//! queue, stream and connection count is bounded ([`limits`]), so that one client cannot hold up another. Who may speak is
+//! decided by client certificates alone; etcd's users and roles, its locks and elections are not served. Knows nothing of
+//! the API server.
+
+mod connections;
+mod convert;
+mod error;
+#[rustfmt::skip]
+#[allow(unreachable_pub)]
+pub mod etcdserverpb;
+mod key;
+mod kv;
+mod lease;
+mod limits;
+mod maintenance;
+mod range;
+mod txn;
+mod watch;
+
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+use tonic::Status;
+use tonic::transport::{Certificate, Identity, Server, ServerTlsConfig};
+
+use crate::embedded::Embedded;
+use crate::{Revision, StoreError};
+use etcdserverpb::cluster_server::ClusterServer;
+use etcdserverpb::kv_server::KvServer;
+use etcdserverpb::lease_server::LeaseServer;
+use etcdserverpb::maintenance_server::MaintenanceServer;
+use etcdserverpb::watch_server::WatchServer;
+
+/// The version of etcd whose API this is, for clients that choose by it: the first of 3.5 from whose progress answers a
+/// client may conclude that it has all events.
+pub const API_VERSION: &str = "3.5.13";
+
+/// A lone member was elected once and for all.
+const TERM: u64 = 1;
+
+/// How often watches that ask for it hear how far they are; as clusters set it for etcd.
+const PROGRESS_INTERVAL: Duration = Duration::from_secs(5);
+
+/// How long clients may take to go when the server stops.
+const STOP_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The server's certificate, and whose clients it takes.
+#[derive(Clone)]
+pub struct Tls {
+    /// The certificate chain, PEM.
+    pub cert: Vec<u8>,
+    /// Its key, PEM.
+    pub key: Vec<u8>,
+    /// The authority whose client certificates are needed, PEM; none: whoever reaches the port is served.
+    pub client_ca: Option<Vec<u8>>,
+}
+
+/// How to serve.
+#[derive(Clone)]
+pub struct Options {
+    /// HTTPS instead of HTTP.
+    pub tls: Option<Tls>,
+    /// The URLs that clients are told to use.
+    pub client_urls: Vec<String>,
+    /// How often watches that ask for it hear how far they are. Default 5 s.
+    pub progress_interval: Duration,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options { tls: None, client_urls: Vec::new(), progress_interval: PROGRESS_INTERVAL }
+    }
+}
+
+/// What all services share.
+pub(crate) struct Served {
+    store: Arc<Embedded>,
+    cluster: u64,
+    member: u64,
+    client_urls: Vec<String>,
+    progress_interval: Duration,
+    /// Watches on all streams.
+    watches: AtomicUsize,
+    /// The store had no room for the last write.
+    full: AtomicBool,
+    /// Numbers the files snapshots are sent from.
+    saves: AtomicU64,
+    snapshots: Arc<Semaphore>,
+    /// Becomes true when the server stops: streams end.
+    stopping: tokio::sync::watch::Sender<bool>,
+}
+
+impl Served {
+    fn new(store: Arc<Embedded>, options: &Options) -> Self {
+        let cluster = store.identity().max(1);
+        Served {
+            cluster,
+            member: cluster.rotate_left(32) | 1,
+            client_urls: options.client_urls.clone(),
+            progress_interval: options.progress_interval.max(Duration::from_millis(10)),
+            watches: AtomicUsize::new(0),
+            full: AtomicBool::new(false),
+            saves: AtomicU64::new(0),
+            snapshots: Arc::new(Semaphore::new(limits::MAX_SNAPSHOTS)),
+            stopping: tokio::sync::watch::Sender::new(false),
+            store,
+        }
+    }
+
+    fn header(&self, revision: Revision) -> etcdserverpb::ResponseHeader {
+        etcdserverpb::ResponseHeader {
+            cluster_id: self.cluster,
+            member_id: self.member,
+            revision: revision as i64,
+            raft_term: TERM,
+        }
+    }
+
+    /// Waits until the server stops.
+    async fn stopped(&self) {
+        // Never fails: the sender is here.
+        _ = self.stopping.subscribe().wait_for(|stopping| *stopping).await;
+    }
+
+    fn header_now(&self) -> etcdserverpb::ResponseHeader {
+        let revision = *self.store.published().borrow();
+        self.header(revision)
+    }
+
+    /// The outcome of a write in etcd's words; remembers whether there was room.
+    fn noted<T>(&self, outcome: Result<T, StoreError>) -> Result<T, Status> {
+        match &outcome {
+            Err(StoreError::Full(_)) => self.full.store(true, Ordering::Relaxed),
+            Ok(_) if self.full.load(Ordering::Relaxed) => self.full.store(false, Ordering::Relaxed),
+            _ => {}
+        }
+        outcome.map_err(error::status)
+    }
+}
+
+/// Serves until `stop`; then lets requests under way finish and streams end.
+pub async fn serve(
+    store: Arc<Embedded>,
+    listener: TcpListener,
+    options: Options,
+    stop: impl Future<Output = ()> + Send,
+) -> Result<(), StoreError> {
+    let served = Arc::new(Served::new(store, &options));
+    let mut server = Server::builder()
+        .max_concurrent_streams(Some(limits::MAX_STREAMS))
+        .http2_keepalive_interval(Some(limits::PROBE_INTERVAL))
+        .http2_keepalive_timeout(Some(limits::PROBE_TIMEOUT));
+    if let Some(tls) = &options.tls {
+        let mut config = ServerTlsConfig::new().identity(Identity::from_pem(&tls.cert, &tls.key));
+        if let Some(ca) = &tls.client_ca {
+            config = config.client_ca_root(Certificate::from_pem(ca));
+        }
+        server = server.tls_config(config).map_err(|e| StoreError::Invalid(format!("TLS settings: {}", causes(&e))))?;
+    }
+    let largest = served.store.options().max_request_bytes + limits::MESSAGE_OVERHEAD_BYTES;
+    let router = server
+        .add_service(KvServer::new(served.clone()).max_decoding_message_size(largest))
+        .add_service(WatchServer::new(served.clone()).max_decoding_message_size(largest))
+        .add_service(LeaseServer::new(served.clone()).max_decoding_message_size(largest))
+        .add_service(MaintenanceServer::new(served.clone()).max_decoding_message_size(largest))
+        .add_service(ClusterServer::new(served.clone()).max_decoding_message_size(largest));
+    let stopped = {
+        let served = served.clone();
+        async move {
+            stop.await;
+            served.stopping.send_replace(true);
+        }
+    };
+    let serving = router.serve_with_incoming_shutdown(connections::incoming(listener), stopped);
+    let overdue = async {
+        served.stopped().await;
+        tokio::time::sleep(STOP_TIMEOUT).await;
+    };
+    tokio::select! {
+        served = serving => served.map_err(|e| StoreError::Unavailable(format!("serving the etcd API: {}", causes(&e)))),
+        () = overdue => Ok(()),
+    }
+}
+
+/// An error with what lies below it.
+fn causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(error) = next {
+        let said = error.to_string();
+        if !text.ends_with(&said) {
+            text = format!("{text}: {said}");
+        }
+        next = error.source();
+    }
+    text
+}
