@@ -21,8 +21,8 @@ use crate::rollout::scaled;
 use crate::runner::{Controller, own_key};
 use crate::{Context, conditions, decoded, status_of};
 
-/// A failed pod stays this long, lest it and its successors chase each other.
-const FAILED_POD_DELAY: i64 = 5;
+/// A pod that ended stays this long, lest it and its successors chase each other.
+const ENDED_POD_DELAY: i64 = 5;
 /// Pods created or deleted by one plan.
 const BURST: usize = 250;
 
@@ -184,7 +184,7 @@ impl<'a> Work<'a> {
         self.delete.insert(pod.name().to_string(), pod);
     }
 
-    /// One pod on each node that fits; failed and surplus ones go.
+    /// One pod on each node that fits; ended and surplus ones go.
     fn place(&mut self) {
         let surging = self.bound(true) > 0;
         let all_nodes = self.world.nodes;
@@ -204,18 +204,23 @@ impl<'a> Work<'a> {
             }
             let mut running = Vec::new();
             for pod in here.into_iter().filter(|p| !p.is_terminating()) {
-                if !pod.is_failed() {
+                if !pod.is_finished() {
                     running.push(pod);
                     continue;
                 }
                 let age = pods::seconds_between(pod.created(), self.now);
-                if age < FAILED_POD_DELAY {
-                    self.plan.again_after(Duration::from_secs((FAILED_POD_DELAY - age).unsigned_abs()));
+                if age < ENDED_POD_DELAY {
+                    self.plan.again_after(Duration::from_secs((ENDED_POD_DELAY - age).unsigned_abs()));
                     continue;
                 }
-                let said =
-                    format!("Found failed daemon pod {} on node {name}, will try to kill it", pod.object.meta.key());
-                self.plan.note(Note::warning(self.object, "FailedDaemonPod", said));
+                let key = pod.object.meta.key();
+                self.plan.note(if pod.is_failed() {
+                    let said = format!("Found failed daemon pod {key} on node {name}, will try to kill it");
+                    Note::warning(self.object, "FailedDaemonPod", said)
+                } else {
+                    let said = format!("Found succeeded daemon pod {key} on node {name}, will try to delete it");
+                    Note::normal(self.object, "SucceededDaemonPod", said)
+                });
                 self.remove(pod);
             }
             running.sort_by(|a, b| {
@@ -249,7 +254,9 @@ impl<'a> Work<'a> {
     /// Replaces pods of older templates, within the bounds of the strategy.
     fn roll(&mut self) {
         let (surge, unavailable) = (self.bound(true), self.bound(false));
-        let (mut in_progress, mut forced, mut candidates) = (0, Vec::new(), Vec::new());
+        // Nodes whose pod is gone and whose next one this very plan makes.
+        let mut in_progress = if surge == 0 { self.create.len() as i64 } else { 0 };
+        let (mut forced, mut candidates) = (Vec::new(), Vec::new());
         for (node, here) in &self.by_node {
             let alive: Vec<&PodView> =
                 here.iter().copied().filter(|p| !p.is_terminating() && !self.delete.contains_key(p.name())).collect();

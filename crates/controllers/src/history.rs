@@ -44,6 +44,44 @@ pub fn template(revision: &Object) -> Value {
     template
 }
 
+/// Containers of a template, of both sorts.
+fn containers(template: &mut Value) -> impl Iterator<Item = &mut Value> {
+    let spec = template.get_mut("spec").and_then(Value::as_object_mut);
+    let lists =
+        spec.into_iter().flatten().filter(|(field, _)| matches!(field.as_str(), "containers" | "initContainers"));
+    lists.flat_map(|(_, list)| list.as_array_mut().into_iter().flatten())
+}
+
+/// A template with the empty fields that Go's encoder always writes: clients compare revisions byte by byte with what
+/// they themselves encode.
+fn as_written_by_go(template: &Value) -> Value {
+    let mut template = template.clone();
+    if template["metadata"].get("creationTimestamp").is_none() {
+        template["metadata"]["creationTimestamp"] = Value::Null;
+    }
+    for container in containers(&mut template) {
+        if container.get("resources").is_none() {
+            container["resources"] = json!({});
+        }
+    }
+    template
+}
+
+/// Whether two revisions mean the same; releases differ in which empty fields they write.
+fn is_same(a: &Value, b: &Value) -> bool {
+    let bare = |data: &Value| {
+        let mut template = data["spec"]["template"].clone();
+        if let Some(metadata) = template.get_mut("metadata").and_then(Value::as_object_mut) {
+            metadata.retain(|field, value| field != "creationTimestamp" || !value.is_null());
+        }
+        for container in containers(&mut template).filter_map(Value::as_object_mut) {
+            container.retain(|field, value| field != "resources" || value.as_object().is_none_or(|r| !r.is_empty()));
+        }
+        template
+    };
+    bare(a) == bare(b)
+}
+
 /// Finds or makes the revision of a set's present template. `hash_label` is what the revision itself is labelled with;
 /// `taken` says whether a revision's name is in use.
 pub fn sync(
@@ -54,12 +92,12 @@ pub fn sync(
 ) -> Result<History, Status> {
     let resource = client::gvr_of::<ControllerRevision>();
     let body = set.value().map_err(Status::internal)?;
-    let mut template = body["spec"]["template"].clone();
+    let mut template = as_written_by_go(&body["spec"]["template"]);
     template["$patch"] = "replace".into();
     let data_now = json!({"spec": {"template": template}});
     owned.sort_by(|a, b| number(a).cmp(&number(b)).then_with(|| a.meta.name.cmp(&b.meta.name)));
     let next = owned.last().map_or(0, |r| number(r)) + 1;
-    let equal: Vec<&Arc<Object>> = owned.iter().filter(|r| data(r) == data_now).collect();
+    let equal: Vec<&Arc<Object>> = owned.iter().filter(|r| is_same(&data(r), &data_now)).collect();
     let mut actions = Vec::new();
     if let Some(present) = equal.last() {
         if number(present) + 1 < next {

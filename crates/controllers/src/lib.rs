@@ -6,6 +6,8 @@
 
 #![forbid(unsafe_code)]
 
+mod attach_detach;
+mod certificates;
 mod cluster_roles;
 mod conditions;
 mod cronjob;
@@ -17,12 +19,17 @@ mod endpoints;
 mod garbage;
 mod hash;
 mod history;
+mod horizontal_pod_autoscaler;
+mod hpa;
 mod indexes;
 mod job;
 mod job_controller;
+mod local_path;
+pub mod metrics;
 mod namespace;
 mod node_ipam;
 mod node_lifecycle;
+mod node_ttl;
 mod nodes;
 mod owners;
 mod plan;
@@ -32,11 +39,19 @@ mod pods;
 mod quota;
 mod replicas;
 mod replicaset;
+mod resource_claims;
 mod rollout;
 mod rollout_status;
 mod runner;
+mod service_cidr;
+pub mod signing;
 mod statefulset;
+mod storage_migration;
 mod taint_eviction;
+pub mod tokens;
+mod trust_bundles;
+mod volume_attributes;
+mod volume_growth;
 mod volumes;
 
 use std::sync::Arc;
@@ -51,6 +66,9 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use runner::Controller;
+
+/// How long a node may be silent when nobody says otherwise: upstream's since v1.32.
+pub const NODE_MONITOR_GRACE_PERIOD: Duration = Duration::from_secs(50);
 
 /// How the controllers are set up; the names are those of `kube-controller-manager`'s flags.
 #[derive(Clone, Debug)]
@@ -73,8 +91,22 @@ pub struct Options {
     pub node_startup_grace_period: Duration,
     /// Nodes of a zone whose pods may begin to be evicted, per second.
     pub node_eviction_rate: f64,
+    /// The same in a large zone most of whose nodes are not ready; in a small one nobody is told to go then.
+    pub secondary_node_eviction_rate: f64,
+    /// Nodes above which a zone is large.
+    pub large_cluster_size_threshold: usize,
+    /// Share of a zone's nodes that are not ready from which on the zone is in trouble.
+    pub unhealthy_zone_threshold: f64,
+    /// Where volumes of the built-in provisioner lie; it is off without, and must be where nodes' disks are elsewhere.
+    pub local_path: Option<std::path::PathBuf>,
     /// PEM bundle for `kube-root-ca.crt`; nothing is published without one.
     pub root_ca: Option<String>,
+    /// Signs certificate requests; without it they wait.
+    pub signing: Option<signing::Authority>,
+    /// Longest life of a certificate signed.
+    pub cluster_signing_duration: Duration,
+    /// Signs tokens kept in Secrets; without it such Secrets stay empty.
+    pub service_account_signer: Option<tokens::Signer>,
     /// Keys a controller reconciles at once.
     pub concurrency: usize,
     /// Finished pods kept before the oldest are deleted.
@@ -91,10 +123,17 @@ impl Default for Options {
             node_cidr_mask_size_ipv4: 24,
             node_cidr_mask_size_ipv6: 64,
             node_monitor_period: Duration::from_secs(5),
-            node_monitor_grace_period: Duration::from_secs(50),
+            node_monitor_grace_period: NODE_MONITOR_GRACE_PERIOD,
             node_startup_grace_period: Duration::from_secs(60),
             node_eviction_rate: 0.1,
+            secondary_node_eviction_rate: 0.01,
+            large_cluster_size_threshold: 50,
+            unhealthy_zone_threshold: 0.55,
+            local_path: None,
             root_ca: None,
+            signing: None,
+            cluster_signing_duration: Duration::from_secs(365 * 24 * 3600),
+            service_account_signer: None,
             concurrency: 5,
             terminated_pod_gc_threshold: 12_500,
         }
@@ -146,12 +185,93 @@ const CONTROLLERS: &[(&str, bool, Make)] = &[
     ("persistentvolumeclaim-protection-controller", true, volumes::claim_protection),
     ("persistentvolume-protection-controller", true, volumes::volume_protection),
     ("ephemeral-volume-controller", true, volumes::ephemeral_volumes),
+    ("serviceaccount-token-controller", true, tokens::service_account_tokens),
+    ("certificatesigningrequest-approving-controller", true, certificates::approving),
+    ("certificatesigningrequest-signing-controller", true, certificates::signing_requests),
+    ("certificatesigningrequest-cleaner-controller", true, certificates::cleaner),
+    ("podcertificaterequest-cleaner-controller", true, certificates::pod_request_cleaner),
+    ("kube-apiserver-serving-clustertrustbundle-publisher-controller", true, trust_bundles::publisher),
+    ("bootstrap-signer-controller", false, tokens::bootstrap_signer),
+    ("token-cleaner-controller", false, tokens::token_cleaner),
+    ("ttl-controller", true, node_ttl::ttl),
+    ("service-cidr-controller", true, service_cidr::service_cidrs),
+    ("horizontal-pod-autoscaler-controller", true, horizontal_pod_autoscaler::autoscaler),
+    ("persistentvolume-attach-detach-controller", true, attach_detach::attach_detach),
+    ("persistentvolume-expander-controller", true, volume_growth::expander),
+    ("volumeattributesclass-protection-controller", true, volume_attributes::protection),
+    ("local-path-provisioner-controller", true, local_path::provisioner),
+    ("resourceclaim-controller", true, resource_claims::resource_claims),
+    ("storage-version-migrator-controller", true, storage_migration::migrator),
     ("ttl-after-finished-controller", true, job_controller::ttl_after_finished),
+];
+
+/// Resources an older server may lack, and the controllers that are nothing without them.
+const NEEDS: &[(&str, &str, &str, &str)] = &[
+    ("podcertificaterequest-cleaner-controller", "certificates.k8s.io", "v1", "podcertificaterequests"),
+    (
+        "kube-apiserver-serving-clustertrustbundle-publisher-controller",
+        "certificates.k8s.io",
+        "v1",
+        "clustertrustbundles",
+    ),
+    ("service-cidr-controller", "networking.k8s.io", "v1", "servicecidrs"),
+    ("volumeattributesclass-protection-controller", "storage.k8s.io", "v1", "volumeattributesclasses"),
+    ("resourceclaim-controller", "resource.k8s.io", "v1", "resourceclaims"),
+    ("storage-version-migrator-controller", "storagemigration.k8s.io", "v1", "storageversionmigrations"),
+];
+/// How often a server is asked again for what it lacks: it may be upgraded below us.
+const NEEDS_PERIOD: Duration = Duration::from_secs(60);
+
+/// What controllers were called before their names were settled; `--controllers` takes both.
+const ALIASES: &[(&str, &str)] = &[
+    ("attachdetach", "persistentvolume-attach-detach-controller"),
+    ("bootstrapsigner", "bootstrap-signer-controller"),
+    ("clusterrole-aggregation", "clusterrole-aggregation-controller"),
+    ("cronjob", "cronjob-controller"),
+    ("csrapproving", "certificatesigningrequest-approving-controller"),
+    ("csrcleaner", "certificatesigningrequest-cleaner-controller"),
+    ("csrsigning", "certificatesigningrequest-signing-controller"),
+    ("daemonset", "daemonset-controller"),
+    ("deployment", "deployment-controller"),
+    ("disruption", "disruption-controller"),
+    ("endpoint", "endpoints-controller"),
+    ("endpointslice", "endpointslice-controller"),
+    ("endpointslicemirroring", "endpointslice-mirroring-controller"),
+    ("ephemeral-volume", "ephemeral-volume-controller"),
+    ("garbagecollector", "garbage-collector-controller"),
+    ("horizontalpodautoscaling", "horizontal-pod-autoscaler-controller"),
+    ("job", "job-controller"),
+    ("namespace", "namespace-controller"),
+    ("nodeipam", "node-ipam-controller"),
+    ("nodelifecycle", "node-lifecycle-controller"),
+    ("persistentvolume-binder", "persistentvolume-binder-controller"),
+    ("persistentvolume-expander", "persistentvolume-expander-controller"),
+    ("podgc", "pod-garbage-collector-controller"),
+    ("pv-protection", "persistentvolume-protection-controller"),
+    ("pvc-protection", "persistentvolumeclaim-protection-controller"),
+    ("replicaset", "replicaset-controller"),
+    ("replicationcontroller", "replicationcontroller-controller"),
+    ("resource-claim-controller", "resourceclaim-controller"),
+    ("resourcequota", "resourcequota-controller"),
+    ("root-ca-cert-publisher", "root-ca-certificate-publisher-controller"),
+    ("serviceaccount", "serviceaccount-controller"),
+    ("serviceaccount-token", "serviceaccount-token-controller"),
+    ("statefulset", "statefulset-controller"),
+    ("tokencleaner", "token-cleaner-controller"),
+    ("ttl", "ttl-controller"),
+    ("ttl-after-finished", "ttl-after-finished-controller"),
 ];
 
 /// Names of all controllers, for help texts.
 pub fn names() -> impl Iterator<Item = &'static str> {
     CONTROLLERS.iter().map(|c| c.0)
+}
+
+/// A name as the table has it, `-` kept.
+fn canonical(wanted: &str) -> String {
+    let (sign, name) = wanted.strip_prefix('-').map_or(("", wanted), |name| ("-", name));
+    let name = ALIASES.iter().find(|(alias, _)| *alias == name).map_or(name, |(_, name)| name);
+    format!("{sign}{name}")
 }
 
 fn is_enabled(name: &str, by_default: bool, wanted: &[String]) -> bool {
@@ -160,26 +280,58 @@ fn is_enabled(name: &str, by_default: bool, wanted: &[String]) -> bool {
     on || (!off && by_default && wanted.iter().any(|w| w == "*"))
 }
 
+/// Waits until the server has what a controller is nothing without.
+async fn has_needs(client: &Client, name: &str) {
+    let Some((_, group, version, plural)) = NEEDS.iter().find(|n| n.0 == name) else { return };
+    let mut told = false;
+    loop {
+        let is_wanted = |a: &client::ApiResource| {
+            (&*a.resource.group, &*a.resource.version, &*a.resource.resource) == (*group, *version, *plural)
+        };
+        match client.discover().await {
+            Ok(found) if found.resources.iter().any(is_wanted) => return,
+            Ok(_) if !told => {
+                tracing::info!(controller = name, "waits: the server has no {plural}.{group}/{version}");
+                told = true;
+            }
+            // A server that cannot be asked yet is everybody's trouble, and told by others.
+            Ok(_) | Err(_) => {}
+        }
+        tokio::time::sleep(NEEDS_PERIOD).await;
+    }
+}
+
 /// Runs the controllers until cancelled. Leader election, where there are several of us, is the caller's.
 pub async fn run(
     client: Client,
     informers: Arc<Informers>,
-    options: Options,
+    mut options: Options,
     cancel: CancellationToken,
 ) -> Result<(), Error> {
-    for wanted in &options.controllers {
+    for wanted in &mut options.controllers {
+        *wanted = canonical(wanted);
         let name = wanted.strip_prefix('-').unwrap_or(wanted);
         if name != "*" && !names().any(|n| n == name) {
             return Err(Error::UnknownController(name.into()));
         }
     }
-    let cx = Context { client, informers, options: Arc::new(options) };
+    let cx = Arc::new(Context { client, informers, options: Arc::new(options) });
     let mut tasks = JoinSet::new();
     for (name, by_default, make) in CONTROLLERS {
-        if is_enabled(name, *by_default, &cx.options.controllers) {
+        if !is_enabled(name, *by_default, &cx.options.controllers) {
+            continue;
+        }
+        if !NEEDS.iter().any(|n| n.0 == *name) {
             let controller = make(&cx);
             tasks.spawn(controller.run(cx.client.clone(), cancel.clone()));
+            continue;
         }
+        let (cx, cancel) = (cx.clone(), cancel.clone());
+        tasks.spawn(async move {
+            if cancel.run_until_cancelled(has_needs(&cx.client, name)).await.is_some() {
+                make(&cx).run(cx.client.clone(), cancel).await;
+            }
+        });
     }
     while let Some(ended) = tasks.join_next().await {
         if let Err(error) = ended {
@@ -200,6 +352,23 @@ fn status_of(object: &Object) -> Result<Value, Status> {
     Ok(body.get_mut("status").map_or(Value::Null, Value::take))
 }
 
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_old_and_new() {
+        for (alias, name) in ALIASES {
+            assert!(names().any(|n| n == *name), "{alias} stands for {name}, which is none");
+        }
+        assert!(NEEDS.iter().all(|need| names().any(|n| n == need.0)));
+        assert_eq!(canonical("-nodelifecycle"), "-node-lifecycle-controller");
+        assert_eq!(canonical("*"), "*");
+    }
+}
+
+#[cfg(test)]
+mod chaos;
 #[cfg(test)]
 mod scenarios;
 #[cfg(test)]

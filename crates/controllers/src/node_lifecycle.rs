@@ -51,8 +51,37 @@ pub struct Health {
     pub silent: i64,
     /// Seconds a node may be silent.
     pub grace: i64,
-    /// Whether its pods may be told to go now: evictions are rationed, and stop when every node is silent.
+    /// Whether its pods may be told to go now: evictions are rationed by zone.
     pub may_evict: bool,
+    /// No node anywhere is ready: the fault is more likely here than there, and nobody is told to go.
+    pub all_down: bool,
+}
+
+/// How a zone's nodes fare.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ZoneState {
+    Normal,
+    Partial,
+    Full,
+}
+
+/// A zone with so many nodes, so many of them not ready.
+pub fn zone_state(nodes: usize, unready: usize, threshold: f64) -> ZoneState {
+    match () {
+        () if nodes > 0 && unready == nodes => ZoneState::Full,
+        // Two nodes down are two nodes, in however small a zone.
+        () if unready > 2 && unready as f64 / nodes as f64 >= threshold => ZoneState::Partial,
+        () => ZoneState::Normal,
+    }
+}
+
+/// Nodes of a zone whose pods may begin to be evicted, per second.
+pub fn eviction_rate(state: ZoneState, nodes: usize, options: &crate::Options) -> f64 {
+    match state {
+        ZoneState::Partial if nodes > options.large_cluster_size_threshold => options.secondary_node_eviction_rate,
+        ZoneState::Partial => 0.0,
+        ZoneState::Normal | ZoneState::Full => options.node_eviction_rate,
+    }
 }
 
 fn ready_status(node: &Node) -> &str {
@@ -73,7 +102,7 @@ pub fn plan(object: &Object, node: &Node, health: Health, pods: &[PodView], now:
         return Ok(plan);
     }
     let known = nodes::taints(node);
-    let wanted = wanted_taints(node, health.may_evict, now);
+    let wanted = wanted_taints(node, health, now);
     if wanted != known {
         let metadata = json!({"resourceVersion": object.resource_version.to_string()});
         let taints = if wanted.is_empty() { Value::Null } else { json!(wanted) };
@@ -127,7 +156,7 @@ fn silence(status: &mut Value, created: &str, now: Timestamp) {
     }
 }
 
-fn wanted_taints(node: &Node, may_evict: bool, now: Timestamp) -> Vec<Taint> {
+fn wanted_taints(node: &Node, health: Health, now: Timestamp) -> Vec<Taint> {
     let has = |kind: &str, status: &str| nodes::condition(node, kind).is_some_and(|c| c.status == status);
     let known = nodes::taints(node);
     let ready = nodes::condition(node, "Ready");
@@ -149,7 +178,7 @@ fn wanted_taints(node: &Node, may_evict: bool, now: Timestamp) -> Vec<Taint> {
         _ => None,
     };
     let evicting = known.iter().any(|t| t.effect == "NoExecute" && [NOT_READY, UNREACHABLE].contains(&t.key.as_str()));
-    if let Some(taint) = unready.filter(|_| may_evict || evicting) {
+    if let Some(taint) = unready.filter(|_| !health.all_down && (health.may_evict || evicting)) {
         wanted.push((taint, "NoExecute"));
     }
     let ours = |t: &Taint| match t.effect.as_str() {
@@ -218,22 +247,34 @@ pub fn node_lifecycle(cx: &Context) -> Controller {
             *heard = (voice, ask.now);
         }
         let silent = pods::seconds_between(heard.1, ask.now);
-        let mut may_evict = false;
+        let (mut may_evict, mut all_down) = (false, false);
         if ready_status(&node) != "True" && nodes::condition(&node, "Ready").is_some() {
-            let anybody_ready =
-                of.list(None).iter().any(|o| o.typed::<Node>().is_ok_and(|n| ready_status(&n) == "True"));
-            let last = memory.evicted.get(&zone(&object)).copied();
-            let interval = 1.0 / options.node_eviction_rate.max(f64::MIN_POSITIVE);
-            may_evict = anybody_ready && last.is_none_or(|l| pods::seconds_between(l, ask.now) as f64 >= interval);
+            let zone = zone(&object);
+            // (nodes, those not ready) of this zone, and whether any node anywhere is ready.
+            let (mut here, mut unready, mut anybody) = (0, 0, false);
+            for other in of.list(None) {
+                let is_ready = other.typed::<Node>().is_ok_and(|n| ready_status(&n) == "True");
+                anybody |= is_ready;
+                if self::zone(&other) == zone {
+                    here += 1;
+                    unready += usize::from(!is_ready);
+                }
+            }
+            all_down = !anybody;
+            let state = zone_state(here, unready, options.unhealthy_zone_threshold);
+            let rate = eviction_rate(state, here, &options);
+            let last = memory.evicted.get(&zone).copied();
+            let rationed = last.is_none_or(|l| pods::seconds_between(l, ask.now) as f64 >= 1.0 / rate);
+            may_evict = anybody && rate > 0.0 && rationed;
             let tainted = nodes::taints(&node)
                 .iter()
                 .any(|t| t.effect == "NoExecute" && [NOT_READY, UNREACHABLE].contains(&t.key.as_str()));
             if may_evict && !tainted {
-                memory.evicted.insert(zone(&object), ask.now);
+                memory.evicted.insert(zone, ask.now);
             }
         }
         drop(memory);
-        let health = Health { silent, grace: i64::try_from(grace.as_secs()).unwrap_or(i64::MAX), may_evict };
+        let health = Health { silent, grace: i64::try_from(grace.as_secs()).unwrap_or(i64::MAX), may_evict, all_down };
         let views = if ready_status(&node) == "Unknown" {
             pods::views(of_pods.by_index(BY_NODE, &ask.key))?
         } else {
@@ -245,4 +286,25 @@ pub fn node_lifecycle(cx: &Context) -> Controller {
     .read(&leases)
     .read(&all_pods)
     .feed(move |queue| Box::pin(queue_all(queue, period)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn zones_in_trouble_evict_slower() {
+        let options = crate::Options::default();
+        for (nodes, unready, state, rate) in [
+            (10, 0, ZoneState::Normal, 0.1),
+            (10, 5, ZoneState::Normal, 0.1),
+            (10, 6, ZoneState::Partial, 0.0),
+            (100, 60, ZoneState::Partial, 0.01),
+            (3, 2, ZoneState::Normal, 0.1),
+            (3, 3, ZoneState::Full, 0.1),
+        ] {
+            let found = zone_state(nodes, unready, options.unhealthy_zone_threshold);
+            assert_eq!((found, eviction_rate(found, nodes, &options)), (state, rate), "{unready} of {nodes}");
+        }
+    }
 }

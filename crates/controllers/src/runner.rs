@@ -4,7 +4,7 @@
 //! wrote (it waits until the informers have reached those versions), and that a failing or panicking reconcile comes back
 //! with its own back-off. What a key means it does not know.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -18,12 +18,15 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::metrics;
 use crate::plan::{Action, Note, Plan, What};
 
 /// How long a reconcile waits for the informers to reach its key's last writes before the key goes to the back.
 const CATCH_UP: Duration = Duration::from_secs(5);
 /// A deletion the informer never shows (the object came back as it was) is believed after this.
 const DELETION_SEEN: Duration = Duration::from_secs(30);
+/// How often everything is looked at, whether or not anything was heard; see [`metrics::Counts::resync_found`].
+const RESYNC: Duration = Duration::from_secs(600);
 /// Writes at once of one plan.
 const MAX_AT_ONCE: usize = 64;
 
@@ -56,6 +59,8 @@ pub struct Controller {
     feed: Option<Feed>,
     reconcile: Reconcile,
     workers: usize,
+    /// What it does follows from informers alone, so a look without an event must find nothing.
+    is_pure: bool,
 }
 
 /// The changed object's own key.
@@ -65,7 +70,8 @@ pub fn own_key(change: &Change) -> Vec<String> {
 
 impl Controller {
     pub fn new(name: &'static str, reconcile: impl Fn(Ask) -> Result<Plan, Status> + Send + Sync + 'static) -> Self {
-        Self::with_io(name, move |ask| futures::future::ready(reconcile(ask)).boxed())
+        let controller = Self::with_io(name, move |ask| futures::future::ready(reconcile(ask)).boxed());
+        Self { is_pure: true, ..controller }
     }
 
     /// For the few whose world is not all in informers.
@@ -81,6 +87,7 @@ impl Controller {
             feed: None,
             reconcile: Box::new(reconcile),
             workers: 5,
+            is_pure: false,
         }
     }
 
@@ -101,12 +108,14 @@ impl Controller {
     /// Makes a key dirty again and again.
     pub fn every(mut self, period: Duration, key: &'static str) -> Self {
         self.tick = Some((period, key));
+        self.is_pure = false;
         self
     }
 
     /// A task of its own that makes keys dirty, for what cannot be declared beforehand.
     pub fn feed(mut self, feed: impl FnOnce(Queue<Arc<str>>) -> BoxFuture<'static, ()> + Send + 'static) -> Self {
         self.feed = Some(Box::new(feed));
+        self.is_pure = false;
         self
     }
 
@@ -133,14 +142,20 @@ impl Controller {
                 .map(|i| (i.scope().resource.clone(), i.clone()))
                 .collect(),
             memory: Mutex::default(),
+            unheard: Mutex::default(),
         });
+        metrics::count(self.name, |_| {});
         let synced = join_all(running.informers.values().map(|i| i.synced()));
         if cancel.run_until_cancelled(synced).await.is_none() {
             return;
         }
         let mut tasks = JoinSet::new();
-        for watch in self.watches {
-            tasks.spawn(follow(watch, running.queue.clone()));
+        let watches: Vec<Arc<Watch>> = self.watches.into_iter().map(Arc::new).collect();
+        for watch in &watches {
+            tasks.spawn(follow(watch.clone(), running.clone()));
+        }
+        if self.is_pure {
+            tasks.spawn(resync(watches, running.clone()));
         }
         if let Some((period, key)) = self.tick {
             let queue = running.queue.clone();
@@ -162,19 +177,39 @@ impl Controller {
 }
 
 /// Turns one informer's changes into dirty keys.
-async fn follow(watch: Watch, queue: Queue<Arc<str>>) {
+async fn follow(watch: Arc<Watch>, running: Arc<Running>) {
     let mut subscription = watch.informer.subscribe();
     while let Some(batch) = subscription.next().await {
         let changes = match batch {
             Batch::Changes(changes) => changes,
-            Batch::Resync => {
-                let whole = |o: Arc<Object>| Change { key: o.meta.key().into(), old: None, new: Some(o) };
-                watch.informer.list(None).into_iter().map(whole).collect()
-            }
+            Batch::Resync => everything(&watch.informer),
         };
         for change in &changes {
             for key in (watch.map)(change) {
-                queue.add(key.into());
+                let key: Arc<str> = key.into();
+                running.unheard().remove(&key);
+                running.queue.add(key);
+            }
+        }
+    }
+}
+
+fn everything(informer: &Informer) -> Vec<Change> {
+    let whole = |o: Arc<Object>| Change { key: o.meta.key().into(), old: None, new: Some(o) };
+    informer.list(None).into_iter().map(whole).collect()
+}
+
+/// Makes every key dirty now and then, noting which were so without any event.
+async fn resync(watches: Vec<Arc<Watch>>, running: Arc<Running>) {
+    loop {
+        tokio::time::sleep(RESYNC).await;
+        for watch in &watches {
+            for change in everything(&watch.informer) {
+                for key in (watch.map)(&change) {
+                    let key: Arc<str> = key.into();
+                    running.unheard().insert(key.clone());
+                    running.queue.add(key);
+                }
             }
         }
     }
@@ -188,11 +223,13 @@ struct KeyMemory {
     /// (resource, key, uid, when)
     deleted: Vec<(Gvr, String, String, Instant)>,
     failure: Option<Arc<Status>>,
+    /// When it wanted to look again, whatever happens until then.
+    due: Option<Instant>,
 }
 
 impl KeyMemory {
     fn is_empty(&self) -> bool {
-        self.written.is_empty() && self.deleted.is_empty() && self.failure.is_none()
+        self.written.is_empty() && self.deleted.is_empty() && self.failure.is_none() && self.due.is_none()
     }
 }
 
@@ -204,6 +241,8 @@ struct Running {
     reconcile: Reconcile,
     informers: HashMap<Gvr, Arc<Informer>>,
     memory: Mutex<HashMap<Arc<str>, KeyMemory>>,
+    /// Keys that only a resync made dirty.
+    unheard: Mutex<HashSet<Arc<str>>>,
 }
 
 impl Running {
@@ -222,6 +261,10 @@ impl Running {
                 drop(permit);
             });
         }
+    }
+
+    fn unheard(&self) -> std::sync::MutexGuard<'_, HashSet<Arc<str>>> {
+        self.unheard.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn remember(&self, key: &Arc<str>, change: impl FnOnce(&mut KeyMemory)) {
@@ -269,12 +312,25 @@ impl Running {
             self.queue.add_after(key.clone(), Duration::from_millis(100));
             return;
         }
-        let mut failure = None;
-        self.remember(key, |memory| failure = memory.failure.clone());
+        let (mut failure, mut is_due) = (None, false);
+        self.remember(key, |memory| {
+            failure = memory.failure.clone();
+            is_due = memory.due.take().is_some_and(|due| due <= Instant::now());
+        });
+        let unheard = self.unheard().remove(key) && failure.is_none() && !is_due;
         let ask = Ask { key: key.clone(), now: Timestamp::now(), failure };
         let outcome = AssertUnwindSafe(async {
             let plan = (self.reconcile)(ask).await?;
-            let again = plan.again;
+            let (again, writes) = (plan.again, plan.actions.len());
+            let found = unheard && writes > 0;
+            if found {
+                tracing::warn!(controller = self.name, %key, first = %plan.actions[0], "only a resync found this to do");
+            }
+            metrics::count(self.name, |counts| {
+                counts.reconciles += 1;
+                counts.writes += writes as u64;
+                counts.resync_found += u64::from(found);
+            });
             self.execute(key, plan).await.map(|()| again)
         })
         .catch_unwind()
@@ -285,11 +341,13 @@ impl Running {
                 self.queue.forget(key);
                 self.remember(key, |memory| memory.failure = None);
                 if let Some(delay) = again {
+                    self.remember(key, |memory| memory.due = Some(Instant::now() + delay));
                     self.queue.add_after(key.clone(), delay);
                 }
             }
             Err(status) if is_namespace_terminating(&status) => self.queue.forget(key),
             Err(status) => {
+                metrics::count(self.name, |counts| counts.failures += 1);
                 let attempts = self.queue.failures(key) + 1;
                 // Conflicts, and writes to what is gone, are the ordinary way to learn of a newer world.
                 let conflict = status.is_conflict() || status.is_not_found();

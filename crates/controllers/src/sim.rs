@@ -38,6 +38,17 @@ const RESOURCES: &[(&str, &str, &str, bool)] = &[
 
 type Watcher = (String, String, Option<String>, mpsc::UnboundedSender<Vec<WatchEvent>>);
 
+/// How watches misbehave.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Chaos {
+    /// A watch ends after each event.
+    pub cut: bool,
+    /// Each event comes twice.
+    pub duplicate: bool,
+    /// Milliseconds an event is late.
+    pub late: u64,
+}
+
 #[derive(Default)]
 struct State {
     revision: u64,
@@ -45,6 +56,13 @@ struct State {
     objects: BTreeMap<(String, String), Value>,
     watchers: Vec<Watcher>,
     log: Vec<String>,
+    chaos: Chaos,
+    /// Every event there was: (resource, kind, object).
+    history: Vec<(String, EventKind, Arc<Object>)>,
+    /// Objects that were made: (resource, name).
+    made: Vec<(String, String)>,
+    /// Writes asked for, refused ones too.
+    writes: usize,
 }
 
 fn merge(into: &mut Value, patch: &Value) {
@@ -67,10 +85,17 @@ fn merge(into: &mut Value, patch: &Value) {
 impl State {
     fn tell(&mut self, resource: &str, kind: EventKind, body: &Value) {
         let object = Arc::new(Object::from_value(body).unwrap());
+        self.history.push((resource.into(), kind, object.clone()));
+        let chaos = self.chaos;
         self.watchers.retain(|(r, namespace, name, send)| {
             let wanted = r == resource && (namespace.is_empty() || *namespace == *object.meta.namespace);
             let named = name.as_ref().is_none_or(|n| **n == *object.meta.name);
-            !(wanted && named) || send.send(vec![WatchEvent::Object { kind, object: object.clone() }]).is_ok()
+            if !(wanted && named) {
+                return true;
+            }
+            let event = WatchEvent::Object { kind, object: object.clone() };
+            let batch = if chaos.duplicate { vec![event.clone(), event] } else { vec![event] };
+            send.send(batch).is_ok() && !chaos.cut
         });
     }
 
@@ -118,6 +143,7 @@ impl Sim {
         let conflict = || Status::conflict(&group, resource, &request.name, "the object has been modified");
         let current = state.objects.get(&(resource.to_string(), key.clone())).cloned();
         if request.verb.is_write() {
+            state.writes += 1;
             let sub = if request.subresource.is_empty() { String::new() } else { format!("/{}", request.subresource) };
             let name = body["metadata"]["name"]
                 .as_str()
@@ -147,14 +173,20 @@ impl Sim {
                     .and_then(|f| f.strip_prefix("metadata.name="))
                     .map(Into::into);
                 let (send, receive) = mpsc::unbounded_channel();
-                for ((r, _), body) in &state.objects {
-                    let object = Arc::new(Object::from_value(body).unwrap());
+                for (r, kind, object) in &state.history {
                     if r == resource && object.resource_version > from {
-                        let _ = send.send(vec![WatchEvent::Object { kind: EventKind::Modified, object }]);
+                        let _ = send.send(vec![WatchEvent::Object { kind: *kind, object: object.clone() }]);
                     }
                 }
                 state.watchers.push((resource.into(), request.namespace.clone(), name, send));
-                Ok(Reply::Watch(UnboundedReceiverStream::new(receive).boxed()))
+                let late = Duration::from_millis(state.chaos.late);
+                let stream = UnboundedReceiverStream::new(receive).then(move |batch| async move {
+                    if !late.is_zero() {
+                        tokio::time::sleep(late).await;
+                    }
+                    batch
+                });
+                Ok(Reply::Watch(stream.boxed()))
             }
             Verb::Create => {
                 let leaving = state.objects.get(&("namespaces".into(), request.namespace.clone()));
@@ -182,6 +214,8 @@ impl Sim {
                 if !request.namespace.is_empty() {
                     body["metadata"]["namespace"] = request.namespace.into();
                 }
+                let name = body["metadata"]["name"].as_str().unwrap_or_default().to_string();
+                state.made.push((resource.to_string(), name));
                 Ok(Reply::Object { object: state.store(resource, &key, body), created: true })
             }
             Verb::Update | Verb::Patch => {
@@ -299,6 +333,21 @@ impl Sim {
 
     pub fn all(&self, resource: &str) -> Vec<Value> {
         self.0.lock().unwrap().objects.iter().filter(|((r, _), _)| r == resource).map(|(_, v)| v.clone()).collect()
+    }
+
+    /// Makes watches misbehave from now on.
+    pub fn misbehave(&self, chaos: Chaos) {
+        self.0.lock().unwrap().chaos = chaos;
+    }
+
+    /// Names of all objects of a resource ever made.
+    pub fn made(&self, resource: &str) -> Vec<String> {
+        self.0.lock().unwrap().made.iter().filter(|(r, _)| r == resource).map(|(_, name)| name.clone()).collect()
+    }
+
+    /// Writes asked for so far.
+    pub fn writes(&self) -> usize {
+        self.0.lock().unwrap().writes
     }
 
     /// Writes so far, and forgets them.

@@ -192,7 +192,7 @@ fn nodes_that_fall_silent() {
         ("new", node(None, json!([{"key": "node.kubernetes.io/not-ready", "effect": "NoSchedule"}])), 5, false, &[]),
     ] {
         let typed = node.typed::<k8s_openapi::api::core::v1::Node>().unwrap();
-        let health = Health { silent, grace: 40, may_evict };
+        let health = Health { silent, grace: 40, may_evict, all_down: false };
         let plan = crate::node_lifecycle::plan(&node, &typed, health, std::slice::from_ref(&pod), now).unwrap();
         assert_eq!(lines(&plan), expect, "{what}");
     }

@@ -27,7 +27,7 @@ const DEFAULT_CLASS: &str = "storageclass.kubernetes.io/is-default-class";
 const CLAIM_PROTECTION: &str = "kubernetes.io/pvc-protection";
 const VOLUME_PROTECTION: &str = "kubernetes.io/pv-protection";
 /// The index of pods by the claims they use.
-const BY_CLAIM: &str = "claim";
+pub const BY_CLAIM: &str = "claim";
 
 fn claims_resource() -> Gvr {
     client::gvr_of::<PersistentVolumeClaim>()
@@ -311,7 +311,8 @@ fn unbound(claims: &Informer) -> Vec<String> {
     claims.list(None).iter().filter(waits).map(|c| c.meta.key()).collect()
 }
 
-fn finalizer(resource: &Gvr, object: &Object, name: &str, wanted: bool) -> Option<Action> {
+/// Puts a finalizer on an object that is not leaving, or takes it off; `None` when that is so already.
+pub fn finalizer(resource: &Gvr, object: &Object, name: &str, wanted: bool) -> Option<Action> {
     let has = object.meta.finalizers.iter().any(|f| &**f == name);
     if has == wanted || (wanted && object.meta.deletion_timestamp.is_some()) {
         return None;
@@ -326,7 +327,7 @@ fn finalizer(resource: &Gvr, object: &Object, name: &str, wanted: bool) -> Optio
 }
 
 /// Keys of the claims a pod uses, those of its ephemeral volumes included.
-fn claims_of(object: &Object) -> Vec<String> {
+pub fn claims_of(object: &Object) -> Vec<String> {
     let Ok(pod) = object.typed::<Pod>() else { return Vec::new() };
     let volumes = pod.spec.iter().flat_map(|s| s.volumes.iter().flatten());
     let name = |v: &k8s_openapi::api::core::v1::Volume| match (&v.persistent_volume_claim, &v.ephemeral) {

@@ -1,0 +1,170 @@
+//! Stories told badly: leaders die, watches are cut at every event, events come late and twice. The end is the same, and
+//! nothing is made twice on the way.
+
+use client::{Client, Informers};
+use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
+
+use crate::Options;
+use crate::sim::{Chaos, Sim};
+
+const CONTROLLERS: &[&str] = &[
+    "deployment-controller",
+    "replicaset-controller",
+    "garbage-collector-controller",
+    "statefulset-controller",
+    "job-controller",
+    "endpointslice-controller",
+];
+
+/// Ways in which watches misbehave; the last is all of them.
+const CHAOS: &[Chaos] = &[
+    Chaos { cut: false, duplicate: false, late: 0 },
+    Chaos { cut: true, duplicate: false, late: 0 },
+    Chaos { cut: false, duplicate: true, late: 0 },
+    Chaos { cut: false, duplicate: false, late: 400 },
+    Chaos { cut: true, duplicate: true, late: 130 },
+];
+
+fn template(image: &str) -> Value {
+    json!({"metadata": {"labels": {"app": "web"}}, "spec": {"containers": [{"name": "c", "image": image}]}})
+}
+
+fn deployment(replicas: i64) -> Value {
+    json!({"metadata": {"name": "web"}, "spec": {
+        "replicas": replicas, "selector": {"matchLabels": {"app": "web"}}, "template": template("a"), "progressDeadlineSeconds": 600, "revisionHistoryLimit": 10,
+        "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 1}},
+    }})
+}
+
+fn running(sim: &Sim, image: &str) -> usize {
+    let pods = sim.all("pods");
+    let fits = |p: &&Value| {
+        p["spec"]["containers"][0]["image"] == image
+            && p["status"]["phase"] == "Running"
+            && p["metadata"].get("deletionTimestamp").is_none()
+    };
+    if pods.iter().all(|p| fits(&p)) { pods.len() } else { usize::MAX }
+}
+
+/// One life of the controllers.
+struct Leader {
+    cancel: CancellationToken,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Leader {
+    fn start(sim: &Sim) -> Self {
+        let (client, cancel) = (Client::new(sim.clone()), CancellationToken::new());
+        let controllers = CONTROLLERS.iter().map(ToString::to_string).collect();
+        let options = Options { controllers, ..Options::default() };
+        let running = crate::run(client.clone(), Informers::new(client), options, cancel.clone());
+        Self { cancel, task: tokio::spawn(async move { running.await.unwrap() }) }
+    }
+
+    /// Dies in the middle of whatever it does: nothing is finished, nothing is told.
+    async fn killed(self) {
+        self.task.abort();
+        let _ = self.task.await;
+        self.cancel.cancel();
+    }
+}
+
+/// Lets the world run until something holds, with a new leader after each `life` writes.
+async fn until(sim: &Sim, life: usize, what: &str, holds: impl Fn(&Sim) -> bool) {
+    let mut leader = Leader::start(sim);
+    let mut since = sim.writes();
+    for _ in 0..4000 {
+        if holds(sim) {
+            leader.killed().await;
+            return;
+        }
+        if sim.writes() - since >= life {
+            leader.killed().await;
+            leader = Leader::start(sim);
+            since = sim.writes();
+        }
+        sim.run_pods(|_| None);
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    let lines: Vec<String> =
+        sim.all("pods").iter().map(|p| format!("{} {}", p["metadata"]["name"], p["status"]["phase"])).collect();
+    panic!("never: {what}\n{}\n{}", lines.join("\n"), sim.log().join("\n"));
+}
+
+fn distinct(names: &[String]) -> usize {
+    names.iter().collect::<std::collections::BTreeSet<_>>().len()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rollout_survives_its_leaders_and_its_watches() {
+    for chaos in CHAOS {
+        for life in [usize::MAX, 25, 12] {
+            let sim = Sim::default();
+            sim.misbehave(*chaos);
+            sim.create("deployments", deployment(4));
+            until(&sim, life, "rolled out", |s| running(s, "a") == 4).await;
+            assert_eq!(sim.made("pods").len(), 4, "{chaos:?} {life}");
+            sim.patch("deployments", "n/web", "", json!({"spec": {"template": template("b")}}));
+            until(&sim, life, "rolled over", |s| running(s, "b") == 4).await;
+            let made = sim.made("pods");
+            assert_eq!((made.len(), distinct(&made)), (8, 8), "{chaos:?} {life}");
+            assert_eq!(sim.made("replicasets").len(), 2, "{chaos:?} {life}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn deletion_leaves_nothing_behind() {
+    for chaos in CHAOS {
+        for life in [usize::MAX, 15] {
+            let sim = Sim::default();
+            sim.misbehave(*chaos);
+            sim.create("deployments", deployment(3));
+            until(&sim, life, "rolled out", |s| running(s, "a") == 3).await;
+            sim.delete("deployments", "n/web", json!({"propagationPolicy": "Background"}));
+            let empty = |s: &Sim| s.all("pods").is_empty() && s.all("replicasets").is_empty();
+            until(&sim, life, "empty", empty).await;
+            assert_eq!(sim.made("pods").len(), 3, "{chaos:?} {life}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_job_counts_every_pod_once() {
+    for chaos in CHAOS {
+        for life in [usize::MAX, 20] {
+            let sim = Sim::default();
+            sim.misbehave(*chaos);
+            sim.create("jobs", json!({"metadata": {"name": "j", "labels": {"job-name": "j"}}, "spec": {
+                "parallelism": 2, "completions": 5, "backoffLimit": 6, "completionMode": "NonIndexed", "suspend": false,
+                "selector": {"matchLabels": {"job": "j"}},
+                "template": {"metadata": {"labels": {"job": "j"}}, "spec": {"restartPolicy": "Never", "containers": [{"name": "c", "image": "a"}]}},
+            }}));
+            let mut leader = Leader::start(&sim);
+            let mut since = sim.writes();
+            let complete = |s: &Sim| {
+                let job = s.get("jobs", "n/j");
+                job["status"]["conditions"]
+                    .as_array()
+                    .is_some_and(|c| c.iter().any(|c| c["type"] == "Complete" && c["status"] == "True"))
+            };
+            for _ in 0..4000 {
+                if complete(&sim) {
+                    break;
+                }
+                if sim.writes() - since >= life {
+                    leader.killed().await;
+                    leader = Leader::start(&sim);
+                    since = sim.writes();
+                }
+                sim.run_pods(|_| Some("Succeeded"));
+                tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            }
+            leader.killed().await;
+            assert!(complete(&sim), "{chaos:?} {life}: {}", sim.get("jobs", "n/j")["status"]);
+            assert_eq!(sim.get("jobs", "n/j")["status"]["succeeded"], 5, "{chaos:?} {life}");
+            assert_eq!(sim.made("pods").len(), 5, "{chaos:?} {life}");
+        }
+    }
+}

@@ -1,0 +1,47 @@
+//! What the controllers count, in the Prometheus text format.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::sync::{Mutex, PoisonError};
+
+/// Counts of one controller since the process began.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Counts {
+    pub reconciles: u64,
+    pub failures: u64,
+    /// Writes asked for by plans.
+    pub writes: u64,
+    /// Times a look at everything found something to do that no event had told of. Anything but zero is a fault of ours.
+    pub resync_found: u64,
+}
+
+static COUNTS: Mutex<BTreeMap<&'static str, Counts>> = Mutex::new(BTreeMap::new());
+
+/// Changes one controller's counts.
+pub fn count(controller: &'static str, change: impl FnOnce(&mut Counts)) {
+    change(COUNTS.lock().unwrap_or_else(PoisonError::into_inner).entry(controller).or_default());
+}
+
+/// Times any controller's resync found something.
+pub fn resync_found() -> u64 {
+    COUNTS.lock().unwrap_or_else(PoisonError::into_inner).values().map(|c| c.resync_found).sum()
+}
+
+/// All counts, as `/metrics` shows them.
+pub fn text() -> String {
+    let counts = COUNTS.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    let families: [(&str, &str, fn(&Counts) -> u64); 4] = [
+        ("nauplius_controller_reconciles_total", "Reconciles of keys.", |c| c.reconciles),
+        ("nauplius_controller_reconcile_failures_total", "Reconciles that failed and are retried.", |c| c.failures),
+        ("nauplius_controller_writes_total", "Writes asked for by plans.", |c| c.writes),
+        ("nauplius_controller_resync_found_total", "Things only a resync found; should be zero.", |c| c.resync_found),
+    ];
+    let mut out = String::new();
+    for (name, help, of) in families {
+        let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} counter");
+        for (controller, counts) in &counts {
+            let _ = writeln!(out, "{name}{{controller=\"{controller}\"}} {}", of(counts));
+        }
+    }
+    out
+}
