@@ -14,6 +14,7 @@ use anyhow::{Context, Result, bail};
 use client::{Client, Informers};
 use ipnet::Ipv4Net;
 use k8s_openapi::api::core::v1::{Service, ServicePort, ServiceSpec};
+use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, PolicyRule, RoleRef, Subject};
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -81,7 +82,11 @@ impl NodePlace {
     }
 
     fn proxy(&self) -> proxy::Config {
-        proxy::Config { cluster_cidrs: vec![self.cluster_cidr.into()], ..proxy::Config::new(&self.name) }
+        proxy::Config {
+            cluster_cidrs: vec![self.cluster_cidr.into()],
+            network_policies: true,
+            ..proxy::Config::new(&self.name)
+        }
     }
 
     fn dns(&self) -> dns::Config {
@@ -378,6 +383,47 @@ pub async fn publish_dns_service(admin: &Client, address: IpAddr) -> Result<()> 
         Err(status) if !status.is_already_exists() => Err(status).context("Service kube-dns"),
         _ => Ok(()),
     }
+}
+
+/// What the proxy may read beyond upstream's role for it, so that it can enforce NetworkPolicies.
+pub async fn publish_policy_role(admin: &Client) -> Result<()> {
+    const NAME: &str = "nauplius:network-policies";
+    let rule = |group: &str, resources: &[&str]| PolicyRule {
+        api_groups: Some(vec![group.into()]),
+        resources: Some(resources.iter().map(|resource| (*resource).into()).collect()),
+        verbs: vec!["list".into(), "watch".into()],
+        ..Default::default()
+    };
+    let mut role = ClusterRole {
+        rules: Some(vec![rule("networking.k8s.io", &["networkpolicies"]), rule("", &["pods", "namespaces"])]),
+        ..Default::default()
+    };
+    role.metadata.name = Some(NAME.into());
+    let mut binding = ClusterRoleBinding {
+        role_ref: RoleRef {
+            api_group: Some("rbac.authorization.k8s.io".into()),
+            kind: "ClusterRole".into(),
+            name: NAME.into(),
+        },
+        subjects: Some(vec![Subject {
+            api_group: Some("rbac.authorization.k8s.io".into()),
+            kind: "User".into(),
+            name: "system:kube-proxy".into(),
+            namespace: None,
+        }]),
+        ..Default::default()
+    };
+    binding.metadata.name = Some(NAME.into());
+    for made in [
+        admin.api::<ClusterRole>().create(&role).await.map(drop),
+        admin.api::<ClusterRoleBinding>().create(&binding).await.map(drop),
+    ] {
+        match made {
+            Err(status) if !status.is_already_exists() => return Err(status).context(NAME),
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 /// Imports archives through an engine's socket, or into every node of a cluster.

@@ -111,6 +111,40 @@ impl Netfilter {
         }
     }
 
+    pub(crate) fn next_sequence(&mut self) -> u32 {
+        self.sequence = self.sequence.wrapping_add(1);
+        self.sequence
+    }
+
+    /// Sends a batch whose last message, numbered `last`, asks for an acknowledgement.
+    pub(crate) fn commit(&mut self, batch: &[u8], last: u32) -> io::Result<()> {
+        let first = self.sequence;
+        self.sequence = last.wrapping_add(1);
+        self.socket.send(batch, 0)?;
+        let mut result = Ok(());
+        loop {
+            let (datagram, _) = self.socket.recv_from_full()?;
+            let mut rest = &datagram[..];
+            while let Some(message) = rest.get(..16) {
+                let length = (word(message, 0) as usize).clamp(16, rest.len());
+                let (kind, sequence) = (word(message, 4) as u16, word(message, 8));
+                let payload = &rest[16..length];
+                rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+                if kind != NLMSG_ERROR || !(first..=last).contains(&sequence) {
+                    continue;
+                }
+                let code = word(payload, 0) as i32;
+                if code != 0 && result.is_ok() {
+                    result = Err(io::Error::from_raw_os_error(-code));
+                }
+                // A batch that could not be committed at all is answered by its first message's number.
+                if sequence == last || (code != 0 && sequence == first.wrapping_add(1)) {
+                    return result;
+                }
+            }
+        }
+    }
+
     /// Sends one request and shows the attributes of each answer to `each`, until the end of the dump, the
     /// acknowledgement, or until `each` has enough.
     fn request(
@@ -157,7 +191,7 @@ impl Netfilter {
     }
 }
 
-fn number_of(family: Family) -> u8 {
+pub(crate) fn number_of(family: Family) -> u8 {
     match family {
         Family::V4 => 2,
         Family::V6 => 10,

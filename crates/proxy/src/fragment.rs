@@ -40,8 +40,8 @@ pub struct Behind {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Fragment {
     pub(crate) fronts: BTreeMap<Front, Behind>,
-    /// Elements that several Services may share, without a value.
-    pub(crate) shared: BTreeSet<(Map, Arc<str>)>,
+    /// Elements that several fragments may share, with their values; most have none.
+    pub(crate) shared: BTreeMap<(Map, Arc<str>), Arc<str>>,
     /// Chains by name with their rules; the name of a shared chain says all that is in it.
     pub(crate) chains: BTreeMap<Arc<str>, Arc<[String]>>,
     /// Sets by name with their declaration.
@@ -71,7 +71,7 @@ pub fn compile<'a>(
         local_count.extend(candidates.iter().filter(|(_, c)| c.local && c.ready).map(|(e, _)| e.address));
         for (endpoint, _) in candidates.iter().filter(|(_, c)| c.local) {
             let pair = format!("{0} . {0}", endpoint.address);
-            compiler.fragment.shared.insert((Map::Hairpin, pair.into()));
+            compiler.fragment.shared.insert((Map::Hairpin, pair.into()), "".into());
         }
         let affinity = service.affinity.map(|seconds| Affinity {
             id: fnv1a(&format!("{key}/{}/{}/{seconds}", port.name, port.protocol)),
@@ -82,7 +82,7 @@ pub fn compile<'a>(
         let external = Reach::External { local: service.external_local };
         let front = |ip: &IpAddr| Front::Address(*ip, port.protocol, port.port);
         for ip in &service.cluster_ips {
-            compiler.fragment.shared.insert((Map::ClusterIps, ip.to_string().into()));
+            compiler.fragment.shared.insert((Map::ClusterIps, ip.to_string().into()), "".into());
             compiler.front(front(ip), internal, &cluster, &local, affinity.as_ref(), &[]);
         }
         for ip in &service.external_ips {
@@ -312,7 +312,12 @@ impl Compiler<'_> {
     }
 }
 
+/// Whether a chain is the same for all Services with as many endpoints.
+pub(crate) fn is_common(chain: &str) -> bool {
+    chain.contains("spread")
+}
+
 /// 64-bit FNV-1a: stable names for chains and sets.
-fn fnv1a(text: &str) -> u64 {
+pub(crate) fn fnv1a(text: &str) -> u64 {
     text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }

@@ -138,9 +138,16 @@ impl Health {
         self.leaving.store(u64::from(leaving), Ordering::Relaxed);
     }
 
+    /// For how long rules have been waiting.
+    fn waits(&self) -> Duration {
+        match self.waiting_since.load(Ordering::Relaxed) {
+            0 => Duration::ZERO,
+            since => Duration::from_millis(self.now().saturating_sub(since)),
+        }
+    }
+
     pub fn in_time(&self) -> bool {
-        let since = self.waiting_since.load(Ordering::Relaxed);
-        since == 0 || Duration::from_millis(self.now().saturating_sub(since)) < LATE
+        self.waits() < LATE
     }
 
     pub fn healthy(&self) -> bool {
@@ -148,7 +155,15 @@ impl Health {
     }
 
     fn answer(&self, healthy: bool) -> Answer {
-        let body = json!({"healthy": healthy}).to_string();
+        let (now, leaving) = (jiff::Timestamp::now(), self.leaving.load(Ordering::Relaxed) == 1);
+        let updated = if self.in_time() { now } else { now - self.waits() };
+        let body = json!({
+            "lastUpdated": updated.to_string(),
+            "currentTime": now.to_string(),
+            "nodeEligible": !leaving,
+            "healthy": healthy,
+        })
+        .to_string();
         let status = if healthy { 200 } else { 503 };
         Answer { content_type: "application/json", ..Answer::text(status, body) }
     }

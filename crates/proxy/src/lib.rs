@@ -1,7 +1,7 @@
-//! Services and EndpointSlices become one nftables program on this node.
+//! Services, EndpointSlices and NetworkPolicies become one nftables program on this node.
 //!
 //! The core is pure: [`service`] reads objects, [`endpoints`] decides which endpoints count, [`fragment`] compiles one
-//! Service, [`program`](mod@program) folds all into a [`Ruleset`], [`nft`] writes a ruleset, or the difference between
+//! Service, [`policy`] one NetworkPolicy, [`policies`] knows whom they select, [`program`](mod@program) folds all into a [`Ruleset`], [`nft`] writes a ruleset, or the difference between
 //! two, as text for `nft -f -`. The shell ([`run`]) follows the API, applies one atomic transaction for all that changed
 //! meanwhile, forgets stale connections ([`conntrack`]), answers health checks ([`health`]) and puts the table back when
 //! somebody else took it apart.
@@ -20,16 +20,20 @@
 #![forbid(unsafe_code)]
 
 pub mod conntrack;
+pub mod elements;
 pub mod endpoints;
 pub mod fragment;
 pub mod health;
 pub mod metrics;
 pub mod nft;
+pub mod policies;
+pub mod policy;
 pub mod program;
 mod run;
 pub mod service;
 #[cfg(test)]
 mod tests;
+mod watch;
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -84,6 +88,8 @@ pub struct Config {
     pub cluster_cidrs: Vec<IpNet>,
     /// Masquerade everything that goes through a cluster IP.
     pub masquerade_all: bool,
+    /// Enforce NetworkPolicies; needs to read them, Pods and Namespaces. Pods are followed once there is a policy.
+    pub network_policies: bool,
     /// `/healthz` and `/livez`; upstream's is `0.0.0.0:10256`.
     pub healthz: Option<SocketAddr>,
     /// `/metrics` and `/proxyMode`; upstream's is `127.0.0.1:10249`.
@@ -99,6 +105,7 @@ impl Config {
             node_addresses: Vec::new(),
             cluster_cidrs: Vec::new(),
             masquerade_all: false,
+            network_policies: false,
             healthz: Some(SocketAddr::from(([127, 0, 0, 1], 10256))),
             metrics: Some(SocketAddr::from(([127, 0, 0, 1], 10249))),
         }

@@ -3,6 +3,7 @@
 //! A [`Transaction`] is one atomic commit. A difference adds chains and sets first, then swaps map elements, then removes
 //! what nothing leads to any more, so that each step refers only to what exists.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::net::IpAddr;
@@ -10,6 +11,7 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
+use crate::elements::Change;
 use crate::fragment::MASQUERADE_MARK;
 use crate::program::{Delta, NodeView, Ruleset};
 use crate::service::Protocol;
@@ -35,11 +37,20 @@ pub enum Map {
     /// Load balancer addresses only some may use, and who.
     Restricted,
     Sources,
+    /// A local pod's address → the chain of the policies that isolate it.
+    PolicyIngress,
+    PolicyEgress,
+    /// The pods a policy's selector selects.
+    Peers(u64),
+    /// Addresses and numbers of a port that policies call by a name.
+    NamedPorts(u64),
 }
 
 impl Map {
-    pub fn name(self) -> &'static str {
-        match self {
+    pub fn name(self) -> Cow<'static, str> {
+        let name = match self {
+            Map::Peers(set) => return format!("peers-{set:016x}").into(),
+            Map::NamedPorts(set) => return format!("ports-{set:016x}").into(),
             Map::Frontends => "frontends",
             Map::NodePorts => "node-ports",
             Map::Endpoints(Protocol::Tcp) => "tcp-endpoints",
@@ -52,7 +63,10 @@ impl Map {
             Map::Hairpin => "hairpin",
             Map::Restricted => "restricted",
             Map::Sources => "sources",
-        }
+            Map::PolicyIngress => "policy-ingress",
+            Map::PolicyEgress => "policy-egress",
+        };
+        name.into()
     }
 }
 
@@ -153,11 +167,38 @@ pub(crate) fn base(family: Family, node: &NodeView, config: &Config) -> Vec<Stri
             out.push(format!("add map {} {{ typeof {key} : {ip} daddr . {protocol} dport ; }}", map.name()));
         }
     }
+    if config.network_policies {
+        out.extend(policy_base(family));
+    }
     for address in node.addresses.iter().filter(mine).filter(|ip| !ip.is_loopback()) {
         out.push(format!("add element node-addresses {{ {address} }}"));
     }
     for net in config.cluster_cidrs.iter().filter(|net| Family::of(net.addr()) == family) {
         out.push(format!("add element pod-networks {{ {} }}", net.trunc()));
+    }
+    out
+}
+
+/// What a forwarded packet is judged by: first the policies of the pod it left, then those of the pod it goes to. To
+/// accept in the first chain is to go on to the second. Replies belong to what was let through; a pod reaches itself.
+fn policy_base(family: Family) -> Vec<String> {
+    let (ip, address) = match family {
+        Family::V4 => ("ip", "ipv4_addr"),
+        Family::V6 => ("ip6", "ipv6_addr"),
+    };
+    let mut out = Vec::new();
+    for (map, chain, side, later) in
+        [(Map::PolicyEgress, "leaving-pods", "saddr", ""), (Map::PolicyIngress, "entering-pods", "daddr", " + 1")]
+    {
+        out.push(format!("add map {} {{ type {address} : verdict ; }}", map.name()));
+        out.push(format!("add chain {chain} {{ type filter hook forward priority filter{later} ; }}"));
+        out.push(format!("add rule {chain} ct state established,related accept"));
+        if family == Family::V6 {
+            // Neighbours on the bridge find each other whatever policies say.
+            out.push(format!("add rule {chain} icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert }} accept"));
+        }
+        out.push(format!("add rule {chain} {ip} saddr . {ip} daddr @hairpin accept"));
+        out.push(format!("add rule {chain} {ip} {side} vmap @{}", map.name()));
     }
     out
 }
@@ -205,6 +246,31 @@ fn everything(ruleset: &Ruleset) -> Delta {
         sets: ruleset.sets.keys().map(|name| (name.clone(), None)).collect(),
         connectionless: false,
     }
+}
+
+/// The same when it is elements only, deletions first; `None` when chains or sets change too.
+pub fn element_changes(delta: &Delta, now: &Ruleset) -> Option<Vec<Change>> {
+    let chains = delta.chains.iter().all(|(name, old)| now.chains.get(name).map(|(rules, _)| rules) == old.as_ref());
+    let sets = delta.sets.iter().all(|(name, old)| now.sets.contains_key(name) == old.is_some());
+    if !chains || !sets {
+        return None;
+    }
+    let (mut gone, mut added) = (Vec::new(), Vec::new());
+    for ((map, key), before) in &delta.elements {
+        let after = now.elements.get(&(*map, key.clone())).map(|(value, _)| value.clone());
+        if before.as_deref() == after.as_deref() {
+            continue;
+        }
+        let change = |value| Change { map: *map, key: key.clone(), value };
+        if before.is_some() {
+            gone.push(change(None));
+        }
+        if after.is_some() {
+            added.push(change(after));
+        }
+    }
+    gone.append(&mut added);
+    Some(gone)
 }
 
 /// What was touched, as far as it is different now.
@@ -295,11 +361,11 @@ pub fn intact(listing: &Value, ruleset: &Ruleset) -> bool {
         }
     }
     expected_rules.extend(ruleset.chains.iter().map(|(name, (rules, _))| (&**name, rules.len())));
-    let mut expected: BTreeMap<&str, usize> = BTreeMap::new();
+    let mut counts: BTreeMap<Map, usize> = BTreeMap::new();
     for (map, _) in ruleset.elements.keys() {
-        *expected.entry(map.name()).or_default() += 1;
+        *counts.entry(*map).or_default() += 1;
     }
     expected_rules.iter().all(|(name, count)| rules.get(name) == Some(count))
-        && expected.iter().all(|(name, count)| elements.get(name) == Some(count))
+        && counts.iter().all(|(map, count)| elements.get(&*map.name()) == Some(count))
         && ruleset.sets.keys().all(|name| elements.contains_key(&**name))
 }

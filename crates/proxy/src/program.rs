@@ -11,10 +11,15 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 
-use crate::fragment::{Behind, Fragment, compile};
+use crate::fragment::{Behind, Fragment, compile, is_common};
 use crate::nft::{Map, base};
+use crate::policies::is_service;
 use crate::service::{Front, Protocol};
 use crate::{Config, Family};
+
+/// Chains nothing leads to that are kept, for the next Service with as many endpoints: then a change is one of elements
+/// only. Beyond it all of them go.
+const MAX_IDLE_CHAINS: usize = 512;
 
 /// What the program needs to know of its node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -63,6 +68,10 @@ pub struct Ruleset {
     pub(crate) elements: BTreeMap<(Map, Arc<str>), (Arc<str>, u32)>,
     pub(crate) chains: BTreeMap<Arc<str>, (Arc<[String]>, u32)>,
     pub(crate) sets: BTreeMap<Arc<str>, (Arc<str>, u32)>,
+    idle_chains: usize,
+    services: usize,
+    /// The health check port of Services that have one, and their count of endpoints here.
+    health: BTreeMap<Arc<str>, (u16, usize)>,
 }
 
 /// The table for these Services. The pure whole; the shell gets to the same result step by step with
@@ -109,7 +118,20 @@ impl Ruleset {
             elements: BTreeMap::new(),
             chains: BTreeMap::new(),
             sets: BTreeMap::new(),
+            idle_chains: 0,
+            services: 0,
+            health: BTreeMap::new(),
         }
+    }
+
+    /// How many Services there are in the table.
+    pub fn services(&self) -> usize {
+        self.services
+    }
+
+    /// Services with a health check port: key, port, endpoints on this node.
+    pub fn health(&self) -> impl Iterator<Item = (&str, u16, usize)> {
+        self.health.iter().map(|(key, (port, count))| (&**key, *port, *count))
     }
 
     pub fn fragment(&self, key: &str) -> Option<&Arc<Fragment>> {
@@ -146,11 +168,11 @@ impl Ruleset {
             delta.connectionless |= front.protocol() != Protocol::Tcp;
         }
         if let Some(old) = &old {
-            for element in &old.shared {
+            for element in old.shared.keys() {
                 self.drop_element(element.clone(), delta);
             }
             for name in old.chains.keys() {
-                drop_counted(&mut self.chains, name, &mut delta.chains);
+                self.drop_chain(name, delta);
             }
             for name in old.sets.keys() {
                 drop_counted(&mut self.sets, name, &mut delta.sets);
@@ -177,15 +199,43 @@ impl Ruleset {
             }
         }
         if let Some(new) = &new {
-            for element in &new.shared {
-                self.add_element(element.clone(), "".into(), delta);
+            for (element, value) in &new.shared {
+                self.add_element(element.clone(), value.clone(), delta);
             }
             for (name, rules) in &new.chains {
+                self.idle_chains -= usize::from(self.chains.get(name).is_some_and(|(_, count)| *count == 0));
                 add_counted(&mut self.chains, name, rules, &mut delta.chains);
             }
             for (name, declaration) in &new.sets {
                 add_counted(&mut self.sets, name, declaration, &mut delta.sets);
             }
+        }
+        if self.idle_chains > MAX_IDLE_CHAINS {
+            self.idle_chains = 0;
+            self.chains.retain(|name, (rules, count)| {
+                if *count == 0 {
+                    delta.chains.entry(name.clone()).or_insert_with(|| Some(rules.clone()));
+                }
+                *count > 0
+            });
+        }
+        if is_service(&key) {
+            self.services = self.services + usize::from(new.is_some()) - usize::from(old.is_some());
+            match new.as_ref().and_then(|new| new.health) {
+                Some(health) => self.health.insert(key, health),
+                None => self.health.remove(&key),
+            };
+        }
+    }
+
+    /// Chains that say all in their name stay, unused, for the next who needs them.
+    fn drop_chain(&mut self, name: &Arc<str>, delta: &mut Delta) {
+        match self.chains.get_mut(name) {
+            Some((_, count)) if *count == 1 && is_common(name) => {
+                *count = 0;
+                self.idle_chains += 1;
+            }
+            _ => drop_counted(&mut self.chains, name, &mut delta.chains),
         }
     }
 

@@ -18,17 +18,22 @@ use tokio::process::Command;
 use tokio_util::sync::CancellationToken;
 
 use crate::conntrack::{Netfilter, stale};
+use crate::elements::Change;
 use crate::fragment::{Fragment, compile};
 use crate::health::{Health, HealthPorts, own_servers};
 use crate::metrics::Metrics;
 use crate::nft::{self, Transaction};
+use crate::policies::{Policies, is_service};
 use crate::program::{Delta, NodeView, Ruleset};
+use crate::watch::Watch;
 use crate::{Config, Family, TABLE};
 
 /// The index of EndpointSlices by their Service; other components of the process use the same.
 const BY_SERVICE: &str = "kubernetes.io/service-name";
 /// How often the rule set's generation is looked at, to see whether somebody else changed something.
 const LOOK: Duration = Duration::from_secs(5);
+/// How long the first table waits for the policies.
+const POLICIES_WITHIN: Duration = Duration::from_secs(10);
 /// After a failed write: doubling from the first to the last.
 const RETRY_FIRST: Duration = Duration::from_millis(500);
 const RETRY_LAST: Duration = Duration::from_secs(30);
@@ -50,6 +55,16 @@ pub async fn run(config: Config, client: Client, cancel: CancellationToken) -> R
     let ready = async { tokio::join!(services.synced(), slices.synced(), nodes.synced()) };
     if cancel.run_until_cancelled(ready).await.is_none() {
         return Ok(());
+    }
+    let mut watch = config.network_policies.then(|| Watch::start(&informers, &config.node_name));
+    if let Some(watch) = &mut watch {
+        // What a restart finds in the kernel is better than a table without policies; but Services cannot wait for ever.
+        let ready = tokio::time::timeout(POLICIES_WITHIN, watch.ready());
+        match cancel.run_until_cancelled(ready).await {
+            None => return Ok(()),
+            Some(Err(_)) => tracing::warn!("NetworkPolicies cannot be read yet: none are enforced"),
+            Some(Ok(())) => {}
+        }
     }
     let mut netfilter = Netfilter::open().context("cannot speak to netfilter (is this running as root?)")?;
     let known_generation =
@@ -81,7 +96,11 @@ pub async fn run(config: Config, client: Client, cancel: CancellationToken) -> R
             shell.slices_changed(batch);
         }
         while node_changes.try_next().is_some() {}
-        let pause = shell.sync().await?;
+        if let Some(watch) = &mut watch {
+            watch.absorb();
+        }
+        let policies = watch.as_mut().and_then(Watch::known);
+        let pause = shell.sync(policies).await?;
         tokio::select! {
             () = cancel.cancelled() => return Ok(()),
             batch = service_changes.next() => match batch {
@@ -92,6 +111,10 @@ pub async fn run(config: Config, client: Client, cancel: CancellationToken) -> R
                 Some(batch) => shell.slices_changed(batch),
                 None => return Ok(()),
             },
+            () = async { match &mut watch {
+                Some(watch) => watch.changed().await,
+                None => std::future::pending().await,
+            } } => {}
             batch = node_changes.next() => if batch.is_none() { return Ok(()) },
             _ = look.tick() => shell.look().await,
             () = tokio::time::sleep(pause.unwrap_or_default()), if pause.is_some() => {}
@@ -155,7 +178,7 @@ impl Shell {
     }
 
     /// Brings the table up to date. Says how long to wait before trying again when that failed.
-    async fn sync(&mut self) -> Result<Option<Duration>> {
+    async fn sync(&mut self, mut policies: Option<&mut Policies>) -> Result<Option<Duration>> {
         let node = self.nodes.get(&self.config.node_name).and_then(|node| node.typed::<core::Node>().ok());
         self.health.leaving(node.as_ref().is_some_and(|node| node.metadata.deletion_timestamp.is_some()));
         let view = NodeView::new(node.as_deref(), &self.config);
@@ -163,16 +186,20 @@ impl Shell {
             self.node = view;
             self.rewrite = true;
         }
+        if let Some(policies) = &mut policies {
+            self.dirty.extend(policies.take_dirty());
+        }
         if self.dirty.is_empty() && !self.rewrite {
             return Ok(None);
         }
         self.health.waiting();
         let began = Instant::now();
         let full = self.rewrite;
-        let (transaction, connectionless) = if full { self.whole() } else { self.changed() };
-        if !transaction.is_empty() {
+        let (update, connectionless) =
+            if full { self.whole(policies.as_deref()) } else { self.changed(policies.as_deref()) };
+        if !update.is_empty() {
             let before = self.netfilter.generation().unwrap_or(self.known_generation);
-            if let Err(error) = apply(&transaction).await {
+            if let Err(error) = self.write(&update).await {
                 self.metrics.failed();
                 if self.failures == 0 {
                     tracing::error!("cannot write the proxy's rules: {error:#}");
@@ -191,26 +218,26 @@ impl Shell {
         self.rewrite = false;
         self.failures = 0;
         self.health.done();
-        let services = self.tables.first().map_or(0, |table| table.fragments().count());
+        let services = self.tables.first().map_or(0, Ruleset::services);
         self.metrics.synced(began.elapsed(), full, services);
-        tracing::debug!(full, services, bytes = transaction.text.len(), took = ?began.elapsed(), "proxy rules written");
+        tracing::debug!(full, services, took = ?began.elapsed(), "proxy rules written");
         if connectionless {
             self.forget_stale();
         }
         let mut wanted = BTreeMap::new();
-        for (key, fragment) in self.tables.iter().flat_map(Ruleset::fragments) {
-            if let Some((port, count)) = fragment.health {
-                wanted.entry(port).or_insert((key.to_string(), 0usize)).1 += count;
-            }
+        for (key, port, count) in self.tables.iter().flat_map(Ruleset::health) {
+            wanted.entry(port).or_insert((key.to_string(), 0usize)).1 += count;
         }
         self.health_ports.set(&wanted, &self.node.addresses, &self.health).await;
         Ok(None)
     }
 
     /// Every Service compiled anew; endpoints keep their places.
-    fn whole(&mut self) -> (Transaction, bool) {
+    fn whole(&mut self, policies: Option<&Policies>) -> (Update, bool) {
         self.dirty.clear();
-        let keys: Vec<String> = self.services.list(None).iter().map(|service| service.meta.key()).collect();
+        let services = self.services.list(None);
+        let keys = services.iter().map(|service| service.meta.key());
+        let keys: Vec<String> = keys.chain(policies.iter().flat_map(|policies| policies.keys())).collect();
         let mut out = Transaction::default();
         let mut tables = Vec::new();
         for family in &self.config.families {
@@ -219,36 +246,57 @@ impl Shell {
             let mut delta = Delta::default();
             for key in &keys {
                 let previous = old.and_then(|old| old.fragment(key)).cloned();
-                table.update(key, self.compile(key, *family, previous.as_deref()), &mut delta);
+                table.update(key, self.compile(key, *family, previous.as_deref(), policies), &mut delta);
             }
             out.append(nft::full(&table));
             tables.push(table);
         }
         self.tables = tables;
-        (out, true)
+        (Update::Text(out), true)
     }
 
     /// Only the Services that were marked.
-    fn changed(&mut self) -> (Transaction, bool) {
+    fn changed(&mut self, policies: Option<&Policies>) -> (Update, bool) {
         let dirty = std::mem::take(&mut self.dirty);
         let mut tables = std::mem::take(&mut self.tables);
-        let mut out = Transaction::default();
+        let mut deltas = Vec::new();
         let mut connectionless = false;
         for table in &mut tables {
             let mut delta = Delta::default();
             for key in &dirty {
                 let previous = table.fragment(key).cloned();
-                let fragment = self.compile(key, table.family, previous.as_deref());
+                let fragment = self.compile(key, table.family, previous.as_deref(), policies);
                 table.update(key, fragment, &mut delta);
             }
             connectionless |= delta.connectionless;
-            out.append(nft::changes(&delta, table));
+            deltas.push(delta);
         }
         self.tables = tables;
-        (out, connectionless)
+        (Update::of(&deltas, &self.tables), connectionless)
     }
 
-    fn compile(&self, key: &str, family: Family, previous: Option<&Fragment>) -> Option<Fragment> {
+    /// One commit, by the shortest way.
+    async fn write(&mut self, update: &Update) -> Result<()> {
+        match update {
+            Update::Text(transaction) => apply(transaction).await,
+            Update::Elements(changes, instead) => match self.netfilter.change_elements(changes) {
+                Ok(true) => Ok(()),
+                Ok(false) => apply(instead).await,
+                Err(error) => Err(error).context("the kernel refused the change"),
+            },
+        }
+    }
+
+    fn compile(
+        &self,
+        key: &str,
+        family: Family,
+        previous: Option<&Fragment>,
+        policies: Option<&Policies>,
+    ) -> Option<Fragment> {
+        if !is_service(key) {
+            return policies?.compile(key, family);
+        }
         let service = self.services.get(key)?;
         let service = match service.typed::<core::Service>() {
             Ok(service) => service,
@@ -295,6 +343,38 @@ impl Shell {
             }
         }
         self.known_generation = generation;
+    }
+}
+
+/// What is to be written.
+enum Update {
+    Text(Transaction),
+    /// Elements only, for the kernel itself; and as text, in case that cannot be.
+    Elements(Vec<(Family, Change)>, Transaction),
+}
+
+impl Update {
+    fn of(deltas: &[Delta], tables: &[Ruleset]) -> Update {
+        let mut text = Transaction::default();
+        let mut elements = Some(Vec::new());
+        for (delta, table) in deltas.iter().zip(tables) {
+            text.append(nft::changes(delta, table));
+            match (&mut elements, nft::element_changes(delta, table)) {
+                (Some(all), Some(some)) => all.extend(some.into_iter().map(|change| (table.family, change))),
+                _ => elements = None,
+            }
+        }
+        match elements {
+            Some(elements) => Update::Elements(elements, text),
+            None => Update::Text(text),
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        match self {
+            Update::Text(text) => text.is_empty(),
+            Update::Elements(elements, _) => elements.is_empty(),
+        }
     }
 }
 

@@ -33,7 +33,9 @@ impl Net {
             println!("skipped: needs root, ip and nft");
             return None;
         }
-        let net = Net { prefix: format!("proxy-{}", std::process::id()) };
+        static COUNT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
+        let count = COUNT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let net = Net { prefix: format!("proxy-{}-{count}", std::process::id()) };
         for place in ["node", "client", "one", "two"] {
             run("ip", &["netns", "add", &net.name(place)], "");
             net.ip(place, "link set lo up");
@@ -107,10 +109,14 @@ impl Net {
 
     /// Who answers, and whom he sees.
     fn ask(&self, from: &str, to: &str, port: u16) -> std::io::Result<(String, String)> {
+        self.ask_within(from, to, port, WAIT)
+    }
+
+    fn ask_within(&self, from: &str, to: &str, port: u16, wait: Duration) -> std::io::Result<(String, String)> {
         let to = SocketAddr::new(to.parse::<IpAddr>().unwrap(), port);
         self.within(from, || {
-            let mut stream = TcpStream::connect_timeout(&to, WAIT)?;
-            stream.set_read_timeout(Some(WAIT))?;
+            let mut stream = TcpStream::connect_timeout(&to, wait)?;
+            stream.set_read_timeout(Some(wait))?;
             let mut text = String::new();
             stream.read_to_string(&mut text)?;
             let (name, peer) = text.split_once(' ').unwrap();
@@ -153,16 +159,23 @@ fn run(program: &str, arguments: &[&str], input: &str) -> String {
 }
 
 fn table(spec: Value, endpoints: &[(&str, &str)]) -> Ruleset {
+    table_with(spec, endpoints, &config())
+}
+
+fn table_with(spec: Value, endpoints: &[(&str, &str)], config: &Config) -> Ruleset {
     let service: Service =
         serde_json::from_value(json!({"metadata": {"name": "web", "namespace": "ns"}, "spec": spec})).unwrap();
+    program([&service], [&slice_of(endpoints)], Family::V4, &view(), config)
+}
+
+fn slice_of(endpoints: &[(&str, &str)]) -> EndpointSlice {
     let list: Vec<Value> =
         endpoints.iter().map(|(address, node)| json!({"addresses": [address], "nodeName": node})).collect();
-    let slice: EndpointSlice = serde_json::from_value(json!({
+    serde_json::from_value(json!({
         "metadata": {"name": "web-x", "namespace": "ns", "labels": {"kubernetes.io/service-name": "web"}},
         "addressType": "IPv4", "endpoints": list,
         "ports": [{"name": "t", "port": 8080}, {"name": "u", "port": 8080, "protocol": "UDP"}]}))
-    .unwrap();
-    program([&service], [&slice], Family::V4, &view(), &config())
+    .unwrap()
 }
 
 fn view() -> NodeView {
@@ -312,6 +325,155 @@ fn packets_go_where_the_program_says() {
     net.apply(&full(&program([&six], [&slice], Family::V6, &view(), &config())).text);
 }
 
+/// Policies with real connections: both directions, by selector, by name of a port, by range, by address.
+#[test]
+fn policies_hold() {
+    use proxy::policies::Policies;
+    use proxy::policy::{Pod, Policy};
+    let Some(net) = Net::new() else { return };
+    for place in ["one", "two", "client"] {
+        net.serve(place, 80);
+        net.serve(place, 81);
+        net.serve(place, 8080);
+    }
+    let config = Config { network_policies: true, ..config() };
+    let mut known = Policies::default();
+    let pod = |name: &str, address: &str| -> Option<Pod> {
+        let pod = json!({"metadata": {"name": name, "namespace": "ns", "labels": {"app": name}},
+            "spec": {"nodeName": "node", "containers": [{"name": "c", "ports": [{"name": "web", "containerPort": 80}]}]},
+            "status": {"podIP": address}});
+        Pod::read(&serde_json::from_value(pod).unwrap(), "node")
+    };
+    known.set_namespace("ns", Some([("team".to_string(), "x".to_string())].into()));
+    known.set_pod("ns/one", pod("one", "10.8.1.2"));
+    known.set_pod("ns/two", pod("two", "10.8.2.2"));
+    let mut table = table_with(spec(json!({})), &[("10.8.1.2", "node"), ("10.8.2.2", "node")], &config);
+    net.apply(&full(&table).text);
+    let mut netfilter = net.within("node", || Netfilter::open().unwrap());
+    let mut set = |name: &str, spec: Option<Value>| {
+        let policy = spec.map(|spec| {
+            let object = json!({"metadata": {"name": name, "namespace": "ns"}, "spec": spec});
+            Policy::read(&serde_json::from_value(object).unwrap())
+        });
+        known.set_policy(&format!("ns/{name}"), policy);
+        let mut delta = proxy::program::Delta::default();
+        for key in known.take_dirty() {
+            table.update(&key, known.compile(&key, Family::V4), &mut delta);
+        }
+        // Elements alone by netlink, the rest by nft.
+        match proxy::nft::element_changes(&delta, &table) {
+            Some(elements) => {
+                let all: Vec<_> = elements.into_iter().map(|change| (Family::V4, change)).collect();
+                assert!(netfilter.change_elements(&all).unwrap());
+            }
+            None => net.apply(&proxy::nft::changes(&delta, &table).text),
+        }
+        let listing = serde_json::from_str::<Value>(&net.nft(&["-j", "list", "table", "ip", TABLE], "")).unwrap();
+        assert!(intact(&listing, &table), "{listing:#}");
+    };
+    let open = |from: &str, to: &str, port: u16, expect: bool| {
+        let answer = net.ask_within(from, to, port, Duration::from_millis(300));
+        assert_eq!(answer.is_ok(), expect, "{from} → {to}:{port}: {answer:?}");
+    };
+    let (one, two) = ("10.8.1.2", "10.8.2.2");
+    open("two", one, 80, true);
+    // Nobody, but for the node itself.
+    set("none", Some(json!({"podSelector": {"matchLabels": {"app": "one"}}, "policyTypes": ["Ingress"]})));
+    open("two", one, 80, false);
+    open("client", one, 80, false);
+    open("node", one, 80, true);
+    open("one", two, 80, true);
+    open("one", CLIENT, 80, true);
+    // A pod reaches itself through its Service, though nobody else does: the other endpoint answers some of the time.
+    for _ in 0..8 {
+        net.ask_within("one", VIP, 80, Duration::from_millis(300)).unwrap();
+    }
+    // The port of a name, to who has the label.
+    let from_two = json!([{"from": [{"podSelector": {"matchLabels": {"app": "two"}}}], "ports": [{"port": "web"}]}]);
+    set("some", Some(json!({"podSelector": {"matchLabels": {"app": "one"}}, "ingress": from_two.clone()})));
+    open("two", one, 80, true);
+    open("two", one, 81, false);
+    open("client", one, 80, false);
+    // The same by the namespace's label, and by an address.
+    let by_namespace = json!([{"from": [{"namespaceSelector": {"matchLabels": {"team": "y"}}}]},
+        {"from": [{"ipBlock": {"cidr": "10.9.0.0/24"}}], "ports": [{"port": 81, "endPort": 90}]}]);
+    set("some", Some(json!({"podSelector": {}, "ingress": by_namespace})));
+    open("two", one, 80, false);
+    open("client", one, 81, true);
+    open("client", one, 80, false);
+    set("none", None);
+    set("some", None);
+    // Out of a pod: only to that port; DNS of the node's own is never in the way.
+    let egress = json!([{"to": [{"podSelector": {"matchLabels": {"app": "one"}}}], "ports": [{"port": 81}]}]);
+    set(
+        "out",
+        Some(json!({"podSelector": {"matchLabels": {"app": "two"}}, "policyTypes": ["Egress"], "egress": egress})),
+    );
+    open("two", one, 81, true);
+    open("two", one, 80, false);
+    open("two", CLIENT, 80, false);
+    open("one", two, 80, true);
+    open("client", two, 80, true);
+    let egress = json!([{"to": [{"ipBlock": {"cidr": "0.0.0.0/0", "except": ["10.8.1.0/24"]}}]}]);
+    set(
+        "out",
+        Some(json!({"podSelector": {"matchLabels": {"app": "two"}}, "policyTypes": ["Egress"], "egress": egress})),
+    );
+    open("two", one, 81, false);
+    open("two", CLIENT, 80, true);
+    set("out", None);
+    open("two", one, 81, true);
+}
+
+/// Changes of elements by netlink arrive where nft's would.
+#[test]
+fn elements_by_netlink() {
+    let Some(net) = Net::new() else { return };
+    net.serve("one", 8080);
+    net.serve("two", 8080);
+    let both = [("10.8.1.2", "node"), ("10.8.2.2", "elsewhere")];
+    let mut now = table(spec(json!({"externalIPs": ["198.51.100.7"]})), &both[..1]);
+    net.apply(&full(&now).text);
+    net.answers("client", VIP, 80, &[("one", "10.8.1.1")]);
+    let mut netfilter = net.within("node", || Netfilter::open().unwrap());
+    let service: Service = serde_json::from_value(
+        json!({"metadata": {"name": "web", "namespace": "ns"}, "spec": spec(json!({"externalIPs": ["198.51.100.7"]}))}),
+    )
+    .unwrap();
+    for (list, who) in [(&both[1..], ("two", "10.8.2.1")), (&both[..1], ("one", "10.8.1.1"))] {
+        let mut delta = proxy::program::Delta::default();
+        let next = table(spec(json!({"externalIPs": ["198.51.100.7"]})), list);
+        let slices = slice_of(list);
+        let previous = now.fragment("ns/web").cloned();
+        let fragment = proxy::fragment::compile(
+            "ns/web",
+            &service,
+            [&slices],
+            Family::V4,
+            &view(),
+            &config(),
+            previous.as_deref(),
+        );
+        now.update("ns/web", fragment, &mut delta);
+        let elements = proxy::nft::element_changes(&delta, &now).expect("elements only");
+        assert!(!elements.is_empty());
+        let all: Vec<_> = elements.into_iter().map(|change| (Family::V4, change)).collect();
+        assert!(netfilter.change_elements(&all).unwrap());
+        // Taking away what is not there is refused, and nothing of the batch happens.
+        let missing =
+            proxy::elements::Change { map: proxy::nft::Map::ClusterIps, key: "192.0.2.99".into(), value: None };
+        let mut refused = vec![(Family::V4, missing)];
+        refused.extend(all.iter().filter(|(_, change)| change.value.is_none()).cloned());
+        assert!(netfilter.change_elements(&refused).is_err());
+        let listing = serde_json::from_str::<Value>(&net.nft(&["-j", "list", "table", "ip", TABLE], "")).unwrap();
+        assert!(intact(&listing, &next), "{listing:#}");
+        for to in [VIP, "198.51.100.7"] {
+            net.answers("client", to, 80, &[who]);
+        }
+        net.answers("client", NODE, 30080, &[who]);
+    }
+}
+
 /// 10,000 Services of 5 endpoints: how long the whole table takes, and one endpoint's change. A measurement: run it with
 /// `cargo test -p proxy --release --test packets -- --ignored --nocapture`.
 #[test]
@@ -343,6 +505,7 @@ fn ten_thousand_services() {
     let began = std::time::Instant::now();
     net.apply(&text);
     println!("applied in {:?}", began.elapsed());
+    let mut netfilter = net.within("node", || Netfilter::open().unwrap());
     for round in 0..3 {
         let began = std::time::Instant::now();
         let mut delta = proxy::program::Delta::default();
@@ -358,9 +521,10 @@ fn ten_thousand_services() {
             previous.as_deref(),
         );
         table.update("ns/s77", next, &mut delta);
-        let text = proxy::nft::changes(&delta, &table).text;
+        let elements = proxy::nft::element_changes(&delta, &table).expect("elements only");
+        let all: Vec<_> = elements.into_iter().map(|change| (Family::V4, change)).collect();
         let compiled = began.elapsed();
-        net.apply(&text);
+        assert!(netfilter.change_elements(&all).unwrap());
         println!("one endpoint changed: compiled in {compiled:?}, applied after {:?}", began.elapsed());
     }
 }

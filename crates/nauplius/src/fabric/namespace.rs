@@ -31,9 +31,20 @@ pub fn exists(path: &Path) -> bool {
     statfs(path).is_ok_and(|info| info.filesystem_type() == NSFS_MAGIC)
 }
 
-/// Moves the calling thread into a namespace. Threads started later inherit it, threads already running do not: so a
-/// process that lives inside a namespace calls this first of all.
+/// Moves the calling thread into a node's namespace and gives it the node's host name: pods on the host's network see it
+/// as theirs. Threads started later inherit both, threads already running do not: so a process that lives inside a
+/// namespace calls this first of all.
 pub fn enter(namespace: &Path) -> io::Result<()> {
+    step_into(namespace)?;
+    let name = namespace.file_name().and_then(|name| name.to_str()).and_then(|name| name.rsplit_once("-node-"));
+    if let Some((_, number)) = name {
+        unshare(CloneFlags::CLONE_NEWUTS)?;
+        nix::unistd::sethostname(format!("node-{number}"))?;
+    }
+    Ok(())
+}
+
+fn step_into(namespace: &Path) -> io::Result<()> {
     let file = std::fs::File::open(namespace)?;
     setns(file.as_fd(), CloneFlags::CLONE_NEWNET)?;
     Ok(())
@@ -44,7 +55,7 @@ pub fn within<T: Send>(namespace: &Path, work: impl FnOnce() -> io::Result<T> + 
     std::thread::scope(|scope| {
         let thread = std::thread::Builder::new().name("netns".into()).stack_size(STACK_BYTES);
         let running = thread.spawn_scoped(scope, || {
-            enter(namespace)?;
+            step_into(namespace)?;
             work()
         })?;
         running.join().unwrap_or_else(|_| Err(io::Error::other("the namespace's thread panicked")))
@@ -61,7 +72,7 @@ pub async fn connect_in(namespace: &Path, address: SocketAddr) -> io::Result<Tcp
     let namespace = namespace.to_path_buf();
     let (done, socket) = tokio::sync::oneshot::channel();
     std::thread::Builder::new().name("netns-dial".into()).stack_size(STACK_BYTES).spawn(move || {
-        let made = enter(&namespace).and_then(|()| match address {
+        let made = step_into(&namespace).and_then(|()| match address {
             SocketAddr::V4(_) => TcpSocket::new_v4(),
             SocketAddr::V6(_) => TcpSocket::new_v6(),
         });
