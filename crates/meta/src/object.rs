@@ -277,6 +277,29 @@ impl Object {
         }
     }
 
+    /// Appends the object as an item of a list of its kind: without `kind` and `apiVersion`, which the list says.
+    pub fn write_json_item(&self, out: &mut Vec<u8>) {
+        match self.splice {
+            Splice::Present => match self.value() {
+                Ok(Value::Object(mut body)) => {
+                    body.remove("kind");
+                    body.remove("apiVersion");
+                    // Writing a tree to memory does not fail.
+                    let _ = serde_json::to_writer(out, &body);
+                }
+                _ => out.extend_from_slice(&self.raw),
+            },
+            Splice::At(at) => {
+                out.push(b'{');
+                out.extend_from_slice(METADATA);
+                out.extend_from_slice(RESOURCE_VERSION);
+                write_decimal(self.resource_version, out);
+                out.extend_from_slice(b"\",");
+                out.extend_from_slice(&self.raw[at as usize..]);
+            }
+        }
+    }
+
     /// The object as clients see it.
     pub fn to_json(&self) -> Bytes {
         let mut out = Vec::with_capacity(self.json_len());
@@ -340,6 +363,13 @@ mod tests {
         assert_eq!(seen["metadata"]["resourceVersion"], "42");
         assert_eq!(seen["data"], body["data"]);
         assert_eq!(object.value().unwrap(), seen);
+        for object in [&object, &Object::from_wire(object.to_json()).unwrap()] {
+            let mut item = Vec::new();
+            object.write_json_item(&mut item);
+            let mut expected = seen.clone();
+            expected.as_object_mut().unwrap().retain(|field, _| field != "kind" && field != "apiVersion");
+            assert_eq!(serde_json::from_slice::<Value>(&item).unwrap(), expected);
+        }
         assert_eq!(Object::from_wire(object.to_json()).unwrap().resource_version, 42);
         let same = Object::from_stored_body(encode_stored(&body).unwrap(), &body, 42).unwrap();
         assert_eq!(same.to_json(), object.to_json());

@@ -293,6 +293,10 @@ static ROWS: &[Row] = &[
     cluster(RESOURCE, "ResourceSlice", "resourceslices").is::<resource::ResourceSlice>()
         .selects(&[("spec.nodeName", Path), ("spec.driver", Path)]),
 
+    // Computed from what kubelets say; the plurals are upstream's, though other kinds have them too.
+    Row { versions: &["v1beta1"], ..cluster("metrics.k8s.io", "NodeMetrics", "nodes") }.verbs(Verbs::ReadOnly),
+    Row { versions: &["v1beta1"], ..row("metrics.k8s.io", "PodMetrics", "pods") }.verbs(Verbs::ReadOnly),
+
     cluster("storagemigration.k8s.io", "StorageVersionMigration", "storageversionmigrations").status(),
 ];
 

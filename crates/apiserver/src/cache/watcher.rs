@@ -19,6 +19,9 @@ const BATCH: usize = 512;
 /// How often a quiet watch that asked for bookmarks gets one. Upstream: about a minute.
 const BOOKMARK_EVERY: Duration = Duration::from_secs(60);
 
+/// A last bookmark comes this long before the watch's time is up, so that the client resumes close to where it ended.
+const LAST_BOOKMARK: Duration = Duration::from_secs(2);
+
 /// Which objects a request is about.
 #[derive(Clone)]
 pub struct Selection {
@@ -118,6 +121,16 @@ pub fn gone(position: Revision, oldest: Revision) -> Status {
     Status::expired(format!("too old resource version: {position} ({oldest})"))
 }
 
+/// When a bookmark comes next: in a while, or just before the end.
+fn next_bookmark(now: tokio::time::Instant, deadline: tokio::time::Instant) -> tokio::time::Instant {
+    let usual = now + BOOKMARK_EVERY;
+    match deadline.checked_sub(LAST_BOOKMARK) {
+        Some(last) if last > now => usual.min(last),
+        // The last one was sent, or there is no time for one.
+        _ => usual.max(deadline + BOOKMARK_EVERY),
+    }
+}
+
 /// The watch itself: batches, never empty, until the timeout or until the history is lost.
 pub fn watch(
     cache: Arc<Cache>,
@@ -152,7 +165,7 @@ pub fn watch(
         first: (!first.is_empty()).then_some(first),
         bookmarks: start.bookmarks,
         deadline: now + start.timeout,
-        bookmark_at: now + BOOKMARK_EVERY,
+        bookmark_at: next_bookmark(now, now + start.timeout),
         ended: false,
     };
     futures::stream::unfold(walk, |mut walk| async move {
@@ -187,7 +200,7 @@ pub fn watch(
                 changed = walk.changed.changed() => walk.ended = changed.is_err(),
                 () = tokio::time::sleep_until(walk.deadline) => walk.ended = true,
                 () = tokio::time::sleep_until(walk.bookmark_at), if walk.bookmarks => {
-                    walk.bookmark_at += BOOKMARK_EVERY;
+                    walk.bookmark_at = next_bookmark(tokio::time::Instant::now(), walk.deadline);
                     // Progress first, then the history: a bookmark must never overtake a change.
                     let revision = walk.feed.progress();
                     if walk.cache.since(walk.position, 1).is_some_and(|rest| rest.is_empty()) && revision > walk.position {

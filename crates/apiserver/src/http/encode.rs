@@ -46,9 +46,16 @@ pub struct Negotiated {
     /// What the client takes of objects as they are, where it would rather have a table or metadata.
     plain: Option<Format>,
     gzip: bool,
+    /// JSON for people: indented.
+    pretty: bool,
 }
 
 impl Negotiated {
+    /// The same, with JSON indented where the client wants it so.
+    pub fn pretty(self, pretty: bool) -> Self {
+        Self { pretty, ..self }
+    }
+
     pub fn of(headers: &HeaderMap) -> Result<Self, Status> {
         let gzip = headers
             .get_all(header::ACCEPT_ENCODING)
@@ -63,7 +70,13 @@ impl Negotiated {
             .filter(|v| !v.is_empty())
             .collect();
         if accept.is_empty() {
-            return Ok(Self { format: Format::Json, view: View::Whole, plain: Some(Format::Json), gzip });
+            return Ok(Self {
+                format: Format::Json,
+                view: View::Whole,
+                plain: Some(Format::Json),
+                gzip,
+                pretty: false,
+            });
         }
         let mut best: Option<(Format, View)> = None;
         let mut plain = None;
@@ -95,10 +108,20 @@ impl Negotiated {
             }
         }
         if let Some((format, view)) = best {
-            return Ok(Self { format, view, plain, gzip });
+            return Ok(Self { format, view, plain, gzip, pretty: false });
         }
         Err(not_acceptable())
     }
+}
+
+/// Whether a client wants JSON to look at: it says so, or it is a program people look through, as upstream has it.
+pub fn wants_pretty(headers: &HeaderMap, query: &str) -> bool {
+    let said = super::route::pairs(query).find(|(key, value)| key == "pretty" && !value.is_empty());
+    if let Some((_, said)) = said {
+        return matches!(said.as_str(), "1" | "t" | "T" | "true" | "TRUE" | "True");
+    }
+    let agent = headers.get(header::USER_AGENT).and_then(|v| v.to_str().ok()).unwrap_or_default();
+    ["curl", "Wget", "Mozilla/5.0"].iter().any(|program| agent.starts_with(program))
 }
 
 fn not_acceptable() -> Status {
@@ -187,8 +210,21 @@ fn whole(code: StatusCode, negotiated: &Negotiated, bytes: Bytes) -> Response<Bo
     chunked(code, format, negotiated, vec![bytes])
 }
 
+/// JSON as Go indents it: two spaces, a line break at the end.
+fn indent(json: &[u8]) -> Bytes {
+    let Ok(value) = serde_json::from_slice::<Value>(json) else { return Bytes::copy_from_slice(json) };
+    match serde_json::to_vec_pretty(&value) {
+        Ok(mut bytes) => {
+            bytes.push(b'\n');
+            bytes.into()
+        }
+        Err(_) => Bytes::copy_from_slice(json),
+    }
+}
+
 /// A body of ready pieces, compressed when that pays.
 fn chunked(code: StatusCode, format: Format, negotiated: &Negotiated, pieces: Vec<Bytes>) -> Response<Body> {
+    let pieces = if negotiated.pretty && format == Format::Json { vec![indent(&pieces.concat())] } else { pieces };
     let length: usize = pieces.iter().map(Bytes::len).sum();
     if negotiated.gzip && length > GZIP_FROM {
         let mut encoder = flate2::write::GzEncoder::new(Vec::with_capacity(length / 4), flate2::Compression::fast());
@@ -273,6 +309,8 @@ fn tabulate(shape: &Shape, items: &[Arc<Object>], list: &List, with_columns: boo
 
 fn list_reply(list: List, shape: &Shape, negotiated: &Negotiated) -> Result<Response<Body>, Status> {
     let list_kind = shape.kind().map_or("List", |(r, _)| &*r.list_kind);
+    // Built-in kinds' items do not say what they are; unstructured ones do.
+    let custom = shape.kind().is_none_or(|(r, _)| r.custom);
     match (negotiated.view, negotiated.format) {
         (View::Table, _) => {
             let value = tabulate(shape, &list.items, &list, true)?;
@@ -294,7 +332,11 @@ fn list_reply(list: List, shape: &Shape, negotiated: &Negotiated) -> Result<Resp
                 if at > 0 {
                     piece.push(b',');
                 }
-                object.write_json(&mut piece);
+                if custom {
+                    object.write_json(&mut piece)
+                } else {
+                    object.write_json_item(&mut piece)
+                }
                 if piece.len() >= CHUNK {
                     let mut ready = Bytes::from(std::mem::replace(&mut piece, Vec::with_capacity(CHUNK + 4096)));
                     while ready.len() >= CHUNK {
@@ -308,8 +350,14 @@ fn list_reply(list: List, shape: &Shape, negotiated: &Negotiated) -> Result<Resp
             Ok(chunked(StatusCode::OK, Format::Json, negotiated, pieces))
         }
         (View::Whole, format) => {
-            let items =
+            let mut items =
                 list.items.iter().map(|o| o.value().map_err(Status::internal)).collect::<Result<Vec<_>, _>>()?;
+            if !custom {
+                for item in items.iter_mut().filter_map(Value::as_object_mut) {
+                    item.remove("kind");
+                    item.remove("apiVersion");
+                }
+            }
             let value = json!({"kind": list_kind, "apiVersion": shape.api_version, "metadata": list_metadata(&list), "items": items});
             Ok(whole(StatusCode::OK, negotiated, value_bytes(shape, &value, format)?))
         }

@@ -292,7 +292,8 @@ async fn dispatch(
             crate::subresource::connect::serve(server, call, http::Request::from_parts(parts, body)).await
         }
         Route::Resource(mut request) => {
-            let negotiated = encode::Negotiated::of(&parts.headers)?;
+            let pretty = encode::wants_pretty(&parts.headers, parts.uri.query().unwrap_or_default());
+            let negotiated = encode::Negotiated::of(&parts.headers)?.pretty(pretty);
             if request.verb.is_write() {
                 let content_type = text_of(&parts.headers, header::CONTENT_TYPE).unwrap_or_default().to_string();
                 let bytes = read_body(body).await?;

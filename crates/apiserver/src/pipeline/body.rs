@@ -30,7 +30,7 @@ fn field_validation(target: &Target<'_>) -> Result<FieldValidation, Status> {
         other => {
             let path = meta::FieldPath::new("fieldValidation");
             let error = FieldError::not_supported(&path, other, &["Ignore", "Strict", "Warn"]);
-            Err(Status::invalid("meta.k8s.io", "CreateOptions", "", &[error]))
+            Err(Status::invalid("meta.k8s.io", options_kind(target), "", &[error]))
         }
     }
 }
@@ -80,18 +80,10 @@ pub fn decode_options(body: &RequestBody, kind: &str) -> Result<Value, Status> {
     }
 }
 
-/// Prunes and checks a tree against the schema of the requested version, telling the client what was wrong with it.
-fn check(target: &Target<'_>, body: &mut Value, mut issues: Issues) -> Result<(), Status> {
-    let policy = field_validation(target)?;
-    meta::schema::prune(target.version.schema.root(), body, &mut issues).map_err(|error| {
-        let (kind, version) = (&target.served.resource.kind, &target.version.name);
-        Status::bad_request(format!("{kind} in version {version:?} cannot be handled as a {kind}: {error}"))
-    })?;
-    if let RequestBody::Bytes { bytes, .. } = &target.request.body {
-        issues.arrange(bytes);
-    }
-    match policy {
-        FieldValidation::Strict => issues.strict_error().map_or(Ok(()), |message| Err(Status::bad_request(message))),
+/// What a strict reader objects to: an error's message under Strict, warnings under Warn.
+fn report(target: &Target<'_>, issues: &Issues) -> Result<(), String> {
+    match field_validation(target).unwrap_or(FieldValidation::Warn) {
+        FieldValidation::Strict => issues.strict_error().map_or(Ok(()), Err),
         FieldValidation::Warn => {
             issues.texts().for_each(|issue| target.caller.warn(issue));
             Ok(())
@@ -100,12 +92,104 @@ fn check(target: &Target<'_>, body: &mut Value, mut issues: Issues) -> Result<()
     }
 }
 
+fn prune(target: &Target<'_>, body: &mut Value, issues: &mut Issues) -> Result<(), Status> {
+    meta::schema::prune(target.version.schema.root(), body, issues).map_err(|error| {
+        let (kind, version) = (&target.served.resource.kind, &target.version.name);
+        Status::bad_request(format!("{kind} in version {version:?} cannot be handled as a {kind}: {error}"))
+    })
+}
+
+/// Prunes and checks a tree against the schema of the requested version, telling the client what was wrong with it.
+fn check(target: &Target<'_>, body: &mut Value, mut issues: Issues) -> Result<(), Status> {
+    prune(target, body, &mut issues)?;
+    if let RequestBody::Bytes { bytes, .. } = &target.request.body {
+        issues.arrange(bytes);
+    }
+    report(target, &issues).map_err(Status::bad_request)
+}
+
+/// As [`check`], of what a patch made: the patch is wrong then, and the answer shows what came of it.
+fn check_patched(target: &Target<'_>, body: &mut Value) -> Result<(), Status> {
+    let shown = body.to_string();
+    let refuse = |why: String| {
+        Status::invalid("", "", "", &[FieldError::invalid(&meta::FieldPath::new("patch"), shown.as_str(), why)])
+    };
+    let mut issues = Issues::default();
+    let root = target.version.schema.root();
+    meta::schema::prune(root, body, &mut issues).map_err(|error| refuse(error.to_string()))?;
+    report(target, &issues).map_err(refuse)
+}
+
+/// Checks the query's options, which come before anything the body says.
+pub fn check_options(target: &Target<'_>) -> Result<(), Status> {
+    let options = &target.request.options;
+    if options.dry_run.iter().any(|d| d != "All") {
+        let path = meta::FieldPath::new("dryRun");
+        let error = FieldError::not_supported(&path, options.dry_run.clone(), &["All"]);
+        return Err(Status::invalid("meta.k8s.io", options_kind(target), "", &[error]));
+    }
+    field_validation(target).map(drop)
+}
+
+fn options_kind(target: &Target<'_>) -> &'static str {
+    match target.request.verb {
+        Verb::Update => "UpdateOptions",
+        Verb::Patch => "PatchOptions",
+        Verb::Delete | Verb::DeleteCollection => "DeleteOptions",
+        _ => "CreateOptions",
+    }
+}
+
 /// The body of a create or update, in the requested version.
 pub fn decode_object(_server: &ApiServer, target: &Target<'_>, body: &RequestBody) -> Result<Value, Status> {
     let (mut value, issues) = parse(body)?;
+    // Go reads null into a struct as nothing said.
+    if value.is_null() && !target.served.resource.custom {
+        value = Value::Object(Default::default());
+    }
     expect_kind(target, &mut value)?;
     check(target, &mut value, issues)?;
     Ok(value)
+}
+
+/// A body of another kind or version than the URL's, as upstream's decoders word it.
+fn other_kind(target: &Target<'_>, api_version: &str, kind: &str) -> Status {
+    let resource = &target.served.resource;
+    let expected = resource.group_version(&target.version.name).to_string();
+    let own = &resource.kind;
+    if resource.custom {
+        let said = if kind.is_empty() || kind == &**own {
+            api_version.to_string()
+        } else {
+            format!("{api_version}, Kind={kind}")
+        };
+        let wanted = if kind.is_empty() || kind == &**own { expected } else { format!("{expected}, Kind={own}") };
+        return Status::bad_request(format!(
+            "the API version in the data ({said}) does not match the expected API version ({wanted})"
+        ));
+    }
+    let gv = meta::GroupVersion::parse(api_version).unwrap_or_else(|| meta::GroupVersion::new("", ""));
+    let (kind, said) =
+        (if kind.is_empty() { &**own } else { kind }, if api_version.is_empty() { &expected } else { api_version });
+    let version = if api_version.is_empty() { &*target.version.name } else { &*gv.version };
+    let group = if api_version.is_empty() { &resource.group } else { &gv.group };
+    if meta::schema::builtin().kind(&meta::Gvk::new(group, version, kind)).is_none() {
+        return Status::bad_request(format!(
+            "{kind} in version {version:?} cannot be handled as a {own}: no kind {kind:?} is registered for version {said:?}"
+        ));
+    }
+    if kind == &**own && **group == *resource.group {
+        return Status::bad_request(format!(
+            "the API version in the data ({said}) does not match the expected API version ({expected})"
+        ));
+    }
+    let package = match resource.group.split('.').next() {
+        Some("") | None => "core",
+        Some(first) => first,
+    };
+    Status::bad_request(format!(
+        "{kind} in version {version:?} cannot be handled as a {own}: converting ({version}.{kind}) to ({package}.{own}): unknown conversion"
+    ))
 }
 
 /// The body must say what it is, and be what the URL says. In-process callers may leave it out.
@@ -118,11 +202,7 @@ fn expect_kind(target: &Target<'_>, value: &mut Value) -> Result<(), Status> {
     let kind = map.get("kind").and_then(Value::as_str).unwrap_or_default();
     let api_version = map.get("apiVersion").and_then(Value::as_str).unwrap_or_default();
     if (!kind.is_empty() && kind != &*resource.kind) || (!api_version.is_empty() && api_version != wanted) {
-        let said = meta::GroupVersion::parse(api_version).unwrap_or_else(|| meta::GroupVersion::new("", ""));
-        return Err(Status::bad_request(format!(
-            "the API version in the data ({said}, Kind={kind}) does not match the expected API version ({wanted}, Kind={})",
-            resource.kind
-        )));
+        return Err(other_kind(target, api_version, kind));
     }
     if resource.custom && (kind.is_empty() || api_version.is_empty()) {
         let what = if kind.is_empty() { "kind" } else { "apiVersion" };
@@ -179,6 +259,7 @@ pub enum Document {
 
 impl Document {
     pub fn of(server: &ApiServer, target: &Target<'_>) -> Result<Self, Status> {
+        check_options(target)?;
         if target.request.verb == Verb::Update {
             return Ok(Self::Put(decode_object(server, target, &target.request.body)?));
         }
@@ -233,8 +314,13 @@ impl Document {
                 if value["metadata"]["managedFields"].as_array().is_some_and(|m| !m.is_empty()) {
                     return Err(Status::bad_request("metadata.managedFields must be nil"));
                 }
-                check(target, &mut value, issues)?;
-                Ok(Self::Apply(value))
+                // Fields nobody knows make the apply fail, with a message that names them all: they stay.
+                let mut known = value.clone();
+                let mut unknown = Issues::default();
+                prune(target, &mut known, &mut unknown)?;
+                report(target, &issues)
+                    .map_err(|message| Status::bad_request(format!("error strict decoding patch: {message}")))?;
+                Ok(Self::Apply(if unknown.is_empty() { known } else { value }))
             }
             other => {
                 let mut supported =
@@ -311,7 +397,7 @@ impl Document {
         };
         if !matches!(self, Self::Put(_) | Self::Apply(_)) {
             expect_kind(target, &mut body)?;
-            check(target, &mut body, Issues::default())?;
+            check_patched(target, &mut body)?;
         }
         served.to_storage(&mut body, asked).await?;
         Ok(body)

@@ -84,7 +84,7 @@ impl DeleteOptions {
         }
         if self.dry_run.iter().any(|d| d != "All") {
             let path = meta::FieldPath::new("dryRun");
-            return refuse(&[meta::FieldError::not_supported(&path, self.dry_run.join(","), &["All"])]);
+            return refuse(&[meta::FieldError::not_supported(&path, self.dry_run.clone(), &["All"])]);
         }
         Ok(self)
     }
@@ -97,7 +97,8 @@ impl DeleteOptions {
 impl ApiServer {
     pub(super) async fn delete(&self, target: Target<'_>) -> Result<Reply, Status> {
         let options = DeleteOptions::of(target.request)?;
-        match self.delete_object(target, &options).await? {
+        let mut uid = String::new();
+        match self.delete_noting(target, &options, &mut uid).await? {
             Some(kept) => {
                 Ok(Reply::Object { object: target.served.present(kept.into(), target.version).await?, created: false })
             }
@@ -107,6 +108,7 @@ impl ApiServer {
                     name: target.request.name.clone(),
                     group: target.group().into(),
                     kind: target.plural().into(),
+                    uid,
                     ..Default::default()
                 }));
                 Ok(Reply::Value { value: status.to_value(), code: 200 })
@@ -116,6 +118,16 @@ impl ApiServer {
 
     /// Deletes one object, or marks it; `Some` is the object that stays for now.
     pub async fn delete_object(&self, target: Target<'_>, options: &DeleteOptions) -> Result<Option<Object>, Status> {
+        self.delete_noting(target, options, &mut String::new()).await
+    }
+
+    /// As [`ApiServer::delete_object`]; notes the object's uid.
+    async fn delete_noting(
+        &self,
+        target: Target<'_>,
+        options: &DeleteOptions,
+        uid: &mut String,
+    ) -> Result<Option<Object>, Status> {
         let resource = &target.served.resource;
         let cache = target.served.cache()?;
         let key: store::Key = target.key().into();
@@ -137,6 +149,7 @@ impl ApiServer {
                 }
             };
             let old = object.value().map_err(Status::internal)?;
+            *uid = metadata::text(&old, "uid").to_string();
             self.check_preconditions(&target, options, &old)?;
             let attributes = Attributes { dry_run: options.dry(), ..Attributes::new(&target, Operation::Delete)? };
             admission::validate(self, &attributes, None, Some(&old)).await?;
@@ -185,14 +198,18 @@ impl ApiServer {
     }
 
     fn check_preconditions(&self, target: &Target<'_>, options: &DeleteOptions, old: &Value) -> Result<(), Status> {
-        for (wanted, field, words) in
-            [(&options.uid, "uid", "UID"), (&options.resource_version, "resourceVersion", "ResourceVersion")]
-        {
+        for (wanted, field, words, guess) in [
+            (&options.uid, "uid", "UID", "The object might have been deleted and then recreated"),
+            (&options.resource_version, "resourceVersion", "ResourceVersion", "The object might have been modified"),
+        ] {
             let found = metadata::text(old, field);
             if let Some(wanted) = wanted.as_deref().filter(|w| *w != found) {
-                let why =
-                    format!("Precondition failed: {words} in precondition: {wanted}, {words} in object meta: {found}");
-                return Err(Status::conflict(target.group(), target.plural(), &target.request.name, why));
+                let why = format!(
+                    "the {words} in the precondition ({wanted}) does not match the {words} in record ({found}). {guess}"
+                );
+                // Upstream names the kind here, not the resource.
+                let kind = &target.served.resource.kind;
+                return Err(Status::conflict(target.group(), kind, &target.request.name, why));
             }
         }
         Ok(())

@@ -128,6 +128,12 @@ pub fn preconditions(target: &Target<'_>, body: &Value, old: &Value) -> Result<b
     let conflict = |why: String| Err(Status::conflict(target.group(), target.plural(), text(old, "name"), why));
     let (uid, stored) = (text(body, "uid"), text(old, "uid"));
     if !uid.is_empty() && uid != stored {
+        // A patch has no preconditions of its own: it would change what does not change.
+        if target.request.verb == meta::Verb::Patch {
+            let error = FieldError::invalid(&FieldPath::new("metadata.uid"), uid, "field is immutable");
+            let (group, kind) = (target.group(), &target.served.resource.kind);
+            return Err(Status::invalid(group, kind, text(old, "name"), &[error]));
+        }
         return conflict(format!(
             "StorageError: invalid object, Code: 4, Key: {}, ResourceVersion: 0, AdditionalErrorMsg: Precondition failed: UID in precondition: {uid}, UID in object meta: {stored}",
             target.key()

@@ -83,14 +83,8 @@ impl Target<'_> {
     }
 
     pub fn dry_run(&self) -> Result<bool, Status> {
-        match &self.request.options.dry_run[..] {
-            [] => Ok(false),
-            [all] if all == "All" => Ok(true),
-            other => Err(Status::bad_request(format!(
-                "dryRun: Unsupported value: {:?}: supported values: \"All\"",
-                other.join(",")
-            ))),
-        }
+        body::check_options(self)?;
+        Ok(!self.request.options.dry_run.is_empty())
     }
 }
 
@@ -134,6 +128,9 @@ impl ApiServer {
         match (resource.verbs, request.verb) {
             (Verbs::CreateOnly, Verb::Create) => crate::reviews::create(self, target).await,
             (Verbs::CreateOnly, _) => Err(target.not_allowed()),
+            (Verbs::ReadOnly, Verb::Get | Verb::List) if &*resource.group == crate::metrics_api::GROUP => {
+                crate::metrics_api::read(self, target).await
+            }
             (Verbs::ReadOnly, Verb::Get | Verb::List) => crate::reviews::component_statuses(self, target).await,
             (Verbs::ReadOnly, _) | (Verbs::NoDeleteCollection, Verb::DeleteCollection) => Err(target.not_allowed()),
             (_, Verb::Get) => self.get(target).await,

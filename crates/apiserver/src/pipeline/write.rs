@@ -71,6 +71,7 @@ pub struct Written {
 
 impl ApiServer {
     pub(super) async fn create(&self, target: Target<'_>) -> Result<Reply, Status> {
+        body::check_options(&target)?;
         let body = body::decode_object(self, &target, &target.request.body)?;
         let object = self.create_object(target, body).await?;
         Ok(Reply::Object { object: target.served.present(object, target.version).await?, created: true })
@@ -132,7 +133,7 @@ impl ApiServer {
         let mut errors = metadata::validate_name(&target, &body);
         errors.extend(resources::metadata::validate(&body, resource.namespaced));
         errors.extend(resource.strategy.validate_create(&cx, &body));
-        errors.extend(body::validate_schema(resource, &body));
+        errors.extend(crate::crd_rules::validate(&target, &body, None));
         self.refuse(&target, &body, &errors)?;
         for warning in resource.strategy.warnings(&body) {
             target.caller.warn(warning);
@@ -343,7 +344,7 @@ impl ApiServer {
         if matches!(change, Change::Request) {
             let mut errors = resources::metadata::validate_update(&body, old);
             errors.extend(resource.strategy.validate_update(&cx, &body, old));
-            errors.extend(body::validate_schema(resource, &body));
+            errors.extend(crate::crd_rules::validate(target, &body, Some(old)));
             self.refuse(target, &body, &errors)?;
         }
         for warning in resource.strategy.warnings(&body) {

@@ -58,6 +58,10 @@ pub fn check(place: Place<'_>, config: &Value, at: &str, errors: &mut Vec<String
     match (place.form(config), config) {
         (Form::Object, Value::Object(map)) => {
             for (name, value) in map {
+                if place.refuses(name) {
+                    errors.push(format!("{at}.{name}: field not declared in schema"));
+                    continue;
+                }
                 if value.is_object() || value.is_array() {
                     check(place.child(name), value, &format!("{at}.{name}"), errors);
                 }

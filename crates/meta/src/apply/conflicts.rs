@@ -41,7 +41,8 @@ impl Conflicts {
     /// The API's answer. Upstream names no object in it, only the fields.
     pub fn status(&self, _group: &str, _plural: &str, _name: &str) -> Status {
         match self {
-            Self::Invalid(message) => Status::bad_request(message.clone()),
+            // Upstream gives it neither a reason nor a code of its own.
+            Self::Invalid(message) => Status::new(Reason::Unknown, message.clone()),
             Self::Fields(conflicts) => {
                 let causes = conflicts.iter().map(|c| Cause {
                     reason: "FieldManagerConflict".into(),

@@ -88,6 +88,13 @@ impl<'s> Place<'s> {
         self.view.is_some_and(|v| v.field_facts(name).is_some())
     }
 
+    /// A struct that neither has this field nor keeps those it does not know.
+    pub fn refuses(self, name: &str) -> bool {
+        let Some(Shape::Struct(s)) = self.view.map(View::shape) else { return false };
+        let embedded = s.embedded_resource && matches!(name, "apiVersion" | "kind" | "metadata");
+        !s.preserve_unknown && !embedded && !self.declares(name)
+    }
+
     fn at(self, view: Option<View<'s>>, builtin: bool) -> Self {
         let deduced = !builtin && view.is_some_and(|v| matches!(v.shape(), Shape::Scalar(Scalar::Any)));
         Self { view: view.filter(|_| !deduced), builtin }

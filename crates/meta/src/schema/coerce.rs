@@ -176,6 +176,10 @@ impl Walk<'_> {
                 return false;
             };
             let inner = view.of(field);
+            // Go leaves empty lists and maps out where it leaves zeroes out; nothing that is stored has them.
+            if self.defaults && go && field.presence == Presence::NonZero && is_empty_collection(inner, value) {
+                return false;
+            }
             if value.is_null() {
                 return self.issues.is_none() || inner.node().nullable || (!go && any(inner));
             }
@@ -214,6 +218,14 @@ impl Walk<'_> {
 
 /// The struct below [`Scalar::SchemaOrBool`] and its like.
 pub(crate) const JSON_SCHEMA_PROPS: &str = "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.JSONSchemaProps";
+
+fn is_empty_collection(view: View<'_>, value: &Value) -> bool {
+    match (view.shape(), value) {
+        (Shape::List { .. }, Value::Array(items)) => items.is_empty(),
+        (Shape::Map { .. }, Value::Object(map)) => map.is_empty(),
+        _ => false,
+    }
+}
 
 fn any(view: View<'_>) -> bool {
     matches!(view.shape(), Shape::Scalar(Scalar::Any))
