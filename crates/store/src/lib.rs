@@ -14,6 +14,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::stream::BoxStream;
 
+pub mod copy;
 pub mod embedded;
 mod error;
 pub mod etcd;

@@ -101,6 +101,11 @@ pub fn map_error(name: &str, error: Error) -> StoreError {
         };
     };
     let says = |text: &str| message.contains(text);
+    if says("no leader") || says("leader changed") || says("etcdserver: request timed out") {
+        return StoreError::Unavailable(format!(
+            "etcd at {name} has no leader: most of its members are down or cut off from each other ({message})"
+        ));
+    }
     if says("required revision has been compacted") {
         StoreError::Compacted { compacted: 0, current: 0 }
     } else if says("required revision is a future revision") {

@@ -24,8 +24,9 @@ use convert::{key_value, map_error, retry, revision_of};
 /// How long a connection may take to come up.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How often a silent connection is probed, and how long the answer may take: as upstream's API server does.
-const KEEP_ALIVE: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(10));
+/// A read is given up on one member after this share of its time, and tried again, likely on another: a member that was
+/// cut off answers nothing at all.
+const TRIES: u32 = 4;
 
 /// The first pause before a read is tried again; doubles up to [`LONGEST_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
@@ -55,6 +56,9 @@ pub struct Options {
     pub key: Option<Vec<u8>>,
     /// How long a request may take, tries included. Default 10 s.
     pub request_timeout: Duration,
+    /// How often a silent connection is probed, and how long the answer may take before the connection counts as broken.
+    /// Default 10 s and 5 s: this is how long a watch may lie on a member that was cut off.
+    pub keep_alive: (Duration, Duration),
     /// The most bytes of keys and values one transaction may carry; etcd has its own limit. Default 1.5 MiB.
     pub max_request_bytes: usize,
 }
@@ -67,6 +71,7 @@ impl Default for Options {
             cert: None,
             key: None,
             request_timeout: Duration::from_secs(10),
+            keep_alive: (Duration::from_secs(10), Duration::from_secs(5)),
             max_request_bytes: limits::MAX_REQUEST_BYTES,
         }
     }
@@ -91,7 +96,8 @@ impl Options {
         }
         let options = ConnectOptions::new()
             .with_connect_timeout(CONNECT_TIMEOUT)
-            .with_keep_alive(KEEP_ALIVE.0, KEEP_ALIVE.1)
+            .with_keep_alive(self.keep_alive.0, self.keep_alive.1)
+            .with_keep_alive_while_idle(true)
             .with_require_leader(true);
         if secure == 0 {
             return Ok(options);
@@ -164,9 +170,15 @@ impl Etcd {
         let deadline = Instant::now() + self.options.request_timeout;
         let mut pause = FIRST_PAUSE;
         loop {
-            let error = match tokio::time::timeout_at(deadline, attempt(self.client.clone())).await {
+            let enough = match idempotent {
+                true => deadline.min(Instant::now() + self.options.request_timeout / TRIES),
+                // Whether it happened would not be known: wait for the answer as long as there is time.
+                false => deadline,
+            };
+            let error = match tokio::time::timeout_at(enough, attempt(self.client.clone())).await {
                 Ok(Ok(answer)) => return Ok(answer),
                 Ok(Err(error)) => error,
+                Err(_) if enough < deadline => continue,
                 Err(_) => return Err(convert::silent(&self.name, self.options.request_timeout)),
             };
             if !retry(&error, idempotent) || Instant::now() + pause >= deadline {
@@ -174,6 +186,20 @@ impl Etcd {
             }
             tokio::time::sleep(pause).await;
             pause = (2 * pause).min(LONGEST_PAUSE);
+        }
+    }
+
+    /// The seconds a lease has left; none when it has ended.
+    pub async fn lease_seconds(&self, lease: LeaseId) -> Result<Option<u64>, StoreError> {
+        let answer = self
+            .call(true, |mut client| async move { client.lease_time_to_live(lease.0, None).await })
+            .await
+            .map_err(|e| of_lease(e, lease));
+        match answer {
+            // A lease that is not there has -1 seconds left.
+            Ok(answer) => Ok(u64::try_from(answer.ttl()).ok()),
+            Err(StoreError::LeaseNotFound(_)) => Ok(None),
+            Err(error) => Err(error),
         }
     }
 

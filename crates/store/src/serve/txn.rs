@@ -125,6 +125,8 @@ fn branch(ops: &[pb::RequestOp]) -> Result<Written<'_>, Status> {
 pub struct Course<'a> {
     state: &'a Staging<'a>,
     written: BTreeMap<Key, Option<KeyValue>>,
+    /// The keys of `written` in the order they came: events keep it.
+    order: Vec<Key>,
     deleted_bytes: usize,
     deleted_keys: usize,
 }
@@ -132,7 +134,7 @@ pub struct Course<'a> {
 impl<'a> Course<'a> {
     /// A transaction on a state.
     pub fn on(state: &'a Staging<'a>) -> Self {
-        Course { state, written: BTreeMap::new(), deleted_bytes: 0, deleted_keys: 0 }
+        Course { state, written: BTreeMap::new(), order: Vec::new(), deleted_bytes: 0, deleted_keys: 0 }
     }
 
     /// The revision its writes get.
@@ -147,11 +149,18 @@ impl<'a> Course<'a> {
 
     /// What it writes.
     pub fn effects(self) -> Vec<Op> {
-        let op = |(key, kv): (Key, Option<KeyValue>)| match kv {
-            Some(KeyValue { value, lease, .. }) => Op::Put { key, value, lease },
-            None => Op::Delete { key },
+        let Course { mut written, order, .. } = self;
+        let op = |key: Key| match written.remove(&key)? {
+            Some(KeyValue { value, lease, .. }) => Some(Op::Put { key, value, lease }),
+            None => Some(Op::Delete { key }),
         };
-        self.written.into_iter().map(op).collect()
+        order.into_iter().filter_map(op).collect()
+    }
+
+    fn write(&mut self, key: Key, kv: Option<KeyValue>) {
+        if self.written.insert(key.clone(), kv).is_none() {
+            self.order.push(key);
+        }
     }
 
     fn current(&self, key: &str) -> Option<KeyValue> {
@@ -251,7 +260,7 @@ impl<'a> Course<'a> {
                 None => convert::lease(put.lease),
             },
         };
-        self.written.insert(key, Some(kv));
+        self.write(key, Some(kv));
         let prev_kv = previous.filter(|_| put.prev_kv).map(|kv| key_value(kv, false));
         Ok(pb::PutResponse { header: Some(self.header()), prev_kv })
     }
@@ -264,7 +273,9 @@ impl<'a> Course<'a> {
         if self.deleted_keys > limits::MAX_DELETED_KEYS || self.deleted_bytes > limits::MAX_DELETED_BYTES {
             return Err(error::too_large());
         }
-        self.written.extend(gone.iter().map(|kv| (kv.key.clone(), None)));
+        for kv in &gone {
+            self.write(kv.key.clone(), None);
+        }
         let deleted = gone.len() as i64;
         let prev_kvs =
             if delete.prev_kv { gone.into_iter().map(|kv| key_value(kv, false)).collect() } else { Vec::new() };

@@ -19,7 +19,7 @@ pub struct Server {
     dir: tempfile::TempDir,
 }
 
-fn free_port() -> u16 {
+pub fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
@@ -41,7 +41,7 @@ fn command(dir: &Path, endpoint: &str, peer: &str) -> Command {
 
 impl Server {
     /// Starts one, or says why there is none.
-    fn start() -> Option<Self> {
+    pub fn start() -> Option<Self> {
         let dir = tempfile::tempdir().unwrap();
         let endpoint = format!("http://127.0.0.1:{}", free_port());
         let peer = format!("http://127.0.0.1:{}", free_port());
@@ -69,14 +69,14 @@ impl Server {
         self.process = command(self.dir.path(), &self.endpoint, &self.peer).spawn().unwrap();
     }
 
-    async fn connect(&self) -> Arc<Etcd> {
+    pub async fn connect(&self) -> Arc<Etcd> {
         let endpoints = vec![self.endpoint.clone()];
         connect(etcd::Options { endpoints, request_timeout: Duration::from_secs(2), ..etcd::Options::default() }).await
     }
 }
 
 /// Connects to a server that is coming up.
-async fn connect(options: etcd::Options) -> Arc<Etcd> {
+pub async fn connect(options: etcd::Options) -> Arc<Etcd> {
     let end = Instant::now() + Duration::from_secs(20);
     loop {
         match etcd::connect(options.clone()).await {
@@ -238,39 +238,61 @@ async fn a_dead_endpoint_is_worked_around() {
     assert_eq!(model::collect(&store, "/k", 1, 21).await.len(), 20);
 }
 
-/// A server that wants client certificates, from an authority made for the test.
-#[tokio::test]
-async fn tls_with_client_certificates() {
-    use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair};
-    let dir = tempfile::tempdir().unwrap();
-    let mut authority = CertificateParams::default();
-    authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    let authority = CertifiedIssuer::self_signed(authority, KeyPair::generate().unwrap()).unwrap();
-    let issue = |name: &str, purpose| {
-        let mut params = CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
-        params.extended_key_usages = purpose;
-        let key = KeyPair::generate().unwrap();
-        let cert = params.signed_by(&key, &authority).unwrap();
-        let paths = [dir.path().join(format!("{name}.crt")), dir.path().join(format!("{name}.key"))];
+/// An authority made for a test, with its files.
+pub struct Pki {
+    dir: tempfile::TempDir,
+    authority: rcgen::CertifiedIssuer<'static, rcgen::KeyPair>,
+}
+
+impl Pki {
+    pub fn new() -> Self {
+        let mut authority = rcgen::CertificateParams::default();
+        authority.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        let authority = rcgen::CertifiedIssuer::self_signed(authority, rcgen::KeyPair::generate().unwrap()).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("ca.crt"), authority.pem()).unwrap();
+        Pki { dir, authority }
+    }
+
+    pub fn ca(&self) -> Vec<u8> {
+        self.authority.pem().into_bytes()
+    }
+
+    pub fn ca_file(&self) -> std::path::PathBuf {
+        self.dir.path().join("ca.crt")
+    }
+
+    /// A certificate for 127.0.0.1, for clients or for servers too: its files, itself and its key.
+    pub fn issue(&self, name: &str, server: bool) -> ([std::path::PathBuf; 2], Vec<u8>, Vec<u8>) {
+        use rcgen::ExtendedKeyUsagePurpose::{ClientAuth, ServerAuth};
+        let mut params = rcgen::CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
+        // etcd's own gateway is a client of its server with the server's certificate.
+        params.extended_key_usages = if server { vec![ServerAuth, ClientAuth] } else { vec![ClientAuth] };
+        let key = rcgen::KeyPair::generate().unwrap();
+        let cert = params.signed_by(&key, &self.authority).unwrap();
+        let paths = ["crt", "key"].map(|kind| self.dir.path().join(format!("{name}.{kind}")));
         std::fs::write(&paths[0], cert.pem()).unwrap();
         std::fs::write(&paths[1], key.serialize_pem()).unwrap();
         (paths, cert.pem().into_bytes(), key.serialize_pem().into_bytes())
-    };
-    use ExtendedKeyUsagePurpose::{ClientAuth, ServerAuth};
-    // etcd's own gateway is a client of its server with the server's certificate.
-    let (server_files, ..) = issue("server", vec![ServerAuth, ClientAuth]);
-    let (_, cert, key) = issue("client", vec![ClientAuth]);
-    let ca_file = dir.path().join("ca.crt");
-    std::fs::write(&ca_file, authority.pem()).unwrap();
+    }
+}
+
+/// A server that wants client certificates, from an authority made for the test.
+#[tokio::test]
+async fn tls_with_client_certificates() {
+    let dir = tempfile::tempdir().unwrap();
+    let pki = Pki::new();
+    let (server_files, ..) = pki.issue("server", true);
+    let (_, cert, key) = pki.issue("client", false);
     let endpoint = format!("https://127.0.0.1:{}", free_port());
     let peer = format!("http://127.0.0.1:{}", free_port());
     let mut command = command(&dir.path().join("data"), &endpoint, &peer);
     command.arg("--cert-file").arg(&server_files[0]).arg("--key-file").arg(&server_files[1]);
-    command.arg("--trusted-ca-file").arg(&ca_file).arg("--client-cert-auth");
+    command.arg("--trusted-ca-file").arg(pki.ca_file()).arg("--client-cert-auth");
     let Some(_server) = Server::run(command, endpoint.clone(), peer, tempfile::tempdir().unwrap()) else { return };
     let whole = etcd::Options {
         endpoints: vec![endpoint],
-        ca: Some(authority.pem().into_bytes()),
+        ca: Some(pki.ca()),
         cert: Some(cert),
         key: Some(key),
         request_timeout: Duration::from_secs(2),

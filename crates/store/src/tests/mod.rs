@@ -1,9 +1,12 @@
 //! What both backends must do, run against each: the scenarios, and a random walk beside a simple model.
 
 mod concurrent;
+mod copy;
+mod etcd_cluster;
 mod etcd_server;
 pub(crate) mod model;
 mod scenarios;
+mod served;
 
 use std::sync::Arc;
 
