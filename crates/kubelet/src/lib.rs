@@ -22,6 +22,7 @@ pub mod probes;
 pub mod quantity;
 pub mod references;
 pub mod server;
+pub mod simulated;
 pub mod spec;
 pub mod statics;
 pub mod stats;

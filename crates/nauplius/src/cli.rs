@@ -39,6 +39,8 @@ enum Command {
     Dns(node::DnsOptions),
     /// Run the container runtime alone.
     Runtime(node::RuntimeOptions),
+    /// Add nodes that are objects only to a cluster, and say that their pods run.
+    SimulatedNodes(roles::simulated::Options),
     /// Run all of a node's components in one process (what `up` starts for each node).
     #[command(hide = true)]
     Node(Box<node::NodeOptions>),
@@ -158,6 +160,7 @@ fn run(command: Command) -> anyhow::Result<()> {
             Command::Proxy(options) => node::proxy(options, cancel).await,
             Command::Dns(options) => node::dns(options, cancel).await,
             Command::Runtime(options) => node::runtime(options, cancel).await,
+            Command::SimulatedNodes(options) => roles::simulated::run(options, cancel).await,
             Command::Node(options) => node::all(*options, cancel).await,
             Command::Image(ImageCommand { action: ImageAction::Import { data_dir, socket, files } }) => {
                 node::import_images(data_dir, socket, files).await

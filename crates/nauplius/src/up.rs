@@ -49,9 +49,11 @@ pub struct Options {
     /// How many nodes, each in a network namespace of its own.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_NODES)))]
     pub nodes: u32,
-    /// Nodes that are objects only: their pods run nowhere.
-    #[arg(long, default_value_t = 0)]
+    /// Nodes that are objects only: their pods are said to run, and run nowhere.
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=roles::simulated::MAX))]
     pub simulated_nodes: u32,
+    #[command(flatten)]
+    pub simulated_schedule: roles::simulated::ScheduleOptions,
     #[command(flatten)]
     pub store: StoreOptions,
     /// Another container engine's CRI socket, for a cluster of one node.
@@ -119,9 +121,6 @@ impl Identities<'_> {
 
 pub async fn run(options: Options, cancel: CancellationToken) -> Result<()> {
     let began = Instant::now();
-    if options.simulated_nodes > 0 {
-        bail!("--simulated-nodes is not there yet: nodes that are rows come with the scheduler's own work");
-    }
     let with_nodes = !options.control_plane_only;
     if with_nodes {
         preflight::node()?;
@@ -215,6 +214,7 @@ pub async fn run(options: Options, cancel: CancellationToken) -> Result<()> {
     progress.done("kube-scheduler");
     progress.done("kube-controller-manager");
 
+    simulate(&options, running.as_ref(), &admin, &identities, (&mut roles_tasks, &mut children), &cancel).await?;
     if let Some(fabric) = &fabric {
         for n in 1..=options.nodes {
             for child in Child::node(&options, &data_dir, &fabric.layout, n, &identities, &pki)? {
@@ -232,9 +232,12 @@ pub async fn run(options: Options, cancel: CancellationToken) -> Result<()> {
             }
         });
         progress.waiting(&format!("{} node{}", options.nodes, if options.nodes == 1 { "" } else { "s" }));
-        nodes_ready(&admin, options.nodes, &progress, &cancel).await?;
     }
-    progress.finish(&kubeconfig, options.control_plane_only);
+    let real = if with_nodes { options.nodes } else { 0 };
+    if real + options.simulated_nodes > 0 {
+        nodes_ready(&admin, real, options.simulated_nodes, &progress, &cancel).await?;
+    }
+    progress.finish(&kubeconfig, options.control_plane_only && options.simulated_nodes == 0);
     cancel.cancelled().await;
     progress.stopping();
     roles_tasks.close();
@@ -269,34 +272,107 @@ fn start_in_process(
     });
 }
 
-/// Waits until the nodes report Ready; says so and goes on when some do not in time.
-async fn nodes_ready(admin: &Client, count: u32, progress: &Progress, cancel: &CancellationToken) -> Result<()> {
+/// Simulated nodes, beside the API server or in a process of their own; without any, those of an earlier run go.
+async fn simulate(
+    options: &Options,
+    running: Option<&roles::apiserver::Running>,
+    admin: &Client,
+    identities: &Identities<'_>,
+    (tasks, children): (&mut tokio_util::task::TaskTracker, &mut Children),
+    cancel: &CancellationToken,
+) -> Result<()> {
+    use roles::simulated;
+    if options.simulated_nodes == 0 {
+        let admin = admin.clone();
+        tasks.spawn(async move {
+            if let Err(status) = kubelet::simulated::remove_beyond(&admin, 0).await {
+                tracing::warn!("simulated nodes of an earlier run not removed: {status}");
+            }
+        });
+        return Ok(());
+    }
+    simulated::grant(admin).await?;
+    let (nodes, grace) = (options.simulated_nodes, options.node_monitor_grace_period);
+    let Some(running) = running else {
+        let kubeconfig = identities.kubeconfig("simulated-nodes", simulated::USER, &[], false)?;
+        let child = Child::simulated_nodes(&kubeconfig, nodes, &options.simulated_schedule, grace)?;
+        children.start(child, cancel.clone());
+        return Ok(());
+    };
+    let client = Local::new(running.server.clone(), simulated::USER, &[], simulated::AGENT).client();
+    let simulation = simulated::simulation(nodes, &options.simulated_schedule, grace);
+    let token = cancel.clone();
+    tasks.spawn(async move {
+        supervise::role(simulated::AGENT, token, |own| {
+            let run = kubelet::simulated::run(client.clone(), simulation.clone(), own);
+            async { Ok(run.await) }
+        })
+        .await;
+    });
+    Ok(())
+}
+
+/// Waits until the nodes report Ready, the simulated ones too; says so and goes on when some do not in time.
+async fn nodes_ready(
+    admin: &Client,
+    real: u32,
+    simulated: u32,
+    progress: &Progress,
+    cancel: &CancellationToken,
+) -> Result<()> {
     use k8s_openapi::api::core::v1::Node;
     let informers = Informers::new(admin.clone());
     let nodes = informers.get::<Node>();
     let mut changes = nodes.subscribe();
     let deadline = tokio::time::Instant::now() + NODES_READY_WITHIN;
-    let mut seen = std::collections::BTreeSet::new();
+    let (mut seen, mut seen_simulated) = (std::collections::BTreeSet::new(), std::collections::BTreeSet::new());
+    let mut waits_for_simulated = simulated > 0;
     loop {
-        for object in nodes.list(None) {
-            let Ok(node) = object.typed::<Node>() else { continue };
-            let conditions = node.status.iter().flat_map(|s| s.conditions.iter().flatten());
-            let ready = conditions.into_iter().any(|c| c.type_ == "Ready" && c.status == "True");
-            // A node of an earlier life says Ready until its kubelet speaks again; that is as good.
-            if ready && seen.insert(object.meta.name.to_string()) {
-                progress.done(&object.meta.name);
-            }
+        if waits_for_simulated && seen_simulated.len() >= simulated as usize {
+            waits_for_simulated = false;
+            progress.done(&format!("{simulated} simulated node{}", if simulated == 1 { "" } else { "s" }));
         }
-        if seen.len() >= count as usize {
+        if seen.len() >= real as usize && !waits_for_simulated {
             return Ok(());
         }
         tokio::select! {
             () = cancel.cancelled() => return Ok(()),
             () = tokio::time::sleep_until(deadline) => {
-                progress.note(&format!("{} of {count} nodes are Ready after {} s; see the log of the others", seen.len(), NODES_READY_WITHIN.as_secs()));
+                let (ready, count) = (seen.len() + seen_simulated.len(), real + simulated);
+                progress.note(&format!("{ready} of {count} nodes are Ready after {} s; see the log of the others", NODES_READY_WITHIN.as_secs()));
                 return Ok(());
             }
-            _ = changes.next() => {}
+            batch = changes.next() => {
+                let objects = match batch {
+                    Some(client::Batch::Changes(batch)) => batch.into_iter().filter_map(|c| c.new).collect(),
+                    Some(client::Batch::Resync) => nodes.list(None),
+                    None => return Ok(()),
+                };
+                for object in objects {
+                    note_ready(&object, &mut seen, &mut seen_simulated, progress);
+                }
+            }
         }
+    }
+}
+
+/// Notes a node that is Ready. One of an earlier life says so until its kubelet speaks again; that is as good.
+fn note_ready(
+    object: &meta::Object,
+    seen: &mut std::collections::BTreeSet<String>,
+    seen_simulated: &mut std::collections::BTreeSet<String>,
+    progress: &Progress,
+) {
+    use k8s_openapi::api::core::v1::Node;
+    let Ok(node) = object.typed::<Node>() else { return };
+    let conditions = node.status.iter().flat_map(|s| s.conditions.iter().flatten());
+    if !conditions.into_iter().any(|c| c.type_ == "Ready" && c.status == "True") {
+        return;
+    }
+    let name = object.meta.name.to_string();
+    if object.meta.label(kubelet::simulated::LABEL).is_some() {
+        seen_simulated.insert(name);
+    } else if seen.insert(name) {
+        progress.done(&object.meta.name);
     }
 }

@@ -16,13 +16,13 @@ use crate::plugins::inter_pod_affinity::{self, Required};
 use crate::plugins::pod_topology_spread::{self, Hard};
 use crate::plugins::{
     image_locality, node_affinity, node_ports, node_resources_balanced_allocation, node_resources_fit,
-    node_unschedulable, node_volume_limits, taint_toleration, volume_binding, volume_restrictions, volume_zone, weight,
+    node_unschedulable, node_volume_limits, taint_toleration, volume_binding, volume_restrictions, volume_zone,
 };
 use crate::pod::{Pod, Spec};
 use crate::ranking::Ranking;
 use crate::snapshot::{NodeId, Snapshot};
 use crate::symbol::{Symbol, SymbolMap};
-use crate::verdict::{Plugin, Reason, Refusal, WhyNot};
+use crate::verdict::{Plugin, Plugins, Reason, Refusal, WhyNot};
 
 /// Specs whose verdicts are remembered; each costs some 40 bytes a node.
 const REMEMBERED: usize = 32;
@@ -37,11 +37,14 @@ enum Local {
 
 /// Whether the plugins that look at one node let the pod on it, whatever is elsewhere.
 pub fn filter_alone(spec: &Spec, node: &Node) -> Result<(), Refusal> {
-    node_unschedulable::filter(spec, node)?;
-    taint_toleration::filter(spec, node)?;
-    node_affinity::filter(spec, node)?;
-    node_ports::filter(spec, node)?;
-    node_resources_fit::filter(spec, node)
+    let on = |plugin, verdict: fn(&Spec, &Node) -> Result<(), Refusal>| {
+        if spec.profile.has(plugin) { verdict(spec, node) } else { Ok(()) }
+    };
+    on(Plugin::NodeUnschedulable, node_unschedulable::filter)?;
+    on(Plugin::TaintToleration, taint_toleration::filter)?;
+    on(Plugin::NodeAffinity, node_affinity::filter)?;
+    on(Plugin::NodePorts, node_ports::filter)?;
+    on(Plugin::NodeResourcesFit, node_resources_fit::filter)
 }
 
 fn look(spec: &Spec, node: &Node, snapshot: &Snapshot) -> Local {
@@ -51,11 +54,17 @@ fn look(spec: &Spec, node: &Node, snapshot: &Snapshot) -> Local {
     if let Err(refusal) = filter_alone(spec, node) {
         return Local::Refused(refusal);
     }
-    let fixed = weight::NODE_RESOURCES_FIT * node_resources_fit::score(spec, node)
-        + weight::NODE_RESOURCES_BALANCED_ALLOCATION * node_resources_balanced_allocation::score(spec, node)
-        + weight::IMAGE_LOCALITY * image_locality::score(spec, node, snapshot);
-    let affinity = i32::try_from(node_affinity::score(spec, node)).unwrap_or(i32::MAX);
-    let taints = u16::try_from(taint_toleration::score(spec, node)).unwrap_or(u16::MAX);
+    let weights = &spec.profile.weights;
+    let scored = |weight: i64, score: &dyn Fn() -> i64| if weight == 0 { 0 } else { weight * score() };
+    let fixed = scored(weights.node_resources_fit, &|| node_resources_fit::score(spec, node))
+        + scored(weights.node_resources_balanced_allocation, &|| node_resources_balanced_allocation::score(spec, node))
+        + scored(weights.image_locality, &|| image_locality::score(spec, node, snapshot));
+    let (affinity, taints) = (
+        if weights.node_affinity == 0 { 0 } else { node_affinity::score(spec, node) },
+        if weights.taint_toleration == 0 { 0 } else { taint_toleration::score(spec, node) },
+    );
+    let affinity = i32::try_from(affinity).unwrap_or(i32::MAX);
+    let taints = u16::try_from(taints).unwrap_or(u16::MAX);
     Local::Passed { taints, affinity, fixed: fixed as i32 }
 }
 
@@ -195,21 +204,36 @@ pub struct Prepared {
     volumes: Option<Volumes>,
     hard: Option<Hard>,
     required: Option<Required>,
+    filters: Plugins,
 }
 
 impl Prepared {
     /// An error stands in the way wherever the pod would go.
     pub fn new(snapshot: &mut Snapshot, pod: &Pod) -> Result<Self, (Plugin, String)> {
+        let profile = pod.spec.profile.clone();
+        if pod.spec.claims_devices && profile.has(Plugin::DynamicResources) {
+            let why = "the pod claims devices (spec.resourceClaims), which this scheduler does not allocate";
+            return Err((Plugin::DynamicResources, why.into()));
+        }
+        if pod.spec.grouped {
+            let why = "the pod is one of a group (spec.schedulingGroup), which this scheduler does not place together";
+            return Err((Plugin::GangScheduling, why.into()));
+        }
         let volumes = if pod.volumes.is_empty() {
             None
         } else {
-            let binding =
-                volume_binding::State::prepare(&snapshot.storage, pod).map_err(|why| (Plugin::VolumeBinding, why))?;
+            let binding = match volume_binding::State::prepare(&snapshot.storage, pod) {
+                Err(why) if profile.has(Plugin::VolumeBinding) => return Err((Plugin::VolumeBinding, why)),
+                Err(_) => volume_binding::State::default(),
+                Ok(state) => state,
+            };
             let restrictions = volume_restrictions::State::prepare(&snapshot.storage, pod, &binding);
             let limits = node_volume_limits::State::prepare(snapshot, pod);
             Some(Volumes { restrictions, limits, binding })
         };
-        Ok(Self { volumes, hard: Hard::prepare(snapshot, pod), required: Required::prepare(snapshot, pod) })
+        let hard = if profile.has(Plugin::PodTopologySpread) { Hard::prepare(snapshot, pod) } else { None };
+        let required = if profile.has(Plugin::InterPodAffinity) { Required::prepare(snapshot, pod) } else { None };
+        Ok(Self { volumes, hard, required, filters: profile.filters })
     }
 
     /// Whether every node will do, as far as this goes.
@@ -220,10 +244,19 @@ impl Prepared {
     /// The node is given apart, since it may be supposed to be other than it is.
     pub fn filter(&self, snapshot: &Snapshot, id: NodeId, node: &Node) -> Result<(), Refusal> {
         if let Some(volumes) = &self.volumes {
-            volumes.restrictions.filter(node)?;
-            volumes.limits.filter(snapshot, node)?;
-            volumes.binding.filter(&snapshot.storage, node)?;
-            volume_zone::filter(&volumes.binding, node)?;
+            let on = |plugin| self.filters.contains(plugin);
+            if on(Plugin::VolumeRestrictions) {
+                volumes.restrictions.filter(node)?;
+            }
+            if on(Plugin::NodeVolumeLimits) {
+                volumes.limits.filter(snapshot, node)?;
+            }
+            if on(Plugin::VolumeBinding) {
+                volumes.binding.filter(&snapshot.storage, node)?;
+            }
+            if on(Plugin::VolumeZone) {
+                volume_zone::filter(&volumes.binding, node)?;
+            }
         }
         self.hard.as_ref().map_or(Ok(()), |h| h.filter(id))?;
         self.required.as_ref().map_or(Ok(()), |r| r.filter(id))
@@ -281,7 +314,9 @@ impl Core {
         // A pod that names its one node (as those of daemon sets do) needs no look at the others.
         let mut refusals = Refusals::default();
         let alone;
-        let (from, local) = match pod.spec.selection.only_name().map(|name| self.snapshot.node_id(name)) {
+        let weights = pod.spec.profile.weights;
+        let only = pod.spec.selection.only_name().filter(|_| pod.spec.profile.has(Plugin::NodeAffinity));
+        let (from, local) = match only.map(|name| self.snapshot.node_id(name)) {
             None => {
                 let evaluation = self.evaluations.current(&self.snapshot, &pod.spec);
                 // Where nothing but the nodes themselves matters, the best is known already.
@@ -289,7 +324,7 @@ impl Core {
                 if plain
                     && pod.spec.terms.is_none()
                     && self.snapshot.with_terms().next().is_none()
-                    && !pod_topology_spread::scores(&self.snapshot, pod)
+                    && (weights.pod_topology_spread == 0 || !pod_topology_spread::scores(&self.snapshot, pod))
                     && let Some(best) = evaluation.ranking.best(rng)
                 {
                     return Ok(best);
@@ -356,11 +391,15 @@ impl Core {
         // What all others get is the same for all, so only the difference counts.
         let usual = taint_toleration::normalize(0, most_taints);
         for (at, taints, affinity) in special {
-            totals[at] += weight::TAINT_TOLERATION * (taint_toleration::normalize(taints, most_taints) - usual)
-                + weight::NODE_AFFINITY * node_affinity::normalize(affinity, most_affinity);
+            totals[at] += weights.taint_toleration * (taint_toleration::normalize(taints, most_taints) - usual)
+                + weights.node_affinity * node_affinity::normalize(affinity, most_affinity);
         }
-        pod_topology_spread::score(&mut self.snapshot, pod, &feasible, &mut totals, weight::POD_TOPOLOGY_SPREAD);
-        inter_pod_affinity::score(&mut self.snapshot, pod, &feasible, &mut totals, weight::INTER_POD_AFFINITY);
+        if weights.pod_topology_spread != 0 {
+            pod_topology_spread::score(&mut self.snapshot, pod, &feasible, &mut totals, weights.pod_topology_spread);
+        }
+        if weights.inter_pod_affinity != 0 {
+            inter_pod_affinity::score(&mut self.snapshot, pod, &feasible, &mut totals, weights.inter_pod_affinity);
+        }
         Ok(feasible[best(&totals, rng)])
     }
 
@@ -384,7 +423,12 @@ impl Core {
 }
 
 /// Whether the pod fits beside those for whom room is being made.
-fn with_nominated(snapshot: &Snapshot, nominations: &Nominations, pod: &Pod, id: NodeId) -> Result<(), Refusal> {
+pub(crate) fn with_nominated(
+    snapshot: &Snapshot,
+    nominations: &Nominations,
+    pod: &Pod,
+    id: NodeId,
+) -> Result<(), Refusal> {
     let node = snapshot.node(id);
     let mut ahead = nominations.ahead(node, pod).peekable();
     if ahead.peek().is_none() {

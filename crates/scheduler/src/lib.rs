@@ -7,13 +7,18 @@
 #![forbid(unsafe_code)]
 
 pub mod amounts;
+pub mod assess;
+pub mod config;
 pub mod core;
 pub mod counters;
 mod events;
+pub mod explain;
+pub mod metrics;
 pub mod node;
 pub mod node_selection;
 pub mod plugins;
 pub mod pod;
+pub mod profile;
 pub mod queue;
 pub mod ranking;
 mod run;
@@ -38,8 +43,8 @@ pub use run::run;
 /// How the scheduler runs.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Pods with this `spec.schedulerName` are ours.
-    pub scheduler_name: String,
+    /// Pods with the `schedulerName` of one of these are ours.
+    pub profiles: Vec<profile::ProfileRef>,
     /// The delay after a pod's first failed attempt; it doubles.
     pub pod_initial_backoff: Duration,
     /// The longest such delay.
@@ -48,10 +53,21 @@ pub struct Options {
     pub calls_in_flight: usize,
 }
 
+impl From<&config::Configuration> for Options {
+    fn from(from: &config::Configuration) -> Self {
+        Self {
+            profiles: from.profiles.clone(),
+            pod_initial_backoff: from.pod_initial_backoff,
+            pod_max_backoff: from.pod_max_backoff,
+            ..Self::default()
+        }
+    }
+}
+
 impl Default for Options {
     fn default() -> Self {
         Self {
-            scheduler_name: "default-scheduler".into(),
+            profiles: vec![profile::ProfileRef::default()],
             pod_initial_backoff: Duration::from_secs(1),
             pod_max_backoff: Duration::from_secs(10),
             calls_in_flight: 128,

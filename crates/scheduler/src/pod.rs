@@ -14,6 +14,7 @@ use meta::Object;
 use crate::amounts::{Amounts, of_pod};
 use crate::node::Taint;
 use crate::node_selection::{NodeSelection, Preference};
+use crate::profile::ProfileRef;
 use crate::selector::Selector;
 use crate::symbol::{Labels, Symbol, SymbolMap};
 use crate::view::{PodSpecView, PodView};
@@ -121,7 +122,7 @@ pub struct SpreadConstraint {
 }
 
 impl SpreadConstraint {
-    fn of(api: &TopologySpreadConstraint) -> Self {
+    pub fn of(api: &TopologySpreadConstraint) -> Self {
         Self {
             topology: Symbol::of(&api.topology_key),
             max_skew: i64::from(api.max_skew),
@@ -235,6 +236,11 @@ pub struct Spec {
     pub priority: i32,
     /// `preemptionPolicy` is not `Never`.
     pub preempts: bool,
+    /// Whether it asks for devices by claim.
+    pub claims_devices: bool,
+    /// Whether it is one of a group that is placed together.
+    pub grouped: bool,
+    pub profile: ProfileRef,
 }
 
 fn symbols(texts: Option<&[String]>) -> Box<[Symbol]> {
@@ -294,7 +300,7 @@ fn volumes(spec: &PodSpecView) -> Arc<[Volume]> {
 }
 
 impl Spec {
-    pub fn of(view: &PodView) -> Self {
+    pub fn of(view: &PodView, profile: ProfileRef) -> Self {
         let spec = &view.spec;
         let assumed = of_pod(spec, &view.status, true);
         let affinity = spec.affinity.as_ref();
@@ -320,6 +326,8 @@ impl Spec {
         let images: Box<[Symbol]> =
             containers().map(|c| &c.image).chain(volume_images).map(|i| normalized_image(i)).collect();
         Self {
+            claims_devices: !spec.resource_claims.is_empty(),
+            grouped: spec.scheduling_group.is_some(),
             requests: of_pod(spec, &view.status, false),
             assumed: (assumed.cpu, assumed.memory),
             tolerations: spec.tolerations.iter().filter_map(Toleration::of).collect(),
@@ -337,18 +345,35 @@ impl Spec {
             terms,
             priority: spec.priority,
             preempts: &*spec.preemption_policy != "Never",
+            profile,
         }
     }
 }
 
-/// Shares equal specs.
+/// Shares equal specs, and knows each pod's profile.
 #[derive(Default)]
 pub struct Specs {
+    profiles: Vec<ProfileRef>,
     known: HashSet<Arc<Spec>>,
     sweep_at: usize,
 }
 
 impl Specs {
+    pub fn with_profiles(profiles: Vec<ProfileRef>) -> Self {
+        Self { profiles, ..Self::default() }
+    }
+
+    /// The profile of a scheduler's name, if it is one of ours.
+    pub fn profile(&self, scheduler_name: &str) -> Option<&ProfileRef> {
+        self.profiles.iter().find(|p| *p.scheduler_name == *scheduler_name)
+    }
+
+    /// A pod's spec, shared. Other schedulers' pods count under the default profile: nobody asks it for them.
+    pub fn of(&mut self, view: &PodView) -> Arc<Spec> {
+        let profile = self.profile(&view.spec.scheduler_name).cloned().unwrap_or_default();
+        self.share(Spec::of(view, profile))
+    }
+
     pub fn share(&mut self, spec: Spec) -> Arc<Spec> {
         if let Some(known) = self.known.get(&spec) {
             return known.clone();
@@ -392,7 +417,7 @@ impl Pod {
             namespace: Symbol::of(&meta.namespace),
             uid: (&*meta.uid).into(),
             labels: Labels::new(meta.labels.iter().map(|(k, v)| (&**k, &**v))),
-            spec: specs.share(Spec::of(view)),
+            spec: specs.of(view),
             volumes: volumes(&view.spec),
             controller: meta.controller().map(|o| (Symbol::of(&o.kind), Symbol::of(&o.name))),
             deleting: meta.deletion_timestamp.is_some(),

@@ -41,6 +41,13 @@ pub struct Waiting {
     place: Place,
 }
 
+impl Waiting {
+    /// When it came.
+    pub fn since(&self) -> Instant {
+        self.rank.1
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Place {
     Gated,
@@ -249,6 +256,15 @@ impl PodQueue {
         let Some(w) = self.pods.get(key) else { return };
         let until = w.tried + self.delay(w.attempts);
         self.enter(key, if until <= now { Place::Active } else { Place::BackingOff(until, eager) });
+    }
+
+    /// How many pods are active, backing off, unschedulable and gated.
+    pub fn sizes(&self) -> [usize; 4] {
+        let (active, backing_off, unschedulable) =
+            (self.active.len(), self.backing_off.len(), self.unschedulable.len());
+        // Those that are out are being bound, and few.
+        let gated = self.pods.len().saturating_sub(active + backing_off + unschedulable);
+        [active, backing_off, unschedulable, gated]
     }
 
     pub fn has_unschedulable(&self) -> bool {

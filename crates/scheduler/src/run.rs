@@ -15,6 +15,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::events::Events;
+use crate::metrics::{Attempt, METRICS};
 use crate::plugins::default_preemption::Plan;
 use crate::plugins::volume_binding::{self, Step};
 use crate::pod::Pod;
@@ -69,8 +70,12 @@ pub async fn run(
     }
     let queue = PodQueue::new(options.pod_initial_backoff, options.pod_max_backoff);
     let mut scheduler = Scheduler {
-        world: World::new(queue, &options.scheduler_name),
-        recorder: Recorder::new(&client, &options.scheduler_name, ""),
+        world: World::new(queue, options.profiles.clone()),
+        recorder: Recorder::new(
+            &client,
+            options.profiles.first().map_or("default-scheduler", |p| &p.scheduler_name),
+            "",
+        ),
         client,
         pods: informers.get::<k8s_openapi::api::core::v1::Pod>(),
         claims: informers.get::<k8s_openapi::api::core::v1::PersistentVolumeClaim>(),
@@ -101,6 +106,8 @@ impl Scheduler {
         }
         events.wake(&self.world.core, &mut self.world.queue, now);
         self.world.queue.advance(now);
+        let snapshot = &self.world.core.snapshot;
+        METRICS.sizes(self.world.queue.sizes(), self.world.assumed.len(), snapshot.present(), snapshot.pods_placed());
         Ok(())
     }
 
@@ -149,7 +156,10 @@ impl Scheduler {
         let Some(key) = self.world.queue.pop(now) else { return false };
         let Some(waiting) = self.world.queue.get(&key) else { return true };
         let (pod, object) = (waiting.pod.clone(), waiting.object.clone());
-        match self.world.core.schedule(&pod, &mut rand::rng()) {
+        let found = self.world.core.schedule(&pod, &mut rand::rng());
+        let how = if found.is_ok() { Attempt::Scheduled } else { Attempt::Unschedulable };
+        METRICS.attempt(how, now.elapsed());
+        match found {
             Ok(id) => {
                 let node = self.world.core.snapshot.node(id).name.clone();
                 self.world.core.nominations.set(&pod, None);
@@ -172,7 +182,8 @@ impl Scheduler {
             self.calls.spawn(async move { Answer::Bound { object, node, steps, result: guarded(bind).await } });
             return;
         }
-        let claims = writes::bind_claims(client, self.claims.clone(), steps.clone(), node.clone());
+        let within = pod.spec.profile.bind_timeout;
+        let claims = writes::bind_claims(client, self.claims.clone(), steps.clone(), node.clone(), within);
         self.slow.spawn(async move {
             let result = match guarded(claims).await {
                 Ok(()) => guarded(bind).await,
@@ -226,13 +237,15 @@ impl Scheduler {
             self.world.queue.wake_one(&displaced.key, Instant::now());
         }
         self.world.core.nominations.set(pod, Some(symbol));
+        METRICS.preempted(plan.victims.len());
         for victim in plan.victims {
             // Who is on the way out already needs no push.
             let Some(object) = self.pods.get(&victim.key).filter(|o| !victim.deleting && *o.meta.uid == *victim.uid)
             else {
                 continue;
             };
-            let message = format!("{}: preempting to accommodate a higher priority pod", self.options.scheduler_name);
+            let message =
+                format!("{}: preempting to accommodate a higher priority pod", pod.spec.profile.scheduler_name);
             let call = writes::evict(self.client.clone(), object.clone(), message);
             let (by, waiting, node) = (pod.uid.clone(), pod.key.clone(), name.clone());
             self.calls.spawn(async move {
@@ -278,7 +291,9 @@ impl Scheduler {
                 if let Some((key, _)) =
                     self.world.assumed.get_key_value(key.as_str()).map(|(k, v)| (k.clone(), v.clone()))
                 {
-                    self.world.queue.remove(&key);
+                    if let Some(waiting) = self.world.queue.remove(&key) {
+                        METRICS.bound(waiting.since().elapsed());
+                    }
                 }
                 let message = format!("Successfully assigned {key} to {node}");
                 self.recorder.event(&reference(&object), EventType::Normal, "Scheduled", message);

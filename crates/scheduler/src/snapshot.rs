@@ -107,6 +107,11 @@ impl Snapshot {
         self.present
     }
 
+    /// Pods on nodes.
+    pub fn pods_placed(&self) -> usize {
+        self.pod_ids.len()
+    }
+
     pub fn node_id(&self, name: Symbol) -> Option<NodeId> {
         self.node_ids.get(&name).copied()
     }

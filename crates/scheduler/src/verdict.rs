@@ -19,6 +19,30 @@ pub enum Plugin {
     VolumeZone,
     PodTopologySpread,
     InterPodAffinity,
+    DynamicResources,
+    GangScheduling,
+}
+
+impl Plugin {
+    /// As upstream calls it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::SchedulingGates => "SchedulingGates",
+            Self::NodeUnschedulable => "NodeUnschedulable",
+            Self::TaintToleration => "TaintToleration",
+            Self::NodeAffinity => "NodeAffinity",
+            Self::NodePorts => "NodePorts",
+            Self::NodeResourcesFit => "NodeResourcesFit",
+            Self::VolumeRestrictions => "VolumeRestrictions",
+            Self::NodeVolumeLimits => "NodeVolumeLimits",
+            Self::VolumeBinding => "VolumeBinding",
+            Self::VolumeZone => "VolumeZone",
+            Self::PodTopologySpread => "PodTopologySpread",
+            Self::InterPodAffinity => "InterPodAffinity",
+            Self::DynamicResources => "DynamicResources",
+            Self::GangScheduling => "GangScheduling",
+        }
+    }
 }
 
 /// A set of plugins.
@@ -34,6 +58,14 @@ impl Plugins {
 
     pub fn insert(&mut self, plugin: Plugin) {
         self.0 |= 1 << plugin as u16;
+    }
+
+    pub fn remove(&mut self, plugin: Plugin) {
+        self.0 &= !(1 << plugin as u16);
+    }
+
+    pub fn contains(self, plugin: Plugin) -> bool {
+        self.0 & (1 << plugin as u16) != 0
     }
 
     pub fn intersects(self, other: Self) -> bool {
@@ -71,6 +103,7 @@ pub enum Reason {
     Unschedulable,
     Taint,
     NodeAffinity,
+    EnforcedNodeAffinity,
     Ports,
     Insufficient(Shortage),
     DiskConflict,
@@ -132,6 +165,7 @@ impl Reason {
             Self::Unschedulable => "node(s) were unschedulable",
             Self::Taint => "node(s) had untolerated taint(s)",
             Self::NodeAffinity => "node(s) didn't match Pod's node affinity/selector",
+            Self::EnforcedNodeAffinity => "node(s) didn't match scheduler-enforced node affinity",
             Self::Ports => "node(s) didn't have free ports for the requested pod ports",
             Self::DiskConflict => "node(s) had no available disk",
             Self::ReadWriteOncePod => {

@@ -45,6 +45,8 @@ view!(PodSpecView {
     tolerations: Vec<Toleration>,
     topology_spread_constraints: Vec<TopologySpreadConstraint>,
     volumes: Vec<VolumeView>,
+    resource_claims: Vec<IgnoredView>,
+    scheduling_group: Option<IgnoredView>,
 });
 
 view!(NamedView { name: Box<str>, });

@@ -17,6 +17,7 @@ use crate::events::Events;
 use crate::node::Offer;
 use crate::plugins::scheduling_gates;
 use crate::pod::{Pod, Specs};
+use crate::profile::ProfileRef;
 use crate::queue::{Condition, PodQueue};
 use crate::selector::Selector;
 use crate::sources::Source;
@@ -36,7 +37,6 @@ pub struct World {
     pub specs: Specs,
     /// Pods placed here but not yet seen placed: their uid.
     pub assumed: HashMap<Arc<str>, Arc<str>>,
-    scheduler_name: Box<str>,
 }
 
 #[derive(Default, Deserialize)]
@@ -59,14 +59,8 @@ pub fn view<T: DeserializeOwned>(object: &Object) -> Option<T> {
 }
 
 impl World {
-    pub fn new(queue: PodQueue, scheduler_name: &str) -> Self {
-        Self {
-            core: Core::default(),
-            queue,
-            specs: Specs::default(),
-            assumed: HashMap::new(),
-            scheduler_name: scheduler_name.into(),
-        }
+    pub fn new(queue: PodQueue, profiles: Vec<ProfileRef>) -> Self {
+        Self { core: Core::default(), queue, specs: Specs::with_profiles(profiles), assumed: HashMap::new() }
     }
 
     /// Takes changes of one source.
@@ -184,7 +178,7 @@ impl World {
             // Bound, and not seen yet.
             return;
         }
-        if !assumed && (pod.deleting || *view.spec.scheduler_name != *self.scheduler_name) {
+        if !assumed && (pod.deleting || self.specs.profile(&view.spec.scheduler_name).is_none()) {
             return self.forget_pod(&pod.key, events);
         }
         let condition = view.status.conditions.iter().find(|c| &*c.r#type == "PodScheduled");
@@ -197,6 +191,7 @@ impl World {
         if self.queue.get(&pod.key).is_none_or(|w| w.pod.uid != pod.uid || w.pod.nominated != pod.nominated) {
             self.core.nominations.set(&pod, pod.nominated);
         }
-        self.queue.put(pod, object.clone(), condition, scheduling_gates::holds(view), now);
+        let gated = pod.spec.profile.has(Plugin::SchedulingGates) && scheduling_gates::holds(view);
+        self.queue.put(pod, object.clone(), condition, gated, now);
     }
 }

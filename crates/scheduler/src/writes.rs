@@ -79,15 +79,13 @@ pub async fn evict(client: Client, victim: Arc<Object>, message: String) -> Resu
     }
 }
 
-/// How long the claims of a pod may take to be bound.
-const CLAIMS_WITHIN: Duration = Duration::from_secs(600);
-
 /// Gives a pod's claims their volumes, or has them made, and waits until all are bound.
 pub async fn bind_claims(
     client: Client,
     claims: Arc<Informer>,
     steps: Vec<Step>,
     node: Arc<str>,
+    within: Duration,
 ) -> Result<(), Status> {
     // First, so that no change is missed.
     let mut changes = claims.subscribe();
@@ -127,7 +125,7 @@ pub async fn bind_claims(
         }
         Ok(())
     };
-    tokio::time::timeout(CLAIMS_WITHIN, all_bound)
+    tokio::time::timeout(within, all_bound)
         .await
         .unwrap_or_else(|_| Err(Status::timeout("binding volumes: context deadline exceeded", 1)))
 }

@@ -1,6 +1,8 @@
 //! One component each, over whatever client it is given: in this process or in one of its own.
 
 pub mod apiserver;
+pub mod scheduler;
+pub mod simulated;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -9,19 +11,12 @@ use anyhow::{Context, Result};
 use client::{Client, Informers};
 use tokio_util::sync::CancellationToken;
 
+pub use scheduler::{SchedulerOptions, run_scheduler, scheduler};
+
 use crate::cli::{ApiAccess, Ranges};
 
 pub const SCHEDULER: &str = "kube-scheduler";
 pub const CONTROLLER_MANAGER: &str = "kube-controller-manager";
-
-#[derive(clap::Args, Clone)]
-pub struct SchedulerOptions {
-    #[command(flatten)]
-    pub api: ApiAccess,
-    /// Run only while holding the lease, so that several may stand by.
-    #[arg(long, num_args = 0..=1, default_missing_value = "true", default_value_t = true, action = clap::ArgAction::Set)]
-    pub leader_elect: bool,
-}
 
 #[derive(clap::Args, Clone)]
 pub struct ControllerManagerOptions {
@@ -53,19 +48,6 @@ pub fn seconds(text: &str) -> Result<std::time::Duration, String> {
 /// A client from a kubeconfig.
 pub async fn connect(kubeconfig: &std::path::Path, agent: &str) -> Result<Client> {
     Client::from_kubeconfig(kubeconfig, agent).await.with_context(|| format!("kubeconfig {}", kubeconfig.display()))
-}
-
-pub async fn scheduler(options: SchedulerOptions, cancel: CancellationToken) -> Result<()> {
-    let client = connect(&options.api.kubeconfig, SCHEDULER).await?;
-    run_scheduler(client, options.leader_elect, cancel).await
-}
-
-pub async fn run_scheduler(client: Client, elect: bool, cancel: CancellationToken) -> Result<()> {
-    let informers = Informers::new(client.clone());
-    let run = |cancel: CancellationToken| {
-        scheduler::run(client.clone(), informers.clone(), scheduler::Options::default(), cancel)
-    };
-    lead(&client, elect, SCHEDULER, cancel, run).await
 }
 
 pub async fn controller_manager(options: ControllerManagerOptions, cancel: CancellationToken) -> Result<()> {
@@ -102,6 +84,12 @@ pub async fn run_controllers(
     lead(&client, elect, CONTROLLER_MANAGER, cancel, run).await
 }
 
+/// This candidate for a lease.
+fn identity() -> String {
+    let host = nix::unistd::gethostname().map_or_else(|_| "localhost".into(), |h| h.to_string_lossy().into_owned());
+    format!("{host}_{}", std::process::id())
+}
+
 /// Runs a component, when asked only while it holds its lease.
 async fn lead<F, Fut, E>(client: &Client, elect: bool, name: &str, cancel: CancellationToken, run: F) -> Result<()>
 where
@@ -112,9 +100,7 @@ where
     if !elect {
         return run(cancel).await.map_err(Into::into);
     }
-    let host = nix::unistd::gethostname().map_or_else(|_| "localhost".into(), |h| h.to_string_lossy().into_owned());
-    let identity = format!("{host}_{}", std::process::id());
-    let election = client::LeaderElection::new(client.clone(), "kube-system", name, &identity);
+    let election = client::LeaderElection::new(client.clone(), "kube-system", name, &identity());
     match election.run(cancel, run).await {
         Some(Err(error)) => Err(error.into()),
         Some(Ok(())) | None => Ok(()),

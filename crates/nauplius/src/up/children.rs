@@ -104,6 +104,23 @@ impl Child {
         Self::new("controller-manager", &log_dir(kubeconfig), "controller-manager", arguments)
     }
 
+    pub fn simulated_nodes(
+        kubeconfig: &Path,
+        nodes: u32,
+        schedule: &roles::simulated::ScheduleOptions,
+        node_grace: Duration,
+    ) -> Result<Self> {
+        let milliseconds = |d: Duration| format!("{}ms", d.as_millis());
+        let arguments = vec![
+            arg("kubeconfig", kubeconfig),
+            arg("nodes", nodes.to_string()),
+            arg("simulated-pods-start-after", milliseconds(schedule.simulated_pods_start_after)),
+            arg("simulated-jobs-run-for", milliseconds(schedule.simulated_jobs_run_for)),
+            arg("node-monitor-grace-period", format!("{}s", node_grace.as_secs())),
+        ];
+        Self::new("simulated-nodes", &log_dir(kubeconfig), "simulated-nodes", arguments)
+    }
+
     /// A node: one process, or one for each of its roles.
     pub(super) fn node(
         options: &Options,

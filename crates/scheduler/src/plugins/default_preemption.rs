@@ -23,10 +23,6 @@ use crate::symbol::Symbol;
 use crate::verdict::{Refusal, WhyNot};
 use crate::world::view;
 
-/// Nodes tried: a share of those that may help, and at least so many.
-const TRIED_PERCENT: usize = 10;
-const TRIED_LEAST: usize = 100;
-
 /// A disruption budget.
 #[derive(Clone, Debug, PartialEq)]
 struct Budget {
@@ -164,6 +160,9 @@ enum Hopeless {
 impl Core {
     /// What to do for a pod that no node would have; or why there is nothing to be done.
     pub fn preempt(&mut self, pod: &Pod, why: &WhyNot, rng: &mut impl Rng) -> Result<Plan, String> {
+        if !pod.spec.profile.preempts {
+            return Err(String::new());
+        }
         if !pod.spec.preempts {
             return Err("not eligible due to preemptionPolicy=Never.".into());
         }
@@ -193,7 +192,8 @@ impl Core {
         }
         let mut candidates: Vec<Candidate> = Vec::new();
         if let (Some(prepared), false) = (&prepared, open.is_empty()) {
-            let enough = (open.len() * TRIED_PERCENT / 100).max(TRIED_LEAST);
+            let (percent, least) = pod.spec.profile.candidates;
+            let enough = (open.len() * percent / 100).max(least);
             let offset = rng.random_range(0..open.len());
             for at in 0..open.len() {
                 match self.candidate(pod, prepared, open[(offset + at) % open.len()]) {

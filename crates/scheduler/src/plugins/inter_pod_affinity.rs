@@ -9,9 +9,6 @@ use crate::snapshot::{Column, NodeId, Snapshot};
 use crate::symbol::SymbolMap;
 use crate::verdict::{Plugin, Reason, Refusal};
 
-/// What a required affinity of a pod already placed is worth to a pod it wants near (upstream's `hardPodAffinityWeight`).
-const HARD_WEIGHT: i64 = 1;
-
 /// Pods by domain of one topology key.
 #[derive(Clone)]
 struct Tally {
@@ -144,9 +141,16 @@ impl Required {
 /// Adds the weighted, normalized scores of the nodes in question to their totals.
 pub fn score(snapshot: &mut Snapshot, pod: &Pod, nodes: &[NodeId], totals: &mut [i64], weight: i64) {
     let mut worth: SymbolMap<Tally> = SymbolMap::default();
+    let profile = &pod.spec.profile;
+    // A pod without wishes of its own need not hear those of others, if the profile says so.
+    let own = pod.spec.terms.as_deref().is_some_and(|t| !t.preferred.is_empty() || !t.preferred_anti.is_empty());
+    if profile.ignore_preferred_terms_of_existing_pods && !own {
+        return;
+    }
     for alike in snapshot.with_terms() {
         let Some(terms) = alike.pod.spec.terms.as_deref() else { continue };
-        let required = terms.affinity.iter().map(|t| (HARD_WEIGHT, t));
+        let hard = profile.hard_pod_affinity_weight;
+        let required = terms.affinity.iter().filter(|_| hard > 0).map(|t| (hard, t));
         let preferred = terms.preferred.iter().map(|(w, t)| (*w, t));
         let avoided = terms.preferred_anti.iter().map(|(w, t)| (-*w, t));
         for (weight, term) in required.chain(preferred).chain(avoided) {

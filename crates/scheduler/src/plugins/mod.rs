@@ -22,14 +22,3 @@ pub mod volume_zone;
 
 /// The best score of one plugin.
 pub const MAX_SCORE: i64 = 100;
-
-/// Weights of the scoring plugins: upstream's defaults.
-pub mod weight {
-    pub const TAINT_TOLERATION: i64 = 3;
-    pub const NODE_AFFINITY: i64 = 2;
-    pub const NODE_RESOURCES_FIT: i64 = 1;
-    pub const NODE_RESOURCES_BALANCED_ALLOCATION: i64 = 1;
-    pub const POD_TOPOLOGY_SPREAD: i64 = 2;
-    pub const INTER_POD_AFFINITY: i64 = 2;
-    pub const IMAGE_LOCALITY: i64 = 1;
-}

@@ -6,6 +6,9 @@ use crate::pod::Spec;
 use crate::verdict::{Plugin, Reason, Refusal};
 
 pub fn filter(spec: &Spec, node: &Node) -> Result<(), Refusal> {
+    if spec.profile.added_affinity.as_ref().is_some_and(|added| !added.matches(node)) {
+        return Err(Refusal::unresolvable(Plugin::NodeAffinity, Reason::EnforcedNodeAffinity));
+    }
     if spec.selection.matches(node) {
         return Ok(());
     }
@@ -14,7 +17,8 @@ pub fn filter(spec: &Spec, node: &Node) -> Result<(), Refusal> {
 
 /// The weights of the preferences the node meets.
 pub fn score(spec: &Spec, node: &Node) -> i64 {
-    spec.preferences.iter().filter(|p| p.matches(node)).map(|p| p.weight).sum()
+    let all = spec.preferences.iter().chain(&spec.profile.added_preferences);
+    all.filter(|p| p.matches(node)).map(|p| p.weight).sum()
 }
 
 /// `most` is the largest score among the nodes in question.

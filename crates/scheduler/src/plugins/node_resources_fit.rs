@@ -1,8 +1,10 @@
-//! What a pod asks for must fit into what the node has left; the emptier the node, the better it is liked.
+//! What a pod asks for must fit into what the node has left; the emptier the node (or the fuller, as the profile has it),
+//! the better it is liked.
 
 use super::MAX_SCORE;
 use crate::node::Node;
 use crate::pod::Spec;
+use crate::profile::{Resource, Strategy};
 use crate::verdict::{Plugin, Reason, Refusal, Shortage};
 
 pub fn filter(spec: &Spec, node: &Node) -> Result<(), Refusal> {
@@ -20,10 +22,11 @@ pub fn filter(spec: &Spec, node: &Node) -> Result<(), Refusal> {
         }
     };
     let (used, has) = (&node.requested, &node.allocatable);
+    let fit = &spec.profile.fit;
     check(Shortage::CPU, wanted.cpu, used.cpu, has.cpu);
     check(Shortage::MEMORY, wanted.memory, used.memory, has.memory);
     check(Shortage::EPHEMERAL, wanted.ephemeral, used.ephemeral, has.ephemeral);
-    for (at, e) in wanted.extended.iter().enumerate() {
+    for (at, e) in wanted.extended.iter().enumerate().filter(|(_, e)| !fit.ignores(&e.name)) {
         let bit = Shortage::EXTENDED << at.min(Shortage::MAX_EXTENDED - 1);
         check(bit, e.amount, used.extended(e.resource), has.extended(e.resource));
     }
@@ -37,18 +40,62 @@ pub fn filter(spec: &Spec, node: &Node) -> Result<(), Refusal> {
     })
 }
 
-/// The share left over, of CPU and memory alike (upstream's `LeastAllocated`).
-pub fn score(spec: &Spec, node: &Node) -> i64 {
-    let (mut sum, mut resources) = (0, 0);
-    let has = &node.allocatable;
-    for (has, wanted) in [(has.cpu, node.assumed.0 + spec.assumed.0), (has.memory, node.assumed.1 + spec.assumed.1)] {
-        if has == 0 {
-            continue;
+/// What a resource has, and what would be used of it; `None` when it does not count: the node has none of it, or it is
+/// nothing usual and the pod asks for none. Scoring assumes amounts for what asks for no CPU or memory.
+fn use_of(resource: Resource, spec: &Spec, node: &Node) -> Option<(i64, i64)> {
+    let (has, used) = match resource {
+        Resource::Cpu => (node.allocatable.cpu, node.assumed.0 + spec.assumed.0),
+        Resource::Memory => (node.allocatable.memory, node.assumed.1 + spec.assumed.1),
+        Resource::Ephemeral => (node.allocatable.ephemeral, node.requested.ephemeral + spec.requests.ephemeral),
+        Resource::Other(name) => {
+            let wanted = spec.requests.extended(name);
+            if wanted == 0 {
+                return None;
+            }
+            (node.allocatable.extended(name), node.requested.extended(name) + wanted)
         }
-        resources += 1;
-        if wanted <= has {
-            sum += (i128::from(has - wanted) * i128::from(MAX_SCORE) / i128::from(has)) as i64;
+    };
+    (has > 0).then_some((has, used))
+}
+
+/// A broken line's height at a point.
+fn height(line: &[(i64, i64)], at: i64) -> i64 {
+    let mut before: Option<(i64, i64)> = None;
+    for point in line {
+        if at <= point.0 {
+            return before.map_or(point.1, |b| b.1 + (point.1 - b.1) * (at - b.0) / (point.0 - b.0));
         }
+        before = Some(*point);
     }
-    if resources == 0 { 0 } else { sum / resources }
+    before.map_or(0, |b| b.1)
+}
+
+/// How well the node's use would please the profile's strategy.
+pub fn score(spec: &Spec, node: &Node) -> i64 {
+    let fit = &spec.profile.fit;
+    let (mut sum, mut weights) = (0, 0);
+    let share = |part: i64, has: i64| (i128::from(part) * i128::from(MAX_SCORE) / i128::from(has)) as i64;
+    for (resource, weight) in &fit.resources {
+        let Some((has, used)) = use_of(*resource, spec, node) else { continue };
+        let score = match &fit.strategy {
+            Strategy::LeastAllocated if used > has => 0,
+            Strategy::LeastAllocated => share(has - used, has),
+            Strategy::MostAllocated => share(used.min(has), has),
+            Strategy::RequestedToCapacityRatio(line) => {
+                let score = height(line, if used > has { 100 } else { share(used, has) });
+                if score == 0 {
+                    continue;
+                }
+                score
+            }
+        };
+        sum += score * weight;
+        weights += weight;
+    }
+    match fit.strategy {
+        _ if weights == 0 => 0,
+        // Rounded half up.
+        Strategy::RequestedToCapacityRatio(_) => (2 * sum + weights) / (2 * weights),
+        _ => sum / weights,
+    }
 }

@@ -7,6 +7,8 @@ use super::taint_toleration::admits;
 use crate::counters::{Pick, Question};
 use crate::node::Node;
 use crate::pod::{Pod, SpreadConstraint};
+use crate::profile::SpreadDefaulting;
+use crate::selector::Selector;
 use crate::snapshot::{Column, NodeId, Snapshot};
 use crate::symbol::Symbol;
 use crate::verdict::{Plugin, Reason, Refusal};
@@ -71,10 +73,11 @@ pub struct Hard(Vec<Rule>);
 impl Hard {
     /// `None` when the pod has no such rules.
     pub fn prepare(snapshot: &mut Snapshot, pod: &Pod) -> Option<Self> {
-        if !pod.spec.spread.iter().any(|c| c.hard) {
+        let (constraints, _) = constraints(snapshot, pod, true);
+        if constraints.is_empty() {
             return None;
         }
-        let wanted = || pod.spec.spread.iter().filter(|c| c.hard);
+        let wanted = || constraints.iter();
         let columns: Vec<_> = wanted().map(|c| snapshot.column(c.topology)).collect();
         let mut rules = Vec::with_capacity(columns.len());
         for (constraint, column) in wanted().zip(&columns) {
@@ -126,23 +129,39 @@ impl Hard {
     }
 }
 
-/// The wishes (`ScheduleAnyway`) of a pod, its own or, if it has no constraints at all, the default ones.
-fn wishes(snapshot: &Snapshot, pod: &Pod) -> (Vec<SpreadConstraint>, bool) {
+/// The rules (`DoNotSchedule`) or wishes of a pod: its own or, if it has none of either kind, the default ones. With the
+/// wishes comes whether nodes must have all their keys.
+fn constraints(snapshot: &Snapshot, pod: &Pod, hard: bool) -> (Vec<SpreadConstraint>, bool) {
     if !pod.spec.spread.is_empty() {
-        return (pod.spec.spread.iter().filter(|c| !c.hard).cloned().collect(), true);
+        return (pod.spec.spread.iter().filter(|c| c.hard == hard).cloned().collect(), true);
     }
-    let Some(selector) = snapshot.spread_defaults.selector(pod) else { return (Vec::new(), false) };
-    let default = |topology: Symbol, max_skew| SpreadConstraint {
-        topology,
-        max_skew,
-        hard: false,
-        selector: selector.clone(),
-        match_keys: Box::default(),
-        min_domains: 1,
-        honor_affinity: true,
-        honor_taints: false,
-    };
-    (vec![default(*HOSTNAME, 3), default(*ZONE, 5)], false)
+    let whole = matches!(pod.spec.profile.spread, SpreadDefaulting::List(_));
+    let Some(defaults) = defaults(pod, hard) else { return (Vec::new(), whole) };
+    let Some(selector) = snapshot.spread_defaults.selector(pod) else { return (Vec::new(), whole) };
+    (defaults.into_iter().map(|d| SpreadConstraint { selector: selector.clone(), ..d }).collect(), whole)
+}
+
+/// The profile's default constraints of a kind, without their selectors; `None` when there are none.
+fn defaults(pod: &Pod, hard: bool) -> Option<Vec<SpreadConstraint>> {
+    match &pod.spec.profile.spread {
+        SpreadDefaulting::List(list) => {
+            let wanted: Vec<_> = list.iter().filter(|c| c.hard == hard).cloned().collect();
+            (!wanted.is_empty()).then_some(wanted)
+        }
+        SpreadDefaulting::System => {
+            let usual = |topology: Symbol, max_skew| SpreadConstraint {
+                topology,
+                max_skew,
+                hard: false,
+                selector: Selector::nothing(),
+                match_keys: Box::default(),
+                min_domains: 1,
+                honor_affinity: true,
+                honor_taints: false,
+            };
+            (!hard).then(|| vec![usual(*HOSTNAME, 3), usual(*ZONE, 5)])
+        }
+    }
 }
 
 /// Whether the pod has wishes to score nodes by.
@@ -150,12 +169,16 @@ pub fn scores(snapshot: &Snapshot, pod: &Pod) -> bool {
     if !pod.spec.spread.is_empty() {
         return pod.spec.spread.iter().any(|c| !c.hard);
     }
-    snapshot.spread_defaults.selector(pod).is_some()
+    let some = match &pod.spec.profile.spread {
+        SpreadDefaulting::System => true,
+        SpreadDefaulting::List(list) => list.iter().any(|c| !c.hard),
+    };
+    some && snapshot.spread_defaults.selector(pod).is_some()
 }
 
 /// Adds the weighted, normalized scores of the nodes in question to their totals.
 pub fn score(snapshot: &mut Snapshot, pod: &Pod, nodes: &[NodeId], totals: &mut [i64], weight: i64) {
-    let (wishes, whole) = wishes(snapshot, pod);
+    let (wishes, whole) = constraints(snapshot, pod, false);
     if wishes.is_empty() {
         return;
     }

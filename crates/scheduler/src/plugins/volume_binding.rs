@@ -13,7 +13,7 @@ static ZONE_KEYS: LazyLock<Vec<Symbol>> =
     LazyLock::new(|| ZONE_LABELS.iter().flat_map(|(new, old)| [Symbol::of(new), Symbol::of(old)]).collect());
 
 /// A pod's claims and what is bound to them.
-#[derive(Clone)]
+#[derive(Clone, Default)]
 pub struct State {
     bound: Vec<(Arc<Claim>, Option<Arc<Volume>>)>,
     waiting: Vec<Arc<Claim>>,

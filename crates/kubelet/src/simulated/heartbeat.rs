@@ -1,0 +1,102 @@
+//! Leases of simulated nodes: renewed evenly over time, a share of them each second, so that thousands cost little and
+//! never all at once.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use client::time::rfc3339_micro;
+use client::{Client, Gvr, Informer, Object, Status};
+use futures::StreamExt;
+use jiff::Timestamp;
+use serde_json::{Value, json};
+use tokio::time::{Instant, MissedTickBehavior};
+
+use super::node_number;
+
+const NAMESPACE: &str = "kube-node-lease";
+/// Renewals under way at once: they share the store's syncs.
+const IN_FLIGHT: usize = 128;
+const TICK: Duration = Duration::from_secs(1);
+
+/// Ticks between two renewals of a node: half of the time it may be silent, so that one lost renewal is no harm.
+fn ticks(grace: Duration) -> u64 {
+    (grace.as_secs() / 2).max(1)
+}
+
+fn lease(node: &Object, grace: Duration, known: Option<&Arc<Object>>) -> Value {
+    let name = &*node.meta.name;
+    let mut metadata = json!({
+        "name": name, "namespace": NAMESPACE,
+        // Once its node is gone, the lease goes with it.
+        "ownerReferences": [{"apiVersion": "v1", "kind": "Node", "name": name, "uid": &*node.meta.uid}],
+    });
+    if let Some(known) = known {
+        metadata["resourceVersion"] = known.resource_version.to_string().into();
+    }
+    json!({
+        "apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": metadata,
+        "spec": {"holderIdentity": name, "leaseDurationSeconds": grace.as_secs(), "renewTime": rfc3339_micro(Timestamp::now())},
+    })
+}
+
+/// Writes a lease; answers it as it is now.
+async fn renew(
+    api: &client::DynamicApi,
+    node: &Object,
+    grace: Duration,
+    known: Option<Arc<Object>>,
+) -> Result<Arc<Object>, Status> {
+    let name = &*node.meta.name;
+    let known = match known {
+        Some(known) => Some(known),
+        None => api.get_opt(name).await?,
+    };
+    let body = lease(node, grace, known.as_ref());
+    match &known {
+        Some(_) => api.update(name, body).await,
+        None => api.create(body).await,
+    }
+}
+
+/// Renews until dropped.
+pub async fn run(client: &Client, nodes: &Informer, grace: Duration) {
+    let api = client.dynamic(Gvr::new("coordination.k8s.io", "v1", "leases")).namespaced(NAMESPACE);
+    let mut known: HashMap<u32, Arc<Object>> = HashMap::new();
+    let rounds = ticks(grace);
+    let mut tick = tokio::time::interval_at(Instant::now(), TICK);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut round = 0u64;
+    loop {
+        tick.tick().await;
+        round += 1;
+        // A new node need not wait for its turn.
+        let due = nodes.list(None).into_iter().filter_map(|node| {
+            let number = node_number(&node.meta.name)?;
+            let its_turn = u64::from(number) % rounds == round % rounds;
+            (its_turn || !known.contains_key(&number)).then_some((number, node))
+        });
+        let due: Vec<_> = due.map(|(number, node)| (number, node, known.get(&number).cloned())).collect();
+        let api = &api;
+        let written: Vec<_> = futures::stream::iter(due)
+            .map(|(number, node, before)| async move { (number, renew(api, &node, grace, before).await) })
+            .buffer_unordered(IN_FLIGHT)
+            .collect()
+            .await;
+        for (number, outcome) in written {
+            match outcome {
+                Ok(lease) => {
+                    known.insert(number, lease);
+                }
+                Err(status) => {
+                    // Changed or removed by somebody: read anew at the next tick.
+                    known.remove(&number);
+                    tracing::debug!(number, "lease not renewed: {status}");
+                }
+            }
+        }
+        if round % rounds == 0 && known.len() > nodes.len() {
+            known.retain(|number, _| nodes.get(&super::node_name(*number)).is_some());
+        }
+    }
+}

@@ -1,0 +1,116 @@
+//! The scheduler's role: its flags, its configuration file, and `explain`.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use client::{Client, Informers, LeaderElection};
+use scheduler::config::{self, Configuration};
+use tokio_util::sync::CancellationToken;
+
+use super::{SCHEDULER, connect};
+
+/// A configuration file is some kilobytes; anything larger is something else.
+const MAX_FILE: u64 = 1 << 20;
+
+#[derive(clap::Args, Clone)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+pub struct SchedulerOptions {
+    /// Credentials and address of the API server [default: clientConnection.kubeconfig of the configuration file].
+    #[arg(long, required_unless_present = "config")]
+    pub kubeconfig: Option<PathBuf>,
+    /// A KubeSchedulerConfiguration (kubescheduler.config.k8s.io/v1), YAML or JSON.
+    #[arg(long)]
+    pub config: Option<PathBuf>,
+    /// Run only while holding the lease, so that several may stand by [default: true].
+    #[arg(long, num_args = 0..=1, default_missing_value = "true")]
+    pub leader_elect: Option<bool>,
+    /// Where to answer /metrics, /healthz, /livez and /readyz, over plain HTTP: a loopback address. Nowhere by default.
+    #[arg(long, value_parser = crate::cli::parse_listen)]
+    pub metrics_bind_address: Option<SocketAddr>,
+    #[command(subcommand)]
+    pub action: Option<Action>,
+}
+
+#[derive(clap::Subcommand, Clone)]
+pub enum Action {
+    /// Say where a pod could go and why not elsewhere, plugin by plugin. Changes nothing.
+    Explain {
+        /// The pod's name.
+        pod: String,
+        #[arg(long, short, default_value = "default")]
+        namespace: String,
+        #[arg(long, env = "KUBECONFIG")]
+        kubeconfig: PathBuf,
+        /// The scheduler's configuration file, if it has one.
+        #[arg(long)]
+        config: Option<PathBuf>,
+    },
+}
+
+/// Reads a configuration file; without one, the defaults.
+fn configuration(file: Option<&Path>) -> Result<Configuration> {
+    let Some(file) = file else { return Ok(Configuration::default()) };
+    let name = || format!("scheduler configuration {}", file.display());
+    if std::fs::metadata(file).with_context(name)?.len() > MAX_FILE {
+        bail!("{} is larger than {MAX_FILE} bytes", name());
+    }
+    let text = std::fs::read(file).with_context(name)?;
+    let (raw, _) = meta::yaml::read(&text).map_err(anyhow::Error::msg).with_context(name)?;
+    config::read(&raw).with_context(name)
+}
+
+/// The role, alone.
+pub async fn scheduler(options: SchedulerOptions, cancel: CancellationToken) -> Result<()> {
+    if let Some(Action::Explain { pod, namespace, kubeconfig, config }) = &options.action {
+        let client = connect(kubeconfig, SCHEDULER).await?;
+        let told = scheduler::explain::explain(&client, &configuration(config.as_deref())?, namespace, pod).await?;
+        print!("{told}");
+        return Ok(());
+    }
+    let configuration = configuration(options.config.as_deref())?;
+    let kubeconfig = options.kubeconfig.clone().or_else(|| configuration.kubeconfig.clone().map(Into::into));
+    let Some(kubeconfig) = kubeconfig else {
+        bail!("no kubeconfig: give --kubeconfig, or clientConnection.kubeconfig in the configuration file");
+    };
+    if let Some(address) = options.metrics_bind_address {
+        if !address.ip().is_loopback() {
+            bail!("--metrics-bind-address {address} is not a loopback address: what it answers is not authenticated");
+        }
+        let listener = super::listen(address).await?;
+        tokio::spawn(cancel.clone().run_until_cancelled_owned(scheduler::metrics::serve(listener)));
+    }
+    let client = connect(&kubeconfig, SCHEDULER).await?;
+    let elect = options.leader_elect.or(configuration.leader_election.elect).unwrap_or(true);
+    run_configured(client, elect, &configuration, cancel).await
+}
+
+/// The role beside others, by the defaults.
+pub async fn run_scheduler(client: Client, elect: bool, cancel: CancellationToken) -> Result<()> {
+    run_configured(client, elect, &Configuration::default(), cancel).await
+}
+
+async fn run_configured(
+    client: Client,
+    elect: bool,
+    configuration: &Configuration,
+    cancel: CancellationToken,
+) -> Result<()> {
+    let informers = Informers::new(client.clone());
+    let options = scheduler::Options::from(configuration);
+    let run = |cancel: CancellationToken| scheduler::run(client.clone(), informers.clone(), options.clone(), cancel);
+    if !elect {
+        return run(cancel).await.map_err(Into::into);
+    }
+    let lease = &configuration.leader_election;
+    let election = LeaderElection {
+        lease_duration: lease.lease_duration,
+        renew_deadline: lease.renew_deadline,
+        retry_period: lease.retry_period,
+        ..LeaderElection::new(client.clone(), &lease.namespace, &lease.name, &super::identity())
+    };
+    match election.run(cancel, run).await {
+        Some(Err(error)) => Err(error.into()),
+        Some(Ok(())) | None => Ok(()),
+    }
+}
