@@ -22,23 +22,26 @@ pub struct Served {
     stored_as: Option<Arc<Served>>,
     /// Who turns one version into another, where that is not the strategy.
     conversion: Option<Arc<Conversion>>,
+    /// What a custom kind's schema says in expressions.
+    pub rules: Option<crate::crd_rules::Rules>,
 }
 
 impl Served {
     pub fn new(resource: Resource) -> Arc<Self> {
         let cache =
             (!resource.prefix.is_empty()).then(|| Arc::new(Cache::new(resource.prefix.clone(), decoder(&resource))));
-        Arc::new(Self { resource, cache, stored_as: None, conversion: None })
+        Arc::new(Self { resource, cache, stored_as: None, conversion: None, rules: None })
     }
 
     /// A custom kind over its cache: the one it had, if it is not new.
     pub fn custom(resource: Resource, cache: Arc<Cache>, conversion: Option<Arc<Conversion>>) -> Arc<Self> {
-        Arc::new(Self { resource, cache: Some(cache), stored_as: None, conversion })
+        let rules = resource.storage_version().published.as_deref().and_then(crate::crd_rules::Rules::of);
+        Arc::new(Self { resource, cache: Some(cache), stored_as: None, conversion, rules })
     }
 
     /// A kind whose objects are stored in the form of another group's row, in that row's cache (events).
     pub fn sharing(resource: Resource, owner: &Arc<Served>) -> Arc<Self> {
-        Arc::new(Self { resource, cache: owner.cache.clone(), stored_as: Some(owner.clone()), conversion: None })
+        Arc::new(Self { resource, cache: owner.cache.clone(), stored_as: Some(owner.clone()), conversion: None, rules: None })
     }
 
     /// The row objects are stored as: its schema defaults them and says who owns what.

@@ -16,6 +16,7 @@ pub mod cache;
 pub mod catalog;
 pub mod clock;
 pub mod crd;
+pub mod crd_rules;
 pub mod discovery;
 pub mod http;
 mod metrics_api;

@@ -330,6 +330,8 @@ pub enum FieldErrorKind {
     TooMany,
     Internal,
     TypeInvalid,
+    /// As `Invalid`, of a value too large to print.
+    InvalidUnprinted,
 }
 
 impl FieldErrorKind {
@@ -346,6 +348,7 @@ impl FieldErrorKind {
             Self::TooMany => ("FieldValueTooMany", "Too many"),
             Self::Internal => ("InternalError", "Internal error"),
             Self::TypeInvalid => ("FieldValueTypeInvalid", "Invalid value"),
+            Self::InvalidUnprinted => ("FieldValueInvalid", "Invalid value"),
         }
     }
 
@@ -375,6 +378,11 @@ impl FieldError {
 
     pub fn invalid(field: &FieldPath, value: impl Into<Value>, detail: impl Into<String>) -> Self {
         Self::new(FieldErrorKind::Invalid, field, value.into(), detail)
+    }
+
+    /// Wrong, and not printed: a whole object or list.
+    pub fn invalid_unprinted(field: &FieldPath, detail: impl Into<String>) -> Self {
+        Self::new(FieldErrorKind::InvalidUnprinted, field, Value::Null, detail)
     }
 
     pub fn type_invalid(field: &FieldPath, value: impl Into<Value>, detail: impl Into<String>) -> Self {
@@ -417,7 +425,7 @@ impl FieldError {
         use FieldErrorKind::*;
         let words = self.kind.facts().1;
         let said = match self.kind {
-            Required | Forbidden | TooLong | Internal => words.to_string(),
+            Required | Forbidden | TooLong | Internal | InvalidUnprinted => words.to_string(),
             // Go prints strings quoted and everything else as JSON-like text.
             _ => format!("{words}: {}", self.value),
         };

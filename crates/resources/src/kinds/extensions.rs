@@ -7,7 +7,7 @@ use crate::cells::{age, name};
 use crate::kinds::Plain;
 use crate::strategy::{Context, Strategy};
 use crate::tree::Tree;
-use crate::validate::{At, Errors, formats, structural};
+use crate::validate::{At, Errors, formats, rules, structural};
 
 kinds! {
     CustomResourceDefinition: "Name|Created At";
@@ -70,12 +70,18 @@ fn check_scale(scale: &At<'_>, errors: &mut Errors) {
     }
 }
 
-fn check_version(version: &At<'_>, errors: &mut Errors) {
+fn check_version(version: &At<'_>, unchanged: &[&str], errors: &mut Errors) {
     let name = version.child("name");
     joined(&name, name.str(), "", errors);
     let schema = version.child("schema.openAPIV3Schema");
     if schema.there() {
+        let before = errors.0.len();
         structural::schema(&schema, errors);
+        // Rules over a schema that is wrong would only be complained about in riddles.
+        if errors.0.len() == before {
+            rules::schema(&schema, unchanged.contains(&version.value.text("name")), errors);
+        }
+        selectable(version, &schema, errors);
     } else {
         errors.required(&schema, "schemas are required");
     }
@@ -98,6 +104,39 @@ fn check_version(version: &At<'_>, errors: &mut Errors) {
     }
 }
 
+/// Selectable fields of one version, at most.
+const MAX_SELECTABLE: usize = 8;
+
+fn selectable(version: &At<'_>, schema: &At<'_>, errors: &mut Errors) {
+    let fields = version.child("selectableFields");
+    let mut seen = std::collections::HashSet::new();
+    for field in fields.items() {
+        let path = field.child("jsonPath");
+        if !errors.need(&path, "") {
+            continue;
+        }
+        let (found, at) = match rules::field_path(path.str(), schema.value, false) {
+            Ok((found, at)) => (found, at),
+            Err(why) => {
+                errors.invalid(&path, format!("is an invalid path: {why}"));
+                continue;
+            }
+        };
+        if found.as_str().split('.').next() == Some("metadata") {
+            errors.invalid(&path, "must not point to fields in metadata");
+        }
+        if !matches!(at.text("type"), "string" | "boolean" | "integer") {
+            errors.invalid(&path, "must point to a field of type string, boolean or integer. Enum string fields and strings with formats are allowed.");
+        }
+        if !seen.insert(found.as_str().to_string()) {
+            errors.0.push(FieldError::duplicate(&path.path, path.str()));
+        }
+    }
+    if seen.len() > MAX_SELECTABLE {
+        errors.0.push(FieldError::too_many(&fields.path, seen.len(), MAX_SELECTABLE));
+    }
+}
+
 fn check_conversion(at: &At<'_>, errors: &mut Errors) {
     let (webhook, client) = (at.child("webhook"), at.child("webhook.clientConfig"));
     errors.need_one_of(&at.child("strategy"), &["None", "Webhook"]);
@@ -117,7 +156,8 @@ fn check_conversion(at: &At<'_>, errors: &mut Errors) {
     }
 }
 
-fn check_definition(object: &Value) -> Errors {
+/// `unchanged` names versions whose schema was accepted before: what it costs is not asked again.
+fn check_definition(object: &Value, unchanged: &[&str]) -> Errors {
     let (at, mut errors) = (At::root(object), Errors::default());
     let (spec, group) = (at.child("spec"), at.child("spec.group"));
     if errors.need(&group, "") {
@@ -142,7 +182,7 @@ fn check_definition(object: &Value) -> Errors {
     }
     let versions = spec.child("versions");
     for version in versions.items() {
-        check_version(&version, &mut errors);
+        check_version(&version, unchanged, &mut errors);
     }
     let names: std::collections::HashSet<&str> = versions.items().map(|v| v.value.text("name")).collect();
     if names.len() != versions.items().count() {
@@ -196,7 +236,7 @@ impl Strategy for CustomResourceDefinition {
     }
 
     fn validate_create(&self, _cx: &Context<'_>, object: &Value) -> Vec<FieldError> {
-        let mut errors = check_definition(object);
+        let mut errors = check_definition(object, &[]);
         let group = object.text("spec.group");
         let protected =
             PROTECTED.iter().any(|p| group == *p || group.strip_suffix(p).is_some_and(|g| g.ends_with('.')));
@@ -208,7 +248,16 @@ impl Strategy for CustomResourceDefinition {
     }
 
     fn validate_update(&self, _cx: &Context<'_>, object: &Value, old: &Value) -> Vec<FieldError> {
-        let (spec, mut errors) = (At::new(object.at("spec"), "spec"), check_definition(object));
+        let schema = |v: &Value| v.at("schema").clone();
+        let unchanged: Vec<&str> = old
+            .list("spec.versions")
+            .iter()
+            .filter(|v| {
+                object.find("spec.versions", "name", v.text("name")).is_some_and(|now| schema(now) == schema(v))
+            })
+            .map(|v| v.text("name"))
+            .collect();
+        let (spec, mut errors) = (At::new(object.at("spec"), "spec"), check_definition(object, &unchanged));
         let established =
             old.find("status.conditions", "type", "Established").is_some_and(|c| c.text("status") == "True");
         let kept: &[&str] =

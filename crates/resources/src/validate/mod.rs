@@ -10,6 +10,7 @@ pub mod formats;
 pub mod pod_spec;
 pub mod pod_update;
 pub mod resources;
+pub mod rules;
 pub mod scheduling;
 pub mod security;
 pub mod selectors;

@@ -210,6 +210,27 @@ fn rules(at: &At<'_>, errors: &mut Errors) {
             }
             _ => {}
         }
+        let (expression, reason, path) =
+            (rule.child("messageExpression"), rule.child("reason"), rule.child("fieldPath"));
+        if expression.there() && expression.str() != "" && expression.str().trim().is_empty() {
+            errors.required(&expression, "messageExpression must be non-empty if specified");
+        }
+        if reason.there() {
+            const REASONS: [&str; 4] =
+                ["FieldValueDuplicate", "FieldValueForbidden", "FieldValueInvalid", "FieldValueRequired"];
+            errors.one_of(&reason, &REASONS);
+        }
+        if path.str() != "" {
+            if path.str().trim().is_empty() {
+                errors.invalid(&path, "must be non-empty if specified");
+            }
+            if path.str().contains('\n') {
+                errors.invalid(&path, "must not contain line breaks");
+            }
+            if super::rules::field_path(path.str(), at.value, true).is_err() {
+                errors.invalid(&path, "must be a valid path");
+            }
+        }
     }
 }
 

@@ -1,0 +1,703 @@
+//! What expressions cost: at most, before they run, and actually, as they run.
+//!
+//! Port of the rules of cel-go's estimator and Kubernetes' additions to it. Estimates decide which rules a CRD may have, so
+//! they must come out as upstream's to the unit.
+
+use std::collections::HashMap;
+
+use crate::ast::{Expr, Fold, Kind, Literal, RESULT};
+use crate::check::{Checked, Ref};
+use crate::decl::Decl;
+use crate::types::Type;
+use crate::value::Value;
+
+const TRAVERSAL: f64 = 0.1;
+const REGEX: f64 = 0.25;
+/// The longest pattern behind a named format.
+const FORMAT_REGEX: f64 = 128.0;
+const AUTHORIZATION: u64 = 350_000;
+
+/// From at least to at most.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Range {
+    pub min: u64,
+    pub max: u64,
+}
+
+const UNKNOWN: Range = Range { min: 0, max: u64::MAX };
+
+impl Range {
+    pub const fn fixed(n: u64) -> Self {
+        Self { min: n, max: n }
+    }
+
+    fn plus(self, other: Self) -> Self {
+        Self { min: self.min.saturating_add(other.min), max: self.max.saturating_add(other.max) }
+    }
+
+    fn times(self, other: Self) -> Self {
+        Self { min: self.min.saturating_mul(other.min), max: self.max.saturating_mul(other.max) }
+    }
+
+    fn scaled(self, factor: f64) -> Self {
+        let scale = |n: u64| {
+            let x = (n as f64 * factor).ceil();
+            if x >= 18_446_744_073_709_551_616.0 { u64::MAX } else { x as u64 }
+        };
+        Self { min: scale(self.min), max: scale(self.max) }
+    }
+
+    fn union(self, other: Self) -> Self {
+        Self { min: self.min.min(other.min), max: self.max.max(other.max) }
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Entries {
+    list: bool,
+    key: Range,
+    value: Range,
+}
+
+fn union(a: Option<Entries>, b: Option<Entries>) -> Option<Entries> {
+    let (a, b) = (a?, b?);
+    Some(Entries { list: a.list, key: a.key.union(b.key), value: a.value.union(b.value) })
+}
+
+#[derive(Clone)]
+struct Local {
+    path: Vec<String>,
+    size: Option<Range>,
+    entries: Option<Entries>,
+}
+
+struct Coster<'c> {
+    checked: &'c Checked,
+    /// What `self` and `oldSelf` are.
+    root: Option<&'c Decl>,
+    paths: HashMap<u32, Vec<String>>,
+    locals: HashMap<String, Vec<Local>>,
+    sizes: HashMap<u32, Range>,
+    entries: HashMap<u32, Entries>,
+}
+
+struct Estimate {
+    cost: Range,
+    size: Option<Range>,
+}
+
+/// What a checked expression costs over data of the given shape.
+pub fn estimate(checked: &Checked, root: Option<&Decl>) -> Range {
+    let mut coster = Coster {
+        checked,
+        root,
+        paths: HashMap::new(),
+        locals: HashMap::new(),
+        sizes: HashMap::new(),
+        entries: HashMap::new(),
+    };
+    coster.cost(&checked.expr)
+}
+
+fn is_scalar(ty: &Type) -> bool {
+    match ty {
+        Type::Bool | Type::Double | Type::Duration | Type::Int | Type::Timestamp | Type::Uint => true,
+        other => other.as_optional().is_some_and(is_scalar),
+    }
+}
+
+impl Coster<'_> {
+    fn ty(&self, e: &Expr) -> &Type {
+        &self.checked.types[e.id as usize]
+    }
+
+    fn local(&self, name: &str) -> Option<&Local> {
+        self.locals.get(name)?.last()
+    }
+
+    fn push(&mut self, name: &str, local: Local) {
+        self.locals.entry(name.into()).or_default().push(local);
+    }
+
+    fn pop(&mut self, name: &str) {
+        if let Some(stack) = self.locals.get_mut(name) {
+            stack.pop();
+        }
+    }
+
+    fn path(&self, e: &Expr) -> Vec<String> {
+        if let Some(local) = e.as_ident().and_then(|name| self.local(name)) {
+            return local.path.clone();
+        }
+        self.paths.get(&e.id).cloned().unwrap_or_default()
+    }
+
+    fn extended(&self, e: &Expr, step: &str) -> Vec<String> {
+        let mut path = self.path(e);
+        path.push(step.into());
+        path
+    }
+
+    /// By the declared shape, for what a path from a variable leads to.
+    fn declared(&self, path: &[String]) -> Option<Range> {
+        let (_, steps) = path.split_first()?;
+        let mut decl = self.root?;
+        for step in steps {
+            decl = match (step.as_str(), &decl.shape) {
+                ("@keys", crate::decl::Shape::Map { .. }) => return Some(Range { min: 0, max: 0 }),
+                (step, _) => decl.below(step)?,
+            };
+        }
+        Some(Range { min: 0, max: decl.max_elements as u64 })
+    }
+
+    fn size(&mut self, e: &Expr) -> Option<Range> {
+        if let Some(size) = self.sizes.get(&e.id) {
+            return Some(*size);
+        }
+        let literal = match &e.kind {
+            Kind::Literal(Literal::String(text)) => Some(text.chars().count()),
+            Kind::Literal(Literal::Bytes(bytes)) => Some(bytes.len()),
+            Kind::Literal(_) => Some(1),
+            Kind::List(items) => Some(items.len()),
+            Kind::Map(entries) => Some(entries.len()),
+            _ => None,
+        };
+        if let Some(size) = literal {
+            return Some(Range::fixed(size as u64));
+        }
+        if let Some(size) = self.declared(&self.path(e)) {
+            self.sizes.insert(e.id, size);
+            return Some(size);
+        }
+        if is_scalar(self.ty(e)) {
+            return Some(Range::fixed(1));
+        }
+        self.local(e.as_ident()?)?.size
+    }
+
+    fn size_or_unknown(&mut self, e: &Expr) -> Range {
+        self.size(e).unwrap_or(UNKNOWN)
+    }
+
+    fn entries(&self, e: &Expr) -> Option<Entries> {
+        self.entries.get(&e.id).copied().or_else(|| self.local(e.as_ident()?)?.entries)
+    }
+
+    fn keep_entries(&mut self, e: &Expr, entries: Option<Entries>) {
+        if let Some(entries) = entries {
+            self.entries.insert(e.id, entries);
+        }
+    }
+
+    fn cost(&mut self, e: &Expr) -> Range {
+        match &e.kind {
+            Kind::Literal(_) => Range::fixed(0),
+            Kind::Ident(name) => {
+                let path = match self.local(name) {
+                    Some(local) => local.path.clone(),
+                    None => vec![name.to_string()],
+                };
+                self.paths.insert(e.id, path);
+                Range::fixed(1)
+            }
+            Kind::Select { operand, field, test } => self.select(e, operand, field, *test),
+            Kind::Call { function, target, args } => self.call(e, function, target.as_deref(), args),
+            Kind::List(items) => {
+                let (mut sum, mut item) = (Range::fixed(0), Range { min: u64::MAX, max: 0 });
+                for (inner, _) in items {
+                    sum = sum.plus(self.cost(inner));
+                    item = item.union(self.size_or_unknown(inner));
+                }
+                if items.is_empty() {
+                    item.min = 0;
+                }
+                self.keep_entries(e, Some(Entries { list: true, key: Range::fixed(1), value: item }));
+                sum.plus(Range::fixed(10))
+            }
+            Kind::Map(entries) => {
+                let none = Range { min: if entries.is_empty() { 0 } else { u64::MAX }, max: 0 };
+                let (mut sum, mut key, mut value) = (Range::fixed(0), none, none);
+                for entry in entries {
+                    sum = sum.plus(self.cost(&entry.key)).plus(self.cost(&entry.value));
+                    key = key.union(self.size_or_unknown(&entry.key));
+                    value = value.union(self.size_or_unknown(&entry.value));
+                }
+                self.keep_entries(e, Some(Entries { list: false, key, value }));
+                sum.plus(Range::fixed(30))
+            }
+            Kind::Struct { fields, .. } => {
+                fields.iter().fold(Range::fixed(40), |sum, (_, value, _)| sum.plus(self.cost(value)))
+            }
+            Kind::Fold(fold) => self.fold(e, fold),
+        }
+    }
+
+    fn select(&mut self, e: &Expr, operand: &Expr, field: &str, test: bool) -> Range {
+        if let Ref::Var(name) = &self.checked.refs[e.id as usize] {
+            self.paths.insert(e.id, vec![name.to_string()]);
+            return Range::fixed(1);
+        }
+        let sum = self.cost(operand);
+        if test {
+            return sum;
+        }
+        let path = self.extended(operand, field);
+        let direct = matches!(self.ty(operand), Type::Map(_) | Type::Struct(_) | Type::Param(_));
+        self.paths.insert(e.id, path);
+        if direct { sum.plus(Range::fixed(1)) } else { sum }
+    }
+
+    fn fold(&mut self, e: &Expr, fold: &Fold) -> Range {
+        let mut sum = self.cost(&fold.range);
+        sum = sum.plus(self.cost(&fold.init));
+        let accu =
+            Local { path: self.path(&fold.init), size: self.size(&fold.init), entries: self.entries(&fold.init) };
+        self.push(&fold.accu, accu);
+        if Expr::is_bind(fold) {
+            sum = sum.plus(self.cost(&fold.result));
+            self.pop(&fold.accu);
+            if let Some(size) = self.size(&fold.result) {
+                self.sizes.insert(e.id, size);
+            }
+            self.keep_entries(e, self.entries(&fold.result));
+            return sum;
+        }
+        let entries = self.entries(&fold.range);
+        let list = entries.map_or(matches!(self.ty(&fold.range), Type::List(_)), |e| e.list);
+        let (key, value) = if list { ("@indices", "@items") } else { ("@keys", "@values") };
+        let local = |this: &Self, step: &str, size: Option<Range>| Local {
+            path: this.extended(&fold.range, step),
+            size,
+            entries: None,
+        };
+        match &fold.var2 {
+            Some(var2) => {
+                let (first, second) =
+                    (local(self, key, entries.map(|e| e.key)), local(self, value, entries.map(|e| e.value)));
+                self.push(&fold.var, first);
+                self.push(var2, second);
+            }
+            None if list => {
+                let item = local(self, value, entries.map(|e| e.value));
+                self.push(&fold.var, item);
+            }
+            None => {
+                let item = local(self, key, entries.map(|e| e.key));
+                self.push(&fold.var, item);
+            }
+        }
+        let looped = self.cost(&fold.cond);
+        let step = self.cost(&fold.step);
+        self.pop(&fold.var);
+        if let Some(var2) = &fold.var2 {
+            self.pop(var2);
+        }
+        sum = sum.plus(self.cost(&fold.result));
+        self.pop(&fold.accu);
+        let count = self.size_or_unknown(&fold.range);
+        sum = sum.plus(count.times(step.plus(looped)));
+        match &fold.init.kind {
+            Kind::Literal(_) => {
+                if let Some(size) = self.size(&fold.init) {
+                    self.sizes.insert(e.id, size);
+                }
+            }
+            Kind::List(_) | Kind::Map(_) => {
+                self.sizes.insert(e.id, count);
+                self.keep_entries(e, self.entries(&fold.step));
+            }
+            _ => {}
+        }
+        sum
+    }
+
+    fn call(&mut self, e: &Expr, function: &str, target: Option<&Expr>, args: &[Expr]) -> Range {
+        if function == "dyn"
+            && let [arg] = args
+        {
+            let cost = self.cost(arg);
+            if let Some(size) = self.size(arg) {
+                self.sizes.insert(e.id, size);
+            }
+            self.keep_entries(e, self.entries(arg));
+            return cost.plus(Range::fixed(1));
+        }
+        let costs: Vec<Range> = args.iter().map(|a| self.cost(a)).collect();
+        if function == "_?._" {
+            return costs.iter().fold(Range::fixed(1), |sum, c| sum.plus(*c));
+        }
+        let checked = self.checked;
+        let Ref::Overloads(overloads) = &checked.refs[e.id as usize] else { return Range::fixed(0) };
+        let of_target = target.map_or(Range::fixed(0), |t| self.cost(t));
+        let (mut cost, mut size) = (Range { min: u64::MAX, max: 0 }, None::<Range>);
+        for overload in overloads {
+            let est = self.overload(e, function, overload.id, target, args, &costs);
+            cost = cost.union(est.cost);
+            if let Some(found) = est.size {
+                size = Some(size.map_or(found, |s| s.union(found)));
+            }
+            if let ("index_list" | "index_map", Some(of)) = (overload.id, args.first()) {
+                size = self.entries(of).map(|e| e.value);
+                let step = if overload.id == "index_list" { "@items" } else { "@values" };
+                let path = self.extended(of, step);
+                self.paths.insert(e.id, path);
+            }
+            if size.is_none() {
+                size = self.size(e);
+            }
+        }
+        if let Some(size) = size {
+            self.sizes.insert(e.id, size);
+        }
+        of_target.plus(cost)
+    }
+
+    /// A node's own size: what was worked out, else what its shape says.
+    fn known(&mut self, e: &Expr) -> Range {
+        let path = self.path(e);
+        if path.first().is_some_and(|p| p == RESULT) && !self.sizes.contains_key(&e.id) {
+            return self.size(e).unwrap_or(UNKNOWN);
+        }
+        self.size_or_unknown(e)
+    }
+
+    fn item_size(&mut self, list: &Expr) -> Range {
+        let path = self.path(list);
+        if path.is_empty() {
+            return UNKNOWN;
+        }
+        self.declared(&self.extended(list, "@items")).unwrap_or(UNKNOWN)
+    }
+
+    fn overload(
+        &mut self,
+        e: &Expr,
+        function: &str,
+        id: &str,
+        target: Option<&Expr>,
+        args: &[Expr],
+        costs: &[Range],
+    ) -> Estimate {
+        let sum = costs.iter().fold(Range::fixed(0), |sum, c| sum.plus(*c));
+        if let Some(est) = self.library(function, id, target, args) {
+            return Estimate { cost: est.cost.plus(sum), size: est.size };
+        }
+        let only = |cost: Range| Estimate { cost: cost.plus(sum), size: None };
+        match (id, target, args) {
+            ("string_format", Some(target), _) => only(self.known(target).scaled(TRAVERSAL)),
+            ("string_to_bytes", _, [arg]) => {
+                let size = self.known(arg);
+                let result = Range { min: size.min, max: size.max.saturating_mul(4) };
+                Estimate { cost: size.scaled(TRAVERSAL).plus(sum), size: Some(result) }
+            }
+            ("bytes_to_string", _, [arg]) => {
+                let size = self.known(arg);
+                let result = Range { min: size.min / 4, max: size.max };
+                Estimate { cost: size.scaled(TRAVERSAL).plus(sum), size: Some(result) }
+            }
+            ("strings_quote", _, [arg]) => {
+                let size = self.known(arg);
+                let result =
+                    Range { min: size.min.saturating_add(2), max: size.max.saturating_mul(2).saturating_add(2) };
+                Estimate { cost: size.scaled(TRAVERSAL).plus(sum), size: Some(result) }
+            }
+            ("starts_with_string" | "ends_with_string", _, [arg]) => only(self.known(arg).scaled(TRAVERSAL)),
+            ("in_list", _, [_, list]) => only(self.known(list)),
+            ("matches_string", Some(target), [pattern]) => {
+                let text = self.known(target).plus(Range::fixed(1)).scaled(TRAVERSAL);
+                only(text.times(self.known(pattern).scaled(REGEX)))
+            }
+            ("contains_string", Some(target), [part]) => {
+                let text = self.known(target).scaled(TRAVERSAL);
+                only(text.times(self.known(part).scaled(TRAVERSAL)))
+            }
+            ("logical_or" | "logical_and", _, [_, _]) => {
+                Estimate { cost: Range { min: costs[0].min, max: costs[0].plus(costs[1]).max }, size: None }
+            }
+            ("conditional", _, [_, yes, no]) => {
+                let size = self.known(yes).union(self.known(no));
+                self.keep_entries(e, union(self.entries(yes), self.entries(no)));
+                Estimate { cost: costs[0].plus(costs[1].union(costs[2])), size: Some(size) }
+            }
+            ("add_string" | "add_bytes" | "add_list", _, [left, right]) => {
+                let size = self.known(left).plus(self.known(right));
+                self.keep_entries(e, union(self.entries(left), self.entries(right)));
+                let cost = if id == "add_list" { Range::fixed(1) } else { size.scaled(TRAVERSAL) };
+                Estimate { cost: cost.plus(sum), size: Some(size) }
+            }
+            (
+                "less_string"
+                | "greater_string"
+                | "less_equals_string"
+                | "greater_equals_string"
+                | "less_bytes"
+                | "greater_bytes"
+                | "less_equals_bytes"
+                | "greater_equals_bytes"
+                | "equals"
+                | "not_equals",
+                _,
+                [left, right],
+            ) => {
+                let max = self.known(left).max.min(self.known(right).max);
+                only(Range { min: u64::from(max > 0), max }.scaled(TRAVERSAL))
+            }
+            _ => only(Range::fixed(1)),
+        }
+    }
+
+    /// Kubernetes' own functions and those of extensions.
+    fn library(&mut self, function: &str, id: &str, target: Option<&Expr>, args: &[Expr]) -> Option<Estimate> {
+        let fixed = |n| Some(Estimate { cost: Range::fixed(n), size: None });
+        match function {
+            "check" => fixed(AUTHORIZATION),
+            "serviceAccount"
+            | "path"
+            | "group"
+            | "resource"
+            | "subresource"
+            | "namespace"
+            | "name"
+            | "allowed"
+            | "reason"
+            | "error"
+            | "errored"
+            | "masked"
+            | "prefixLength"
+            | "family"
+            | "isUnspecified"
+            | "isLoopback"
+            | "isLinkLocalMulticast"
+            | "isLinkLocalUnicast"
+            | "isGlobalUnicast"
+            | "format.named"
+            | "sign"
+            | "asInteger"
+            | "isInteger"
+            | "asApproximateFloat"
+            | "isGreaterThan"
+            | "isLessThan"
+            | "compareTo"
+            | "add"
+            | "sub"
+            | "major"
+            | "minor"
+            | "patch"
+            | "getScheme"
+            | "getHostname"
+            | "getHost"
+            | "getPort"
+            | "getEscapedPath"
+            | "getQuery" => fixed(1),
+            "fieldSelector" | "labelSelector" if args.len() == 1 => {
+                let length = self.known(&args[0]);
+                let cost = Range::fixed(10).plus(length.scaled(TRAVERSAL)).plus(length.scaled(0.5).scaled(50.0));
+                Some(Estimate { cost, size: None })
+            }
+            "isSorted" | "sum" | "max" | "min" | "indexOf" | "lastIndexOf" | "includes" => {
+                let target = target?;
+                let size = self.known(target);
+                let cost = match self.ty(target).clone() {
+                    Type::List(item) => {
+                        let mut each = Range::fixed(1);
+                        if matches!(*item, Type::String | Type::Bytes) {
+                            each = each.plus(self.item_size(target).scaled(TRAVERSAL));
+                        }
+                        size.times(each)
+                    }
+                    _ if function == "includes" => size,
+                    _ => size.scaled(TRAVERSAL),
+                };
+                Some(Estimate { cost, size: None })
+            }
+            "url" | "jsonpatch.escapeKey" if args.len() == 1 => {
+                let size = self.known(&args[0]);
+                Some(Estimate { cost: size.scaled(TRAVERSAL), size: Some(size) })
+            }
+            "lowerAscii" | "upperAscii" | "substring" | "trim" => {
+                let size = self.known(target?);
+                Some(Estimate { cost: size.scaled(TRAVERSAL), size: Some(size) })
+            }
+            "replace" if args.len() >= 2 => {
+                let size = self.known(target?);
+                let result = replaced(size, self.known(&args[0]), self.known(&args[1]));
+                Some(Estimate { cost: size.scaled(2.0 * TRAVERSAL), size: Some(result) })
+            }
+            "split" => {
+                let size = self.known(target?);
+                let max = match args.get(1).map(|a| &a.kind) {
+                    Some(Kind::Literal(Literal::Int(n))) => *n as u64,
+                    _ => size.max,
+                };
+                Some(Estimate { cost: size.scaled(2.0 * TRAVERSAL), size: Some(Range { min: 0, max }) })
+            }
+            "join" => {
+                let target = target?;
+                let count = self.known(target);
+                let mut size = match self.ty(target) {
+                    Type::List(_) => count.times(self.item_size(target)),
+                    _ => Range::default(),
+                };
+                if let Some(separator) = args.first() {
+                    let gaps = Range { min: count.min.saturating_sub(1), max: count.max.saturating_sub(1) };
+                    size = size.plus(self.known(separator).times(gaps));
+                }
+                Some(Estimate { cost: size.scaled(TRAVERSAL), size: Some(size) })
+            }
+            "find" | "findAll" if !args.is_empty() => {
+                let size = self.known(target?);
+                let text = size.plus(Range::fixed(1)).scaled(TRAVERSAL);
+                let cost = text.times(self.known(&args[0]).scaled(REGEX));
+                Some(Estimate { cost, size: Some(Range { min: 0, max: size.max }) })
+            }
+            "ip" if id == "cidr_ip" => fixed(1),
+            "cidr" | "isIP" | "isCIDR" | "ip" | "quantity" | "isQuantity" | "semver" | "isSemver"
+                if !args.is_empty() =>
+            {
+                Some(Estimate { cost: self.known(&args[0]).scaled(TRAVERSAL), size: None })
+            }
+            "ip.isCanonical" if !args.is_empty() => {
+                Some(Estimate { cost: self.known(&args[0]).scaled(2.0 * TRAVERSAL), size: None })
+            }
+            "containsIP" | "containsCIDR" if !args.is_empty() => {
+                let address = Range { min: 4, max: 16 };
+                let mut cost = address.plus(address).scaled(TRAVERSAL);
+                if function == "containsCIDR" {
+                    cost = cost.plus(address.scaled(TRAVERSAL)).plus(Range::fixed(1));
+                }
+                if matches!(id, "cidr_contains_ip_string" | "cidr_contains_cidr_string") {
+                    cost = cost.plus(self.known(&args[0]).scaled(TRAVERSAL));
+                }
+                Some(Estimate { cost, size: None })
+            }
+            "validate" if !args.is_empty() => {
+                let cost = self.known(&args[0]).scaled(TRAVERSAL).scaled(FORMAT_REGEX * REGEX);
+                Some(Estimate { cost, size: None })
+            }
+            "_==_" => {
+                let [left, right] = args else { return None };
+                let (Type::Opaque(a, _), Type::Opaque(b, _)) = (self.ty(left).clone(), self.ty(right).clone()) else {
+                    return None;
+                };
+                match (&*a, a == b) {
+                    ("optional_type", _) | (_, false) => None,
+                    ("kubernetes.NamedFormat", _) => {
+                        Some(Estimate { cost: Range { min: 1, max: 64 }.scaled(TRAVERSAL), size: None })
+                    }
+                    ("kubernetes.URL", _) => {
+                        let max = self.size(right).map_or(1, |s| s.max);
+                        Some(Estimate { cost: Range { min: 1, max }.scaled(TRAVERSAL), size: None })
+                    }
+                    _ => fixed(1),
+                }
+            }
+            _ => None,
+        }
+    }
+}
+
+/// The length of a text with parts of it replaced.
+fn replaced(size: Range, part: Range, with: Range) -> Range {
+    let ceil = |a: u64, b: u64| (a as f64 / b as f64).ceil() as u64;
+    let (mut count, mut kept) = (Range::default(), Range::default());
+    if part.min == 0 {
+        count.max = size.max.saturating_add(1);
+        kept.max = size.max;
+    } else if with.max <= part.min {
+        kept.max = size.max;
+    } else {
+        count.max = ceil(size.max, part.min);
+    }
+    if part.max == 0 {
+        count.min = size.min.saturating_add(1);
+        kept.min = size.min;
+    } else if part.max <= with.min {
+        kept.min = size.min;
+    } else {
+        count.min = ceil(size.min, part.max);
+    }
+    count.times(with).plus(kept)
+}
+
+fn scaled(size: u64, factor: f64) -> u64 {
+    (size as f64 * factor).ceil() as u64
+}
+
+fn walk(value: &Value<'_>) -> u64 {
+    match value {
+        Value::String(text) => (text.len() as f64 * TRAVERSAL) as u64,
+        Value::Bytes(bytes) => (bytes.len() as f64 * TRAVERSAL) as u64,
+        Value::List(list) => {
+            (0..list.len()).filter_map(|i| list.get(i)).map(|item| item.map_or(1, |item| walk(&item))).sum()
+        }
+        Value::Map(map) => map.entries().iter().flatten().map(|(k, v)| walk(k) + walk(v)).sum(),
+        _ => 1,
+    }
+}
+
+/// What one call did cost.
+pub fn of_call(function: &str, id: &str, args: &[Value<'_>], result: &Value<'_>) -> u64 {
+    let size = |at: usize| args.get(at).map_or(1, Value::size);
+    let pattern =
+        |text: u64, pattern: u64| scaled(text.saturating_add(1), TRAVERSAL).saturating_mul(scaled(pattern, REGEX));
+    match function {
+        "check" => return AUTHORIZATION,
+        "fieldSelector" | "labelSelector" => {
+            let length = size(1);
+            return 10 + scaled(length, TRAVERSAL) + scaled(scaled(length, 0.5), 50.0);
+        }
+        "isSorted" | "sum" | "max" | "min" | "indexOf" | "lastIndexOf" | "includes" => {
+            return args.first().map_or(0, walk);
+        }
+        "url"
+        | "lowerAscii"
+        | "upperAscii"
+        | "substring"
+        | "trim"
+        | "jsonpatch.escapeKey"
+        | "cidr"
+        | "isIP"
+        | "isCIDR"
+        | "quantity"
+        | "isQuantity"
+        | "semver"
+        | "isSemver" => return scaled(size(0), TRAVERSAL),
+        "ip" if id != "cidr_ip" => return scaled(size(0), TRAVERSAL),
+        "replace" | "split" | "ip.isCanonical" => return scaled(size(0), 2.0 * TRAVERSAL),
+        "join" => return scaled(result.size(), 2.0 * TRAVERSAL),
+        "find" | "findAll" => return pattern(size(0), size(1)),
+        "containsIP" | "containsCIDR" => {
+            let mut cost = scaled(size(0) * 2, TRAVERSAL);
+            if function == "containsCIDR" {
+                cost += scaled(size(0), TRAVERSAL) + 1;
+            }
+            if matches!(id, "cidr_contains_ip_string" | "cidr_contains_cidr_string") {
+                cost += scaled(size(1), TRAVERSAL);
+            }
+            return cost;
+        }
+        "validate" => return pattern(size(1), FORMAT_REGEX as u64),
+        "_==_" if matches!(args.first(), Some(Value::Opaque(_))) => return 1,
+        _ => {}
+    }
+    match id {
+        "starts_with_string" | "ends_with_string" => scaled(size(1), TRAVERSAL),
+        "string_to_bytes" | "bytes_to_string" | "strings_quote" | "string_format" => scaled(size(0), TRAVERSAL),
+        "in_list" => size(1),
+        "less_string"
+        | "greater_string"
+        | "less_equals_string"
+        | "greater_equals_string"
+        | "less_bytes"
+        | "greater_bytes"
+        | "less_equals_bytes"
+        | "greater_equals_bytes"
+        | "equals"
+        | "not_equals" => scaled(size(0).min(size(1)), TRAVERSAL),
+        "add_string" | "add_bytes" => scaled(size(0) + size(1), TRAVERSAL),
+        "matches_string" | "matches" => pattern(size(0), size(1)),
+        "contains_string" => scaled(size(0), TRAVERSAL).saturating_mul(scaled(size(1), TRAVERSAL)),
+        _ => 1,
+    }
+}
