@@ -133,6 +133,7 @@ impl ApiServer {
         let mut errors = metadata::validate_name(&target, &body);
         errors.extend(resources::metadata::validate(&body, resource.namespaced));
         errors.extend(resource.strategy.validate_create(&cx, &body));
+        errors.extend(crate::crd_rules::validate(&target, &body, None));
         self.refuse(&target, &body, &errors)?;
         for warning in resource.strategy.warnings(&body) {
             target.caller.warn(warning);
@@ -343,6 +344,7 @@ impl ApiServer {
         if matches!(change, Change::Request) {
             let mut errors = resources::metadata::validate_update(&body, old);
             errors.extend(resource.strategy.validate_update(&cx, &body, old));
+            errors.extend(crate::crd_rules::validate(target, &body, Some(old)));
             self.refuse(target, &body, &errors)?;
         }
         for warning in resource.strategy.warnings(&body) {
