@@ -15,12 +15,14 @@ use bytes::Bytes;
 use futures::stream::BoxStream;
 
 pub mod copy;
+pub mod door;
 pub mod embedded;
 mod error;
 pub mod etcd;
 pub mod limits;
 pub mod maintain;
 pub mod serve;
+pub mod transform;
 
 pub use error::StoreError;
 

@@ -110,6 +110,20 @@ pub struct Status {
     pub leases: u64,
 }
 
+impl std::fmt::Display for Status {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        writeln!(f, "revision: {}", self.revision)?;
+        writeln!(f, "compacted: {}", self.compacted)?;
+        writeln!(f, "keys: {}", self.keys)?;
+        writeln!(f, "live bytes: {}", self.live_bytes)?;
+        writeln!(f, "history changes: {}", self.history_changes)?;
+        writeln!(f, "history bytes: {}", self.history_bytes)?;
+        writeln!(f, "history bytes in memory: {}", self.history_memory_bytes)?;
+        writeln!(f, "log bytes: {}", self.log_bytes)?;
+        writeln!(f, "leases: {}", self.leases)
+    }
+}
+
 /// Milliseconds since 1970 that never go back while the process lives.
 #[derive(Debug)]
 struct Clock {
@@ -270,6 +284,12 @@ impl Embedded {
             page.into_iter().map(Version::load).collect()
         })?;
         Ok((revision, size))
+    }
+
+    /// Replaces by a snapshot what the log holds of before the compacted revision, without waiting until it is worth it.
+    /// Gives the bytes of log that went; the store works on meanwhile. Compact first to give up history too.
+    pub async fn defragment(&self) -> Result<u64, StoreError> {
+        self.ask(0, Work::Defragment).await
     }
 
     /// Runs a transaction that is decided on the state it is applied to, which a [`Txn`] cannot say: `decide` sees all

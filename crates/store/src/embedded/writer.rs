@@ -71,6 +71,8 @@ pub enum Work {
     Look(Look),
     /// What a saved state needs to know of one moment.
     Moment(oneshot::Sender<Moment>),
+    /// Take a snapshot if it frees anything; answered with the bytes of log that went.
+    Defragment(Answer<u64>),
     /// A background snapshot has ended: the revision it is of, when it succeeded.
     SnapshotDone(Result<Revision, StoreError>),
     Close,
@@ -132,6 +134,9 @@ pub struct Writer {
     /// Why writes are refused for good.
     broken: Option<StoreError>,
     snapshot: Option<(Revision, JoinHandle<()>)>,
+    /// Who asked for a snapshot, and has no answer yet: before one under way, and with it.
+    defragment: Vec<Answer<u64>>,
+    defragmenting: Vec<Answer<u64>>,
     /// After a failed snapshot: the log has to grow to this before the next try.
     snapshot_not_before: u64,
     /// After a write found no room: leases are not ended before this time.
@@ -174,6 +179,8 @@ impl Writer {
             known_segment: 0,
             broken: None,
             snapshot: None,
+            defragment: Vec::new(),
+            defragmenting: Vec::new(),
             snapshot_not_before: 0,
             expiry_not_before: 0,
         }
@@ -193,6 +200,7 @@ impl Writer {
                     Work::Close => open = false,
                     Work::SnapshotDone(result) => self.snapshot_done(result),
                     Work::Moment(answer) => moments.push(answer),
+                    Work::Defragment(answer) => self.defragment.push(answer),
                     Work::Look(look) => looks.push(look),
                     work => group.push(work),
                 }
@@ -398,7 +406,7 @@ impl Writer {
                 group.pending.push(Pending::Done(answer));
             }
             // Handled before a group is staged.
-            Work::SnapshotDone(_) | Work::Moment(_) | Work::Look(_) | Work::Close => {}
+            Work::SnapshotDone(_) | Work::Moment(_) | Work::Defragment(_) | Work::Look(_) | Work::Close => {}
         }
     }
 
@@ -460,16 +468,26 @@ impl Writer {
 
     /// Starts a snapshot of the compacted revision in the background when enough of the log would go with it.
     fn start_snapshot_if_due(&mut self) {
-        if self.snapshot.is_some() || self.broken.is_some() {
+        if let Some(broken) = &self.broken {
+            self.defragment.drain(..).for_each(|answer| _ = answer.send(Err(broken.clone())));
+            return;
+        }
+        if self.snapshot.is_some() {
             return;
         }
         let Ok(index) = self.shared.read() else { return };
         let (revision, live) = (index.compacted(), index.live_bytes());
         drop(index);
+        let droppable = self.log.droppable(revision);
         let due = self.options.snapshot_log_bytes.max(2 * live);
-        if self.log.droppable(revision) <= due || self.log.bytes() < self.snapshot_not_before {
+        let asked = !self.defragment.is_empty();
+        if droppable == 0 {
+            self.defragment.drain(..).for_each(|answer| _ = answer.send(Ok(0)));
+        }
+        if droppable == 0 || !asked && (droppable <= due || self.log.bytes() < self.snapshot_not_before) {
             return;
         }
+        self.defragmenting.append(&mut self.defragment);
         let contents = Contents {
             store: self.log.store(),
             revision,
@@ -496,6 +514,7 @@ impl Writer {
     fn snapshot_failed(&mut self, error: &StoreError) {
         tracing::warn!(%error, "a snapshot of the store failed; the log grows until the next one");
         self.snapshot_not_before = self.log.bytes() + self.options.snapshot_log_bytes;
+        self.defragmenting.drain(..).for_each(|answer| _ = answer.send(Err(error.clone())));
     }
 
     /// Lets go of what a finished snapshot has made superfluous.
@@ -507,7 +526,7 @@ impl Writer {
             Ok(revision) => revision,
             Err(error) => return self.snapshot_failed(&error),
         };
-        let covered = self.log.covered(revision);
+        let (covered, before) = (self.log.covered(revision), self.log.bytes());
         if let Err(error) = self.shared.write().and_then(|mut index| index.retire_segments(&covered)) {
             tracing::warn!(%error, "history in superseded segments of the store cannot be kept readable");
         }
@@ -522,6 +541,8 @@ impl Writer {
             tracing::warn!(%error, "cannot remove what a snapshot of the store has made superfluous");
         }
         self.shared.log_bytes.store(self.log.bytes(), Ordering::Release);
+        let freed = before - self.log.bytes();
+        self.defragmenting.drain(..).for_each(|answer| _ = answer.send(Ok(freed)));
         // What a compaction wanted to forget while the snapshot was read.
         if let Ok(mut index) = self.shared.write() {
             let compacted = index.compacted();
@@ -537,6 +558,6 @@ fn refuse(work: Work, error: &StoreError) {
             _ = answer.send(Err(error.clone()));
         }
         Work::Grant(_, answer) | Work::GrantAs(_, _, answer) => _ = answer.send(Err(error.clone())),
-        Work::SnapshotDone(_) | Work::Moment(_) | Work::Look(_) | Work::Close => {}
+        Work::SnapshotDone(_) | Work::Moment(_) | Work::Defragment(_) | Work::Look(_) | Work::Close => {}
     }
 }

@@ -68,6 +68,9 @@ pub struct History {
     log: Vec<Change>,
     /// Leases that end by themselves within the test.
     short: HashSet<LeaseId>,
+    /// Whether the store may leave a deletion out of a watch when it is compacted to at that very revision: etcd before 3.4.33
+    /// and 3.5.15 loses the tombstone, though its own rules say that the revision is kept.
+    pub forgets_compacted_deletions: bool,
 }
 
 struct Client {
@@ -284,6 +287,7 @@ impl History {
             watched: Vec::new(),
             log: Vec::new(),
             short: HashSet::new(),
+            forgets_compacted_deletions: false,
         }
     }
 
@@ -549,8 +553,15 @@ impl History {
 
     fn check_watch(&self, watched: &Watched) {
         let Watched { prefix, after, start, end, changes, ended } = watched;
-        let expected: Vec<&Change> =
-            self.log.iter().filter(|c| c.revision > *after && c.key.starts_with(prefix)).take(changes.len()).collect();
+        let got: HashSet<(Revision, &Key)> = changes.iter().map(|change| (change.revision, &change.key)).collect();
+        let forgotten = |change: &Change| {
+            self.forgets_compacted_deletions
+                && change.kind == ChangeKind::Delete
+                && !got.contains(&(change.revision, &change.key))
+                && self.calls.iter().any(|call| matches!(call.seen, Seen::Compact(at) if at == change.revision))
+        };
+        let due = |change: &&Change| change.revision > *after && change.key.starts_with(prefix) && !forgotten(change);
+        let expected: Vec<&Change> = self.log.iter().filter(due).take(changes.len()).collect();
         assert_eq!(expected.len(), changes.len());
         for (got, expected) in changes.iter().zip(expected) {
             assert_eq!((&got.key, got.revision, &got.kind), (&expected.key, expected.revision, &expected.kind));
@@ -559,7 +570,9 @@ impl History {
             }
         }
         if let Some(last) = changes.last() {
-            let of_last = |change: &&Change| change.revision == last.revision && change.key.starts_with(prefix);
+            let of_last = |change: &&Change| {
+                change.revision == last.revision && change.key.starts_with(prefix) && !forgotten(change)
+            };
             let (whole, got) = (self.log.iter().filter(of_last).count(), changes.iter().filter(|c| of_last(c)).count());
             assert_eq!(got, whole, "a revision was split");
         }

@@ -1,13 +1,24 @@
 //! kill -9 under a write load: the test binary runs itself as a child that writes and tells what was acknowledged.
+//!
+//! A few cycles by default; `STORE_KILL_CYCLES` asks for more.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use super::*;
-use crate::tests::{commit, put};
+use crate::tests::model::{Random, collect};
+use crate::tests::{commit, delete, put};
 
 /// Where the child writes; unset for everybody but the child.
 const DIR: &str = "STORE_KILL_TEST_DIR";
+
+/// How many times the child is killed.
+const CYCLES: &str = "STORE_KILL_CYCLES";
+
+fn value(n: usize) -> String {
+    format!("{n} ").repeat(1 + n % 900)
+}
 
 /// The child: writes until killed, a line for every acknowledged write.
 #[tokio::test]
@@ -17,13 +28,17 @@ async fn child() {
     let store = open(dir, options()).unwrap();
     let start = store.current_revision().await.unwrap();
     println!("ready {start}");
-    for n in 0.. {
-        // Several at once, so that groups form; values large enough to tear.
+    for n in start as usize.. {
+        // Several at once, so that groups form; values large enough to tear; pairs that belong together.
         let writes = (0..4).map(|writer| {
-            let (store, value) = (&store, format!("{n} ").repeat(1 + n % 900));
+            let store = &store;
             async move {
                 let key = format!("/{writer}/{}", n % 50);
-                let revision = commit(store, vec![put(&key, &value)]).await;
+                let ops = match n % 7 {
+                    0 => vec![put(&key, &value(n)), delete(&format!("{key}/twin"))],
+                    _ => vec![put(&key, &value(n)), put(&format!("{key}/twin"), &n.to_string())],
+                };
+                let revision = commit(store, ops).await;
                 println!("ack {revision} {key} {n}");
             }
         });
@@ -37,9 +52,12 @@ fn options() -> Options {
 
 #[tokio::test]
 async fn acknowledged_writes_survive_a_kill() {
+    let cycles: u64 = std::env::var(CYCLES).ok().and_then(|n| n.parse().ok()).unwrap_or(5);
     let dir = tempfile::tempdir().unwrap();
     let mut known: BTreeMap<String, (u64, usize)> = BTreeMap::new();
-    for cycle in 0..4 {
+    let mut random = Random::new(cycles);
+    let (mut acknowledged, mut torn) = (0, 0);
+    for cycle in 0..cycles {
         let mut child = Command::new(std::env::current_exe().unwrap())
             .args(["embedded::tests::kill::child", "--exact", "--ignored", "--nocapture", "--quiet"])
             .env(DIR, dir.path())
@@ -47,7 +65,6 @@ async fn acknowledged_writes_survive_a_kill() {
             .spawn()
             .unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        let mut acknowledged = 0;
         let mut note = |line: std::io::Result<String>| {
             // The last line may be cut by the kill.
             let Ok(line) = line else { return };
@@ -58,24 +75,38 @@ async fn acknowledged_writes_survive_a_kill() {
             *held = (*held).max((revision, n));
             acknowledged += 1;
         };
-        for line in lines.by_ref().take(150 + 97 * cycle) {
-            note(line);
+        // Killed after some acknowledgements and a moment more; or, now and then, while it opens.
+        match random.below(8) {
+            0 => std::thread::sleep(Duration::from_micros(random.below(30_000))),
+            _ => lines.by_ref().take(3 + random.below(150) as usize).for_each(&mut note),
         }
+        std::thread::sleep(Duration::from_micros(random.below(2_000)));
         child.kill().unwrap();
         // What it had told before it died counts too; the very last line may be incomplete.
         let mut rest: Vec<_> = lines.collect();
         rest.pop();
         rest.into_iter().for_each(&mut note);
         child.wait().unwrap();
-        assert!(acknowledged > 100);
-        let store = open(dir.path(), options()).unwrap();
+        torn += usize::from(crate::maintain::check(dir.path(), &options()).is_ok_and(|report| report.torn));
+        let store = open(dir.path(), options()).unwrap_or_else(|e| panic!("cycle {cycle}: {e}"));
         let found = contents(&store).await;
         for (key, (revision, n)) in &known {
-            let kv = found.get(key).unwrap_or_else(|| panic!("{key} is lost"));
+            let kv = found.get(key).unwrap_or_else(|| panic!("cycle {cycle}: {key} is lost"));
             assert!(kv.mod_revision >= *revision, "{key}: {} is older than {revision}", kv.mod_revision);
             if kv.mod_revision == *revision {
-                assert_eq!(kv.value, format!("{n} ").repeat(1 + n % 900));
+                assert_eq!(kv.value, value(*n));
             }
+            // The pair was written at one revision or not at all.
+            let n: usize = std::str::from_utf8(&kv.value).unwrap().split(' ').next().unwrap().parse().unwrap();
+            let twin = found.get(&format!("{key}/twin"));
+            assert_eq!(twin.map(|twin| twin.mod_revision), (n % 7 != 0).then_some(kv.mod_revision), "{key}");
         }
+        let status = store.status().unwrap();
+        // An empty store stands at 1.
+        let from = status.compacted.max(1);
+        let changes = collect(&store, "/", from, status.revision).await;
+        let revisions: std::collections::BTreeSet<u64> = changes.iter().map(|change| change.revision).collect();
+        assert_eq!(revisions.len() as u64, status.revision - from, "history has a gap");
     }
+    println!("{cycles} kills, {acknowledged} acknowledged writes, {torn} torn ends; nothing lost");
 }

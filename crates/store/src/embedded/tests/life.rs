@@ -190,3 +190,41 @@ async fn saving_and_restoring() {
     assert!(store.get("/leased", None).await.unwrap().0.is_none());
     assert!(maintain::check(dir.path().join("none"), &small()).is_err());
 }
+
+#[tokio::test]
+async fn care_through_the_door() {
+    use crate::door::{self, Ask};
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("data");
+    assert_eq!(door::ask(&data, &Ask::Status).unwrap(), None, "no store, nobody answers");
+    let store = std::sync::Arc::new(open(&data, small()).unwrap());
+    let served = door::serve(&store).unwrap();
+    let ask = async |what: Ask| {
+        let data = data.clone();
+        tokio::task::spawn_blocking(move || door::ask(&data, &what)).await.unwrap()
+    };
+    for n in 0..40 {
+        commit(&*store, vec![put("/k", &format!("{n} ").repeat(100))]).await;
+    }
+    let status = ask(Ask::Status).await.unwrap().unwrap();
+    assert!(status.contains("revision: 41\n") && status.contains("keys: 1\n"), "{status}");
+    let saved = dir.path().join("saved");
+    let answer = ask(Ask::Save(saved.clone())).await.unwrap().unwrap();
+    assert!(answer.contains("revision: 41\n"), "{answer}");
+    assert_eq!(maintain::restore(&saved, dir.path().join("new"), &small(), 0).unwrap(), 41);
+    store.compact(41).await.unwrap();
+    let freed = ask(Ask::Defragment).await.unwrap().unwrap();
+    assert!(freed.starts_with("freed bytes: ") && !freed.contains(": 0"), "{freed}");
+    let refused = ask(Ask::Save(dir.path().join("none/there"))).await;
+    assert!(matches!(&refused, Err(StoreError::Unavailable(what)) if what.contains("none/there")), "{refused:?}");
+    let refused = ask(Ask::Save("relative".into())).await;
+    assert!(matches!(refused, Err(StoreError::Invalid(_))), "{refused:?}");
+    served.abort();
+    _ = served.await;
+    drop(store);
+    // A socket that nobody serves is no obstacle.
+    assert_eq!(ask(Ask::Status).await.unwrap(), None);
+    let store = std::sync::Arc::new(open(&data, small()).unwrap());
+    door::serve(&store).unwrap();
+    assert!(ask(Ask::Status).await.unwrap().is_some());
+}

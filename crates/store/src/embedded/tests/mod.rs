@@ -1,7 +1,10 @@
 //! The embedded store alone: restarts, damage, faults, kills, limits.
 
 mod crash;
+mod disk;
 mod faults;
+mod format;
+mod history;
 mod kill;
 mod life;
 
