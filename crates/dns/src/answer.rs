@@ -6,6 +6,7 @@
 use hickory_proto::op::{Edns, Message, MessageType, Metadata, OpCode, ResponseCode};
 use hickory_proto::rr::{DNSClass, Name, RData, Record, RecordType};
 
+use crate::upstreams::Upstreams;
 use crate::zone::{Lookup, Zone, alias, is_reverse};
 
 /// What a UDP reply may hold when the asker does not say.
@@ -40,9 +41,9 @@ pub enum Outcome {
     Ignore,
 }
 
-/// Decides one packet. `upstream`: whether other servers can be asked. Also says how large a reply the asker takes over
+/// Decides one packet. `upstreams`: who can be asked about other names. Also says how large a reply the asker takes over
 /// UDP, if he does.
-pub fn answer(zone: &Zone, packet: &[u8], upstream: bool) -> (Outcome, Option<u16>) {
+pub fn answer(zone: &Zone, packet: &[u8], upstreams: &Upstreams) -> (Outcome, Option<u16>) {
     if packet.len() < HEADER_BYTES || packet[2] & 0x80 != 0 {
         return (Outcome::Ignore, None);
     }
@@ -51,13 +52,13 @@ pub fn answer(zone: &Zone, packet: &[u8], upstream: bool) -> (Outcome, Option<u1
         return (Outcome::Reply(Message::error_msg(id, OpCode::Query, ResponseCode::FormErr)), None);
     };
     let asked_bytes = request.edns.as_ref().map(Edns::max_payload);
-    (decide(zone, request, upstream), asked_bytes)
+    (decide(zone, request, upstreams), asked_bytes)
 }
 
-fn decide(zone: &Zone, request: Message, upstream: bool) -> Outcome {
+fn decide(zone: &Zone, request: Message, upstreams: &Upstreams) -> Outcome {
     let mut reply = Message::new(request.metadata.id, MessageType::Response, request.metadata.op_code);
     reply.metadata = Metadata::response_from_request(&request.metadata);
-    reply.metadata.recursion_available = upstream;
+    reply.metadata.recursion_available = !upstreams.is_empty();
     reply.metadata.response_code = ResponseCode::NoError;
     reply.queries = request.queries;
     if let Some(asked) = &request.edns {
@@ -77,7 +78,7 @@ fn decide(zone: &Zone, request: Message, upstream: bool) -> Outcome {
     {
         return fail(reply, ResponseCode::Refused);
     }
-    resolve(zone, reply, name, kind, upstream)
+    resolve(zone, reply, name, kind, upstreams)
 }
 
 fn fail(mut reply: Message, code: ResponseCode) -> Outcome {
@@ -85,7 +86,8 @@ fn fail(mut reply: Message, code: ResponseCode) -> Outcome {
     Outcome::Reply(reply)
 }
 
-fn resolve(zone: &Zone, mut reply: Message, mut name: Name, kind: RecordType, upstream: bool) -> Outcome {
+fn resolve(zone: &Zone, mut reply: Message, mut name: Name, kind: RecordType, upstreams: &Upstreams) -> Outcome {
+    let known = |name: &Name| !upstreams.servers(name).is_empty();
     for _ in 0..MAX_ALIASES {
         match zone.lookup(&name, kind) {
             Lookup::Name(found) => {
@@ -108,7 +110,7 @@ fn resolve(zone: &Zone, mut reply: Message, mut name: Name, kind: RecordType, up
                 reply.metadata.authoritative = true;
                 reply.add_answer(Record::from_rdata(name, zone.ttl, alias(&target)));
                 if kind == RecordType::CNAME || !zone.holds(&target) {
-                    let ask = upstream && kind != RecordType::CNAME;
+                    let ask = known(&target) && kind != RecordType::CNAME;
                     return if ask { Outcome::Ask { reply, name: target, kind } } else { Outcome::Reply(reply) };
                 }
                 name = target;
@@ -120,7 +122,7 @@ fn resolve(zone: &Zone, mut reply: Message, mut name: Name, kind: RecordType, up
                 return fail(reply, ResponseCode::NXDomain);
             }
             Lookup::NotYet => return fail(reply, ResponseCode::ServFail),
-            Lookup::Elsewhere if upstream => return Outcome::Ask { reply, name, kind },
+            Lookup::Elsewhere if known(&name) => return Outcome::Ask { reply, name, kind },
             // Nobody who could be asked knows an address's name: better said at once, tools wait for it.
             Lookup::Elsewhere if is_reverse(&name) => return fail(reply, ResponseCode::NXDomain),
             Lookup::Elsewhere => return fail(reply, ResponseCode::Refused),

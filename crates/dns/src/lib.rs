@@ -2,23 +2,26 @@
 //!
 //! [`zone`] holds what is known, an immutable set of records for each Service, replaced one by one as the API changes;
 //! [`answer`] turns one packet into one packet, a pure function of the zone; [`run`] listens on UDP and TCP, and
-//! [`forward`] asks other servers about other names, where there are any.
+//! [`forward`] asks other servers about other names, where there are any ([`upstreams`]), and [`cache`] remembers what they
+//! said.
 //!
 //! It follows the Kubernetes DNS specification, version 1.1. Where it runs: in every node, on the cluster IP of the
 //! Service `kube-dns` itself, which it holds as an address of `lo` ([`address`]). So a pod's query is answered on its
 //! own node, a DNS server's death is one node's affair, and there is an answer as soon as the node is up. The proxy leaves
 //! a cluster IP alone that is an address of the node.
 //!
-//! It does not know pods (their names say their address), keeps no cache and does no DNSSEC.
+//! It does not know pods (their names say their address) and does no DNSSEC.
 
 #![forbid(unsafe_code)]
 
 pub mod address;
 pub mod answer;
+pub mod cache;
 mod forward;
 mod run;
 #[cfg(test)]
 mod tests;
+pub mod upstreams;
 pub mod zone;
 
 use std::net::SocketAddr;
@@ -34,12 +37,20 @@ pub struct Config {
     pub domain: String,
     /// Servers to ask about other names, in order. Without any, other names are refused.
     pub upstreams: Vec<SocketAddr>,
+    /// Domains that have servers of their own.
+    pub stub_domains: Vec<(String, Vec<SocketAddr>)>,
     /// How long an answer may be kept, in seconds; also for "no such name".
     pub ttl: u32,
 }
 
 impl Default for Config {
     fn default() -> Config {
-        Config { listen: Vec::new(), domain: "cluster.local".into(), upstreams: Vec::new(), ttl: 5 }
+        Config {
+            listen: Vec::new(),
+            domain: "cluster.local".into(),
+            upstreams: Vec::new(),
+            stub_domains: Vec::new(),
+            ttl: 5,
+        }
     }
 }

@@ -6,8 +6,8 @@
 use std::collections::{BTreeSet, HashSet};
 use std::io;
 use std::net::SocketAddr;
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use client::{Batch, Client, Informer, Informers};
@@ -21,6 +21,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::address::{self, Held};
 use crate::answer::{Outcome, Transport, add_foreign, answer, encode};
+use crate::cache::Cache;
+use crate::upstreams::Upstreams;
 use crate::zone::{Zone, records};
 use crate::{Config, forward};
 
@@ -41,9 +43,13 @@ pub async fn run(config: Config, client: Client, cancel: CancellationToken) -> R
     let Some(zone) = Zone::new(&config.domain, config.ttl) else {
         bail!("{:?} is no domain name the cluster could have", config.domain);
     };
+    let Some(upstreams) = Upstreams::new(config.upstreams.clone(), &config.stub_domains) else {
+        bail!("{:?}: a stub domain is no domain name", config.stub_domains);
+    };
     let server = Arc::new(Server {
         zone: RwLock::new(zone),
-        upstreams: config.upstreams.clone(),
+        upstreams,
+        cache: Mutex::default(),
         forwarded: Arc::new(Semaphore::new(MAX_FORWARDED)),
         connections: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
     });
@@ -147,7 +153,8 @@ struct Sources {
 
 struct Server {
     zone: RwLock<Zone>,
-    upstreams: Vec<SocketAddr>,
+    upstreams: Upstreams,
+    cache: Mutex<Cache>,
     forwarded: Arc<Semaphore>,
     connections: Arc<Semaphore>,
 }
@@ -195,7 +202,7 @@ impl Server {
                 }
             };
             let packet = &buffer[..length];
-            let (outcome, size) = answer(&self.read(), packet, !self.upstreams.is_empty());
+            let (outcome, size) = answer(&self.read(), packet, &self.upstreams);
             match outcome {
                 Outcome::Ignore => {}
                 Outcome::Reply(reply) => {
@@ -250,7 +257,7 @@ impl Server {
                 stream.read_exact(&mut packet).await.map(|_| packet)
             })
             .await??;
-            let (outcome, _) = answer(&self.read(), &packet, !self.upstreams.is_empty());
+            let (outcome, _) = answer(&self.read(), &packet, &self.upstreams);
             let Some(bytes) = self.finish(outcome).await.and_then(|reply| encode(reply, Transport::Tcp, None)) else {
                 return Ok(());
             };
@@ -265,8 +272,16 @@ impl Server {
             Outcome::Ignore => None,
             Outcome::Reply(reply) => Some(reply),
             Outcome::Ask { mut reply, name, kind } => {
-                match forward::ask(&self.upstreams, &name, kind).await {
-                    Ok(foreign) => add_foreign(&mut reply, foreign),
+                // The cache is whole after each of its methods, so a poisoned lock still guards a good one.
+                let cache = || self.cache.lock().unwrap_or_else(PoisonError::into_inner);
+                if cache().fill(&mut reply, &name, kind, Instant::now()) {
+                    return Some(reply);
+                }
+                match forward::ask(self.upstreams.servers(&name), &name, kind).await {
+                    Ok(foreign) => {
+                        cache().keep(&name, kind, &foreign, Instant::now());
+                        add_foreign(&mut reply, foreign);
+                    }
                     Err(error) => {
                         tracing::debug!("cannot resolve {name}: {error}");
                         reply.metadata.response_code = ResponseCode::ServFail;

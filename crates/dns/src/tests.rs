@@ -1,14 +1,19 @@
 //! Questions and answers as data.
 
 use std::collections::HashSet;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
 
 use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query, ResponseCode};
-use hickory_proto::rr::{DNSClass, Name, RecordType};
+use hickory_proto::rr::rdata::{A, SOA};
+use hickory_proto::rr::{DNSClass, Name, RData, Record, RecordType};
 use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use serde_json::{Value, json};
 
 use crate::answer::{Outcome, Transport, answer, encode};
+use crate::cache::Cache;
+use crate::upstreams::{Upstreams, parse_stub};
 use crate::zone::{Zone, records};
 
 fn put(zone: &mut Zone, name: &str, spec: Value, endpoints: Value) {
@@ -64,7 +69,7 @@ fn packet(name: &str, kind: RecordType, edns: Option<u16>) -> Vec<u8> {
 
 /// The reply as text: code, then each answer, then what else is there.
 fn ask(zone: &Zone, name: &str, kind: RecordType) -> String {
-    show(answer(zone, &packet(name, kind, None), false))
+    show(answer(zone, &packet(name, kind, None), &Upstreams::default()))
 }
 
 fn show((outcome, _): (Outcome, Option<u16>)) -> String {
@@ -182,7 +187,7 @@ fn other_servers_are_asked_where_there_are_any() {
         ("out.ns.svc.cluster.local.", RecordType::A, "1 answers, then ask A example.com."),
         ("gone.ns.svc.cluster.local.", RecordType::A, "NXDomain aa; soa"),
     ] {
-        assert_eq!(show(answer(&zone, &packet(name, kind, None), true)), expect);
+        assert_eq!(show(answer(&zone, &packet(name, kind, None), &asking())), expect);
     }
 }
 
@@ -214,11 +219,11 @@ fn odd_packets() {
     let with = |change: &dyn Fn(&mut Message)| {
         let mut message = Message::from_vec(&good).unwrap();
         change(&mut message);
-        show(answer(&zone, &message.to_vec().unwrap(), false))
+        show(answer(&zone, &message.to_vec().unwrap(), &Upstreams::default()))
     };
-    assert_eq!(show(answer(&zone, &[], false)), "ignored");
-    assert_eq!(show(answer(&zone, &good[..11], false)), "ignored");
-    assert_eq!(show(answer(&zone, &good[..20], false)), "FormErr");
+    assert_eq!(show(answer(&zone, &[], &Upstreams::default())), "ignored");
+    assert_eq!(show(answer(&zone, &good[..11], &Upstreams::default())), "ignored");
+    assert_eq!(show(answer(&zone, &good[..20], &Upstreams::default())), "FormErr");
     assert_eq!(with(&|m| m.metadata.message_type = MessageType::Response), "ignored");
     assert_eq!(with(&|m| m.metadata.op_code = OpCode::Status), "NotImp");
     assert_eq!(with(&|m| m.queries.clear()), "FormErr");
@@ -248,7 +253,7 @@ fn odd_packets() {
     for at in 0..noise.len() {
         for value in [0, 1, 0x3f, 0x40, 0xc0, 0xff] {
             let was = std::mem::replace(&mut noise[at], value);
-            let _ = answer(&zone, &noise, false);
+            let _ = answer(&zone, &noise, &Upstreams::default());
             noise[at] = was;
         }
     }
@@ -262,7 +267,7 @@ fn what_does_not_fit_is_marked() {
     put(&mut zone, "many", json!({"clusterIP": "None"}), Value::Array(endpoints));
     let reply = |edns: Option<u16>, transport| {
         let packet = packet("many.ns.svc.cluster.local.", RecordType::A, edns);
-        let (Outcome::Reply(reply), size) = answer(&zone, &packet, false) else { panic!("no reply") };
+        let (Outcome::Reply(reply), size) = answer(&zone, &packet, &Upstreams::default()) else { panic!("no reply") };
         let bytes = encode(reply, transport, size).unwrap();
         let message = Message::from_vec(&bytes).unwrap();
         assert_eq!(message.metadata.response_code, ResponseCode::NoError);
@@ -285,7 +290,9 @@ fn the_first_answer_takes_turns() {
     for id in 0..2 {
         let mut message = Message::from_vec(&packet("db.ns.svc.cluster.local.", RecordType::A, None)).unwrap();
         message.metadata.id = id;
-        let (Outcome::Reply(reply), _) = answer(&zone, &message.to_vec().unwrap(), false) else { panic!("no reply") };
+        let (Outcome::Reply(reply), _) = answer(&zone, &message.to_vec().unwrap(), &Upstreams::default()) else {
+            panic!("no reply")
+        };
         firsts.insert(reply.answers[0].data.to_string());
     }
     assert_eq!(firsts.len(), 2);
@@ -299,8 +306,111 @@ fn how_fast() {
     let began = std::time::Instant::now();
     let rounds = 20_000;
     for _ in 0..rounds {
-        let (Outcome::Reply(reply), size) = answer(&zone, &packet, false) else { panic!("no reply") };
+        let (Outcome::Reply(reply), size) = answer(&zone, &packet, &Upstreams::default()) else { panic!("no reply") };
         assert!(encode(reply, Transport::Udp, size).is_some());
     }
     println!("{:.0} answers a second", f64::from(rounds) / began.elapsed().as_secs_f64());
+}
+
+fn asking() -> Upstreams {
+    Upstreams::new(vec!["192.0.2.53:53".parse().unwrap()], &[]).unwrap()
+}
+
+#[test]
+fn the_longest_stub_domain_is_asked() {
+    let stubs: Vec<(String, Vec<SocketAddr>)> =
+        ["corp.example=192.0.2.1", "Deep.corp.example=192.0.2.2:5353+2001:db8::1"]
+            .map(|text| parse_stub(text).unwrap())
+            .into();
+    let upstreams = Upstreams::new(vec!["192.0.2.53:53".parse().unwrap()], &stubs).unwrap();
+    let cases = [
+        ("a.corp.example.", "192.0.2.1:53"),
+        ("CORP.example.", "192.0.2.1:53"),
+        ("x.deep.corp.example.", "192.0.2.2:5353 [2001:db8::1]:53"),
+        ("notcorp.example.", "192.0.2.53:53"),
+    ];
+    for (name, expect) in cases {
+        let servers = upstreams.servers(&Name::from_ascii(name).unwrap());
+        let got: Vec<String> = servers.iter().map(SocketAddr::to_string).collect();
+        assert_eq!(got.join(" "), expect, "{name}");
+    }
+    let alone = Upstreams::new(Vec::new(), &stubs).unwrap();
+    assert!(alone.servers(&Name::from_ascii("example.").unwrap()).is_empty());
+    for bad in ["corp.example", "=192.0.2.1", "corp.example=server", "a..b=192.0.2.1"] {
+        assert!(parse_stub(bad).is_err(), "{bad}");
+    }
+}
+
+#[test]
+fn what_others_said_is_kept_for_a_while() {
+    let name = Name::from_ascii("www.example.").unwrap();
+    let record = |ttl, data| Record::from_rdata(name.clone(), ttl, data);
+    let address = || RData::A(A::new(192, 0, 2, 7));
+    let soa = || {
+        let host = Name::from_ascii("ns.example.").unwrap();
+        RData::SOA(SOA::new(host.clone(), host, 1, 2, 3, 4, 12))
+    };
+    let message = |code, answers: Vec<Record>, authorities: Vec<Record>| {
+        let mut message = Message::new(1, MessageType::Response, OpCode::Query);
+        message.metadata.response_code = code;
+        message.answers.extend(answers);
+        message.authorities.extend(authorities);
+        message
+    };
+    // What is said, for how many seconds it is kept, and the time to live after ten.
+    let cases = [
+        (message(ResponseCode::NoError, vec![record(20, address()), record(300, address())], vec![]), 20, "10 290"),
+        (message(ResponseCode::NoError, vec![record(300, address())], vec![]), 30, "290"),
+        (message(ResponseCode::NXDomain, vec![], vec![record(300, soa())]), 12, "290"),
+        (message(ResponseCode::NoError, vec![], vec![record(11, soa())]), 11, "1"),
+        (message(ResponseCode::NXDomain, vec![], vec![]), 0, ""),
+        (message(ResponseCode::ServFail, vec![record(300, address())], vec![]), 0, ""),
+    ];
+    for (said, seconds, left) in cases {
+        let mut cache = Cache::default();
+        let now = Instant::now();
+        cache.keep(&name, RecordType::A, &said, now);
+        let ask = |after: u64| {
+            let mut reply = message(ResponseCode::NoError, vec![], vec![]);
+            let asked = Name::from_ascii("WWW.example.").unwrap();
+            let found = cache.fill(&mut reply, &asked, RecordType::A, now + Duration::from_secs(after));
+            found.then_some(reply)
+        };
+        assert_eq!(ask(0).is_some(), seconds > 0, "{said:?}");
+        assert!(ask(seconds).is_none());
+        let Some(reply) = ask(10).filter(|_| seconds > 10) else { continue };
+        assert_eq!(reply.metadata.response_code, said.metadata.response_code);
+        let ttls: Vec<String> = reply.answers.iter().chain(&reply.authorities).map(|r| r.ttl.to_string()).collect();
+        assert_eq!(ttls.join(" "), left);
+    }
+}
+
+/// Answers a second on one core, from packet to packet. A measurement: `cargo test -p dns --release -- --ignored --nocapture`.
+#[test]
+#[ignore = "a measurement"]
+fn answers_a_second() {
+    let mut zone = Zone::new("cluster.local", 5).unwrap();
+    for n in 0..10_000u32 {
+        let service: Service = serde_json::from_value(json!({"metadata": {"name": format!("s{n}"), "namespace": "ns"},
+            "spec": {"clusterIP": std::net::Ipv4Addr::from(0x0a60_0000 + n).to_string(),
+                "ports": [{"name": "http", "port": 80}]}}))
+        .unwrap();
+        zone.set_service(&format!("ns/s{n}"), records(&service, [], &zone.origin.clone()));
+    }
+    zone.set_namespaces(["ns".to_string()].into());
+    zone.complete();
+    let upstreams = Upstreams::default();
+    for (what, name, kind) in [
+        ("A", "s77.ns.svc.cluster.local.", RecordType::A),
+        ("SRV", "_http._tcp.s77.ns.svc.cluster.local.", RecordType::SRV),
+        ("no such name", "s77.ns.svc.cluster.local.ns.svc.cluster.local.", RecordType::A),
+    ] {
+        let packet = packet(name, kind, Some(1232));
+        let (began, count) = (Instant::now(), 200_000u32);
+        for _ in 0..count {
+            let (Outcome::Reply(reply), size) = answer(&zone, &packet, &upstreams) else { panic!("no reply") };
+            assert!(encode(reply, Transport::Udp, size).is_some());
+        }
+        println!("{what}: {:.0} a second", f64::from(count) / began.elapsed().as_secs_f64());
+    }
 }

@@ -19,6 +19,8 @@
 
 #![forbid(unsafe_code)]
 
+pub mod balancer;
+pub mod configuration;
 pub mod conntrack;
 pub mod elements;
 pub mod endpoints;
@@ -31,6 +33,7 @@ pub mod policy;
 pub mod program;
 mod run;
 pub mod service;
+pub mod settings;
 #[cfg(test)]
 mod tests;
 mod watch;
@@ -83,6 +86,8 @@ pub struct Config {
     pub families: Vec<Family>,
     /// Where node ports answer. Empty: the Node object's InternalIP and ExternalIP addresses.
     pub node_addresses: Vec<IpAddr>,
+    /// Only those of the node's addresses in these ranges answer for node ports; empty: all of them.
+    pub node_port_addresses: Vec<IpNet>,
     /// Pod addresses of the whole cluster: a source outside them is masqueraded on its way through a cluster IP. Empty:
     /// nothing is known to be outside.
     pub cluster_cidrs: Vec<IpNet>,
@@ -90,6 +95,8 @@ pub struct Config {
     pub masquerade_all: bool,
     /// Enforce NetworkPolicies; needs to read them, Pods and Namespaces. Pods are followed once there is a policy.
     pub network_policies: bool,
+    /// What the kernel's connection tracking is set to.
+    pub conntrack: settings::Conntrack,
     /// `/healthz` and `/livez`; upstream's is `0.0.0.0:10256`.
     pub healthz: Option<SocketAddr>,
     /// `/metrics` and `/proxyMode`; upstream's is `127.0.0.1:10249`.
@@ -103,9 +110,11 @@ impl Config {
             node_name: node_name.into(),
             families: vec![Family::V4],
             node_addresses: Vec::new(),
+            node_port_addresses: Vec::new(),
             cluster_cidrs: Vec::new(),
             masquerade_all: false,
             network_policies: false,
+            conntrack: settings::Conntrack::default(),
             healthz: Some(SocketAddr::from(([127, 0, 0, 1], 10256))),
             metrics: Some(SocketAddr::from(([127, 0, 0, 1], 10249))),
         }

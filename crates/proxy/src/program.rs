@@ -41,6 +41,8 @@ impl NodeView {
             let usable = all.filter(|a| matches!(a.type_.as_str(), "InternalIP" | "ExternalIP"));
             addresses = usable.filter_map(|a| a.address.parse().ok()).collect();
         }
+        let ranges = &config.node_port_addresses;
+        addresses.retain(|address| ranges.is_empty() || ranges.iter().any(|range| range.contains(address)));
         addresses.sort();
         addresses.dedup();
         NodeView { name: config.node_name.clone(), zone, addresses }

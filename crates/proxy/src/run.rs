@@ -42,6 +42,7 @@ const NFT_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Runs the proxy in the network namespace of this process until cancelled.
 pub async fn run(config: Config, client: Client, cancel: CancellationToken) -> Result<()> {
+    config.conntrack.apply();
     let informers = Informers::new(client);
     let services = informers.get::<core::Service>();
     let slices = informers.get::<EndpointSlice>();

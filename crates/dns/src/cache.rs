@@ -1,0 +1,79 @@
+//! What other servers said, for as long as they allow, and no longer than [`LONGEST`].
+//!
+//! "No such name" and "no such record" are kept too, as long as the answer's SOA says (RFC 2308); failures are not. The
+//! records handed out carry what is left of their time. It holds [`MAX_ENTRIES`] at most; when it is full, what is over
+//! goes first, and if nothing is, everything.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use hickory_proto::op::{Message, ResponseCode};
+use hickory_proto::rr::{Name, RData, Record, RecordType};
+
+/// The longest anything is kept, as cluster DNS servers usually have it.
+const LONGEST: Duration = Duration::from_secs(30);
+/// Questions remembered, some hundreds of bytes each.
+const MAX_ENTRIES: usize = 10_000;
+
+#[derive(Clone, Debug)]
+struct Entry {
+    since: Instant,
+    until: Instant,
+    code: ResponseCode,
+    answers: Vec<Record>,
+    authorities: Vec<Record>,
+}
+
+/// Answers by name, in lower case, and type.
+#[derive(Debug, Default)]
+pub struct Cache {
+    entries: HashMap<(Name, RecordType), Entry>,
+}
+
+impl Cache {
+    /// Adds what is known to a reply; `false` when nothing is.
+    pub fn fill(&self, reply: &mut Message, name: &Name, kind: RecordType, now: Instant) -> bool {
+        let Some(entry) = self.entries.get(&(name.to_lowercase(), kind)).filter(|entry| now < entry.until) else {
+            return false;
+        };
+        let age = u32::try_from(now.saturating_duration_since(entry.since).as_secs()).unwrap_or(u32::MAX);
+        let aged = |record: &Record| {
+            let mut record = record.clone();
+            record.ttl = record.ttl.saturating_sub(age);
+            record
+        };
+        reply.metadata.response_code = entry.code;
+        reply.answers.extend(entry.answers.iter().map(aged));
+        reply.authorities.extend(entry.authorities.iter().map(aged));
+        true
+    }
+
+    /// Remembers an answer, if it is one that may be.
+    pub fn keep(&mut self, name: &Name, kind: RecordType, said: &Message, now: Instant) {
+        let code = said.metadata.response_code;
+        let soa = said.authorities.iter().find_map(|record| match &record.data {
+            RData::SOA(soa) => Some((record.ttl.min(soa.minimum), record.clone())),
+            _ => None,
+        });
+        let (seconds, authorities) = match (code, said.answers.iter().map(|record| record.ttl).min()) {
+            (ResponseCode::NoError, Some(least)) => (least, Vec::new()),
+            (ResponseCode::NoError | ResponseCode::NXDomain, _) => match soa {
+                Some((seconds, record)) => (seconds, vec![record]),
+                None => return,
+            },
+            _ => return,
+        };
+        let lasts = Duration::from_secs(u64::from(seconds)).min(LONGEST);
+        if lasts.is_zero() {
+            return;
+        }
+        if self.entries.len() >= MAX_ENTRIES {
+            self.entries.retain(|_, entry| now < entry.until);
+            if self.entries.len() >= MAX_ENTRIES {
+                self.entries.clear();
+            }
+        }
+        let entry = Entry { since: now, until: now + lasts, code, answers: said.answers.clone(), authorities };
+        self.entries.insert((name.to_lowercase(), kind), entry);
+    }
+}

@@ -1,0 +1,172 @@
+//! `KubeProxyConfiguration`, as upstream's `--config` takes it.
+//!
+//! What this proxy has no use for is passed over, other modes with a word; what it would have to do and cannot is an
+//! error. It does not read files: [`read`] takes the parsed document.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use serde_json::Value;
+
+use crate::Config;
+
+const API_VERSION: &str = "kubeproxy.config.k8s.io/v1alpha1";
+const KIND: &str = "KubeProxyConfiguration";
+
+/// What a document says.
+#[derive(Clone, Debug)]
+pub struct Configuration {
+    pub config: Config,
+    /// `clientConnection.kubeconfig`.
+    pub kubeconfig: Option<String>,
+    /// What its writer should know.
+    pub warnings: Vec<String>,
+}
+
+/// Reads a document over what holds without it.
+pub fn read(document: &Value, mut config: Config) -> Result<Configuration, String> {
+    for (field, expect) in [("apiVersion", API_VERSION), ("kind", KIND)] {
+        if document[field] != expect {
+            return Err(format!("{field}: {} is not {expect}", document[field]));
+        }
+    }
+    let mut warnings = Vec::new();
+    let text = |value: &Value| value.as_str().filter(|text| !text.is_empty()).map(str::to_string);
+    match document["mode"].as_str() {
+        None | Some("" | "nftables") => {}
+        Some(other @ ("iptables" | "ipvs")) => {
+            warnings.push(format!("mode: {other}: this proxy works with nftables in its place"));
+        }
+        Some(other) => return Err(format!("mode: {other:?} is none of nftables, iptables, ipvs")),
+    }
+    match document["detectLocalMode"].as_str() {
+        None | Some("" | "ClusterCIDR") => {}
+        Some(other) => return Err(format!("detectLocalMode: {other}: only ClusterCIDR is supported")),
+    }
+    if let Some(name) = text(&document["hostnameOverride"]) {
+        config.node_name = name;
+    }
+    if let Some(ranges) = text(&document["clusterCIDR"]) {
+        config.cluster_cidrs = nets("clusterCIDR", ranges.split(','))?;
+    }
+    if let Some(list) = document["nodePortAddresses"].as_array() {
+        let texts: Vec<&str> = list.iter().filter_map(Value::as_str).filter(|text| *text != "primary").collect();
+        config.node_port_addresses = nets("nodePortAddresses", texts.into_iter())?;
+    }
+    config.healthz = bind("healthzBindAddress", &document["healthzBindAddress"], 10256, config.healthz)?;
+    config.metrics = bind("metricsBindAddress", &document["metricsBindAddress"], 10249, config.metrics)?;
+    config.masquerade_all |=
+        ["nftables", "iptables", "ipvs"].iter().any(|mode| document[mode]["masqueradeAll"] == Value::Bool(true));
+    let conntrack = &document["conntrack"];
+    let number = |value: &Value| value.as_u64().and_then(|number| u32::try_from(number).ok());
+    let settings = &mut config.conntrack;
+    settings.max_per_core = number(&conntrack["maxPerCore"]).unwrap_or(settings.max_per_core);
+    settings.min = number(&conntrack["min"]).unwrap_or(settings.min);
+    settings.tcp_be_liberal = conntrack["tcpBeLiberal"].as_bool().unwrap_or(settings.tcp_be_liberal);
+    for (field, target) in [
+        ("tcpEstablishedTimeout", &mut settings.tcp_established),
+        ("tcpCloseWaitTimeout", &mut settings.tcp_close_wait),
+        ("udpTimeout", &mut settings.udp),
+        ("udpStreamTimeout", &mut settings.udp_stream),
+    ] {
+        if let Some(value) = text(&conntrack[field]) {
+            *target = duration(&value).ok_or_else(|| format!("conntrack.{field}: {value:?} is no duration"))?;
+        }
+    }
+    Ok(Configuration { config, kubeconfig: text(&document["clientConnection"]["kubeconfig"]), warnings })
+}
+
+fn nets<'a>(field: &str, texts: impl Iterator<Item = &'a str>) -> Result<Vec<IpNet>, String> {
+    texts.map(|text| text.trim().parse().map_err(|_| format!("{field}: {text:?} is no range of addresses"))).collect()
+}
+
+/// An address, with or without a port.
+fn bind(field: &str, value: &Value, port: u16, otherwise: Option<SocketAddr>) -> Result<Option<SocketAddr>, String> {
+    match value.as_str() {
+        None => Ok(otherwise),
+        Some("") => Ok(otherwise),
+        Some(text) => text
+            .parse()
+            .or_else(|_| text.parse().map(|address| SocketAddr::new(address, port)))
+            .map(Some)
+            .map_err(|_| format!("{field}: {text:?} is no address and port")),
+    }
+}
+
+/// Go's form, whole units: `24h0m0s`, `1h`, `90s`, `250ms`.
+fn duration(text: &str) -> Option<Duration> {
+    let mut total = Duration::ZERO;
+    let mut rest = text;
+    if rest == "0" {
+        return Some(total);
+    }
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit())?;
+        let number: u32 = rest[..digits].parse().ok()?;
+        rest = &rest[digits..];
+        let unit = rest.find(|c: char| c.is_ascii_digit()).unwrap_or(rest.len());
+        let one = match &rest[..unit] {
+            "h" => Duration::from_secs(3600),
+            "m" => Duration::from_secs(60),
+            "s" => Duration::from_secs(1),
+            "ms" => Duration::from_millis(1),
+            _ => return None,
+        };
+        total = total.checked_add(one.checked_mul(number)?)?;
+        rest = &rest[unit..];
+    }
+    (!text.is_empty()).then_some(total)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn document(extra: Value) -> Value {
+        let mut document = json!({"apiVersion": API_VERSION, "kind": KIND});
+        document.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
+        document
+    }
+
+    #[test]
+    fn documents_are_read() {
+        // As kubeadm writes it.
+        let read = read(
+            &document(json!({"bindAddress": "0.0.0.0", "clusterCIDR": "10.244.0.0/16,fd00::/48", "mode": "iptables",
+                "healthzBindAddress": "", "metricsBindAddress": "127.0.0.1", "hostnameOverride": "",
+                "clientConnection": {"kubeconfig": "/var/lib/kube-proxy/kubeconfig.conf"}, "nodePortAddresses": null,
+                "nftables": {"masqueradeAll": true}, "detectLocalMode": "",
+                "conntrack": {"maxPerCore": null, "min": 7, "tcpEstablishedTimeout": "24h0m0s", "tcpCloseWaitTimeout": "90s"}})),
+            Config::new("here"),
+        )
+        .unwrap();
+        assert_eq!(read.kubeconfig.as_deref(), Some("/var/lib/kube-proxy/kubeconfig.conf"));
+        assert_eq!(read.warnings.len(), 1);
+        let config = read.config;
+        assert_eq!((config.node_name.as_str(), config.cluster_cidrs.len(), config.masquerade_all), ("here", 2, true));
+        assert_eq!(config.metrics.unwrap().to_string(), "127.0.0.1:10249");
+        assert_eq!((config.conntrack.min, config.conntrack.max_per_core), (7, 32_768));
+        assert_eq!(config.conntrack.tcp_close_wait, Duration::from_secs(90));
+        assert_eq!(config.conntrack.tcp_established, Duration::from_secs(86_400));
+    }
+
+    #[test]
+    fn what_cannot_be_is_said() {
+        let cases = [
+            (json!({"kind": "Pod"}), "kind: \"Pod\" is not KubeProxyConfiguration"),
+            (json!({"mode": "userspace"}), "mode: \"userspace\" is none of nftables, iptables, ipvs"),
+            (json!({"detectLocalMode": "NodeCIDR"}), "detectLocalMode: NodeCIDR: only ClusterCIDR is supported"),
+            (json!({"clusterCIDR": "pods"}), "clusterCIDR: \"pods\" is no range of addresses"),
+            (json!({"healthzBindAddress": "x:y"}), "healthzBindAddress: \"x:y\" is no address and port"),
+            (
+                json!({"conntrack": {"tcpCloseWaitTimeout": "soon"}}),
+                "conntrack.tcpCloseWaitTimeout: \"soon\" is no duration",
+            ),
+        ];
+        for (extra, expect) in cases {
+            assert_eq!(read(&document(extra), Config::new("here")).unwrap_err(), expect);
+        }
+    }
+}

@@ -1,0 +1,65 @@
+//! The kernel's connection tracking, set as a node with many connections needs it.
+//!
+//! Upstream's settings and defaults. What the kernel does not let us set (the table's size, outside the machine's first
+//! network namespace) stays as it is.
+
+use std::time::Duration;
+
+/// `KubeProxyConfiguration.conntrack`; zero leaves a setting alone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Conntrack {
+    /// Connections remembered, for each core.
+    pub max_per_core: u32,
+    /// And at least.
+    pub min: u32,
+    pub tcp_established: Duration,
+    pub tcp_close_wait: Duration,
+    pub tcp_be_liberal: bool,
+    pub udp: Duration,
+    pub udp_stream: Duration,
+}
+
+impl Default for Conntrack {
+    fn default() -> Conntrack {
+        Conntrack {
+            max_per_core: 32_768,
+            min: 131_072,
+            tcp_established: Duration::from_secs(86_400),
+            tcp_close_wait: Duration::from_secs(3600),
+            tcp_be_liberal: false,
+            udp: Duration::ZERO,
+            udp_stream: Duration::ZERO,
+        }
+    }
+}
+
+impl Conntrack {
+    /// Files below `/proc/sys/net/netfilter` and what is to be in them; the first only ever grows.
+    fn values(&self, cores: u32) -> Vec<(&'static str, u64)> {
+        let size = if self.max_per_core == 0 { 0 } else { self.max_per_core.saturating_mul(cores).max(self.min) };
+        let all = [
+            ("nf_conntrack_max", u64::from(size)),
+            ("nf_conntrack_tcp_timeout_established", self.tcp_established.as_secs()),
+            ("nf_conntrack_tcp_timeout_close_wait", self.tcp_close_wait.as_secs()),
+            ("nf_conntrack_tcp_be_liberal", u64::from(self.tcp_be_liberal)),
+            ("nf_conntrack_udp_timeout", self.udp.as_secs()),
+            ("nf_conntrack_udp_timeout_stream", self.udp_stream.as_secs()),
+        ];
+        all.into_iter().filter(|(_, value)| *value > 0).collect()
+    }
+
+    /// Sets them in this process's network namespace.
+    pub fn apply(&self) {
+        let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get() as u32);
+        for (name, value) in self.values(cores) {
+            let path = format!("/proc/sys/net/netfilter/{name}");
+            let now = std::fs::read_to_string(&path).ok().and_then(|text| text.trim().parse::<u64>().ok());
+            if now == Some(value) || (name == "nf_conntrack_max" && now >= Some(value)) {
+                continue;
+            }
+            if let Err(error) = std::fs::write(&path, value.to_string()) {
+                tracing::debug!("cannot set {path} to {value}: {error}");
+            }
+        }
+    }
+}
