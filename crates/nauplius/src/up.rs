@@ -65,7 +65,7 @@ pub struct Options {
     #[arg(long)]
     pub split: bool,
     /// How long a node may say nothing before it counts as lost.
-    #[arg(long, value_parser = roles::seconds, default_value = "40s")]
+    #[arg(long, value_parser = roles::seconds, default_value = "50s")]
     pub node_monitor_grace_period: Duration,
 }
 
@@ -189,7 +189,7 @@ pub async fn run(options: Options, cancel: CancellationToken) -> Result<()> {
 
     let controller_options = controllers::Options {
         node_monitor_grace_period: options.node_monitor_grace_period,
-        ..roles::controller_options(&options.ranges, Some(pki.ca_pem().to_string()))
+        ..roles::controller_manager::options_of(&options.ranges, &pki, &data_dir)?
     };
     match &running {
         Some(running) => {

@@ -126,7 +126,7 @@ const ROLES: &[(&str, Rules, &str, &[&str])] = &[
         "\
         $EVENTS; get,list,watch,delete,deletecollection,patch,update * *; get /*; create coordination.k8s.io leases; create - serviceaccounts,serviceaccounts/token,secrets,configmaps,endpoints,pods,persistentvolumes,persistentvolumeclaims,services; \
         create apps replicasets,controllerrevisions; create batch jobs; create discovery.k8s.io endpointslices; create networking.k8s.io ipaddresses,servicecidrs; create resource.k8s.io resourceclaims; \
-        create storage.k8s.io volumeattachments; approve,sign certificates.k8s.io signers; $REVIEWS; create - pods/eviction; escalate,bind rbac.authorization.k8s.io clusterroles,roles; use * *",
+        create storage.k8s.io volumeattachments,storageclasses; create certificates.k8s.io clustertrustbundles; approve,sign,attest certificates.k8s.io signers; $REVIEWS; create - pods/eviction; escalate,bind rbac.authorization.k8s.io clusterroles,roles; use * *",
         "",
         &[],
     ),

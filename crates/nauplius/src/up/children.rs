@@ -93,7 +93,7 @@ impl Child {
     }
 
     pub fn controller_manager(kubeconfig: &Path, ranges: &Ranges, ca: &Path, node_grace: Duration) -> Result<Self> {
-        let arguments = vec![
+        let mut arguments = vec![
             arg("kubeconfig", kubeconfig),
             arg("leader-elect", "false"),
             arg("cluster-cidr", ranges.cluster_cidr.to_string()),
@@ -101,6 +101,7 @@ impl Child {
             arg("root-ca-file", ca),
             arg("node-monitor-grace-period", format!("{}s", node_grace.as_secs())),
         ];
+        arguments.extend(roles::controller_manager::arguments_of(ca).into_iter().map(Into::into));
         Self::new("controller-manager", &log_dir(kubeconfig), "controller-manager", arguments)
     }
 

@@ -1,0 +1,250 @@
+//! The controller manager as a role: its flags as upstream spells them, its keys, and what it tells of itself.
+
+mod status;
+
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow};
+use client::{Client, Informers};
+use controllers::signing::Authority;
+use controllers::tokens::Signer;
+use ipnet::IpNet;
+use tokio_util::sync::CancellationToken;
+
+use super::{CONTROLLER_MANAGER, connect, lead, seconds};
+use crate::cli::{ApiAccess, Ranges};
+use crate::pki::Pki;
+
+/// Where the built-in provisioner's volumes lie, below the data directory.
+const LOCAL_VOLUMES: &str = "volumes";
+
+#[derive(clap::Args, Clone)]
+pub struct ControllerManagerOptions {
+    #[command(flatten)]
+    pub api: ApiAccess,
+    /// Pods' addresses, one range of each address family.
+    #[arg(long, value_delimiter = ',', default_value = "10.244.0.0/16")]
+    pub cluster_cidr: Vec<IpNet>,
+    /// Services' addresses, one range of each address family.
+    #[arg(long, value_delimiter = ',', default_value = "10.96.0.0/12")]
+    pub service_cluster_ip_range: Vec<IpNet>,
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", default_value_t = true, action = clap::ArgAction::Set)]
+    pub allocate_node_cidrs: bool,
+    /// Prefix length of a node's IPv4 pod range.
+    #[arg(long, alias = "node-cidr-mask-size", default_value_t = 24)]
+    pub node_cidr_mask_size_ipv4: u8,
+    #[arg(long, default_value_t = 64)]
+    pub node_cidr_mask_size_ipv6: u8,
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", default_value_t = true, action = clap::ArgAction::Set)]
+    pub leader_elect: bool,
+    /// Published in each namespace as `kube-root-ca.crt`.
+    #[arg(long)]
+    pub root_ca_file: Option<PathBuf>,
+    /// Signs certificate requests, with its key.
+    #[arg(long, requires = "cluster_signing_key_file")]
+    pub cluster_signing_cert_file: Option<PathBuf>,
+    #[arg(long, requires = "cluster_signing_cert_file")]
+    pub cluster_signing_key_file: Option<PathBuf>,
+    /// Longest life of a certificate signed.
+    #[arg(long, value_parser = duration, default_value = "8760h0m0s")]
+    pub cluster_signing_duration: Duration,
+    /// Signs tokens kept in Secrets.
+    #[arg(long)]
+    pub service_account_private_key_file: Option<PathBuf>,
+    /// `*`, names, and `-name` for those to leave out.
+    #[arg(long, value_delimiter = ',', default_value = "*", allow_hyphen_values = true)]
+    pub controllers: Vec<String>,
+    #[arg(long, value_parser = duration, default_value = "5s")]
+    pub node_monitor_period: Duration,
+    #[arg(long, value_parser = duration, default_value = "50s")]
+    pub node_monitor_grace_period: Duration,
+    #[arg(long, value_parser = duration, default_value = "1m")]
+    pub node_startup_grace_period: Duration,
+    #[arg(long, default_value_t = 0.1)]
+    pub node_eviction_rate: f64,
+    #[arg(long, default_value_t = 0.01)]
+    pub secondary_node_eviction_rate: f64,
+    #[arg(long, default_value_t = 50)]
+    pub large_cluster_size_threshold: usize,
+    #[arg(long, default_value_t = 0.55)]
+    pub unhealthy_zone_threshold: f64,
+    #[arg(long, default_value_t = 12_500)]
+    pub terminated_pod_gc_threshold: usize,
+    /// Keep volumes of the class `local-path` in this directory; only where every node sees it.
+    #[arg(long)]
+    pub local_path_dir: Option<PathBuf>,
+    /// Where to serve /healthz and /metrics.
+    #[arg(long, default_value = "0.0.0.0")]
+    pub bind_address: IpAddr,
+    /// Its port; 0 serves nothing.
+    #[arg(long, default_value_t = 10257)]
+    pub secure_port: u16,
+    /// Certificate to serve with, and its key; one made for the occasion without.
+    #[arg(long, requires = "tls_private_key_file")]
+    pub tls_cert_file: Option<PathBuf>,
+    #[arg(long, requires = "tls_cert_file")]
+    pub tls_private_key_file: Option<PathBuf>,
+    #[command(flatten)]
+    pub taken: TakenFlags,
+}
+
+/// Flags of upstream's that are taken so that its manifests start us, and that change nothing: what they set up is
+/// otherwise here. All controllers act under the kubeconfig's identity; callers are judged by the API server.
+#[derive(clap::Args, Clone, Default)]
+pub struct TakenFlags {
+    #[arg(long, hide = true)]
+    authentication_kubeconfig: Option<String>,
+    #[arg(long, hide = true)]
+    authorization_kubeconfig: Option<String>,
+    #[arg(long, hide = true)]
+    client_ca_file: Option<String>,
+    #[arg(long, hide = true)]
+    requestheader_client_ca_file: Option<String>,
+    #[arg(long, hide = true)]
+    cert_dir: Option<String>,
+    #[arg(long, hide = true)]
+    cluster_name: Option<String>,
+    #[arg(long, hide = true)]
+    feature_gates: Option<String>,
+    #[arg(long, hide = true, num_args = 0..=1, default_missing_value = "true")]
+    use_service_account_credentials: Option<String>,
+    #[arg(long, hide = true, num_args = 0..=1, default_missing_value = "true")]
+    profiling: Option<String>,
+    #[arg(short, long, hide = true)]
+    v: Option<String>,
+}
+
+/// A duration as Go writes it: `40s`, `8760h0m0s`, `1m30s`.
+pub fn duration(text: &str) -> Result<Duration, String> {
+    let bad = || format!("{text:?} is not a duration such as 40s or 1h30m");
+    if text.bytes().all(|b| b.is_ascii_digit()) {
+        return seconds(text);
+    }
+    let (mut total, mut rest) = (0u64, text);
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit()).ok_or_else(bad)?;
+        let number: u64 = rest[..digits].parse().map_err(|_| bad())?;
+        let unit = rest[digits..].chars().next().ok_or_else(bad)?;
+        let seconds = match unit {
+            'h' => 3600,
+            'm' => 60,
+            's' => 1,
+            _ => return Err(bad()),
+        };
+        total = number.checked_mul(seconds).and_then(|n| total.checked_add(n)).ok_or_else(bad)?;
+        rest = &rest[digits + 1..];
+    }
+    Ok(Duration::from_secs(total))
+}
+
+fn read(file: &Path) -> Result<String> {
+    std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))
+}
+
+fn authority(certificate: &Path, key: &Path) -> Result<Authority> {
+    let made = Authority::from_pem(&read(certificate)?, &read(key)?);
+    made.map_err(|e| anyhow!("{} and {}: {e}", certificate.display(), key.display()))
+}
+
+fn signer(key: &Path) -> Result<Signer> {
+    Signer::from_pem(&read(key)?).map_err(|e| anyhow!("{}: {e}", key.display()))
+}
+
+/// The role alone.
+pub async fn controller_manager(options: ControllerManagerOptions, cancel: CancellationToken) -> Result<()> {
+    let client = connect(&options.api.kubeconfig, CONTROLLER_MANAGER).await?;
+    let files = options.cluster_signing_cert_file.as_deref().zip(options.cluster_signing_key_file.as_deref());
+    let controllers = controllers::Options {
+        controllers: options.controllers,
+        allocate_node_cidrs: options.allocate_node_cidrs,
+        cluster_cidrs: options.cluster_cidr,
+        service_cidrs: options.service_cluster_ip_range,
+        node_cidr_mask_size_ipv4: options.node_cidr_mask_size_ipv4,
+        node_cidr_mask_size_ipv6: options.node_cidr_mask_size_ipv6,
+        node_monitor_period: options.node_monitor_period,
+        node_monitor_grace_period: options.node_monitor_grace_period,
+        node_startup_grace_period: options.node_startup_grace_period,
+        node_eviction_rate: options.node_eviction_rate,
+        secondary_node_eviction_rate: options.secondary_node_eviction_rate,
+        large_cluster_size_threshold: options.large_cluster_size_threshold,
+        unhealthy_zone_threshold: options.unhealthy_zone_threshold,
+        local_path: options.local_path_dir,
+        root_ca: options.root_ca_file.as_deref().map(read).transpose()?,
+        signing: files.map(|(certificate, key)| authority(certificate, key)).transpose()?,
+        cluster_signing_duration: options.cluster_signing_duration,
+        service_account_signer: options.service_account_private_key_file.as_deref().map(signer).transpose()?,
+        terminated_pod_gc_threshold: options.terminated_pod_gc_threshold,
+        ..controllers::Options::default()
+    };
+    if options.secure_port != 0 {
+        let own = options.tls_cert_file.as_deref().zip(options.tls_private_key_file.as_deref());
+        let listener = super::listen((options.bind_address, options.secure_port).into()).await?;
+        let tls = status::tls(own)?;
+        tokio::spawn(status::serve(listener, tls, client.clone(), cancel.clone()));
+    }
+    run_controllers(client, options.leader_elect, controllers, cancel).await
+}
+
+/// The controllers of a cluster whose files are ours, with all its keys.
+pub fn options_of(ranges: &Ranges, pki: &Pki, data_dir: &Path) -> Result<controllers::Options> {
+    let ca = pki.ca_file();
+    pki.service_account_key()?;
+    Ok(controllers::Options {
+        cluster_cidrs: vec![ranges.cluster_cidr.into()],
+        service_cidrs: vec![ranges.service_cluster_ip_range.into()],
+        root_ca: Some(pki.ca_pem().to_string()),
+        signing: Some(authority(&ca, &ca.with_file_name("ca.key"))?),
+        service_account_signer: Some(signer(&ca.with_file_name("service-account.key"))?),
+        local_path: Some(data_dir.join(LOCAL_VOLUMES)),
+        controllers: ["*", "bootstrap-signer-controller", "token-cleaner-controller"].map(Into::into).into(),
+        ..controllers::Options::default()
+    })
+}
+
+/// The same as flags, for a process of its own; `ca` is the authority's certificate among the cluster's files.
+pub fn arguments_of(ca: &Path) -> Vec<String> {
+    let flag = |name: &str, path: PathBuf| format!("--{name}={}", path.display());
+    let volumes = ca.parent().and_then(Path::parent).map(|data_dir| data_dir.join(LOCAL_VOLUMES));
+    let mut out = vec![
+        flag("cluster-signing-cert-file", ca.into()),
+        flag("cluster-signing-key-file", ca.with_file_name("ca.key")),
+        flag("service-account-private-key-file", ca.with_file_name("service-account.key")),
+        "--controllers=*,bootstrap-signer-controller,token-cleaner-controller".into(),
+        "--secure-port=0".into(),
+    ];
+    out.extend(volumes.map(|dir| flag("local-path-dir", dir)));
+    out
+}
+
+pub async fn run_controllers(
+    client: Client,
+    elect: bool,
+    options: controllers::Options,
+    cancel: CancellationToken,
+) -> Result<()> {
+    let informers = Informers::new(client.clone());
+    let run = |cancel: CancellationToken| controllers::run(client.clone(), informers.clone(), options.clone(), cancel);
+    lead(&client, elect, CONTROLLER_MANAGER, cancel, run).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations() {
+        for (text, expect) in [
+            ("40s", Some(40)),
+            ("40", Some(40)),
+            ("8760h0m0s", Some(31_536_000)),
+            ("1m30s", Some(90)),
+            ("x", None),
+            ("5", Some(5)),
+            ("3d", None),
+        ] {
+            assert_eq!(duration(text).ok().map(|d| d.as_secs()), expect, "{text}");
+        }
+    }
+}
