@@ -26,6 +26,9 @@ const NLM_F_DUMP: u16 = 0x300;
 /// Connection tracking messages: get, delete.
 const CT_GET: u16 = (1 << 8) | 1;
 const CT_DELETE: u16 = (1 << 8) | 2;
+/// nf_tables: the question for a table, and its name.
+const GET_TABLE: u16 = (10 << 8) | 1;
+const TABLE_NAME: u16 = 1;
 /// nf_tables: the question for the generation.
 const GET_GENERATION: u16 = (10 << 8) | 16;
 
@@ -90,6 +93,20 @@ impl Netfilter {
             false
         })?;
         number.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "no generation in the kernel's answer"))
+    }
+
+    /// Whether nftables has a table of this name.
+    pub fn has_table(&mut self, family: Family, name: &str) -> io::Result<bool> {
+        let mut body = ((name.len() + 5) as u16).to_ne_bytes().to_vec();
+        body.extend(TABLE_NAME.to_ne_bytes());
+        body.extend(name.as_bytes());
+        body.push(0);
+        body.resize(body.len().next_multiple_of(4), 0);
+        match self.request(GET_TABLE, NLM_F_REQUEST, number_of(family), &body, |_| false) {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     /// The remembered UDP and SCTP connections of a family, at most [`MAX_CONNECTIONS`] of them.

@@ -18,6 +18,8 @@ use crate::{Family, TABLE};
 const MAX_BATCH_BYTES: usize = 128 << 10;
 /// Elements in one message: lengths of attributes have 16 bits.
 const ELEMENTS_PER_MESSAGE: usize = 256;
+/// Elements in one batch when there are many: keeps it well below [`MAX_BATCH_BYTES`].
+const ELEMENTS_PER_BATCH: usize = 768;
 
 const BATCH_BEGIN: u16 = 0x10;
 const BATCH_END: u16 = 0x11;
@@ -82,6 +84,20 @@ impl Netfilter {
             Some((batch, last)) => self.commit(&batch, last).map(|()| true),
             None => Ok(false),
         }
+    }
+}
+
+impl Netfilter {
+    /// Fills a table that was empty, some hundred elements a commit; how many commits that took.
+    pub fn fill(&mut self, changes: &[(Family, Change)]) -> io::Result<u32> {
+        let mut commits = 0;
+        for some in changes.chunks(ELEMENTS_PER_BATCH) {
+            if !self.change_elements(some)? {
+                return Err(io::Error::new(io::ErrorKind::InvalidInput, "an element the kernel cannot be told of"));
+            }
+            commits += 1;
+        }
+        Ok(commits)
     }
 }
 

@@ -220,6 +220,26 @@ pub fn full(ruleset: &Ruleset) -> Transaction {
     out
 }
 
+/// The whole table without the elements the kernel can be told itself, and these elements: what leads somewhere comes
+/// after what it leads to.
+pub fn first(ruleset: &Ruleset) -> (Transaction, Vec<Change>) {
+    let mut rest = everything(ruleset);
+    let direct: Vec<(Map, Arc<str>)> = rest.elements.keys().filter(|(map, _)| *map != Map::Sources).cloned().collect();
+    rest.elements.retain(|(map, _), _| *map == Map::Sources);
+    let elements = direct.into_iter().rev().filter_map(|(map, key)| {
+        let (value, _) = ruleset.elements.get(&(map, key.clone()))?;
+        Some(Change { map, key, value: Some(value.clone()) })
+    });
+    let elements = elements.collect();
+    let mut out = removal(ruleset.family);
+    let _ = writeln!(out.text, "add table {} {TABLE}", ruleset.family.nft());
+    for command in &*ruleset.base {
+        out.line(ruleset.family, format_args!("{command}"));
+    }
+    out.append(changes(&rest, ruleset));
+    (out, elements)
+}
+
 /// What turns the table that holds `old` into one that holds `new`, in one commit.
 pub fn diff(old: &Ruleset, new: &Ruleset) -> Transaction {
     if old.family != new.family || old.base != new.base {

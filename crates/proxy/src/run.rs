@@ -75,6 +75,7 @@ pub async fn run(config: Config, client: Client, cancel: CancellationToken) -> R
         tables: Vec::new(),
         dirty: BTreeSet::new(),
         rewrite: true,
+        written: false,
         known_generation,
         failures: 0,
         health_ports: HealthPorts::default(),
@@ -145,6 +146,8 @@ struct Shell {
     dirty: BTreeSet<String>,
     /// The whole table is to be written: at the start, when the node changed, after a failure or a disturbance.
     rewrite: bool,
+    /// Something has been written by this process.
+    written: bool,
     known_generation: u32,
     failures: u32,
     services: Arc<Informer>,
@@ -200,13 +203,15 @@ impl Shell {
             if full { self.whole(policies.as_deref()) } else { self.changed(policies.as_deref()) };
         if !update.is_empty() {
             let before = self.netfilter.generation().unwrap_or(self.known_generation);
-            if let Err(error) = self.write(&update).await {
+            let written = self.write(&update).await;
+            self.written = true;
+            if let Err(error) = &written {
                 self.metrics.failed();
                 if self.failures == 0 {
                     tracing::error!("cannot write the proxy's rules: {error:#}");
                 }
                 if error.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == std::io::ErrorKind::NotFound) {
-                    return Err(error);
+                    return written.map(|_| None);
                 }
                 self.rewrite = true;
                 let pause = RETRY_FIRST.saturating_mul(1 << self.failures.min(10)).min(RETRY_LAST);
@@ -214,7 +219,7 @@ impl Shell {
                 return Ok(Some(pause));
             }
             // One commit, one generation. If there were more somebody else was at work, and `look` will see to it.
-            self.known_generation = before.wrapping_add(1);
+            self.known_generation = before.wrapping_add(written.unwrap_or(1));
         }
         self.rewrite = false;
         self.failures = 0;
@@ -239,7 +244,6 @@ impl Shell {
         let services = self.services.list(None);
         let keys = services.iter().map(|service| service.meta.key());
         let keys: Vec<String> = keys.chain(policies.iter().flat_map(|policies| policies.keys())).collect();
-        let mut out = Transaction::default();
         let mut tables = Vec::new();
         for family in &self.config.families {
             let old = self.tables.iter().find(|table| table.family == *family);
@@ -249,10 +253,25 @@ impl Shell {
                 let previous = old.and_then(|old| old.fragment(key)).cloned();
                 table.update(key, self.compile(key, *family, previous.as_deref(), policies), &mut delta);
             }
-            out.append(nft::full(&table));
             tables.push(table);
         }
         self.tables = tables;
+        // Into an empty place the elements go directly: many times faster, and nobody had these Services before.
+        let empty = !self.written && tables_absent(&mut self.netfilter, &self.config.families);
+        if empty {
+            let mut skeleton = Transaction::default();
+            let mut elements = Vec::new();
+            for table in &self.tables {
+                let (text, some) = nft::first(table);
+                skeleton.append(text);
+                elements.extend(some.into_iter().map(|change| (table.family, change)));
+            }
+            return (Update::First(skeleton, elements), true);
+        }
+        let mut out = Transaction::default();
+        for table in &self.tables {
+            out.append(nft::full(table));
+        }
         (Update::Text(out), true)
     }
 
@@ -276,16 +295,21 @@ impl Shell {
         (Update::of(&deltas, &self.tables), connectionless)
     }
 
-    /// One commit, by the shortest way.
-    async fn write(&mut self, update: &Update) -> Result<()> {
+    /// By the shortest way; how many commits that took.
+    async fn write(&mut self, update: &Update) -> Result<u32> {
         match update {
-            Update::Text(transaction) => apply(transaction).await,
+            Update::Text(transaction) => apply(transaction).await?,
+            Update::First(skeleton, elements) => {
+                apply(skeleton).await?;
+                return self.netfilter.fill(elements).map(|more| 1 + more).context("the kernel refused elements");
+            }
             Update::Elements(changes, instead) => match self.netfilter.change_elements(changes) {
-                Ok(true) => Ok(()),
-                Ok(false) => apply(instead).await,
-                Err(error) => Err(error).context("the kernel refused the change"),
+                Ok(true) => {}
+                Ok(false) => apply(instead).await?,
+                Err(error) => return Err(error).context("the kernel refused the change"),
             },
         }
+        Ok(1)
     }
 
     fn compile(
@@ -347,9 +371,15 @@ impl Shell {
     }
 }
 
+fn tables_absent(netfilter: &mut Netfilter, families: &[Family]) -> bool {
+    families.iter().all(|family| netfilter.has_table(*family, TABLE).is_ok_and(|there| !there))
+}
+
 /// What is to be written.
 enum Update {
     Text(Transaction),
+    /// The first table, where there was none: without elements, then those.
+    First(Transaction, Vec<(Family, Change)>),
     /// Elements only, for the kernel itself; and as text, in case that cannot be.
     Elements(Vec<(Family, Change)>, Transaction),
 }
@@ -373,7 +403,7 @@ impl Update {
 
     fn is_empty(&self) -> bool {
         match self {
-            Update::Text(text) => text.is_empty(),
+            Update::Text(text) | Update::First(text, _) => text.is_empty(),
             Update::Elements(elements, _) => elements.is_empty(),
         }
     }

@@ -500,12 +500,23 @@ fn ten_thousand_services() {
     let began = std::time::Instant::now();
     let mut table = program(&services, &slices, Family::V4, &view(), &config());
     println!("compiled in {:?}", began.elapsed());
+    let mut netfilter = net.within("node", || Netfilter::open().unwrap());
+    assert!(!netfilter.has_table(Family::V4, TABLE).unwrap());
+    let (skeleton, elements) = proxy::nft::first(&table);
+    let all: Vec<_> = elements.into_iter().map(|change| (Family::V4, change)).collect();
+    println!("and written, {} elements, in {:?}", all.len(), began.elapsed());
+    let began = std::time::Instant::now();
+    net.apply(&skeleton.text);
+    println!("without elements applied in {:?}", began.elapsed());
+    netfilter.fill(&all).unwrap();
+    println!("all applied in {:?}", began.elapsed());
+    assert!(netfilter.has_table(Family::V4, TABLE).unwrap());
+    let listing = serde_json::from_str::<Value>(&net.nft(&["-j", "list", "table", "ip", TABLE], "")).unwrap();
+    assert!(intact(&listing, &table));
     let text = full(&table).text;
-    println!("and written, {} KiB, in {:?}", text.len() >> 10, began.elapsed());
     let began = std::time::Instant::now();
     net.apply(&text);
-    println!("applied in {:?}", began.elapsed());
-    let mut netfilter = net.within("node", || Netfilter::open().unwrap());
+    println!("by nft, {} KiB, anew in {:?}", text.len() >> 10, began.elapsed());
     for round in 0..3 {
         let began = std::time::Instant::now();
         let mut delta = proxy::program::Delta::default();
