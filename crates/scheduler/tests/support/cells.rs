@@ -117,7 +117,7 @@ fn node_term(cell: u32, rng: &mut SmallRng) -> Value {
         term["matchExpressions"] = (0..count).map(|_| requirement(cell, rng)).collect();
     }
     if maybe(rng, 15) || term.as_object().is_some_and(serde_json::Map::is_empty) {
-        let name = format!("cell-{cell}-{}", rng.random_range(0..4));
+        let name = format!("cell-{cell}-{}", rng.random_range(0..3));
         term["matchFields"] =
             json!([{"key": "metadata.name", "operator": pick(rng, &["In", "NotIn"]), "values": [name]}]);
     }
@@ -268,7 +268,12 @@ pub fn case(cell: u32, name: &str, scheduler: &str, rng: &mut SmallRng) -> Case 
     }
     if maybe(rng, 8) {
         let disk = format!("disk-{cell}-{}", rng.random_range(0..2));
-        spec["volumes"] = json!([{"name": "d", "gcePersistentDisk": {"pdName": disk, "readOnly": maybe(rng, 50)}}]);
+        let read_only = maybe(rng, 50);
+        spec["volumes"] = if maybe(rng, 50) {
+            json!([{"name": "d", "iscsi": {"targetPortal": "10.0.0.9:3260", "iqn": disk, "lun": 0, "readOnly": read_only}}])
+        } else {
+            json!([{"name": "d", "rbd": {"monitors": ["10.0.0.9:6789"], "pool": "rbd", "image": disk, "readOnly": read_only}}])
+        };
     }
     let pod = json!({
         "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": namespace, "labels": labels}, "spec": spec,
