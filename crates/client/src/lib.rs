@@ -7,6 +7,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod account;
 pub mod api;
 pub mod discovery;
 pub mod election;
@@ -20,6 +21,7 @@ pub mod time;
 pub mod transport;
 mod wire;
 
+pub use account::Account;
 pub use api::{Api, DeleteOptions, DynamicApi, Kind, ListOptions, Patch, Propagation, gvr_of};
 pub use discovery::ApiResource;
 pub use election::LeaderElection;

@@ -155,7 +155,8 @@ fn encode(text: &str, plain: &[u8], out: &mut String) {
     }
 }
 
-fn url(request: &Request) -> String {
+/// The path and query of a request.
+pub fn url(request: &Request) -> String {
     let mut url = String::new();
     encode(&request.path(), b"/:@!$&'()*+,;=", &mut url);
     let mut pairs: Vec<(&str, String)> = Vec::new();
@@ -226,8 +227,21 @@ fn http_request(request: Request) -> Result<http::Request<Body>, Status> {
     builder.body(body).map_err(|e| Status::bad_request(e.to_string()))
 }
 
-fn watch_stream(body: Body) -> WatchStream {
-    let chunks = body.into_data_stream();
+/// What an answer's status code and bytes come to; a watch's do not come whole.
+pub fn reply(verb: Verb, code: u16, body: Bytes) -> Result<Reply, Status> {
+    match verb {
+        _ if !(200..300).contains(&code) => Err(failure(code, None, &body)),
+        Verb::List => decode_list(&body).map(Reply::List),
+        Verb::DeleteCollection => Ok(Reply::Value { value: serde_json::Value::Null, code }),
+        _ => decode_object(code, body),
+    }
+}
+
+/// The events of a watch's answer, as it comes.
+pub fn watch_stream<E>(chunks: impl stream::Stream<Item = Result<Bytes, E>> + Send + Unpin + 'static) -> WatchStream
+where
+    E: std::error::Error + Send + 'static,
+{
     stream::unfold(Some((chunks, Lines::new())), |state| async move {
         let (mut chunks, mut lines) = state?;
         loop {
@@ -259,16 +273,10 @@ impl Transport for Remote {
         if verb == Verb::Watch {
             let answer = tokio::time::timeout(REQUEST_TIMEOUT, self.send(request)).await;
             let response = answer.map_err(|_| Status::timeout("the server gave no answer in time", 0))??;
-            return Ok(Reply::Watch(watch_stream(response.into_body())));
+            return Ok(Reply::Watch(watch_stream(response.into_body().into_data_stream())));
         }
         let (code, body) = self.exchange(request).await?;
-        if verb == Verb::List {
-            return decode_list(&body).map(Reply::List);
-        }
-        if verb == Verb::DeleteCollection {
-            return Ok(Reply::Value { value: serde_json::Value::Null, code });
-        }
-        decode_object(code, body)
+        reply(verb, code, body)
     }
 
     async fn get_path(&self, path_and_query: &str) -> Result<Bytes, Status> {

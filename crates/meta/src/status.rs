@@ -115,6 +115,8 @@ pub struct Status {
     pub code: u16,
     pub message: String,
     pub details: Option<Box<Details>>,
+    /// Where a list that cannot go on as it began may go on all the same (`metadata.continue`).
+    pub continue_token: Option<Box<str>>,
 }
 
 impl fmt::Display for Status {
@@ -127,7 +129,7 @@ impl std::error::Error for Status {}
 
 impl Status {
     pub fn new(reason: Reason, message: impl Into<String>) -> Self {
-        Self { success: false, reason, code: reason.code(), message: message.into(), details: None }
+        Self { success: false, reason, code: reason.code(), message: message.into(), details: None, continue_token: None }
     }
 
     fn named(reason: Reason, group: &str, kind: &str, name: &str, message: String) -> Self {
@@ -136,7 +138,7 @@ impl Status {
     }
 
     pub fn success() -> Self {
-        Self { success: true, reason: Reason::Unknown, code: 200, message: String::new(), details: None }
+        Self { success: true, code: 200, ..Self::new(Reason::Unknown, "") }
     }
 
     pub fn bad_request(message: impl Into<String>) -> Self {
@@ -246,6 +248,9 @@ impl Status {
         if !self.reason.as_str().is_empty() {
             out["reason"] = self.reason.as_str().into();
         }
+        if let Some(token) = &self.continue_token {
+            out["metadata"]["continue"] = (**token).into();
+        }
         if let Some(details) = &self.details {
             out["details"] = serde_json::to_value(details).unwrap_or_default();
         }
@@ -261,6 +266,7 @@ impl Status {
             code: value["code"].as_u64().and_then(|c| u16::try_from(c).ok()).unwrap_or(500),
             message: text("message").to_string(),
             details: Details::deserialize(&value["details"]).ok().map(Box::new),
+            continue_token: value["metadata"]["continue"].as_str().map(Into::into),
         }
     }
 

@@ -7,6 +7,7 @@
 //! ([`Services`]); what an extension server does with a call is its own business.
 
 pub mod availability;
+pub mod calls;
 pub mod documents;
 pub mod proxy;
 pub mod registration;

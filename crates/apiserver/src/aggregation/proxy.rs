@@ -186,7 +186,7 @@ fn plain(code: StatusCode, text: &str) -> Response<Body> {
 }
 
 /// Carries one call of a known, authorized caller.
-pub async fn carry<B>(server: &Arc<ApiServer>, remote: &Remote, user: &User, mut request: Request<B>) -> Response<Body>
+pub async fn carry<B>(server: &ApiServer, remote: &Remote, user: &User, mut request: Request<B>) -> Response<Body>
 where
     B: hyper::body::Body<Data = bytes::Bytes> + Send + Unpin + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,

@@ -181,7 +181,8 @@ async fn publish_authentication(server: &Arc<ApiServer>) -> Result<(), Status> {
     let (namespace, name) = ("kube-system", "extension-apiserver-authentication");
     let found = server.lookup("", "configmaps", namespace, name);
     let Some(mut current) = found.map(|f| f.value()).transpose().map_err(Status::internal)? else {
-        return ensure(server, object("", "v1", "configmaps", namespace, "ConfigMap", name, json!({"data": data}))).await;
+        return ensure(server, object("", "v1", "configmaps", namespace, "ConfigMap", name, json!({"data": data})))
+            .await;
     };
     if current["data"] != data {
         current["data"] = data;

@@ -92,6 +92,11 @@ impl ApiServer {
     /// Serves one request of a known caller, authorization included.
     pub async fn call(&self, caller: &Caller, request: Request) -> Result<Reply, Status> {
         authz::require(self, &caller.user, &authz::Attributes::of(&request))?;
+        // Calls from this process come here first; those over HTTPS were sent on before they were routed.
+        let services = self.aggregation().services();
+        if let Some(remote) = services.remote(&request.resource.group, &request.resource.version) {
+            return crate::aggregation::calls::call(self, remote, caller, request).await;
+        }
         self.serve(caller, request).await
     }
 

@@ -30,9 +30,19 @@ const HISTORY_PAGE: usize = 1000;
 #[derive(Serialize, Deserialize)]
 struct ContinueToken {
     v: String,
-    rv: u64,
+    /// The snapshot; [`NEWEST`] when it may be any.
+    rv: i64,
     start: String,
 }
+
+impl ContinueToken {
+    fn encode(&self) -> Result<String, Status> {
+        Ok(URL_SAFE_NO_PAD.encode(serde_json::to_vec(self).map_err(Status::internal)?))
+    }
+}
+
+/// The list goes on from its key in whatever the world is by then.
+const NEWEST: i64 = -1;
 
 const TOKEN_VERSION: &str = "meta.k8s.io/v1";
 
@@ -162,7 +172,11 @@ impl ApiServer {
             Some(_) if options.resource_version.as_deref().is_some_and(|v| !v.is_empty() && v != "0") => {
                 return Err(Status::bad_request("specifying resource version is not allowed when using continue"));
             }
-            Some(token) => (Some(format!("{}{}", selection.prefix, token.start)), Some(token.rv)),
+            Some(token) if token.rv == NEWEST => {
+                self.await_freshness(Freshness::Consistent).await?;
+                (Some(format!("{}{}", selection.prefix, token.start)), None)
+            }
+            Some(token) => (Some(format!("{}{}", selection.prefix, token.start)), Some(token.rv.unsigned_abs())),
             None => match freshness(options)? {
                 Freshness::Exactly(revision) => {
                     self.await_freshness(Freshness::AtLeast(revision)).await?;
@@ -177,7 +191,18 @@ impl ApiServer {
         let cache = target.served.cache()?;
         let page = match at {
             Some(revision) if cache.newest() > revision => {
-                self.page_of_history(&target, &selection, after, limit, revision).await?
+                let from = after.as_deref().and_then(|key| key.strip_prefix(&*selection.prefix)).map(str::to_string);
+                match self.page_of_history(&target, &selection, after, limit, revision).await {
+                    Err(mut status) if status.is(meta::Reason::Expired) => {
+                        // What is left can be had, if not from that moment.
+                        if let Some(start) = from {
+                            let token = ContinueToken { v: TOKEN_VERSION.into(), rv: NEWEST, start };
+                            status.continue_token = Some(token.encode()?.into());
+                        }
+                        return Err(status);
+                    }
+                    page => page?,
+                }
             }
             _ => {
                 // The revision first: what it covers is in the cache for certain.
@@ -190,8 +215,8 @@ impl ApiServer {
         let mut list = List { resource_version: page.revision, items: page.items, ..List::default() };
         if let Some(last) = page.next {
             let start = last.strip_prefix(&*selection.prefix).unwrap_or(&last).to_string();
-            let token = ContinueToken { v: TOKEN_VERSION.into(), rv: page.revision, start };
-            list.continue_token = Some(URL_SAFE_NO_PAD.encode(serde_json::to_vec(&token).map_err(Status::internal)?));
+            let rv = i64::try_from(page.revision).map_err(Status::internal)?;
+            list.continue_token = Some(ContinueToken { v: TOKEN_VERSION.into(), rv, start }.encode()?);
             list.remaining_item_count = selection.is_everything().then_some(page.remaining as u64);
         }
         Ok(list)
@@ -344,7 +369,7 @@ fn parse_token(token: &str) -> Result<ContinueToken, Status> {
     let invalid = |why: String| Status::bad_request(format!("continue key is not valid: {why}"));
     let bytes = URL_SAFE_NO_PAD.decode(token.trim_end_matches('=')).map_err(|e| invalid(e.to_string()))?;
     let token: ContinueToken = serde_json::from_slice(&bytes).map_err(|e| invalid(e.to_string()))?;
-    if token.v != TOKEN_VERSION || token.rv == 0 || token.start.is_empty() || token.start.contains("..") {
+    if token.v != TOKEN_VERSION || token.rv == 0 || token.rv < NEWEST || token.start.is_empty() || token.start.contains("..") {
         return Err(invalid("incorrect encoded version or start".into()));
     }
     Ok(token)

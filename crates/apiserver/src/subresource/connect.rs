@@ -404,9 +404,7 @@ where
     }
     parts.uri = path.parse::<Uri>().map_err(|e| Status::bad_request(e.to_string()))?;
     parts.version = http::Version::HTTP_11;
-    parts
-        .headers
-        .insert(header::HOST, HeaderValue::from_str(host).unwrap_or(HeaderValue::from_static("kubelet")));
+    parts.headers.insert(header::HOST, HeaderValue::from_str(host).unwrap_or(HeaderValue::from_static("kubelet")));
     let mut response = sender.send_request(Request::from_parts(parts, body)).await.map_err(failed)?;
     if response.status() == StatusCode::SWITCHING_PROTOCOLS
         && let Some(client_side) = client_side
