@@ -4,6 +4,7 @@ pub mod apiserver;
 pub mod controller_manager;
 pub mod scheduler;
 pub mod simulated;
+pub mod store;
 
 use std::net::SocketAddr;
 

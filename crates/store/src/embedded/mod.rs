@@ -321,7 +321,7 @@ impl Embedded {
     }
 
     /// The committed groups after a revision, oldest first and at most `most`, and the newest revision.
-    pub(crate) fn changes_after(
+    pub(crate) async fn changes_after(
         &self,
         position: Revision,
         most: usize,
@@ -330,7 +330,7 @@ impl Embedded {
             let index = self.shared.read()?;
             (index.changes_after(position, most)?, index.revision())
         };
-        Ok((groups.into_iter().map(Taken::load).collect::<Result<_, _>>()?, revision))
+        Ok((load_groups(groups).await?, revision))
     }
 
     /// Tells the newest revision, and wakes whoever waits for it; ends when the store closes.

@@ -234,7 +234,7 @@ impl Stream {
     async fn catch_up(&mut self, id: i64, after: Revision) -> Result<(), Gone> {
         let (mut at, until) = (after, self.position);
         while at < until {
-            let groups = match self.served.store.changes_after(at, limits::WATCH_GROUPS) {
+            let groups = match self.served.store.changes_after(at, limits::WATCH_GROUPS).await {
                 Ok((groups, _)) => groups,
                 Err(error) => return self.refuse(&error, &[id]).await,
             };
@@ -249,7 +249,7 @@ impl Stream {
     /// Hands on what has happened since the position.
     async fn deliver(&mut self) -> Result<(), Gone> {
         loop {
-            let (groups, revision) = match self.served.store.changes_after(self.position, limits::WATCH_GROUPS) {
+            let (groups, revision) = match self.served.store.changes_after(self.position, limits::WATCH_GROUPS).await {
                 Ok(found) => found,
                 Err(error) => {
                     let compacted = match &error {
