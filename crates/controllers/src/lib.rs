@@ -107,6 +107,8 @@ pub struct Options {
     pub cluster_signing_duration: Duration,
     /// Signs tokens kept in Secrets; without it such Secrets stay empty.
     pub service_account_signer: Option<tokens::Signer>,
+    /// Lets each controller write under an account of its own; all read as the manager.
+    pub accounts: Option<Accounts>,
     /// Keys a controller reconciles at once.
     pub concurrency: usize,
     /// Finished pods kept before the oldest are deleted.
@@ -134,6 +136,7 @@ impl Default for Options {
             signing: None,
             cluster_signing_duration: Duration::from_secs(365 * 24 * 3600),
             service_account_signer: None,
+            accounts: None,
             concurrency: 5,
             terminated_pod_gc_threshold: 12_500,
         }
@@ -262,6 +265,59 @@ const ALIASES: &[(&str, &str)] = &[
     ("ttl-after-finished", "ttl-after-finished-controller"),
 ];
 
+/// The service account upstream's roles are bound to for each controller; one without acts as the manager itself.
+const ACCOUNTS: &[(&str, &str)] = &[
+    ("deployment-controller", "deployment-controller"),
+    ("replicaset-controller", "replicaset-controller"),
+    ("replicationcontroller-controller", "replication-controller"),
+    ("endpointslice-controller", "endpointslice-controller"),
+    ("endpoints-controller", "endpoint-controller"),
+    ("endpointslice-mirroring-controller", "endpointslicemirroring-controller"),
+    ("namespace-controller", "namespace-controller"),
+    ("serviceaccount-controller", "service-account-controller"),
+    ("root-ca-certificate-publisher-controller", "root-ca-cert-publisher"),
+    ("garbage-collector-controller", "generic-garbage-collector"),
+    ("job-controller", "job-controller"),
+    ("daemonset-controller", "daemon-set-controller"),
+    ("statefulset-controller", "statefulset-controller"),
+    ("cronjob-controller", "cronjob-controller"),
+    ("node-lifecycle-controller", "node-controller"),
+    ("taint-eviction-controller", "node-controller"),
+    ("node-ipam-controller", "node-controller"),
+    ("pod-garbage-collector-controller", "pod-garbage-collector"),
+    ("disruption-controller", "disruption-controller"),
+    ("resourcequota-controller", "resourcequota-controller"),
+    ("clusterrole-aggregation-controller", "clusterrole-aggregation-controller"),
+    ("persistentvolume-binder-controller", "persistent-volume-binder"),
+    ("persistentvolumeclaim-protection-controller", "pvc-protection-controller"),
+    ("persistentvolume-protection-controller", "pv-protection-controller"),
+    ("ephemeral-volume-controller", "ephemeral-volume-controller"),
+    ("certificatesigningrequest-approving-controller", "certificate-controller"),
+    ("certificatesigningrequest-signing-controller", "certificate-controller"),
+    ("certificatesigningrequest-cleaner-controller", "certificate-controller"),
+    ("bootstrap-signer-controller", "bootstrap-signer"),
+    ("token-cleaner-controller", "token-cleaner"),
+    ("ttl-controller", "ttl-controller"),
+    ("service-cidr-controller", "service-cidrs-controller"),
+    ("horizontal-pod-autoscaler-controller", "horizontal-pod-autoscaler"),
+    ("persistentvolume-attach-detach-controller", "attachdetach-controller"),
+    ("persistentvolume-expander-controller", "expand-controller"),
+    ("volumeattributesclass-protection-controller", "volumeattributesclass-protection-controller"),
+    ("resourceclaim-controller", "resource-claim-controller"),
+    ("storage-version-migrator-controller", "storage-version-migrator-controller"),
+    ("ttl-after-finished-controller", "ttl-after-finished-controller"),
+];
+
+/// Makes the client of a service account in `kube-system`.
+#[derive(Clone)]
+pub struct Accounts(pub Arc<dyn Fn(&str) -> Client + Send + Sync>);
+
+impl std::fmt::Debug for Accounts {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Accounts")
+    }
+}
+
 /// Names of all controllers, for help texts.
 pub fn names() -> impl Iterator<Item = &'static str> {
     CONTROLLERS.iter().map(|c| c.0)
@@ -321,12 +377,19 @@ pub async fn run(
         if !is_enabled(name, *by_default, &cx.options.controllers) {
             continue;
         }
+        let account = ACCOUNTS.iter().find(|(controller, _)| controller == name).map(|(_, account)| *account);
+        let own = cx.options.accounts.as_ref().zip(account).map(|(accounts, account)| (accounts.0)(account));
+        let cx = Arc::new(Context {
+            client: own.unwrap_or_else(|| cx.client.clone()),
+            informers: cx.informers.clone(),
+            options: cx.options.clone(),
+        });
         if !NEEDS.iter().any(|n| n.0 == *name) {
             let controller = make(&cx);
             tasks.spawn(controller.run(cx.client.clone(), cancel.clone()));
             continue;
         }
-        let (cx, cancel) = (cx.clone(), cancel.clone());
+        let cancel = cancel.clone();
         tasks.spawn(async move {
             if cancel.run_until_cancelled(has_needs(&cx.client, name)).await.is_some() {
                 make(&cx).run(cx.client.clone(), cancel).await;
@@ -361,6 +424,7 @@ mod tests {
         for (alias, name) in ALIASES {
             assert!(names().any(|n| n == *name), "{alias} stands for {name}, which is none");
         }
+        assert!(ACCOUNTS.iter().all(|(name, _)| names().any(|n| n == *name)));
         assert!(NEEDS.iter().all(|need| names().any(|n| n == need.0)));
         assert_eq!(canonical("-nodelifecycle"), "-node-lifecycle-controller");
         assert_eq!(canonical("*"), "*");

@@ -8,6 +8,7 @@ use std::time::Duration;
 use client::informer::Scope;
 use client::{Client, Informer, Informers};
 use futures::FutureExt;
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{
     ConfigMap, PersistentVolumeClaim, Pod, PodSpec, ReplicationController, ResourceQuota, ResourceQuotaSpec, Secret,
     Service,
@@ -25,6 +26,12 @@ use crate::{Context, decoded, status_of};
 const RESYNC: Duration = Duration::from_secs(300);
 /// How often resources are counted whose changes are not watched here.
 const POLL: Duration = Duration::from_secs(2);
+
+/// A count that is lower than what admission charged is believed when no charge came for so long: what was charged last
+/// may not be here yet to be counted.
+const QUIET: Duration = Duration::from_millis(300);
+/// Or when it stayed lower for so long, however busy the namespace is.
+const LOWER_AT_LAST: Duration = Duration::from_secs(5);
 
 type Usage = BTreeMap<String, Quantity>;
 
@@ -276,6 +283,41 @@ fn plan(object: &Object, hard: &Amounts, usage: &Usage) -> Result<Plan, Status> 
     Ok(plan)
 }
 
+/// Whether a count says less of anything than the status does.
+fn lowers(object: &Object, usage: &Usage) -> Result<bool, Status> {
+    let known = status_of(object)?;
+    let lower = |(name, told): (&String, &Value)| {
+        let counted = usage.get(name).cloned().unwrap_or_else(Quantity::zero);
+        Quantity::from_value(told).is_ok_and(|told| counted < told)
+    };
+    Ok(known["used"].as_object().into_iter().flatten().any(lower))
+}
+
+/// Quotas whose count is lower than their status: since when, and the version they had and since when.
+#[derive(Default)]
+struct Lower(Mutex<BTreeMap<String, (Timestamp, u64, Timestamp)>>);
+
+impl Lower {
+    /// How long to wait yet before a lower count is written; `None` when it may be.
+    fn wait(&self, key: &str, version: u64, now: Timestamp) -> Option<Duration> {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let (first, seen, since) = all.entry(key.to_string()).or_insert((now, version, now));
+        if *seen != version {
+            (*seen, *since) = (version, now);
+        }
+        let passed = |from: Timestamp| now.duration_since(from).unsigned_abs();
+        if passed(*since) >= QUIET || passed(*first) >= LOWER_AT_LAST {
+            all.remove(key);
+            return None;
+        }
+        Some(QUIET.saturating_sub(passed(*since)).max(Duration::from_millis(10)))
+    }
+
+    fn forget(&self, key: &str) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(key);
+    }
+}
+
 pub fn resource_quotas(cx: &Context) -> Controller {
     let quotas = cx.informers.get::<ResourceQuota>();
     let plain = vec![
@@ -292,15 +334,30 @@ pub fn resource_quotas(cx: &Context) -> Controller {
     });
     let (of, counted) = (quotas.clone(), sources.clone());
     let others = Arc::new((Counted::default(), (cx.client.clone(), cx.informers.clone())));
+    let lower = Arc::new(Lower::default());
     let reconcile = move |ask: Ask| {
-        let (of, others, sources) = (of.clone(), others.clone(), counted.clone());
+        let (of, others, sources, lower) = (of.clone(), others.clone(), counted.clone(), lower.clone());
         async move {
-            let Some(object) = of.get(&ask.key) else { return Ok(Plan::nothing()) };
+            let Some(object) = of.get(&ask.key) else {
+                lower.forget(&ask.key);
+                return Ok(Plan::nothing());
+            };
             let quota = decoded::<ResourceQuota>(&object)?;
             let Some(spec) = &quota.spec else { return Ok(Plan::nothing()) };
             let hard = spec.hard.clone().unwrap_or_default();
             let mut usage = sources.usage(&object.meta.namespace, spec)?;
             let polled = others.0.count(&others.1, &object.meta.namespace, &hard, &mut usage).await?;
+            // A quota whose bounds are new is told at once: nothing was charged to it before.
+            let told = quota.status.as_ref().and_then(|s| s.hard.as_ref()) == Some(&hard);
+            if told && lowers(&object, &usage)? {
+                if let Some(wait) = lower.wait(&ask.key, object.resource_version, ask.now) {
+                    let mut plan = Plan::nothing();
+                    plan.again_after(wait);
+                    return Ok(plan);
+                }
+            } else {
+                lower.forget(&ask.key);
+            }
             let mut plan = plan(&object, &hard, &usage)?;
             plan.again_after(if polled { POLL } else { RESYNC });
             Ok(plan)
@@ -331,4 +388,21 @@ pub fn resource_quotas(cx: &Context) -> Controller {
         });
     }
     controller
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lower_counts_wait_for_quiet() {
+        let at = |ms: i64| Timestamp::from_millisecond(1_800_000_000_000 + ms).unwrap();
+        let lower = Lower::default();
+        assert!(lower.wait("q", 1, at(0)).is_some());
+        assert!(lower.wait("q", 2, at(200)).is_some(), "charged meanwhile");
+        assert!(lower.wait("q", 2, at(450)).is_some());
+        assert!(lower.wait("q", 2, at(500)).is_none());
+        let busy = (0..60).map(|i| lower.wait("b", i, at(i as i64 * 100)).is_none()).position(|done| done);
+        assert_eq!(busy, Some(50), "a busy namespace is told at last");
+    }
 }
