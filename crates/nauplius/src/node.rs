@@ -4,6 +4,7 @@
 //! outside an `up` cluster.
 
 mod leftovers;
+mod proxy_role;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -18,6 +19,8 @@ use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, PolicyRule, Ro
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+
+pub use proxy_role::{ProxyOptions, proxy};
 
 use crate::cli::ApiAccess;
 use crate::{fabric, roles, supervise};
@@ -166,16 +169,6 @@ fn parse_label(text: &str) -> Result<(String, String), String> {
 }
 
 #[derive(clap::Args, Clone)]
-pub struct ProxyOptions {
-    #[command(flatten)]
-    pub api: ApiAccess,
-    #[arg(long)]
-    pub hostname_override: Option<String>,
-    #[arg(long, value_delimiter = ',')]
-    pub cluster_cidr: Vec<ipnet::IpNet>,
-}
-
-#[derive(clap::Args, Clone)]
 pub struct DnsOptions {
     #[command(flatten)]
     pub api: ApiAccess,
@@ -183,6 +176,12 @@ pub struct DnsOptions {
     pub listen: Vec<SocketAddr>,
     #[arg(long, default_value = CLUSTER_DOMAIN)]
     pub cluster_domain: String,
+    /// Servers for names outside the cluster, `ADDRESS[:PORT]`, joined by commas.
+    #[arg(long, value_delimiter = ',', value_parser = dns::upstreams::parse_server)]
+    pub upstream: Vec<SocketAddr>,
+    /// Servers for a domain of their own, `DOMAIN=ADDRESS[:PORT][+…]`, joined by commas.
+    #[arg(long, value_delimiter = ',', value_parser = dns::upstreams::parse_stub)]
+    pub stub_domain: Vec<(String, Vec<SocketAddr>)>,
 }
 
 #[derive(clap::Args, Clone)]
@@ -195,6 +194,11 @@ pub struct RuntimeOptions {
     pub socket: PathBuf,
     #[arg(long, default_value = "/nauplius")]
     pub cgroup_parent: String,
+    /// Where CNI configurations are looked for; without any the built-in bridge connects pods.
+    #[arg(long, default_value = "/etc/cni/net.d")]
+    pub cni_conf_dir: PathBuf,
+    #[arg(long, value_delimiter = ',', default_value = "/opt/cni/bin,/usr/lib/cni")]
+    pub cni_bin_dir: Vec<PathBuf>,
 }
 
 fn own_hostname(asked: Option<String>) -> Result<String> {
@@ -223,19 +227,16 @@ pub async fn kubelet(options: KubeletOptions, cancel: CancellationToken) -> Resu
     kubelet::run(config, client, cancel).await
 }
 
-pub async fn proxy(options: ProxyOptions, cancel: CancellationToken) -> Result<()> {
-    let client = roles::connect(&options.api.kubeconfig, "kube-proxy").await?;
-    let config = proxy::Config {
-        cluster_cidrs: options.cluster_cidr,
-        ..proxy::Config::new(own_hostname(options.hostname_override)?)
-    };
-    proxy::run(config, client, cancel).await
-}
-
 pub async fn dns(options: DnsOptions, cancel: CancellationToken) -> Result<()> {
     let client = roles::connect(&options.api.kubeconfig, "nauplius-dns").await?;
     dns::run(
-        dns::Config { listen: options.listen, domain: options.cluster_domain, ..dns::Config::default() },
+        dns::Config {
+            listen: options.listen,
+            domain: options.cluster_domain,
+            upstreams: options.upstream,
+            stub_domains: options.stub_domain,
+            ..dns::Config::default()
+        },
         client,
         cancel,
     )
@@ -243,7 +244,9 @@ pub async fn dns(options: DnsOptions, cancel: CancellationToken) -> Result<()> {
 }
 
 pub async fn runtime(options: RuntimeOptions, cancel: CancellationToken) -> Result<()> {
-    let config = runtime_config(&options.root, &options.state, &options.socket, &options.cgroup_parent)?;
+    let mut config = runtime_config(&options.root, &options.state, &options.socket, &options.cgroup_parent)?;
+    config.network.cni_conf_dir = Some(options.cni_conf_dir);
+    config.network.cni_bin_dirs = options.cni_bin_dir;
     let (ready, opened) = tokio::sync::oneshot::channel();
     tokio::spawn(async move {
         if opened.await.is_ok() {

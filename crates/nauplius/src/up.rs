@@ -225,9 +225,16 @@ pub async fn run(options: Options, cancel: CancellationToken) -> Result<()> {
         let (namespace, first, token) =
             (fabric.layout.node_namespace(1), fabric.layout.node_address(1), cancel.clone());
         roles_tasks.spawn(crate::fabric::publish_node_ports(informers.clone(), namespace, first, token));
+        let balancers = fabric.layout.balancer_network;
+        roles_tasks.spawn(proxy::balancer::run(
+            admin.clone(),
+            informers.clone(),
+            vec![balancers.into()],
+            cancel.clone(),
+        ));
         let (namespace, token) = (fabric.layout.fabric_namespace(), cancel.clone());
         roles_tasks.spawn(async move {
-            if let Err(error) = crate::fabric::routes_in(informers, &namespace, "", token).await {
+            if let Err(error) = crate::fabric::routes_in(informers, &namespace, balancers, token).await {
                 tracing::error!(%error, "routes from the control plane to pods");
             }
         });

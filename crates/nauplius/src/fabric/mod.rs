@@ -60,6 +60,8 @@ pub struct Layout {
     pub pod_network: Ipv4Net,
     /// Cluster IPs; likewise.
     pub service_network: Ipv4Net,
+    /// Addresses for Services of type LoadBalancer; likewise.
+    pub balancer_network: Ipv4Net,
 }
 
 impl Layout {
@@ -71,6 +73,7 @@ impl Layout {
             node_network: Ipv4Net::new_assert(Ipv4Addr::new(10, 245, 0, 0), 24),
             pod_network: Ipv4Net::new_assert(Ipv4Addr::new(10, 244, 0, 0), 16),
             service_network: Ipv4Net::new_assert(Ipv4Addr::new(10, 96, 0, 0), 12),
+            balancer_network: Ipv4Net::new_assert(Ipv4Addr::new(10, 245, 1, 0), 24),
         }
     }
 
@@ -117,7 +120,7 @@ impl Layout {
     /// The routes that keep the cluster's ranges on this machine.
     fn host_routes(&self) -> Vec<Route> {
         let metric = HOST_METRIC | (fnv1a(self.cluster.as_bytes()) & 0x00ff_ffff);
-        [self.pod_network, self.service_network, self.node_network]
+        [self.pod_network, self.service_network, self.node_network, self.balancer_network]
             .map(|destination| Route { destination: destination.trunc(), gateway: None, metric })
             .to_vec()
     }

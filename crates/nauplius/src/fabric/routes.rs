@@ -25,23 +25,25 @@ const WIDEST_POD_RANGE_BITS: u8 = 8;
 
 /// Keeps the routes of the calling thread's namespace right until cancelled. `own_node` is the node that lives here.
 pub async fn routes(informers: Arc<Informers>, own_node: &str, cancel: CancellationToken) -> io::Result<()> {
-    follow(Netlink::here()?, informers, own_node, cancel).await
+    follow(Netlink::here()?, informers, own_node, None, cancel).await
 }
 
-/// As [`routes`], for another namespace: the one with the bridge, say, so that the control plane reaches pods.
+/// As [`routes`], for the namespace with the bridge, so that the control plane reaches pods; and load balancers' addresses
+/// through a node that is Ready, whose proxy knows them.
 pub async fn routes_in(
     informers: Arc<Informers>,
     namespace: &Path,
-    own_node: &str,
+    balancers: Ipv4Net,
     cancel: CancellationToken,
 ) -> io::Result<()> {
-    follow(namespace::within(namespace, Netlink::here)?, informers, own_node, cancel).await
+    follow(namespace::within(namespace, Netlink::here)?, informers, "", Some(balancers), cancel).await
 }
 
 async fn follow(
     mut netlink: Netlink,
     informers: Arc<Informers>,
     own: &str,
+    balancers: Option<Ipv4Net>,
     cancel: CancellationToken,
 ) -> io::Result<()> {
     let nodes = informers.get::<Node>();
@@ -50,13 +52,14 @@ async fn follow(
     let mut recheck = tokio::time::interval(RECHECK);
     recheck.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
-        let wanted: BTreeSet<Route> = nodes
+        let others: Vec<Arc<Node>> = nodes
             .list(None)
             .iter()
             .filter(|object| &*object.meta.name != own)
             .filter_map(|object| object.typed::<Node>().ok())
-            .flat_map(|node| routes_to(&node))
             .collect();
+        let mut wanted: BTreeSet<Route> = others.iter().flat_map(|node| routes_to(node)).collect();
+        wanted.extend(balancers.and_then(|net| to_balancers(others.iter().map(|node| &**node), net)));
         if let Err(error) = reconcile(&mut netlink, &wanted) {
             tracing::warn!("cannot bring the routes to other nodes up to date: {error}");
         }
@@ -68,11 +71,25 @@ async fn follow(
     }
 }
 
+/// The route to load balancers' addresses: through the first Ready node by name.
+pub(super) fn to_balancers<'a>(nodes: impl Iterator<Item = &'a Node>, net: Ipv4Net) -> Option<Route> {
+    let ready = |node: &&Node| {
+        let conditions = node.status.iter().flat_map(|status| status.conditions.iter().flatten());
+        conditions.into_iter().any(|condition| condition.type_ == "Ready" && condition.status == "True")
+    };
+    let addressed = |node: &'a Node| Some((node.metadata.name.as_deref()?, internal_address(node)?));
+    let (_, gateway) = nodes.filter(ready).filter_map(addressed).min()?;
+    Some(Route { destination: net.trunc(), gateway: Some(gateway), metric: 0 })
+}
+
+fn internal_address(node: &Node) -> Option<Ipv4Addr> {
+    let addresses = node.status.iter().flat_map(|status| status.addresses.iter().flatten());
+    addresses.filter(|a| a.type_ == "InternalIP").find_map(|a| a.address.parse().ok())
+}
+
 /// The routes that lead to one node's pods.
 pub(super) fn routes_to(node: &Node) -> Vec<Route> {
-    let addresses = node.status.iter().flat_map(|status| status.addresses.iter().flatten());
-    let mut internal = addresses.filter(|a| a.type_ == "InternalIP").filter_map(|a| a.address.parse::<Ipv4Addr>().ok());
-    let (Some(gateway), Some(spec)) = (internal.next(), &node.spec) else { return Vec::new() };
+    let (Some(gateway), Some(spec)) = (internal_address(node), &node.spec) else { return Vec::new() };
     let ranges = match &spec.pod_cidrs {
         Some(ranges) if !ranges.is_empty() => ranges.clone(),
         _ => spec.pod_cidr.iter().cloned().collect(),

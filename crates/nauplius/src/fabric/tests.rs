@@ -32,6 +32,7 @@ fn layout(test: &str, nodes: u32) -> Layout {
         node_network: Ipv4Net::new_assert(Ipv4Addr::new(198, 18, 0, 0), 24),
         pod_network: Ipv4Net::new_assert(Ipv4Addr::new(198, 19, 0, 0), 17),
         service_network: Ipv4Net::new_assert(Ipv4Addr::new(198, 19, 128, 0), 17),
+        balancer_network: Ipv4Net::new_assert(Ipv4Addr::new(198, 18, 1, 0), 24),
         ..Layout::new(format!("fabric-{test}-{}", std::process::id()), nodes)
     }
 }
@@ -165,10 +166,41 @@ fn routes_follow_the_node_object() {
 }
 
 #[test]
-fn only_tcp_node_ports_are_published() {
-    let service = serde_json::json!({"metadata": {"name": "s"}, "spec": {"ports": [
+fn load_balancers_are_reached_through_a_ready_node() {
+    use k8s_openapi::api::core::v1::Node;
+    let node = |name: &str, ready: &str, address: &str| -> Node {
+        serde_json::from_value(serde_json::json!({"metadata": {"name": name}, "status": {
+            "addresses": [{"type": "InternalIP", "address": address}],
+            "conditions": [{"type": "Ready", "status": ready}]}}))
+        .unwrap()
+    };
+    let net: Ipv4Net = "198.18.1.0/24".parse().unwrap();
+    let via = |nodes: &[Node]| routes::to_balancers(nodes.iter(), net).map(|route| route.gateway.unwrap().to_string());
+    assert_eq!(via(&[]), None);
+    assert_eq!(
+        via(&[node("a", "Unknown", "198.18.0.11"), node("b", "True", "198.18.0.12")]).as_deref(),
+        Some("198.18.0.12")
+    );
+    assert_eq!(
+        via(&[node("b", "True", "198.18.0.12"), node("a", "True", "198.18.0.11")]).as_deref(),
+        Some("198.18.0.11")
+    );
+}
+
+#[test]
+fn tcp_ports_are_published() {
+    let service = serde_json::json!({"metadata": {"name": "s"}, "spec": {"type": "LoadBalancer", "ports": [
         {"port": 80, "nodePort": 30080, "protocol": "TCP"}, {"port": 53, "nodePort": 30053, "protocol": "UDP"},
-        {"port": 81, "nodePort": 30081}, {"port": 82}, {"port": 83, "nodePort": 0}]}});
-    let service: k8s_openapi::api::core::v1::Service = serde_json::from_value(service).unwrap();
-    assert_eq!(nodeports::tcp_node_ports(&service), [30080, 30081]);
+        {"port": 81, "nodePort": 30081}, {"port": 82}, {"port": 83, "nodePort": 0}]},
+        "status": {"loadBalancer": {"ingress": [{"ip": "198.18.1.1"}]}}});
+    let mut service: k8s_openapi::api::core::v1::Service = serde_json::from_value(service).unwrap();
+    let node = Ipv4Addr::new(198, 18, 0, 11);
+    let lines = |service: &_| -> Vec<String> {
+        nodeports::published(service, node).iter().map(|(port, target)| format!("{port} {target}")).collect()
+    };
+    let node_ports = ["30080 198.18.0.11:30080", "30081 198.18.0.11:30081"];
+    let balanced = ["80 198.18.1.1:80", "81 198.18.1.1:81", "82 198.18.1.1:82", "83 198.18.1.1:83"];
+    assert_eq!(lines(&service), [&balanced[..], &node_ports[..]].concat());
+    service.status = None;
+    assert_eq!(lines(&service), node_ports);
 }

@@ -1,0 +1,82 @@
+//! The service proxy alone, with upstream's flags and configuration file.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, bail};
+use proxy::Family;
+use tokio_util::sync::CancellationToken;
+
+use super::own_hostname;
+use crate::roles;
+
+#[derive(clap::Args, Clone)]
+pub struct ProxyOptions {
+    /// Credentials and address of the API server; the configuration file may name them too.
+    #[arg(long)]
+    pub kubeconfig: Option<PathBuf>,
+    /// A KubeProxyConfiguration; what it says goes before flags, but for --hostname-override.
+    #[arg(long)]
+    pub config: Option<PathBuf>,
+    #[arg(long)]
+    pub hostname_override: Option<String>,
+    #[arg(long, value_delimiter = ',')]
+    pub cluster_cidr: Vec<ipnet::IpNet>,
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", action = clap::ArgAction::Set)]
+    pub masquerade_all: Option<bool>,
+    #[arg(long, value_delimiter = ',')]
+    pub nodeport_addresses: Vec<ipnet::IpNet>,
+    #[arg(long)]
+    pub healthz_bind_address: Option<SocketAddr>,
+    #[arg(long)]
+    pub metrics_bind_address: Option<SocketAddr>,
+    /// Enforce NetworkPolicies too; needs to read them, Pods and Namespaces.
+    #[arg(long)]
+    pub network_policies: bool,
+    /// Remove the proxy's rules from this network namespace, and end.
+    #[arg(long)]
+    pub cleanup: bool,
+}
+
+pub async fn proxy(options: ProxyOptions, cancel: CancellationToken) -> Result<()> {
+    if options.cleanup {
+        return proxy::clean_up(&families()).await;
+    }
+    let mut config = proxy::Config {
+        families: families(),
+        cluster_cidrs: options.cluster_cidr,
+        masquerade_all: options.masquerade_all == Some(true),
+        node_port_addresses: options.nodeport_addresses,
+        network_policies: options.network_policies,
+        ..proxy::Config::new(own_hostname(options.hostname_override.clone())?)
+    };
+    config.healthz = options.healthz_bind_address.or(config.healthz);
+    config.metrics = options.metrics_bind_address.or(config.metrics);
+    let mut kubeconfig = options.kubeconfig;
+    if let Some(file) = &options.config {
+        let text = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
+        let (document, _) =
+            meta::decode::yaml(&text).map_err(|error| anyhow::anyhow!("{}: {error}", file.display()))?;
+        let read = proxy::configuration::read(&document, config)
+            .map_err(|error| anyhow::anyhow!("{}: {error}", file.display()))?;
+        for warning in &read.warnings {
+            tracing::warn!("{}: {warning}", file.display());
+        }
+        config = read.config;
+        kubeconfig = read.kubeconfig.map(PathBuf::from).or(kubeconfig);
+        if let Some(name) = options.hostname_override {
+            config.node_name = name;
+        }
+    }
+    let Some(kubeconfig) = kubeconfig else {
+        bail!("no credentials: give --kubeconfig, or a --config that names one under clientConnection.kubeconfig");
+    };
+    proxy::run(config, roles::connect(&kubeconfig, "kube-proxy").await?, cancel).await
+}
+
+/// IPv4, and IPv6 where the kernel has it.
+fn families() -> Vec<Family> {
+    let mut out = vec![Family::V4];
+    out.extend(std::path::Path::new("/proc/net/if_inet6").exists().then_some(Family::V6));
+    out
+}
