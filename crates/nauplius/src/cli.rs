@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 use ipnet::Ipv4Net;
 
-use crate::{node, roles, up};
+use crate::{node, roles, storage, up};
 
 #[derive(Parser)]
 #[command(name = "nauplius", version, about = "Kubernetes, whole, in one binary", disable_help_subcommand = true)]
@@ -46,6 +46,8 @@ enum Command {
     Node(Box<node::NodeOptions>),
     /// Work with the node's images.
     Image(ImageCommand),
+    /// Look after a cluster's embedded store.
+    Store(storage::Care),
 }
 
 #[derive(Args)]
@@ -165,6 +167,7 @@ fn run(command: Command) -> anyhow::Result<()> {
             Command::Image(ImageCommand { action: ImageAction::Import { data_dir, socket, files } }) => {
                 node::import_images(data_dir, socket, files).await
             }
+            Command::Store(care) => storage::run(care, cancel).await,
         }
     });
     // Tasks that block in the kernel (a thread in another namespace, say) must not hold up the end.

@@ -12,6 +12,7 @@ pub mod node;
 pub mod pki;
 pub mod preflight;
 pub mod roles;
+mod storage;
 pub mod supervise;
 pub mod tls;
 pub mod up;

@@ -1,7 +1,7 @@
 //! Care of an embedded store that no process has open: look at it, check it, save it to a file, restore it from one.
 //!
 //! Everything here takes the directory's lock, so that it never works beside a running store, and reads through the same
-//! code that opens one: what passes a check opens. Only [`restore`] writes into a store's directory, and only into a new
+//! code that opens one: what passes a check opens. [`check`] and [`save`] read on a read-only file system too. Only [`restore`] writes into a store's directory, and only into a new
 //! one. To save a store that is running, see [`Embedded::save`](crate::embedded::Embedded::save).
 
 use std::path::Path;
@@ -28,11 +28,11 @@ pub struct Report {
     pub torn: bool,
 }
 
-fn read(dir: &Path, options: &Options) -> Result<(Files, Replay, std::fs::File), StoreError> {
+fn read(dir: &Path, options: &Options) -> Result<(Files, Replay, Option<std::fs::File>), StoreError> {
     if !dir.is_dir() {
         return Err(StoreError::Invalid(format!("{} is not a directory", dir.display())));
     }
-    let lock = recovery::lock(dir)?;
+    let lock = recovery::lock_for_reading(dir)?;
     let files = Files::list(dir, false)?;
     if files.segments.is_empty() {
         return Err(match files.snapshots.last_key_value() {

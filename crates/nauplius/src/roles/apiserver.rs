@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow};
-use apiserver::server::{Dial, DirectDial, KubeletConnection};
 use apiserver::server::FrontProxy;
+use apiserver::server::{Dial, DirectDial, KubeletConnection};
 use apiserver::{ApiServer, Config};
 use async_trait::async_trait;
 use store::Backend;
@@ -62,7 +62,12 @@ pub async fn open_store(options: &StoreOptions, data_dir: &Path) -> Result<Arc<d
     if options.etcd_servers.is_empty() {
         let dir = data_dir.join("store");
         let opened = store::embedded::open(&dir, store::embedded::Options::default());
-        return Ok(Arc::new(opened.with_context(|| format!("store in {}", dir.display()))?));
+        let store = Arc::new(opened.with_context(|| format!("store in {}", dir.display()))?);
+        // Ends with the store. Without it the cluster works: its store cannot be asked from outside.
+        if let Err(error) = store::door::serve(&store) {
+            tracing::warn!(%error, "`nauplius store` cannot work beside this cluster");
+        }
+        return Ok(store);
     }
     let read = |file: &Option<PathBuf>| {
         file.as_ref().map(|f| std::fs::read(f).with_context(|| format!("cannot read {}", f.display()))).transpose()

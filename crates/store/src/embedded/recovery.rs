@@ -83,14 +83,28 @@ pub fn lock(dir: &Path) -> Result<File, StoreError> {
         .create(dir)
         .map_err(|e| StoreError::io(format_args!("creating {}", dir.display()), &e))?;
     let path = dir.join(LOCK_NAME);
-    let doing = format!("locking {}", path.display());
-    let file = OpenOptions::new()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .mode(0o600)
-        .open(&path)
-        .map_err(|e| StoreError::io(&doing, &e))?;
+    let opened = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path);
+    take_lock(dir, &path, opened.map_err(|e| StoreError::io(format_args!("locking {}", path.display()), &e))?)
+}
+
+/// Takes the lock to read only: none on a file system that nobody can write to, when there is no lock file.
+pub fn lock_for_reading(dir: &Path) -> Result<Option<File>, StoreError> {
+    let path = dir.join(LOCK_NAME);
+    let error = |e| StoreError::io(format_args!("locking {}", path.display()), &e);
+    let opened = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path);
+    let file = match opened {
+        Ok(file) => file,
+        Err(e) if e.kind() == std::io::ErrorKind::ReadOnlyFilesystem => match File::open(&path) {
+            Ok(file) => file,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(error(e)),
+        },
+        Err(e) => return Err(error(e)),
+    };
+    take_lock(dir, &path, file).map(Some)
+}
+
+fn take_lock(dir: &Path, path: &Path, file: File) -> Result<File, StoreError> {
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(TryLockError::WouldBlock) => Err(StoreError::Unavailable(format!(
@@ -98,7 +112,7 @@ pub fn lock(dir: &Path) -> Result<File, StoreError> {
             dir.display(),
             path.display()
         ))),
-        Err(TryLockError::Error(e)) => Err(StoreError::io(&doing, &e)),
+        Err(TryLockError::Error(e)) => Err(StoreError::io(format_args!("locking {}", path.display()), &e)),
     }
 }
 

@@ -221,3 +221,26 @@ async fn a_crash_while_a_snapshot_replaces_segments() {
     assert_eq!(files(dir.path(), "snapshot-"), [snapshot], "what is superseded is removed");
     assert!(oldest.exists());
 }
+
+/// What docs/store.md advises when the last segment is damaged and what follows is given up.
+#[tokio::test]
+async fn a_damaged_last_segment_can_be_cut_by_hand() {
+    let options = Options::default();
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path(), options.clone()).unwrap();
+    for n in 0..20 {
+        commit(&store, vec![put(&format!("/{n}"), &"v".repeat(300))]).await;
+    }
+    drop(store);
+    let log = files(dir.path(), "log-").pop().unwrap();
+    change(&log, |bytes| bytes[4000] ^= 1);
+    let damage = open(dir.path(), options.clone()).err().unwrap().to_string();
+    let (_, after) = damage.split_once("at offset ").expect("the offset is named");
+    let offset: usize = after.split(':').next().unwrap().parse().unwrap();
+    assert!((3500..=4000).contains(&offset), "{damage}");
+    change(&log, |bytes| bytes[offset..].fill(0));
+    let report = crate::maintain::check(dir.path(), &options).unwrap();
+    assert_eq!((report.torn, report.status.keys), (false, report.status.revision - 1));
+    assert!((8..12).contains(&report.status.keys), "{report:?}");
+    commit(&open(dir.path(), options).unwrap(), vec![put("/more", "")]).await;
+}

@@ -86,5 +86,12 @@ async fn inside() {
         drop(store);
         crate::maintain::check(&dir, &options).unwrap();
     }
-    println!("a full disk was met and left");
+    // A read-only file system can be checked and saved from.
+    let remounted = Command::new("mount").args(["-o", "remount,ro"]).arg(mount.path()).status();
+    assert!(remounted.unwrap().success());
+    let report = crate::maintain::check(&dir, &options).unwrap();
+    let saved = tempfile::tempdir().unwrap();
+    let save = crate::maintain::save(&dir, &options, saved.path().join("saved")).unwrap();
+    assert_eq!(save.0, report.status.revision);
+    println!("a full disk was met and left; a read-only one was read");
 }
