@@ -14,6 +14,7 @@ use tokio::time::Instant;
 
 use crate::core::Core;
 use crate::events::Events;
+use crate::metrics::METRICS;
 use crate::node::Offer;
 use crate::plugins::scheduling_gates;
 use crate::pod::{Pod, Specs};
@@ -150,14 +151,16 @@ impl World {
         if view.spec.node_name.is_empty() {
             self.take_unplaced(pod, object, &view, events, now);
         } else {
-            self.take_placed(pod, &view.spec.node_name, events);
+            self.take_placed(pod, &view.spec.node_name, events, now);
         }
     }
 
-    fn take_placed(&mut self, pod: Pod, node: &str, events: &mut Events) {
+    fn take_placed(&mut self, pod: Pod, node: &str, events: &mut Events, now: Instant) {
         self.assumed.remove(&pod.key);
         self.core.nominations.set(&pod, None);
-        self.queue.remove(&pod.key);
+        if let Some(waiting) = self.queue.remove(&pod.key) {
+            METRICS.bound(now.saturating_duration_since(waiting.since()));
+        }
         if let Some(old) = self.core.snapshot.pod(&pod.key) {
             let same_node = *self.core.snapshot.node(old.node).name == *node;
             let same_pod = Arc::ptr_eq(&old.pod.spec, &pod.spec)

@@ -180,7 +180,8 @@ fn container(n: usize, plain: bool, rng: &mut SmallRng) -> Value {
     let image = IMAGES.choose(rng).map_or("x", |i| i.0);
     let mut out =
         json!({"name": format!("c{n}"), "image": image, "resources": {"requests": requests, "limits": limits}});
-    if maybe(rng, 12) {
+    // Within a pod a port may be asked for once.
+    if n == 0 && maybe(rng, 12) {
         let port = pick(rng, &[&8080, &9090]);
         let mut entry = json!({"containerPort": port, "hostPort": port, "protocol": pick(rng, &["TCP", "UDP"])});
         if maybe(rng, 40) {
@@ -270,7 +271,7 @@ pub fn case(cell: u32, name: &str, scheduler: &str, rng: &mut SmallRng) -> Case 
         let disk = format!("disk-{cell}-{}", rng.random_range(0..2));
         let read_only = maybe(rng, 50);
         spec["volumes"] = if maybe(rng, 50) {
-            json!([{"name": "d", "iscsi": {"targetPortal": "10.0.0.9:3260", "iqn": disk, "lun": 0, "readOnly": read_only}}])
+            json!([{"name": "d", "iscsi": {"targetPortal": "10.0.0.9:3260", "iqn": format!("iqn.2020-01.example:{disk}"), "lun": 0, "readOnly": read_only}}])
         } else {
             json!([{"name": "d", "rbd": {"monitors": ["10.0.0.9:6789"], "pool": "rbd", "image": disk, "readOnly": read_only}}])
         };
