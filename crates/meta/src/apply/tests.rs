@@ -319,7 +319,7 @@ fn lists_that_cannot_be_told_apart_are_refused() {
     for (spec, words) in cases {
         let refused =
             apply(root, &created(), &with(spec), true, &by("A")).unwrap_err().status("apps", "deployments", "web");
-        assert_eq!((refused.code, refused.message), (400, words));
+        assert_eq!((refused.code, refused.message), (500, words));
     }
 }
 
