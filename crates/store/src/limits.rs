@@ -17,7 +17,8 @@ pub(crate) fn check_txn(txn: &Txn, max_bytes: usize) -> Result<usize, StoreError
         return Err(StoreError::Invalid(format!("{most} operations in a transaction, the limit is {MAX_TXN_OPS}")));
     }
     let mut size = 0;
-    let mut written = HashSet::with_capacity(txn.ops.len());
+    // One operation needs no set; an empty one takes no memory.
+    let mut written = HashSet::with_capacity(if txn.ops.len() > 1 { txn.ops.len() } else { 0 });
     for op in &txn.ops {
         let key = op.key();
         check_key(key)?;
