@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use crate::cri::v1::LinuxContainerResources;
 use crate::spec::bundle::CgroupMount;
+use cri::v1::LinuxContainerResources;
 
 /// Tries and pause while waiting for killed processes to leave a group that is being removed.
 const REMOVE_TRIES: usize = 100;

@@ -7,10 +7,6 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
-use crate::cri::v1::{
-    ContainerConfig, ContainerEventType, LinuxContainerResources, LinuxContainerSecurityContext, NamespaceMode,
-    PodSandboxConfig, Signal,
-};
 use crate::engine::{Container, Engine, Sandbox, new_id};
 use crate::images::store::Image;
 use crate::records::ContainerRecord;
@@ -22,6 +18,10 @@ use crate::spec::bundle::{Mount, PidNamespace, Rootfs};
 use crate::spec::capabilities::bounding_set;
 use crate::spec::container::{Inputs, build};
 use crate::spec::user::Accounts;
+use cri::v1::{
+    ContainerConfig, ContainerEventType, LinuxContainerResources, LinuxContainerSecurityContext, NamespaceMode,
+    PodSandboxConfig, Signal,
+};
 
 /// Largest account file that is read, in bytes.
 const MAX_ACCOUNTS: u64 = 4 << 20;

@@ -14,7 +14,6 @@ use tokio::sync::{broadcast, watch};
 
 use crate::Config;
 use crate::cgroup::Cgroups;
-use crate::cri::v1::{ContainerEventResponse, ContainerEventType, ContainerStatus};
 use crate::images::store::ImageStore;
 use crate::network::Network;
 use crate::records::{self, ContainerRecord, SandboxRecord};
@@ -22,6 +21,7 @@ use crate::shim::protocol::{Exit, Reply, Request};
 use crate::shim::sys::now;
 use crate::shim_client::{Connection, Zygote};
 use crate::streaming::Tokens;
+use cri::v1::{ContainerEventResponse, ContainerEventType, ContainerStatus};
 
 /// Events a slow listener may fall behind; then its stream ends and it has to list anew.
 const EVENT_BACKLOG: usize = 4096;

@@ -7,19 +7,19 @@ use std::sync::Arc;
 use futures::{Stream, StreamExt, stream};
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::cri::transfer::image_transfer_server::ImageTransfer;
-use crate::cri::transfer::{ImportChunk, ImportSummary, ImportedImage};
-use crate::cri::v1::image_service_server::ImageService;
-use crate::cri::v1::{
+use crate::engine::Engine;
+use crate::images::import;
+use crate::images::store::Image;
+use crate::runtime_service::failed;
+use crate::transfer::image_transfer_server::ImageTransfer;
+use crate::transfer::{ImportChunk, ImportSummary, ImportedImage};
+use cri::v1::image_service_server::ImageService;
+use cri::v1::{
     FilesystemIdentifier, FilesystemUsage, Image as CriImage, ImageFilter, ImageFsInfoRequest, ImageFsInfoResponse,
     ImageSpec, ImageStatusRequest, ImageStatusResponse, Int64Value, ListImagesRequest, ListImagesResponse,
     PullImageRequest, PullImageResponse, RemoveImageRequest, RemoveImageResponse, StreamImagesRequest,
     StreamImagesResponse, UInt64Value,
 };
-use crate::engine::Engine;
-use crate::images::import;
-use crate::images::store::Image;
-use crate::runtime_service::failed;
 
 type Answer<T> = Result<Response<T>, Status>;
 /// Items of one message of a streamed list.

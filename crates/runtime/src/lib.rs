@@ -5,7 +5,6 @@
 
 mod cgroup;
 mod container;
-pub mod cri;
 mod device_filter;
 mod engine;
 mod exec;
@@ -23,6 +22,7 @@ mod spec;
 mod stats;
 mod status;
 mod streaming;
+mod transfer;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;

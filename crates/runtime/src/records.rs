@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use prost::Message;
 
-use crate::cri::v1::{ContainerConfig, LinuxContainerResources, PodSandboxConfig};
+use cri::v1::{ContainerConfig, LinuxContainerResources, PodSandboxConfig};
 
 /// A sandbox.
 #[derive(Clone, PartialEq, Message)]

@@ -8,12 +8,12 @@ use std::time::Duration;
 use futures::{Stream, StreamExt, stream};
 use tonic::{Request, Response, Status};
 
-use crate::cri::v1::runtime_service_server::RuntimeService;
-use crate::cri::v1::*;
 use crate::engine::{Container as KnownContainer, Engine, Sandbox};
 use crate::exec::TimedOut;
 use crate::streaming::Session;
 use crate::{NAME, status};
+use cri::v1::runtime_service_server::RuntimeService;
+use cri::v1::*;
 
 /// Items of one message of a streamed list.
 const STREAM_CHUNK: usize = 256;

@@ -9,12 +9,12 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
-use crate::cri::v1::{ContainerEventType, DnsConfig, NamespaceMode, NamespaceOption, PodSandboxConfig};
 use crate::engine::{Engine, Sandbox, new_id};
 use crate::records::SandboxRecord;
 use crate::shim::protocol::{Request, SandboxRequest};
 use crate::shim::sys::now;
 use crate::shim_client;
+use cri::v1::{ContainerEventType, DnsConfig, NamespaceMode, NamespaceOption, PodSandboxConfig};
 
 /// Size of a pod's shared memory, as other engines have it.
 const SHM_SIZE: &str = "mode=1777,size=65536k";

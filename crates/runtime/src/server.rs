@@ -10,16 +10,16 @@ use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
 use crate::Config;
-use crate::cri::transfer::ImportChunk;
-use crate::cri::transfer::image_transfer_client::ImageTransferClient;
-use crate::cri::transfer::image_transfer_server::ImageTransferServer;
-use crate::cri::v1::image_service_server::ImageServiceServer;
-use crate::cri::v1::runtime_service_server::RuntimeServiceServer;
 use crate::engine::Engine;
 use crate::image_service::ImageServer;
 use crate::runtime_service::RuntimeServer;
+use crate::transfer::ImportChunk;
+use crate::transfer::image_transfer_client::ImageTransferClient;
+use crate::transfer::image_transfer_server::ImageTransferServer;
+use cri::v1::image_service_server::ImageServiceServer;
+use cri::v1::runtime_service_server::RuntimeServiceServer;
 
-pub use crate::cri::transfer::ImportedImage;
+pub use crate::transfer::ImportedImage;
 
 /// Largest message, in bytes: as the kubelet's own limit.
 const MAX_MESSAGE: usize = 16 << 20;

@@ -5,15 +5,15 @@ use std::path::Path;
 use std::sync::{Arc, PoisonError};
 
 use crate::cgroup::Usage;
-use crate::cri::v1::{
-    ContainerAttributes, ContainerStats, CpuUsage, FilesystemIdentifier, FilesystemUsage, IoUsage,
-    LinuxPodSandboxStats, MemoryUsage, NetworkInterfaceUsage, NetworkUsage, PodSandboxAttributes, PodSandboxStats,
-    ProcessUsage, PsiData, PsiStats, SwapUsage, UInt64Value,
-};
 use crate::engine::{Container, Engine, Sandbox};
 use crate::network::POD_INTERFACE;
 use crate::network::netlink::Netlink;
 use crate::shim::sys::now;
+use cri::v1::{
+    ContainerAttributes, ContainerStats, CpuUsage, FilesystemIdentifier, FilesystemUsage, IoUsage,
+    LinuxPodSandboxStats, MemoryUsage, NetworkInterfaceUsage, NetworkUsage, PodSandboxAttributes, PodSandboxStats,
+    ProcessUsage, PsiData, PsiStats, SwapUsage, UInt64Value,
+};
 
 /// Most files looked at for one disk usage; beyond it the answer is a lower bound.
 const MAX_FILES: u64 = 2_000_000;
@@ -138,7 +138,7 @@ impl Engine {
         let running: Vec<ContainerStats> =
             containers.iter().filter(|c| c.record().running()).map(|c| self.container_stats_now(c)).collect();
         let processes = containers.iter().map(|c| self.cgroups.usage(&c.record().cgroup).map_or(0, |u| u.pids)).sum();
-        let host_network = crate::sandbox::namespaces(&config).network() == crate::cri::v1::NamespaceMode::Node;
+        let host_network = crate::sandbox::namespaces(&config).network() == cri::v1::NamespaceMode::Node;
         let network = (record.ready && !host_network).then(|| interfaces(record.shim_pid, at)).flatten();
         PodSandboxStats {
             attributes: Some(PodSandboxAttributes {

@@ -1,12 +1,12 @@
 //! Records as CRI shows them.
 
-use crate::cri::v1::{
+use crate::engine::Engine;
+use crate::records::{ContainerRecord, SandboxRecord};
+use cri::v1::{
     Container as CriContainer, ContainerResources, ContainerState, ContainerStatus, ContainerUser, ImageSpec,
     LinuxContainerUser, LinuxPodSandboxStatus, Namespace, PodIp, PodSandbox, PodSandboxNetworkStatus, PodSandboxState,
     PodSandboxStatus, Signal,
 };
-use crate::engine::Engine;
-use crate::records::{ContainerRecord, SandboxRecord};
 
 fn sandbox_state(record: &SandboxRecord) -> PodSandboxState {
     if record.ready { PodSandboxState::SandboxReady } else { PodSandboxState::SandboxNotready }

@@ -6,9 +6,9 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use cri::v1::*;
 use futures::StreamExt;
 use node::{Node, log_text, pod, security, shell};
-use runtime::cri::v1::*;
 
 macro_rules! able {
     () => {

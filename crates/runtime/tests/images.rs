@@ -5,8 +5,8 @@ mod node;
 use std::io::Write;
 use std::path::Path;
 
+use cri::v1::*;
 use node::{Node, busybox_image, digest, members};
-use runtime::cri::v1::*;
 
 fn archive(files: &[(&str, &[u8])]) -> Vec<u8> {
     let mut tar = tar::Builder::new(Vec::new());

@@ -8,8 +8,8 @@ use std::net::{TcpListener, TcpStream};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
+use cri::v1::*;
 use node::{Node, busybox_image, digest, inside, members};
-use runtime::cri::v1::*;
 
 /// What the registry serves, by path, and how it misbehaves.
 struct Registry {

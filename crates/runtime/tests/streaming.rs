@@ -10,9 +10,9 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use cri::v1::runtime_service_client::RuntimeServiceClient;
+use cri::v1::*;
 use node::{Node, inside, pod, shell};
-use runtime::cri::v1::runtime_service_client::RuntimeServiceClient;
-use runtime::cri::v1::*;
 use tonic::transport::Channel;
 
 /// Where pods are in the requests: `one`, and `tty`, whose container has a terminal.

@@ -16,8 +16,8 @@ use super::reference::Reference;
 use super::registry::{Registry, RegistryError};
 use super::store::{Image, NewLayer};
 use super::unpack;
-use crate::cri::v1::AuthConfig;
 use crate::engine::Engine;
+use cri::v1::AuthConfig;
 
 /// Layers fetched at a time.
 const PARALLEL: usize = 3;

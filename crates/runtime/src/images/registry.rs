@@ -19,7 +19,7 @@ use rustls::pki_types::{CertificateDer, ServerName};
 use tokio::net::TcpStream;
 
 use super::reference::Reference;
-use crate::cri::v1::AuthConfig;
+use cri::v1::AuthConfig;
 
 /// Largest manifest or token answer in bytes.
 const MAX_JSON: usize = 8 << 20;

@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use crate::cri::v1::{PodSandboxConfig, Protocol};
+use cri::v1::{PodSandboxConfig, Protocol};
 
 /// Largest configuration file in bytes.
 const MAX_CONFIG: u64 = 1 << 20;

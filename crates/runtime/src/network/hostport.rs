@@ -14,7 +14,7 @@ use std::sync::{Mutex, PoisonError};
 use anyhow::{Context, Result, bail};
 use ipnet::IpNet;
 
-use crate::cri::v1::{PortMapping, Protocol};
+use cri::v1::{PortMapping, Protocol};
 
 /// The table's name.
 const TABLE: &str = "nauplius-hostports";

@@ -17,7 +17,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use anyhow::{Context, Result};
 use ipnet::IpNet;
 
-use crate::cri::v1::PodSandboxConfig;
+use cri::v1::PodSandboxConfig;
 use ipam::Ipam;
 use netlink::Netlink;
 

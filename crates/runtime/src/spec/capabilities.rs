@@ -1,7 +1,7 @@
 //! Capabilities: names to bits, and what a container gets.
 
-use crate::cri::v1::Capability;
 use crate::spec::bundle::Capabilities;
+use cri::v1::Capability;
 
 /// By number.
 const NAMES: [&str; 41] = [

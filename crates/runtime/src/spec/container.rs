@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use crate::cgroup::Cgroups;
-use crate::cri::v1::{ContainerConfig, LinuxContainerSecurityContext, Mount as WantedMount, MountPropagation};
 use crate::images::config::{ImageConfig, RunConfig};
 use crate::spec::bundle::{Bundle, Bytes, Mount, PidNamespace, Process, Rootfs};
 use crate::spec::user::{self, Accounts, Identity};
 use crate::spec::{capabilities, devices};
+use cri::v1::{ContainerConfig, LinuxContainerSecurityContext, Mount as WantedMount, MountPropagation};
 
 /// The search path of an image that sets none.
 const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -172,7 +172,7 @@ fn working_directory(config: &ContainerConfig, image: &RunConfig) -> String {
 }
 
 fn apparmor(context: &LinuxContainerSecurityContext) -> Option<String> {
-    use crate::cri::v1::security_profile::ProfileType;
+    use cri::v1::security_profile::ProfileType;
     let profile = context.apparmor.as_ref().filter(|_| !context.privileged)?;
     match profile.profile_type() {
         ProfileType::Localhost => Some(profile.localhost_ref.clone()),
@@ -261,7 +261,7 @@ fn bind(wanted: &WantedMount) -> Result<Mount, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cri::v1::KeyValue;
+    use cri::v1::KeyValue;
 
     fn strings(list: &[&str]) -> Vec<String> {
         list.iter().map(|s| s.to_string()).collect()

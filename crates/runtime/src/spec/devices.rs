@@ -3,8 +3,8 @@
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 
-use crate::cri::v1::Device as WantedDevice;
 use crate::spec::bundle::Device;
+use cri::v1::Device as WantedDevice;
 
 /// Deepest directory below a device path that is searched.
 const MAX_DEPTH: usize = 8;

@@ -10,9 +10,9 @@ use std::collections::BTreeSet;
 use serde::Deserialize;
 
 use super::syscalls;
-use crate::cri::v1::LinuxContainerSecurityContext;
-use crate::cri::v1::security_profile::ProfileType;
 use crate::spec::capabilities;
+use cri::v1::LinuxContainerSecurityContext;
+use cri::v1::security_profile::ProfileType;
 
 /// Largest profile file in bytes.
 const MAX_PROFILE: u64 = 4 << 20;

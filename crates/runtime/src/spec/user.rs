@@ -1,6 +1,6 @@
 //! Who a container runs as, by the image's passwd and group files.
 
-use crate::cri::v1::{LinuxContainerSecurityContext, SupplementalGroupsPolicy};
+use cri::v1::{LinuxContainerSecurityContext, SupplementalGroupsPolicy};
 
 /// Numbers for the kernel.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -104,7 +104,7 @@ fn id(value: i64) -> Result<u32, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cri::v1::Int64Value;
+    use cri::v1::Int64Value;
 
     #[test]
     fn identities() {

@@ -17,12 +17,12 @@ use tokio::net::unix::pipe;
 use tokio::sync::mpsc;
 
 use super::channel::{Channels, Outgoing, Output, StatusFormat};
-use crate::cri::v1::{AttachRequest, ExecRequest};
 use crate::engine::Engine;
 use crate::exec::{ExecKind, pipe as new_pipe};
 use crate::shim::protocol::{Reply, Request};
 use crate::shim::sys;
 use crate::shim_client::{Connection, ask};
+use cri::v1::{AttachRequest, ExecRequest};
 
 /// One read, in bytes.
 const CHUNK: usize = 32 * 1024;

@@ -14,7 +14,7 @@ use std::net::SocketAddr;
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::cri::v1::{AttachRequest, ExecRequest};
+use cri::v1::{AttachRequest, ExecRequest};
 
 /// How long a token waits for its client.
 const TOKEN_LIFETIME: Duration = Duration::from_secs(60);

@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::time::Duration;
 
-use runtime::cri::v1::image_service_client::ImageServiceClient;
-use runtime::cri::v1::runtime_service_client::RuntimeServiceClient;
-use runtime::cri::v1::*;
+use cri::v1::image_service_client::ImageServiceClient;
+use cri::v1::runtime_service_client::RuntimeServiceClient;
+use cri::v1::*;
 use tonic::transport::{Channel, Endpoint};
 
 /// Longest anything here may take.

@@ -1,8 +1,7 @@
 //! The container engine as the agent sees it: CRI v1 over a unix socket.
 //!
 //! One lazily connected channel, so that an engine that starts later or restarts is met again without ceremony. Every
-//! call has a deadline. The message types are generated and committed (no `protoc` at build). It knows no pods: ids
-//! and configurations go in, statuses come out.
+//! call has a deadline. It knows no pods: ids and configurations go in, statuses come out.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -11,9 +10,7 @@ use std::time::Duration;
 use hyper_util::rt::TokioIo;
 use tonic::transport::{Channel, Endpoint, Uri};
 
-#[allow(clippy::all, rustdoc::all)]
-pub mod v1;
-
+pub use ::cri::v1;
 use v1::image_service_client::ImageServiceClient;
 use v1::runtime_service_client::RuntimeServiceClient;
 
