@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use client::Patch;
-use k8s_openapi::api::core::v1::{Node, NodeStatus};
+use k8s_openapi::api::core::v1::{Node, NodeCondition, NodeStatus};
 use serde_json::{Map, Value, json};
 use tokio::time::Instant;
 
@@ -104,7 +104,8 @@ pub async fn run(context: Arc<Context>) {
         let now = status::compute(&context, &before).await;
         let due = sent
             .as_ref()
-            .is_none_or(|(last, at)| status::differs(last, &now) || at.elapsed() >= context.config.status_report);
+            .is_none_or(|(last, at)| status::differs(last, &now) || at.elapsed() >= context.config.status_report)
+            || overwritten(&context, sent.as_ref());
         if due {
             match status::write(&context, &now).await {
                 Ok(()) => {
@@ -135,17 +136,56 @@ pub async fn run(context: Arc<Context>) {
         tokio::select! {
             () = tokio::time::sleep(pace) => {}
             () = context.node_changed.notified() => {}
-            _ = wait_for_cidr(&mut node_changes, pod_cidr.is_none()) => {}
+            () = changed(&context, &mut node_changes, pod_cidr.is_none(), sent.as_ref()) => {}
         }
     }
 }
 
-/// A change of the node's object matters here only while its pod range is unknown.
-async fn wait_for_cidr(changes: &mut client::Subscription, wanted: bool) {
-    if !wanted {
-        return std::future::pending().await;
+/// Whether the API holds other words than ours for a condition we told it of: a node thought lost says so for us, and
+/// must hear at once that it is not.
+fn overwritten(context: &Context, sent: Option<&(NodeStatus, Instant)>) -> bool {
+    let (Some((said, _)), Some(node)) = (sent, context.node()) else { return false };
+    let held = node.status.as_ref().and_then(|s| s.conditions.as_deref()).unwrap_or_default();
+    contradicted(said.conditions.as_deref().unwrap_or_default(), held)
+}
+
+fn contradicted(said: &[NodeCondition], held: &[NodeCondition]) -> bool {
+    said.iter().any(|ours| held.iter().any(|theirs| theirs.type_ == ours.type_ && theirs.status != ours.status))
+}
+
+/// Waits for a change of the node's object that matters here: its pod range while that is unknown, somebody else's words
+/// about its conditions.
+async fn changed(
+    context: &Context,
+    changes: &mut client::Subscription,
+    cidr: bool,
+    sent: Option<&(NodeStatus, Instant)>,
+) {
+    loop {
+        if changes.next().await.is_none() {
+            return std::future::pending().await;
+        }
+        if cidr || overwritten(context, sent) {
+            return;
+        }
     }
-    if changes.next().await.is_none() {
-        std::future::pending::<()>().await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_put_into_our_mouth() {
+        let condition = |type_: &str, status: &str| NodeCondition {
+            type_: type_.into(),
+            status: status.into(),
+            ..Default::default()
+        };
+        let said = [condition("Ready", "True"), condition("DiskPressure", "False")];
+        assert!(!contradicted(&said, &[]));
+        assert!(!contradicted(&said, &said));
+        assert!(!contradicted(&said, &[condition("NetworkUnavailable", "True")]));
+        assert!(contradicted(&said, &[condition("DiskPressure", "False"), condition("Ready", "Unknown")]));
     }
 }
