@@ -1,12 +1,12 @@
 //! The command line: what is asked, as upstream's flags spell it where there are such.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
-use ipnet::Ipv4Net;
 
+pub use crate::ranges::Ranges;
 use crate::{node, roles, storage, up};
 
 #[derive(Parser)]
@@ -79,27 +79,6 @@ pub struct ApiAccess {
     pub kubeconfig: PathBuf,
 }
 
-/// Ranges every part of a cluster agrees on.
-#[derive(Args, Clone, Debug)]
-pub struct Ranges {
-    #[arg(long, default_value = "10.96.0.0/12")]
-    pub service_cluster_ip_range: Ipv4Net,
-    #[arg(long, default_value = "10.244.0.0/16")]
-    pub cluster_cidr: Ipv4Net,
-}
-
-impl Ranges {
-    /// The cluster's name server: the service range's tenth address.
-    pub fn dns(&self) -> IpAddr {
-        std::net::Ipv4Addr::from(u32::from(self.service_cluster_ip_range.network()) + 10).into()
-    }
-
-    /// The `kubernetes` Service.
-    pub fn kubernetes(&self) -> IpAddr {
-        std::net::Ipv4Addr::from(u32::from(self.service_cluster_ip_range.network()) + 1).into()
-    }
-}
-
 /// Called through a link named after an upstream component, the binary is that component.
 fn arguments() -> Vec<std::ffi::OsString> {
     let mut arguments: Vec<_> = std::env::args_os().collect();
@@ -124,8 +103,16 @@ pub fn main() -> ExitCode {
         runtime::shim_main(arguments.into_iter().skip(2));
     }
     let cli = Cli::parse_from(arguments);
-    let filter =
-        tracing_subscriber::EnvFilter::try_new(&cli.log).unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
+    let filter = match log_filter(&cli.log) {
+        Ok(filter) => filter,
+        Err(error) => {
+            eprintln!(
+                "nauplius: --log {:?}: {error}; give a level (error, warn, info, debug, trace) or target=level,…",
+                cli.log
+            );
+            return ExitCode::FAILURE;
+        }
+    };
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(true).init();
     crate::tls::install_provider();
     match run(cli.command) {
@@ -135,6 +122,12 @@ pub fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn log_filter(asked: &str) -> Result<tracing_subscriber::EnvFilter, tracing_subscriber::filter::ParseError> {
+    // The HTTP client logs each failed connection itself; who called it says so once more, and better.
+    let quiet = "kube_client::client::builder=off".parse()?;
+    Ok(tracing_subscriber::EnvFilter::try_new(asked)?.add_directive(quiet))
 }
 
 fn run(command: Command) -> anyhow::Result<()> {
@@ -152,6 +145,9 @@ fn run(command: Command) -> anyhow::Result<()> {
         .build()?;
     let result = tokio.block_on(async move {
         let cancel = stop_signals()?;
+        // Held to the end of this process.
+        let _claim = crate::claim::Claim::join()?;
+        tokio::spawn(crate::supervise::end_with_parent(cancel.clone()));
         match command {
             Command::Up(options) => up::run(*options, cancel).await,
             Command::Reset(options) => up::reset(options).await,

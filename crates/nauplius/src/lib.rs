@@ -5,12 +5,14 @@
 
 #![forbid(unsafe_code)]
 
+mod claim;
 pub mod cli;
 pub mod fabric;
 pub mod local;
 pub mod node;
 pub mod pki;
 pub mod preflight;
+mod ranges;
 pub mod roles;
 mod storage;
 pub mod supervise;

@@ -3,7 +3,7 @@
 //! What a node is told stands in one file ([`NodePlace`]) that `up` writes; the same options exist as flags for a node
 //! outside an `up` cluster.
 
-mod leftovers;
+pub mod leftovers;
 mod proxy_role;
 
 use std::collections::BTreeMap;
@@ -79,6 +79,13 @@ impl NodePlace {
             cgroup_root: self.cgroup.clone(),
             // Images are brought in by hand; nothing could fetch them again.
             image_gc: None,
+            // The disk is the machine's, and shared: what is much room on it is not the cluster's to say. Only a disk
+            // that is about to be full costs pods their place.
+            eviction: kubelet::config::EvictionThresholds {
+                nodefs_available_percent: 1,
+                nodefs_inodes_free_percent: 1,
+                ..Default::default()
+            },
             labels: BTreeMap::new(),
             ..kubelet::Config::new(&self.name, self.dir.join("kubelet"), self.endpoint())
         }
@@ -268,9 +275,6 @@ pub async fn all(options: NodeOptions, cancel: CancellationToken) -> Result<()> 
     let wanted = |role: &str| only.is_none_or(|only| only == role);
     std::fs::create_dir_all(&place.run_dir).with_context(|| format!("cannot make {}", place.run_dir.display()))?;
     let tasks = TaskTracker::new();
-    if let Ok(parent) = std::env::var("NAUPLIUS_PARENT") {
-        tasks.spawn(end_with_parent(parent, cancel.clone()));
-    }
     if wanted("runtime") && place.container_runtime_endpoint.is_none() {
         let (place, cancel) = (place.clone(), cancel.clone());
         tasks.spawn(async move {
@@ -301,7 +305,8 @@ pub async fn all(options: NodeOptions, cancel: CancellationToken) -> Result<()> 
             supervise::role("routes", cancel, |own| {
                 let place = place.clone();
                 async move {
-                    let client = roles::connect(&place.kubelet_kubeconfig, "nauplius-routes").await?;
+                    // A kubelet may read no Node but its own; who carries Services may read all.
+                    let client = roles::connect(&place.proxy_kubeconfig, "nauplius-routes").await?;
                     fabric::routes(Informers::new(client), &place.name, own).await.map_err(Into::into)
                 }
             })
@@ -334,23 +339,6 @@ pub async fn all(options: NodeOptions, cancel: CancellationToken) -> Result<()> 
     tasks.close();
     tasks.wait().await;
     Ok(())
-}
-
-/// Ends this process when `up` is gone without having said so.
-async fn end_with_parent(parent: String, cancel: CancellationToken) {
-    const LOOK_EVERY: Duration = Duration::from_secs(1);
-    loop {
-        let now = nix::unistd::getppid().to_string();
-        if now != parent {
-            tracing::warn!("the process that started this node is gone; ending");
-            cancel.cancel();
-            return;
-        }
-        tokio::select! {
-            () = cancel.cancelled() => return,
-            () = tokio::time::sleep(LOOK_EVERY) => {}
-        }
-    }
 }
 
 /// The engine starts beside the kubelet; asking it a moment too early would cost a back-off.

@@ -17,6 +17,7 @@ use anyhow::{Context, Result, bail};
 use client::{Client, Informers};
 use tokio_util::sync::CancellationToken;
 
+use crate::claim::Claim;
 use crate::cli::{Ranges, parse_listen};
 use crate::fabric::{Fabric, Layout};
 use crate::local::Local;
@@ -122,13 +123,20 @@ impl Identities<'_> {
 pub async fn run(options: Options, cancel: CancellationToken) -> Result<()> {
     let began = Instant::now();
     let with_nodes = !options.control_plane_only;
+    options.ranges.check(if with_nodes { options.nodes } else { 1 }, Layout::new("nauplius", 0).node_network)?;
     if with_nodes {
         preflight::node()?;
     }
     if options.container_runtime_endpoint.is_some() && (options.nodes > 1 || !with_nodes) {
         bail!("--container-runtime-endpoint names one engine, which serves one node: use it with --nodes 1");
     }
+    if options.split && options.listen.port() == 0 {
+        bail!("--split needs a port that all its processes know: name one with --listen");
+    }
     let data_dir = data_dir(options.data_dir.as_deref())?;
+    let claim = Claim::take(&data_dir).await?;
+    // Asked before anything is made; whoever serves binds it for good.
+    drop(roles::listen(options.listen).await?);
     let progress = Progress::new(began);
     let pki = Pki::open(&data_dir.join("pki"))?;
     let layout = Layout {
@@ -153,7 +161,7 @@ pub async fn run(options: Options, cancel: CancellationToken) -> Result<()> {
         network_namespace: fabric.as_ref().map(|f| f.layout.fabric_namespace()),
         store: options.store.clone(),
     };
-    let mut children = Children::new(cancel.clone());
+    let mut children = Children::new(cancel.clone(), &claim);
     // Ended after everything that still talks to it.
     let server_cancel = CancellationToken::new();
     let mut running = None;

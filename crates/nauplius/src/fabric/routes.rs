@@ -48,7 +48,10 @@ async fn follow(
 ) -> io::Result<()> {
     let nodes = informers.get::<Node>();
     let mut changes = nodes.subscribe();
-    nodes.synced().await;
+    tokio::select! {
+        () = cancel.cancelled() => return Ok(()),
+        () = nodes.synced() => {}
+    }
     let mut recheck = tokio::time::interval(RECHECK);
     recheck.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {

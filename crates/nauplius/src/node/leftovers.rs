@@ -51,10 +51,6 @@ pub fn remove_cgroups(path: &str) -> Result<()> {
         let group = hierarchy.join(relative);
         if group.join("cgroup.procs").exists() {
             remove_tree(&group)?;
-            // The cluster's own group goes with its last node.
-            if let Some(parent) = group.parent().filter(|parent| *parent != hierarchy) {
-                let _ = fs::remove_dir(parent);
-            }
         }
     }
     Ok(())

@@ -15,11 +15,12 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::{Identities, Options};
+use crate::claim::Claim;
 use crate::cli::Ranges;
 use crate::fabric::Layout;
 use crate::node::{NodePlace, node_name};
 use crate::pki::Pki;
-use crate::roles;
+use crate::{roles, supervise};
 
 /// A child gets this long to end by itself.
 const GRACE: Duration = Duration::from_secs(8);
@@ -193,16 +194,18 @@ fn log_dir(kubeconfig: &Path) -> PathBuf {
 pub struct Children {
     tracker: TaskTracker,
     cancel: CancellationToken,
+    /// What each child's environment says of the data directory.
+    claim: (&'static str, PathBuf),
 }
 
 impl Children {
-    pub fn new(cancel: CancellationToken) -> Self {
-        Self { tracker: TaskTracker::new(), cancel }
+    pub fn new(cancel: CancellationToken, claim: &Claim) -> Self {
+        Self { tracker: TaskTracker::new(), cancel, claim: claim.environment() }
     }
 
     /// Keeps a child running until `until`.
     pub fn start(&mut self, child: Child, until: CancellationToken) {
-        self.tracker.spawn(keep(child, until));
+        self.tracker.spawn(keep(child, self.claim.clone(), until));
     }
 
     /// Waits for the children whose time has come; those of the API server's token may be waited for again.
@@ -214,12 +217,14 @@ impl Children {
     }
 }
 
-async fn keep(child: Child, until: CancellationToken) {
+async fn keep(child: Child, claim: (&'static str, PathBuf), until: CancellationToken) {
     let mut wait = FIRST_WAIT;
     while !until.is_cancelled() {
         let began = Instant::now();
-        match spawn(&child) {
+        match spawn(&child, &claim) {
             Ok(mut process) => {
+                // Its end tells the child of ours.
+                let _stdin = process.stdin.take();
                 tokio::select! {
                     status = process.wait() => tracing::error!(child = child.name, ?status, log = %child.log.display(), "ended; starting again"),
                     () = until.cancelled() => {
@@ -240,13 +245,13 @@ async fn keep(child: Child, until: CancellationToken) {
     }
 }
 
-fn spawn(child: &Child) -> Result<tokio::process::Child> {
+fn spawn(child: &Child, claim: &(&'static str, PathBuf)) -> Result<tokio::process::Child> {
     let log = child.open_log().with_context(|| format!("cannot write {}", child.log.display()))?;
     let mut command = tokio::process::Command::new(&child.program);
-    command.args(&child.arguments).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+    command.args(&child.arguments).stdin(Stdio::piped()).stdout(log.try_clone()?).stderr(log);
     // A terminal's Ctrl-C is for this process; it tells the children itself.
     command.process_group(0);
-    command.env("NAUPLIUS_PARENT", std::process::id().to_string());
+    command.env(supervise::PARENT, supervise::STDIN).env(claim.0, &claim.1);
     command.spawn().with_context(|| format!("cannot start {}", child.program.display()))
 }
 

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 
 use super::cluster_name;
+use crate::claim;
 use crate::fabric::{Fabric, Layout};
 use crate::node::NodePlace;
 
@@ -28,7 +29,7 @@ pub async fn run(options: ResetOptions) -> Result<()> {
     if !MARKS.iter().any(|mark| dir.join(mark).exists()) {
         bail!("{} does not look like a cluster's data directory; nothing was removed", dir.display());
     }
-    if in_use(&dir) {
+    if claim::taken(&dir)? {
         bail!("a cluster is running on {}: stop it first", dir.display());
     }
     let cluster = cluster_name(&dir);
@@ -42,6 +43,8 @@ pub async fn run(options: ResetOptions) -> Result<()> {
             let name = entry.file_name().to_string_lossy().into_owned();
             note(&format!("pods and mounts of {name}"), remove_node(&entry.path()).await);
         }
+        // The groups of the nodes lie in the cluster's own.
+        note("control groups", crate::node::leftovers::remove_cgroups(&format!("/{cluster}")));
         note("network namespaces and routes", Fabric::remove(&Layout::new(&*cluster, 0)));
         let run_dir = Path::new("/run").join(&cluster);
         if run_dir.exists() {
@@ -53,11 +56,6 @@ pub async fn run(options: ResetOptions) -> Result<()> {
         std::fs::remove_dir_all(&dir).with_context(|| format!("cannot remove {}", dir.display())),
     );
     if failed.is_empty() { Ok(()) } else { bail!("not everything could be removed:\n  {}", failed.join("\n  ")) }
-}
-
-/// The store is locked by whoever uses it.
-fn in_use(dir: &Path) -> bool {
-    matches!(store::embedded::open(dir.join("store"), store::embedded::Options::default()), Err(error) if error.to_string().contains("in use"))
 }
 
 async fn remove_node(dir: &Path) -> Result<()> {
