@@ -45,7 +45,7 @@ impl InProcess {
         let manager =
             Local::new(running.server.clone(), "system:kube-controller-manager", &[], roles::CONTROLLER_MANAGER)
                 .client();
-        let controllers = roles::controller_options(&ranges, Some(pki.ca_pem().to_string()));
+        let controllers = roles::controller_manager::options_of(&ranges, &pki, dir.path())?;
         tokio::spawn(roles::run_controllers(manager, false, controllers, cancel.clone()));
         Ok(Self { kubeconfig, cancel, _dir: dir })
     }
@@ -75,7 +75,10 @@ impl Etcd {
         let dir = tempfile::tempdir()?;
         let port = free_port()?;
         let (endpoint, peer) = (format!("http://127.0.0.1:{port}"), format!("http://127.0.0.1:{}", free_port()?));
-        let process = Command::new(program)
+        // Ends with this process, whatever that dies of.
+        let process = Command::new("setpriv")
+            .arg("--pdeathsig=KILL")
+            .arg(program)
             .arg("--data-dir")
             .arg(dir.path())
             .args([

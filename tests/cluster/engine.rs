@@ -14,6 +14,8 @@ use super::process::{processes, signal};
 use crate::api::server::program;
 
 const WITHIN: Duration = Duration::from_secs(60);
+/// Its directory in a test's.
+pub const DIRECTORY: &str = "engine";
 const PLUGINS: &str = "/usr/lib/cni";
 
 /// What is missing to run it.
@@ -48,9 +50,10 @@ impl Containerd {
         });
         std::fs::write(networks.join("10-pods.conflist"), network.to_string())?;
         let dir = self.dir.display();
+        // A machine may forbid its root to make processes less likely to be killed than root itself is.
         let text = format!(
             "version = 2\nroot = \"{dir}/root\"\nstate = \"{dir}/state\"\n[grpc]\n  address = \"{socket}\"\n[debug]\n  level = \"warn\"\n\
-             [plugins.\"io.containerd.grpc.v1.cri\"]\n  sandbox_image = \"{image}\"\n\
+             [plugins.\"io.containerd.grpc.v1.cri\"]\n  sandbox_image = \"{image}\"\n  restrict_oom_score_adj = true\n\
              [plugins.\"io.containerd.grpc.v1.cri\".cni]\n  bin_dir = \"{PLUGINS}\"\n  conf_dir = \"{dir}/net.d\"\n",
             socket = self.socket.display(),
             image = image::NAME,
@@ -73,7 +76,7 @@ impl Containerd {
         let mut command = Command::new(program("nsenter").context("nsenter")?);
         command
             .arg(format!("--net={}", namespace.display()))
-            .arg("--")
+            .args(["--", "setpriv", "--pdeathsig=KILL"])
             .arg(program("containerd").context("containerd")?)
             .arg("--config")
             .arg(file);
@@ -98,28 +101,33 @@ impl Containerd {
 
 impl Drop for Containerd {
     fn drop(&mut self) {
-        let mark = self.dir.display().to_string();
-        // Its shims name its socket; what they run dies with them.
-        for (pid, words) in processes() {
-            if words.contains("containerd-shim") && words.contains(&mark) {
-                for (child, _) in processes() {
-                    if super::process::parent(child) == Some(pid) {
-                        signal(child, Signal::SIGKILL);
-                    }
-                }
-                signal(pid, Signal::SIGKILL);
-            }
-        }
         if let Some(mut process) = self.process.take() {
             let _ = process.kill();
             let _ = process.wait();
         }
-        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-        let mut points: Vec<_> =
-            mounts.lines().filter_map(|l| l.split(' ').nth(4)).filter(|p| p.starts_with(&mark)).collect();
-        points.reverse();
-        for point in points {
-            let _ = nix::mount::umount2(point, nix::mount::MntFlags::MNT_DETACH);
+        remove(&self.dir);
+    }
+}
+
+/// Ends the engine of a directory with all it runs, and unmounts what it mounted.
+pub fn remove(dir: &Path) {
+    // Of every process, its own socket or directory is among the words; what a shim runs dies with it.
+    let mark = format!("{}/", dir.display());
+    for (pid, words) in processes() {
+        if words.contains("containerd") && words.contains(&mark) {
+            for (child, _) in processes() {
+                if super::process::parent(child) == Some(pid) {
+                    signal(child, Signal::SIGKILL);
+                }
+            }
+            signal(pid, Signal::SIGKILL);
         }
+    }
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let mut points: Vec<_> =
+        mounts.lines().filter_map(|l| l.split(' ').nth(4)).filter(|p| p.starts_with(&mark)).collect();
+    points.reverse();
+    for point in points {
+        let _ = nix::mount::umount2(point, nix::mount::MntFlags::MNT_DETACH);
     }
 }

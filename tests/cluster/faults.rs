@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
@@ -13,10 +14,57 @@ use super::{Stage, image, node_is_ready, value, wait};
 /// Writes that must be behind the cluster when it is killed: enough that some are under way.
 const WRITES_BEFORE: usize = 100;
 
+/// Of those processes, the ones in the control groups of one cluster: another's on this machine may run the same.
+fn serving(stage: &Stage) -> Vec<(i32, String)> {
+    let mut found = marked("httpd -f -p 8080 -h /www");
+    let group = format!("/{}/", stage.cluster.name);
+    found.retain(|(pid, _)| {
+        std::fs::read_to_string(format!("/proc/{pid}/cgroup")).is_ok_and(|groups| groups.contains(&group))
+    });
+    found
+}
+
 /// The processes whose words contain the mark, with what tells each from a later one of the same id.
 fn marked(mark: &str) -> Vec<(i32, String)> {
     let found = processes().into_iter().filter(|(_, words)| words.trim_end().ends_with(mark));
     found.filter_map(|(pid, _)| Some((pid, started(pid)?))).collect()
+}
+
+/// A pod whose process fails at once, from its start to the look at what became of it.
+pub struct Crashing(Instant);
+
+/// The third restart comes after waits of 10 and 20 s.
+const WAITS_BEFORE_THIRD: Duration = Duration::from_secs(30);
+
+impl Crashing {
+    pub async fn start(stage: &Stage) -> Result<Self> {
+        let pod = json!({"metadata": {"name": "crashing"}, "spec": {"terminationGracePeriodSeconds": 1, "containers": [{"name": "c", "image": image::NAME, "command": ["sh", "-c", "echo again; exit 3"]}]}});
+        let began = Instant::now();
+        stage.api("", "v1", "pods").create(pod).await?;
+        Ok(Self(began))
+    }
+
+    /// It was started again and again, less and less often, and each time was counted.
+    pub async fn end(self, stage: &Stage) -> Result<()> {
+        wait("it waits for its third restart", || async {
+            let pod = value(&*stage.api("", "v1", "pods").get("crashing").await?)?;
+            let status = &pod["status"]["containerStatuses"][0];
+            let count = status["restartCount"].as_u64().unwrap_or_default();
+            let least = match count {
+                0..3 => Duration::ZERO,
+                _ => WAITS_BEFORE_THIRD,
+            };
+            ensure!(self.0.elapsed() >= least, "{count} restarts after {} s", self.0.elapsed().as_secs());
+            ensure!(
+                count >= 3
+                    && status["state"]["waiting"]["reason"] == "CrashLoopBackOff"
+                    && status["lastState"]["terminated"]["exitCode"] == 3,
+                "its status is {status}"
+            );
+            Ok(())
+        })
+        .await
+    }
 }
 
 /// A container whose process is killed is started again, and counted.
@@ -46,7 +94,7 @@ pub async fn container_killed(stage: &Stage) -> Result<()> {
 /// `up` is killed while clients write: no acknowledged write is lost, no pod touched.
 pub async fn up_killed(stage: &mut Stage) -> Result<()> {
     let pods = stage.pods("app=web").await?;
-    let before = marked("httpd -f -p 8080 -h /www");
+    let before = serving(stage);
     ensure!(before.len() >= pods.len(), "{} processes serve {} pods", before.len(), pods.len());
     let stop = Arc::new(AtomicBool::new(false));
     let acknowledged = Arc::new(std::sync::Mutex::new(Vec::new()));
@@ -78,7 +126,7 @@ pub async fn up_killed(stage: &mut Stage) -> Result<()> {
     for writer in writers {
         writer.await?;
     }
-    ensure!(marked("httpd -f -p 8080 -h /www") == before, "the pods died with it");
+    ensure!(serving(stage) == before, "the pods died with it");
     stage.cluster.start()?;
     stage.client = stage.cluster.ready(stage.nodes).await?;
     let list = stage.api("", "v1", "configmaps").list(&Default::default()).await?;
@@ -86,14 +134,20 @@ pub async fn up_killed(stage: &mut Stage) -> Result<()> {
     let written = acknowledged.lock().map(|a| a.clone()).unwrap_or_default();
     let lost: Vec<_> = written.iter().filter(|name| !there.contains(*name)).collect();
     ensure!(lost.is_empty(), "{} of {} acknowledged writes are lost: {lost:?}", lost.len(), written.len());
+    // Each node's kubelet and engine have to know them: they answer from within.
+    for pod in &pods {
+        stage.exec(pod["metadata"]["name"].as_str().unwrap_or_default(), "hostname", "web-").await?;
+    }
     let after = stage.ready_pods("app=web", pods.len()).await?;
+    let restarted = after.iter().any(|pod| pod["status"]["containerStatuses"][0]["restartCount"] != 0);
+    ensure!(!restarted, "pods were restarted: {}", super::states(&after));
     let uids = |pods: &[Value]| {
         let mut uids: Vec<_> = pods.iter().map(|p| p["metadata"]["uid"].to_string()).collect();
         uids.sort();
         uids
     };
     ensure!(uids(&pods) == uids(&after), "the pods are others now");
-    ensure!(marked("httpd -f -p 8080 -h /www") == before, "the pods' processes are others now");
+    ensure!(serving(stage) == before, "the pods' processes are others now");
     Ok(())
 }
 
@@ -110,10 +164,16 @@ impl Drop for Stopped {
 pub async fn node_lost(stage: &Stage) -> Result<()> {
     let up = stage.cluster.pid()?;
     let place = stage.cluster.data().join("nodes/node-2/node.json").display().to_string();
-    let node = processes().into_iter().find(|(pid, words)| words.contains(&place) && parent(*pid) == Some(up));
-    let (pid, _) = node.context("no process of node-2")?;
-    signal(pid, Signal::SIGSTOP);
-    let stopped = Stopped(pid);
+    let stopped = wait("node-2 has processes", || async {
+        let node = processes().into_iter().filter(|(pid, words)| words.contains(&place) && parent(*pid) == Some(up));
+        let stopped: Vec<_> = node.map(|(pid, _)| Stopped(pid)).collect();
+        ensure!(!stopped.is_empty(), "there are none");
+        Ok(stopped)
+    })
+    .await?;
+    for Stopped(pid) in &stopped {
+        signal(*pid, Signal::SIGSTOP);
+    }
     let ready = |expected: bool| async move {
         let node = value(&*stage.client.dynamic(client::Gvr::new("", "v1", "nodes")).get("node-2").await?)?;
         ensure!(node_is_ready(&node) == expected, "its conditions are {}", node["status"]["conditions"]);

@@ -11,10 +11,18 @@ use sha2::Digest;
 
 pub const NAME: &str = "docker.io/library/nauplius-test:1";
 const BUSYBOX: [&str; 2] = ["/bin/busybox", "/usr/bin/busybox"];
-const APPLETS: [&str; 22] = [
-    "sh", "sleep", "cat", "echo", "hostname", "httpd", "ls", "mkdir", "nc", "nslookup", "ps", "rm", "test", "touch",
-    "true", "false", "wget", "kill", "id", "head", "env", "date",
+const APPLETS: [&str; 24] = [
+    "sh", "sleep", "cat", "echo", "hostname", "httpd", "ls", "mkdir", "nc", "nslookup", "printf", "ps", "rm", "stty",
+    "tar", "test", "touch", "true", "false", "kill", "id", "head", "env", "date",
 ];
+/// Asks an HTTP server (host, port) for its front page and says the body. Debian's static busybox dies in its own `wget`
+/// where the image has no C library to ask for names of services; its `nc` asks for none.
+const FETCH: &str = r#"#!/bin/sh
+cr=$(printf '\r')
+printf 'GET / HTTP/1.0\r\n\r\n' | nc -w 3 "$1" "$2" | while read -r line; do
+  if [ "$body" ]; then echo "$line"; elif [ "$line" = "$cr" ]; then body=yes; fi
+done
+"#;
 
 /// Where a static busybox is.
 pub fn busybox() -> Option<PathBuf> {
@@ -44,6 +52,7 @@ fn layer(busybox: &Path) -> Result<Vec<u8>> {
     for applet in APPLETS {
         tar.append_link(&mut header(tar::EntryType::Symlink, 0o777, 0), format!("bin/{applet}"), "busybox")?;
     }
+    tar.append_data(&mut header(tar::EntryType::Regular, 0o755, FETCH.len() as u64), "bin/fetch", FETCH.as_bytes())?;
     let users = b"root:x:0:0:root:/:/bin/sh\n";
     tar.append_data(&mut header(tar::EntryType::Regular, 0o644, users.len() as u64), "etc/passwd", &users[..])?;
     Ok(tar.into_inner()?)

@@ -1,8 +1,8 @@
 //! Whole clusters with real containers, driven as a person would: images, applications, services, faults, the end.
 //!
 //! One cluster a variant, one after the other: all in one process, split into one process a role, over a real etcd, with
-//! Debian's containerd. They need root, busybox-static and nftables; without these, or without a variant's own program,
-//! a test says what it lacks and passes.
+//! Debian's containerd. They need root, namespaces, busybox-static and nftables; without these, or without a variant's own
+//! program, a test says what it lacks and passes. What a killed test left on the machine the next one removes.
 
 mod engine;
 mod faults;
@@ -20,9 +20,13 @@ use serde_json::Value;
 
 use crate::api::server::{self, Etcd};
 use process::Cluster;
+pub use process::program;
 
 /// How long anything may take that takes a second on an idle machine.
 const WITHIN: Duration = Duration::from_secs(90);
+const KUBECTL_WITHIN: Duration = Duration::from_secs(60);
+/// One variant from nothing to nothing.
+const ALL_WITHIN: Duration = Duration::from_secs(600);
 const LOOK_AGAIN_AFTER: Duration = Duration::from_millis(100);
 
 /// Clusters share the machine's addresses: one at a time.
@@ -92,15 +96,29 @@ impl Stage {
         .await
     }
 
+    /// What the cluster's own events say is wrong.
+    async fn warnings(&self) -> String {
+        let list = self.api("", "v1", "events").list(&Default::default()).await;
+        let events = list.map(|l| l.items).unwrap_or_default();
+        let events = events.iter().filter_map(|e| value(e).ok()).filter(|e| e["type"] == "Warning");
+        events
+            .map(|e| format!("\n  {} {}: {}", e["involvedObject"]["name"], e["reason"], e["message"]))
+            .collect::<std::collections::BTreeSet<_>>()
+            .into_iter()
+            .collect()
+    }
+
     /// `kubectl` with these words; nothing when there is none.
     fn kubectl(&self, words: &[&str]) -> Result<Option<String>> {
         let Some(kubectl) = &self.kubectl else { return Ok(None) };
-        let mut command = Command::new(kubectl);
+        let mut command = Command::new("timeout");
         command
+            .arg(KUBECTL_WITHIN.as_secs().to_string())
+            .arg(kubectl)
             .arg("--kubeconfig")
             .arg(&self.cluster.kubeconfig)
             .arg("--cache-dir")
-            .arg(self.cluster.dir.path().join("kubectl"))
+            .arg(self.cluster.dir.join("kubectl"))
             .args(words);
         let output = command.stdin(Stdio::null()).output()?;
         let said = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
@@ -151,15 +169,22 @@ async fn run(variant: Variant) -> Result<()> {
         return Ok(());
     }
     let _turn = ONE_AT_A_TIME.lock().await;
+    process::sweep();
+    tokio::time::timeout(ALL_WITHIN, on_a_cluster(&variant)).await.with_context(|| {
+        format!("cluster {}: the whole test is not done after {} s", variant.name, ALL_WITHIN.as_secs())
+    })?
+}
+
+async fn on_a_cluster(variant: &Variant) -> Result<()> {
     nauplius::tls::install_provider();
     let etcd = if variant.etcd { Etcd::start()? } else { None };
     if variant.etcd && etcd.is_none() {
         println!("skipped: no etcd is installed");
         return Ok(());
     }
-    let engine_dir = tempfile::Builder::new().prefix("nauplius-engine-").tempdir()?;
+    let dir = process::directory()?;
     // Dropped after the cluster, which still needs it on its way out.
-    let mut engine = engine::Containerd::new(engine_dir.path());
+    let mut engine = engine::Containerd::new(&dir.path().join(engine::DIRECTORY));
     let mut arguments: Vec<String> = variant.arguments.iter().map(|a| a.to_string()).collect();
     arguments.push(format!("--nodes={}", variant.nodes));
     if let Some(etcd) = &etcd {
@@ -168,8 +193,8 @@ async fn run(variant: Variant) -> Result<()> {
     if variant.containerd {
         arguments.push(format!("--container-runtime-endpoint=unix://{}", engine.socket.display()));
     }
-    let mut cluster = Cluster::new(&arguments.iter().map(String::as_str).collect::<Vec<_>>())?;
-    let archive = cluster.dir.path().join("busybox.tar");
+    let mut cluster = Cluster::new(dir.path(), &arguments.iter().map(String::as_str).collect::<Vec<_>>())?;
+    let archive = cluster.dir.join("busybox.tar");
     image::write(&image::busybox().context("busybox")?, &archive)?;
     cluster.start()?;
     if variant.containerd {
@@ -179,17 +204,17 @@ async fn run(variant: Variant) -> Result<()> {
     let client = cluster.ready(variant.nodes).await?;
     if !variant.containerd {
         let data = format!("--data-dir={}", cluster.data().display());
-        let said = cluster.run(&["image", "import", &data, &archive.display().to_string()])?;
+        let said = process::run(&["image", "import", &data, &archive.display().to_string()])?;
         ensure!(said.contains(image::NAME), "the import says {said}");
     }
     let mut stage = Stage { cluster, client, nodes: variant.nodes, kubectl: server::program("kubectl") };
     if stage.kubectl.is_none() {
         println!("skipped in part: without kubectl nothing is run inside pods");
     }
-    let result = parts(&mut stage, &variant).await;
+    let result = parts(&mut stage, variant).await;
     if let Err(error) = result {
-        let tail = stage.cluster.tail();
-        return Err(error.context(format!("cluster {}; its logs end so: {tail}", variant.name)));
+        let (tail, events) = (stage.cluster.tail(), stage.warnings().await);
+        return Err(error.context(format!("cluster {}; it warns: {events}; its logs end so: {tail}", variant.name)));
     }
     end(&mut stage).await
 }
@@ -197,6 +222,7 @@ async fn run(variant: Variant) -> Result<()> {
 async fn parts(stage: &mut Stage, variant: &Variant) -> Result<()> {
     let began = Instant::now();
     let done = |part: &str| println!("{}: {part}: {:.1} s", variant.name, began.elapsed().as_secs_f32());
+    let crashing = faults::Crashing::start(stage).await?;
     workloads::application(stage).await?;
     done("application");
     workloads::services(stage).await?;
@@ -205,6 +231,8 @@ async fn parts(stage: &mut Stage, variant: &Variant) -> Result<()> {
     done("volumes and jobs");
     faults::container_killed(stage).await?;
     done("a container killed");
+    crashing.end(stage).await?;
+    done("a crash loop");
     if variant.faults {
         faults::up_killed(stage).await?;
         done("up killed");
@@ -241,7 +269,6 @@ async fn end(stage: &mut Stage) -> Result<()> {
     Ok(())
 }
 
-#[ignore = "takes minutes and the whole machine: cargo test -p integration cluster:: -- --ignored"]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn all_in_one() -> Result<()> {
     run(Variant {
@@ -254,19 +281,23 @@ async fn all_in_one() -> Result<()> {
     .await
 }
 
-#[ignore = "takes minutes and the whole machine: cargo test -p integration cluster:: -- --ignored"]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn split() -> Result<()> {
-    run(Variant { name: "split", arguments: &["--split"], nodes: 2, ..Default::default() }).await
+    run(Variant {
+        name: "split",
+        arguments: &["--split", "--node-monitor-grace-period=15s"],
+        nodes: 2,
+        faults: true,
+        ..Default::default()
+    })
+    .await
 }
 
-#[ignore = "takes minutes and the whole machine: cargo test -p integration cluster:: -- --ignored"]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn over_etcd() -> Result<()> {
     run(Variant { name: "over etcd", nodes: 2, etcd: true, ..Default::default() }).await
 }
 
-#[ignore = "takes minutes and the whole machine: cargo test -p integration cluster:: -- --ignored"]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn with_containerd() -> Result<()> {
     run(Variant { name: "with containerd", nodes: 1, containerd: true, ..Default::default() }).await

@@ -29,13 +29,71 @@ pub fn program() -> Result<PathBuf> {
     Ok(file)
 }
 
+/// `nauplius` with these words, to its end.
+pub fn run(arguments: &[&str]) -> Result<String> {
+    let output = Command::new(program()?).args(arguments).stdin(Stdio::null()).output()?;
+    let said = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    ensure!(output.status.success(), "nauplius {}: {said}", arguments.join(" "));
+    Ok(said)
+}
+
+fn reset(data: &Path) -> Result<()> {
+    run(&["reset", &format!("--data-dir={}", data.display())]).map(drop)
+}
+
+const PREFIX: &str = "nauplius-test-";
+/// Says whose a directory is: the process's id and start.
+const OWNER: &str = "owner";
+
+fn owner(pid: u32) -> Option<String> {
+    Some(format!("{pid} {}", started(i32::try_from(pid).ok()?)?))
+}
+
+/// A directory for everything a test puts on the disk.
+pub fn directory() -> Result<tempfile::TempDir> {
+    let dir = tempfile::Builder::new().prefix(PREFIX).tempdir()?;
+    std::fs::write(dir.path().join(OWNER), owner(std::process::id()).context("this process has no /proc entry")?)?;
+    Ok(dir)
+}
+
+/// Kills every process of a cluster that is to be removed by force.
+fn end_all(data: &Path) {
+    let mark = format!("{}/", data.display());
+    for (pid, words) in processes() {
+        if words.contains("nauplius") && words.contains(&mark) && pid.unsigned_abs() != std::process::id() {
+            signal(pid, Signal::SIGKILL);
+        }
+    }
+}
+
+/// Removes what tests left that were killed half-way.
+pub fn sweep() {
+    let entries = std::fs::read_dir(std::env::temp_dir()).into_iter().flatten().flatten();
+    for dir in entries.filter(|e| e.file_name().to_string_lossy().starts_with(PREFIX)).map(|e| e.path()) {
+        let Ok(text) = std::fs::read_to_string(dir.join(OWNER)) else { continue };
+        let pid = text.split(' ').next().and_then(|pid| pid.parse().ok());
+        if pid.and_then(owner).is_some_and(|now| now == text) {
+            continue;
+        }
+        println!("removing {}, left by a test that was killed", dir.display());
+        let data = dir.join("data");
+        end_all(&data);
+        let reset = if data.join("pki").exists() { reset(&data) } else { Ok(()) };
+        super::engine::remove(&dir.join(super::engine::DIRECTORY));
+        let removed = reset.and_then(|()| Ok(std::fs::remove_dir_all(&dir)?));
+        if let Err(error) = removed {
+            eprintln!("{error:#}");
+        }
+    }
+}
+
 pub fn signal(pid: i32, signal: Signal) {
     // One that is gone already needs none.
     let _ = kill(Pid::from_raw(pid), signal);
 }
 
 pub struct Cluster {
-    pub dir: tempfile::TempDir,
+    pub dir: PathBuf,
     pub kubeconfig: PathBuf,
     /// Prefix of the cluster's network namespaces.
     pub name: String,
@@ -44,9 +102,10 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    pub fn new(more: &[&str]) -> Result<Self> {
-        let dir = tempfile::Builder::new().prefix("nauplius-test-").tempdir()?;
-        let data = dir.path().join("data");
+    /// A cluster with all its files in `dir`.
+    pub fn new(dir: &Path, more: &[&str]) -> Result<Self> {
+        let dir = dir.canonicalize()?;
+        let data = dir.join("data");
         std::fs::create_dir_all(&data)?;
         let data = data.canonicalize()?;
         let mut arguments = vec![
@@ -65,17 +124,19 @@ impl Cluster {
     }
 
     pub fn data(&self) -> PathBuf {
-        self.dir.path().join("data")
+        self.dir.join("data")
     }
 
     pub fn log(&self) -> PathBuf {
-        self.dir.path().join("up.log")
+        self.dir.join("up.log")
     }
 
     pub fn start(&mut self) -> Result<()> {
         let log = File::options().create(true).append(true).open(self.log())?;
         let mut command = Command::new(program()?);
-        command.args(&self.arguments).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).process_group(0);
+        // It ends when this process does, whatever that dies of.
+        command.env(nauplius::supervise::PARENT, nauplius::supervise::STDIN);
+        command.args(&self.arguments).stdin(Stdio::piped()).stdout(log.try_clone()?).stderr(log).process_group(0);
         self.up = Some(command.spawn()?);
         Ok(())
     }
@@ -150,15 +211,8 @@ impl Cluster {
         }
     }
 
-    pub fn run(&self, arguments: &[&str]) -> Result<String> {
-        let output = Command::new(program()?).args(arguments).stdin(Stdio::null()).output()?;
-        let said = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-        ensure!(output.status.success(), "nauplius {}: {said}", arguments.join(" "));
-        Ok(said)
-    }
-
     pub fn reset(&self) -> Result<()> {
-        self.run(&["reset", &format!("--data-dir={}", self.data().display())]).map(drop)
+        reset(&self.data())
     }
 
     /// What of the cluster is on the machine: namespaces, mounts, control groups, files, processes.
@@ -199,7 +253,10 @@ impl Drop for Cluster {
         {
             eprintln!("stopping the cluster: {error:#}");
         }
-        if self.data().exists()
+        if self.data().exists() {
+            end_all(&self.data());
+        }
+        if self.data().join("pki").exists()
             && let Err(error) = self.reset()
         {
             eprintln!("removing the cluster: {error:#}");

@@ -83,7 +83,9 @@ async fn fetch(port: u16) -> Result<String> {
         stream.write_all(b"GET / HTTP/1.0\r\n\r\n")?;
         let mut text = String::new();
         stream.read_to_string(&mut text)?;
-        Ok(text.rsplit("\r\n").next().unwrap_or_default().trim().to_string())
+        let body = text.rsplit("\r\n").next().unwrap_or_default().trim();
+        ensure!(!body.is_empty(), "no answer behind port {port}");
+        Ok(body.to_string())
     };
     tokio::task::spawn_blocking(work).await?
 }
@@ -113,23 +115,24 @@ pub async fn services(stage: &Stage) -> Result<()> {
     }
     // From a pod.
     let from = &names[0];
-    let all =
-        format!("for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do wget -q -T 2 -O - http://{ip}/; done");
-    wait("the cluster IP reaches every pod", || async {
-        let said = stage.exec(from, &all, "web").await?.unwrap_or_default();
-        let mut reached: Vec<_> = said.lines().filter(|l| l.starts_with("web-")).map(str::to_string).collect();
-        reached.sort();
-        reached.dedup();
-        ensure!(reached == names, "it reaches {reached:?} of {names:?}");
-        Ok(())
-    })
-    .await?;
+    for host in [ip, "web", "web.default.svc.cluster.local"] {
+        let all = format!("for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do fetch {host} 80; done");
+        wait(&format!("{host} reaches every pod"), || async {
+            let said = stage.exec(from, &all, "web").await?.unwrap_or_default();
+            let mut reached: Vec<_> = said.lines().filter(|l| l.starts_with("web-")).map(str::to_string).collect();
+            reached.sort();
+            reached.dedup();
+            ensure!(reached == names, "it reaches {reached:?} of {names:?}");
+            Ok(())
+        })
+        .await?;
+    }
     stage.exec(from, "nslookup web.default.svc.cluster.local", ip).await?;
     for pod in &pods {
         let address = pod["status"]["podIP"].as_str().context("no pod IP")?;
         stage.exec(from, "nslookup headless.default.svc.cluster.local", address).await?;
         // Directly, also across nodes.
-        stage.exec(from, &format!("wget -q -T 2 -O - http://{address}:8080/"), name(pod)).await?;
+        stage.exec(from, &format!("fetch {address} 8080"), name(pod)).await?;
     }
     Ok(())
 }
