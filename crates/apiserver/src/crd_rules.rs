@@ -62,7 +62,10 @@ impl Rules {
             .filter(|rule| !rule["rule"].as_str().unwrap_or_default().trim().is_empty())
             .map(|source| {
                 let path = source["fieldPath"].as_str().unwrap_or_default();
-                let field = rules::field_path(path, shape, true).map(|(path, _)| path.as_str().to_string());
+                let field = match path {
+                    "" => Ok(String::new()),
+                    path => rules::field_path(path, shape, true).map(|(path, _)| path.as_str().to_string()),
+                };
                 let rule = rules::compile(source, &decl).map_err(|e| e.rule.or(e.message).unwrap_or_default());
                 Compiled { source: source.clone(), rule, field: field.unwrap_or_default() }
             })
@@ -171,9 +174,10 @@ impl Run {
                 let Some(inner) = &rules.items else { return Ok(()) };
                 let before = old.and_then(Value::as_array);
                 for (at, item) in items.iter().enumerate() {
-                    let same = rules.list_keys.as_ref().and_then(|keys| {
-                        before?.iter().find(|o| keys.iter().all(|k| o.get(k) == item.get(k)))
-                    });
+                    let same = rules
+                        .list_keys
+                        .as_ref()
+                        .and_then(|keys| before?.iter().find(|o| keys.iter().all(|k| o.get(k) == item.get(k))));
                     let correlation = correlation.below(value, same, rules.list_keys.is_some());
                     self.node(inner, &path.index(at), item, same, &correlation, value)?;
                 }
@@ -224,7 +228,8 @@ impl Run {
         old: Option<&Value>,
         correlation: &Correlation<'_>,
     ) -> Result<(), Spent> {
-        const OUT: &str = "validation failed due to running out of cost budget, no further validation rules will be run";
+        const OUT: &str =
+            "validation failed due to running out of cost budget, no further validation rules will be run";
         if rules.compiled.is_empty() {
             return Ok(());
         }
@@ -360,9 +365,7 @@ fn failed(rules: &Rules, source: &Value, path: &FieldPath, value: &Value, messag
 pub fn validate(target: &crate::pipeline::Target<'_>, object: &Value, old: Option<&Value>) -> Vec<FieldError> {
     let served = target.served;
     let mut errors = crate::pipeline::body::validate_schema(&served.resource, object);
-    if let (Some(old), Some(schema), false) =
-        (old, &served.resource.storage_version().published, errors.is_empty())
-    {
+    if let (Some(old), Some(schema), false) = (old, &served.resource.storage_version().published, errors.is_empty()) {
         errors = ratchet(errors, schema, object, old);
     }
     let Some(rules) = &served.rules else { return errors };
@@ -405,9 +408,9 @@ fn is_unchanged(path: &str, schema: &Value, object: &Value, old: &Value) -> bool
                 }
                 let keys = schema["x-kubernetes-list-map-keys"].as_array();
                 let same = before.as_array().and_then(|before| {
-                    before.iter().find(|o| {
-                        keys.into_iter().flatten().filter_map(Value::as_str).all(|k| o.get(k) == item.get(k))
-                    })
+                    before
+                        .iter()
+                        .find(|o| keys.into_iter().flatten().filter_map(Value::as_str).all(|k| o.get(k) == item.get(k)))
                 });
                 same.map(|same| (&schema["items"], item, same, tail))
             }
@@ -466,18 +469,37 @@ mod tests {
                         "properties": {"k": {"type": "string"}, "v": {"type": "integer"}}}}}}}});
         let spec = |spec: Value| json!({"spec": spec});
         assert_eq!(found(&schema, spec(json!({"min": 1, "max": 2})), None), [""; 0]);
-        assert_eq!(found(&schema, spec(json!({"min": 12, "max": 11})), None),
-            ["spec.min: Forbidden: min over max", "spec: Invalid value: max is 11"]);
-        assert_eq!(found(&schema, spec(json!({"min": 1, "max": 2})), Some(spec(json!({"min": 1, "max": 3})))),
-            ["spec.max: Invalid value: 2: only up"]);
-        assert_eq!(found(&schema, spec(json!({"min": 1, "max": 2, "name": "b"})), None),
-            ["spec.name: Invalid value: \"b\": failed rule: self.startsWith('a')"]);
+        assert_eq!(
+            found(&schema, spec(json!({"min": 12, "max": 11})), None),
+            ["spec.min: Forbidden: min over max", "spec: Invalid value: max is 11"]
+        );
+        assert_eq!(
+            found(&schema, spec(json!({"min": 1, "max": 2})), Some(spec(json!({"min": 1, "max": 3})))),
+            ["spec.max: Invalid value: 2: only up"]
+        );
+        assert_eq!(
+            found(&schema, spec(json!({"min": 1, "max": 2, "name": "b"})), None),
+            ["spec.name: Invalid value: \"b\": failed rule: self.startsWith('a')"]
+        );
         let before = json!({"min": 1, "max": 2, "name": "b", "list": [{"k": "x", "v": 1}]});
-        assert_eq!(found(&schema, spec(json!({"min": 2, "max": 2, "name": "b", "list": [{"k": "y", "v": 3}, {"k": "x", "v": 2}]})), Some(spec(before))),
-            ["spec.list[1]: Invalid value: fixed", "warning: spec.name: Invalid value: \"b\": failed rule: self.startsWith('a')"]);
-        assert_eq!(found(&schema, spec(json!({"min": 1})), None),
-            ["spec: Invalid value: \"object\": no such key: max evaluating rule: min over max",
-             "spec: Invalid value: \"object\": no such key: max evaluating rule: self.max < 10"]);
+        assert_eq!(
+            found(
+                &schema,
+                spec(json!({"min": 2, "max": 2, "name": "b", "list": [{"k": "y", "v": 3}, {"k": "x", "v": 2}]})),
+                Some(spec(before))
+            ),
+            [
+                "spec.list[1]: Invalid value: fixed",
+                "warning: spec.name: Invalid value: \"b\": failed rule: self.startsWith('a')"
+            ]
+        );
+        assert_eq!(
+            found(&schema, spec(json!({"min": 1})), None),
+            [
+                "spec: Invalid value: \"object\": no such key: max evaluating rule: min over max",
+                "spec: Invalid value: \"object\": no such key: max evaluating rule: self.max < 10"
+            ]
+        );
     }
 
     #[test]
@@ -485,7 +507,12 @@ mod tests {
         let schema = json!({"type": "object", "properties": {"l": {"type": "array", "items": {"type": "integer"},
             "x-kubernetes-validations": [{"rule": "self.all(x, self.all(y, x == y))"}]}}});
         let object = json!({"l": vec![1; 1000]});
-        assert_eq!(found(&schema, object, None), ["l: Invalid value: \"array\": 'operation cancelled: actual cost limit exceeded': no further validation rules will be run due to call cost exceeds limit for rule: self.all(x, self.all(y, x == y))"]);
+        assert_eq!(
+            found(&schema, object, None),
+            [
+                "l: Invalid value: \"array\": 'operation cancelled: actual cost limit exceeded': no further validation rules will be run due to call cost exceeds limit for rule: self.all(x, self.all(y, x == y))"
+            ]
+        );
     }
 
     #[test]
@@ -493,7 +520,15 @@ mod tests {
         let schema = json!({"properties": {"a": {}, "l": {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["k"]}, "s": {}}});
         let old = json!({"a": {"b.c": 1}, "l": [{"k": "x", "v": 1}], "s": [1]});
         let now = json!({"a": {"b.c": 1, "d": 2}, "l": [{"k": "y", "v": 1}, {"k": "x", "v": 1}], "s": [1, 2]});
-        for (path, expect) in [("a.b.c", true), ("a.d", false), ("a[b.c]", true), ("l[0].v", false), ("l[1].v", true), ("s[0]", false), ("z", false)] {
+        for (path, expect) in [
+            ("a.b.c", true),
+            ("a.d", false),
+            ("a[b.c]", true),
+            ("l[0].v", false),
+            ("l[1].v", true),
+            ("s[0]", false),
+            ("z", false),
+        ] {
             assert_eq!(is_unchanged(path, &schema, &now, &old), expect, "{path}");
         }
     }

@@ -144,6 +144,7 @@ impl ApiServer {
         });
         crate::bootstrap::run(&server).await.map_err(|status| format!("bootstrap objects: {status}"))?;
         tokio::spawn(crate::crd::run(server.clone(), cancel.clone()));
+        tokio::spawn(crate::admission::policy_status::run(server.clone(), cancel.clone()));
         tokio::spawn(crate::aggregation::registration::run(server.clone(), cancel.clone()));
         tokio::spawn(crate::aggregation::availability::run(server.clone(), cancel));
         server.ready.store(true, std::sync::atomic::Ordering::Release);

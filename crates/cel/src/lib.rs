@@ -78,6 +78,13 @@ impl Program {
         self.checked.refs.iter().any(|r| matches!(r, check::Ref::Var(name) if **name == *var))
     }
 
+    /// The fields of a variable it may ask for.
+    pub fn fields_of(&self, var: &str) -> Vec<&str> {
+        let mut found = Vec::new();
+        fields_of(&self.checked.expr, var, &mut found);
+        found
+    }
+
     /// What it costs at most over data of the shape that `self` and `oldSelf` have.
     pub fn estimate(&self, root: Option<&Decl>) -> cost::Range {
         cost::estimate(&self.checked, root)
@@ -86,6 +93,30 @@ impl Program {
     /// Its value, and what that cost.
     pub fn eval<'a>(&self, vars: &dyn Variables<'a>, limit: u64) -> (Result<Value<'a>, Error>, u64) {
         eval::run(&self.checked, vars, limit)
+    }
+}
+
+fn fields_of<'e>(expr: &'e ast::Expr, var: &str, found: &mut Vec<&'e str>) {
+    use ast::Kind;
+    let mut below = |inner: &'e ast::Expr| fields_of(inner, var, found);
+    match &expr.kind {
+        Kind::Literal(_) | Kind::Ident(_) => {}
+        Kind::Select { operand, field, .. } => {
+            below(operand);
+            if operand.as_ident() == Some(var) && !found.contains(&&**field) {
+                found.push(field);
+            }
+        }
+        Kind::Call { target, args, .. } => target.as_deref().into_iter().chain(args).for_each(below),
+        Kind::List(items) => items.iter().for_each(|i| below(&i.0)),
+        Kind::Map(entries) => entries.iter().for_each(|e| {
+            below(&e.key);
+            below(&e.value);
+        }),
+        Kind::Struct { fields, .. } => fields.iter().for_each(|f| below(&f.1)),
+        Kind::Fold(fold) => {
+            [&fold.range, &fold.init, &fold.cond, &fold.step, &fold.result].into_iter().for_each(below);
+        }
     }
 }
 

@@ -74,13 +74,8 @@ pub enum Mapping<'a> {
 pub enum Object<'a> {
     Json(&'a Map<String, Json>, &'a Fields),
     Made(Arc<str>, Arc<BTreeMap<Arc<str>, Value<'a>>>),
-    /// Fields that are worked out when they are asked for.
-    Lazy(Arc<str>, &'a dyn Lazy<'a>),
-}
-
-/// An object whose fields come by evaluation.
-pub trait Lazy<'a> {
-    fn field(&self, name: &str) -> Option<Result<Value<'a>, Error>>;
+    /// Fields that were worked out before, well or not.
+    Worked(Arc<str>, Arc<BTreeMap<Arc<str>, Result<Value<'a>, Error>>>),
 }
 
 impl fmt::Debug for Object<'_> {
@@ -491,7 +486,7 @@ impl<'a> Object<'a> {
     pub fn name(&self) -> &str {
         match self {
             Object::Json(_, fields) => &fields.name,
-            Object::Made(name, _) | Object::Lazy(name, _) => name,
+            Object::Made(name, _) | Object::Worked(name, _) => name,
         }
     }
 
@@ -502,7 +497,7 @@ impl<'a> Object<'a> {
                 map.get(&**property).map(|json| Value::of(json, decl))
             }
             Object::Made(_, fields) => fields.get(name).cloned().map(Ok),
-            Object::Lazy(_, lazy) => lazy.field(name),
+            Object::Worked(_, fields) => fields.get(name).cloned(),
         }
     }
 

@@ -11,6 +11,13 @@ mod namespace_lifecycle;
 mod node_restriction;
 mod node_taint;
 mod pod_security;
+pub mod policy;
+pub mod policy_match;
+pub mod policy_mutate;
+pub mod policy_status;
+#[cfg(test)]
+mod policy_tests;
+pub mod policy_validate;
 mod priority;
 mod rbac_escalation;
 mod resource_quota;
@@ -116,6 +123,7 @@ const PLUGINS: &[&dyn Plugin] = &[
     &certificates::Certificates,
     &rbac_escalation::RbacEscalation,
     &service_address::ServiceAddress,
+    &policy_validate::ValidatingPolicies,
     &webhook::ValidatingWebhooks,
     // Last: nothing refuses what has been charged.
     &resource_quota::ResourceQuota,
@@ -138,14 +146,16 @@ pub async fn mutate(
     for plugin in PLUGINS {
         plugin.mutate(server, a, object, old).await?;
     }
-    let mut round = webhook::Round::default();
-    if !webhook::mutate(server, a, object, old, &mut round).await? {
+    let (mut policies, mut round) = (policy_mutate::Round::default(), webhook::Round::default());
+    let by_policies = policies.run(server, a, object, old).await?;
+    if !webhook::mutate(server, a, object, old, &mut round).await? && !by_policies {
         return Ok(());
     }
-    // What webhooks changed is new to the plugins, and to webhooks that came before the one that changed it.
+    // What policies and webhooks changed is new to the plugins, and to webhooks that came before the one that changed it.
     for plugin in PLUGINS {
         plugin.mutate(server, a, object, old).await?;
     }
+    policies.again().run(server, a, object, old).await?;
     webhook::mutate(server, a, object, old, &mut round.again()).await?;
     Ok(())
 }

@@ -10,13 +10,14 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use base64::Engine;
-use meta::{FieldError, FieldPath, Gvk, Gvr, Request, Status, Value, Verb};
+use meta::{Gvk, Gvr, Request, Status, Value, Verb};
 use resources::SubresourceKind;
 use serde_json::json;
 
 use super::client;
+use super::conditions;
 use super::configuration::{self, Asked, Configuration, Webhook};
-use crate::admission::{Attributes, Operation, Plugin};
+use crate::admission::{Attributes, Operation, Plugin, policy_validate};
 use crate::authn::User;
 use crate::catalog::Served;
 use crate::pipeline::delete::DeleteOptions;
@@ -33,15 +34,15 @@ const REVIEWS: [&str; 2] = ["v1", "v1beta1"];
 
 /// A request as webhooks are told of it.
 pub struct Subject<'a> {
-    caller: &'a Caller,
+    pub(crate) caller: &'a Caller,
     operation: Operation,
     dry_run: bool,
-    namespace: String,
-    name: String,
+    pub(crate) namespace: String,
+    pub(crate) name: String,
     subresource: &'a str,
     options: Value,
     /// The resource requested, then the other versions and groups its objects are served in.
-    forms: Vec<Gvr>,
+    pub(crate) forms: Vec<Gvr>,
     /// The row that converts between forms; absent where the object is the same in all of them.
     served: Option<&'a Arc<Served>>,
     /// Where webhooks see the Scale of the object.
@@ -52,7 +53,7 @@ pub struct Subject<'a> {
 impl<'a> Subject<'a> {
     /// A write of the resource itself or a part of it. `None` for acting subresources: webhooks are asked about their
     /// bodies, which are at hand elsewhere.
-    fn of_write(server: &ApiServer, a: &'a Attributes<'_>, object: &Value) -> Option<Self> {
+    pub(crate) fn of_write(server: &ApiServer, a: &'a Attributes<'_>, object: &Value) -> Option<Self> {
         let target = &a.target;
         let request = target.request;
         let sub = target.served.resource.subresource(&request.subresource);
@@ -144,7 +145,7 @@ impl<'a> Subject<'a> {
         (subject, object)
     }
 
-    fn asked(&self) -> Asked<'_> {
+    pub(crate) fn asked(&self) -> Asked<'_> {
         Asked {
             operation: self.operation.as_str(),
             resource: &self.forms[0],
@@ -154,7 +155,7 @@ impl<'a> Subject<'a> {
     }
 
     /// The object as `form` shows it.
-    async fn shown(&self, server: &ApiServer, form: &Gvr, object: &Value) -> Result<Value, Status> {
+    pub(crate) async fn shown(&self, server: &ApiServer, form: &Gvr, object: &Value) -> Result<Value, Status> {
         if let Some(kind) = self.scale {
             return Ok(scale::scale_of(kind, object));
         }
@@ -165,7 +166,7 @@ impl<'a> Subject<'a> {
     }
 
     /// The row that serves a form: another one only where groups share a kind (events).
-    fn row(&self, server: &ApiServer, form: &Gvr, served: &Arc<Served>) -> Arc<Served> {
+    pub(crate) fn row(&self, server: &ApiServer, form: &Gvr, served: &Arc<Served>) -> Arc<Served> {
         if form.group == served.resource.group {
             return served.clone();
         }
@@ -176,37 +177,17 @@ impl<'a> Subject<'a> {
         if self.served.is_some() { Gvk::new(&form.group, &form.version, &self.kind.kind) } else { self.kind.clone() }
     }
 
-    async fn review(
-        &self,
-        server: &ApiServer,
-        hook: &Webhook,
-        form: &Gvr,
-        object: Option<&Value>,
-        old: Option<&Value>,
-    ) -> Result<(Value, Option<Value>), Status> {
+    /// All of an `AdmissionRequest` but the objects.
+    pub(crate) fn request(&self, form: &Gvr) -> Value {
         let gvk = |g: &Gvk| json!({"group": &*g.group, "version": &*g.version, "kind": &*g.kind});
         let gvr = |g: &Gvr| json!({"group": &*g.group, "version": &*g.version, "resource": &*g.resource});
-        let sent = match object {
-            Some(object) => Some(self.shown(server, form, object).await?),
-            None => None,
-        };
-        let before = match old {
-            Some(old) => Some(self.shown(server, form, old).await?),
-            None => None,
-        };
-        let version = hook.admission_review_versions.iter().find(|v| REVIEWS.contains(&v.as_str()));
-        let version = version
-            .ok_or_else(|| Status::internal("webhook does not accept known AdmissionReview versions (v1, v1beta1)"))?;
         let mut request = json!({
-            "uid": uuid::Uuid::new_v4().to_string(),
             "kind": gvk(&self.kind_in(form)),
             "resource": gvr(form),
             "requestKind": gvk(&self.kind),
             "requestResource": gvr(&self.forms[0]),
             "operation": self.operation.as_str(),
             "userInfo": user_info(&self.caller.user),
-            "object": sent.clone(),
-            "oldObject": before,
             "dryRun": self.dry_run,
             "options": self.options,
         });
@@ -220,6 +201,45 @@ impl<'a> Subject<'a> {
                 request[field] = value.into();
             }
         }
+        request
+    }
+
+    /// Whether the request is about a Namespace itself, which is named as its own namespace.
+    pub(crate) fn is_of_namespaces(&self) -> bool {
+        &*self.forms[0].resource == "namespaces" && self.forms[0].group.is_empty()
+    }
+
+    /// The row that serves a form of the object written, if one is.
+    pub(crate) fn row_of(&self, server: &ApiServer, form: &Gvr) -> Option<Arc<Served>> {
+        if self.scale.is_some() {
+            return None;
+        }
+        self.served.map(|served| self.row(server, form, served))
+    }
+
+    async fn review(
+        &self,
+        server: &ApiServer,
+        hook: &Webhook,
+        form: &Gvr,
+        object: Option<&Value>,
+        old: Option<&Value>,
+    ) -> Result<(Value, Option<Value>), Status> {
+        let sent = match object {
+            Some(object) => Some(self.shown(server, form, object).await?),
+            None => None,
+        };
+        let before = match old {
+            Some(old) => Some(self.shown(server, form, old).await?),
+            None => None,
+        };
+        let version = hook.admission_review_versions.iter().find(|v| REVIEWS.contains(&v.as_str()));
+        let version = version
+            .ok_or_else(|| Status::internal("webhook does not accept known AdmissionReview versions (v1, v1beta1)"))?;
+        let mut request = self.request(form);
+        request["uid"] = uuid::Uuid::new_v4().to_string().into();
+        request["object"] = sent.clone().unwrap_or(Value::Null);
+        request["oldObject"] = before.unwrap_or(Value::Null);
         Ok((
             json!({"kind": "AdmissionReview", "apiVersion": format!("admission.k8s.io/{version}"), "request": request}),
             sent,
@@ -227,7 +247,7 @@ impl<'a> Subject<'a> {
     }
 
     /// The form in which the webhook wants to be asked about this, if at all.
-    fn wanted<'s>(
+    pub(crate) fn wanted<'s>(
         &'s self,
         server: &ApiServer,
         hook: &Webhook,
@@ -240,7 +260,7 @@ impl<'a> Subject<'a> {
         Ok(selected.then_some(form))
     }
 
-    fn in_namespace(&self, server: &ApiServer, hook: &Webhook, object: Option<&Value>) -> Result<bool, Status> {
+    pub(crate) fn in_namespace(&self, server: &ApiServer, hook: &Webhook, object: Option<&Value>) -> Result<bool, Status> {
         let selector = configuration::selector(hook.namespace_selector.as_ref()).map_err(Status::internal)?;
         if selector.is_everything() {
             return Ok(true);
@@ -477,6 +497,9 @@ impl Round {
                 continue;
             }
             let Some(form) = subject.wanted(server, hook, Some(object), old)? else { continue };
+            if !conditions::hold(server, subject, hook, form, Some(object), old).await? {
+                continue;
+            }
             let (review, sent) = subject.review(server, hook, form, Some(object), old).await?;
             let patch = match ask(server, subject, hook, &review).await {
                 Ok(answer) => answer.patch,
@@ -509,7 +532,18 @@ async fn patched(
     sent: Value,
     patch: &Value,
 ) -> Result<Value, Status> {
-    let mut changed = meta::patch::json(sent, patch).map_err(Status::internal)?;
+    let changed = meta::patch::json(sent, patch).map_err(Status::internal)?;
+    settled(server, subject, form, object, changed).await
+}
+
+/// What admission made of an object in the form it was shown, as it is stored.
+pub(crate) async fn settled(
+    server: &ApiServer,
+    subject: &Subject<'_>,
+    form: &Gvr,
+    object: &Value,
+    mut changed: Value,
+) -> Result<Value, Status> {
     if let Some(kind) = subject.scale {
         let mut scaled = object.clone();
         scale::set_replicas(kind, &mut scaled, &changed);
@@ -539,7 +573,7 @@ impl Plugin for ValidatingWebhooks {
         old: Option<&Value>,
     ) -> Result<(), Status> {
         if configuration::is_exempt(&a.target.request.resource) {
-            return object.map_or(Ok(()), |object| refuse_conditions(a, object));
+            return Ok(());
         }
         let hooks = webhooks(server, "validatingwebhookconfigurations");
         if hooks.is_empty() {
@@ -552,25 +586,9 @@ impl Plugin for ValidatingWebhooks {
     }
 }
 
-/// Match conditions are CEL, which this server does not evaluate: a webhook that has them would be asked about too much.
-fn refuse_conditions(a: &Attributes<'_>, object: &Value) -> Result<(), Status> {
-    let hooks = object["webhooks"].as_array().into_iter().flatten().enumerate();
-    let with = hooks.filter(|(_, hook)| hook["matchConditions"].as_array().is_some_and(|c| !c.is_empty()));
-    let refused = |at| {
-        FieldError::forbidden(
-            &FieldPath::new("webhooks").index(at).child("matchConditions"),
-            "CEL expressions are not supported by this server",
-        )
-    };
-    let errors: Vec<FieldError> = with.map(|(at, _)| refused(at)).collect();
-    if errors.is_empty() {
-        return Ok(());
-    }
-    Err(Status::invalid(a.target.group(), &a.target.served.resource.kind, metadata::text(object, "name"), &errors))
-}
-
 /// Asks validating webhooks about a body that is no stored object: options of a connection.
 pub async fn validate_body(server: &ApiServer, subject: &Subject<'_>, object: &Value) -> Result<(), Status> {
+    policy_validate::validate(server, subject, Some(object), None).await?;
     validate_with(server, subject, &webhooks(server, "validatingwebhookconfigurations"), Some(object), None).await
 }
 
@@ -578,7 +596,8 @@ pub async fn validate_body(server: &ApiServer, subject: &Subject<'_>, object: &V
 pub async fn admit_body(server: &ApiServer, a: &Attributes<'_>, kind: Gvk, object: &mut Value) -> Result<(), Status> {
     let (mutating, validating) =
         (webhooks(server, "mutatingwebhookconfigurations"), webhooks(server, "validatingwebhookconfigurations"));
-    if mutating.is_empty() && validating.is_empty() {
+    let policies = !server.lookup_all(GROUP, "validatingadmissionpolicies", "").is_empty();
+    if mutating.is_empty() && validating.is_empty() && !policies {
         return Ok(());
     }
     object["apiVersion"] = kind.api_version().into();
@@ -588,6 +607,7 @@ pub async fn admit_body(server: &ApiServer, a: &Attributes<'_>, kind: Gvk, objec
     if round.run(server, &subject, &mutating, object, None).await? {
         round.again().run(server, &subject, &mutating, object, None).await?;
     }
+    policy_validate::validate(server, &subject, Some(object), None).await?;
     validate_with(server, &subject, &validating, Some(object), None).await
 }
 
@@ -602,6 +622,9 @@ async fn validate_with(
     for hook in hooks {
         if let Some(form) = subject.wanted(server, hook, object, old)? {
             calls.push(async move {
+                if !conditions::hold(server, subject, hook, form, object, old).await? {
+                    return Ok(());
+                }
                 let (review, _) = subject.review(server, hook, form, object, old).await?;
                 match ask(server, subject, hook, &review).await {
                     Ok(_) => Ok(()),

@@ -9,6 +9,7 @@ use meta::{Gvr, LabelSelector, Value};
 use serde::Deserialize;
 
 use super::client::WebhookClientConfig;
+use crate::admission::policy::WebhookConditions;
 
 /// `MutatingWebhookConfiguration` and `ValidatingWebhookConfiguration`, whose webhooks differ in one field.
 #[derive(Debug, Default, Deserialize)]
@@ -31,14 +32,7 @@ pub struct Webhook {
     pub timeout_seconds: Option<u64>,
     pub admission_review_versions: Vec<String>,
     pub reinvocation_policy: String,
-    pub match_conditions: Vec<MatchCondition>,
-}
-
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default)]
-pub struct MatchCondition {
-    pub name: String,
-    pub expression: String,
+    pub match_conditions: WebhookConditions,
 }
 
 /// `RuleWithOperations`.

@@ -7,5 +7,6 @@
 
 pub mod admission;
 pub mod client;
+mod conditions;
 pub mod configuration;
 pub mod conversion;

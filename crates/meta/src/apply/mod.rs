@@ -134,6 +134,19 @@ fn ignored(place: Place<'_>, writer: &Writer<'_>) -> &'static [&'static str] {
     }
 }
 
+/// Lays a configuration over an object as an apply does, with nobody's ownership asked or noted: admission changes what
+/// somebody else writes.
+pub fn lay_over(root: View<'_>, object: &mut Value, configuration: &Value) -> Result<(), Vec<String>> {
+    let place = Place::root(root);
+    let mut errors = Vec::new();
+    config::check(place, configuration, "", &mut errors);
+    if !errors.is_empty() {
+        return Err(errors);
+    }
+    config::merge(place, object, configuration);
+    Ok(())
+}
+
 /// Server-side apply: the live object with the configuration laid over it, without what this manager applied before and
 /// no longer does, and with the owners of all fields. Without `force`, fields others own may not be changed.
 pub fn apply(

@@ -6,7 +6,7 @@ use serde_json::Map;
 use crate::cells::{age, name};
 use crate::strategy::{Context, Strategy};
 use crate::tree::Tree;
-use crate::validate::{At, Errors, formats, selectors};
+use crate::validate::{At, Errors, expressions, formats, selectors};
 
 kinds! {
     /// Both kinds of webhook configuration.
@@ -153,6 +153,7 @@ fn check_webhook(hook: &At<'_>, errors: &mut Errors) {
         errors.need(&condition.child("expression"), "");
     }
     errors.unique(hook.each("matchConditions").map(|c| c.child("name")));
+    expressions::conditions(&expressions::Scope::webhook(), hook, errors);
 }
 
 impl Strategy for Webhooks {
@@ -237,6 +238,7 @@ fn check_policy(spec: &At<'_>, errors: &mut Errors) {
         errors.need(&named.child("expression"), "");
     }
     errors.unique(spec.each("matchConditions").map(|c| c.child("name")));
+    expressions::policy(spec, errors);
 }
 
 impl Strategy for ValidatingPolicy {

@@ -6,6 +6,7 @@
 
 pub mod containers;
 pub mod cron;
+pub mod expressions;
 pub mod formats;
 pub mod pod_spec;
 pub mod pod_update;

@@ -173,7 +173,8 @@ impl Walk<'_> {
             }
             if compiled.uses_old {
                 if let Some(within) = &place.uncorrelatable {
-                    let detail = format!("oldSelf cannot be used on the uncorrelatable portion of the schema within {within}");
+                    let detail =
+                        format!("oldSelf cannot be used on the uncorrelatable portion of the schema within {within}");
                     self.errors.0.push(FieldError::invalid(&rule_path, rule.text("rule"), detail));
                 }
             } else if let Some(said) = rule.get("optionalOldSelf").filter(|v| !v.is_null()) {
@@ -287,31 +288,53 @@ mod tests {
     #[test]
     fn rules_compile_and_cost_little() {
         let rule = |rule: &str| json!([{"rule": rule}]);
-        check(json!({"type": "object", "x-kubernetes-validations": rule("self.a < self.b"),
-            "properties": {"a": {"type": "integer"}, "b": {"type": "integer"}}}), &[]);
-        check(json!({"type": "object", "x-kubernetes-validations": rule("self.c"), "properties": {"a": {"type": "integer"}}}),
-            &["s.x-kubernetes-validations[0].rule: Invalid value: {\"FieldPath\":\"\",\"Message\":\"\",\"MessageExpression\":\"\",\"OptionalOldSelf\":null,\"Reason\":null,\"Rule\":\"self.c\"}: compilation failed: ERROR: <input>:1:5: undefined field 'c'\n | self.c\n | ....^"]);
-        check(json!({"type": "object", "properties": {"l": {"type": "array", "items": {"type": "string"},
+        check(
+            json!({"type": "object", "x-kubernetes-validations": rule("self.a < self.b"),
+            "properties": {"a": {"type": "integer"}, "b": {"type": "integer"}}}),
+            &[],
+        );
+        check(
+            json!({"type": "object", "x-kubernetes-validations": rule("self.c"), "properties": {"a": {"type": "integer"}}}),
+            &[
+                "s.x-kubernetes-validations[0].rule: Invalid value: {\"FieldPath\":\"\",\"Message\":\"\",\"MessageExpression\":\"\",\"OptionalOldSelf\":null,\"Reason\":null,\"Rule\":\"self.c\"}: compilation failed: ERROR: <input>:1:5: undefined field 'c'\n | self.c\n | ....^",
+            ],
+        );
+        check(
+            json!({"type": "object", "properties": {"l": {"type": "array", "items": {"type": "string"},
             "x-kubernetes-validations": rule("self.all(x, self.all(y, x != y))")}}}),
-            &["s.properties[l].x-kubernetes-validations[0].rule: Forbidden: estimated rule cost exceeds budget by factor of more than 100x (try simplifying the rule, or adding maxItems, maxProperties, and maxLength where arrays, maps, and strings are declared)",
-              "s.properties[l].x-kubernetes-validations[0].rule: Forbidden: contributed to estimated rule cost total exceeding cost limit for entire OpenAPIv3 schema",
-              "s: Forbidden: x-kubernetes-validations estimated rule cost total for entire OpenAPIv3 schema exceeds budget by factor of more than 100x (try simplifying the rule, or adding maxItems, maxProperties, and maxLength where arrays, maps, and strings are declared)"]);
-        check(json!({"type": "object", "properties": {"l": {"type": "array", "maxItems": 5, "items": {"type": "string", "maxLength": 5,
+            &[
+                "s.properties[l].x-kubernetes-validations[0].rule: Forbidden: estimated rule cost exceeds budget by factor of more than 100x (try simplifying the rule, or adding maxItems, maxProperties, and maxLength where arrays, maps, and strings are declared)",
+                "s.properties[l].x-kubernetes-validations[0].rule: Forbidden: contributed to estimated rule cost total exceeding cost limit for entire OpenAPIv3 schema",
+                "s: Forbidden: x-kubernetes-validations estimated rule cost total for entire OpenAPIv3 schema exceeds budget by factor of more than 100x (try simplifying the rule, or adding maxItems, maxProperties, and maxLength where arrays, maps, and strings are declared)",
+            ],
+        );
+        check(
+            json!({"type": "object", "properties": {"l": {"type": "array", "maxItems": 5, "items": {"type": "string", "maxLength": 5,
             "x-kubernetes-validations": rule("self == oldSelf")}}}}),
-            &["s.properties[l].items.x-kubernetes-validations[0].rule: Invalid value: \"self == oldSelf\": oldSelf cannot be used on the uncorrelatable portion of the schema within s.properties[l]"]);
-        check(json!({"type": "object", "properties": {"i": {"type": "integer", "x-kubernetes-validations":
+            &[
+                "s.properties[l].items.x-kubernetes-validations[0].rule: Invalid value: \"self == oldSelf\": oldSelf cannot be used on the uncorrelatable portion of the schema within s.properties[l]",
+            ],
+        );
+        check(
+            json!({"type": "object", "properties": {"i": {"type": "integer", "x-kubernetes-validations":
             [{"rule": "self > 0", "optionalOldSelf": true}, {"rule": "self"}, {"rule": "self > 1", "messageExpression": "1"}]}}}),
-            &["s.properties[i].x-kubernetes-validations[0].optionalOldSelf: Invalid value: true: may not be set if oldSelf is not used in rule",
-              "s.properties[i].x-kubernetes-validations[1].rule: Invalid value: {\"FieldPath\":\"\",\"Message\":\"\",\"MessageExpression\":\"\",\"OptionalOldSelf\":null,\"Reason\":null,\"Rule\":\"self\"}: cel expression must evaluate to a bool",
-              "s.properties[i].x-kubernetes-validations[2].messageExpression: Invalid value: {\"FieldPath\":\"\",\"Message\":\"\",\"MessageExpression\":\"1\",\"OptionalOldSelf\":null,\"Reason\":null,\"Rule\":\"self > 1\"}: messageExpression must evaluate to a string"]);
+            &[
+                "s.properties[i].x-kubernetes-validations[0].optionalOldSelf: Invalid value: true: may not be set if oldSelf is not used in rule",
+                "s.properties[i].x-kubernetes-validations[1].rule: Invalid value: {\"FieldPath\":\"\",\"Message\":\"\",\"MessageExpression\":\"\",\"OptionalOldSelf\":null,\"Reason\":null,\"Rule\":\"self\"}: cel expression must evaluate to a bool",
+                "s.properties[i].x-kubernetes-validations[2].messageExpression: Invalid value: {\"FieldPath\":\"\",\"Message\":\"\",\"MessageExpression\":\"1\",\"OptionalOldSelf\":null,\"Reason\":null,\"Rule\":\"self > 1\"}: messageExpression must evaluate to a string",
+            ],
+        );
     }
 
     #[test]
     fn paths_lead_to_fields() {
         let schema = json!({"properties": {"a": {"properties": {"b.c": {"type": "string"}}}, "m": {"additionalProperties": {"type": "string"}}}});
         for (path, expect) in [
-            (".a['b.c']", Ok("a.b.c")), (".m.x", Ok("m[x]")), (".z", Err("does not refer to a valid field")),
-            ("a", Err("expected [ or . but got: a")), (".a[0]", Err("expected single quoted string but got 0")),
+            (".a['b.c']", Ok("a.b.c")),
+            (".m.x", Ok("m[x]")),
+            (".z", Err("does not refer to a valid field")),
+            ("a", Err("expected [ or . but got: a")),
+            (".a[0]", Err("expected single quoted string but got 0")),
         ] {
             let found = field_path(path, &schema, true).map(|(path, _)| path.as_str().to_string());
             assert_eq!(found.as_deref().map_err(|e| e.as_str()), expect, "{path}");

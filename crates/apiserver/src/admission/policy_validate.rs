@@ -1,0 +1,320 @@
+//! ValidatingAdmissionPolicy: validations that deny, warn or are only noted.
+//!
+//! Follows `k8s.io/apiserver/pkg/admission/plugin/policy/validating`. A policy is compiled once, with the object that holds
+//! it, and runs for each of its bindings and each of a binding's parameters.
+
+use async_trait::async_trait;
+use cel::Value as Cel;
+use meta::status::Cause;
+use meta::{Reason, Status, Value};
+use resources::validate::expressions::{Purpose, Scope};
+use serde::Deserialize;
+
+use super::policy::{Asker, BUDGET, Conditions, Expression, Inputs, Session, Stop};
+use super::policy_match::{self, GROUP};
+use super::{Attributes, Plugin};
+use crate::server::ApiServer;
+use crate::webhook::admission::Subject;
+
+/// Bytes of a message that an expression makes.
+const MAX_MESSAGE: usize = 5 * 1024;
+
+struct Validation {
+    expression: Expression,
+    message_expression: Option<Expression>,
+    message: String,
+    reason: String,
+}
+
+/// A policy, compiled.
+pub struct Policy {
+    name: String,
+    spec: Value,
+    variables: Vec<(String, Expression)>,
+    conditions: Conditions,
+    validations: Vec<Validation>,
+    audits: Vec<Expression>,
+}
+
+/// The variables of a policy, each knowing those before it.
+pub fn variables(scope: &mut Scope, spec: &Value) -> Vec<(String, Expression)> {
+    let mut out = Vec::new();
+    for variable in spec["variables"].as_array().into_iter().flatten() {
+        let name = variable["name"].as_str().unwrap_or_default().to_string();
+        let expression = Expression::new(scope, &variable["expression"], Purpose::Variable);
+        scope.variable(&name, expression.program.as_ref().map_or(cel::Type::Dyn, |p| p.output().clone()));
+        out.push((name, expression));
+    }
+    out
+}
+
+impl Policy {
+    fn of(mut object: Value) -> Self {
+        let spec = object["spec"].take();
+        let mut scope = Scope::policy(spec["paramKind"].is_object(), false);
+        let variables = variables(&mut scope, &spec);
+        let text = |value: &Value| value.as_str().unwrap_or_default().trim().to_string();
+        let validations = spec["validations"].as_array().into_iter().flatten().map(|v| Validation {
+            expression: Expression::new(&scope, &v["expression"], Purpose::Condition),
+            message_expression: (!text(&v["messageExpression"]).is_empty())
+                .then(|| Expression::new(&scope, &v["messageExpression"], Purpose::Message)),
+            message: text(&v["message"]),
+            reason: text(&v["reason"]),
+        });
+        let audits = spec["auditAnnotations"].as_array().into_iter().flatten();
+        Self {
+            name: text(&object["metadata"]["name"]),
+            conditions: Conditions::of(&scope, &spec["matchConditions"]),
+            validations: validations.collect(),
+            audits: audits.map(|a| Expression::new(&scope, &a["valueExpression"], Purpose::AuditValue)).collect(),
+            variables,
+            spec,
+        }
+    }
+
+    fn fails_open(&self) -> bool {
+        self.spec["failurePolicy"] == "Ignore"
+    }
+
+    /// What the policy has against a request.
+    fn run(&self, inputs: &Inputs<'_>) -> Vec<Denial> {
+        let failed = |message: String| {
+            if self.fails_open() {
+                Vec::new()
+            } else {
+                vec![Denial { message, reason: Reason::Invalid, always: false }]
+            }
+        };
+        match self.conditions.hold(inputs, &self.variables) {
+            Ok(true) => {}
+            Ok(false) => return Vec::new(),
+            Err(why) => return failed(why),
+        }
+        let mut denials = Vec::new();
+        let mut session = Session::new(inputs, &self.variables, BUDGET);
+        let mut outcomes = Vec::with_capacity(self.validations.len());
+        for validation in &self.validations {
+            match session.eval(&validation.expression) {
+                Err(Stop::Spent) => return failed(Stop::Spent.text()),
+                outcome => outcomes.push(outcome),
+            }
+        }
+        for (validation, outcome) in self.validations.iter().zip(outcomes) {
+            match outcome {
+                Ok(Cel::Bool(true)) => {}
+                Ok(_) => {
+                    let made = validation.message_expression.as_ref().map(|e| session.eval(e));
+                    let message = match made {
+                        Some(Err(Stop::Spent)) => {
+                            denials.extend(failed(format!("failed messageExpression: {}", Stop::Spent.text())));
+                            continue;
+                        }
+                        Some(Ok(Cel::String(text))) => text.trim().to_string(),
+                        _ => String::new(),
+                    };
+                    let fits = !message.is_empty() && message.len() <= MAX_MESSAGE && !message.contains('\n');
+                    let message = match (fits, validation.message.is_empty()) {
+                        (true, _) => message,
+                        (false, false) => validation.message.clone(),
+                        (false, true) => format!("failed expression: {}", validation.expression.text.trim()),
+                    };
+                    denials.push(Denial { message, reason: reason(&validation.reason), always: false });
+                }
+                Err(stop) => denials.extend(failed(stop.text())),
+            }
+        }
+        denials.extend(self.audit(inputs));
+        denials
+    }
+
+    /// Annotations are worked out for their errors' sake: no audit log takes them yet.
+    fn audit(&self, inputs: &Inputs<'_>) -> Vec<Denial> {
+        let mut session = Session::new(inputs, &self.variables, BUDGET);
+        let outcomes = self.audits.iter().filter_map(|audit| session.eval(audit).err());
+        if self.fails_open() {
+            return Vec::new();
+        }
+        outcomes.map(|stop| Denial { message: stop.text(), reason: Reason::Invalid, always: true }).collect()
+    }
+}
+
+impl<'de> Deserialize<'de> for Policy {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Ok(Self::of(Value::deserialize(deserializer)?))
+    }
+}
+
+struct Denial {
+    message: String,
+    reason: Reason,
+    /// Denies whatever the binding's actions are.
+    always: bool,
+}
+
+fn reason(text: &str) -> Reason {
+    match text {
+        "Unauthorized" => Reason::Unauthorized,
+        "Forbidden" => Reason::Forbidden,
+        "RequestEntityTooLarge" => Reason::RequestEntityTooLarge,
+        _ => Reason::Invalid,
+    }
+}
+
+/// Lets validating policies judge a request.
+pub async fn validate(
+    server: &ApiServer,
+    subject: &Subject<'_>,
+    object: Option<&Value>,
+    old: Option<&Value>,
+) -> Result<(), Status> {
+    let mut first: Option<(String, Reason)> = None;
+    let mut deny = |message: String, reason: Reason| {
+        first.get_or_insert((message, reason));
+    };
+    for policy in server.lookup_all(GROUP, "validatingadmissionpolicies", "") {
+        let policy = policy.typed::<Policy>().map_err(Status::internal)?;
+        let configured = |why: &str| (!policy.fails_open()).then(|| why.to_string());
+        let form = match policy_match::form(server, subject, &policy.spec["matchConstraints"], object, old) {
+            Ok(Some(form)) => form,
+            Ok(None) => continue,
+            Err(status) => {
+                if let Some(why) = configured(&status.message) {
+                    let message = format!(
+                        "ValidatingAdmissionPolicy '{}' denied request: failed to configure policy: {why}",
+                        policy.name
+                    );
+                    deny(message, Reason::Invalid);
+                }
+                continue;
+            }
+        };
+        let mut sight = None;
+        for binding in policy_match::bindings(server, "validatingadmissionpolicybindings", &policy.name) {
+            let (name, spec) = (binding["metadata"]["name"].as_str().unwrap_or_default(), &binding["spec"]);
+            let denied = |message: &str| {
+                format!("ValidatingAdmissionPolicy '{}' with binding '{name}' denied request: {message}", policy.name)
+            };
+            let matched = policy_match::form(server, subject, &spec["matchResources"], object, old);
+            let params = match matched {
+                Ok(None) => continue,
+                Ok(Some(_)) => {
+                    let kind = &policy.spec["paramKind"];
+                    policy_match::params(server, kind, &spec["paramRef"], &subject.namespace).await
+                }
+                Err(status) => Err(status.message),
+            };
+            let params = match params {
+                Ok(params) => params,
+                Err(why) => {
+                    if let Some(why) = configured(&why) {
+                        deny(denied(&format!("failed to configure binding: {why}")), Reason::Invalid);
+                    }
+                    continue;
+                }
+            };
+            if params.is_empty() {
+                continue;
+            }
+            if sight.is_none() {
+                sight = Some(Seen::of(server, subject, form, object, old).await?);
+            }
+            let Some(seen) = &sight else { continue };
+            let action =
+                |wanted: &str| spec["validationActions"].as_array().is_some_and(|a| a.iter().any(|a| a == wanted));
+            for param in params {
+                let param = param.map(|p| p.value()).transpose().map_err(Status::internal)?;
+                for denial in policy.run(&seen.inputs(&Asker { server, user: &subject.caller.user }, param.as_ref())) {
+                    if action("Warn") && !denial.always {
+                        subject.caller.warn(format!(
+                            "Validation failed for ValidatingAdmissionPolicy '{}' with binding '{name}': {}",
+                            policy.name, denial.message
+                        ));
+                    }
+                    if action("Deny") || denial.always {
+                        deny(denied(&denial.message), denial.reason);
+                    } else if action("Audit") {
+                        tracing::info!(
+                            policy = policy.name,
+                            binding = name,
+                            denial.message,
+                            "policy validation failed"
+                        );
+                    }
+                }
+            }
+        }
+    }
+    let Some((message, reason)) = first else { return Ok(()) };
+    let resource = &subject.forms[0];
+    let mut status = Status::forbidden(&resource.group, &resource.resource, &subject.name, &message);
+    (status.reason, status.code) = (reason, reason.code());
+    if let Some(details) = &mut status.details {
+        details.causes.push(Cause { message, ..Cause::default() });
+    }
+    Err(status)
+}
+
+/// A request as a policy sees it: in the version its rules name.
+pub struct Seen {
+    pub object: Option<Value>,
+    pub old: Option<Value>,
+    pub request: Value,
+    pub namespace: Option<Value>,
+}
+
+impl Seen {
+    pub async fn of(
+        server: &ApiServer,
+        subject: &Subject<'_>,
+        form: &meta::Gvr,
+        object: Option<&Value>,
+        old: Option<&Value>,
+    ) -> Result<Self, Status> {
+        let (mut shown, mut before) = (None, None);
+        if let Some(object) = object {
+            shown = Some(subject.shown(server, form, object).await?);
+        }
+        if let Some(old) = old {
+            before = Some(subject.shown(server, form, old).await?);
+        }
+        Ok(Self {
+            object: shown,
+            old: before,
+            request: subject.request(form),
+            namespace: policy_match::namespace(server, subject)?,
+        })
+    }
+
+    pub fn inputs<'s>(&'s self, authorizer: &'s Asker<'_>, params: Option<&'s Value>) -> Inputs<'s> {
+        Inputs {
+            object: self.object.as_ref(),
+            old: self.old.as_ref(),
+            request: &self.request,
+            namespace: self.namespace.as_ref(),
+            params,
+            authorizer,
+        }
+    }
+}
+
+/// Judges writes.
+pub struct ValidatingPolicies;
+
+#[async_trait]
+impl Plugin for ValidatingPolicies {
+    async fn validate(
+        &self,
+        server: &ApiServer,
+        a: &Attributes<'_>,
+        object: Option<&Value>,
+        old: Option<&Value>,
+    ) -> Result<(), Status> {
+        if policy_match::is_exempt(a.target.request) {
+            return Ok(());
+        }
+        match Subject::of_write(server, a, object.or(old).unwrap_or(&Value::Null)) {
+            Some(subject) => validate(server, &subject, object, old).await,
+            None => Ok(()),
+        }
+    }
+}
