@@ -40,6 +40,7 @@ pub enum View {
 }
 
 /// What the client takes.
+#[derive(Clone)]
 pub struct Negotiated {
     format: Format,
     view: View,
@@ -48,6 +49,8 @@ pub struct Negotiated {
     gzip: bool,
     /// JSON for people: indented.
     pretty: bool,
+    /// JSON will do where there is no protobuf.
+    json_too: bool,
 }
 
 impl Negotiated {
@@ -76,10 +79,11 @@ impl Negotiated {
                 plain: Some(Format::Json),
                 gzip,
                 pretty: false,
+                json_too: true,
             });
         }
         let mut best: Option<(Format, View)> = None;
-        let mut plain = None;
+        let (mut plain, mut json_too) = (None, false);
         for clause in &accept {
             let mut parts = clause.split(';').map(str::trim);
             let format = match parts.next().unwrap_or_default() {
@@ -103,14 +107,25 @@ impl Negotiated {
             if known && !(view != View::Whole && format == Format::Yaml) {
                 best = best.or(Some((format, view)));
                 if view == View::Whole {
+                    json_too |= format == Format::Json;
                     plain = plain.or(Some(format));
                 }
             }
         }
         if let Some((format, view)) = best {
-            return Ok(Self { format, view, plain, gzip, pretty: false });
+            return Ok(Self { format, view, plain, gzip, pretty: false, json_too });
         }
         Err(not_acceptable())
+    }
+
+    /// The same, without protobuf for a kind that has no such form, where the client takes JSON too.
+    fn fitting(&self, shape: &Shape) -> Self {
+        let is_protobuf = |format| format == Format::Protobuf;
+        if !self.json_too || !(is_protobuf(self.format) || self.plain.is_some_and(is_protobuf)) || shape.has_protobuf() {
+            return self.clone();
+        }
+        let json = |format| if is_protobuf(format) { Format::Json } else { format };
+        Self { format: json(self.format), plain: self.plain.map(json), ..self.clone() }
     }
 }
 
@@ -151,6 +166,14 @@ impl Shape {
         Ok(Self { resource: found, api_version: gv.to_string(), include_object })
     }
 
+    /// Whether the kind asked for can be written in protobuf, as far as is known.
+    fn has_protobuf(&self) -> bool {
+        self.kind().is_none_or(|(resource, version)| {
+            let gvk = meta::Gvk::new(&resource.group, &version.name, &resource.kind);
+            !resource.custom && meta::schema::builtin().kind(&gvk).is_some()
+        })
+    }
+
     fn kind(&self) -> Option<(&Resource, &resources::ResourceVersion)> {
         let (served, version) = self.resource.as_ref()?;
         Some((&served.resource, &served.resource.versions[*version]))
@@ -163,6 +186,7 @@ pub fn reply(
     negotiated: &Negotiated,
     ending: &CancellationToken,
 ) -> Result<Response<Body>, Status> {
+    let negotiated = &negotiated.fitting(shape);
     match reply {
         Reply::Object { object, created } => {
             let code = if created { StatusCode::CREATED } else { StatusCode::OK };
