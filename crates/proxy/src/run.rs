@@ -13,6 +13,7 @@ use anyhow::{Context, Result, bail};
 use client::{Batch, Client, Informer, Informers};
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use serde::de::DeserializeOwned;
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 use tokio_util::sync::CancellationToken;
@@ -136,6 +137,11 @@ pub async fn clean_up(families: &[Family]) -> Result<()> {
 /// The Service a slice belongs to, from its metadata alone.
 fn slice_owner(slice: &client::Object) -> Option<String> {
     Some(format!("{}/{}", slice.meta.namespace, slice.meta.label(BY_SERVICE)?))
+}
+
+/// Reads an object without keeping the parsed form beside it: what is compiled from it is all that is needed later.
+pub(crate) fn parse<T: DeserializeOwned>(object: &client::Object) -> serde_json::Result<T> {
+    serde_json::from_slice(object.raw())
 }
 
 struct Shell {
@@ -323,17 +329,16 @@ impl Shell {
             return policies?.compile(key, family);
         }
         let service = self.services.get(key)?;
-        let service = match service.typed::<core::Service>() {
+        let service = match parse::<core::Service>(&service) {
             Ok(service) => service,
             Err(error) => {
                 tracing::warn!("cannot read Service {key}: {error}");
                 return None;
             }
         };
-        let slices: Vec<Arc<EndpointSlice>> =
-            self.slices.by_index(BY_SERVICE, key).iter().filter_map(|slice| slice.typed().ok()).collect();
-        let slices = slices.iter().map(|slice| &**slice);
-        compile(key, &service, slices, family, &self.node, &self.config, previous)
+        let slices: Vec<EndpointSlice> =
+            self.slices.by_index(BY_SERVICE, key).iter().filter_map(|slice| parse(slice).ok()).collect();
+        compile(key, &service, &slices, family, &self.node, &self.config, previous)
     }
 
     /// Has the kernel forget UDP and SCTP connections that the program no longer would make.

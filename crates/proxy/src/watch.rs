@@ -12,6 +12,7 @@ use k8s_openapi::api::networking::v1::NetworkPolicy;
 
 use crate::policies::Policies;
 use crate::policy::{Labels, Pod, Policy};
+use crate::run::parse;
 
 /// What is followed, and what is known by it.
 pub struct Watch {
@@ -118,7 +119,7 @@ impl Watch {
     fn take_pods(&mut self, batch: &Batch) {
         let Some(source) = self.pods.as_ref().map(|pods| pods.pods.clone()) else { return };
         for key in touched(batch, &source, || self.known.pod_keys().cloned().collect()) {
-            let object = source.get(&key).and_then(|object| object.typed::<core::Pod>().ok());
+            let object = source.get(&key).and_then(|object| parse::<core::Pod>(&object).ok());
             self.known.set_pod(&key, object.and_then(|pod| Pod::read(&pod, &self.node)));
         }
     }
