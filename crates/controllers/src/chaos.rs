@@ -115,6 +115,33 @@ async fn a_rollout_survives_its_leaders_and_its_watches() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_rollout_never_looks_finished_before_it_is() {
+    let sim = Sim::default();
+    sim.create("deployments", deployment(4));
+    until(&sim, usize::MAX, "rolled out", |s| {
+        running(s, "a") == 4 && s.get("deployments", "n/web")["status"]["availableReplicas"] == 4
+    })
+    .await;
+    sim.patch("deployments", "n/web", "", json!({"spec": {"template": template("b")}}));
+    // Pods that leave count no more.
+    let only_new = |s: &Sim| {
+        let stays = |p: &&Value| p["metadata"].get("deletionTimestamp").is_none();
+        s.all("pods").iter().filter(stays).all(|p| p["spec"]["containers"][0]["image"] == "b")
+    };
+    let looks_finished = |s: &Sim| {
+        let web = s.get("deployments", "n/web");
+        web["status"]["observedGeneration"] == web["metadata"]["generation"]
+            && ["replicas", "updatedReplicas", "availableReplicas"].iter().all(|f| web["status"][f] == 4)
+    };
+    until(&sim, usize::MAX, "looks finished", |s| {
+        let looks = looks_finished(s);
+        assert!(!looks || only_new(s), "finished too soon");
+        looks
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn deletion_leaves_nothing_behind() {
     for chaos in CHAOS {
         for life in [usize::MAX, 15] {

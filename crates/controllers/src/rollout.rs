@@ -359,6 +359,8 @@ impl Rollout<'_> {
             self.progressing("True", "NewReplicaSetCreated", &format!("Created new replica set \"{name}\""));
         }
         self.status["observedGeneration"] = self.object.meta.generation.into();
+        // Nothing is of the new template yet: who follows the rollout must not take the old set's pods for its end.
+        conditions::count(&mut self.status, "updatedReplicas", 0);
         self.plan.act(Action::status(&client::gvr_of::<Deployment>(), self.object, self.status.clone())?);
         self.annotate_revision(&revision.to_string());
         Ok(self.plan)
