@@ -124,11 +124,11 @@ pub async fn run(options: Options, cancel: CancellationToken) -> Result<()> {
     let began = Instant::now();
     let with_nodes = !options.control_plane_only;
     options.ranges.check(if with_nodes { options.nodes } else { 1 }, Layout::new("nauplius", 0).node_network)?;
-    if with_nodes {
-        preflight::node()?;
-    }
     if options.container_runtime_endpoint.is_some() && (options.nodes > 1 || !with_nodes) {
         bail!("--container-runtime-endpoint names one engine, which serves one node: use it with --nodes 1");
+    }
+    if with_nodes {
+        preflight::node()?;
     }
     if options.split && options.listen.port() == 0 {
         bail!("--split needs a port that all its processes know: name one with --listen");
