@@ -28,7 +28,7 @@ pub struct Report {
     pub torn: bool,
 }
 
-fn read(dir: &Path, options: &Options) -> Result<(Files, Replay, Option<std::fs::File>), StoreError> {
+fn read(dir: &Path, options: &Options) -> Result<(Files, Replay, Option<recovery::Lock>), StoreError> {
     if !dir.is_dir() {
         return Err(StoreError::Invalid(format!("{} is not a directory", dir.display())));
     }

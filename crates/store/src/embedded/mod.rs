@@ -18,7 +18,6 @@ mod tests;
 mod watch;
 mod writer;
 
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, mpsc};
@@ -214,7 +213,7 @@ pub fn open(dir: impl AsRef<Path>, options: Options) -> Result<Embedded, StoreEr
         options.clone(),
         dir.into(),
     );
-    let lock: File = recovered.lock;
+    let lock: recovery::Lock = recovered.lock;
     let thread = std::thread::Builder::new()
         .name(options.writer_name.into())
         .spawn(move || {

@@ -21,12 +21,23 @@ use crate::{Revision, StoreError};
 /// The file whose lock makes a directory one process's.
 const LOCK_NAME: &str = "lock";
 
+/// A directory's lock, held until dropped.
+#[derive(Debug)]
+pub struct Lock(File);
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // Not left to the closing of the file: a process being started may have a copy of the descriptor for a moment.
+        _ = self.0.unlock();
+    }
+}
+
 /// Everything the writer needs to go on.
 pub struct Recovered {
     pub index: Index,
     pub leases: Leases,
     pub log: Log,
-    pub lock: File,
+    pub lock: Lock,
     /// Time the recovery has seen last, in milliseconds since 1970.
     pub last_ms: u64,
 }
@@ -76,7 +87,7 @@ pub fn new_identity() -> u64 {
 }
 
 /// Creates the directory if needed and takes its lock, or says who is in the way.
-pub fn lock(dir: &Path) -> Result<File, StoreError> {
+pub fn lock(dir: &Path) -> Result<Lock, StoreError> {
     std::fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)
@@ -88,7 +99,7 @@ pub fn lock(dir: &Path) -> Result<File, StoreError> {
 }
 
 /// Takes the lock to read only: none on a file system that nobody can write to, when there is no lock file.
-pub fn lock_for_reading(dir: &Path) -> Result<Option<File>, StoreError> {
+pub fn lock_for_reading(dir: &Path) -> Result<Option<Lock>, StoreError> {
     let path = dir.join(LOCK_NAME);
     let error = |e| StoreError::io(format_args!("locking {}", path.display()), &e);
     let opened = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path);
@@ -104,9 +115,9 @@ pub fn lock_for_reading(dir: &Path) -> Result<Option<File>, StoreError> {
     take_lock(dir, &path, file).map(Some)
 }
 
-fn take_lock(dir: &Path, path: &Path, file: File) -> Result<File, StoreError> {
+fn take_lock(dir: &Path, path: &Path, file: File) -> Result<Lock, StoreError> {
     match file.try_lock() {
-        Ok(()) => Ok(file),
+        Ok(()) => Ok(Lock(file)),
         Err(TryLockError::WouldBlock) => Err(StoreError::Unavailable(format!(
             "the store in {} is in use by another process (it holds the lock on {})",
             dir.display(),
