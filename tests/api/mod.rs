@@ -63,6 +63,7 @@ macro_rules! scenarios {
 
 scenarios!(
     access,
+    additions,
     apply,
     bad_input,
     crud,
@@ -74,6 +75,7 @@ scenarios!(
     lists,
     namespaces,
     patches,
+    refusals,
     subresources,
     tokens,
     validation,

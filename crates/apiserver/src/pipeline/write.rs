@@ -313,7 +313,9 @@ impl ApiServer {
             (Change::Request, Some(document)) => {
                 body = document.changed(target, old, &now).await?;
                 metadata::agree_with_url(target, &mut body)?;
-                named_version = metadata::preconditions(target, &body, old)?;
+                // A patch carries the version it was laid over; were that a demand, no patch could be tried again.
+                let named = metadata::preconditions(target, &body, old)?;
+                named_version = named && target.request.verb == Verb::Update;
                 if !named_version
                     && target.request.verb == Verb::Update
                     && !resource.strategy.allow_unconditional_update()
