@@ -4,6 +4,7 @@ mod status;
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
@@ -53,6 +54,9 @@ pub struct ControllerManagerOptions {
     /// Signs tokens kept in Secrets.
     #[arg(long)]
     pub service_account_private_key_file: Option<PathBuf>,
+    /// Let each controller write under the service account upstream gives it.
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", default_value_t = false, action = clap::ArgAction::Set)]
+    pub use_service_account_credentials: bool,
     /// `*`, names, and `-name` for those to leave out.
     #[arg(long, value_delimiter = ',', default_value = "*", allow_hyphen_values = true)]
     pub controllers: Vec<String>,
@@ -91,7 +95,7 @@ pub struct ControllerManagerOptions {
 }
 
 /// Flags of upstream's that are taken so that its manifests start us, and that change nothing: what they set up is
-/// otherwise here. All controllers act under the kubeconfig's identity; callers are judged by the API server.
+/// otherwise here: callers are judged by the API server.
 #[derive(clap::Args, Clone, Default)]
 pub struct TakenFlags {
     #[arg(long, hide = true)]
@@ -108,8 +112,6 @@ pub struct TakenFlags {
     cluster_name: Option<String>,
     #[arg(long, hide = true)]
     feature_gates: Option<String>,
-    #[arg(long, hide = true, num_args = 0..=1, default_missing_value = "true")]
-    use_service_account_credentials: Option<String>,
     #[arg(long, hide = true, num_args = 0..=1, default_missing_value = "true")]
     profiling: Option<String>,
     #[arg(short, long, hide = true)]
@@ -156,7 +158,16 @@ fn signer(key: &Path) -> Result<Signer> {
 pub async fn controller_manager(options: ControllerManagerOptions, cancel: CancellationToken) -> Result<()> {
     let client = connect(&options.api.kubeconfig, CONTROLLER_MANAGER).await?;
     let files = options.cluster_signing_cert_file.as_deref().zip(options.cluster_signing_key_file.as_deref());
+    let accounts = options.use_service_account_credentials.then(|| {
+        let (main, kubeconfig) = (client.clone(), options.api.kubeconfig.clone());
+        controllers::Accounts(Arc::new(move |name: &str| {
+            let account =
+                client::Account::new(main.clone(), kubeconfig.clone(), "kube-system", name, CONTROLLER_MANAGER);
+            Client::new(account).with_field_manager(CONTROLLER_MANAGER)
+        }))
+    });
     let controllers = controllers::Options {
+        accounts,
         controllers: options.controllers,
         allocate_node_cidrs: options.allocate_node_cidrs,
         cluster_cidrs: options.cluster_cidr,
