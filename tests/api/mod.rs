@@ -71,6 +71,7 @@ scenarios!(
     delete,
     discovery,
     encodings,
+    expressions,
     kinds,
     lists,
     namespaces,

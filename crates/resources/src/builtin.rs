@@ -442,7 +442,8 @@ mod tests {
 
     #[test]
     fn every_row_has_its_schema() {
-        for row in table(meta::schema::builtin()) {
+        // The metrics kinds are computed and read only: no proto of `kubernetes/api` has them.
+        for row in table(meta::schema::builtin()).iter().filter(|row| row.group != "metrics.k8s.io") {
             for version in &row.versions {
                 let Shape::Struct(root) = version.schema.root().shape() else { panic!("{} is no struct", row.kind) };
                 assert!(!root.preserve_unknown && !root.fields.is_empty(), "{} {}: no facts", row.kind, version.name);
