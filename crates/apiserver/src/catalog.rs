@@ -41,7 +41,13 @@ impl Served {
 
     /// A kind whose objects are stored in the form of another group's row, in that row's cache (events).
     pub fn sharing(resource: Resource, owner: &Arc<Served>) -> Arc<Self> {
-        Arc::new(Self { resource, cache: owner.cache.clone(), stored_as: Some(owner.clone()), conversion: None, rules: None })
+        Arc::new(Self {
+            resource,
+            cache: owner.cache.clone(),
+            stored_as: Some(owner.clone()),
+            conversion: None,
+            rules: None,
+        })
     }
 
     /// The row objects are stored as: its schema defaults them and says who owns what.

@@ -129,7 +129,14 @@ impl std::error::Error for Status {}
 
 impl Status {
     pub fn new(reason: Reason, message: impl Into<String>) -> Self {
-        Self { success: false, reason, code: reason.code(), message: message.into(), details: None, continue_token: None }
+        Self {
+            success: false,
+            reason,
+            code: reason.code(),
+            message: message.into(),
+            details: None,
+            continue_token: None,
+        }
     }
 
     fn named(reason: Reason, group: &str, kind: &str, name: &str, message: String) -> Self {

@@ -121,7 +121,8 @@ impl Negotiated {
     /// The same, without protobuf for a kind that has no such form, where the client takes JSON too.
     fn fitting(&self, shape: &Shape) -> Self {
         let is_protobuf = |format| format == Format::Protobuf;
-        if !self.json_too || !(is_protobuf(self.format) || self.plain.is_some_and(is_protobuf)) || shape.has_protobuf() {
+        if !self.json_too || !(is_protobuf(self.format) || self.plain.is_some_and(is_protobuf)) || shape.has_protobuf()
+        {
             return self.clone();
         }
         let json = |format| if is_protobuf(format) { Format::Json } else { format };

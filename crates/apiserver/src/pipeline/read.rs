@@ -369,7 +369,12 @@ fn parse_token(token: &str) -> Result<ContinueToken, Status> {
     let invalid = |why: String| Status::bad_request(format!("continue key is not valid: {why}"));
     let bytes = URL_SAFE_NO_PAD.decode(token.trim_end_matches('=')).map_err(|e| invalid(e.to_string()))?;
     let token: ContinueToken = serde_json::from_slice(&bytes).map_err(|e| invalid(e.to_string()))?;
-    if token.v != TOKEN_VERSION || token.rv == 0 || token.rv < NEWEST || token.start.is_empty() || token.start.contains("..") {
+    if token.v != TOKEN_VERSION
+        || token.rv == 0
+        || token.rv < NEWEST
+        || token.start.is_empty()
+        || token.start.contains("..")
+    {
         return Err(invalid("incorrect encoded version or start".into()));
     }
     Ok(token)

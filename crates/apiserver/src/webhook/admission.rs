@@ -260,7 +260,12 @@ impl<'a> Subject<'a> {
         Ok(selected.then_some(form))
     }
 
-    pub(crate) fn in_namespace(&self, server: &ApiServer, hook: &Webhook, object: Option<&Value>) -> Result<bool, Status> {
+    pub(crate) fn in_namespace(
+        &self,
+        server: &ApiServer,
+        hook: &Webhook,
+        object: Option<&Value>,
+    ) -> Result<bool, Status> {
         let selector = configuration::selector(hook.namespace_selector.as_ref()).map_err(Status::internal)?;
         if selector.is_everything() {
             return Ok(true);
