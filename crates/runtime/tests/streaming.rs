@@ -220,8 +220,11 @@ async fn kubectl_streams() {
         let (_, err, code) = kubectl.run(&["exec", "one", "--", "nonsense"], b"");
         assert!(code != 0 && err.contains("executable file not found in $PATH"), "{name}: {err}");
         // A terminal: kubectl gets one from script(1), which has util-linux on every Debian.
+        // Its size is told once the command runs already: the command looks until there is one, at most ten seconds.
+        // script(1) without input forgets what comes just before its command ends: it has time to read.
+        let look = "tty; echo $TERM; n=0; until stty size 2>/dev/null || [ $n = 500 ]; do n=$((n+1)); sleep 0.02; done";
         let line = format!(
-            "KUBECTL_REMOTE_COMMAND_WEBSOCKETS={websockets} kubectl {} exec -it one -- sh -c 'tty; stty size'",
+            "KUBECTL_REMOTE_COMMAND_WEBSOCKETS={websockets} kubectl {} exec -it one -- sh -c '{look}'; sleep 0.5",
             kubectl.server
         );
         let mut script = Command::new("nsenter");
@@ -234,7 +237,7 @@ async fn kubectl_streams() {
         let out = script.stdin(Stdio::null()).output().unwrap();
         let out = String::from_utf8_lossy(&out.stdout).into_owned();
         assert!(out.contains("/dev/pts/0"), "{name}: {out}");
-        assert!(out.contains("33 99"), "{name}: {out}");
+        assert!(out.contains("xterm") && out.contains("33 99"), "{name}: {out}");
 
         // Attach to a terminal, with its size.
         let line = format!(

@@ -274,6 +274,9 @@ fn run(process: &Process) -> Result<std::convert::Infallible, Failure> {
         let home = home_of(process.uid);
         env.push(CString::new(format!("HOME={home}")).map_err(|e| e.to_string())?);
     }
+    if process.terminal && !env.iter().any(|v| v.as_bytes().starts_with(b"TERM=")) {
+        env.push(c"TERM=xterm".into());
+    }
     let name = args.first().ok_or("no command specified")?;
     let shown = name.to_string_lossy();
     if name.as_bytes().is_empty() {

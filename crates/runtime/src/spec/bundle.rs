@@ -81,7 +81,7 @@ pub enum PidNamespace {
 /// A process and its powers.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Process {
-    /// With a terminal.
+    /// With a terminal, whose kind is `TERM=xterm` if `env` does not say.
     pub terminal: bool,
     /// User id.
     pub uid: u32,

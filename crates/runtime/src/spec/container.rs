@@ -143,9 +143,6 @@ fn environment(config: &ContainerConfig, image: &RunConfig, hostname: &str) -> V
     if !hostname.is_empty() {
         text(&format!("HOSTNAME={hostname}"));
     }
-    if config.tty {
-        text("TERM=xterm");
-    }
     for pair in image.env.iter().flatten() {
         text(pair);
     }
