@@ -5,13 +5,14 @@
 
 mod node;
 
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use cri::v1::runtime_service_client::RuntimeServiceClient;
 use cri::v1::*;
+use nix::pty::{Winsize, openpty};
 use node::{Node, inside, pod, shell};
 use tonic::transport::Channel;
 
@@ -170,6 +171,35 @@ impl Kubectl<'_> {
         let text = |b: &[u8]| String::from_utf8_lossy(b).into_owned();
         (text(&out.stdout), text(&out.stderr), out.status.code().unwrap_or(-1))
     }
+
+    /// Runs on a terminal of this many rows and columns; returns all that was shown.
+    fn on_terminal(&self, args: &[&str], (ws_row, ws_col): (u16, u16)) -> String {
+        let size = Winsize { ws_row, ws_col, ws_xpixel: 0, ws_ypixel: 0 };
+        let pty = openpty(&size, None).unwrap();
+        let end = || Stdio::from(pty.slave.try_clone().unwrap());
+        let mut command = self.command(args);
+        let mut child = command.stdin(end()).stdout(end()).stderr(end()).spawn().unwrap();
+        // The command's copies of the slave go with it: with ours, the master would never end.
+        drop((command, pty.slave));
+        let mut shown = Vec::new();
+        // A terminal that nobody holds open any more ends with an error.
+        let _ = std::fs::File::from(pty.master).read_to_end(&mut shown);
+        child.wait().unwrap();
+        String::from_utf8_lossy(&shown).into_owned()
+    }
+
+    /// Attaches to a pod, says a line, and returns the first line that comes back and is not its echo.
+    fn attach(&self, pod: &str, said: &str) -> String {
+        let mut command = self.command(&["attach", "-i", pod]);
+        let mut child =
+            command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+        writeln!(child.stdin.as_mut().unwrap(), "{said}").unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let line = lines.map_while(Result::ok).find(|line| line.trim_end() != said).unwrap_or_default();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        line.trim_end().to_string()
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
@@ -219,53 +249,15 @@ async fn kubectl_streams() {
         assert_eq!((out.len(), code), (3_000_000, 0), "{name}: {err}");
         let (_, err, code) = kubectl.run(&["exec", "one", "--", "nonsense"], b"");
         assert!(code != 0 && err.contains("executable file not found in $PATH"), "{name}: {err}");
-        // A terminal: kubectl gets one from script(1), which has util-linux on every Debian.
-        // Its size is told once the command runs already: the command looks until there is one, at most ten seconds.
-        // script(1) without input forgets what comes just before its command ends: it has time to read.
+        // A terminal. Its size is told once the command runs already: the command looks until there is one.
         let look = "tty; echo $TERM; n=0; until stty size 2>/dev/null || [ $n = 500 ]; do n=$((n+1)); sleep 0.02; done";
-        let line = format!(
-            "KUBECTL_REMOTE_COMMAND_WEBSOCKETS={websockets} kubectl {} exec -it one -- sh -c '{look}'; sleep 0.5",
-            kubectl.server
-        );
-        let mut script = Command::new("nsenter");
-        script.arg(format!("--net=/run/netns/{}", node.namespace())).args([
-            "script",
-            "-qec",
-            &format!("stty rows 33 cols 99; {line}"),
-            "/dev/null",
-        ]);
-        let out = script.stdin(Stdio::null()).output().unwrap();
-        let out = String::from_utf8_lossy(&out.stdout).into_owned();
+        let out = kubectl.on_terminal(&["exec", "-it", "one", "--", "sh", "-c", look], (33, 99));
         assert!(out.contains("/dev/pts/0"), "{name}: {out}");
         assert!(out.contains("xterm") && out.contains("33 99"), "{name}: {out}");
 
-        // Attach to a terminal, with its size.
-        let line = format!(
-            "stty rows 44 cols 88; (sleep 0.7; echo hello; sleep 0.7) | KUBECTL_REMOTE_COMMAND_WEBSOCKETS={websockets} kubectl {} attach -i tty",
-            kubectl.server
-        );
-        let mut script = Command::new("nsenter");
-        script.arg(format!("--net=/run/netns/{}", node.namespace())).args(["timeout", "4", "sh", "-c", &line]);
-        let out = script.stdin(Stdio::null()).output().unwrap();
-        let out = String::from_utf8_lossy(&out.stdout).into_owned();
-        assert!(out.contains("got hello"), "{name}: {out}");
-
-        // Attach: what goes in comes out.
-        let mut child = kubectl
-            .command(&["attach", "-i", "one"])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        let mut stdin = child.stdin.take().unwrap();
-        stdin.write_all(format!("{name}\n").as_bytes()).unwrap();
-        let mut stdout = std::io::BufReader::new(child.stdout.take().unwrap());
-        let mut line = String::new();
-        std::io::BufRead::read_line(&mut stdout, &mut line).unwrap();
-        assert_eq!(line, format!("got {name}\n"));
-        child.kill().unwrap();
-        child.wait().unwrap();
+        // Attach to a container's terminal, and what goes in comes out.
+        assert_eq!(kubectl.attach("tty", "hello"), "got hello");
+        assert_eq!(kubectl.attach("one", name), format!("got {name}"));
 
         // Port forwarding, several connections.
         let mut child = kubectl
@@ -274,9 +266,9 @@ async fn kubectl_streams() {
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
-        let mut stdout = std::io::BufReader::new(child.stdout.take().unwrap());
+        let mut stdout = BufReader::new(child.stdout.take().unwrap());
         let mut line = String::new();
-        std::io::BufRead::read_line(&mut stdout, &mut line).unwrap();
+        stdout.read_line(&mut line).unwrap();
         let port: u16 = line.split(" -> ").next().unwrap().rsplit(':').next().unwrap().parse().unwrap();
         for _ in 0..3 {
             let got = inside(&node, move || {
