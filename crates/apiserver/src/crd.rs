@@ -7,7 +7,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::StreamExt;
 use meta::{Gvk, Object, Request, Status, Value, Verb};
 use resources::{
     Cell, Column, Resource, ResourceVersion, Selectable, SelectableValue, Strategy, Subresource, SubresourceKind, Verbs,
@@ -16,9 +15,9 @@ use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 use crate::bootstrap::loopback;
-use crate::cache::watcher::{Selection, Start, watch};
 use crate::catalog::Served;
 use crate::clock;
+use crate::following::Following;
 use crate::pipeline::Target;
 use crate::pipeline::write::Change;
 use crate::server::ApiServer;
@@ -27,8 +26,6 @@ use crate::webhook::conversion::Conversion;
 const GROUP: &str = "apiextensions.k8s.io";
 const PLURAL: &str = "customresourcedefinitions";
 const CLEANUP: &str = "customresourcecleanup.apiextensions.k8s.io";
-/// The watch is opened anew after this long, in case it ended unseen.
-const REOPEN: Duration = Duration::from_secs(3600);
 
 /// Between two looks at objects whose finalizers hold up their definition's end.
 const AGAIN: Duration = Duration::from_secs(1);
@@ -204,39 +201,12 @@ fn condition(definition: &mut Value, kind: &str, status: bool, reason: &str, mes
 
 /// Serves stored definitions, and follows them until `cancel`.
 pub async fn run(server: Arc<ApiServer>, cancel: CancellationToken) {
-    while !cancel.is_cancelled() {
-        let catalog = server.catalog();
-        let Some(served) = catalog.find(GROUP, PLURAL).cloned() else { return };
-        let Some(cache) = served.cache.clone() else { return };
-        let prefix = format!("{}/", cache.prefix());
-        let selection = Selection::new(&served.resource, &prefix, Default::default(), Default::default());
-        let start = Start {
-            initial: Vec::new(),
-            position: cache.newest().max(server.feed().progress()),
-            mark_initial: false,
-            bookmarks: false,
-            timeout: REOPEN,
-        };
-        for object in cache.list(&prefix).items {
-            take(&server, &object).await;
+    let mut definitions = Following::new(&server, GROUP, PLURAL);
+    while let Some(Some(changed)) = cancel.run_until_cancelled(definitions.next()).await {
+        for definition in &changed {
+            take(&server, definition).await;
         }
-        forget_others(&server, &cache.list(&prefix).items);
-        let mut changes = std::pin::pin!(watch(cache.clone(), server.feed().clone(), selection, start));
-        loop {
-            let batch = tokio::select! {
-                () = cancel.cancelled() => return,
-                batch = changes.next() => batch,
-            };
-            let Some(batch) = batch else { break };
-            for seen in batch {
-                if let meta::WatchEvent::Object { kind, object } = seen.into_watch_event()
-                    && kind != meta::EventKind::Deleted
-                {
-                    take(&server, &object).await;
-                }
-            }
-            forget_others(&server, &cache.list(&prefix).items);
-        }
+        forget_others(&server, &definitions.all());
     }
 }
 

@@ -18,6 +18,7 @@ pub mod clock;
 pub mod crd;
 pub mod crd_rules;
 pub mod discovery;
+mod following;
 pub mod http;
 mod metrics_api;
 pub mod openapi;

@@ -191,8 +191,7 @@ impl Kubectl<'_> {
     /// Attaches to a pod, says a line, and returns the first line that comes back and is not its echo.
     fn attach(&self, pod: &str, said: &str) -> String {
         let mut command = self.command(&["attach", "-i", pod]);
-        let mut child =
-            command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
         writeln!(child.stdin.as_mut().unwrap(), "{said}").unwrap();
         let lines = BufReader::new(child.stdout.take().unwrap()).lines();
         let line = lines.map_while(Result::ok).find(|line| line.trim_end() != said).unwrap_or_default();

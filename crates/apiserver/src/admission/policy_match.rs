@@ -63,8 +63,25 @@ pub fn bindings(server: &ApiServer, plural: &str, policy: &str) -> Vec<Arc<Value
     parsed.filter(|binding| binding["spec"]["policyName"] == policy).collect()
 }
 
+/// The parameters a binding gives its policy for a request; `None` when the binding does not select it. The error says
+/// why neither can be told.
+pub async fn bound(
+    server: &ApiServer,
+    subject: &Subject<'_>,
+    kind: &Value,
+    binding: &Value,
+    object: Option<&Value>,
+    old: Option<&Value>,
+) -> Result<Option<Vec<Option<Arc<Object>>>>, String> {
+    match form(server, subject, &binding["matchResources"], object, old) {
+        Ok(Some(_)) => params(server, kind, &binding["paramRef"], &subject.namespace).await.map(Some),
+        Ok(None) => Ok(None),
+        Err(status) => Err(status.message),
+    }
+}
+
 /// The parameters a binding names: one run of the policy for each. `None` stands for a run without any.
-pub async fn params(
+async fn params(
     server: &ApiServer,
     kind: &Value,
     reference: &Value,

@@ -139,16 +139,10 @@ impl Round {
                     failures.push(format!("policy '{}' with binding '{name}' denied request: {why}", policy.name));
                 }
             };
-            let params = match policy_match::form(server, subject, &spec["matchResources"], Some(object), old) {
+            let kind = &policy.spec["paramKind"];
+            let params = match policy_match::bound(server, subject, kind, spec, Some(object), old).await {
+                Ok(Some(params)) => params,
                 Ok(None) => continue,
-                Ok(Some(_)) => {
-                    let kind = &policy.spec["paramKind"];
-                    policy_match::params(server, kind, &spec["paramRef"], &subject.namespace).await
-                }
-                Err(status) => Err(status.message),
-            };
-            let params = match params {
-                Ok(params) => params,
                 Err(why) => {
                     fail(format!("failed to configure binding: {why}"));
                     continue;

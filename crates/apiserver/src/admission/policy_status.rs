@@ -5,10 +5,8 @@
 //! here changes what a policy does.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use cel::{Decl, Provider, Structs, Type};
-use futures::StreamExt;
 use meta::schema::{Scalar, Shape, View};
 use meta::{Gvk, Object, Request, Status, Value, Verb};
 use resources::validate::expressions::{Purpose, Scope};
@@ -18,14 +16,12 @@ use tokio_util::sync::CancellationToken;
 use super::policy_match::GROUP;
 use super::policy_validate::variables;
 use crate::bootstrap::loopback;
-use crate::cache::watcher::{Selection, Start, watch};
+use crate::following::Following;
 use crate::pipeline::Target;
 use crate::pipeline::write::Change;
 use crate::server::ApiServer;
 
 const PLURAL: &str = "validatingadmissionpolicies";
-/// The watch is opened anew after this long, in case it ended unseen.
-const REOPEN: Duration = Duration::from_secs(3600);
 /// Kinds one policy is checked against, as upstream.
 const MAX_KINDS: usize = 10;
 
@@ -131,36 +127,10 @@ fn warnings(server: &ApiServer, spec: &Value) -> Vec<Value> {
 
 /// Keeps the status of all policies, until `cancel`.
 pub async fn run(server: Arc<ApiServer>, cancel: CancellationToken) {
-    while !cancel.is_cancelled() {
-        let catalog = server.catalog();
-        let Some(served) = catalog.find(GROUP, PLURAL).cloned() else { return };
-        let Some(cache) = served.cache.clone() else { return };
-        let prefix = format!("{}/", cache.prefix());
-        let selection = Selection::new(&served.resource, &prefix, Default::default(), Default::default());
-        let start = Start {
-            initial: Vec::new(),
-            position: cache.newest().max(server.feed().progress()),
-            mark_initial: false,
-            bookmarks: false,
-            timeout: REOPEN,
-        };
-        for object in cache.list(&prefix).items {
-            take(&server, &object).await;
-        }
-        let mut changes = std::pin::pin!(watch(cache.clone(), server.feed().clone(), selection, start));
-        loop {
-            let batch = tokio::select! {
-                () = cancel.cancelled() => return,
-                batch = changes.next() => batch,
-            };
-            let Some(batch) = batch else { break };
-            for seen in batch {
-                if let meta::WatchEvent::Object { kind, object } = seen.into_watch_event()
-                    && kind != meta::EventKind::Deleted
-                {
-                    take(&server, &object).await;
-                }
-            }
+    let mut policies = Following::new(&server, GROUP, PLURAL);
+    while let Some(Some(changed)) = cancel.run_until_cancelled(policies.next()).await {
+        for policy in &changed {
+            take(&server, policy).await;
         }
     }
 }

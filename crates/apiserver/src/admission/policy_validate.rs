@@ -194,17 +194,10 @@ pub async fn validate(
             let denied = |message: &str| {
                 format!("ValidatingAdmissionPolicy '{}' with binding '{name}' denied request: {message}", policy.name)
             };
-            let matched = policy_match::form(server, subject, &spec["matchResources"], object, old);
-            let params = match matched {
+            let kind = &policy.spec["paramKind"];
+            let params = match policy_match::bound(server, subject, kind, spec, object, old).await {
+                Ok(Some(params)) => params,
                 Ok(None) => continue,
-                Ok(Some(_)) => {
-                    let kind = &policy.spec["paramKind"];
-                    policy_match::params(server, kind, &spec["paramRef"], &subject.namespace).await
-                }
-                Err(status) => Err(status.message),
-            };
-            let params = match params {
-                Ok(params) => params,
                 Err(why) => {
                     if let Some(why) = configured(&why) {
                         deny(denied(&format!("failed to configure binding: {why}")), Reason::Invalid);
