@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use tokio::io::AsyncReadExt;
+use tokio_util::sync::CancellationToken;
 
 use crate::engine::{Container, Engine};
 use crate::shim::protocol::{Reply, Request};
@@ -13,8 +14,8 @@ use crate::shim_client::Connection;
 
 /// Most output of a synchronous command that is kept, in bytes, as CRI wants.
 const MAX_EXEC_OUTPUT: usize = 16 << 20;
-/// How long after its end a command's output may go on: what it left in the background may hold its pipes.
-const EXEC_DRAIN: Duration = Duration::from_secs(2);
+/// How long an ended command's streams may stay open in silence: what it left in the background may hold them.
+const SILENCE: Duration = Duration::from_secs(1);
 
 /// A command's outcome.
 pub struct ExecOutput {
@@ -49,8 +50,9 @@ impl Engine {
         let (err, stderr) = pipe()?;
         let connection = self.begin_exec(container, args, ExecKind::Tied, [None, Some(stdout), Some(stderr)]).await?.0;
         let (stdout, stderr) = (Kept::default(), Kept::default());
-        let readers =
-            [(out, stdout.clone()), (err, stderr.clone())].map(|(fd, kept)| tokio::spawn(read_limited(fd, kept)));
+        let over = CancellationToken::new();
+        let readers = [(out, stdout.clone()), (err, stderr.clone())]
+            .map(|(fd, kept)| tokio::spawn(read_limited(fd, kept, over.clone())));
         let _stop = AbortOnDrop(readers.iter().map(|t| t.abort_handle()).collect());
         let ended = async {
             loop {
@@ -69,8 +71,8 @@ impl Engine {
                 return Err(TimedOut(timeout).into());
             }
         };
-        // Something left in the background may keep the streams open; it is not waited for.
-        let _ = tokio::time::timeout(EXEC_DRAIN, futures::future::join_all(readers)).await;
+        over.cancel();
+        futures::future::join_all(readers).await;
         let take = |kept: Kept| std::mem::take(&mut *kept.lock().unwrap_or_else(PoisonError::into_inner));
         Ok(ExecOutput { stdout: take(stdout), stderr: take(stderr), code })
     }
@@ -121,11 +123,23 @@ impl Drop for AbortOnDrop {
     }
 }
 
+/// A read of a command's stream: zero at its end, and when the command is over and then nothing comes for a while.
+/// All that a command wrote before its end is there to read once its end is known, so none of it is missed, however
+/// slow whoever takes it is.
+pub async fn read_on(read: impl Future<Output = std::io::Result<usize>>, over: &CancellationToken) -> usize {
+    tokio::select! {
+        biased;
+        read = read => read.unwrap_or(0),
+        () = async { over.cancelled().await; tokio::time::sleep(SILENCE).await } => 0,
+    }
+}
+
 /// Reads to the end, keeping the first part.
-async fn read_limited(fd: OwnedFd, kept: Kept) {
+async fn read_limited(fd: OwnedFd, kept: Kept, over: CancellationToken) {
     let Ok(mut pipe) = tokio::net::unix::pipe::Receiver::from_owned_fd(fd) else { return };
     let mut buffer = vec![0u8; 16 * 1024];
-    while let Ok(n) = pipe.read(&mut buffer).await {
+    loop {
+        let n = read_on(pipe.read(&mut buffer), &over).await;
         if n == 0 {
             break;
         }

@@ -248,8 +248,10 @@ async fn kubectl_streams() {
         assert_eq!((out.len(), code), (3_000_000, 0), "{name}: {err}");
         let (_, err, code) = kubectl.run(&["exec", "one", "--", "nonsense"], b"");
         assert!(code != 0 && err.contains("executable file not found in $PATH"), "{name}: {err}");
-        // A terminal. Its size is told once the command runs already: the command looks until there is one.
-        let look = "tty; echo $TERM; n=0; until stty size 2>/dev/null || [ $n = 500 ]; do n=$((n+1)); sleep 0.02; done";
+        // A terminal. Its size is told once the command runs already: the command looks until there is one. Busybox's
+        // stty is content without a size too, and says nothing.
+        let look = "tty; echo $TERM; n=0; \
+                    until stty size 2>/dev/null | grep . || [ $n = 500 ]; do n=$((n+1)); sleep 0.02; done";
         let out = kubectl.on_terminal(&["exec", "-it", "one", "--", "sh", "-c", look], (33, 99));
         assert!(out.contains("/dev/pts/0"), "{name}: {out}");
         assert!(out.contains("xterm") && out.contains("33 99"), "{name}: {out}");

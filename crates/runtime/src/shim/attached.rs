@@ -17,6 +17,8 @@ pub struct Attached {
     pub outputs: [Option<File>; 2],
     /// What it has not taken yet of each.
     pub pending: [Vec<u8>; 2],
+    /// Nothing more will come of each: it is closed once it has been taken.
+    pub ended: [bool; 2],
 }
 
 impl Attached {
@@ -35,6 +37,15 @@ impl Attached {
             self.outputs[stream] = None;
             self.pending[stream] = Vec::new();
         }
+        if self.ended[stream] && self.pending[stream].is_empty() {
+            self.outputs[stream] = None;
+        }
+    }
+
+    /// A stream has ended.
+    pub fn end(&mut self, stream: usize) {
+        self.ended[stream] = true;
+        self.flush(stream);
     }
 }
 

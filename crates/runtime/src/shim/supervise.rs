@@ -69,6 +69,8 @@ pub struct Supervisor {
     containers: BTreeMap<String, Container>,
     /// Running execs: process to connection.
     execs: BTreeMap<i32, RawFd>,
+    /// Clients of ended containers that have not taken all output yet.
+    leaving: Vec<Attached>,
     ending: bool,
 }
 
@@ -80,6 +82,7 @@ enum Source {
     Output(String, usize),
     Input(String, usize),
     ClientReady(String, usize, usize),
+    LeavingReady(usize, usize),
     InputReady(String),
 }
 
@@ -93,6 +96,7 @@ impl Supervisor {
             connections: BTreeMap::new(),
             containers: BTreeMap::new(),
             execs: BTreeMap::new(),
+            leaving: Vec::new(),
             ending: false,
         })
     }
@@ -131,12 +135,17 @@ impl Supervisor {
                 Source::Listener => self.accept(),
                 Source::Children => self.reap(),
                 Source::Connection(fd) => self.read_connection(fd),
-                Source::Output(id, stream) => self.read_output(&id, stream, READS_A_TURN),
+                Source::Output(id, stream) => self.read_output(&id, stream, false),
                 Source::Input(id, client) => self.read_input(&id, client),
                 Source::ClientReady(id, client, stream) => {
                     if let Some(c) = self.containers.get_mut(&id)
                         && let Some(a) = c.attached.get_mut(client)
                     {
+                        a.flush(stream);
+                    }
+                }
+                Source::LeavingReady(client, stream) => {
+                    if let Some(a) = self.leaving.get_mut(client) {
                         a.flush(stream);
                     }
                 }
@@ -149,6 +158,9 @@ impl Supervisor {
         }
         for c in self.containers.values_mut() {
             c.attached.retain(|a| a.stdin.is_some() || a.outputs.iter().any(Option::is_some));
+        }
+        for done in self.leaving.extract_if(.., |a| a.pending.iter().all(Vec::is_empty)) {
+            self.connections.remove(&done.connection);
         }
     }
 
@@ -190,6 +202,14 @@ impl Supervisor {
                 }
             }
         }
+        for (client, a) in self.leaving.iter().enumerate() {
+            for stream in 0..2 {
+                if let (Some(output), false) = (&a.outputs[stream], a.pending[stream].is_empty()) {
+                    let fd = sys::borrow(output.as_raw_fd());
+                    add(Source::LeavingReady(client, stream), fd, PollFlags::POLLOUT);
+                }
+            }
+        }
         let ready = match poll(&mut fds, PollTimeout::NONE) {
             Ok(_) => fds.iter().map(|fd| fd.revents().unwrap_or(PollFlags::empty())).collect(),
             Err(_) => Vec::new(),
@@ -222,6 +242,7 @@ impl Supervisor {
                 if let Some(c) = self.containers.get_mut(&id) {
                     c.attached.retain(|a| a.connection != fd);
                 }
+                self.leaving.retain(|a| a.connection != fd);
             }
             // Unless tied, the command goes on, as when any client of a remote shell goes away. It stays in the table
             // of running ones only if its end is still to be told.
@@ -407,6 +428,7 @@ impl Supervisor {
             stdin: stdin.map(File::from).filter(|_| c.stdin.is_some()),
             outputs: [stdout.map(File::from), stderr.map(File::from)],
             pending: [Vec::new(), Vec::new()],
+            ended: [false, false],
         });
         let id = id.to_string();
         if let Some(connection) = self.connections.get_mut(&fd) {
@@ -415,12 +437,15 @@ impl Supervisor {
         Ok(Reply::Ok)
     }
 
-    fn read_output(&mut self, id: &str, stream: usize, mut turns: usize) {
+    /// Copies what a container has written. The `last` time all that is there, whoever holds back: the log must have
+    /// it, and it is no more than a pipe holds.
+    fn read_output(&mut self, id: &str, stream: usize, last: bool) {
         let Some(c) = self.containers.get_mut(id) else { return };
         let kind = if stream == 0 { Stream::Stdout } else { Stream::Stderr };
         let mut buffer = [0u8; CHUNK];
-        while turns > 0 {
-            turns -= 1;
+        let mut turns = 0;
+        while last || turns < READS_A_TURN {
+            turns += 1;
             let Some(output) = &mut c.outputs[stream] else { return };
             match output.read(&mut buffer) {
                 Ok(n) if n > 0 => {
@@ -428,7 +453,7 @@ impl Supervisor {
                     for a in &mut c.attached {
                         a.give(stream, &buffer[..n]);
                     }
-                    if c.attached.iter().any(|a| !a.pending[stream].is_empty()) {
+                    if !last && c.attached.iter().any(|a| !a.pending[stream].is_empty()) {
                         return;
                     }
                 }
@@ -439,10 +464,7 @@ impl Supervisor {
                     // While the first process lives, a terminal nobody holds open may be opened again.
                     c.log.finish(kind);
                     c.outputs[stream] = None;
-                    for a in &mut c.attached {
-                        a.flush(stream);
-                        a.outputs[stream] = None;
-                    }
+                    c.attached.iter_mut().for_each(|a| a.end(stream));
                     return;
                 }
             }
@@ -493,7 +515,7 @@ impl Supervisor {
         let oom = c.oom_file.as_deref().is_some_and(oom_killed);
         let exit = Exit { code, at: sys::now(), oom };
         for stream in 0..2 {
-            self.read_output(id, stream, usize::MAX);
+            self.read_output(id, stream, true);
         }
         let Some(c) = self.containers.get_mut(id) else { return };
         c.exit = Some(exit.clone());
@@ -502,11 +524,8 @@ impl Supervisor {
         }
         c.outputs = [None, None];
         c.stdin = None;
-        let clients = std::mem::take(&mut c.attached);
+        self.leaving.append(&mut c.attached);
         write_exit(&c.exit_file, &exit);
-        for client in clients {
-            self.connections.remove(&client.connection);
-        }
         let watchers: Vec<RawFd> =
             self.connections.iter().filter(|(_, c)| matches!(c.role, Role::Watching)).map(|(&fd, _)| fd).collect();
         for fd in watchers {

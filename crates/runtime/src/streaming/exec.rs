@@ -6,7 +6,6 @@
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use bytes::Bytes;
@@ -15,10 +14,11 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::UnixStream;
 use tokio::net::unix::pipe;
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 
 use super::channel::{Channels, Outgoing, Output, StatusFormat};
 use crate::engine::Engine;
-use crate::exec::{ExecKind, pipe as new_pipe};
+use crate::exec::{ExecKind, pipe as new_pipe, read_on};
 use crate::shim::protocol::{Reply, Request};
 use crate::shim::sys;
 use crate::shim_client::{Connection, ask};
@@ -26,8 +26,6 @@ use cri::v1::{AttachRequest, ExecRequest};
 
 /// One read, in bytes.
 const CHUNK: usize = 32 * 1024;
-/// How long after a process's end its output may go on: what it left in the background may hold its streams.
-const DRAIN: Duration = Duration::from_secs(1);
 
 /// A terminal's master. The type serves only to wait until it is ready.
 struct Terminal(UnixStream);
@@ -64,10 +62,11 @@ struct Size {
 }
 
 /// Copies a pipe to a channel until either ends, and ends the channel.
-async fn pump_out(from: OwnedFd, to: Output) {
+async fn pump_out(from: OwnedFd, to: Output, over: CancellationToken) {
     if let Ok(mut from) = pipe::Receiver::from_owned_fd(from) {
         let mut buffer = vec![0u8; CHUNK];
-        while let Ok(n) = from.read(&mut buffer).await {
+        loop {
+            let n = read_on(from.read(&mut buffer), &over).await;
             if n == 0 || to.write(Bytes::copy_from_slice(&buffer[..n])).await.is_err() {
                 break;
             }
@@ -89,24 +88,30 @@ async fn pump_in(mut from: mpsc::Receiver<Bytes>, to: OwnedFd) {
 
 /// Tasks that end with their owner.
 #[derive(Default)]
-struct Tasks(Vec<tokio::task::JoinHandle<()>>);
+struct Tasks {
+    running: Vec<tokio::task::JoinHandle<()>>,
+    /// The process is over: what it wrote is still passed on, and nothing is waited for.
+    over: CancellationToken,
+}
 
 impl Tasks {
     fn add(&mut self, task: impl Future<Output = ()> + Send + 'static) {
-        self.0.push(tokio::spawn(task));
+        self.running.push(tokio::spawn(task));
     }
 
-    /// Waits for all, but not for ever.
-    async fn drain(&mut self) {
-        let all = futures::future::join_all(self.0.iter_mut());
-        // Something left in the background may keep streams open; it is not waited for.
-        let _ = tokio::time::timeout(DRAIN, all).await;
+    /// Passes on all that the process wrote, as slowly as the client takes it.
+    async fn drain(&mut self, alive: &mut mpsc::Receiver<std::convert::Infallible>) {
+        self.over.cancel();
+        tokio::select! {
+            _ = futures::future::join_all(self.running.iter_mut()) => {}
+            _ = alive.recv() => {}
+        }
     }
 }
 
 impl Drop for Tasks {
     fn drop(&mut self) {
-        self.0.iter().for_each(tokio::task::JoinHandle::abort);
+        self.running.iter().for_each(tokio::task::JoinHandle::abort);
     }
 }
 
@@ -131,7 +136,7 @@ fn start_pumps(channels: &mut Channels, ours: [Option<OwnedFd>; 3], inputs: &mut
     }
     for (fd, to) in [(stdout, channels.stdout.take()), (stderr, channels.stderr.take())] {
         if let (Some(fd), Some(to)) = (fd, to) {
-            outputs.add(pump_out(fd, to));
+            outputs.add(pump_out(fd, to, outputs.over.clone()));
         }
     }
 }
@@ -171,7 +176,7 @@ async fn run_exec(
         code = exit_code(&process) => code?,
         _ = channels.alive.recv() => return Ok(None),
     };
-    outputs.drain().await;
+    outputs.drain(&mut channels.alive).await;
     Ok(Some(code))
 }
 
@@ -197,10 +202,11 @@ fn serve_terminal(terminal: &Arc<Terminal>, channels: &mut Channels, inputs: &mu
             }
         });
     }
-    let (terminal, stdout) = (terminal.clone(), channels.stdout.take());
+    let (terminal, stdout, over) = (terminal.clone(), channels.stdout.take(), outputs.over.clone());
     outputs.add(async move {
         let mut buffer = vec![0u8; CHUNK];
-        while let Ok(n) = terminal.read(&mut buffer).await {
+        loop {
+            let n = read_on(terminal.read(&mut buffer), &over).await;
             if n == 0 {
                 break;
             }
@@ -270,7 +276,7 @@ async fn run_attach(engine: &Engine, container: &str, request: AttachRequest, ch
     start_pumps(channels, ours, &mut inputs, &mut outputs);
     tokio::select! {
         // The shim closes it when the container ends.
-        _ = connection.receive() => outputs.drain().await,
+        _ = connection.receive() => outputs.drain(&mut channels.alive).await,
         _ = channels.alive.recv() => {}
     }
     Ok(())
