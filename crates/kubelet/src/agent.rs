@@ -20,12 +20,14 @@ use crate::events::Events;
 use crate::eviction::{self, Evictions};
 use crate::images::{self, Images};
 use crate::node::machine::{self, Machine};
+use crate::pods::allocation::Allocations;
 use crate::pods::{self, Workers};
 use crate::references::References;
 use crate::statics::Statics;
 use crate::stats::Stats;
+use crate::user_namespaces::UserNamespaces;
 use crate::volumes::tokens::Tokens;
-use crate::{cgroups, logs, node, server, spec, statics};
+use crate::{cgroups, logs, node, plugins, server, spec, statics};
 
 /// Between questions to an engine that is not up yet.
 const ENGINE_RETRY: Duration = Duration::from_millis(10);
@@ -47,6 +49,8 @@ pub struct Context {
     pub events: Events,
     pub references: References,
     pub tokens: Tokens,
+    pub users: UserNamespaces,
+    pub allocations: Allocations,
     pub images: Images,
     pub machine: Machine,
     pub host_ips: Vec<IpAddr>,
@@ -121,11 +125,14 @@ impl Context {
         self.about(|a| a.supplemental_groups_policy)
     }
 
+    /// Whether a handler (the default one, for no name) has a feature.
+    pub fn handler_has(&self, name: &str, feature: impl Fn(&v1::RuntimeHandlerFeatures) -> bool) -> bool {
+        self.about(|a| a.handlers.iter().any(|h| h.name == name && h.features.as_ref().is_some_and(&feature)))
+    }
+
     /// Whether the default handler can mount recursively read-only.
     pub fn recursive_read_only(&self) -> bool {
-        self.about(|a| {
-            a.handlers.iter().any(|h| h.name.is_empty() && h.features.is_some_and(|f| f.recursive_read_only_mounts))
-        })
+        self.handler_has("", |f| f.recursive_read_only_mounts)
     }
 
     /// The handler of the pod's runtime class; empty for the engine's default.
@@ -146,7 +153,13 @@ fn by_field(resource: &str, selector: String) -> Scope {
 }
 
 fn build(config: Config, client: Client) -> anyhow::Result<Arc<Context>> {
-    for dir in [config.root_dir.join("pods"), config.log_dir.join("pods"), config.log_dir.join("containers")] {
+    let dirs = [
+        config.root_dir.join("pods"),
+        config.log_dir.join("pods"),
+        config.log_dir.join("containers"),
+        config.plugin_registry(),
+    ];
+    for dir in dirs {
         std::fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
     }
     let machine = Machine::look(&config.root_dir);
@@ -166,6 +179,8 @@ fn build(config: Config, client: Client) -> anyhow::Result<Arc<Context>> {
         events: Events::new(&client, node),
         references: References::new(client.clone(), Arc::new(move |uid: &str| woken.wake_for_references(uid))),
         tokens: Tokens::default(),
+        users: UserNamespaces::load(&config),
+        allocations: Allocations::default(),
         images: Images::default(),
         machine,
         host_ips,
@@ -196,6 +211,7 @@ pub async fn run(config: Config, client: Client, cancel: CancellationToken) -> a
     parts.spawn(pods::pleg::follow(context.clone()));
     parts.spawn(eviction::run(context.clone()));
     parts.spawn(statics::run(context.clone()));
+    parts.spawn(plugins::run(context.clone()));
     parts.spawn(logs::rotation::run(context.clone()));
     parts.spawn(listener.serve());
     let following = context.clone();

@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use jiff::SignedDuration;
 use k8s_openapi::api::core::v1::Taint;
 
 /// Everything the agent needs to know; [`Config::new`] fills in upstream's defaults.
@@ -61,6 +62,8 @@ pub struct Config {
     pub allowed_unsafe_sysctls: Vec<String>,
     /// Reported as the kubelet's version.
     pub version: String,
+    /// The longest wait before a container that keeps ending is run again.
+    pub max_restart_back_off: SignedDuration,
     /// Dead containers kept per container of a living pod, for `logs --previous`.
     pub dead_containers_kept: usize,
     pub container_log_max_size: u64,
@@ -140,10 +143,16 @@ impl Config {
             seccomp_default: false,
             allowed_unsafe_sysctls: Vec::new(),
             version: "v1.37.0".into(),
+            max_restart_back_off: crate::pods::plan::MAX_BACK_OFF,
             dead_containers_kept: 1,
             container_log_max_size: 10 << 20,
             container_log_max_files: 5,
         }
+    }
+
+    /// Where plugins put the sockets by which they register.
+    pub fn plugin_registry(&self) -> PathBuf {
+        self.root_dir.join("plugins_registry")
     }
 
     /// `<root_dir>/pods/<uid>`.

@@ -38,7 +38,8 @@ fn socket_path(endpoint: &str) -> PathBuf {
     PathBuf::from(endpoint.strip_prefix("unix://").unwrap_or(endpoint))
 }
 
-fn channel(endpoint: &str) -> Channel {
+/// A channel to a unix socket; opened by the first call.
+pub fn channel(endpoint: &str) -> Channel {
     let path = socket_path(endpoint);
     // The address is never dialled: the connector below opens the socket.
     Endpoint::from_static("http://localhost").connect_with_connector_lazy(tower::service_fn(move |_: Uri| {

@@ -141,7 +141,7 @@ async fn evict_one(context: &Arc<Context>, reading: &Reading) {
     );
     context.events.warning(&context.events.about_pod(pod), "Evicted", &message);
     tracing::warn!(pod = %spec::described(pod), "evicting: {message}");
-    context.evictions.sentence(spec::uid(pod), Verdict { reason: "Evicted".into(), message });
+    context.evictions.sentence(spec::uid(pod), Verdict { reason: "Evicted".into(), message, disruption: true });
     context.workers.wake(spec::uid(pod));
 }
 

@@ -17,6 +17,7 @@ pub mod eviction;
 pub mod images;
 pub mod logs;
 pub mod node;
+pub mod plugins;
 pub mod pods;
 pub mod probes;
 pub mod quantity;
@@ -26,6 +27,7 @@ pub mod simulated;
 pub mod spec;
 pub mod statics;
 pub mod stats;
+pub mod user_namespaces;
 pub mod volumes;
 
 pub use agent::run;

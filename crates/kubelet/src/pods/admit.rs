@@ -17,7 +17,7 @@ pub struct Room<'a> {
 }
 
 fn refuse(reason: &str, message: String) -> Result<(), Verdict> {
-    Err(Verdict { reason: reason.into(), message: format!("Pod was rejected: {message}") })
+    Err(Verdict { reason: reason.into(), message: format!("Pod was rejected: {message}"), disruption: false })
 }
 
 fn requirement(r: &NodeSelectorRequirement, value: Option<&str>) -> bool {

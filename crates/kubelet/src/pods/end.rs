@@ -111,6 +111,8 @@ impl Worker {
             }
             tokio::time::sleep(RETRY).await;
         }
+        self.context.allocations.release(&self.uid);
+        self.wake_waiting();
         self.context.references.release(&self.uid);
         self.context.tokens.release(&self.uid);
         self.context.images.release(&self.uid);
@@ -147,6 +149,7 @@ impl Worker {
             }
             tokio::time::sleep(RETRY).await;
         }
+        self.context.users.release(&self.uid);
         let (dir, logs) =
             (self.context.config.pod_dir(&self.uid), names::pod_log_dir(&self.context.config.log_dir, &pod));
         let removed = tokio::task::spawn_blocking(move || {

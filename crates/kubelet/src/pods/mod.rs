@@ -4,6 +4,7 @@
 //! [`status`] and [`admit`], which are pure; [`worker`] carries them out.
 
 pub mod admit;
+pub mod allocation;
 pub mod end;
 pub mod hooks;
 pub mod inbox;
@@ -148,6 +149,7 @@ fn arrive(context: &Arc<Context>, pod: Arc<Pod>) {
             .pods()
             .into_iter()
             .filter(|p| !is_terminal(p.status.as_ref().and_then(|s| s.phase.as_deref())))
+            .map(|p| context.allocations.apply(&p))
             .collect();
         let node = context.node();
         let room = admit::Room {
@@ -173,6 +175,9 @@ fn arrive(context: &Arc<Context>, pod: Arc<Pod>) {
             // Its worker starts at the end: nothing to run, and a deletion to wait for.
             return begin(context, refused);
         }
+    }
+    if !over {
+        context.allocations.adopt(&context.config, &pod, acknowledged);
     }
     begin(context, pod);
 }

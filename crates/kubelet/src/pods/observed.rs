@@ -48,6 +48,8 @@ pub struct Container {
     pub user: Option<v1::LinuxContainerUser>,
     /// CPU shares, quota, memory limit as the engine reports them.
     pub resources: Option<v1::LinuxContainerResources>,
+    /// As CRI numbers signals; 0 where the engine does not say.
+    pub stop_signal: i32,
 }
 
 /// Everything seen of one pod. Sandboxes and containers are newest first.
@@ -104,6 +106,7 @@ impl Container {
             log_path: status.log_path.clone(),
             user: status.user.as_ref().and_then(|u| u.linux.clone()),
             resources: status.resources.as_ref().and_then(|r| r.linux.clone()),
+            stop_signal: status.stop_signal,
         }
     }
 }

@@ -14,9 +14,10 @@ use super::observed::{Container, Observed, State};
 use crate::quantity;
 use crate::spec::{self, Kind, names};
 
-/// The first wait before a restart, and the longest; as upstream.
+/// The first wait before a restart; as upstream.
 const FIRST_BACK_OFF: SignedDuration = SignedDuration::from_secs(10);
-const MAX_BACK_OFF: SignedDuration = SignedDuration::from_secs(300);
+/// The longest, unless the node is told another.
+pub const MAX_BACK_OFF: SignedDuration = SignedDuration::from_secs(300);
 
 /// The wait a container earned by its last restart.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -28,10 +29,10 @@ pub struct BackOff {
 
 impl BackOff {
     /// The wait after one more restart; a container that ran long enough starts over.
-    pub fn next(last: Option<BackOff>, finished: Timestamp, now: Timestamp) -> BackOff {
+    pub fn next(last: Option<BackOff>, finished: Timestamp, now: Timestamp, most: SignedDuration) -> BackOff {
         let delay = match last {
-            Some(last) if !last.expired(finished) => (last.delay * 2).min(MAX_BACK_OFF),
-            _ => FIRST_BACK_OFF,
+            Some(last) if !last.expired(finished) => (last.delay * 2).min(most),
+            _ => FIRST_BACK_OFF.min(most),
         };
         BackOff { delay, at: now }
     }
@@ -73,6 +74,8 @@ pub struct Memory {
     pub applied: HashMap<String, ResourceRequirements>,
     /// Why a resize that is asked for cannot be made now.
     pub resize_pending: Option<Waiting>,
+    /// One was granted and is not yet made.
+    pub resizing: bool,
     /// What went wrong with one that was begun.
     pub resize_error: Option<Waiting>,
 }
@@ -98,6 +101,8 @@ pub enum Why {
     Superseded,
     /// Its resources changed in a way it asked to be restarted for.
     Resized,
+    /// Another container's exit restarts them all.
+    Restarted,
 }
 
 /// One thing to do.
@@ -152,6 +157,27 @@ pub struct Plan {
     pub finished: bool,
 }
 
+/// What the first rule that speaks of this exit wants done.
+fn matched_rule(container: &Spec, exit_code: i32) -> Option<&str> {
+    container.restart_policy_rules.iter().flatten().find_map(|rule| {
+        let codes = rule.exit_codes.as_ref()?;
+        let listed = codes.values.as_ref().is_some_and(|v| v.contains(&exit_code));
+        (listed == (codes.operator == "In")).then_some(rule.action.as_str())
+    })
+}
+
+/// Since when all containers have to run anew: the last exit that asked for it, in the engine's nanoseconds. What was
+/// made before is of an earlier round: it ends if it still runs, and is started again whatever its policy.
+pub fn round(pod: &Pod, seen: &Observed) -> Option<i64> {
+    let asks = |c: &&Container| {
+        c.state == State::Exited
+            && spec::all_containers(pod)
+                .any(|(_, s)| s.name == c.name && matched_rule(s, c.exit_code) == Some("RestartAllContainers"))
+    };
+    let exits = seen.containers.iter().filter(asks).filter_map(|c| c.finished_at);
+    exits.max().and_then(|at| i64::try_from(at.as_nanosecond()).ok())
+}
+
 /// Whether a dead container is to be run again.
 pub fn restarts(pod: &Pod, kind: Kind, container: &Spec, exit_code: i32) -> bool {
     if kind == Kind::Ephemeral {
@@ -160,12 +186,8 @@ pub fn restarts(pod: &Pod, kind: Kind, container: &Spec, exit_code: i32) -> bool
     if kind == Kind::Sidecar {
         return true;
     }
-    for rule in container.restart_policy_rules.iter().flatten() {
-        let Some(codes) = &rule.exit_codes else { continue };
-        let listed = codes.values.as_ref().is_some_and(|v| v.contains(&exit_code));
-        if listed == (codes.operator == "In") && rule.action == "Restart" {
-            return true;
-        }
+    if matched_rule(container, exit_code).is_some() {
+        return true;
     }
     let policy = container.restart_policy.as_deref().unwrap_or_else(|| spec::restart_policy(pod));
     match (policy, kind) {
@@ -202,10 +224,25 @@ struct Planner<'a> {
     seen: &'a Observed,
     memory: &'a Memory,
     now: Timestamp,
+    /// Containers made before this are of an earlier round.
+    round: Option<i64>,
     out: Plan,
 }
 
 impl Planner<'_> {
+    fn is_current(&self, container: &Container) -> bool {
+        self.round.is_none_or(|since| container.created_at > since)
+    }
+
+    /// Ends what runs on from an earlier round; true while there was any.
+    fn end_earlier_round(&mut self) -> bool {
+        let stale = self.seen.running().filter(|c| !self.is_current(c));
+        let stale = stale.filter(|c| spec::all_containers(self.pod).any(|(_, s)| s.name == c.name));
+        let kills = stale.map(|c| Step::Kill { id: c.id.clone(), name: c.name.clone(), why: Why::Restarted });
+        self.out.steps.extend(kills.collect::<Vec<_>>());
+        !self.out.steps.is_empty()
+    }
+
     fn wake(&mut self, at: Timestamp) {
         self.out.wake = Some(self.out.wake.map_or(at, |w| w.min(at)));
     }
@@ -254,7 +291,6 @@ impl Planner<'_> {
         } else {
             match self.memory.applied.get(&running.id).and_then(|a| resized(container, a)) {
                 None => return true,
-                Some(_) if self.memory.resize_pending.is_some() => return true,
                 Some(true) => Why::Resized,
                 Some(false) => {
                     self.out.steps.push(Step::Resize { id: running.id.clone(), name: container.name.clone() });
@@ -286,8 +322,14 @@ impl Planner<'_> {
             return true;
         }
         let seen = self.seen;
+        let round = self.round;
         let here = |name: &str| {
-            seen.containers.iter().find(|c| c.name == name && c.sandbox_id == sandbox && c.state != State::Created)
+            seen.containers.iter().find(|c| {
+                c.name == name
+                    && c.sandbox_id == sandbox
+                    && c.state != State::Created
+                    && round.is_none_or(|since| c.created_at > since)
+            })
         };
         // Records of finished init containers may have been collected: what started later proves them done.
         let main_began = spec::spec(self.pod).containers.iter().any(|c| here(&c.name).is_some());
@@ -351,7 +393,7 @@ impl Planner<'_> {
                     self.keep(container, c);
                     alive = true;
                 }
-                Some(c) if !restarts(self.pod, Kind::Main, container, c.exit_code) => {}
+                Some(c) if self.is_current(c) && !restarts(self.pod, Kind::Main, container, c.exit_code) => {}
                 last => {
                     self.start(Kind::Main, container, last);
                     alive = true;
@@ -412,7 +454,7 @@ fn go_duration(delay: SignedDuration) -> String {
 
 /// What to do now.
 pub fn plan(pod: &Pod, seen: &Observed, memory: &Memory, now: Timestamp) -> Plan {
-    let mut planner = Planner { pod, seen, memory, now, out: Plan::default() };
+    let mut planner = Planner { pod, seen, memory, now, round: round(pod, seen), out: Plan::default() };
     let usable = seen.ready_sandbox().filter(|s| {
         let others = seen.sandboxes.iter().skip(1).any(|o| o.ready);
         !others && s.host_network == spec::host_network(pod) && (s.host_network || !s.ips.is_empty())
@@ -421,6 +463,9 @@ pub fn plan(pod: &Pod, seen: &Observed, memory: &Memory, now: Timestamp) -> Plan
         planner.sandbox();
         return planner.out;
     };
+    if planner.end_earlier_round() {
+        return planner.out;
+    }
     for stale in seen.containers.iter().filter(|c| c.state == State::Created) {
         planner.out.steps.push(Step::Remove { id: stale.id.clone() });
     }
@@ -496,6 +541,7 @@ mod tests {
                     log_path: String::new(),
                     user: None,
                     resources: None,
+                    stop_signal: 0,
                 }
             })
             .collect()
@@ -605,6 +651,35 @@ mod tests {
     }
 
     #[test]
+    fn all_run_anew_when_one_exit_asks_for_it() {
+        let spec = json!({"initContainers": [{"name": "i"}, {"name": "s", "restartPolicy": "Always"}],
+            "containers": [{"name": "a", "restartPolicyRules": [
+                {"action": "RestartAllContainers", "exitCodes": {"operator": "In", "values": [42]}}]}, {"name": "b"}]});
+        let pod = pod("Never", spec);
+        // Attempts stand for the time of making: the exit of `a` came at second 0, so attempt 0 is before and those
+        // made after it are given as later.
+        let have = |text: &str| {
+            let mut list = containers(text);
+            let after = i64::try_from(at(0).as_nanosecond()).unwrap() + 1;
+            list.iter_mut().filter(|c| c.attempt > 0).for_each(|c| c.created_at = after);
+            let mut seen = Observed { sandboxes: vec![sandbox(0, true)], containers: list };
+            seen.sort();
+            words(&plan(&pod, &seen, &Memory::default(), at(1)))
+        };
+        for (seen, expect) in [
+            ("i=0 s=R a=42 b=R", "kill:s-0:Restarted kill:b-0:Restarted"),
+            ("i=0 s=137 a=42 b=137", "start:i/1"),
+            ("i=0 i/1=0 s=137 a=42 b=0", "start:s/1"),
+            ("i/1=0 s/1=R a=42 b=0", "start:a/1 start:b/1"),
+            ("i/1=0 s/1=R a=42 a/1=R b/1=0", ""),
+            ("i/1=0 s/1=R a=42 a/1=0 b/1=0", "finished"),
+            ("i=0 s=R a=1 b=0", "finished"),
+        ] {
+            assert_eq!(have(seen), expect, "{seen}");
+        }
+    }
+
+    #[test]
     fn waiting_and_probes() {
         let ready = || vec![sandbox(0, true)];
         let always = pod("Always", json!({}));
@@ -641,23 +716,18 @@ mod tests {
         check(&with("NotRequired"), ready(), "main=R", &applied("2000m"), "");
         check(&with("NotRequired"), ready(), "main=R", &applied("1"), "resize:main-0");
         check(&with("RestartContainer"), ready(), "main=R", &applied("1"), "kill:main-0:Resized start:main/1");
-        let pending = Memory {
-            resize_pending: Some(Waiting { reason: "Deferred".into(), message: String::new() }),
-            ..applied("1")
-        };
-        check(&with("NotRequired"), ready(), "main=R", &pending, "");
     }
 
     #[test]
     fn back_off_doubles_and_forgets() {
-        let first = BackOff::next(None, at(0), at(0));
-        let second = BackOff::next(Some(first), at(5), at(10));
+        let first = BackOff::next(None, at(0), at(0), MAX_BACK_OFF);
+        let second = BackOff::next(Some(first), at(5), at(10), MAX_BACK_OFF);
         assert_eq!((first.delay.as_secs(), second.delay.as_secs()), (10, 20));
         let mut last = second;
         for _ in 0..9 {
-            last = BackOff::next(Some(last), at(20), at(20));
+            last = BackOff::next(Some(last), at(20), at(20), MAX_BACK_OFF);
         }
         assert_eq!(last.delay, MAX_BACK_OFF);
-        assert_eq!(BackOff::next(Some(last), at(20 + 601), at(700)).delay, FIRST_BACK_OFF);
+        assert_eq!(BackOff::next(Some(last), at(20 + 601), at(700), MAX_BACK_OFF).delay, FIRST_BACK_OFF);
     }
 }

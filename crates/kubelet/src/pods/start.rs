@@ -58,9 +58,15 @@ pub async fn sandbox(context: &Context, pod: &Pod, attempt: u32) -> Result<(), F
     let cgroup_parent = prepare().map_err(|e| failed("FailedCreatePodContainer", format!("{e:#}")))?;
     let host = dns::parse_resolv_conf(&fs::read_to_string(&context.config.resolv_conf).unwrap_or_default());
     let dns = dns::config(&context.config, pod, &host);
-    let config = sandbox_spec::config(&context.config, pod, attempt, dns, cgroup_parent)
-        .map_err(|e| failed("FailedCreatePodSandBox", e))?;
-    let runtime_handler = context.runtime_handler(pod).await.map_err(|e| failed("FailedCreatePodSandBox", e))?;
+    let not_made = |why: String| failed("FailedCreatePodSandBox", why);
+    let runtime_handler = context.runtime_handler(pod).await.map_err(not_made)?;
+    let users = context.users.of(&context.config, pod).map_err(not_made)?;
+    if users.is_some() && !context.handler_has(&runtime_handler, |f| f.user_namespaces) {
+        let message = "can't set `spec.hostUsers: false`, runtime does not support user namespaces";
+        context.events.warning(&context.events.about_pod(pod), "FailedCreatePodSandBox", message);
+        return Err(not_made(message.into()));
+    }
+    let config = sandbox_spec::config(&context.config, pod, attempt, dns, cgroup_parent, users).map_err(not_made)?;
     match context.engine.run_pod_sandbox(v1::RunPodSandboxRequest { config: Some(config), runtime_handler }).await {
         Ok(_) => Ok(()),
         Err(status) => {
@@ -279,9 +285,15 @@ impl Start<'_> {
         let wrong = |message: String| failed("CreateContainerConfigError", message);
         let environment = environment(context, pod, container, self.volumes, &around).await.map_err(wrong)?;
         security::verify_non_root(pod, container, Some(&image)).map_err(wrong)?;
-        let (mounts, devices) =
+        let users = context.users.of(&context.config, pod).map_err(wrong)?;
+        let (mut mounts, devices) =
             mounts(context, pod, container, self.restart_count, self.volumes, &environment, &around.pod_ips)
                 .map_err(wrong)?;
+        if let Some(users) = &users {
+            for mount in &mut mounts {
+                (mount.uid_mappings, mount.gid_mappings) = (users.uids.clone(), users.gids.clone());
+            }
+        }
         let target = spec::spec(pod)
             .ephemeral_containers
             .iter()
@@ -298,6 +310,7 @@ impl Start<'_> {
             image: Some(image),
             restart_count: self.restart_count,
             target,
+            users: users.clone(),
             memory_capacity: context.machine.memory_bytes as i64,
         };
         let config = container_spec::config(&context.config, pod, kind, container, prepared);
@@ -309,7 +322,8 @@ impl Start<'_> {
         let host = dns::parse_resolv_conf(&fs::read_to_string(&context.config.resolv_conf).unwrap_or_default());
         let dns = dns::config(&context.config, pod, &host);
         let parent = cgroups::parent(&context.config, pod);
-        let sandbox_config = sandbox_spec::config(&context.config, pod, sandbox.attempt, dns, parent).map_err(wrong)?;
+        let sandbox_config =
+            sandbox_spec::config(&context.config, pod, sandbox.attempt, dns, parent, users).map_err(wrong)?;
         let request = v1::CreateContainerRequest {
             pod_sandbox_id: sandbox.id.clone(),
             config: Some(config),
@@ -343,7 +357,16 @@ impl Start<'_> {
             {
                 let started = super::observed::Container::from_status(&sandbox.id, &answer.status.unwrap_or_default());
                 let deadline = tokio::time::Instant::now() + stop::grace(pod);
-                stop::container(context, pod, &started, &around.pod_ips, deadline, "FailedPostStartHook").await;
+                stop::container(
+                    context,
+                    pod,
+                    &started,
+                    &around.pod_ips,
+                    deadline,
+                    "FailedPostStartHook",
+                    std::future::ready(()),
+                )
+                .await;
             }
             return Err(Failed { reason: "PostStartHookError".into(), message: why, retry_at: Timestamp::now() });
         }

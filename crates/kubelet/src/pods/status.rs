@@ -13,7 +13,8 @@ use k8s_openapi::api::core::v1::{
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::observed::{Container, Observed, State};
-use super::plan::{Memory, Waiting};
+use super::plan::{Memory, Waiting, restarts, round};
+use crate::cri::v1;
 use crate::spec::{self, Kind, resources};
 
 /// How the pod's life ends, when it does by decision and not by its containers.
@@ -21,6 +22,8 @@ use crate::spec::{self, Kind, resources};
 pub struct Verdict {
     pub reason: String,
     pub message: String,
+    /// The node ends it for its own sake, which is told apart from what the pod did.
+    pub disruption: bool,
 }
 
 /// What a status is made from, besides the pod.
@@ -88,6 +91,13 @@ fn waiting(reason: &str, message: &str) -> ContainerState {
     }
 }
 
+/// The signal that ends the container, where anybody says.
+fn signal(spec: &Spec, effective: i32) -> Option<String> {
+    let asked = spec.lifecycle.as_ref().and_then(|l| l.stop_signal.clone());
+    let engine = v1::Signal::try_from(effective).ok().filter(|s| *s != v1::Signal::RuntimeDefault);
+    asked.or_else(|| engine.map(|s| s.as_str_name().trim_start_matches("SIGNAL_").into()))
+}
+
 /// One container's status.
 fn container(
     pod: &Pod,
@@ -153,6 +163,7 @@ fn container(
                     ))
                 }
             }
+            out.stop_signal = signal(spec, c.stop_signal);
             out.user = c.user.as_ref().map(|u| ContainerUser {
                 linux: Some(LinuxContainerUser {
                     uid: u.uid,
@@ -195,9 +206,7 @@ fn container(
     if let Some(current) = current {
         // What it has, which during a resize is not yet what it asks for.
         out.resources = facts.memory.applied.get(&current.id).cloned().or_else(|| spec.resources.clone());
-        out.allocated_resources =
-            if facts.memory.resize_pending.is_some() { out.resources.as_ref() } else { spec.resources.as_ref() }
-                .and_then(|r| r.requests.clone());
+        out.allocated_resources = spec.resources.as_ref().and_then(|r| r.requests.clone());
     }
     let mounts: Vec<VolumeMountStatus> = spec
         .volume_mounts
@@ -215,6 +224,10 @@ fn container(
     out
 }
 
+fn made_before(facts: &Facts<'_>, name: &str, since: i64) -> bool {
+    facts.seen.latest(name).is_some_and(|c| c.created_at <= since)
+}
+
 /// The phase its containers add up to.
 fn phase(pod: &Pod, inits: &[ContainerStatus], mains: &[ContainerStatus], facts: &Facts<'_>) -> &'static str {
     let state = |s: &ContainerStatus, pick: fn(&ContainerState) -> bool| s.state.as_ref().is_some_and(pick);
@@ -224,15 +237,16 @@ fn phase(pod: &Pod, inits: &[ContainerStatus], mains: &[ContainerStatus], facts:
         // Waiting for a restart counts as stopped.
         ended(&s.state).or_else(|| if is_running(s) { None } else { ended(&s.last_state) })
     };
+    let anew = |kind: Kind, spec: &Spec, code: i32| !facts.over && restarts(pod, kind, spec, code);
     let main_began = mains.iter().any(|s| is_running(s) || exit(s).is_some());
     let mut init_failed = false;
     let mut init_pending = false;
-    for ((kind, _), status) in spec::init_containers(pod).zip(inits) {
+    for ((kind, spec), status) in spec::init_containers(pod).zip(inits) {
         match kind {
             Kind::Sidecar => init_pending |= status.started != Some(true) && !main_began,
             _ => match state(status, |s| s.terminated.is_some()).then(|| exit(status)).flatten() {
                 Some(0) => {}
-                Some(_) if spec::restart_policy(pod) == "Never" || facts.over => init_failed = true,
+                Some(code) if !anew(kind, spec, code) => init_failed = true,
                 _ => init_pending |= !main_began,
             },
         }
@@ -257,11 +271,14 @@ fn phase(pod: &Pod, inits: &[ContainerStatus], mains: &[ContainerStatus], facts:
     if running > 0 {
         return RUNNING;
     }
-    match spec::restart_policy(pod) {
-        "Always" => RUNNING,
-        _ if stopped.iter().all(|c| *c == 0) => SUCCEEDED,
-        "Never" => FAILED,
-        _ => RUNNING,
+    let mut ended = spec::spec(pod).containers.iter().zip(mains);
+    match () {
+        () if ended.any(|(spec, status)| exit(status).is_some_and(|code| anew(Kind::Main, spec, code))) => RUNNING,
+        () if round(pod, facts.seen).is_some_and(|since| mains.iter().any(|s| made_before(facts, &s.name, since))) => {
+            RUNNING
+        }
+        () if stopped.iter().all(|c| *c == 0) => SUCCEEDED,
+        () => FAILED,
     }
 }
 
@@ -354,12 +371,18 @@ fn conditions(
     out.push(ready);
     out.push(containers_ready);
     out.push(condition("PodScheduled", true, "", String::new()));
-    for (type_, found) in
-        [("PodResizePending", &facts.memory.resize_pending), ("PodResizeInProgress", &facts.memory.resize_error)]
-    {
-        if let Some(found) = found {
-            out.push(condition(type_, true, &found.reason, found.message.clone()));
+    if let Some(pending) = &facts.memory.resize_pending {
+        out.push(condition("PodResizePending", true, &pending.reason, pending.message.clone()));
+    }
+    match &facts.memory.resize_error {
+        Some(error) => out.push(condition("PodResizeInProgress", true, &error.reason, error.message.clone())),
+        None if facts.memory.resizing && !facts.over => {
+            out.push(condition("PodResizeInProgress", true, "", String::new()));
         }
+        None => {}
+    }
+    if let Some(verdict) = facts.verdict.filter(|v| v.disruption) {
+        out.push(condition("DisruptionTarget", true, "TerminationByKubelet", verdict.message.clone()));
     }
     let generation = pod.metadata.generation;
     for condition in &mut out {
@@ -400,7 +423,10 @@ pub fn generate(pod: &Pod, facts: &Facts<'_>) -> PodStatus {
             )
         })
         .collect();
-    let phase = match before.phase.as_deref() {
+    // Somebody else may have declared the pod over, as the garbage collector of a lost node does.
+    let declared = pod.status.as_ref().filter(|s| is_terminal(s.phase.as_deref()));
+    let decided = Some(before).filter(|b| is_terminal(b.phase.as_deref())).or(declared);
+    let phase = match decided.and_then(|s| s.phase.as_deref()) {
         Some(FAILED) => FAILED,
         Some(SUCCEEDED) => SUCCEEDED,
         _ if facts.verdict.is_some() => FAILED,
@@ -411,8 +437,8 @@ pub fn generate(pod: &Pod, facts: &Facts<'_>) -> PodStatus {
     let mut out = PodStatus {
         observed_generation: pod.metadata.generation,
         phase: Some(phase.into()),
-        reason: verdict.map(|v| v.reason.clone()).or_else(|| before.reason.clone()),
-        message: verdict.map(|v| v.message.clone()).or_else(|| before.message.clone()),
+        reason: verdict.map(|v| v.reason.clone()).or_else(|| decided.unwrap_or(before).reason.clone()),
+        message: verdict.map(|v| v.message.clone()).or_else(|| decided.unwrap_or(before).message.clone()),
         conditions: Some(conditions),
         start_time: before.start_time.clone().or(Some(Time(facts.now))),
         qos_class: Some(resources::qos(pod).as_str().into()),
@@ -421,6 +447,10 @@ pub fn generate(pod: &Pod, facts: &Facts<'_>) -> PodStatus {
         ephemeral_container_statuses: Some(ephemerals).filter(|l| !l.is_empty()),
         ..Default::default()
     };
+    if let Some(granted) = spec::spec(pod).resources.as_ref().filter(|_| !facts.over) {
+        out.resources = Some(granted.clone());
+        out.allocated_resources = granted.requests.clone();
+    }
     if let Some(first) = facts.host_ips.first() {
         out.host_ip = Some(first.to_string());
         out.host_ips = Some(facts.host_ips.iter().map(|ip| HostIP { ip: ip.to_string() }).collect());
@@ -490,6 +520,7 @@ mod tests {
                     log_path: String::new(),
                     user: None,
                     resources: None,
+                    stop_signal: 0,
                 })
                 .collect(),
         };
@@ -504,21 +535,26 @@ mod tests {
             .iter()
             .map(|(n, r)| (n.to_string(), Waiting { reason: r.to_string(), message: String::new() }))
             .collect();
-        generate(
-            &pod,
-            &Facts {
-                seen,
-                memory: &Memory::default(),
-                waiting: &waiting,
-                before: &PodStatus::default(),
-                runtime_name: "r",
-                host_ips: &[],
-                over,
-                verdict: None,
-                messages: &BTreeMap::new(),
-                now: Timestamp::UNIX_EPOCH,
-            },
-        )
+        generate(&pod, &facts(seen, &waiting, over))
+    }
+
+    fn facts<'a>(seen: &'a Observed, waiting: &'a BTreeMap<String, Waiting>, over: bool) -> Facts<'a> {
+        use std::sync::LazyLock;
+        static MEMORY: LazyLock<Memory> = LazyLock::new(Memory::default);
+        static BEFORE: LazyLock<PodStatus> = LazyLock::new(PodStatus::default);
+        static MESSAGES: BTreeMap<String, String> = BTreeMap::new();
+        Facts {
+            seen,
+            memory: &MEMORY,
+            waiting,
+            before: &BEFORE,
+            runtime_name: "r",
+            host_ips: &[],
+            over,
+            verdict: None,
+            messages: &MESSAGES,
+            now: Timestamp::UNIX_EPOCH,
+        }
     }
 
     #[test]
@@ -544,6 +580,39 @@ mod tests {
             let spec = json!({"restartPolicy": policy, "containers": [{"name": "a"}, {"name": "b"}]});
             let got = status(spec, &seen(&containers), &waiting, over);
             assert_eq!(got.phase.as_deref(), Some(expect), "{policy} {containers:?}");
+        }
+    }
+
+    #[test]
+    fn a_declared_phase_stays() {
+        for (declared, exit, expect) in [("Failed", 0, FAILED), ("Succeeded", 1, SUCCEEDED), ("Running", 0, SUCCEEDED)]
+        {
+            let pod: Pod = serde_json::from_value(json!({"metadata": {"name": "p"},
+                "spec": {"restartPolicy": "Always", "containers": [{"name": "a"}]},
+                "status": {"phase": declared, "reason": "NodeLost"}}))
+            .unwrap();
+            let seen = seen(&[("a", 0, State::Exited, exit)]);
+            let got = generate(&pod, &facts(&seen, &BTreeMap::new(), true));
+            assert_eq!(got.phase.as_deref(), Some(expect), "{declared}");
+            assert_eq!(got.reason.as_deref() == Some("NodeLost"), is_terminal(Some(declared)));
+        }
+    }
+
+    #[test]
+    fn containers_with_policies_of_their_own() {
+        let rule = json!([{"action": "Restart", "exitCodes": {"operator": "In", "values": [42]}}]);
+        for (own, code, expect) in [
+            (json!({"restartPolicy": "Never", "restartPolicyRules": rule}), 42, RUNNING),
+            (json!({"restartPolicy": "Never", "restartPolicyRules": rule}), 1, FAILED),
+            (json!({"restartPolicy": "Always"}), 0, RUNNING),
+            (json!({"restartPolicy": "OnFailure"}), 0, SUCCEEDED),
+            (json!({}), 1, FAILED),
+        ] {
+            let mut container = own.clone();
+            container["name"] = "a".into();
+            let spec = json!({"restartPolicy": "Never", "containers": [container]});
+            let got = status(spec, &seen(&[("a", 0, State::Exited, code)]), &[], false);
+            assert_eq!(got.phase.as_deref(), Some(expect), "{own} {code}");
         }
     }
 

@@ -1,10 +1,12 @@
 //! Stopping containers: preStop hook, grace, order.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use futures::future::join_all;
 use k8s_openapi::api::core::v1::Pod;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use super::hooks;
 use super::observed::{Container, Observed};
@@ -25,8 +27,8 @@ pub fn grace(pod: &Pod) -> Duration {
     seconds.map_or(DEFAULT_GRACE, |s| Duration::from_secs(s.max(1) as u64))
 }
 
-/// Stops one container by a deadline: its preStop hook runs first, on the same clock. Failures are logged: whoever
-/// asked looks again.
+/// Stops one container by a deadline: its preStop hook runs first, on the same clock, then it waits for its turn.
+/// Failures are logged: whoever asked looks again.
 pub async fn container(
     context: &Context,
     pod: &Pod,
@@ -34,6 +36,7 @@ pub async fn container(
     ips: &[String],
     deadline: Instant,
     message: &str,
+    turn: impl Future<Output = ()>,
 ) {
     let Some((kind, spec)) = spec::find_container(pod, &container.name) else {
         return stop(context, &container.id, LEAST_GRACE).await;
@@ -51,6 +54,8 @@ pub async fn container(
             }
         }
     }
+    // Whoever takes longer than the pod has does not keep the others from being asked.
+    let _ = tokio::time::timeout_at(deadline, turn).await;
     let left = deadline.saturating_duration_since(Instant::now());
     // CRI counts whole seconds: a fraction must not shorten what was promised.
     let left = Duration::from_secs(left.as_secs() + u64::from(left.subsec_millis() >= 500));
@@ -65,24 +70,39 @@ async fn stop(context: &Context, id: &str, grace: Duration) {
     }
 }
 
-/// Stops a whole pod: main containers at once, then sidecars in reverse order, then the sandboxes.
+/// The containers a container outlives: a sidecar all main ones, and whatever started after it.
+fn outlives<'a>(pod: &'a Pod, name: &str) -> Vec<&'a str> {
+    let inits: Vec<_> = spec::init_containers(pod).collect();
+    let Some(at) = inits.iter().position(|(kind, c)| *kind == Kind::Sidecar && c.name == name) else {
+        return Vec::new();
+    };
+    let later = inits[at + 1..].iter().map(|(_, c)| *c);
+    later.chain(&spec::spec(pod).containers).map(|c| c.name.as_str()).collect()
+}
+
+/// Stops a whole pod: all preStop hooks at once, then main containers, then sidecars in reverse order, then the
+/// sandboxes.
 pub async fn pod(context: &Context, pod: &Pod, seen: &Observed, deadline: Instant) {
     let ips = seen.ready_sandbox().map(|s| s.ips.clone()).unwrap_or_default();
-    let sidecars: Vec<&str> =
-        spec::init_containers(pod).filter(|(k, _)| *k == Kind::Sidecar).map(|(_, c)| c.name.as_str()).collect();
-    let message = |name: &str| format!("Stopping container {name}");
-    let (last, first): (Vec<&Container>, Vec<&Container>) =
-        seen.running().partition(|c| sidecars.contains(&c.name.as_str()));
-    join_all(first.into_iter().map(|c| {
-        let ips = &ips;
-        async move { container(context, pod, c, ips, deadline, &message(&c.name)).await }
+    let gone: HashMap<&str, CancellationToken> =
+        seen.running().map(|c| (c.name.as_str(), CancellationToken::new())).collect();
+    join_all(seen.running().map(|c| {
+        let (ips, gone) = (&ips, &gone);
+        async move {
+            let turn = async {
+                for name in outlives(pod, &c.name) {
+                    if let Some(gone) = gone.get(name) {
+                        gone.cancelled().await;
+                    }
+                }
+            };
+            container(context, pod, c, ips, deadline, &format!("Stopping container {}", c.name), turn).await;
+            if let Some(gone) = gone.get(c.name.as_str()) {
+                gone.cancel();
+            }
+        }
     }))
     .await;
-    for name in sidecars.iter().rev() {
-        for running in last.iter().filter(|c| c.name == *name) {
-            container(context, pod, running, &ips, deadline, &message(name)).await;
-        }
-    }
     let sandboxes = seen.sandboxes.iter().filter(|s| s.ready).map(|s| async {
         let request = v1::StopPodSandboxRequest { pod_sandbox_id: s.id.clone() };
         if let Err(status) = context.engine.stop_pod_sandbox(request).await
@@ -126,4 +146,21 @@ pub async fn remove(context: &Context, seen: &Observed) -> Result<(), tonic::Sta
         )?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn sidecars_outlive_whom_they_serve() {
+        let pod: Pod = serde_json::from_value(json!({"spec": {
+            "initContainers": [{"name": "i"}, {"name": "s", "restartPolicy": "Always"}, {"name": "t", "restartPolicy": "Always"}],
+            "containers": [{"name": "a"}, {"name": "b"}]}}))
+        .unwrap();
+        for (name, expect) in [("s", vec!["t", "a", "b"]), ("t", vec!["a", "b"]), ("a", vec![]), ("i", vec![])] {
+            assert_eq!(outlives(&pod, name), expect, "{name}");
+        }
+    }
 }

@@ -13,6 +13,7 @@ use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use tokio::time::Instant;
 
+use super::allocation::Allocation;
 use super::inbox::{Inbox, Latest};
 use super::look::Known;
 use super::observed::{Observed, State};
@@ -34,6 +35,8 @@ const RETRY: Duration = Duration::from_secs(1);
 /// Failed volumes are tried again after this, doubling up to the longest.
 const VOLUME_RETRY: SignedDuration = SignedDuration::from_millis(500);
 const VOLUME_RETRY_MAX: SignedDuration = SignedDuration::from_secs(122);
+/// Why a pod's wish waits that could be granted another time.
+const DEFERRED: &str = "Deferred";
 /// A failed refresh of a running pod's volumes.
 const REFRESH_RETRY: SignedDuration = SignedDuration::from_secs(10);
 /// Bytes of a termination message; of one taken from the log; lines of the latter.
@@ -186,7 +189,7 @@ impl Worker {
         }
         let message = "Pod was active on the node longer than the specified deadline";
         self.context.events.normal(&self.context.events.about_pod(pod), "DeadlineExceeded", message);
-        self.verdict = Some(Verdict { reason: "DeadlineExceeded".into(), message: message.into() });
+        self.verdict = Some(Verdict { reason: "DeadlineExceeded".into(), message: message.into(), disruption: false });
         None
     }
 
@@ -211,7 +214,7 @@ impl Worker {
         if self.inbox.take_resend() {
             self.reporter = Reporter::start(self.context.client.clone(), pod, PodStatus::default());
         }
-        self.judge_resize(pod, &seen);
+        let pod = &self.judge_resize(pod, &seen);
         let now = Timestamp::now();
         let deadline = self.judge(pod, now);
         let plan = plan(pod, &seen, &self.memory, now);
@@ -239,8 +242,9 @@ impl Worker {
         Next::Wait([plan.wake, deadline, renew].into_iter().flatten().min())
     }
 
-    /// Takes note of what containers have, and of whether the node has room for what they ask.
-    fn judge_resize(&mut self, pod: &Pod, seen: &Observed) {
+    /// Takes note of what containers have, and grants what the pod asks for where the node has room: the pod as granted.
+    fn judge_resize(&mut self, pod: &Arc<Pod>, seen: &Observed) -> Arc<Pod> {
+        let granted_pod;
         self.memory.applied.retain(|id, _| seen.containers.iter().any(|c| c.id == *id && c.state == State::Running));
         for running in seen.containers.iter().filter(|c| c.state == State::Running) {
             let Some((_, container)) = spec::find_container(pod, &running.name) else { continue };
@@ -255,16 +259,43 @@ impl Worker {
             let had = reported.and_then(|s| s.resources.clone()).or_else(|| container.resources.clone());
             self.memory.applied.insert(running.id.clone(), had.unwrap_or_default());
         }
-        let asked = seen.containers.iter().filter(|c| c.state == State::Running).any(|c| {
+        let wished = Allocation::of(pod);
+        let granted = self.context.allocations.get(pod);
+        if granted.equals(&wished) {
+            self.context.allocations.defer(&self.uid, false);
+            (self.memory.resize_pending, granted_pod) = (None, pod.clone());
+        } else {
+            self.memory.resize_pending = self.no_room(pod);
+            self.context
+                .allocations
+                .defer(&self.uid, self.memory.resize_pending.as_ref().is_some_and(|w| w.reason == DEFERRED));
+            if self.memory.resize_pending.is_none() {
+                self.context.allocations.grant(&self.context.config, &self.uid, wished);
+                // What it gave up may be what others wait for.
+                self.wake_waiting();
+            }
+            granted_pod = self.context.allocations.apply(pod);
+        }
+        self.memory.resizing = seen.containers.iter().filter(|c| c.state == State::Running).any(|c| {
             let applied = self.memory.applied.get(&c.id);
-            spec::find_container(pod, &c.name)
+            spec::find_container(&granted_pod, &c.name)
                 .is_some_and(|(_, s)| applied.is_some_and(|a| super::plan::resized(&s, a).is_some()))
         });
-        self.memory.resize_pending = None;
-        if !asked {
+        if !self.memory.resizing {
             self.memory.resize_error = None;
-            return;
         }
+        granted_pod
+    }
+
+    /// Lets pods look again whose wish had to wait for room.
+    pub(super) fn wake_waiting(&self) {
+        for uid in self.context.allocations.waiting().iter().filter(|uid| **uid != self.uid) {
+            self.context.workers.wake(uid);
+        }
+    }
+
+    /// Why what the pod asks for cannot be granted now.
+    fn no_room(&self, pod: &Pod) -> Option<Waiting> {
         let room = self.context.machine.allocatable_amounts(&self.context.config);
         let others: Vec<Arc<Pod>> = self
             .context
@@ -272,34 +303,39 @@ impl Worker {
             .pods()
             .into_iter()
             .filter(|p| spec::uid(p) != self.uid && !is_terminal(p.status.as_ref().and_then(|s| s.phase.as_deref())))
+            .map(|p| self.context.allocations.apply(&p))
             .collect();
-        for (name, wanted) in spec::resources::pod_total(pod, false) {
-            let Some(capacity) = room.get(&name).copied() else { continue };
+        spec::resources::pod_total(pod, false).into_iter().find_map(|(name, requested)| {
+            let capacity = room.get(&name).copied()?;
             let used: i64 =
                 others.iter().filter_map(|p| spec::resources::pod_total(p, false).get(&name).copied()).sum();
-            let (reason, message) = if wanted > capacity {
-                (
+            let waiting = |reason: &str, message: String| Some(Waiting { reason: reason.into(), message });
+            if requested > capacity {
+                return waiting(
                     "Infeasible",
-                    format!("Node didn't have enough capacity: {name}, requested: {wanted}, capacity: {capacity}"),
-                )
-            } else if wanted + used > capacity {
-                (
-                    "Deferred",
-                    format!(
-                        "Node didn't have enough resource: {name}, requested: {wanted}, used: {used}, capacity: {capacity}"
-                    ),
-                )
-            } else {
-                continue;
-            };
-            self.memory.resize_pending = Some(Waiting { reason: reason.into(), message });
-            return;
-        }
+                    format!("Node didn't have enough capacity: {name}, requested: {requested}, capacity: {capacity}"),
+                );
+            }
+            if requested + used <= capacity {
+                return None;
+            }
+            waiting(
+                DEFERRED,
+                format!(
+                    "Node didn't have enough resource: {name}, requested: {requested}, used: {used}, capacity: {capacity}"
+                ),
+            )
+        })
     }
 
     async fn resize(&mut self, pod: &Pod, id: &str, name: &str) {
         let Some((kind, container)) = spec::find_container(pod, name) else { return };
         let numbers = spec::resources::container(pod, kind, &container, self.context.machine.memory_bytes as i64);
+        if let Some(why) = self.too_full(id, numbers.memory_limit_in_bytes).await {
+            self.memory.resize_error = Some(Waiting { reason: "Error".into(), message: why });
+            tokio::time::sleep(RETRY).await;
+            return;
+        }
         // The pod's own bounds first where they grow, and again at the end where they could only then shrink.
         let bounds = || {
             if let Err(error) = cgroups::make_pod(&self.context.config, pod) {
@@ -321,6 +357,21 @@ impl Worker {
                 tokio::time::sleep(RETRY).await;
             }
         }
+    }
+
+    /// A limit below what a container uses would not shrink but kill it.
+    async fn too_full(&self, id: &str, limit: i64) -> Option<String> {
+        let applied = self.memory.applied.get(id)?;
+        let had = crate::quantity::amount(applied.limits.as_ref(), "memory");
+        if limit <= 0 || had.is_some_and(|had| had <= limit) {
+            return None;
+        }
+        let filter = v1::ContainerStatsFilter { id: id.into(), ..Default::default() };
+        let request = v1::ListContainerStatsRequest { filter: Some(filter) };
+        let stats = self.context.engine.list_container_stats(request).await.ok()?.stats;
+        let used = stats.first()?.memory.as_ref()?.usage_bytes.as_ref()?.value;
+        (used > limit as u64)
+            .then(|| format!("attempting to set container memory limit ({limit}) below current usage ({used})"))
     }
 
     async fn make_volumes(&mut self, pod: &Pod, seen: &Observed) -> Option<volumes::Failure> {
@@ -415,10 +466,12 @@ impl Worker {
             Why::Unknown => (format!("Container {name} is in an unknown state, try killing it before restart"), None),
             Why::Superseded => (format!("Stopping container {name}"), None),
             Why::Resized => (format!("Container {name} resize requires restart"), None),
+            Why::Restarted => (format!("Stopping container {name}: all containers of the pod are restarted"), None),
         };
         let grace = grace.map_or_else(|| stop::grace(pod), |s| Duration::from_secs(s.max(1) as u64));
         let ips = seen.ready_sandbox().map(|s| s.ips.clone()).unwrap_or_default();
-        stop::container(&self.context, pod, container, &ips, Instant::now() + grace, &message).await;
+        stop::container(&self.context, pod, container, &ips, Instant::now() + grace, &message, std::future::ready(()))
+            .await;
     }
 
     async fn start(&mut self, pod: &Pod, seen: &Observed, name: &str, restart_count: u32, finished: Option<Timestamp>) {
@@ -448,7 +501,9 @@ impl Worker {
         }
         if let Some(finished) = finished {
             let last = self.memory.back_off.get(name).copied();
-            self.memory.back_off.insert(name.to_string(), BackOff::next(last, finished, now));
+            self.memory
+                .back_off
+                .insert(name.to_string(), BackOff::next(last, finished, now, self.context.config.max_restart_back_off));
         }
     }
 

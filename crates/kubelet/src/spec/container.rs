@@ -8,6 +8,7 @@ use k8s_openapi::api::core::v1::{Container, Pod};
 use super::expansion::expand;
 use super::{Kind, names, resources, security};
 use crate::config::Config;
+use crate::cri::v1;
 use crate::cri::v1::{
     ContainerConfig, ContainerMetadata, Device, Image, ImageSpec, KeyValue, LinuxContainerConfig, Mount,
 };
@@ -23,6 +24,8 @@ pub struct Prepared {
     pub restart_count: u32,
     /// For an ephemeral container: the id of the container whose processes it sees.
     pub target: Option<String>,
+    /// The pod's users, where they are not the node's.
+    pub users: Option<v1::UserNamespace>,
     pub memory_capacity: i64,
 }
 
@@ -71,6 +74,7 @@ pub fn config(config: &Config, pod: &Pod, kind: Kind, container: &Container, pre
         container,
         prepared.image.as_ref(),
         prepared.target,
+        prepared.users,
         &config.root_dir,
         config.seccomp_default,
     );
@@ -99,6 +103,10 @@ pub fn config(config: &Config, pod: &Pod, kind: Kind, container: &Container, pre
         }),
         windows: None,
         cdi_devices: Vec::new(),
-        stop_signal: 0,
+        stop_signal: container
+            .lifecycle
+            .as_ref()
+            .and_then(|l| v1::Signal::from_str_name(&format!("SIGNAL_{}", l.stop_signal.as_deref()?)))
+            .unwrap_or(v1::Signal::RuntimeDefault) as i32,
     }
 }

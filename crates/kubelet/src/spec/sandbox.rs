@@ -6,7 +6,9 @@ use k8s_openapi::api::core::v1::Pod;
 
 use super::{names, resources, security};
 use crate::config::Config;
-use crate::cri::v1::{DnsConfig, LinuxPodSandboxConfig, PodSandboxConfig, PodSandboxMetadata, PortMapping, Protocol};
+use crate::cri::v1::{
+    DnsConfig, LinuxPodSandboxConfig, PodSandboxConfig, PodSandboxMetadata, PortMapping, Protocol, UserNamespace,
+};
 
 /// The longest host name the kernel takes, less one.
 const MAX_HOSTNAME: usize = 63;
@@ -55,6 +57,7 @@ pub fn config(
     attempt: u32,
     dns: DnsConfig,
     cgroup_parent: String,
+    users: Option<UserNamespace>,
 ) -> Result<PodSandboxConfig, String> {
     let text = |t: &str| t.to_string();
     let map = |m: &Option<std::collections::BTreeMap<String, String>>| -> HashMap<String, String> {
@@ -97,7 +100,7 @@ pub fn config(
         annotations,
         linux: Some(LinuxPodSandboxConfig {
             cgroup_parent,
-            security_context: Some(security::sandbox(pod, &config.root_dir)),
+            security_context: Some(security::sandbox(pod, users, &config.root_dir)),
             sysctls: sysctls.map(|s| (s.name.replace('/', "."), s.value.clone())).collect(),
             overhead: None,
             resources: Some(resources::pod_cgroup(pod)),

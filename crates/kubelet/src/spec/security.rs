@@ -7,7 +7,8 @@ use k8s_openapi::api::core::v1::{Container, Pod, SecurityContext};
 use super::Kind;
 use crate::cri::v1::{
     Capability, Image, Int64Value, LinuxContainerSecurityContext, LinuxSandboxSecurityContext, NamespaceMode,
-    NamespaceOption, SeLinuxOption, SecurityProfile, SupplementalGroupsPolicy, security_profile::ProfileType,
+    NamespaceOption, SeLinuxOption, SecurityProfile, SupplementalGroupsPolicy, UserNamespace,
+    security_profile::ProfileType,
 };
 
 const MASKED: [&str; 11] = [
@@ -106,7 +107,7 @@ fn selinux(context: &SecurityContext) -> Option<SeLinuxOption> {
 }
 
 /// Which namespaces the pod shares with the node, and its containers with each other.
-pub fn namespaces(pod: &Pod) -> NamespaceOption {
+pub fn namespaces(pod: &Pod, users: Option<UserNamespace>) -> NamespaceOption {
     let spec = super::spec(pod);
     let node_or_pod =
         |node: Option<bool>| if node == Some(true) { NamespaceMode::Node } else { NamespaceMode::Pod } as i32;
@@ -121,6 +122,7 @@ pub fn namespaces(pod: &Pod) -> NamespaceOption {
         network: node_or_pod(spec.host_network),
         ipc: node_or_pod(spec.host_ipc),
         pid: pid as i32,
+        userns_options: users,
         ..Default::default()
     }
 }
@@ -138,11 +140,11 @@ fn privileged(container: &Container) -> bool {
 }
 
 /// The sandbox's context.
-pub fn sandbox(pod: &Pod, root_dir: &Path) -> LinuxSandboxSecurityContext {
+pub fn sandbox(pod: &Pod, users: Option<UserNamespace>, root_dir: &Path) -> LinuxSandboxSecurityContext {
     let context = effective(pod, &Container::default());
     let (supplemental_groups, supplemental_groups_policy) = groups(pod);
     LinuxSandboxSecurityContext {
-        namespace_options: Some(namespaces(pod)),
+        namespace_options: Some(namespaces(pod, users)),
         selinux_options: selinux(&context),
         run_as_user: id(context.run_as_user),
         // CRI refuses a group without a user.
@@ -167,12 +169,13 @@ pub fn container(
     container: &Container,
     image: Option<&Image>,
     target: Option<String>,
+    users: Option<UserNamespace>,
     root_dir: &Path,
     seccomp_default: bool,
 ) -> LinuxContainerSecurityContext {
     let context = effective(pod, container);
     let (supplemental_groups, supplemental_groups_policy) = groups(pod);
-    let mut namespace_options = namespaces(pod);
+    let mut namespace_options = namespaces(pod, users);
     if let (Kind::Ephemeral, Some(target)) = (kind, target) {
         namespace_options.pid = NamespaceMode::Target as i32;
         namespace_options.target_id = target;
@@ -287,7 +290,7 @@ mod tests {
             json!({"runAsUser": 2, "allowPrivilegeEscalation": false, "capabilities": {"drop": ["ALL"]}}),
         );
         let c = &super::super::spec(&pod).containers[0];
-        let got = container(&pod, Kind::Main, c, None, None, Path::new("/r"), false);
+        let got = container(&pod, Kind::Main, c, None, None, None, Path::new("/r"), false);
         assert_eq!(got.run_as_user.map(|u| u.value), Some(2));
         assert_eq!(got.supplemental_groups, [6, 5]);
         assert!(got.no_new_privs && !got.masked_paths.is_empty());
