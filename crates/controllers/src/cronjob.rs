@@ -5,10 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use client::time::rfc3339;
-use croner::Cron;
-use croner::parser::{CronParser, Seconds, Year};
+use jiff::Timestamp;
 use jiff::tz::TimeZone;
-use jiff::{Timestamp, Zoned};
 use k8s_openapi::api::batch::v1::{CronJob, CronJobSpec, Job};
 use meta::{Object, Status};
 use serde_json::{Value, json};
@@ -17,58 +15,12 @@ use crate::owners::{self, BY_CONTROLLER};
 use crate::plan::{Action, Note, Plan};
 use crate::pods::seconds_between;
 use crate::runner::{Controller, own_key};
+use crate::schedule::{MAX_MISSED, Schedule};
 use crate::{Context, conditions, decoded, status_of};
 
 const SCHEDULED_AT: &str = "batch.kubernetes.io/cronjob-scheduled-timestamp";
-/// Missed times counted before it is said that there are too many.
-const MAX_MISSED: usize = 100;
 /// Bytes of a CronJob's name in its Jobs' names.
 const MAX_PREFIX: usize = 52;
-
-/// A schedule with its time zone.
-struct Schedule {
-    cron: Cron,
-    zone: TimeZone,
-}
-
-impl Schedule {
-    fn parse(text: &str, zone: TimeZone) -> Result<Self, String> {
-        let (text, zone) = match text.strip_prefix("TZ=").or_else(|| text.strip_prefix("CRON_TZ=")) {
-            Some(rest) => {
-                let (name, rest) = rest.split_once(' ').ok_or("schedule without fields")?;
-                (rest.trim(), TimeZone::get(name).map_err(|e| e.to_string())?)
-            }
-            None => (text, zone),
-        };
-        let parser = CronParser::builder().seconds(Seconds::Disallowed).year(Year::Disallowed).build();
-        Ok(Self { cron: parser.parse(text).map_err(|e| e.to_string())?, zone })
-    }
-
-    fn zoned(&self, at: Timestamp) -> Zoned {
-        at.to_zoned(self.zone.clone())
-    }
-
-    /// The latest time up to and including `now`.
-    fn latest(&self, now: Timestamp) -> Option<Timestamp> {
-        self.cron.find_previous_occurrence(&self.zoned(now), true).ok().map(|t| t.timestamp())
-    }
-
-    fn next(&self, after: Timestamp) -> Option<Timestamp> {
-        self.cron.find_next_occurrence(&self.zoned(after), false).ok().map(|t| t.timestamp())
-    }
-
-    /// How many times lie after `from` up to `to`, counted to one beyond the limit.
-    fn count(&self, from: Timestamp, to: Timestamp) -> usize {
-        let mut at = from;
-        for n in 0..=MAX_MISSED {
-            match self.next(at).filter(|t| *t <= to) {
-                Some(next) => at = next,
-                None => return n,
-            }
-        }
-        MAX_MISSED + 1
-    }
-}
 
 /// How a Job ended, if it did: `Complete` or `Failed`.
 fn ended(status: &Value) -> Option<&'static str> {
@@ -209,11 +161,9 @@ fn schedule(
     {
         earliest = earliest.max(bound);
     }
-    let Some(at) = schedule.latest(now).filter(|t| *t > earliest) else { return Ok(()) };
+    let Some(at) = schedule.latest(earliest, now) else { return Ok(()) };
     if schedule.count(earliest, now) > MAX_MISSED {
-        let said = format!(
-            "too many missed start times: more than {MAX_MISSED}. Set or decrease .spec.startingDeadlineSeconds or check clock skew"
-        );
+        let said = "too many missed start times. Set or decrease .spec.startingDeadlineSeconds or check clock skew";
         plan.note(Note::warning(object, "TooManyMissedTimes", said));
     }
     if spec.starting_deadline_seconds.is_some_and(|d| seconds_between(at, now) > d) {
@@ -271,28 +221,4 @@ pub fn cron_jobs(cx: &Context) -> Controller {
     })
     .watch(&crons, own_key)
     .watch(&jobs, owners::to_controller("CronJob"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn schedules() {
-        let at = |t: &str| t.parse::<Timestamp>().unwrap();
-        for (text, zone, now, latest, next) in [
-            ("*/5 * * * *", "UTC", "2026-01-01T10:07:30Z", "2026-01-01T10:05:00Z", "2026-01-01T10:10:00Z"),
-            ("@hourly", "UTC", "2026-01-01T10:00:00Z", "2026-01-01T10:00:00Z", "2026-01-01T11:00:00Z"),
-            ("0 9 * * 1-5", "Europe/Berlin", "2026-07-06T07:00:00Z", "2026-07-06T07:00:00Z", "2026-07-07T07:00:00Z"),
-            ("TZ=UTC 0 0 1 * ?", "UTC", "2026-01-15T00:00:00Z", "2026-01-01T00:00:00Z", "2026-02-01T00:00:00Z"),
-        ] {
-            let schedule =
-                Schedule::parse(text, TimeZone::get(zone).unwrap()).unwrap_or_else(|e| panic!("{text}: {e}"));
-            assert_eq!(schedule.latest(at(now)), Some(at(latest)), "{text}");
-            assert_eq!(schedule.next(at(now)), Some(at(next)), "{text}");
-        }
-        for text in ["", "* * * *", "61 * * * *", "* * * * * *", "nonsense"] {
-            assert!(Schedule::parse(text, TimeZone::UTC).is_err(), "{text}");
-        }
-    }
 }

@@ -2,7 +2,7 @@
 //! one node each pod is made for.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -21,8 +21,8 @@ use crate::rollout::scaled;
 use crate::runner::{Controller, own_key};
 use crate::{Context, conditions, decoded, status_of};
 
-/// A pod that ended stays this long, lest it and its successors chase each other.
-const ENDED_POD_DELAY: i64 = 5;
+/// How long failed pods of one node are kept from being replaced: doubles with each, forgotten after twice the most.
+const FAILED_POD_BACKOFF: Backoff = Backoff { first: 1, most: 900 };
 /// Pods created or deleted by one plan.
 const BURST: usize = 250;
 
@@ -87,6 +87,34 @@ pub struct World<'a> {
     pub pods: &'a [PodView],
     pub history: History,
     pub taken: &'a dyn Fn(&str) -> bool,
+    /// How long a failed pod of a node must stay yet; asked once a pod that would be removed.
+    pub holds_back: &'a dyn Fn(&str) -> Option<Duration>,
+}
+
+/// Delays that double, in seconds.
+struct Backoff {
+    first: i64,
+    most: i64,
+}
+
+/// When failed pods of a set were removed from nodes last, and the delay since: by (set's uid, node).
+#[derive(Default)]
+struct Removals(Mutex<BTreeMap<(String, String), (Timestamp, i64)>>);
+
+impl Removals {
+    /// How long to wait yet; `None` when a pod may be removed, which is then remembered.
+    fn holds_back(&self, set: &str, node: &str, now: Timestamp) -> Option<Duration> {
+        let Backoff { first, most } = FAILED_POD_BACKOFF;
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        all.retain(|_, (at, _)| pods::seconds_between(*at, now) <= 2 * most);
+        let last = all.entry((set.into(), node.into())).or_insert((Timestamp::MIN, 0));
+        let left = last.1 - pods::seconds_between(last.0, now);
+        if left > 0 {
+            return Some(Duration::from_secs(left.unsigned_abs()));
+        }
+        *last = (now, (last.1 * 2).clamp(first, most));
+        None
+    }
 }
 
 struct Work<'a> {
@@ -208,9 +236,11 @@ impl<'a> Work<'a> {
                     running.push(pod);
                     continue;
                 }
-                let age = pods::seconds_between(pod.created(), self.now);
-                if age < ENDED_POD_DELAY {
-                    self.plan.again_after(Duration::from_secs((ENDED_POD_DELAY - age).unsigned_abs()));
+                // Kubelets may refuse the pod again and again: then each successor waits longer.
+                if pod.is_failed()
+                    && let Some(wait) = (self.world.holds_back)(name)
+                {
+                    self.plan.again_after(wait);
                     continue;
                 }
                 let key = pod.object.meta.key();
@@ -364,7 +394,7 @@ pub fn daemon_sets(cx: &Context) -> Controller {
     owners::index(&all_pods);
     owners::index(&revisions);
     let (of, of_pods, of_nodes, of_revisions) = (sets.clone(), all_pods.clone(), all_nodes.clone(), revisions.clone());
-    let everywhere = sets.clone();
+    let (everywhere, removals) = (sets.clone(), Removals::default());
     Controller::new("daemonset-controller", move |ask| {
         let Some(object) = of.get(&ask.key) else { return Ok(Plan::nothing()) };
         let set = decoded::<DaemonSet>(&object)?;
@@ -396,8 +426,9 @@ pub fn daemon_sets(cx: &Context) -> Controller {
         let owned = of_revisions.by_index(BY_CONTROLLER, &object.meta.uid);
         let history = history::sync(&object, HASH_LABEL, owned, |name| has(&of_revisions, name))?;
         let taken = |name: &str| has(&of_pods, name);
-        let mut plan =
-            plan(&object, &set.spec, World { nodes: &nodes, pods: &views, history, taken: &taken }, ask.now)?;
+        let holds_back = |node: &str| removals.holds_back(&object.meta.uid, node, ask.now);
+        let world = World { nodes: &nodes, pods: &views, history, taken: &taken, holds_back: &holds_back };
+        let mut plan = plan(&object, &set.spec, world, ask.now)?;
         plan.actions.splice(0..0, claimed.actions);
         Ok(plan)
     })
@@ -413,4 +444,23 @@ pub fn daemon_sets(cx: &Context) -> Controller {
             _ => everywhere.list(None).iter().map(|s| s.meta.key()).collect(),
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn failing_daemons_come_back_slower() {
+        let (removals, start) = (Removals::default(), Timestamp::from_second(1_800_000_000).unwrap());
+        let held = |second: i64| {
+            let now = start + jiff::SignedDuration::from_secs(second);
+            removals.holds_back("set", "node", now).map(|d| d.as_secs())
+        };
+        let seen: Vec<Option<u64>> = [0, 0, 1, 2, 3, 6, 7, 1500, 1501].into_iter().map(held).collect();
+        let expect = [None, Some(1), None, Some(1), None, Some(1), None, None, Some(1)];
+        assert_eq!(seen[..7], expect[..7]);
+        assert_eq!((seen[7], seen[8]), (None, Some(15)), "not forgotten yet");
+        assert_eq!(removals.holds_back("set", "other", start), None);
+    }
 }

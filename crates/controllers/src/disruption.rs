@@ -1,27 +1,89 @@
-//! The status of PodDisruptionBudgets: how many healthy pods there are, should be, and so how many may go. Pure.
+//! The status of PodDisruptionBudgets: how many healthy pods there are, should be, and so how many may go; and the word
+//! taken back that a pod is to go, when it did not. The plans are pure; only scales of foreign kinds are asked for.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use client::{Change, Informer};
+use client::{Change, Client, Informer};
+use futures::FutureExt;
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet, StatefulSet};
-use k8s_openapi::api::core::v1::{Pod, ReplicationController};
+use k8s_openapi::api::autoscaling::v2::CrossVersionObjectReference;
+use k8s_openapi::api::core::v1::{Pod, PodCondition, ReplicationController};
 use k8s_openapi::api::policy::v1::{PodDisruptionBudget, PodDisruptionBudgetSpec};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use meta::{LabelSelector, Object, Status};
 use serde_json::{Map, Value, json};
 
 use crate::conditions::{self, Condition};
+use crate::horizontal_pod_autoscaler::{Kinds, kind_of};
 use crate::plan::{Action, Note, Plan};
 use crate::pods::{self, PodView, seconds_between};
+use crate::replicas::pods_resource;
 use crate::rollout::scaled;
-use crate::runner::{Controller, own_key};
+use crate::runner::{Ask, Controller, own_key};
 use crate::{Context, decoded, owners, status_of};
 
 /// Seconds an evicted pod may take to show that it is going, before its eviction counts as failed.
 const DISRUPTION_TIMEOUT: i64 = 120;
+/// How soon controllers whose scale could not be told are asked again.
+const SCALE_RETRY: Duration = Duration::from_secs(10);
+/// The condition of a pod that is to be disrupted.
+const TARGET: &str = "DisruptionTarget";
+/// Keys of budgets and of pods share a queue.
+const STALE: &str = "pod:";
+
+/// Whether a budget is in relation to what the pods' controllers want.
+fn needs_scale(spec: &PodDisruptionBudgetSpec) -> bool {
+    spec.max_unavailable.is_some() || matches!(spec.min_available, Some(IntOrString::String(_)))
+}
+
+/// Nothing may go while it is not known how many there should be.
+pub fn fail_safe(object: &Object, why: &str, now: Timestamp) -> Result<Plan, Status> {
+    let mut plan = Plan::nothing();
+    let said = format!("Failed to calculate the number of expected pods: {why}");
+    plan.note(Note::warning(object, "CalculateExpectedPodCountFailed", said));
+    let known = status_of(object)?;
+    let mut status = if known.is_object() { known.clone() } else { json!({}) };
+    status["disruptionsAllowed"] = 0.into();
+    for field in ["currentHealthy", "desiredHealthy", "expectedPods"] {
+        if status.get(field).is_none() {
+            status[field] = 0.into();
+        }
+    }
+    let failed = Condition { kind: "DisruptionAllowed", status: "False", reason: "SyncFailed", message: why };
+    conditions::update(&mut status, failed, now);
+    if status != known {
+        plan.act(Action::status(&client::gvr_of::<PodDisruptionBudget>(), object, status)?);
+    }
+    plan.again_after(SCALE_RETRY);
+    Ok(plan)
+}
+
+/// Takes back that a pod is to be disrupted when nothing came of it.
+pub fn plan_stale(pod: &PodView, now: Timestamp) -> Result<Plan, Status> {
+    let mut plan = Plan::nothing();
+    let Some(condition) = stale_condition(pod) else { return Ok(plan) };
+    let since = condition.last_transition_time.as_ref().map_or(Timestamp::MIN, |t| t.0);
+    let left = DISRUPTION_TIMEOUT - seconds_between(since, now);
+    if left > 0 {
+        plan.again_after(Duration::from_secs(left.unsigned_abs()));
+        return Ok(plan);
+    }
+    let mut status = status_of(&pod.object)?;
+    let reset = json!({"type": TARGET, "status": "False", "lastTransitionTime": client::time::rfc3339(now)});
+    conditions::replace(&mut status, reset);
+    plan.act(Action::status(&pods_resource(), &pod.object, status)?);
+    Ok(plan)
+}
+
+/// The word that a pod is to be disrupted, where it may turn out to be idle. What a kubelet says of its own doing holds.
+fn stale_condition(pod: &PodView) -> Option<&PodCondition> {
+    let condition = pod.condition(TARGET).filter(|c| c.status == "True")?;
+    let by_kubelet = condition.reason.as_deref() == Some("TerminationByKubelet");
+    (pod.is_active() && !by_kubelet).then_some(condition)
+}
 
 /// `scale`: the replicas wanted by the pods' controllers, for budgets in relation to them.
 pub fn plan(
@@ -89,17 +151,19 @@ fn selector_of(object: &Object) -> LabelSelector {
     owners::spec_selector(object)
 }
 
-/// The replicas wanted by all controllers of some pods.
+/// Finds the replicas wanted by the controllers of pods.
 struct Scales {
     deployments: Arc<Informer>,
     replica_sets: Arc<Informer>,
     stateful_sets: Arc<Informer>,
     replication_controllers: Arc<Informer>,
+    client: Client,
+    kinds: Kinds,
 }
 
 impl Scales {
-    /// (uid of the controller that has a scale, its replicas)
-    fn of(&self, namespace: &str, owner: &meta::OwnerReference) -> Option<(String, i64)> {
+    /// (uid of the controller that has a scale, its replicas), of kinds known here.
+    fn known(&self, namespace: &str, owner: &meta::OwnerReference) -> Option<(String, i64)> {
         let key = meta::object::object_key(namespace, &owner.name);
         let is = |o: &Arc<Object>| *o.meta.uid == *owner.uid;
         match owner.kind.as_str() {
@@ -125,46 +189,97 @@ impl Scales {
         }
     }
 
-    fn sum(&self, pods: &[PodView]) -> i64 {
-        let mut scales = BTreeMap::new();
-        for pod in pods {
-            if let Some(owner) = pod.object.meta.controller()
-                && let Some((uid, replicas)) = self.of(&pod.object.meta.namespace, owner)
-            {
-                scales.insert(uid, replicas);
+    /// The same of any kind, by its scale.
+    async fn asked(&self, namespace: &str, owner: &meta::OwnerReference) -> Result<Option<(String, i64)>, String> {
+        let kind = CrossVersionObjectReference {
+            api_version: Some(owner.api_version.clone()),
+            kind: owner.kind.clone(),
+            name: owner.name.clone(),
+        };
+        let resource = kind_of(&self.client, &self.kinds, &kind).await.map_err(|s| s.message)?;
+        let api = self.client.dynamic(resource.clone()).namespaced(namespace);
+        match api.get_subresource(&owner.name, "scale").await {
+            Ok(scale) if *scale.meta.uid != *owner.uid => Ok(None),
+            Ok(scale) => {
+                let body = scale.value().map_err(|e| e.to_string())?;
+                Ok(Some((owner.uid.clone(), body["spec"]["replicas"].as_i64().unwrap_or(0))))
             }
+            // Either the object is not there, or its kind has no scale.
+            Err(status) if status.is_not_found() => match api.get_opt(&owner.name).await {
+                Ok(Some(_)) => Err(format!("{} does not implement the scale subresource", resource.group_resource())),
+                Ok(None) => Ok(None),
+                Err(status) => Err(status.message),
+            },
+            Err(status) => Err(status.message),
         }
-        scales.values().sum()
+    }
+
+    /// The sum over all controllers of some pods; pods without one do not count.
+    async fn sum(&self, pods: &[PodView]) -> Result<i64, String> {
+        let mut scales = BTreeMap::new();
+        let mut seen = BTreeSet::new();
+        for pod in pods {
+            let Some(owner) = pod.object.meta.controller().filter(|o| seen.insert(o.uid.clone())) else { continue };
+            let namespace = &pod.object.meta.namespace;
+            let found = match self.known(namespace, owner) {
+                Some(found) => Some(found),
+                None => self.asked(namespace, owner).await?,
+            };
+            let (uid, replicas) = found.ok_or_else(|| format!("found no controllers for pod {:?}", pod.name()))?;
+            scales.insert(uid, replicas);
+        }
+        Ok(scales.values().sum())
     }
 }
 
 pub fn disruption(cx: &Context) -> Controller {
     let (budgets, all_pods) = (cx.informers.get::<PodDisruptionBudget>(), cx.informers.get::<Pod>());
-    let scales = Scales {
+    let scales = Arc::new(Scales {
         deployments: cx.informers.get::<Deployment>(),
         replica_sets: cx.informers.get::<ReplicaSet>(),
         stateful_sets: cx.informers.get::<StatefulSet>(),
         replication_controllers: cx.informers.get::<ReplicationController>(),
-    };
+        client: cx.client.clone(),
+        kinds: Kinds::default(),
+    });
     let watched = [&scales.deployments, &scales.replica_sets, &scales.stateful_sets, &scales.replication_controllers]
         .map(Clone::clone);
     let (of, of_pods, for_pods, for_scales) = (budgets.clone(), all_pods.clone(), budgets.clone(), budgets.clone());
-    let mut controller = Controller::new("disruption-controller", move |ask| {
-        let Some(object) = of.get(&ask.key) else { return Ok(Plan::nothing()) };
-        let budget = decoded::<PodDisruptionBudget>(&object)?;
-        let Some(spec) = &budget.spec else { return Ok(Plan::nothing()) };
-        let views = pods::views(of_pods.list_selected(Some(&object.meta.namespace), &selector_of(&object)))?;
-        let scale = scales.sum(&views);
-        plan(&object, spec, &views, scale, ask.now)
-    })
-    .watch(&budgets, own_key)
-    .watch(&all_pods, move |change: &Change| {
-        let Some(namespace) = change.object().map(|o| o.meta.namespace.clone()) else { return Vec::new() };
-        let selects = |b: &Arc<Object>| {
-            [&change.old, &change.new].into_iter().flatten().any(|p| selector_of(b).matches(&p.meta.labels))
-        };
-        for_pods.list(Some(&namespace)).iter().filter(|b| selects(b)).map(|b| b.meta.key()).collect()
-    });
+    let reconcile = move |ask: Ask| {
+        let (of, of_pods, scales) = (of.clone(), of_pods.clone(), scales.clone());
+        async move {
+            if let Some(key) = ask.key.strip_prefix(STALE) {
+                let Some(object) = of_pods.get(key) else { return Ok(Plan::nothing()) };
+                return plan_stale(&PodView::new(object)?, ask.now);
+            }
+            let Some(object) = of.get(&ask.key) else { return Ok(Plan::nothing()) };
+            let budget = decoded::<PodDisruptionBudget>(&object)?;
+            let Some(spec) = &budget.spec else { return Ok(Plan::nothing()) };
+            let views = pods::views(of_pods.list_selected(Some(&object.meta.namespace), &selector_of(&object)))?;
+            let scale = if needs_scale(spec) { scales.sum(&views).await } else { Ok(0) };
+            match scale {
+                Ok(scale) => plan(&object, spec, &views, scale, ask.now),
+                Err(why) => fail_safe(&object, &why, ask.now),
+            }
+        }
+        .boxed()
+    };
+    let mut controller = Controller::with_io("disruption-controller", reconcile).watch(&budgets, own_key).watch(
+        &all_pods,
+        move |change: &Change| {
+            let Some(object) = change.object() else { return Vec::new() };
+            let selects = |b: &Arc<Object>| {
+                [&change.old, &change.new].into_iter().flatten().any(|p| selector_of(b).matches(&p.meta.labels))
+            };
+            let budgets = for_pods.list(Some(&object.meta.namespace));
+            let mut keys: Vec<String> = budgets.iter().filter(|b| selects(b)).map(|b| b.meta.key()).collect();
+            let stale = |o: &Arc<Object>| PodView::new(o.clone()).is_ok_and(|p| stale_condition(&p).is_some());
+            if change.new.as_ref().is_some_and(stale) {
+                keys.push(format!("{STALE}{}", change.key));
+            }
+            keys
+        },
+    );
     for informer in watched {
         let budgets = for_scales.clone();
         // Scales matter when the spec changes, not with each status.

@@ -18,7 +18,7 @@ use tokio::task::JoinSet;
 
 use crate::Context;
 use crate::owners::reference_value;
-use crate::plan::{Action, Plan};
+use crate::plan::{Action, Note, Plan};
 use crate::runner::{Ask, Controller};
 
 const FOREGROUND: &str = "foregroundDeletion";
@@ -112,7 +112,7 @@ pub fn plan(resource: &Gvr, object: &Object, standing: &[Standing], dependents: 
         if has_finalizer(object, ORPHAN) {
             plan.stop_at_failure = true;
             let orphan = |(r, d): &(Gvr, Arc<Object>)| with_owners(r, d, |o| *o.uid != *object.meta.uid);
-            plan.actions.extend(dependents.iter().map(orphan));
+            plan.act(Action::slow_start(dependents.iter().map(orphan).collect()));
             plan.act(without_finalizer(resource, object, ORPHAN));
         } else if has_finalizer(object, FOREGROUND) {
             let blocks = |d: &Object| {
@@ -229,6 +229,17 @@ impl Graph {
         }
     }
 
+    /// Whether an owner lives, but in another namespace, where it can own nothing of this one.
+    fn is_elsewhere(&self, object: &Object, owner: &OwnerReference) -> bool {
+        let group = owner.api_version.split_once('/').map_or("", |(g, _)| g).to_string();
+        let kinds = self.kinds.read().unwrap_or_else(PoisonError::into_inner);
+        let Some(resource) = kinds.get(&(group, owner.kind.clone())) else { return false };
+        let sources = self.sources.read().unwrap_or_else(PoisonError::into_inner);
+        let Some(source) = sources.get(resource).filter(|s| s.api.namespaced) else { return false };
+        let is = |o: &Object| *o.meta.uid == *owner.uid && o.meta.namespace != object.meta.namespace;
+        !source.informer.list_where(None, is).is_empty()
+    }
+
     async fn reconcile(&self, ask: Ask) -> Result<Plan, Status> {
         let Some((resource, key)) = parse_key(&ask.key) else { return Ok(Plan::nothing()) };
         let informer = {
@@ -239,13 +250,28 @@ impl Graph {
             }
         };
         let Some(object) = informer.get(key).filter(|o| is_relevant(o)) else { return Ok(Plan::nothing()) };
-        let mut standing = Vec::with_capacity(object.meta.owner_references.len());
+        let (mut standing, mut elsewhere) = (Vec::with_capacity(object.meta.owner_references.len()), Vec::new());
         if object.meta.deletion_timestamp.is_none() {
             for owner in &object.meta.owner_references {
-                standing.push(self.standing(&object, owner).await?);
+                // Owners that were seen to go are not looked for.
+                let was_seen = self.is_known_gone(&owner.uid);
+                let found = self.standing(&object, owner).await?;
+                if matches!(found, Standing::Gone | Standing::Unknown) && !was_seen && self.is_elsewhere(&object, owner)
+                {
+                    elsewhere.push(owner);
+                }
+                standing.push(found);
             }
         }
         let mut plan = plan(&resource, &object, &standing, &self.dependents(&object.meta.uid));
+        for owner in elsewhere {
+            let namespace = &object.meta.namespace;
+            let said = format!(
+                "ownerRef [{}/{}, namespace: {namespace}, name: {}, uid: {}] does not exist in namespace {namespace:?}",
+                owner.api_version, owner.kind, owner.name, owner.uid
+            );
+            plan.note(Note::warning(&object, "OwnerRefInvalidNamespace", said));
+        }
         if standing.contains(&Standing::Unknown) {
             // Its kind may be served later on.
             plan.again_after(REDISCOVER / 2);

@@ -52,9 +52,10 @@ struct Scale {
 }
 
 /// Resources by API version and kind, as discovery last said.
-type Kinds = Mutex<HashMap<(String, String), Gvr>>;
+pub type Kinds = Mutex<HashMap<(String, String), Gvr>>;
 
-async fn kind_of(client: &Client, kinds: &Kinds, target: &CrossVersionObjectReference) -> Result<Gvr, Status> {
+/// The resource of a kind; a kind that is not known yet is looked for anew.
+pub async fn kind_of(client: &Client, kinds: &Kinds, target: &CrossVersionObjectReference) -> Result<Gvr, Status> {
     let version = target.api_version.clone().unwrap_or_else(|| "v1".into());
     let key = (version.clone(), target.kind.clone());
     let known = |kinds: &Kinds| kinds.lock().unwrap_or_else(PoisonError::into_inner).get(&key).cloned();

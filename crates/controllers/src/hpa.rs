@@ -18,6 +18,8 @@ const READINESS_DELAY: i64 = 30;
 const DOWN_STABILIZATION: i64 = 300;
 /// Longest stabilization window and policy period there is, in seconds: what is remembered.
 const MEMORY: i64 = 3600;
+/// Replicas an autoscaler without behaviour may always scale up to; beyond, to twice what there is.
+const PLAIN_LIMIT: i64 = 4;
 /// Recommendations and scalings remembered: a look every 15 s for an hour, with room.
 const MAX_REMEMBERED: usize = 1000;
 
@@ -324,7 +326,11 @@ pub fn bound(
         )),
     };
     let (replicas, limited) = if steady > current {
-        let bound = policy_bound(&up, current, &history.scalings, true, now).max(current);
+        // Without behaviour the bound is older than policies, and a little lower.
+        let bound = match spec.behavior {
+            None => (2 * current).max(PLAIN_LIMIT),
+            Some(_) => policy_bound(&up, current, &history.scalings, true, now).max(current),
+        };
         let (top, why) = if bound < most {
             (bound, ("ScaleUpLimit", "the desired replica count is increasing faster than the maximum scale rate"))
         } else {
@@ -427,7 +433,8 @@ mod tests {
     fn scaling_up_is_at_once_but_bounded() {
         for (current, wanted, expect, why) in [
             (3, 5, 5, None),
-            (3, 50, 7, Some("ScaleUpLimit")),
+            (1, 50, 4, Some("ScaleUpLimit")),
+            (3, 50, 6, Some("ScaleUpLimit")),
             (10, 50, 20, Some("ScaleUpLimit")),
             (60, 300, 100, Some("TooManyReplicas")),
             (1, 1, 2, Some("TooFewReplicas")),
@@ -435,11 +442,13 @@ mod tests {
             let bounded = bound(&spec(2, 100), &mut History::default(), current, wanted, at(0));
             assert_eq!((bounded.replicas, bounded.limited.map(|l| l.0)), (expect, why), "{current} {wanted}");
         }
-        // What was added within the period counts.
+        // With behaviour what was added within the period counts.
+        let named = HorizontalPodAutoscalerSpec { behavior: Some(Default::default()), ..spec(1, 100) };
+        assert_eq!(bound(&named, &mut History::default(), 3, 50, at(0)).replicas, 7);
         let mut history = History::default();
         history.scaled(4, at(0));
-        assert_eq!(bound(&spec(1, 100), &mut history, 8, 50, at(10)).replicas, 8);
-        assert_eq!(bound(&spec(1, 100), &mut history, 8, 50, at(15)).replicas, 16);
+        assert_eq!(bound(&named, &mut history, 8, 50, at(10)).replicas, 8);
+        assert_eq!(bound(&named, &mut history, 8, 50, at(15)).replicas, 16);
     }
 
     #[test]

@@ -24,6 +24,7 @@ use crate::{conditions, status_of};
 pub const FINALIZER: &str = "batch.kubernetes.io/job-tracking";
 const INDEX: &str = "batch.kubernetes.io/job-completion-index";
 const INDEX_FAILURES: &str = "batch.kubernetes.io/job-index-failure-count";
+const INDEX_IGNORED: &str = "batch.kubernetes.io/job-index-ignored-failure-count";
 /// Pods created, or finished ones noted, by one plan.
 const BURST: usize = 500;
 /// Delay before a failed pod is replaced: doubles with each failure since the last success.
@@ -176,7 +177,7 @@ impl Work<'_> {
                     }
                     Verdict::Count => {
                         if let (Some(limit), Some(index)) = (self.per_index(), index_of(pod))
-                            && failures_with(pod) > limit
+                            && failures_before(pod) >= limit
                         {
                             self.failed_indexes.insert(index);
                         }
@@ -272,10 +273,11 @@ impl Work<'_> {
         let mut success = target(known, "SuccessCriteriaMet");
         let mut failure = target(known, "FailureTarget").filter(|_| success.is_none());
         if success.is_none() && failure.is_none() {
-            if let Some(rule) = self.meets_success_policy() {
-                success = Some(("SuccessPolicy".into(), format!("Matched rules at index {rule}")));
-            } else if let Some((reason, message)) = self.reason_to_fail(by_policy) {
+            // What ends it badly goes before what ends it early and well.
+            if let Some((reason, message)) = self.reason_to_fail(by_policy) {
                 failure = Some((reason.into(), message));
+            } else if let Some(rule) = self.meets_success_policy() {
+                success = Some(("SuccessPolicy".into(), format!("Matched rules at index {rule}")));
             } else if complete {
                 success = Some(("CompletionsReached".into(), "Reached expected number of succeeded pods".into()));
             }
@@ -345,6 +347,7 @@ impl Work<'_> {
         let all_counted = uncounted == json!({});
         status["uncountedTerminatedPods"] = uncounted;
         let mut note = None;
+        let is_ending = success.is_some() || failure.is_some();
         if nothing_runs && all_counted {
             if let Some((reason, message)) = success {
                 self.set_condition("Complete", "True", &reason, &message);
@@ -361,7 +364,8 @@ impl Work<'_> {
             self.plan.act(write);
         }
         // Only what the status (written just now, or before) accounts for may lose its finalizer.
-        for pod in self.pods.iter().filter(|p| has_finalizer(p)) {
+        let held = if is_ending { BTreeSet::new() } else { self.remembering() };
+        for pod in self.pods.iter().filter(|p| has_finalizer(p) && !held.contains(&*p.object.meta.uid)) {
             let uid = &*pod.object.meta.uid;
             let noted = self.uncounted.iter().any(|u| u.contains(uid));
             let indexed_success = indexed && pod.is_succeeded();
@@ -373,6 +377,31 @@ impl Work<'_> {
         // Last, so that a refused pod does not keep the counts from being written.
         self.plan.actions.extend(pod_actions);
         Ok(())
+    }
+
+    /// Uids of failed pods that stay until they are replaced: they alone know how often their index failed.
+    fn remembering(&self) -> BTreeSet<String> {
+        let mut last: BTreeMap<i64, &PodView> = BTreeMap::new();
+        for pod in self.pods.iter().filter(|p| self.per_index().is_some() && has_finalizer(p)) {
+            let Some(index) = index_of(pod).filter(|i| !self.done.has(*i) && !self.failed_indexes.has(*i)) else {
+                continue;
+            };
+            match last.get(&index) {
+                Some(other) if failures_before(other) > failures_before(pod) => {}
+                _ => drop(last.insert(index, pod)),
+            }
+        }
+        last.into_values().filter(|p| self.is_lost(p)).map(|p| p.object.meta.uid.to_string()).collect()
+    }
+
+    /// Failures of an index so far, for the pod that comes next: those that count, and those the policy ignores.
+    fn failures_of(&self, of_index: &[&PodView]) -> (i64, i64) {
+        let lost = of_index.iter().filter(|p| self.is_lost(p));
+        let each = lost.map(|p| match judge(self.spec, p) {
+            Verdict::Ignore => (failures_before(p), ignored_before(p) + 1),
+            _ => (failures_before(p) + 1, ignored_before(p)),
+        });
+        each.max_by_key(|(counted, ignored)| counted + ignored).unwrap_or((0, 0))
     }
 
     /// Brings the number of running pods to what it should be.
@@ -489,8 +518,8 @@ impl Work<'_> {
                 let names = pods::fresh_names(&prefix, uid, uids.iter().copied(), taken, 1);
                 let name = names.first().map(String::as_str).unwrap_or_default();
                 let mut body = pods::from_template(&self.spec.template, self.object, name, &prefix)?;
-                let failures = of_index.iter().filter(|p| p.is_failed()).map(|p| failures_with(p)).max().unwrap_or(0);
-                add_index(&mut body, &self.object.meta.name, index, self.per_index().map(|_| failures));
+                let failures = self.per_index().map(|_| self.failures_of(&of_index));
+                add_index(&mut body, &self.object.meta.name, index, failures);
                 bodies.push(body);
             }
         }
@@ -502,10 +531,18 @@ impl Work<'_> {
     }
 }
 
-/// Failures of a pod's index, its own included.
-fn failures_with(pod: &PodView) -> i64 {
-    let before = pod.pod.metadata.annotations.as_ref().and_then(|a| a.get(INDEX_FAILURES)?.parse::<i64>().ok());
-    before.unwrap_or(0) + 1
+fn told(pod: &PodView, annotation: &str) -> i64 {
+    let number = pod.pod.metadata.annotations.as_ref().and_then(|a| a.get(annotation)?.parse().ok());
+    number.unwrap_or(0)
+}
+
+/// Failures of a pod's index that counted before it.
+fn failures_before(pod: &PodView) -> i64 {
+    told(pod, INDEX_FAILURES)
+}
+
+fn ignored_before(pod: &PodView) -> i64 {
+    told(pod, INDEX_IGNORED)
 }
 
 fn total_restarts(pod: &PodView) -> i64 {
@@ -514,12 +551,15 @@ fn total_restarts(pod: &PodView) -> i64 {
     all.map(|c| i64::from(c.restart_count)).sum()
 }
 
-fn add_index(body: &mut Value, job: &str, index: i64, failures: Option<i64>) {
+fn add_index(body: &mut Value, job: &str, index: i64, failures: Option<(i64, i64)>) {
     let text = Value::from(index.to_string());
     body["metadata"]["annotations"][INDEX] = text.clone();
     body["metadata"]["labels"][INDEX] = text;
-    if let Some(failures) = failures {
-        body["metadata"]["annotations"][INDEX_FAILURES] = failures.to_string().into();
+    if let Some((counted, ignored)) = failures {
+        body["metadata"]["annotations"][INDEX_FAILURES] = counted.to_string().into();
+        if ignored > 0 {
+            body["metadata"]["annotations"][INDEX_IGNORED] = ignored.to_string().into();
+        }
     }
     body["spec"]["hostname"] = format!("{job}-{index}").into();
     let path = format!("metadata.labels['{INDEX}']");

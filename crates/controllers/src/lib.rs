@@ -24,6 +24,7 @@ mod hpa;
 mod indexes;
 mod job;
 mod job_controller;
+mod legacy_tokens;
 mod local_path;
 pub mod metrics;
 mod namespace;
@@ -43,6 +44,7 @@ mod resource_claims;
 mod rollout;
 mod rollout_status;
 mod runner;
+mod schedule;
 mod service_cidr;
 pub mod signing;
 mod statefulset;
@@ -189,6 +191,7 @@ const CONTROLLERS: &[(&str, bool, Make)] = &[
     ("persistentvolume-protection-controller", true, volumes::volume_protection),
     ("ephemeral-volume-controller", true, volumes::ephemeral_volumes),
     ("serviceaccount-token-controller", true, tokens::service_account_tokens),
+    ("legacy-serviceaccount-token-cleaner-controller", true, legacy_tokens::cleaner),
     ("certificatesigningrequest-approving-controller", true, certificates::approving),
     ("certificatesigningrequest-signing-controller", true, certificates::signing_requests),
     ("certificatesigningrequest-cleaner-controller", true, certificates::cleaner),
@@ -244,6 +247,7 @@ const ALIASES: &[(&str, &str)] = &[
     ("garbagecollector", "garbage-collector-controller"),
     ("horizontalpodautoscaling", "horizontal-pod-autoscaler-controller"),
     ("job", "job-controller"),
+    ("legacy-service-account-token-cleaner", "legacy-serviceaccount-token-cleaner-controller"),
     ("namespace", "namespace-controller"),
     ("nodeipam", "node-ipam-controller"),
     ("nodelifecycle", "node-lifecycle-controller"),
@@ -292,6 +296,7 @@ const ACCOUNTS: &[(&str, &str)] = &[
     ("persistentvolumeclaim-protection-controller", "pvc-protection-controller"),
     ("persistentvolume-protection-controller", "pv-protection-controller"),
     ("ephemeral-volume-controller", "ephemeral-volume-controller"),
+    ("legacy-serviceaccount-token-cleaner-controller", "legacy-service-account-token-cleaner"),
     ("certificatesigningrequest-approving-controller", "certificate-controller"),
     ("certificatesigningrequest-signing-controller", "certificate-controller"),
     ("certificatesigningrequest-cleaner-controller", "certificate-controller"),

@@ -37,6 +37,10 @@ const TAINTS: &[(&str, &str, &str)] = &[
     ("NetworkUnavailable", "True", nodes::NETWORK_UNAVAILABLE),
 ];
 
+/// Labels that follow others: their names from before, which some still select by.
+const LABELS: &[(&str, &str)] =
+    &[("beta.kubernetes.io/os", "kubernetes.io/os"), ("beta.kubernetes.io/arch", "kubernetes.io/arch")];
+
 pub fn index_pods_by_node(pods: &client::Informer) {
     pods.add_index(BY_NODE, |o| {
         let node = o.typed::<Pod>().ok().and_then(|p| p.spec.as_ref()?.node_name.clone());
@@ -112,6 +116,15 @@ pub fn plan(object: &Object, node: &Node, health: Health, pods: &[PodView], now:
             "",
             client::Patch::Merge(json!({"metadata": metadata, "spec": {"taints": taints}})),
         ));
+    }
+    let missing: serde_json::Map<String, Value> = LABELS
+        .iter()
+        .filter_map(|(old, new)| Some((*old, object.meta.label(new)?)).filter(|(o, v)| object.meta.label(o) != Some(v)))
+        .map(|(old, value)| (old.to_string(), value.into()))
+        .collect();
+    if !missing.is_empty() {
+        let patch = json!({"metadata": {"labels": missing}});
+        plan.act(Action::patch(&resource, object, "", client::Patch::Merge(patch)));
     }
     if ready_status(node) == "Unknown" && nodes::condition(node, "Ready").is_some() {
         for pod in pods.iter().filter(|p| p.is_ready()) {

@@ -25,6 +25,8 @@ use crate::{Context, conditions, decoded, status_of};
 const REVISION_LABEL: &str = "controller.kubernetes.io/hash";
 const POD_NAME: &str = "statefulset.kubernetes.io/pod-name";
 const POD_INDEX: &str = "apps.kubernetes.io/pod-index";
+/// How soon a claim that goes with a pod that is gone is looked at again.
+const STALE_CLAIM: Duration = Duration::from_secs(1);
 
 pub struct World<'a> {
     pub pods: &'a [PodView],
@@ -35,6 +37,15 @@ pub struct World<'a> {
 fn ordinal(set: &Object, pod: &str) -> Option<i64> {
     let number = pod.strip_prefix(&*set.meta.name)?.strip_prefix('-')?;
     (number == "0" || !number.starts_with('0')).then(|| number.parse().ok())?
+}
+
+/// What is to be created.
+#[derive(Default)]
+struct Missing {
+    claims: Vec<Action>,
+    pods: Vec<Action>,
+    /// A pod waits for the claim of its predecessor to go.
+    waits: bool,
 }
 
 struct Work<'a> {
@@ -121,12 +132,16 @@ impl<'a> Work<'a> {
         }
     }
 
-    fn delete(&mut self, pod: &PodView) {
+    fn deletion(&self, pod: &PodView) -> Action {
         let about = format!("Pod {} in StatefulSet {}", pod.name(), self.object.meta.name);
-        let action = Action::delete(&pods_resource(), &pod.object)
+        Action::delete(&pods_resource(), &pod.object)
             .done(Note::normal(self.object, "SuccessfulDelete", format!("delete {about} successful")))
-            .failed(Note::warning(self.object, "FailedDelete", format!("delete {about} failed error: {{}}")));
-        self.plan.act(action);
+            .failed(Note::warning(self.object, "FailedDelete", format!("delete {about} failed error: {{}}")))
+    }
+
+    fn delete(&mut self, pod: &PodView) {
+        let deletion = self.deletion(pod);
+        self.plan.act(deletion);
     }
 
     /// Takes the steps that may be taken now.
@@ -139,11 +154,12 @@ impl<'a> Work<'a> {
                 (self.start..self.end).contains(at) && (!self.is_running_and_ready(p) || p.is_terminating())
             })
             .map(|(at, _)| *at);
+        let (mut missing, mut deletions) = (Missing::default(), Vec::new());
         for at in self.start..self.end {
             let Some(pod) = pods.get(&at) else {
-                self.create(at)?;
+                self.create(at, &mut missing)?;
                 if in_order {
-                    return Ok(());
+                    break;
                 }
                 continue;
             };
@@ -163,10 +179,12 @@ impl<'a> Work<'a> {
                 }
                 continue;
             }
-            self.ensure_claims(at)?;
+            let claims = self.missing_claims(at)?;
             if !in_order {
+                missing.claims.extend(claims);
                 continue;
             }
+            self.at_once(claims);
             if pod.is_terminating() || !self.is_running_and_ready(pod) {
                 return Ok(());
             }
@@ -176,6 +194,13 @@ impl<'a> Work<'a> {
                 }
                 return Ok(());
             }
+        }
+        let created = !missing.pods.is_empty() || missing.waits;
+        // Claims first: a pod that is there without its claims would wait for them.
+        self.at_once(missing.claims);
+        self.at_once(missing.pods);
+        if in_order && created {
+            return Ok(());
         }
         let condemned: Vec<(i64, &PodView)> =
             pods.iter().rev().filter(|(at, _)| !(self.start..self.end).contains(at)).map(|(a, p)| (*a, *p)).collect();
@@ -189,17 +214,27 @@ impl<'a> Work<'a> {
                 }
                 continue;
             }
-            // Healthy pods stop only while all others are well.
-            if in_order && (!self.is_available(pod) || first_unhealthy.is_some()) && first_unhealthy != Some(at) {
+            // One that is not well stops only when it is the first such: those before it must be well.
+            if in_order && !self.is_available(pod) && first_unhealthy != Some(at) {
                 return Ok(());
             }
-            self.delete(pod);
+            let deletion = self.deletion(pod);
             if in_order {
+                self.plan.act(deletion);
                 return Ok(());
             }
+            deletions.push(deletion);
         }
+        self.at_once(deletions);
         self.roll(&pods);
         Ok(())
+    }
+
+    /// Writes that need not wait for each other.
+    fn at_once(&mut self, actions: Vec<Action>) {
+        if !actions.is_empty() {
+            self.plan.act(Action::slow_start(actions));
+        }
     }
 
     /// Replaces pods of older revisions, from the highest ordinal down to the partition.
@@ -210,7 +245,7 @@ impl<'a> Work<'a> {
         let rolling = self.spec.update_strategy.as_ref().and_then(|s| s.rolling_update.as_ref());
         let allowed = rolling
             .and_then(|r| r.max_unavailable.as_ref())
-            .map_or(1, |m| scaled(Some(m), self.end - self.start, true).max(1));
+            .map_or(1, |m| scaled(Some(m), self.end - self.start, false).max(1));
         let mut unavailable = 0;
         for at in (self.start..self.end).rev() {
             match pods.get(&at) {
@@ -230,7 +265,8 @@ impl<'a> Work<'a> {
             if self.revision(pod) != self.update {
                 let broken = !self.is_available(pod);
                 if !broken && room <= 0 {
-                    return;
+                    // What is broken further down may be what takes the room: it is replaced, and there is room again.
+                    continue;
                 }
                 self.delete(pod);
                 if allowed == 1 {
@@ -250,7 +286,8 @@ impl<'a> Work<'a> {
     }
 
     /// Claims that are missing, before the pod that needs them.
-    fn ensure_claims(&mut self, at: i64) -> Result<(), Status> {
+    fn missing_claims(&self, at: i64) -> Result<Vec<Action>, Status> {
+        let mut actions = Vec::new();
         for (name, template) in self.claim_names(at) {
             if (self.world.claim)(&name).is_some() {
                 continue;
@@ -277,9 +314,20 @@ impl<'a> Work<'a> {
                 .may_exist()
                 .done(Note::normal(self.object, "SuccessfulCreate", format!("create {about} success")))
                 .failed(Note::warning(self.object, "FailedCreate", format!("create {about} failed error: {{}}")));
-            self.plan.act(action);
+            actions.push(action);
         }
-        Ok(())
+        Ok(actions)
+    }
+
+    /// Whether a claim of this ordinal goes with a pod that is gone: the next pod must not begin with it.
+    fn has_stale_claim(&self, at: i64) -> bool {
+        let pod = format!("{}-{at}", self.object.meta.name);
+        self.claim_names(at).iter().any(|(name, _)| {
+            (self.world.claim)(name).is_some_and(|claim| {
+                let mut owners = claim.meta.owner_references.iter();
+                claim.meta.deletion_timestamp.is_some() || owners.any(|o| o.kind == "Pod" && o.name == pod)
+            })
+        })
     }
 
     fn retention(&self, when_deleted: bool) -> &str {
@@ -331,8 +379,13 @@ impl<'a> Work<'a> {
         }
     }
 
-    fn create(&mut self, at: i64) -> Result<(), Status> {
-        self.ensure_claims(at)?;
+    fn create(&mut self, at: i64, missing: &mut Missing) -> Result<(), Status> {
+        if self.has_stale_claim(at) {
+            missing.waits = true;
+            self.plan.again_after(STALE_CLAIM);
+            return Ok(());
+        }
+        missing.claims.extend(self.missing_claims(at)?);
         let before = self.is_before_update(at);
         let revision = if before { &self.current } else { &self.update };
         let kept = self
@@ -367,7 +420,7 @@ impl<'a> Work<'a> {
         let action = Action::create(&pods_resource(), &self.object.meta.namespace, body)
             .done(Note::normal(self.object, "SuccessfulCreate", format!("create {about} successful")))
             .failed(Note::warning(self.object, "FailedCreate", format!("create {about} failed error: {{}}")));
-        self.plan.act(action);
+        missing.pods.push(action);
         Ok(())
     }
 

@@ -18,7 +18,7 @@ use crate::pods::seconds_between;
 use crate::runner::{Controller, own_key};
 use crate::{Context, decoded};
 
-const ACCOUNT_TOKEN: &str = "kubernetes.io/service-account-token";
+pub const ACCOUNT_TOKEN: &str = "kubernetes.io/service-account-token";
 const ACCOUNT_NAME: &str = "kubernetes.io/service-account.name";
 const ACCOUNT_UID: &str = "kubernetes.io/service-account.uid";
 const LEGACY_ISSUER: &str = "kubernetes/serviceaccount";
@@ -67,7 +67,8 @@ impl Signer {
     }
 }
 
-fn account_of(secret: &Object) -> Option<String> {
+/// Key of the account a token Secret is for.
+pub fn account_of(secret: &Object) -> Option<String> {
     let typed = secret.typed::<Secret>().ok()?;
     if typed.type_.as_deref() != Some(ACCOUNT_TOKEN) {
         return None;
