@@ -19,6 +19,9 @@ pub mod door;
 pub mod embedded;
 mod error;
 pub mod etcd;
+#[rustfmt::skip]
+#[allow(dead_code, unreachable_pub)]
+mod etcdserverpb;
 pub mod limits;
 pub mod maintain;
 pub mod serve;

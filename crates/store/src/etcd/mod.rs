@@ -6,20 +6,25 @@
 
 mod convert;
 mod watch;
+pub(crate) mod wire;
 
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use etcd_client::{
-    Certificate, Client, CompareOp, ConnectOptions, GetOptions, Identity, PutOptions, TlsOptions, TxnOp, TxnOpResponse,
-};
 use tokio::time::Instant;
+use tonic::Status;
+use tonic::transport::{Certificate, ClientTlsConfig, Endpoint, Identity};
 
+use crate::etcdserverpb::compare::{CompareResult, CompareTarget, TargetUnion};
+use crate::etcdserverpb::request_op::Request;
+use crate::etcdserverpb::response_op::Response;
+use crate::etcdserverpb::{self as pb};
 use crate::{
     Backend, Compare, KeyValue, LeaseId, Op, Range, Revision, StoreError, Txn, TxnOutcome, WatchStream, limits,
 };
 use convert::{key_value, map_error, retry, revision_of};
+use wire::{Call, Connection};
 
 /// How long a connection may take to come up.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -78,7 +83,8 @@ impl Default for Options {
 }
 
 impl Options {
-    fn connect_options(&self) -> Result<ConnectOptions, StoreError> {
+    /// The members as they are connected to.
+    fn members(&self) -> Result<Vec<Endpoint>, StoreError> {
         let invalid = |what: String| Err(StoreError::Invalid(what));
         if self.endpoints.is_empty() {
             return invalid("no etcd endpoint is given".into());
@@ -94,30 +100,43 @@ impl Options {
         if secure != 0 && secure != self.endpoints.len() {
             return invalid("etcd endpoints mix http and https".into());
         }
-        let options = ConnectOptions::new()
-            .with_connect_timeout(CONNECT_TIMEOUT)
-            .with_keep_alive(self.keep_alive.0, self.keep_alive.1)
-            .with_keep_alive_while_idle(true)
-            .with_require_leader(true);
-        if secure == 0 {
-            return Ok(options);
-        }
+        let tls = if secure == 0 { None } else { Some(self.tls()?) };
+        self.endpoints.iter().map(|url| self.member(url, tls.as_ref())).collect()
+    }
+
+    fn tls(&self) -> Result<ClientTlsConfig, StoreError> {
         let Some(ca) = &self.ca else {
-            return invalid("etcd endpoints are https: the certificate authority of the servers is needed".into());
+            return Err(StoreError::Invalid(
+                "etcd endpoints are https: the certificate authority of the servers is needed".into(),
+            ));
         };
-        let mut tls = TlsOptions::new().ca_certificate(Certificate::from_pem(ca));
+        let tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(ca));
         match (&self.cert, &self.key) {
-            (Some(cert), Some(key)) => tls = tls.identity(Identity::from_pem(cert, key)),
-            (None, None) => {}
-            _ => return invalid("the etcd client certificate and its key must be given together".into()),
+            (Some(cert), Some(key)) => Ok(tls.identity(Identity::from_pem(cert, key))),
+            (None, None) => Ok(tls),
+            _ => Err(StoreError::Invalid("the etcd client certificate and its key must be given together".into())),
         }
-        Ok(options.with_tls(tls))
+    }
+
+    fn member(&self, url: &str, tls: Option<&ClientTlsConfig>) -> Result<Endpoint, StoreError> {
+        let invalid =
+            |e: tonic::transport::Error| StoreError::Invalid(format!("etcd endpoint {url:?}: {}", causes(&e)));
+        let member = Endpoint::from_shared(url.to_owned())
+            .map_err(invalid)?
+            .connect_timeout(CONNECT_TIMEOUT)
+            .http2_keep_alive_interval(self.keep_alive.0)
+            .keep_alive_timeout(self.keep_alive.1)
+            .keep_alive_while_idle(true);
+        match tls {
+            Some(tls) => member.tls_config(tls.clone()).map_err(invalid),
+            None => Ok(member),
+        }
     }
 }
 
 /// A store on etcd. Cheap to share behind an `Arc`.
 pub struct Etcd {
-    client: Client,
+    connection: Connection,
     /// The endpoints, for messages.
     name: String,
     options: Options,
@@ -128,18 +147,12 @@ pub struct Etcd {
 
 /// Connects, and makes sure that etcd answers.
 pub async fn connect(options: Options) -> Result<Etcd, StoreError> {
-    let connect_options = options.connect_options()?;
+    let members = options.members()?;
     let name = options.endpoints.join(", ");
-    let client =
-        Client::connect(&options.endpoints, Some(connect_options.clone())).await.map_err(|e| map_error(&name, e))?;
     // Every member that answers is asked for its version: watches may come to lie on any of them.
-    let versions = options.endpoints.iter().map(|endpoint| {
-        let connect_options = connect_options.clone();
-        async move {
-            let mut client = Client::connect([endpoint], Some(connect_options)).await?;
-            let status = client.status().await?;
-            Ok::<_, etcd_client::Error>(status.version().to_owned())
-        }
+    let versions = members.iter().map(|member| {
+        let alone = Connection::new(vec![member.clone()]);
+        async move { Ok::<_, Status>(alone.call(pb::StatusRequest {}).await?.version) }
     });
     let answers = tokio::time::timeout(options.request_timeout, futures::future::join_all(versions)).await;
     let answers = answers.map_err(|_| convert::silent(&name, options.request_timeout))?;
@@ -154,18 +167,23 @@ pub async fn connect(options: Options) -> Result<Etcd, StoreError> {
     if versions.is_empty()
         && let Some(failure) = failure
     {
-        return Err(map_error(&name, failure));
+        return Err(map_error(&name, &failure));
     }
     let progress = watch::Progress::for_versions(&versions);
     tracing::info!(endpoints = name, ?versions, ?progress, "connected to etcd");
-    Ok(Etcd { client, name, options, progress, asked: tokio::sync::watch::Sender::new(0) })
+    let connection = Connection::new(members);
+    Ok(Etcd { connection, name, options, progress, asked: tokio::sync::watch::Sender::new(0) })
 }
 
 impl Etcd {
-    /// Runs a call until it works, fails for good, or the time is up.
-    async fn call<T, F>(&self, idempotent: bool, mut attempt: impl FnMut(Client) -> F) -> Result<T, StoreError>
+    /// Asks until there is an answer, a refusal, or the time is up.
+    async fn call<C: Call + Clone>(&self, idempotent: bool, request: C) -> Result<C::Answer, StoreError> {
+        self.retrying(idempotent, || self.connection.call(request.clone())).await
+    }
+
+    async fn retrying<T, F>(&self, idempotent: bool, attempt: impl Fn() -> F) -> Result<T, StoreError>
     where
-        F: Future<Output = Result<T, etcd_client::Error>>,
+        F: Future<Output = Result<T, Status>>,
     {
         let deadline = Instant::now() + self.options.request_timeout;
         let mut pause = FIRST_PAUSE;
@@ -175,14 +193,14 @@ impl Etcd {
                 // Whether it happened would not be known: wait for the answer as long as there is time.
                 false => deadline,
             };
-            let error = match tokio::time::timeout_at(enough, attempt(self.client.clone())).await {
+            let error = match tokio::time::timeout_at(enough, attempt()).await {
                 Ok(Ok(answer)) => return Ok(answer),
                 Ok(Err(error)) => error,
                 Err(_) if enough < deadline => continue,
                 Err(_) => return Err(convert::silent(&self.name, self.options.request_timeout)),
             };
             if !retry(&error, idempotent) || Instant::now() + pause >= deadline {
-                return Err(map_error(&self.name, error));
+                return Err(map_error(&self.name, &error));
             }
             tokio::time::sleep(pause).await;
             pause = (2 * pause).min(LONGEST_PAUSE);
@@ -191,13 +209,9 @@ impl Etcd {
 
     /// The seconds a lease has left; none when it has ended.
     pub async fn lease_seconds(&self, lease: LeaseId) -> Result<Option<u64>, StoreError> {
-        let answer = self
-            .call(true, |mut client| async move { client.lease_time_to_live(lease.0, None).await })
-            .await
-            .map_err(|e| of_lease(e, lease));
-        match answer {
+        match self.call(true, pb::LeaseTimeToLiveRequest { id: lease.0, keys: false }).await {
             // A lease that is not there has -1 seconds left.
-            Ok(answer) => Ok(u64::try_from(answer.ttl()).ok()),
+            Ok(answer) => Ok(u64::try_from(answer.ttl).ok()),
             Err(StoreError::LeaseNotFound(_)) => Ok(None),
             Err(error) => Err(error),
         }
@@ -206,20 +220,27 @@ impl Etcd {
     async fn page(&self, start: &str, end: &str, limit: usize, at: Revision) -> Result<Range, StoreError> {
         // etcd's first key is "\0": it takes no empty start.
         let start = if start.is_empty() { "\0" } else { start };
-        let options = GetOptions::new().with_range(end).with_limit(limit as i64).with_revision(at as i64);
-        let mut answer = self
-            .call(true, |client| {
-                let mut kv = client.kv_client().max_decoding_message_size(MAX_ANSWER_BYTES);
-                let options = options.clone();
-                async move { kv.get(start, Some(options)).await }
-            })
-            .await
-            .map_err(|e| about(e, at))?;
-        let current_revision = revision_of(answer.header());
-        let items = answer.take_kvs().into_iter().map(key_value).collect::<Result<_, _>>()?;
+        let request = pb::RangeRequest { limit: limit as i64, revision: at as i64, ..range(start, end) };
+        let answer = self.call(true, request).await.map_err(|e| about(e, at))?;
+        let current_revision = revision_of(&answer.header);
+        let items = answer.kvs.into_iter().map(key_value).collect::<Result<_, _>>()?;
         let revision = if at == 0 { current_revision } else { at };
-        Ok(Range { items, more: answer.more(), count: answer.count() as u64, revision, current_revision })
+        Ok(Range { items, more: answer.more, count: answer.count as u64, revision, current_revision })
     }
+}
+
+/// A read of a range, or of one key when the end is empty.
+fn range(start: &str, end: &str) -> pb::RangeRequest {
+    pb::RangeRequest { key: bytes(start), range_end: bytes(end), ..Default::default() }
+}
+
+/// A read that finds at most a count: for the revision in its header. Linearizable like any other.
+fn nothing() -> pb::RangeRequest {
+    pb::RangeRequest { count_only: true, ..range("\0", "") }
+}
+
+fn bytes(key: &str) -> Bytes {
+    Bytes::copy_from_slice(key.as_bytes())
 }
 
 /// Fills in what etcd's messages do not say: the revision that was asked for.
@@ -231,53 +252,62 @@ fn about(error: StoreError, at: Revision) -> StoreError {
     }
 }
 
-fn etcd_compare(compare: &Compare) -> etcd_client::Compare {
-    etcd_client::Compare::mod_revision(&*compare.key, CompareOp::Equal, compare.mod_revision as i64)
+fn compare(compare: &Compare) -> pb::Compare {
+    pb::Compare {
+        result: CompareResult::Equal.into(),
+        target: CompareTarget::Mod.into(),
+        key: bytes(&compare.key),
+        target_union: Some(TargetUnion::ModRevision(compare.mod_revision as i64)),
+        ..Default::default()
+    }
 }
 
-fn etcd_op(op: &Op) -> TxnOp {
+fn op(op: &Op) -> Request {
     match op {
-        Op::Put { key, value, lease } => {
-            let options = lease.map(|lease| PutOptions::new().with_lease(lease.0));
-            TxnOp::put(&**key, &**value, options)
+        Op::Put { key, value, lease } => Request::RequestPut(pb::PutRequest {
+            key: bytes(key),
+            value: value.clone(),
+            lease: lease.map_or(0, |lease| lease.0),
+            ..Default::default()
+        }),
+        Op::Delete { key } => {
+            Request::RequestDeleteRange(pb::DeleteRangeRequest { key: bytes(key), ..Default::default() })
         }
-        Op::Delete { key } => TxnOp::delete(&**key, None),
     }
+}
+
+fn ops(requests: impl Iterator<Item = Request>) -> Vec<pb::RequestOp> {
+    requests.map(|request| pb::RequestOp { request: Some(request) }).collect()
 }
 
 #[async_trait]
 impl Backend for Etcd {
     async fn txn(&self, txn: Txn) -> Result<TxnOutcome, StoreError> {
         let size = limits::check_txn(&txn, self.options.max_request_bytes)?;
-        let request = etcd_client::Txn::new()
-            .when(txn.compares.iter().map(etcd_compare).collect::<Vec<_>>())
-            .and_then(txn.ops.iter().map(etcd_op).collect::<Vec<_>>())
-            .or_else(txn.compares.iter().map(|c| TxnOp::get(&*c.key, None)).collect::<Vec<_>>());
-        let answer = self
-            .call(false, |client| {
-                let (mut kv, request) = (client.kv_client(), request.clone());
-                async move { kv.txn(request).await }
-            })
-            .await
-            .map_err(|error| match error {
-                StoreError::TooLarge { limit, .. } => StoreError::TooLarge { size, limit },
-                StoreError::LeaseNotFound(_) => {
-                    let lease = txn.ops.iter().find_map(|op| match op {
-                        Op::Put { lease, .. } => *lease,
-                        Op::Delete { .. } => None,
-                    });
-                    StoreError::LeaseNotFound(lease.unwrap_or(LeaseId(0)))
-                }
-                other => other,
-            })?;
-        let revision = revision_of(answer.header());
-        if answer.succeeded() {
+        let request = pb::TxnRequest {
+            compare: txn.compares.iter().map(compare).collect(),
+            success: ops(txn.ops.iter().map(op)),
+            failure: ops(txn.compares.iter().map(|compare| Request::RequestRange(range(&compare.key, "")))),
+        };
+        let answer = self.call(false, request).await.map_err(|error| match error {
+            StoreError::TooLarge { limit, .. } => StoreError::TooLarge { size, limit },
+            StoreError::LeaseNotFound(_) => {
+                let lease = txn.ops.iter().find_map(|op| match op {
+                    Op::Put { lease, .. } => *lease,
+                    Op::Delete { .. } => None,
+                });
+                StoreError::LeaseNotFound(lease.unwrap_or(LeaseId(0)))
+            }
+            other => other,
+        })?;
+        let revision = revision_of(&answer.header);
+        if answer.succeeded {
             return Ok(TxnOutcome::Committed { revision });
         }
         let mut current = Vec::with_capacity(txn.compares.len());
-        for response in answer.op_responses() {
-            if let TxnOpResponse::Get(mut found) = response {
-                current.push(found.take_kvs().pop().map(key_value).transpose()?);
+        for response in answer.responses {
+            if let Some(Response::ResponseRange(mut found)) = response.response {
+                current.push(found.kvs.pop().map(key_value).transpose()?);
             }
         }
         Ok(TxnOutcome::Conflict { current, revision })
@@ -285,16 +315,10 @@ impl Backend for Etcd {
 
     async fn get(&self, key: &str, at: Option<Revision>) -> Result<(Option<KeyValue>, Revision), StoreError> {
         let at = at.unwrap_or(0);
-        let mut answer = self
-            .call(true, |client| {
-                let mut kv = client.kv_client().max_decoding_message_size(MAX_ANSWER_BYTES);
-                let options = GetOptions::new().with_revision(at as i64);
-                async move { kv.get(key, Some(options)).await }
-            })
-            .await
-            .map_err(|e| about(e, at))?;
-        let revision = revision_of(answer.header());
-        Ok((answer.take_kvs().pop().map(key_value).transpose()?, revision))
+        let request = pb::RangeRequest { revision: at as i64, ..range(key, "") };
+        let mut answer = self.call(true, request).await.map_err(|e| about(e, at))?;
+        let revision = revision_of(&answer.header);
+        Ok((answer.kvs.pop().map(key_value).transpose()?, revision))
     }
 
     async fn range(&self, start: &str, end: &str, limit: usize, at: Option<Revision>) -> Result<Range, StoreError> {
@@ -340,14 +364,7 @@ impl Backend for Etcd {
     }
 
     async fn current_revision(&self) -> Result<Revision, StoreError> {
-        // Any linearizable read tells; this one finds at most a count.
-        let answer = self
-            .call(true, |client| {
-                let mut kv = client.kv_client();
-                async move { kv.get("\0", Some(GetOptions::new().with_count_only())).await }
-            })
-            .await?;
-        Ok(revision_of(answer.header()))
+        Ok(revision_of(&self.call(true, nothing()).await?.header))
     }
 
     async fn watch(&self, prefix: &str, after: Revision) -> Result<WatchStream, StoreError> {
@@ -355,7 +372,7 @@ impl Backend for Etcd {
         if after > current {
             return Err(StoreError::FutureRevision { requested: after, current });
         }
-        Ok(watch::start(&self.client, &self.name, self.progress, self.asked.subscribe(), prefix, after))
+        Ok(watch::start(&self.connection, &self.name, self.progress, self.asked.subscribe(), prefix, after))
     }
 
     async fn request_progress(&self) -> Result<(), StoreError> {
@@ -364,8 +381,7 @@ impl Backend for Etcd {
     }
 
     async fn compact(&self, revision: Revision) -> Result<(), StoreError> {
-        let compacted = self.call(true, |mut client| async move { client.compact(revision as i64, None).await }).await;
-        match compacted {
+        match self.call(true, pb::CompactionRequest { revision: revision as i64, physical: false }).await {
             Ok(_) | Err(StoreError::Compacted { .. }) => Ok(()),
             Err(e) => Err(about(e, revision)),
         }
@@ -376,18 +392,28 @@ impl Backend for Etcd {
         let Some(ttl) = ttl else {
             return Err(StoreError::Invalid(format!("a lease cannot last {ttl_seconds} seconds")));
         };
-        let answer = self.call(false, |mut client| async move { client.lease_grant(ttl, None).await }).await?;
-        Ok(LeaseId(answer.id()))
+        Ok(LeaseId(self.call(false, pb::LeaseGrantRequest { ttl, id: 0 }).await?.id))
     }
 
     async fn keep_alive_lease(&self, lease: LeaseId) -> Result<(), StoreError> {
-        let kept = self.call(true, |mut client| async move { client.lease_keep_alive(lease.0).await.map(|_| ()) });
-        kept.await.map_err(|e| of_lease(e, lease))
+        let once = || async {
+            let question = futures::stream::iter([pb::LeaseKeepAliveRequest { id: lease.0 }]);
+            self.connection.stream(question).await?.message().await
+        };
+        match self.retrying(true, once).await {
+            Ok(Some(kept)) if kept.ttl > 0 => Ok(()),
+            // A lease that is not there has no time left.
+            Ok(Some(_)) => Err(StoreError::LeaseNotFound(lease)),
+            Ok(None) => {
+                Err(StoreError::Unavailable(format!("etcd at {} did not say whether a lease was kept", self.name)))
+            }
+            Err(error) => Err(of_lease(error, lease)),
+        }
     }
 
     async fn revoke_lease(&self, lease: LeaseId) -> Result<(), StoreError> {
-        let revoked = self.call(false, |mut client| async move { client.lease_revoke(lease.0).await });
-        revoked.await.map(|_| ()).map_err(|e| of_lease(e, lease))
+        let revoked = self.call(false, pb::LeaseRevokeRequest { id: lease.0 }).await;
+        revoked.map(|_| ()).map_err(|e| of_lease(e, lease))
     }
 }
 
@@ -398,7 +424,16 @@ fn of_lease(error: StoreError, lease: LeaseId) -> StoreError {
     }
 }
 
-/// A value that owns its bytes, made without copying.
-fn owned(value: Vec<u8>) -> Bytes {
-    Bytes::from(value)
+/// An error with what lies below it.
+pub(crate) fn causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(error) = next {
+        let said = error.to_string();
+        if !text.ends_with(&said) {
+            text = format!("{text}: {said}");
+        }
+        next = error.source();
+    }
+    text
 }

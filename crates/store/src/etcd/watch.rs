@@ -11,18 +11,23 @@
 use std::ops::ControlFlow;
 use std::time::Duration;
 
-use etcd_client::{Client, GetOptions, WatchOptions, WatchRequestSender, WatchResponse};
 use futures::StreamExt;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::convert::{change, map_error, revision_of};
-use super::{FIRST_PAUSE, LONGEST_PAUSE, MAX_WATCH_BYTES};
+use super::wire::Connection;
+use super::{FIRST_PAUSE, LONGEST_PAUSE, bytes, nothing};
+use crate::etcdserverpb::watch_request::RequestUnion;
+use crate::etcdserverpb::{self as pb};
 use crate::{Change, Revision, StoreError, WatchItem, WatchStream, prefix_end};
 
 /// Items waiting for the reader; more stay with etcd.
 const BUFFERED: usize = 64;
+
+/// Questions for progress on their way to etcd: one is asked at a time, about once a second.
+const QUESTIONS: usize = 4;
 
 /// How long the stream may take to come up.
 const START_TIMEOUT: Duration = Duration::from_secs(10);
@@ -73,6 +78,13 @@ fn progress_key(prefix: &str) -> Option<String> {
     Some(key)
 }
 
+/// Where the questions of a stream go.
+type Questions = mpsc::Sender<pb::WatchRequest>;
+
+fn request(union: RequestUnion) -> pb::WatchRequest {
+    pb::WatchRequest { request_union: Some(union) }
+}
+
 /// Why following a stream ended.
 enum Ended {
     /// Nobody reads any more.
@@ -93,7 +105,7 @@ enum Ask {
 }
 
 struct Follower {
-    client: Client,
+    connection: Connection,
     name: String,
     prefix: String,
     progress: Progress,
@@ -108,7 +120,7 @@ struct Follower {
 
 /// Starts a watch.
 pub fn start(
-    client: &Client,
+    connection: &Connection,
     name: &str,
     progress: Progress,
     asked: tokio::sync::watch::Receiver<u64>,
@@ -117,7 +129,7 @@ pub fn start(
 ) -> WatchStream {
     let (out, items) = mpsc::channel(BUFFERED);
     let follower = Follower {
-        client: client.clone(),
+        connection: connection.clone(),
         name: name.to_owned(),
         prefix: prefix.to_owned(),
         progress,
@@ -165,19 +177,24 @@ impl Follower {
     /// Follows one stream from the position on.
     async fn follow(&mut self) -> Ended {
         let from = self.progress_key.as_deref().unwrap_or(if self.prefix.is_empty() { "\0" } else { &self.prefix });
-        let options = WatchOptions::new()
-            .with_range(prefix_end(&self.prefix))
-            .with_start_revision(self.position as i64 + 1)
-            .with_prev_key()
-            .with_progress_notify();
-        let mut watch = self.client.watch_client().max_decoding_message_size(MAX_WATCH_BYTES);
+        let create = pb::WatchCreateRequest {
+            key: bytes(from),
+            range_end: bytes(&prefix_end(&self.prefix)),
+            start_revision: self.position as i64 + 1,
+            prev_kv: true,
+            progress_notify: true,
+            ..Default::default()
+        };
+        let (mut requests, waiting) = mpsc::channel(QUESTIONS);
+        let create = futures::stream::iter([request(RequestUnion::CreateRequest(create))]);
+        let stream = self.connection.stream(create.chain(ReceiverStream::new(waiting)));
         let started = tokio::select! {
             () = self.out.closed() => return Ended::Unread,
-            started = tokio::time::timeout(START_TIMEOUT, watch.watch(from, Some(options))) => started,
+            started = tokio::time::timeout(START_TIMEOUT, stream) => started,
         };
-        let (mut requests, mut responses) = match started {
-            Ok(Ok(stream)) => stream.split(),
-            Ok(Err(error)) => return Ended::Lost(map_error(&self.name, error)),
+        let mut responses = match started {
+            Ok(Ok(stream)) => stream,
+            Ok(Err(error)) => return Ended::Lost(map_error(&self.name, &error)),
             Err(_) => return Ended::Lost(super::convert::silent(&self.name, START_TIMEOUT)),
         };
         if let Ask::Sent(again) = &mut self.ask {
@@ -194,7 +211,7 @@ impl Follower {
                 response = responses.message() => match response {
                     Ok(Some(response)) => self.take(response).await,
                     Ok(None) => ControlFlow::Break(Ended::Lost(StoreError::Unavailable("etcd ended the watch stream".into()))),
-                    Err(error) => ControlFlow::Break(Ended::Lost(map_error(&self.name, error))),
+                    Err(error) => ControlFlow::Break(Ended::Lost(map_error(&self.name, &error))),
                 },
                 changed = self.asked.changed(), if due.is_none() && !self.orphaned => match changed {
                     Ok(()) => self.begin_ask(&mut requests).await,
@@ -213,15 +230,13 @@ impl Follower {
     }
 
     /// Takes up a call for progress.
-    async fn begin_ask(&mut self, requests: &mut WatchRequestSender) -> ControlFlow<Ended> {
+    async fn begin_ask(&mut self, requests: &mut Questions) -> ControlFlow<Ended> {
         if self.progress == Progress::Request {
             return self.put_ask(requests).await;
         }
-        let mut kv = self.client.kv_client();
-        let answer = tokio::time::timeout(START_TIMEOUT, kv.get("\0", Some(GetOptions::new().with_count_only()))).await;
-        match answer {
+        match tokio::time::timeout(START_TIMEOUT, self.connection.call(nothing())).await {
             Ok(Ok(answer)) => {
-                let newest = revision_of(answer.header());
+                let newest = revision_of(&answer.header);
                 if self.position >= newest {
                     return self.send(WatchItem::Progress(self.position)).await;
                 }
@@ -234,20 +249,22 @@ impl Follower {
     }
 
     /// Puts the question to etcd.
-    async fn put_ask(&mut self, requests: &mut WatchRequestSender) -> ControlFlow<Ended> {
+    async fn put_ask(&mut self, requests: &mut Questions) -> ControlFlow<Ended> {
         self.ask = Ask::Sent(Instant::now() + ASK_AGAIN);
         match (self.progress, &self.progress_key) {
             (Progress::Write, Some(key)) => {
-                let mut kv = self.client.kv_client();
-                match tokio::time::timeout(START_TIMEOUT, kv.put(key.as_str(), "", None)).await {
+                let put = pb::PutRequest { key: bytes(key), ..Default::default() };
+                match tokio::time::timeout(START_TIMEOUT, self.connection.call(put)).await {
                     Ok(Ok(_)) => {}
                     Ok(Err(error)) => tracing::debug!(%error, "cannot write the key for a watch's progress"),
                     Err(_) => tracing::debug!("writing the key for a watch's progress takes too long"),
                 }
             }
             _ => {
-                if let Err(error) = requests.request_progress().await {
-                    return ControlFlow::Break(Ended::Lost(map_error(&self.name, error)));
+                let question = request(RequestUnion::ProgressRequest(pb::WatchProgressRequest {}));
+                if requests.send(question).await.is_err() {
+                    let ended = StoreError::Unavailable("etcd takes no more questions on a watch stream".into());
+                    return ControlFlow::Break(Ended::Lost(ended));
                 }
             }
         }
@@ -262,20 +279,20 @@ impl Follower {
     }
 
     /// Hands on what a response holds.
-    async fn take(&mut self, response: WatchResponse) -> ControlFlow<Ended> {
-        let newest = revision_of(response.header());
-        if response.canceled() {
-            let compacted = response.compact_revision();
+    async fn take(&mut self, response: pb::WatchResponse) -> ControlFlow<Ended> {
+        let newest = revision_of(&response.header);
+        if response.canceled {
+            let compacted = response.compact_revision;
             return ControlFlow::Break(if compacted > 0 {
                 Ended::Final(StoreError::Compacted { compacted: compacted as Revision, current: newest })
             } else {
-                Ended::Lost(StoreError::Unavailable(format!("etcd cancelled the watch: {}", response.cancel_reason())))
+                Ended::Lost(StoreError::Unavailable(format!("etcd cancelled the watch: {}", response.cancel_reason)))
             });
         }
-        if response.created() {
+        if response.created {
             return ControlFlow::Continue(());
         }
-        if response.events().is_empty() {
+        if response.events.is_empty() {
             // Progress, asked for or periodic.
             if self.progress == Progress::Request {
                 self.ask = Ask::None;
@@ -283,7 +300,7 @@ impl Follower {
             self.position = self.position.max(newest);
             return self.send(WatchItem::Progress(self.position)).await;
         }
-        let changes: Vec<Change> = match response.events().iter().map(change).collect() {
+        let changes: Vec<Change> = match response.events.into_iter().map(change).collect() {
             Ok(changes) => changes,
             Err(error) => return ControlFlow::Break(Ended::Final(error)),
         };

@@ -1,7 +1,7 @@
 //! The store's words as messages.
 
-use super::etcdserverpb::{self as pb, event::EventType};
 use super::key;
+use crate::etcdserverpb::{self as pb, event::EventType};
 use crate::{Change, ChangeKind, KeyValue, LeaseId};
 
 /// A key with its value, or, for `keys_only`, without.

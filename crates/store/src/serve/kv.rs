@@ -5,11 +5,11 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tonic::{Request, Response, Status};
 
-use super::etcdserverpb::kv_server::Kv;
-use super::etcdserverpb::{self as pb};
 use super::key::{self};
 use super::txn::{self, Course};
 use super::{Served, convert, error, range};
+use crate::etcdserverpb::kv_server::Kv;
+use crate::etcdserverpb::{self as pb};
 use crate::{Backend, Op, Revision, Txn, TxnOutcome};
 
 #[tonic::async_trait]

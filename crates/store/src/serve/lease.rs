@@ -7,10 +7,10 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::etcdserverpb::lease_server::Lease;
-use super::etcdserverpb::{self as pb};
 use super::{Served, error, key, limits};
 use crate::embedded::leases::MAX_TTL_SECONDS;
+use crate::etcdserverpb::lease_server::Lease;
+use crate::etcdserverpb::{self as pb};
 use crate::{Backend, LeaseId, StoreError};
 
 /// Lifetimes go by whole seconds, rounded up: a lease with half a second left is not shown as ended.

@@ -11,11 +11,11 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
-use super::etcdserverpb::alarm_request::AlarmAction;
-use super::etcdserverpb::cluster_server::Cluster;
-use super::etcdserverpb::maintenance_server::Maintenance;
-use super::etcdserverpb::{self as pb, AlarmType};
 use super::{API_VERSION, Served, error, limits};
+use crate::etcdserverpb::alarm_request::AlarmAction;
+use crate::etcdserverpb::cluster_server::Cluster;
+use crate::etcdserverpb::maintenance_server::Maintenance;
+use crate::etcdserverpb::{self as pb, AlarmType};
 use crate::{Backend, Revision, prefix_end};
 
 /// Clients tell a snapshot with a checksum by its length: a multiple of this and 32 bytes more.

@@ -8,9 +8,6 @@
 mod connections;
 mod convert;
 mod error;
-#[rustfmt::skip]
-#[allow(unreachable_pub)]
-pub mod etcdserverpb;
 mod key;
 mod kv;
 mod lease;
@@ -31,12 +28,14 @@ use tonic::Status;
 use tonic::transport::{Certificate, Identity, Server, ServerTlsConfig};
 
 use crate::embedded::Embedded;
+use crate::etcd::causes;
+use crate::etcdserverpb;
+use crate::etcdserverpb::cluster_server::ClusterServer;
+use crate::etcdserverpb::kv_server::KvServer;
+use crate::etcdserverpb::lease_server::LeaseServer;
+use crate::etcdserverpb::maintenance_server::MaintenanceServer;
+use crate::etcdserverpb::watch_server::WatchServer;
 use crate::{Revision, StoreError};
-use etcdserverpb::cluster_server::ClusterServer;
-use etcdserverpb::kv_server::KvServer;
-use etcdserverpb::lease_server::LeaseServer;
-use etcdserverpb::maintenance_server::MaintenanceServer;
-use etcdserverpb::watch_server::WatchServer;
 
 /// The version of etcd whose API this is, for clients that choose by it: the first of 3.5 from whose progress answers a
 /// client may conclude that it has all events.
@@ -187,18 +186,4 @@ pub async fn serve(
         served = serving => served.map_err(|e| StoreError::Unavailable(format!("serving the etcd API: {}", causes(&e)))),
         () = overdue => Ok(()),
     }
-}
-
-/// An error with what lies below it.
-fn causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(error) = next {
-        let said = error.to_string();
-        if !text.ends_with(&said) {
-            text = format!("{text}: {said}");
-        }
-        next = error.source();
-    }
-    text
 }

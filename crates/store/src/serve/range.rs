@@ -4,11 +4,11 @@ use tonic::Status;
 
 use super::convert::key_value;
 use super::error;
-use super::etcdserverpb::range_request::{SortOrder, SortTarget};
-use super::etcdserverpb::{self as pb};
 use super::key::Span;
 use super::txn::check_key;
 use crate::embedded::Embedded;
+use crate::etcdserverpb::range_request::{SortOrder, SortTarget};
+use crate::etcdserverpb::{self as pb};
 use crate::{Backend, KeyValue, Revision};
 
 /// Checks a read's form; gives its bytes.

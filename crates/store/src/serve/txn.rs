@@ -9,13 +9,13 @@ use bytes::Bytes;
 use tonic::Status;
 
 use super::convert::{self, key_value};
-use super::etcdserverpb::compare::{CompareResult, CompareTarget, TargetUnion};
-use super::etcdserverpb::request_op::Request;
-use super::etcdserverpb::response_op::Response;
-use super::etcdserverpb::{self as pb};
 use super::key::{self, Span};
 use super::{error, limits, range};
 use crate::embedded::index::Staging;
+use crate::etcdserverpb::compare::{CompareResult, CompareTarget, TargetUnion};
+use crate::etcdserverpb::request_op::Request;
+use crate::etcdserverpb::response_op::Response;
+use crate::etcdserverpb::{self as pb};
 use crate::limits::MAX_KEY_BYTES;
 use crate::{Key, KeyValue, MAX_TXN_OPS, Op, Revision};
 

@@ -14,12 +14,12 @@ use tokio::time::{Instant, MissedTickBehavior};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::etcdserverpb::watch_create_request::FilterType;
-use super::etcdserverpb::watch_request::RequestUnion;
-use super::etcdserverpb::watch_server;
-use super::etcdserverpb::{self as pb};
 use super::key::Span;
 use super::{Served, convert, error, limits};
+use crate::etcdserverpb::watch_create_request::FilterType;
+use crate::etcdserverpb::watch_request::RequestUnion;
+use crate::etcdserverpb::watch_server;
+use crate::etcdserverpb::{self as pb};
 use crate::{Change, ChangeKind, Revision, StoreError};
 
 /// The watch a progress answer for the whole stream names.

@@ -10,8 +10,9 @@ use std::time::{Duration, Instant};
 use futures::StreamExt;
 
 use super::etcd_server::{connect, free_port};
-use super::{at, commit, put};
+use super::{ask, at, commit, put};
 use crate::etcd::{self, Etcd};
+use crate::etcdserverpb::{self as pb};
 use crate::{Backend, Change, StoreError, Txn, TxnOutcome, WatchItem};
 
 const MEMBERS: usize = 3;
@@ -101,11 +102,11 @@ impl Cluster {
         let end = Instant::now() + Duration::from_secs(20);
         loop {
             for (i, member) in self.members.iter().enumerate().filter(|(_, member)| member.process.is_some()) {
-                let Ok(mut client) = etcd_client::Client::connect([&member.client], None).await else { continue };
-                let status = tokio::time::timeout(Duration::from_secs(1), client.status()).await;
+                let member = ask::client(&member.client);
+                let status = tokio::time::timeout(Duration::from_secs(1), member.call(pb::StatusRequest {})).await;
                 if let Ok(Ok(status)) = status
-                    && status.leader() != 0
-                    && status.header().is_some_and(|header| header.member_id() == status.leader())
+                    && status.leader != 0
+                    && status.header.is_some_and(|header| header.member_id == status.leader)
                 {
                     return i;
                 }

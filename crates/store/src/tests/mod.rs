@@ -1,5 +1,7 @@
 //! What both backends must do, run against each: the scenarios, and a random walk beside a simple model.
 
+mod api_cases;
+mod ask;
 mod concurrent;
 mod copy;
 mod etcd_cluster;
