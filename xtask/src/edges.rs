@@ -14,7 +14,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("plugins", &[]),
     ("apiserver", &["resources", "store", "cel", "meta", "client"]),
     ("client", &["meta"]),
-    ("scheduler", &["client", "meta"]),
+    ("scheduler", &["cel", "client", "meta"]),
     ("controllers", &["client", "meta"]),
     ("kubelet", &["client", "cri", "meta", "plugins"]),
     ("proxy", &["client", "meta"]),

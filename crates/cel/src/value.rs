@@ -68,6 +68,8 @@ pub enum List<'a> {
 pub enum Mapping<'a> {
     Json(&'a Map<String, Json>, Option<&'a Decl>),
     Made(Arc<BTreeMap<Key, (Value<'a>, Value<'a>)>>),
+    /// Of maps: one that is asked for and not there is empty.
+    Open(Arc<BTreeMap<Key, (Value<'a>, Value<'a>)>>),
 }
 
 #[derive(Clone)]
@@ -99,6 +101,11 @@ impl<'a> Value<'a> {
 
     pub fn list(items: Vec<Value<'a>>) -> Self {
         Value::List(List::Made(Arc::new(items)))
+    }
+
+    /// A map without entries.
+    fn nothing() -> Self {
+        Value::Map(Mapping::Made(Arc::default()))
     }
 
     pub fn some(value: Value<'a>) -> Self {
@@ -433,7 +440,7 @@ impl<'a> Mapping<'a> {
     pub fn len(&self) -> usize {
         match self {
             Mapping::Json(map, _) => map.len(),
-            Mapping::Made(map) => map.len(),
+            Mapping::Made(map) | Mapping::Open(map) => map.len(),
         }
     }
 
@@ -448,6 +455,9 @@ impl<'a> Mapping<'a> {
         match self {
             Mapping::Json(map, _) => map.get(key).map(|json| self.at(json)),
             Mapping::Made(map) => map.get(&Key::String(key.into())).map(|(_, v)| Ok(v.clone())),
+            Mapping::Open(map) => {
+                Some(Ok(map.get(&Key::String(key.into())).map_or_else(Value::nothing, |e| e.1.clone())))
+            }
         }
     }
 
@@ -455,7 +465,15 @@ impl<'a> Mapping<'a> {
         match (self, key) {
             (_, Value::String(text)) => self.get_text(text),
             (Mapping::Json(..), _) => None,
-            (Mapping::Made(map), key) => map.get(&key.key()?).map(|(_, v)| Ok(v.clone())),
+            (Mapping::Made(map) | Mapping::Open(map), key) => map.get(&key.key()?).map(|(_, v)| Ok(v.clone())),
+        }
+    }
+
+    /// Whether the key is really there.
+    pub fn has(&self, key: &Value<'_>) -> bool {
+        match self {
+            Mapping::Open(map) => key.key().is_some_and(|k| map.contains_key(&k)),
+            _ => self.get(key).is_some(),
         }
     }
 
@@ -463,7 +481,7 @@ impl<'a> Mapping<'a> {
     pub fn entries(&self) -> Vec<Result<(Value<'a>, Value<'a>), Error>> {
         match self {
             Mapping::Json(map, _) => map.iter().map(|(k, v)| Ok((Value::String(Text::Of(k)), self.at(v)?))).collect(),
-            Mapping::Made(map) => map.values().cloned().map(Ok).collect(),
+            Mapping::Made(map) | Mapping::Open(map) => map.values().cloned().map(Ok).collect(),
         }
     }
 

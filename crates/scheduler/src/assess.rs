@@ -53,7 +53,7 @@ impl Core {
         let prepared = match Prepared::new(&mut self.snapshot, pod) {
             Ok(prepared) => prepared,
             Err(why) => {
-                out.pod = Some(why);
+                out.pod = why.pod;
                 return out;
             }
         };

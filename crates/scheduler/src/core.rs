@@ -12,11 +12,13 @@ use rand::Rng;
 
 use crate::node::Node;
 use crate::plugins::default_preemption::Budgets;
+use crate::plugins::dynamic_resources::Obstacle;
 use crate::plugins::inter_pod_affinity::{self, Required};
 use crate::plugins::pod_topology_spread::{self, Hard};
 use crate::plugins::{
-    image_locality, node_affinity, node_ports, node_resources_balanced_allocation, node_resources_fit,
-    node_unschedulable, node_volume_limits, taint_toleration, volume_binding, volume_restrictions, volume_zone,
+    dynamic_resources, image_locality, node_affinity, node_ports, node_resources_balanced_allocation,
+    node_resources_fit, node_unschedulable, node_volume_limits, taint_toleration, volume_binding, volume_restrictions,
+    volume_zone,
 };
 use crate::pod::{Pod, Spec};
 use crate::ranking::Ranking;
@@ -204,26 +206,31 @@ pub struct Prepared {
     volumes: Option<Volumes>,
     hard: Option<Hard>,
     required: Option<Required>,
+    pub devices: Option<dynamic_resources::State>,
     filters: Plugins,
 }
 
 impl Prepared {
     /// An error stands in the way wherever the pod would go.
-    pub fn new(snapshot: &mut Snapshot, pod: &Pod) -> Result<Self, (Plugin, String)> {
+    pub fn new(snapshot: &mut Snapshot, pod: &Pod) -> Result<Self, Box<WhyNot>> {
         let profile = pod.spec.profile.clone();
-        if pod.spec.claims_devices && profile.has(Plugin::DynamicResources) {
-            let why = "the pod claims devices (spec.resourceClaims), which this scheduler does not allocate";
-            return Err((Plugin::DynamicResources, why.into()));
-        }
+        let nodes = snapshot.present();
+        let obstacle = |plugin, why| Box::new(WhyNot { nodes, pod: Some((plugin, why)), ..WhyNot::default() });
+        let devices = if pod.claims.is_empty() || !profile.has(Plugin::DynamicResources) {
+            None
+        } else {
+            let state = dynamic_resources::State::prepare(&snapshot.devices, pod);
+            Some(state.map_err(|obstacle| WhyNot::of_devices(obstacle, snapshot.present()))?)
+        };
         if pod.spec.grouped {
             let why = "the pod is one of a group (spec.schedulingGroup), which this scheduler does not place together";
-            return Err((Plugin::GangScheduling, why.into()));
+            return Err(obstacle(Plugin::GangScheduling, why.into()));
         }
         let volumes = if pod.volumes.is_empty() {
             None
         } else {
             let binding = match volume_binding::State::prepare(&snapshot.storage, pod) {
-                Err(why) if profile.has(Plugin::VolumeBinding) => return Err((Plugin::VolumeBinding, why)),
+                Err(why) if profile.has(Plugin::VolumeBinding) => return Err(obstacle(Plugin::VolumeBinding, why)),
                 Err(_) => volume_binding::State::default(),
                 Ok(state) => state,
             };
@@ -233,12 +240,12 @@ impl Prepared {
         };
         let hard = if profile.has(Plugin::PodTopologySpread) { Hard::prepare(snapshot, pod) } else { None };
         let required = if profile.has(Plugin::InterPodAffinity) { Required::prepare(snapshot, pod) } else { None };
-        Ok(Self { volumes, hard, required, filters: profile.filters })
+        Ok(Self { volumes, hard, required, devices, filters: profile.filters })
     }
 
     /// Whether every node will do, as far as this goes.
     fn is_empty(&self) -> bool {
-        self.volumes.is_none() && self.hard.is_none() && self.required.is_none()
+        self.volumes.is_none() && self.hard.is_none() && self.required.is_none() && self.devices.is_none()
     }
 
     /// The node is given apart, since it may be supposed to be other than it is.
@@ -259,7 +266,8 @@ impl Prepared {
             }
         }
         self.hard.as_ref().map_or(Ok(()), |h| h.filter(id))?;
-        self.required.as_ref().map_or(Ok(()), |r| r.filter(id))
+        self.required.as_ref().map_or(Ok(()), |r| r.filter(id))?;
+        self.devices.as_ref().map_or(Ok(()), |d| d.filter(snapshot, node))
     }
 
     /// Supposes that another pod came to a node (1) or left it (-1).
@@ -300,17 +308,13 @@ impl Refusals {
 
 impl Core {
     /// The best node for a pod, a random one among equals; or why there is none.
-    pub fn schedule(&mut self, pod: &Pod, rng: &mut impl Rng) -> Result<NodeId, WhyNot> {
+    pub fn schedule(&mut self, pod: &Pod, rng: &mut impl Rng) -> Result<NodeId, Box<WhyNot>> {
         let extended = || pod.spec.requests.extended.iter().map(|e| e.name.to_string()).collect();
         let nodes = self.snapshot.present();
         if nodes == 0 {
-            return Err(WhyNot::default());
+            return Err(Box::default());
         }
-        let prepared = Prepared::new(&mut self.snapshot, pod).map_err(|why| WhyNot {
-            nodes,
-            pod: Some(why),
-            ..WhyNot::default()
-        })?;
+        let prepared = Prepared::new(&mut self.snapshot, pod)?;
         // A pod that names its one node (as those of daemon sets do) needs no look at the others.
         let mut refusals = Refusals::default();
         let alone;
@@ -370,14 +374,18 @@ impl Core {
             feasible.push(id);
             totals.push(fixed);
         }
+        if let Some(why) = prepared.devices.as_ref().and_then(|d| d.fault()) {
+            return Err(WhyNot::of_devices(Obstacle::Fault(why), nodes).into());
+        }
         match feasible.as_slice() {
             [] => {
-                return Err(WhyNot {
+                return Err(Box::new(WhyNot {
                     nodes,
+                    to_let_go: prepared.devices.as_ref().and_then(|d| d.to_let_go(pod)).map(|c| c.0.clone()),
                     refusals: refusals.0.into_iter().collect(),
                     extended: extended(),
                     ..WhyNot::default()
-                });
+                }));
             }
             [only] => return Ok(*only),
             _ => {}
@@ -410,6 +418,15 @@ impl Core {
         }
         let state = volume_binding::State::prepare(&self.snapshot.storage, pod);
         state.ok().and_then(|s| s.steps(&self.snapshot.storage, self.snapshot.node(id))).unwrap_or_default()
+    }
+
+    /// What is to be done about a pod's claims on devices when it goes to a node it was found to fit.
+    pub fn device_steps(&self, pod: &Pod, id: NodeId) -> Vec<dynamic_resources::Step> {
+        if pod.claims.is_empty() || !pod.spec.profile.has(Plugin::DynamicResources) {
+            return Vec::new();
+        }
+        let state = dynamic_resources::State::prepare(&self.snapshot.devices, pod);
+        state.ok().and_then(|s| s.steps(&self.snapshot, pod, self.snapshot.node(id)).ok()).unwrap_or_default()
     }
 
     /// Whether plugins that look at one node would have the pod on any of these nodes: worth a new attempt. With `room`,

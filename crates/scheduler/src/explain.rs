@@ -17,7 +17,7 @@ use crate::core::Core;
 use crate::events::Events;
 use crate::pod::Pod;
 use crate::queue::PodQueue;
-use crate::sources::Sources;
+use crate::sources::{Served, Sources};
 use crate::view::PodView;
 use crate::world::{World, view};
 
@@ -35,10 +35,12 @@ pub async fn explain(
     let api = client.dynamic(client::gvr_of::<k8s_openapi::api::core::v1::Pod>()).namespaced(namespace);
     let object = api.get(name).await?;
     let informers = Informers::new(client.clone());
-    let mut sources = Sources::new(&informers);
+    let served = Served::of(client).await;
+    let mut sources = Sources::new(&informers, served);
     sources.listen().await;
     let queue = PodQueue::new(configuration.pod_initial_backoff, configuration.pod_max_backoff);
     let mut world = World::new(queue, configuration.profiles.clone());
+    world.core.snapshot.devices.served = served.devices;
     let now = Instant::now();
     while let Some(Some((source, changes))) = sources.next().now_or_never() {
         world.take(source, changes, &mut Events::default(), now);

@@ -11,6 +11,7 @@ pub mod assess;
 pub mod config;
 pub mod core;
 pub mod counters;
+pub mod devices;
 mod events;
 pub mod explain;
 pub mod metrics;

@@ -219,6 +219,23 @@ pub enum Volume {
     Disk { identity: Symbol, sharable: bool },
 }
 
+/// A claim on devices, as a pod names it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PodClaim {
+    /// The pod's own name for it.
+    pub name: Box<str>,
+    pub claim: ClaimName,
+}
+
+/// The name of a ResourceClaim.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ClaimName {
+    Given(Box<str>),
+    /// Made from a template: not yet, or (perhaps without need of a claim) already.
+    Generated(Option<Option<Box<str>>>),
+    Unknown,
+}
+
 /// What identical pods share.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Spec {
@@ -236,8 +253,6 @@ pub struct Spec {
     pub priority: i32,
     /// `preemptionPolicy` is not `Never`.
     pub preempts: bool,
-    /// Whether it asks for devices by claim.
-    pub claims_devices: bool,
     /// Whether it is one of a group that is placed together.
     pub grouped: bool,
     pub profile: ProfileRef,
@@ -299,6 +314,19 @@ fn volumes(spec: &PodSpecView) -> Arc<[Volume]> {
     spec.volumes.iter().filter_map(of).collect()
 }
 
+fn claims(view: &PodView) -> Arc<[PodClaim]> {
+    let of = |c: &crate::view::PodClaimView| {
+        let generated = || view.status.resource_claim_statuses.iter().find(|s| s.name == c.name);
+        let claim = match (&c.resource_claim_name, &c.resource_claim_template_name) {
+            (Some(name), _) => ClaimName::Given(name.clone()),
+            (None, Some(_)) => ClaimName::Generated(generated().map(|s| s.resource_claim_name.clone())),
+            (None, None) => ClaimName::Unknown,
+        };
+        PodClaim { name: c.name.clone(), claim }
+    };
+    view.spec.resource_claims.iter().map(of).collect()
+}
+
 impl Spec {
     pub fn of(view: &PodView, profile: ProfileRef) -> Self {
         let spec = &view.spec;
@@ -326,7 +354,6 @@ impl Spec {
         let images: Box<[Symbol]> =
             containers().map(|c| &c.image).chain(volume_images).map(|i| normalized_image(i)).collect();
         Self {
-            claims_devices: !spec.resource_claims.is_empty(),
             grouped: spec.scheduling_group.is_some(),
             requests: of_pod(spec, &view.status, false),
             assumed: (assumed.cpu, assumed.memory),
@@ -399,6 +426,7 @@ pub struct Pod {
     pub labels: Labels,
     pub spec: Arc<Spec>,
     pub volumes: Arc<[Volume]>,
+    pub claims: Arc<[PodClaim]>,
     /// The controller's kind and name, by which default spreading finds its selector.
     pub controller: Option<(Symbol, Symbol)>,
     pub deleting: bool,
@@ -419,6 +447,7 @@ impl Pod {
             labels: Labels::new(meta.labels.iter().map(|(k, v)| (&**k, &**v))),
             spec: specs.of(view),
             volumes: volumes(&view.spec),
+            claims: claims(view),
             controller: meta.controller().map(|o| (Symbol::of(&o.kind), Symbol::of(&o.name))),
             deleting: meta.deletion_timestamp.is_some(),
             started: view.status.start_time.clone(),

@@ -221,6 +221,14 @@ impl PodQueue {
         }
     }
 
+    /// What held a pod outside the queue is no more.
+    pub fn open(&mut self, key: &Arc<str>) {
+        if let Some(w) = self.pods.get_mut(key).filter(|w| w.place == Place::Gated) {
+            w.gated = false;
+            self.enter(key, Place::Active);
+        }
+    }
+
     /// Something went wrong that is not the pod's fault.
     pub fn failed(&mut self, key: &Arc<str>, now: Instant) {
         if let Some(w) = self.pods.get(key) {

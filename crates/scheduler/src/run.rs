@@ -17,11 +17,11 @@ use tokio_util::sync::CancellationToken;
 use crate::events::Events;
 use crate::metrics::{Attempt, METRICS};
 use crate::plugins::default_preemption::Plan;
-use crate::plugins::volume_binding::{self, Step};
+use crate::plugins::{dynamic_resources, volume_binding};
 use crate::pod::Pod;
 use crate::queue::{Condition, PodQueue};
 use crate::snapshot::NodeId;
-use crate::sources::Sources;
+use crate::sources::{Served, Sources};
 use crate::symbol::Symbol;
 use crate::verdict::WhyNot;
 use crate::world::World;
@@ -35,9 +35,16 @@ const WAITING_FOR_CLAIMS: usize = 1024;
 
 /// The answer to a call.
 enum Answer {
-    Bound { object: Arc<Object>, node: Arc<str>, steps: Vec<Step>, result: Result<(), Status> },
+    Bound { object: Arc<Object>, node: Arc<str>, steps: Steps, result: Result<(), Status> },
     Evicted { victim: Arc<Object>, by: Arc<str>, waiting: Arc<str>, node: Arc<str>, result: Result<(), Status> },
     Told { what: &'static str, object: Arc<Object>, result: Result<(), Status> },
+}
+
+/// What has to be written before a pod is bound.
+#[derive(Default)]
+struct Steps {
+    volumes: Vec<volume_binding::Step>,
+    devices: Vec<dynamic_resources::Step>,
 }
 
 /// A call that answers even when it panics: its pod must not be waited for forever.
@@ -64,7 +71,8 @@ pub async fn run(
     options: Options,
     cancel: CancellationToken,
 ) -> Result<(), Error> {
-    let mut sources = Sources::new(&informers);
+    let served = Served::of(&client).await;
+    let mut sources = Sources::new(&informers, served);
     if cancel.run_until_cancelled(sources.listen()).await.is_none() {
         return Ok(());
     }
@@ -83,6 +91,7 @@ pub async fn run(
         slow: JoinSet::new(),
         options,
     };
+    scheduler.world.core.snapshot.devices.served = served.devices;
     scheduler.take_all(&mut sources)?;
     cancel.run_until_cancelled(scheduler.work(&mut sources)).await.unwrap_or(Ok(()))
 }
@@ -173,28 +182,46 @@ impl Scheduler {
 
     /// Sends a pod on its way to a node, its claims first.
     fn bind(&mut self, pod: &Pod, id: NodeId, object: Arc<Object>, node: Arc<str>) {
-        let steps = self.world.core.volume_steps(pod, id);
+        let core = &self.world.core;
+        let steps = Steps { volumes: core.volume_steps(pod, id), devices: core.device_steps(pod, id) };
         let snapshot = &mut self.world.core.snapshot;
-        volume_binding::reserve(&mut snapshot.storage, &steps, Symbol::of(&node));
+        volume_binding::reserve(&mut snapshot.storage, &steps.volumes, Symbol::of(&node));
+        dynamic_resources::reserve(&mut snapshot.devices, &steps.devices);
         snapshot.place(pod.clone(), &node);
         let (client, bind) = (self.client.clone(), writes::bind(self.client.clone(), object.clone(), node.clone()));
-        if steps.is_empty() {
+        if steps.volumes.is_empty() && steps.devices.is_empty() {
             self.calls.spawn(async move { Answer::Bound { object, node, steps, result: guarded(bind).await } });
             return;
         }
         let within = pod.spec.profile.bind_timeout;
-        let claims = writes::bind_claims(client, self.claims.clone(), steps.clone(), node.clone(), within);
+        let claims =
+            writes::bind_claims(client.clone(), self.claims.clone(), steps.volumes.clone(), node.clone(), within);
+        let (owner, devices) = (object.clone(), steps.devices.clone());
         self.slow.spawn(async move {
-            let result = match guarded(claims).await {
-                Ok(()) => guarded(bind).await,
-                Err(status) => Err(status),
+            let all = async {
+                claims.await?;
+                writes::reserve_devices(&client, &owner, &devices).await?;
+                let bound = bind.await;
+                if bound.is_err() {
+                    writes::release_devices(&client, &owner, &devices).await;
+                }
+                bound
             };
+            let result = guarded(all).await;
             Answer::Bound { object, node, steps, result }
         });
     }
 
     /// No node would have the pod: room is made for it, if that can be, and it waits.
-    fn refuse(&mut self, key: &Arc<str>, pod: &Pod, object: &Arc<Object>, mut why: WhyNot) {
+    fn refuse(&mut self, key: &Arc<str>, pod: &Pod, object: &Arc<Object>, mut why: Box<WhyNot>) {
+        if why.fault {
+            let message = why.to_string();
+            self.recorder.warning(object, "FailedScheduling", message.clone());
+            self.tell(key, object, "SchedulerError", message, None);
+            self.world.queue.failed(key, Instant::now());
+            return;
+        }
+        self.let_go(pod, &mut why);
         let mut nominated = None;
         if why.nodes > 0 {
             match self.world.core.preempt(pod, &why, &mut rand::rng()) {
@@ -213,6 +240,22 @@ impl Scheduler {
         self.recorder.warning(object, "FailedScheduling", message.clone());
         self.tell(key, object, "Unschedulable", message, nominated);
         self.world.queue.refused(key, why.plugins());
+    }
+
+    /// Lets go of a claim's devices where that may help the pod.
+    fn let_go(&mut self, pod: &Pod, why: &mut WhyNot) {
+        if pod.claims.is_empty() || why.nodes == 0 {
+            return;
+        }
+        why.devices = match (&why.to_let_go, &why.pod) {
+            (Some(_), _) => "deallocation of ResourceClaim completed",
+            (None, Some(_)) => "no new claims to deallocate",
+            (None, None) => "still not schedulable",
+        };
+        let claim = why.to_let_go.as_ref().and_then(|key| self.world.core.snapshot.devices.claim(key).cloned());
+        let Some((claim, object)) = claim.zip(self.world.queue.get(&pod.key).map(|w| w.object.clone())) else { return };
+        let call = writes::deallocate(self.client.clone(), claim);
+        self.calls.spawn(async move { Answer::Told { what: "deallocation", object, result: guarded(call).await } });
     }
 
     /// Removes the victims; answers the node where the pod is to go.
@@ -288,18 +331,17 @@ impl Scheduler {
             Ok(Answer::Bound { object, node, result: Ok(()), .. }) => {
                 let key = object.meta.key();
                 // It stays assumed until it is seen.
-                if let Some((key, _)) =
-                    self.world.assumed.get_key_value(key.as_str()).map(|(k, v)| (k.clone(), v.clone()))
-                {
-                    if let Some(waiting) = self.world.queue.remove(&key) {
-                        METRICS.bound(waiting.since().elapsed());
-                    }
+                let assumed = self.world.assumed.get_key_value(key.as_str()).map(|(key, _)| key.clone());
+                if let Some(waiting) = assumed.and_then(|key| self.world.queue.remove(&key)) {
+                    METRICS.bound(waiting.since().elapsed());
                 }
                 let message = format!("Successfully assigned {key} to {node}");
                 self.recorder.event(&reference(&object), EventType::Normal, "Scheduled", message);
             }
             Ok(Answer::Bound { object, node, steps, result: Err(status) }) => {
-                volume_binding::release(&mut self.world.core.snapshot.storage, &steps);
+                let snapshot = &mut self.world.core.snapshot;
+                volume_binding::release(&mut snapshot.storage, &steps.volumes);
+                dynamic_resources::release(&mut snapshot.devices, &steps.devices);
                 self.unplace(&object, &node, &status, events);
             }
             Ok(Answer::Evicted { victim, by, node, result: Ok(()), .. }) => {

@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 
 use crate::counters::Counters;
+use crate::devices::Devices;
 use crate::node::{ImageSpread, Node, Offer};
 use crate::pod::Pod;
 use crate::spread_defaults::SpreadDefaults;
@@ -91,6 +92,7 @@ pub struct Snapshot {
     pub namespaces: SymbolMap<Labels>,
     pub spread_defaults: SpreadDefaults,
     pub storage: Storage,
+    pub devices: Devices,
 }
 
 impl Snapshot {

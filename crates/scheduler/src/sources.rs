@@ -6,7 +6,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use client::{Batch, Change, Informer, Informers};
+use client::{Batch, Change, Client, Informer, Informers};
 use futures::StreamExt;
 use futures::stream::{BoxStream, SelectAll};
 use k8s_openapi::api::apps::v1::{ReplicaSet, StatefulSet};
@@ -14,6 +14,7 @@ use k8s_openapi::api::core::v1::{
     Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod, ReplicationController, Service,
 };
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use k8s_openapi::api::resource::v1::{DeviceClass, ResourceClaim, ResourceSlice};
 use k8s_openapi::api::storage::v1::{CSINode, StorageClass};
 
 /// A resource the scheduler follows.
@@ -31,6 +32,23 @@ pub enum Source {
     Classes,
     CsiNodes,
     Budgets,
+    DeviceClaims,
+    DeviceClasses,
+    DeviceSlices,
+}
+
+/// What not every API server has.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Served {
+    /// `resource.k8s.io/v1`
+    pub devices: bool,
+}
+
+impl Served {
+    /// Asks the server. One that does not answer has nothing.
+    pub async fn of(client: &Client) -> Self {
+        Self { devices: client.get_path("/apis/resource.k8s.io/v1").await.is_ok() }
+    }
 }
 
 /// All of them, with their informers.
@@ -41,9 +59,9 @@ pub struct Sources {
 }
 
 impl Sources {
-    pub fn new(informers: &Informers) -> Self {
+    pub fn new(informers: &Informers, served: Served) -> Self {
         use Source::*;
-        let informers = vec![
+        let mut followed = vec![
             (Pods, informers.get::<Pod>()),
             (Nodes, informers.get::<Node>()),
             (Namespaces, informers.get::<Namespace>()),
@@ -57,7 +75,14 @@ impl Sources {
             (CsiNodes, informers.get::<CSINode>()),
             (Budgets, informers.get::<PodDisruptionBudget>()),
         ];
-        Self { informers, changes: SelectAll::new(), seen: HashMap::new() }
+        if served.devices {
+            followed.extend([
+                (DeviceClaims, informers.get::<ResourceClaim>()),
+                (DeviceClasses, informers.get::<DeviceClass>()),
+                (DeviceSlices, informers.get::<ResourceSlice>()),
+            ]);
+        }
+        Self { informers: followed, changes: SelectAll::new(), seen: HashMap::new() }
     }
 
     /// Waits until everything has been listed, and begins to listen.

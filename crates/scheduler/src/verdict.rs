@@ -2,6 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Arc;
+
+use crate::plugins::dynamic_resources::Obstacle;
 
 /// The plugins that refuse nodes or pods.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -119,6 +122,10 @@ pub enum Reason {
     Affinity,
     AntiAffinity,
     ExistingAntiAffinity,
+    NoDevices,
+    ClaimElsewhere,
+    InvalidPools,
+    DevicesTimedOut,
 }
 
 /// A refusal of one node.
@@ -182,6 +189,10 @@ impl Reason {
             Self::Affinity => "node(s) didn't match pod affinity rules",
             Self::AntiAffinity => "node(s) didn't match pod anti-affinity rules",
             Self::ExistingAntiAffinity => "node(s) didn't satisfy existing pods anti-affinity rules",
+            Self::NoDevices => "cannot allocate all claims",
+            Self::ClaimElsewhere => "resourceclaim not available on the node",
+            Self::InvalidPools => "invalid resource pools were encountered",
+            Self::DevicesTimedOut => "timed out trying to allocate devices",
         };
         tell(text.into());
     }
@@ -197,11 +208,25 @@ pub struct WhyNot {
     pub pod: Option<(Plugin, String)>,
     /// Names of the pod's extended resources, for messages.
     pub extended: Vec<String>,
+    /// Whether that is no refusal but something that went wrong, which only another attempt can tell.
+    pub fault: bool,
+    /// A claim's key that may be let go to help.
+    pub to_let_go: Option<Arc<str>>,
+    /// What came of trying to let go of devices.
+    pub devices: &'static str,
     /// What came of trying to make room.
     pub preemption: String,
 }
 
 impl WhyNot {
+    pub fn of_devices(obstacle: Obstacle, nodes: usize) -> Self {
+        let (fault, why) = match obstacle {
+            Obstacle::Wait(why) => (false, why),
+            Obstacle::Fault(why) => (true, why),
+        };
+        Self { nodes, pod: Some((Plugin::DynamicResources, why)), fault, ..Self::default() }
+    }
+
     /// Names of the pod's extended resources, as [`Reason::each`] wants them.
     pub fn extended_names(&self) -> Vec<&str> {
         self.extended.iter().map(String::as_str).collect()
@@ -220,6 +245,9 @@ impl WhyNot {
 
 impl fmt::Display for WhyNot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let (true, Some((plugin, why))) = (self.fault, &self.pod) {
+            return write!(f, "running {:?} filter plugin: {why}", plugin.name());
+        }
         if self.nodes == 0 && self.pod.is_none() {
             f.write_str("no nodes available to schedule pods")?;
         } else {
@@ -237,6 +265,9 @@ impl fmt::Display for WhyNot {
                     write!(f, " {}.", parts.join(", "))?;
                 }
             }
+        }
+        if !self.devices.is_empty() {
+            write!(f, " {}{}", self.devices, if self.preemption.is_empty() { "" } else { "," })?;
         }
         if !self.preemption.is_empty() {
             write!(f, " preemption: {}", self.preemption)?;

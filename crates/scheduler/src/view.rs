@@ -45,7 +45,7 @@ view!(PodSpecView {
     tolerations: Vec<Toleration>,
     topology_spread_constraints: Vec<TopologySpreadConstraint>,
     volumes: Vec<VolumeView>,
-    resource_claims: Vec<IgnoredView>,
+    resource_claims: Vec<PodClaimView>,
     scheduling_group: Option<IgnoredView>,
 });
 
@@ -76,6 +76,12 @@ view!(VolumeView {
 });
 
 view!(ClaimView { claim_name: Box<str>, });
+view!(PodClaimView {
+    name: Box<str>,
+    resource_claim_name: Option<Box<str>>,
+    resource_claim_template_name: Option<Box<str>>,
+});
+view!(PodClaimStatusView { name: Box<str>, resource_claim_name: Option<Box<str>>, });
 view!(IgnoredView {});
 view!(CsiView { driver: Box<str>, });
 view!(ImageVolumeView { reference: Box<str>, });
@@ -96,6 +102,7 @@ view!(PodStatusView {
     start_time: Box<str>,
     conditions: Vec<ConditionView>,
     container_statuses: Vec<ContainerStatusView>,
+    resource_claim_statuses: Vec<PodClaimStatusView>,
     init_container_statuses: Vec<ContainerStatusView>,
 });
 

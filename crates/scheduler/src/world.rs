@@ -2,7 +2,7 @@
 //!
 //! No call to the API is made here, and no clock read.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use client::Change;
@@ -16,7 +16,7 @@ use crate::core::Core;
 use crate::events::Events;
 use crate::metrics::METRICS;
 use crate::node::Offer;
-use crate::plugins::scheduling_gates;
+use crate::plugins::{dynamic_resources, scheduling_gates};
 use crate::pod::{Pod, Specs};
 use crate::profile::ProfileRef;
 use crate::queue::{Condition, PodQueue};
@@ -38,6 +38,8 @@ pub struct World {
     pub specs: Specs,
     /// Pods placed here but not yet seen placed: their uid.
     pub assumed: HashMap<Arc<str>, Arc<str>>,
+    /// Pods held outside the queue because claims of theirs are not there.
+    without_claims: HashSet<Arc<str>>,
 }
 
 #[derive(Default, Deserialize)]
@@ -61,7 +63,13 @@ pub fn view<T: DeserializeOwned>(object: &Object) -> Option<T> {
 
 impl World {
     pub fn new(queue: PodQueue, profiles: Vec<ProfileRef>) -> Self {
-        Self { core: Core::default(), queue, specs: Specs::with_profiles(profiles), assumed: HashMap::new() }
+        Self {
+            core: Core::default(),
+            queue,
+            specs: Specs::with_profiles(profiles),
+            assumed: HashMap::new(),
+            without_claims: HashSet::new(),
+        }
     }
 
     /// Takes changes of one source.
@@ -85,8 +93,29 @@ impl World {
                     }
                 }
                 Source::Budgets => self.core.budgets.take(&change),
+                Source::DeviceClaims | Source::DeviceClasses | Source::DeviceSlices => {
+                    if self.core.snapshot.devices.take(source, &change) {
+                        events.may_help(&[Plugin::DynamicResources]);
+                    }
+                }
             }
         }
+        if source == Source::DeviceClaims {
+            self.let_in();
+        }
+    }
+
+    /// Lets pods into the queue whose claims are all there now.
+    fn let_in(&mut self) {
+        let (queue, devices) = (&mut self.queue, &self.core.snapshot.devices);
+        self.without_claims.retain(|key| {
+            let Some(waiting) = queue.get(key) else { return false };
+            if dynamic_resources::claims(devices, &waiting.pod).is_err() {
+                return true;
+            }
+            queue.open(key);
+            false
+        });
     }
 
     fn take_owner(&mut self, source: Source, change: &Change) {
@@ -121,11 +150,13 @@ impl World {
         if let Some(id) = self.core.snapshot.set_node(&change.key, Offer::of(object, &node)) {
             events.changed.push(id);
             events.may_help(BY_PODS);
+            events.may_help(&[Plugin::DynamicResources]);
         }
     }
 
     fn forget_pod(&mut self, key: &Arc<str>, events: &mut Events) {
         self.assumed.remove(key);
+        self.without_claims.remove(key);
         if let Some(waiting) = self.queue.remove(key) {
             self.core.nominations.set(&waiting.pod, None);
         }
@@ -195,6 +226,14 @@ impl World {
             self.core.nominations.set(&pod, pod.nominated);
         }
         let gated = pod.spec.profile.has(Plugin::SchedulingGates) && scheduling_gates::holds(view);
-        self.queue.put(pod, object.clone(), condition, gated, now);
+        let devices = &self.core.snapshot.devices;
+        let holds = !gated && devices.served && pod.spec.profile.has(Plugin::DynamicResources);
+        let holds = holds && !pod.claims.is_empty() && dynamic_resources::claims(devices, &pod).is_err();
+        if holds {
+            self.without_claims.insert(pod.key.clone());
+        } else {
+            self.without_claims.remove(&pod.key);
+        }
+        self.queue.put(pod, object.clone(), condition, gated || holds, now);
     }
 }

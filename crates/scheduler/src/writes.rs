@@ -7,9 +7,12 @@ use std::time::Duration;
 
 use client::{Client, DeleteOptions, DynamicApi, Informer, Patch, gvr_of};
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod};
+use k8s_openapi::api::resource::v1::{AllocationResult, ResourceClaim};
 use meta::{Object, Status};
 use serde_json::{Value, json};
 
+use crate::devices::is_reserved_for;
+use crate::plugins::dynamic_resources::Step as DeviceStep;
 use crate::plugins::volume_binding::Step;
 use crate::queue::Condition;
 use crate::storage::{SELECTED_NODE, is_bound};
@@ -77,6 +80,124 @@ pub async fn evict(client: Client, victim: Arc<Object>, message: String) -> Resu
         Err(status) if !status.is_not_found() => Err(status),
         _ => Ok(()),
     }
+}
+
+/// Keeps a claim until what it has is given back.
+const CLAIM_FINALIZER: &str = "resource.kubernetes.io/delete-protection";
+/// Attempts at a claim that others write too.
+const CLAIM_ATTEMPTS: usize = 5;
+
+fn device_claims(client: &Client, namespace: &str) -> DynamicApi {
+    client.dynamic(gvr_of::<ResourceClaim>()).namespaced(namespace)
+}
+
+/// A random name for a share of a device, in the form of a uid.
+fn share_id() -> String {
+    let n: u128 = rand::random();
+    // The bits that say "random", and of which kind.
+    let n = n & !(0xf << 76) & !(0x3 << 62) | 0x4 << 76 | 0x2 << 62;
+    let hex = format!("{n:032x}");
+    [&hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]].join("-")
+}
+
+/// What a claim gets, as written; shares of devices get ids of their own.
+fn allocation_body(allocation: &AllocationResult) -> Result<Value, Status> {
+    let mut body = serde_json::to_value(allocation).map_err(Status::internal)?;
+    for result in body["devices"]["results"].as_array_mut().into_iter().flatten() {
+        if result.get("shareID").is_some() {
+            result["shareID"] = share_id().into();
+        }
+    }
+    Ok(body)
+}
+
+/// Gives a pod's claims their devices, and the claims to the pod.
+pub async fn reserve_devices(client: &Client, pod: &Object, steps: &[DeviceStep]) -> Result<(), Status> {
+    for step in steps {
+        reserve_claim(client, pod, step).await?;
+    }
+    Ok(())
+}
+
+async fn reserve_claim(client: &Client, pod: &Object, step: &DeviceStep) -> Result<(), Status> {
+    let (namespace, name) = meta::object::split_key(&step.claim);
+    let api = device_claims(client, namespace);
+    let fail = |why: String| Status::internal(why);
+    let what = if step.allocation.is_some() { "add allocation and reservation" } else { "add reservation" };
+    let mut last = None;
+    for _ in 0..CLAIM_ATTEMPTS {
+        let object = api.get(name).await?;
+        let claim = object.typed::<ResourceClaim>().map_err(Status::internal)?;
+        if *object.meta.uid != *step.uid || object.meta.deletion_timestamp.is_some() {
+            return Err(fail(format!("claim {} got deleted in the meantime", step.claim)));
+        }
+        if is_reserved_for(&claim, &pod.meta.uid) {
+            return Ok(());
+        }
+        let mut body = object.value().map_err(Status::internal)?;
+        let mut version = object.resource_version;
+        if let Some(allocation) = &step.allocation {
+            if crate::devices::allocation(&claim).is_some() {
+                return Err(fail(format!("claim {} got allocated elsewhere in the meantime", step.claim)));
+            }
+            let finalizers = body["metadata"]["finalizers"].as_array().cloned().unwrap_or_default();
+            if !finalizers.iter().any(|f| f == CLAIM_FINALIZER) {
+                let all: Vec<Value> = finalizers.into_iter().chain([CLAIM_FINALIZER.into()]).collect();
+                body["metadata"]["finalizers"] = all.into();
+                body["metadata"]["resourceVersion"] = version.to_string().into();
+                match api.update(name, body).await {
+                    Ok(updated) => {
+                        version = updated.resource_version;
+                        body = updated.value().map_err(Status::internal)?;
+                    }
+                    Err(status) if status.is_conflict() => {
+                        last = Some(status);
+                        continue;
+                    }
+                    Err(status) => return Err(fail(format!("add finalizer to claim {}: {status}", step.claim))),
+                }
+            }
+            body["status"]["allocation"] = allocation_body(allocation)?;
+        }
+        let mut reserved = body["status"]["reservedFor"].as_array().cloned().unwrap_or_default();
+        reserved.push(json!({"resource": "pods", "name": &*pod.meta.name, "uid": &*pod.meta.uid}));
+        body["status"]["reservedFor"] = reserved.into();
+        body["metadata"]["resourceVersion"] = version.to_string().into();
+        match api.update_subresource(name, "status", body).await {
+            Ok(_) => return Ok(()),
+            Err(status) if status.is_conflict() => last = Some(status),
+            Err(status) => return Err(fail(format!("{what} to claim {}: {status}", step.claim))),
+        }
+    }
+    Err(last.unwrap_or_else(|| fail(format!("{what} to claim {}: no attempt was made", step.claim))))
+}
+
+/// Takes a pod that is not bound after all out of its claims. What fails is made good with the next attempt.
+pub async fn release_devices(client: &Client, pod: &Object, steps: &[DeviceStep]) {
+    for step in steps {
+        let (namespace, name) = meta::object::split_key(&step.claim);
+        let patch = json!({
+            "metadata": {"uid": &*step.uid},
+            "status": {"reservedFor": [{"$patch": "delete", "uid": &*pod.meta.uid}]},
+        });
+        let api = device_claims(client, namespace);
+        if let Err(status) = api.patch_subresource(name, "status", Patch::Strategic(patch)).await {
+            tracing::warn!(claim = &*step.claim, "not released: {status}");
+        }
+    }
+}
+
+/// Takes a claim's devices from it.
+pub async fn deallocate(client: Client, claim: Arc<ResourceClaim>) -> Result<(), Status> {
+    let mut body = serde_json::to_value(&*claim).map_err(Status::internal)?;
+    if let Some(status) = body["status"].as_object_mut() {
+        status.remove("allocation");
+        status.remove("reservedFor");
+    }
+    let text = |t: &Option<String>| t.clone().unwrap_or_default();
+    let meta = &claim.metadata;
+    let api = device_claims(&client, &text(&meta.namespace));
+    api.update_subresource(&text(&meta.name), "status", body).await.map(drop)
 }
 
 /// Gives a pod's claims their volumes, or has them made, and waits until all are bound.

@@ -193,6 +193,18 @@ impl Transport for Api {
                 let key = meta::object::object_key(&request.namespace, name);
                 Ok(Reply::Object { object: self.write(&resource, &key, EventKind::Added, Some(body)), created: true })
             }
+            Verb::Get => {
+                let value = self.get(&resource, &key).ok_or_else(missing)?;
+                Ok(Reply::Object { object: Arc::new(Object::from_value(&value).unwrap()), created: false })
+            }
+            Verb::Update => {
+                let old = self.get(&resource, &key).ok_or_else(missing)?;
+                assert_eq!(body["metadata"]["resourceVersion"], old["metadata"]["resourceVersion"]);
+                Ok(Reply::Object {
+                    object: self.write(&resource, &key, EventKind::Modified, Some(body)),
+                    created: false,
+                })
+            }
             Verb::Patch => {
                 let mut value = self.get(&resource, &key).ok_or_else(missing)?;
                 merge(&mut value, &body);
@@ -210,8 +222,8 @@ impl Transport for Api {
         }
     }
 
-    async fn get_path(&self, _path: &str) -> Result<Bytes, Status> {
-        Err(Status::unknown_path())
+    async fn get_path(&self, path: &str) -> Result<Bytes, Status> {
+        if path == "/apis/resource.k8s.io/v1" { Ok(Bytes::new()) } else { Err(Status::unknown_path()) }
     }
 }
 
@@ -310,6 +322,69 @@ async fn room_is_made_for_the_important() {
             "0/1 nodes are available: 1 Insufficient cpu. preemption: not eligible due to preemptionPolicy=Never.",
         )
         .await;
+    })
+    .await;
+}
+
+/// A claim on one device of class `gpu`.
+fn claim(name: &str) -> Value {
+    let request =
+        json!({"name": "r", "exactly": {"deviceClassName": "gpu", "allocationMode": "ExactCount", "count": 1}});
+    json!({"apiVersion": "resource.k8s.io/v1", "kind": "ResourceClaim", "metadata": {"name": name, "namespace": "n"},
+        "spec": {"devices": {"requests": [request]}}})
+}
+
+fn claiming(claim: &str) -> Value {
+    json!({"resourceClaims": [{"name": "dev", "resourceClaimName": claim}]})
+}
+
+#[tokio::test(start_paused = true)]
+async fn devices_are_given_before_pods_are_bound() {
+    with_scheduler(|api| async move {
+        api.node("a", "4");
+        api.node("b", "4");
+        api.pod("one", claiming("shared"));
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert!(api.get("pods", "n/one").unwrap()["status"].is_null(), "without its claim it is not tried");
+        api.put("resourceclaims", claim("shared"));
+        let no_class = "0/2 nodes are available: request r: device class gpu does not exist. no new claims to deallocate, \
+            preemption: 0/2 nodes are available: 2 Preemption is not helpful for scheduling.";
+        api.told("one", no_class).await;
+        api.put("deviceclasses", json!({"apiVersion": "resource.k8s.io/v1", "kind": "DeviceClass", "metadata": {"name": "gpu"},
+            "spec": {"selectors": [{"cel": {"expression": "device.driver == 'd.x'"}}]}}));
+        let no_device = "0/2 nodes are available: 2 cannot allocate all claims. still not schedulable, \
+            preemption: 0/2 nodes are available: 2 Preemption is not helpful for scheduling.";
+        api.told("one", no_device).await;
+        api.put("resourceslices", json!({"apiVersion": "resource.k8s.io/v1", "kind": "ResourceSlice", "metadata": {"name": "s"},
+            "spec": {"driver": "d.x", "nodeName": "b", "pool": {"name": "p", "generation": 1, "resourceSliceCount": 1},
+                "devices": [{"name": "x"}]}}));
+        api.placed("one", "b").await;
+        let shared = || api.get("resourceclaims", "n/shared").unwrap();
+        assert_eq!(shared()["status"]["allocation"]["devices"]["results"][0]["device"], "x");
+        assert_eq!(shared()["metadata"]["finalizers"], json!(["resource.kubernetes.io/delete-protection"]));
+        assert_eq!(shared()["status"]["reservedFor"], json!([{"resource": "pods", "name": "one", "uid": "uid-one"}]));
+        // Who shares the claim must go where its device is.
+        api.pod("two", claiming("shared"));
+        api.placed("two", "b").await;
+        assert_eq!(shared()["status"]["reservedFor"].as_array().unwrap().len(), 2);
+        // The only device is taken, until its claim is gone.
+        api.put("resourceclaims", claim("more"));
+        api.pod("three", claiming("more"));
+        api.told("three", no_device).await;
+        api.remove("resourceclaims", "n/shared");
+        api.placed("three", "b").await;
+        let calls = api.0.0.lock().unwrap().calls.clone();
+        let of_claims: Vec<_> = calls.into_iter().filter(|c| c.contains("resourceclaims")).collect();
+        assert_eq!(
+            of_claims,
+            [
+                "update resourceclaims/ n/shared",
+                "update resourceclaims/status n/shared",
+                "update resourceclaims/status n/shared",
+                "update resourceclaims/ n/more",
+                "update resourceclaims/status n/more",
+            ]
+        );
     })
     .await;
 }

@@ -27,6 +27,11 @@ pub enum Opaque<'a> {
 }
 
 impl Opaque<'_> {
+    /// A semantic version, as it must be written.
+    pub fn semver(said: &str) -> Result<Self, String> {
+        super::semver::parse(said).map(|version| Self::Semver(Arc::new(version)))
+    }
+
     pub fn type_name(&self) -> &'static str {
         match self {
             Opaque::Quantity(_) => "kubernetes.Quantity",

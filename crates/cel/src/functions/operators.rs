@@ -228,7 +228,7 @@ pub const ROWS: &[Row] = &[
     Row("_[?_]", "map_optindex_optional_value", "(map(K, V), K) optional(V)", optional_index),
     Row("_[?_]", "optional_map_optindex_optional_value", "(optional(map(K, V)), K) optional(V)", optional_index),
     Row("@in", "in_list", "(A, list(A)) bool", |a| Ok(Value::Bool(list(a, 1)?.contains(&a[0])?))),
-    Row("@in", "in_map", "(A, map(A, B)) bool", |a| Ok(Value::Bool(map(a, 1)?.get(&a[0]).is_some()))),
+    Row("@in", "in_map", "(A, map(A, B)) bool", |a| Ok(Value::Bool(map(a, 1)?.has(&a[0])))),
     Row("size", "size_bytes", "(bytes) int", size),
     Row("size", "bytes_size", "bytes.() int", size),
     Row("size", "size_list", "(list(A)) int", size),

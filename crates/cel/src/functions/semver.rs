@@ -21,7 +21,7 @@ fn number(text: &str) -> Option<u64> {
     (plain && (text == "0" || !text.starts_with('0'))).then(|| text.parse().ok()).flatten()
 }
 
-fn parse(said: &str) -> Result<Version, String> {
+pub fn parse(said: &str) -> Result<Version, String> {
     if said.is_empty() {
         return Err("Version string empty".into());
     }

@@ -5,6 +5,7 @@
 //! Pods that name their node themselves never reach the scheduler, so upstream's `NodeName` has nothing to refuse here.
 
 pub mod default_preemption;
+pub mod dynamic_resources;
 pub mod image_locality;
 pub mod inter_pod_affinity;
 pub mod node_affinity;

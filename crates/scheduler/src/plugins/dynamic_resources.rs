@@ -1,0 +1,217 @@
+//! A pod's claims on devices: those that have theirs must be usable on the node; for the others the node must have some.
+//!
+//! Follows upstream's `DynamicResources`: a pod whose claims are not all there waits outside the queue; a claim that is
+//! allocated and in nobody's way may be let go when it keeps its only pod from every node.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+
+use k8s_openapi::api::resource::v1::{AllocationResult, ResourceClaim};
+
+use crate::devices::allocator::{Asked, Failure, allocate};
+use crate::devices::{Devices, allocation, can_be_reserved, consumers, is_reserved_for, requests};
+use crate::node::Node;
+use crate::node_selection::NodeSelection;
+use crate::pod::{ClaimName, Pod};
+use crate::snapshot::Snapshot;
+use crate::verdict::{Plugin, Reason, Refusal};
+
+/// A claim by key.
+type Keyed = (Arc<str>, Arc<ResourceClaim>);
+
+/// What stands in the way wherever the pod would go.
+#[derive(Debug, PartialEq)]
+pub enum Obstacle {
+    /// The pod has to wait.
+    Wait(String),
+    /// Something is wrong that waiting does not mend.
+    Fault(String),
+}
+
+/// What filters find out beside their verdicts.
+#[derive(Default)]
+struct Findings {
+    fault: Option<String>,
+    /// Allocated claims, by index, that cannot be used on some node.
+    unavailable: u64,
+}
+
+/// A pod's claims.
+#[derive(Clone)]
+pub struct State {
+    claims: Vec<Keyed>,
+    /// Where the allocated ones can be used, by index.
+    reach: Vec<(usize, NodeSelection)>,
+    asked: Arc<[Asked]>,
+    findings: Arc<Mutex<Findings>>,
+}
+
+/// What is to be written about a claim before its pod is bound.
+#[derive(Clone, Debug)]
+pub struct Step {
+    pub claim: Arc<str>,
+    pub uid: Arc<str>,
+    /// What it gets, if it has nothing yet.
+    pub allocation: Option<Arc<AllocationResult>>,
+}
+
+/// The claims of a pod; an error says why they are not all there.
+pub fn claims(devices: &Devices, pod: &Pod) -> Result<Vec<Keyed>, String> {
+    let (namespace, name) = meta::object::split_key(&pod.key);
+    let mut out = Vec::with_capacity(pod.claims.len());
+    for wanted in &*pod.claims {
+        let (claim, generated) = match &wanted.claim {
+            ClaimName::Given(claim) => (claim, false),
+            ClaimName::Generated(Some(Some(claim))) => (claim, true),
+            // It turned out that none was needed.
+            ClaimName::Generated(Some(None)) => continue,
+            ClaimName::Generated(None) => {
+                return Err(format!("pod \"{namespace}/{name}\": ResourceClaim not created yet"));
+            }
+            ClaimName::Unknown => {
+                return Err(format!(
+                    "pod \"{namespace}/{name}\", spec.resourceClaim {:?}: none of the supported fields are set",
+                    wanted.name
+                ));
+            }
+        };
+        let key: Arc<str> = format!("{namespace}/{claim}").into();
+        let body = devices.claim(&key).cloned();
+        let body = body.ok_or_else(|| format!("could not find ResourceClaim \"{key}\": object not found"))?;
+        if body.metadata.deletion_timestamp.is_some() {
+            return Err(format!("resourceclaim {claim:?} is being deleted"));
+        }
+        let owners = body.metadata.owner_references.as_deref().unwrap_or_default();
+        if generated && !owners.iter().any(|o| o.controller == Some(true) && o.uid == *pod.uid) {
+            return Err(format!("ResourceClaim {key} was not created for pod {namespace}/{name} (pod is not owner)"));
+        }
+        out.push((key, body));
+    }
+    Ok(out)
+}
+
+/// Whether every class a claim names is there.
+fn check_classes(devices: &Devices, claim: &ResourceClaim) -> Result<(), Obstacle> {
+    for request in requests(claim) {
+        let exact = request.exactly.iter().map(|r| (request.name.clone(), &r.device_class_name));
+        let alternatives = request.first_available.iter().flatten();
+        let alternatives = alternatives.map(|r| (format!("{}/{}", request.name, r.name), &r.device_class_name));
+        for (name, class) in exact.chain(alternatives) {
+            if class.is_empty() {
+                return Err(Obstacle::Fault(format!("request {name}: unsupported request type")));
+            }
+            if devices.class(class).is_none() {
+                return Err(Obstacle::Wait(format!("request {name}: device class {class} does not exist")));
+            }
+        }
+    }
+    Ok(())
+}
+
+impl State {
+    pub fn prepare(devices: &Devices, pod: &Pod) -> Result<Self, Obstacle> {
+        if !devices.served {
+            let why =
+                "the pod claims devices (spec.resourceClaims), and the API server does not serve resource.k8s.io/v1";
+            return Err(Obstacle::Wait(why.into()));
+        }
+        let claims = claims(devices, pod).map_err(Obstacle::Wait)?;
+        let (mut reach, mut asked) = (Vec::new(), Vec::new());
+        for (at, (key, claim)) in claims.iter().enumerate() {
+            match allocation(claim) {
+                Some(_) if !can_be_reserved(claim) && !is_reserved_for(claim, &pod.uid) => {
+                    return Err(Obstacle::Wait("resourceclaim in use".into()));
+                }
+                Some(allocated) => {
+                    let selector = allocated.node_selector.as_ref();
+                    reach.extend(selector.map(|s| (at, NodeSelection::new(&BTreeMap::new(), Some(s)))));
+                }
+                None if devices.is_pending(key) => {
+                    let why = format!("resource claim {key} is in the process of being allocated");
+                    return Err(Obstacle::Wait(why));
+                }
+                None => {
+                    check_classes(devices, claim)?;
+                    asked.push(Asked::of(devices, key, claim).map_err(Obstacle::Fault)?);
+                }
+            }
+        }
+        Ok(Self { claims, reach, asked: asked.into(), findings: Arc::default() })
+    }
+
+    pub fn filter(&self, snapshot: &Snapshot, node: &Node) -> Result<(), Refusal> {
+        let refuse = |reason| Err(Refusal::unresolvable(Plugin::DynamicResources, reason));
+        let note = |note: &dyn Fn(&mut Findings)| {
+            if let Ok(mut findings) = self.findings.lock() {
+                note(&mut findings);
+            }
+        };
+        let away = self.reach.iter().filter(|(_, reach)| !reach.matches(node));
+        let away = away.fold(0, |bits, (at, _)| bits | 1u64.checked_shl(*at as u32).unwrap_or(0));
+        if away != 0 {
+            note(&|f| f.unavailable |= away);
+            return refuse(Reason::ClaimElsewhere);
+        }
+        if self.asked.is_empty() {
+            return Ok(());
+        }
+        match allocate(&snapshot.devices, &self.asked, node) {
+            Ok(_) => Ok(()),
+            Err(Failure::None) => refuse(Reason::NoDevices),
+            Err(Failure::InvalidPools) => refuse(Reason::InvalidPools),
+            Err(Failure::TimedOut) => refuse(Reason::DevicesTimedOut),
+            Err(Failure::Fault(why)) => {
+                note(&|f| f.fault = Some(why.clone()));
+                refuse(Reason::NoDevices)
+            }
+        }
+    }
+
+    /// What was found wrong while nodes were asked.
+    pub fn fault(&self) -> Option<String> {
+        self.findings.lock().ok()?.fault.clone()
+    }
+
+    /// What is to be written when the pod goes to a node that was found to do.
+    pub fn steps(&self, snapshot: &Snapshot, pod: &Pod, node: &Node) -> Result<Vec<Step>, Failure> {
+        let found = if self.asked.is_empty() { Vec::new() } else { allocate(&snapshot.devices, &self.asked, node)? };
+        let mut found = self.asked.iter().map(|a| &a.key).zip(found.into_iter().map(Arc::new)).collect::<Vec<_>>();
+        let step = |(key, claim): &Keyed| {
+            let given = found.iter().position(|f| *f.0 == *key).map(|at| found.remove(at).1);
+            (given.is_some() || !is_reserved_for(claim, &pod.uid)).then(|| Step {
+                claim: key.clone(),
+                uid: claim.metadata.uid.as_deref().unwrap_or_default().into(),
+                allocation: given,
+            })
+        };
+        Ok(self.claims.iter().filter_map(step).collect())
+    }
+
+    /// An allocated claim that keeps the pod from nodes and that nobody else uses.
+    pub fn to_let_go(&self, pod: &Pod) -> Option<&Keyed> {
+        let unavailable = self.findings.lock().ok()?.unavailable;
+        let free = |claim: &ResourceClaim| match consumers(claim) {
+            [] => true,
+            [one] => one.uid == *pod.uid,
+            _ => false,
+        };
+        let mut away = self.claims.iter().enumerate().filter(|(at, _)| unavailable >> at & 1 == 1);
+        away.find(|(_, (_, claim))| free(claim)).map(|c| c.1)
+    }
+}
+
+/// Notes what was decided, so that nobody else counts on the same.
+pub fn reserve(devices: &mut Devices, steps: &[Step]) {
+    for step in steps {
+        if let Some(allocation) = &step.allocation {
+            devices.decide(&step.claim, allocation.clone());
+        }
+    }
+}
+
+/// Takes that back.
+pub fn release(devices: &mut Devices, steps: &[Step]) {
+    for step in steps.iter().filter(|s| s.allocation.is_some()) {
+        devices.forget(&step.claim);
+    }
+}
