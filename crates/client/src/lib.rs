@@ -15,6 +15,7 @@ pub mod informer;
 pub mod queue;
 pub mod recorder;
 pub mod remote;
+pub mod site;
 pub mod store;
 pub mod subscription;
 pub mod time;
@@ -28,6 +29,7 @@ pub use election::LeaderElection;
 pub use informer::{Informer, Informers};
 pub use queue::{Backoff, Queue};
 pub use recorder::{EventType, Recorder, reference};
+pub use site::Site;
 pub use subscription::{Batch, Change, Subscription};
 pub use transport::{Client, Transport};
 

@@ -3,7 +3,10 @@
 //! Slower than [`Core::schedule`] by design, and for people and proofs: nothing is remembered, left out or picked at random. Both ask
 //! the same plugins, so the node that is chosen is always among the best here.
 
+use std::sync::Arc;
+
 use crate::core::{Core, Prepared, filter_alone, with_nominated};
+use crate::plugins::dynamic_resources::Obstacle;
 use crate::plugins::{
     image_locality, inter_pod_affinity, node_affinity, node_resources_balanced_allocation, node_resources_fit,
     pod_topology_spread, taint_toleration,
@@ -29,20 +32,27 @@ pub struct Assessment {
     pub refused: Vec<(NodeId, Refusal)>,
     /// What stands in the way wherever the pod would go.
     pub pod: Option<(Plugin, String)>,
+    /// What went wrong, if something did.
+    pub fault: Option<String>,
+    /// A claim's key that may be let go to help.
+    pub to_let_go: Option<Arc<str>>,
 }
 
 impl Assessment {
     /// The same as a refusal; `None` when there are nodes that would do.
     pub fn why_not(&self, pod: &Pod, nodes: usize) -> Option<WhyNot> {
-        if !self.feasible.is_empty() {
-            return None;
-        }
-        let mut why = WhyNot { nodes, pod: self.pod.clone(), ..WhyNot::default() };
+        (self.feasible.is_empty() || self.fault.is_some()).then(|| self.told(pod, nodes))
+    }
+
+    /// All that was refused, whether or not some nodes would do.
+    pub fn told(&self, pod: &Pod, nodes: usize) -> WhyNot {
+        let (fault, to_let_go) = (self.fault.clone(), self.to_let_go.clone());
+        let mut why = WhyNot { nodes, pod: self.pod.clone(), fault, to_let_go, ..WhyNot::default() };
         why.extended = pod.spec.requests.extended.iter().map(|e| e.name.to_string()).collect();
         for (_, refusal) in &self.refused {
             *why.refusals.entry(*refusal).or_insert(0) += 1;
         }
-        Some(why)
+        why
     }
 }
 
@@ -53,7 +63,7 @@ impl Core {
         let prepared = match Prepared::new(&mut self.snapshot, pod) {
             Ok(prepared) => prepared,
             Err(why) => {
-                out.pod = why.pod;
+                (out.pod, out.fault) = (why.pod, why.fault);
                 return out;
             }
         };
@@ -73,6 +83,10 @@ impl Core {
                 Ok(()) => feasible.push(id),
                 Err(refusal) => out.refused.push((id, refusal)),
             }
+        }
+        if let Some(devices) = &prepared.devices {
+            out.fault = devices.fault().map(|why| WhyNot::of_devices(Obstacle::Fault(why), 0).to_string());
+            out.to_let_go = devices.to_let_go(pod).map(|c| c.0.clone());
         }
         let columns = self.scores(pod, &feasible);
         for (at, id) in feasible.into_iter().enumerate() {

@@ -1,6 +1,6 @@
 //! `KubeSchedulerConfiguration` (`kubescheduler.config.k8s.io/v1`): read strictly, checked, and turned into profiles.
 //!
-//! Every field of the v1 form is known here. What this scheduler has no room for (extenders, plugins behind alpha gates)
+//! Every field of the v1 form is known here. What this scheduler has no room for (plugins behind alpha gates)
 //! is refused by name rather than passed over; what has no meaning for it (how many nodes to look at: it looks at all) is
 //! accepted.
 
@@ -12,6 +12,7 @@ use k8s_openapi::api::core::v1::TopologySpreadConstraint;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use crate::extender::Settings;
 use crate::node_selection::{NodeSelection, Preference};
 use crate::pod::SpreadConstraint;
 use crate::profile::{Profile, ProfileRef, Resource, SpreadDefaulting, Strategy};
@@ -32,6 +33,7 @@ pub struct Configuration {
     pub profiles: Vec<ProfileRef>,
     pub pod_initial_backoff: Duration,
     pub pod_max_backoff: Duration,
+    pub extenders: Vec<Settings>,
     pub leader_election: LeaderElection,
     /// `clientConnection.kubeconfig`
     pub kubeconfig: Option<String>,
@@ -43,6 +45,7 @@ impl Default for Configuration {
             profiles: vec![ProfileRef::default()],
             pod_initial_backoff: Duration::from_secs(1),
             pod_max_backoff: Duration::from_secs(10),
+            extenders: Vec::new(),
             leader_election: LeaderElection::default(),
             kubeconfig: None,
         }
@@ -470,6 +473,31 @@ fn profile(from: &ProfileFile, path: &str) -> Result<Profile, Wrong> {
     Ok(out)
 }
 
+/// The extenders, and the resources that are theirs alone to check.
+fn extenders(from: Vec<file::ExtenderFile>) -> Result<(Vec<Settings>, Vec<String>), Wrong> {
+    let (mut out, mut managed, mut ignored): (Vec<Settings>, Vec<String>, Vec<String>) = Default::default();
+    for (at, extender) in from.into_iter().enumerate() {
+        let path = format!("extenders[{at}]");
+        for resource in &extender.managed_resources {
+            if managed.contains(&resource.name) {
+                let why = format!("Invalid value: {:?}: duplicate extender managed resource name", resource.name);
+                return wrong(format!("{path}.managedResources"), why);
+            }
+            managed.push(resource.name.clone());
+            ignored.extend(resource.ignored_by_scheduler.then(|| resource.name.clone()));
+        }
+        out.push(extender.checked(&path)?);
+    }
+    let binders = out.iter().filter(|e| !e.bind.is_empty()).count();
+    if binders > 1 {
+        let why = format!(
+            "Invalid value: \"found {binders} extenders implementing bind\": only one extender can implement bind"
+        );
+        return wrong("extenders", why);
+    }
+    Ok((out, ignored))
+}
+
 /// Reads a configuration, parsed from YAML or JSON.
 pub fn read(raw: &Value) -> Result<Configuration, Wrong> {
     let text = |name: &str| raw[name].as_str().unwrap_or_default();
@@ -482,13 +510,6 @@ pub fn read(raw: &Value) -> Result<Configuration, Wrong> {
     }
     let from: file::File =
         serde_json::from_value(raw.clone()).or_else(|e| wrong("strict decoding error", e.to_string()))?;
-    if let Some(extender) = from.extenders.first() {
-        let why = format!(
-            "extenders are not supported by this scheduler ({})",
-            extender["urlPrefix"].as_str().unwrap_or("no urlPrefix")
-        );
-        return wrong("extenders[0]", why);
-    }
     if from.parallelism.is_some_and(|p| p <= 0) {
         return wrong("parallelism", "Invalid value: should be an integer value greater than zero");
     }
@@ -515,9 +536,11 @@ pub fn read(raw: &Value) -> Result<Configuration, Wrong> {
     if from.profiles.len() > MAX_PROFILES {
         return wrong("profiles", format!("more than {MAX_PROFILES}"));
     }
+    let (extenders, ignored) = extenders(from.extenders)?;
     let mut profiles: Vec<ProfileRef> = Vec::new();
     for (at, from) in from.profiles.iter().enumerate() {
-        let made = profile(from, &format!("profiles[{at}]"))?;
+        let mut made = profile(from, &format!("profiles[{at}]"))?;
+        made.fit.ignore(&ignored);
         let path = format!("profiles[{at}].schedulerName");
         if made.scheduler_name.is_empty() {
             return wrong(path, "Required value");
@@ -528,10 +551,13 @@ pub fn read(raw: &Value) -> Result<Configuration, Wrong> {
         profiles.push(ProfileRef::new(made));
     }
     if profiles.is_empty() {
-        profiles.push(ProfileRef::default());
+        let mut made = Profile::default();
+        made.fit.ignore(&ignored);
+        profiles.push(if ignored.is_empty() { ProfileRef::default() } else { ProfileRef::new(made) });
     }
     Ok(Configuration {
         profiles,
+        extenders,
         pod_initial_backoff: Duration::from_secs(first),
         pod_max_backoff: Duration::from_secs(most),
         leader_election: from.leader_election.unwrap_or_default().checked()?,

@@ -9,11 +9,13 @@
 pub mod amounts;
 pub mod assess;
 pub mod config;
+mod consult;
 pub mod core;
 pub mod counters;
 pub mod devices;
 mod events;
 pub mod explain;
+pub mod extender;
 pub mod metrics;
 pub mod node;
 pub mod node_selection;
@@ -52,6 +54,7 @@ pub struct Options {
     pub pod_max_backoff: Duration,
     /// Calls to the API at once, each some kilobytes: enough to keep a server busy, few enough not to be a flood.
     pub calls_in_flight: usize,
+    pub extenders: Vec<extender::Settings>,
 }
 
 impl From<&config::Configuration> for Options {
@@ -60,6 +63,7 @@ impl From<&config::Configuration> for Options {
             profiles: from.profiles.clone(),
             pod_initial_backoff: from.pod_initial_backoff,
             pod_max_backoff: from.pod_max_backoff,
+            extenders: from.extenders.clone(),
             ..Self::default()
         }
     }
@@ -72,6 +76,7 @@ impl Default for Options {
             pod_initial_backoff: Duration::from_secs(1),
             pod_max_backoff: Duration::from_secs(10),
             calls_in_flight: 128,
+            extenders: Vec::new(),
         }
     }
 }
@@ -81,4 +86,6 @@ impl Default for Options {
 pub enum Error {
     #[error("the informers stopped")]
     Stopped,
+    #[error("{0}")]
+    Extender(meta::Status),
 }

@@ -79,6 +79,12 @@ pub struct Fit {
 }
 
 impl Fit {
+    /// Has nobody check some resources.
+    pub fn ignore(&mut self, names: &[String]) {
+        let more = names.iter().map(|n| n.as_str().into());
+        self.ignored = self.ignored.iter().cloned().chain(more).collect();
+    }
+
     pub fn ignores(&self, name: &str) -> bool {
         self.ignored.iter().any(|i| **i == *name)
             || name.split_once('/').is_some_and(|(group, _)| self.ignored_groups.iter().any(|i| **i == *group))

@@ -14,7 +14,9 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::consult;
 use crate::events::Events;
+use crate::extender::{self, Extender};
 use crate::metrics::{Attempt, METRICS};
 use crate::plugins::default_preemption::Plan;
 use crate::plugins::{dynamic_resources, volume_binding};
@@ -40,6 +42,12 @@ enum Answer {
     Told { what: &'static str, object: Arc<Object>, result: Result<(), Status> },
 }
 
+/// A failure as upstream words it: with the plugin whose work it was.
+fn of_plugin(point: &str, plugin: &str, mut status: Status) -> Status {
+    status.message = format!("running {point} plugin {plugin:?}: {}", status.message);
+    status
+}
+
 /// What has to be written before a pod is bound.
 #[derive(Default)]
 struct Steps {
@@ -58,6 +66,8 @@ struct Scheduler {
     recorder: Recorder,
     pods: Arc<Informer>,
     claims: Arc<Informer>,
+    nodes: Arc<Informer>,
+    extenders: Vec<Arc<Extender>>,
     calls: JoinSet<Answer>,
     /// Bindings that wait for claims, minutes perhaps.
     slow: JoinSet<Answer>,
@@ -72,6 +82,7 @@ pub async fn run(
     cancel: CancellationToken,
 ) -> Result<(), Error> {
     let served = Served::of(&client).await;
+    let extenders = extender::connect(&options.extenders).await.map_err(Error::Extender)?;
     let mut sources = Sources::new(&informers, served);
     if cancel.run_until_cancelled(sources.listen()).await.is_none() {
         return Ok(());
@@ -87,6 +98,8 @@ pub async fn run(
         client,
         pods: informers.get::<k8s_openapi::api::core::v1::Pod>(),
         claims: informers.get::<k8s_openapi::api::core::v1::PersistentVolumeClaim>(),
+        nodes: informers.get::<k8s_openapi::api::core::v1::Node>(),
+        extenders: extenders.into_iter().map(Arc::new).collect(),
         calls: JoinSet::new(),
         slow: JoinSet::new(),
         options,
@@ -124,7 +137,7 @@ impl Scheduler {
         loop {
             self.take_all(sources)?;
             let mut placed = 0;
-            while placed < ROUND && !self.is_full() && self.try_next() {
+            while placed < ROUND && !self.is_full() && self.try_next().await {
                 placed += 1;
             }
             let full = self.is_full();
@@ -160,12 +173,18 @@ impl Scheduler {
     }
 
     /// Tries one pod; whether there was one.
-    fn try_next(&mut self) -> bool {
+    async fn try_next(&mut self) -> bool {
         let now = Instant::now();
         let Some(key) = self.world.queue.pop(now) else { return false };
         let Some(waiting) = self.world.queue.get(&key) else { return true };
         let (pod, object) = (waiting.pod.clone(), waiting.object.clone());
-        let found = self.world.core.schedule(&pod, &mut rand::rng());
+        let interested = self.interested(&object);
+        let found = if interested.is_empty() {
+            self.world.core.schedule(&pod, &mut rand::rng())
+        } else {
+            let extenders: Vec<&Extender> = interested.iter().map(|e| &**e).collect();
+            consult::place(&mut self.world.core, &extenders, &self.nodes, &pod, &object).await
+        };
         let how = if found.is_ok() { Attempt::Scheduled } else { Attempt::Unschedulable };
         METRICS.attempt(how, now.elapsed());
         match found {
@@ -175,9 +194,14 @@ impl Scheduler {
                 self.world.assumed.insert(key, pod.uid.clone());
                 self.bind(&pod, id, object, node);
             }
-            Err(why) => self.refuse(&key, &pod, &object, why),
+            Err(why) => self.refuse(&key, &pod, &object, why, &interested).await,
         }
         true
+    }
+
+    /// The extenders a pod concerns.
+    fn interested(&self, object: &Object) -> Vec<Arc<Extender>> {
+        self.extenders.iter().filter(|e| e.is_interested(object)).cloned().collect()
     }
 
     /// Sends a pod on its way to a node, its claims first.
@@ -188,7 +212,17 @@ impl Scheduler {
         volume_binding::reserve(&mut snapshot.storage, &steps.volumes, Symbol::of(&node));
         dynamic_resources::reserve(&mut snapshot.devices, &steps.devices);
         snapshot.place(pod.clone(), &node);
-        let (client, bind) = (self.client.clone(), writes::bind(self.client.clone(), object.clone(), node.clone()));
+        let binder = self.extenders.iter().find(|e| e.binds() && e.is_interested(&object)).cloned();
+        let client = self.client.clone();
+        let bind = {
+            let (client, object, node) = (client.clone(), object.clone(), node.clone());
+            async move {
+                match binder {
+                    Some(extender) => extender.bind(&object, &node).await,
+                    None => writes::bind(client, object, node).await.map_err(|s| of_plugin("Bind", "DefaultBinder", s)),
+                }
+            }
+        };
         if steps.volumes.is_empty() && steps.devices.is_empty() {
             self.calls.spawn(async move { Answer::Bound { object, node, steps, result: guarded(bind).await } });
             return;
@@ -199,8 +233,9 @@ impl Scheduler {
         let (owner, devices) = (object.clone(), steps.devices.clone());
         self.slow.spawn(async move {
             let all = async {
-                claims.await?;
-                writes::reserve_devices(&client, &owner, &devices).await?;
+                claims.await.map_err(|s| of_plugin("PreBind", "VolumeBinding", s))?;
+                let reserved = writes::reserve_devices(&client, &owner, &devices).await;
+                reserved.map_err(|s| of_plugin("PreBind", "DynamicResources", s))?;
                 let bound = bind.await;
                 if bound.is_err() {
                     writes::release_devices(&client, &owner, &devices).await;
@@ -213,8 +248,15 @@ impl Scheduler {
     }
 
     /// No node would have the pod: room is made for it, if that can be, and it waits.
-    fn refuse(&mut self, key: &Arc<str>, pod: &Pod, object: &Arc<Object>, mut why: Box<WhyNot>) {
-        if why.fault {
+    async fn refuse(
+        &mut self,
+        key: &Arc<str>,
+        pod: &Pod,
+        object: &Arc<Object>,
+        mut why: Box<WhyNot>,
+        extenders: &[Arc<Extender>],
+    ) {
+        if why.fault.is_some() {
             let message = why.to_string();
             self.recorder.warning(object, "FailedScheduling", message.clone());
             self.tell(key, object, "SchedulerError", message, None);
@@ -224,7 +266,13 @@ impl Scheduler {
         self.let_go(pod, &mut why);
         let mut nominated = None;
         if why.nodes > 0 {
-            match self.world.core.preempt(pod, &why, &mut rand::rng()) {
+            let plan = if extenders.iter().any(|e| e.preempts()) {
+                let extenders: Vec<&Extender> = extenders.iter().map(|e| &**e).collect();
+                consult::preempt(&mut self.world.core, &extenders, &self.pods, pod, object, &why).await
+            } else {
+                self.world.core.preempt(pod, &why, &mut rand::rng())
+            };
+            match plan {
                 Ok(plan) => nominated = Some(self.make_room(pod, plan)),
                 Err(message) => {
                     let waits = self.world.core.nominations.node_of(key).is_some();
@@ -384,7 +432,7 @@ impl Scheduler {
             return;
         }
         tracing::warn!(pod = %key, node, "not bound: {status}");
-        let message = format!("running Bind: {status}");
+        let message = status.to_string();
         self.recorder.warning(object, "FailedScheduling", message.clone());
         self.tell(&key, object, "SchedulerError", message, None);
         self.world.queue.failed(&key, Instant::now());

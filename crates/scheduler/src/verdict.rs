@@ -5,6 +5,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::plugins::dynamic_resources::Obstacle;
+use crate::snapshot::NodeId;
 
 /// The plugins that refuse nodes or pods.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -208,8 +209,12 @@ pub struct WhyNot {
     pub pod: Option<(Plugin, String)>,
     /// Names of the pod's extended resources, for messages.
     pub extended: Vec<String>,
-    /// Whether that is no refusal but something that went wrong, which only another attempt can tell.
-    pub fault: bool,
+    /// No refusal but something that went wrong, which only another attempt can tell.
+    pub fault: Option<String>,
+    /// What extenders said, and of how many nodes.
+    pub others: BTreeMap<String, usize>,
+    /// Nodes that extenders refused for good.
+    pub closed: Vec<NodeId>,
     /// A claim's key that may be let go to help.
     pub to_let_go: Option<Arc<str>>,
     /// What came of trying to let go of devices.
@@ -220,11 +225,14 @@ pub struct WhyNot {
 
 impl WhyNot {
     pub fn of_devices(obstacle: Obstacle, nodes: usize) -> Self {
-        let (fault, why) = match obstacle {
-            Obstacle::Wait(why) => (false, why),
-            Obstacle::Fault(why) => (true, why),
-        };
-        Self { nodes, pod: Some((Plugin::DynamicResources, why)), fault, ..Self::default() }
+        let plugin = Plugin::DynamicResources;
+        match obstacle {
+            Obstacle::Wait(why) => Self { nodes, pod: Some((plugin, why)), ..Self::default() },
+            Obstacle::Fault(why) => {
+                let fault = format!("running {:?} filter plugin: {why}", plugin.name());
+                Self { nodes, fault: Some(fault), ..Self::default() }
+            }
+        }
     }
 
     /// Names of the pod's extended resources, as [`Reason::each`] wants them.
@@ -234,6 +242,10 @@ impl WhyNot {
 
     /// The plugins that refused.
     pub fn plugins(&self) -> Plugins {
+        if !self.others.is_empty() {
+            // Nobody knows what changes an extender's mind.
+            return Plugins::all();
+        }
         let mut out = Plugins::default();
         self.refusals.keys().for_each(|r| out.insert(r.plugin));
         if let Some((plugin, _)) = &self.pod {
@@ -245,8 +257,8 @@ impl WhyNot {
 
 impl fmt::Display for WhyNot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if let (true, Some((plugin, why))) = (self.fault, &self.pod) {
-            return write!(f, "running {:?} filter plugin: {why}", plugin.name());
+        if let Some(fault) = &self.fault {
+            return f.write_str(fault);
         }
         if self.nodes == 0 && self.pod.is_none() {
             f.write_str("no nodes available to schedule pods")?;
@@ -256,7 +268,7 @@ impl fmt::Display for WhyNot {
                 Some((_, why)) => write!(f, " {why}.")?,
                 None => {
                     let extended = self.extended_names();
-                    let mut counts: BTreeMap<String, usize> = BTreeMap::new();
+                    let mut counts = self.others.clone();
                     for (refusal, nodes) in &self.refusals {
                         refusal.reason.each(&extended, |text| *counts.entry(text).or_insert(0) += nodes);
                     }

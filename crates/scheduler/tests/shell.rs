@@ -229,11 +229,15 @@ impl Transport for Api {
 
 /// Runs a scheduler beside the scenario.
 async fn with_scheduler<F: Future<Output = ()>>(scenario: impl FnOnce(Api) -> F) {
+    with_options(scheduler::Options::default(), scenario).await;
+}
+
+async fn with_options<F: Future<Output = ()>>(options: scheduler::Options, scenario: impl FnOnce(Api) -> F) {
     let api = Api::new();
     let client = Client::new(api.clone());
     let informers = Informers::new(client.clone());
     let cancel = CancellationToken::new();
-    let running = tokio::spawn(scheduler::run(client, informers, scheduler::Options::default(), cancel.clone()));
+    let running = tokio::spawn(scheduler::run(client, informers, options, cancel.clone()));
     scenario(api).await;
     cancel.cancel();
     running.await.unwrap().unwrap();
@@ -300,6 +304,8 @@ async fn a_failed_binding_is_tried_again() {
         let start = tokio::time::Instant::now();
         api.placed("one", "a").await;
         assert_eq!(start.elapsed().as_secs(), 3, "1 s, then 2 s");
+        api.event("FailedScheduling", "running Bind plugin \"DefaultBinder\": Internal error occurred: not today")
+            .await;
     })
     .await;
 }
@@ -385,6 +391,89 @@ async fn devices_are_given_before_pods_are_bound() {
                 "update resourceclaims/status n/more",
             ]
         );
+    })
+    .await;
+}
+
+/// Answers posts with what `answer` makes of path and body, one a connection; answers the address.
+async fn site(answer: impl Fn(&str, Value) -> Value + Send + 'static) -> String {
+    use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = format!("http://{}/x", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        loop {
+            let mut stream = BufReader::new(listener.accept().await.unwrap().0);
+            let (mut path, mut length) = (String::new(), 0);
+            loop {
+                let mut line = String::new();
+                stream.read_line(&mut line).await.unwrap();
+                match line.trim().split_once(' ') {
+                    Some(("POST", rest)) => path = rest.split(' ').next().unwrap().into(),
+                    Some((name, value)) if name.eq_ignore_ascii_case("content-length:") => {
+                        length = value.parse().unwrap()
+                    }
+                    Some(_) => {}
+                    None => break,
+                }
+            }
+            let mut body = vec![0; length];
+            stream.read_exact(&mut body).await.unwrap();
+            let said = answer(&path, serde_json::from_slice(&body).unwrap()).to_string();
+            let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\nconnection: close\r\n\r\n", said.len());
+            stream.write_all(format!("{head}{said}").as_bytes()).await.unwrap();
+            stream.shutdown().await.unwrap();
+        }
+    });
+    address
+}
+
+#[tokio::test]
+async fn extenders_have_a_say() {
+    let url = site(move |path, body| match path {
+        "/x/filter" => {
+            let names: Vec<&str> = body["NodeNames"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
+            assert_eq!(body["Pod"]["metadata"]["namespace"], "n");
+            let full = body["Pod"]["metadata"]["name"] == "none";
+            let kept: Vec<&str> = names.into_iter().filter(|n| !full && *n != "a").collect();
+            json!({"nodenames": kept, "failedNodes": {"a": "no licence"}, "error": ""})
+        }
+        "/x/prioritize" => json!([{"Host": "b", "Score": 1}, {"Host": "c", "Score": 10}]),
+        _ => json!({"error": format!("{path} of {}", body["PodName"])}),
+    })
+    .await;
+    let file = |more: Value| {
+        let mut extender = json!({"urlPrefix": url, "filterVerb": "filter", "prioritizeVerb": "prioritize", "weight": 1,
+            "nodeCacheCapable": true, "managedResources": [{"name": "example.com/foo", "ignoredByScheduler": true}]});
+        for (field, value) in more.as_object().unwrap() {
+            extender[field] = value.clone();
+        }
+        let raw = json!({"apiVersion": "kubescheduler.config.k8s.io/v1", "kind": "KubeSchedulerConfiguration",
+            "extenders": [extender]});
+        scheduler::Options::from(&scheduler::config::read(&raw).unwrap())
+    };
+    let foo = json!({"containers": [{"name": "c", "resources": {"requests": {"example.com/foo": "1"}}}]});
+    with_options(file(json!({})), |api| async move {
+        ["a", "b", "c"].iter().for_each(|n| api.node(n, "4"));
+        api.pod("one", foo);
+        api.placed("one", "c").await;
+        api.node("b", "1");
+        api.node("c", "1");
+        api.pod("plain", cpu("2"));
+        api.placed("plain", "a").await;
+        let mut none = json!({"containers": [{"name": "c", "resources": {"requests": {"example.com/foo": "1", "cpu": "2"}}}]});
+        none["preemptionPolicy"] = "Never".into();
+        api.pod("none", none);
+        api.told(
+            "none",
+            "0/3 nodes are available: 1 no licence, 2 Insufficient cpu. preemption: not eligible due to preemptionPolicy=Never.",
+        )
+        .await;
+    })
+    .await;
+    with_options(file(json!({"bindVerb": "bind", "managedResources": []})), |api| async move {
+        api.node("b", "4");
+        api.pod("one", json!({}));
+        api.event("FailedScheduling", "Internal error occurred: /x/bind of \"one\"").await;
     })
     .await;
 }

@@ -2,11 +2,13 @@
 
 use std::time::Duration;
 
+use client::site::Tls;
 use k8s_openapi::api::core::v1::{NodeAffinity, TopologySpreadConstraint};
 use serde::Deserialize;
 use serde_json::Value;
 
 use super::{Wrong, wrong};
+use crate::extender::Settings;
 
 macro_rules! form {
     ($($name:ident { $($(#[$about:meta])* $field:ident: $type:ty),* $(,)? })*) => {
@@ -32,9 +34,35 @@ form! {
         pod_initial_backoff_seconds: Option<i64>,
         pod_max_backoff_seconds: Option<i64>,
         profiles: Vec<ProfileFile>,
-        extenders: Vec<Value>,
+        extenders: Vec<ExtenderFile>,
         delay_cache_until_active: bool,
     }
+    ExtenderFile {
+        url_prefix: String,
+        filter_verb: String,
+        preempt_verb: String,
+        prioritize_verb: String,
+        weight: i64,
+        bind_verb: String,
+        #[serde(rename = "enableHTTPS")]
+        enable_https: bool,
+        tls_config: Option<TlsFile>,
+        http_timeout: Option<String>,
+        node_cache_capable: bool,
+        managed_resources: Vec<ManagedResource>,
+        ignorable: bool,
+    }
+    TlsFile {
+        insecure: bool,
+        server_name: Option<String>,
+        cert_file: Option<String>,
+        key_file: Option<String>,
+        ca_file: Option<String>,
+        cert_data: Option<String>,
+        key_data: Option<String>,
+        ca_data: Option<String>,
+    }
+    ManagedResource { name: String, ignored_by_scheduler: bool }
     LeaderElectionFile {
         leader_elect: Option<bool>,
         lease_duration: Option<String>,
@@ -150,6 +178,53 @@ fn duration(text: &str) -> Option<Duration> {
         rest = &rest[unit..];
     }
     (!text.is_empty()).then_some(total)
+}
+
+/// What an extender may take to answer, if the file does not say.
+const EXTENDER_TIMEOUT: Duration = Duration::from_secs(5);
+
+impl ExtenderFile {
+    pub fn checked(self, path: &str) -> Result<Settings, Wrong> {
+        if !self.prioritize_verb.is_empty() && self.weight <= 0 {
+            return wrong(
+                format!("{path}.weight"),
+                format!("Invalid value: {}: must have a positive weight applied to it", self.weight),
+            );
+        }
+        let within = match &self.http_timeout {
+            None => EXTENDER_TIMEOUT,
+            Some(text) => match duration(text) {
+                Some(time) if time.is_zero() => EXTENDER_TIMEOUT,
+                Some(time) => time,
+                None => return wrong(format!("{path}.httpTimeout"), format!("Invalid value: {text:?}")),
+            },
+        };
+        let from = self.tls_config.unwrap_or_default();
+        let tls = Tls {
+            // Upstream checks nobody where it was given nothing to check by.
+            insecure: from.insecure || self.enable_https && from.ca_file.is_none() && from.ca_data.is_none(),
+            server_name: from.server_name,
+            certificate_file: from.cert_file,
+            certificate_data: from.cert_data,
+            key_file: from.key_file,
+            key_data: from.key_data,
+            authority_file: from.ca_file,
+            authority_data: from.ca_data,
+        };
+        Ok(Settings {
+            url: self.url_prefix,
+            filter: self.filter_verb,
+            prioritize: self.prioritize_verb,
+            preempt: self.preempt_verb,
+            bind: self.bind_verb,
+            weight: self.weight,
+            tls,
+            within,
+            names_only: self.node_cache_capable,
+            managed: self.managed_resources.into_iter().map(|m| m.name).collect(),
+            ignorable: self.ignorable,
+        })
+    }
 }
 
 impl LeaderElectionFile {

@@ -64,6 +64,21 @@ fn arguments_are_taken() {
 }
 
 #[test]
+fn extenders_are_read() {
+    let read = file(json!({"extenders": [{
+        "urlPrefix": "https://127.0.0.1:8443/x", "filterVerb": "filter", "prioritizeVerb": "prioritize", "weight": 5,
+        "enableHTTPS": true, "httpTimeout": "200ms", "nodeCacheCapable": true, "ignorable": true,
+        "managedResources": [{"name": "example.com/foo", "ignoredByScheduler": true}, {"name": "example.com/bar"}],
+    }]}));
+    let read = read.unwrap();
+    let [extender] = &read.extenders[..] else { panic!() };
+    assert_eq!((extender.weight, extender.within), (5, Duration::from_millis(200)));
+    assert!(extender.tls.insecure && extender.names_only && extender.ignorable);
+    assert_eq!(extender.managed, ["example.com/foo", "example.com/bar"]);
+    assert!(read.profiles[0].fit.ignores("example.com/foo") && !read.profiles[0].fit.ignores("example.com/bar"));
+}
+
+#[test]
 fn what_is_wrong_is_said() {
     let bad = |rest: Value| file(rest).unwrap_err().to_string();
     let plugin = |point: &str, set: Value| bad(json!({"profiles": [{"plugins": {point: set}}]}));
@@ -72,8 +87,13 @@ fn what_is_wrong_is_said() {
         (read(&json!({"kind": "Pod"})).unwrap_err().to_string(), "no kind \"Pod\""),
         (bad(json!({"foo": 1})), "unknown field `foo`"),
         (
-            bad(json!({"extenders": [{"urlPrefix": "http://x"}]})),
-            "extenders[0]: extenders are not supported by this scheduler (http://x)",
+            bad(json!({"extenders": [{"urlPrefix": "http://x", "prioritizeVerb": "p"}]})),
+            "extenders[0].weight: Invalid value: 0: must have a positive weight applied to it",
+        ),
+        (bad(json!({"extenders": [{"bindVerb": "b"}, {"bindVerb": "b"}]})), "found 2 extenders implementing bind"),
+        (
+            bad(json!({"extenders": [{"managedResources": [{"name": "a/b"}, {"name": "a/b"}]}]})),
+            "extenders[0].managedResources: Invalid value: \"a/b\": duplicate extender managed resource name",
         ),
         (bad(json!({"percentageOfNodesToScore": 101})), "percentageOfNodesToScore: Invalid value"),
         (bad(json!({"podInitialBackoffSeconds": 20, "podMaxBackoffSeconds": 10})), "podMaxBackoffSeconds"),

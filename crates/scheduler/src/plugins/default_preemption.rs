@@ -106,10 +106,11 @@ pub struct Plan {
     pub displaced: Vec<Pod>,
 }
 
-struct Candidate {
-    id: NodeId,
-    victims: Vec<Pod>,
-    broken_budgets: usize,
+/// A node where room can be made.
+pub struct Candidate {
+    pub id: NodeId,
+    pub victims: Vec<Pod>,
+    pub broken_budgets: usize,
 }
 
 impl Candidate {
@@ -121,6 +122,13 @@ impl Candidate {
         let earliest = self.victims.iter().filter(|v| v.priority() == highest).map(|v| v.started.clone()).min();
         (self.broken_budgets, highest, sum, self.victims.len(), Reverse(earliest))
     }
+}
+
+/// The candidate where the least is lost.
+pub fn choose(core: &Core, pod: &Pod, candidates: Vec<Candidate>) -> Option<Plan> {
+    let best = candidates.into_iter().min_by(|a, b| a.cost().cmp(&b.cost()))?;
+    let displaced = core.nominations.behind(core.snapshot.node(best.id).symbol, pod).cloned().collect();
+    Some(Plan { node: best.id, victims: best.victims, displaced })
 }
 
 /// A node as it would be without some of its pods.
@@ -160,6 +168,12 @@ enum Hopeless {
 impl Core {
     /// What to do for a pod that no node would have; or why there is nothing to be done.
     pub fn preempt(&mut self, pod: &Pod, why: &WhyNot, rng: &mut impl Rng) -> Result<Plan, String> {
+        let candidates = self.candidates(pod, why, rng)?;
+        choose(self, pod, candidates).ok_or_else(|| "no candidate node for preemption".into())
+    }
+
+    /// Where room can be made, at least one node; or why nowhere.
+    pub fn candidates(&mut self, pod: &Pod, why: &WhyNot, rng: &mut impl Rng) -> Result<Vec<Candidate>, String> {
         if !pod.spec.profile.preempts {
             return Err(String::new());
         }
@@ -179,7 +193,8 @@ impl Core {
                 filter_alone(&pod.spec, snapshot.node(id))
                     .and_then(|()| prepared.filter(snapshot, id, snapshot.node(id)))
             };
-            open.extend(snapshot.ids().filter(|id| refusal(*id).map_or_else(|r| r.resolvable, |()| true)));
+            let ids = snapshot.ids().filter(|id| !why.closed.contains(id));
+            open.extend(ids.filter(|id| refusal(*id).map_or_else(|r| r.resolvable, |()| true)));
         }
         if let Some(waits_for) = self.nominations.node_of(&pod.key).and_then(|n| self.snapshot.node_id(n))
             && open.contains(&waits_for)
@@ -210,13 +225,12 @@ impl Core {
                 }
             }
         }
-        let Some(best) = candidates.into_iter().min_by(|a, b| a.cost().cmp(&b.cost())) else {
+        if candidates.is_empty() {
             let mut parts: Vec<String> = told.into_iter().map(|(text, n)| format!("{n} {text}")).collect();
             parts.sort_unstable();
             return Err(format!("0/{nodes} nodes are available: {}.", parts.join(", ")));
-        };
-        let displaced = self.nominations.behind(self.snapshot.node(best.id).symbol, pod).cloned().collect();
-        Ok(Plan { node: best.id, victims: best.victims, displaced })
+        }
+        Ok(candidates)
     }
 
     /// The fewest and least important pods whose absence would let the pod on a node.
