@@ -26,6 +26,8 @@ use crate::references::References;
 use crate::statics::Statics;
 use crate::stats::Stats;
 use crate::user_namespaces::UserNamespaces;
+use crate::volumes::certificates::Certificates;
+use crate::volumes::csi::Csi;
 use crate::volumes::tokens::Tokens;
 use crate::{cgroups, logs, node, plugins, server, spec, statics};
 
@@ -51,6 +53,8 @@ pub struct Context {
     pub tokens: Tokens,
     pub users: UserNamespaces,
     pub allocations: Allocations,
+    pub csi: Csi,
+    pub certificates: Certificates,
     pub images: Images,
     pub machine: Machine,
     pub host_ips: Vec<IpAddr>,
@@ -181,6 +185,8 @@ fn build(config: Config, client: Client) -> anyhow::Result<Arc<Context>> {
         tokens: Tokens::default(),
         users: UserNamespaces::load(&config),
         allocations: Allocations::default(),
+        certificates: Certificates::default(),
+        csi: Csi::new(client.clone(), config.root_dir.clone(), config.node_name.clone()),
         images: Images::default(),
         machine,
         host_ips,

@@ -91,6 +91,7 @@ impl Plugin for NodeRestriction {
             ("storage.k8s.io", "csinodes", _) => {
                 same_name(node, object, old, "can only access CSINode with the same name as the requesting node")
             }
+            ("certificates.k8s.io", "podcertificaterequests", _) => certificate_request(server, node, object),
             ("resource.k8s.io", "resourceslices", _) => slice(node, object, old),
             _ => Ok(()),
         };
@@ -105,6 +106,33 @@ impl Plugin for NodeRestriction {
 fn same_name(node: &str, object: &Value, old: &Value, why: &str) -> Result<(), String> {
     let named = [object, old].iter().find_map(|o| o["metadata"]["name"].as_str());
     if named == Some(node) { Ok(()) } else { Err(why.into()) }
+}
+
+/// A node asks for certificates of the pods that run on it, and says the truth about them.
+fn certificate_request(server: &ApiServer, node: &str, object: &Value) -> Result<(), String> {
+    let wish = |field: &str| object["spec"][field].as_str().unwrap_or_default();
+    if wish("nodeName") != node {
+        return Err(format!(
+            "PodCertificateRequest.Spec.NodeName={:?}, which is not the requesting node {node:?}",
+            wish("nodeName")
+        ));
+    }
+    let namespace = object["metadata"]["namespace"].as_str().unwrap_or_default();
+    let pod = server.lookup("", "pods", namespace, wish("podName")).and_then(|p| p.value().ok());
+    let Some(pod) = pod.filter(|p| p["metadata"]["uid"] == wish("podUID")) else {
+        return Err(format!("pod \"{namespace}/{}\" with that UID does not exist", wish("podName")));
+    };
+    if pod["spec"]["nodeName"] != node {
+        return Err(format!("pod \"{namespace}/{}\" is not running on node {node:?}", wish("podName")));
+    }
+    if pod["spec"]["serviceAccountName"] != wish("serviceAccountName") {
+        return Err(format!(
+            "pod \"{namespace}/{}\" does not run as service account {:?}",
+            wish("podName"),
+            wish("serviceAccountName")
+        ));
+    }
+    Ok(())
 }
 
 fn slice(node: &str, object: &Value, old: &Value) -> Result<(), String> {

@@ -186,6 +186,7 @@ impl NodeAuthorizer {
                 Some(get_only(a).and_then(|()| self.related(server, node, Kind::ResourceClaim, a)))
             }
             (_, "resource.k8s.io", "resourceslices") => Some(slice(server, node, a)),
+            (_, "certificates.k8s.io", "podcertificaterequests") => Some(certificate_request(server, node, a)),
             (_, "", "serviceaccounts") => Some(self.token(server, node, a)),
             (_, "coordination.k8s.io", "leases") => Some(lease(node, a)),
             (_, "storage.k8s.io", "csinodes") => Some(csi_node(node, a)),
@@ -296,6 +297,21 @@ fn pod(server: &ApiServer, node: &str, a: &Attributes<'_>) -> Result<(), String>
         ("", "list" | "watch") => Err("can only list/watch pods with spec.nodeName field selector".into()),
         ("", "create" | "delete") | ("status", "update" | "patch") | ("eviction", "create") => Ok(()),
         _ => Err(String::new()),
+    }
+}
+
+/// That it asks for a pod of its own, admission sees.
+fn certificate_request(server: &ApiServer, node: &str, a: &Attributes<'_>) -> Result<(), String> {
+    match a.verb {
+        _ if !a.subresource.is_empty() => Err("cannot authorize PodCertificateRequest subresources".into()),
+        "create" => Ok(()),
+        "get" => {
+            let request = server.lookup(a.group, a.resource, a.namespace, a.name).and_then(|r| r.value().ok());
+            related(node, request.is_some_and(|r| r["spec"]["nodeName"] == node))
+        }
+        "list" | "watch" if a.selected("spec.nodeName") == Some(node) => Ok(()),
+        "list" | "watch" => Err("can only list/watch podcertificaterequests with nodeName field selector".into()),
+        _ => Err("only the following verbs are allowed for a PodCertificateRequest: get, watch, list, create".into()),
     }
 }
 

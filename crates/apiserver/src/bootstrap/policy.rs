@@ -83,7 +83,7 @@ const ROLES: &[(&str, Rules, &str, &[&str])] = &[
         create,delete,get,patch,update coordination.k8s.io leases; get storage.k8s.io volumeattachments; create - serviceaccounts/token; \
         get,patch,update - persistentvolumeclaims/status; create,delete,get,patch,update storage.k8s.io csinodes; $READ storage.k8s.io csidrivers; \
         $READ node.k8s.io runtimeclasses; get resource.k8s.io resourceclaims; $READ,create,delete,deletecollection,patch,update resource.k8s.io resourceslices; \
-        $READ certificates.k8s.io clustertrustbundles",
+        $READ certificates.k8s.io clustertrustbundles; create,get,list,watch certificates.k8s.io podcertificaterequests",
         "",
         &[],
     ),

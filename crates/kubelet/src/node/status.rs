@@ -148,6 +148,7 @@ pub async fn compute(context: &Context, before: &NodeStatus) -> NodeStatus {
         }),
         features: Some(NodeFeatures { supplemental_groups_policy: Some(context.supplemental_groups_policy()) }),
         images: Some(images),
+        volumes_in_use: Some(context.csi.in_use()).filter(|v| !v.is_empty()),
         node_info: Some(machine::system_info(config, &context.runtime_version())),
         runtime_handlers: Some(
             handlers
@@ -181,6 +182,10 @@ pub fn differs(a: &NodeStatus, b: &NodeStatus) -> bool {
 /// Writes the status. Conditions and addresses are merged by type; the rest replaces what was there.
 pub async fn write(context: &Context, status: &NodeStatus) -> Result<(), client::Status> {
     let mut tree: Value = serde_json::to_value(status).map_err(client::Status::internal)?;
+    if status.volumes_in_use.is_none() {
+        // What is not said stays, and would be attached for ever.
+        tree["volumesInUse"] = Value::Null;
+    }
     if let Some(list) = tree["addresses"].as_array_mut() {
         // Addresses of an earlier life under the same types must not linger.
         list.push(json!({"$patch": "replace"}));

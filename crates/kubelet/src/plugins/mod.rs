@@ -67,16 +67,24 @@ pub async fn within<T>(
     }
 }
 
+/// The kinds of plugins this agent has a use for, as they name themselves.
+const CSI: &str = "CSIPlugin";
+
 /// Hands a plugin to whoever keeps its kind.
 async fn take(context: &Arc<Context>, plugin: &PluginInfo) -> Result<(), String> {
-    let _ = context;
-    Err(format!("no handler registered for plugin type: {} at socket {}", plugin.r#type, plugin.endpoint))
+    match plugin.r#type.as_str() {
+        CSI => context.csi.register(&plugin.name, &plugin.endpoint, &plugin.supported_versions).await,
+        other => Err(format!("no handler registered for plugin type: {other} at socket {}", plugin.endpoint)),
+    }
 }
 
 /// Its socket is gone.
-fn drop_plugin(context: &Context, plugin: &PluginInfo) {
-    let _ = context;
+fn drop_plugin(context: &Arc<Context>, plugin: &PluginInfo) {
     tracing::info!(kind = %plugin.r#type, name = %plugin.name, "plugin gone");
+    if plugin.r#type == CSI {
+        let (context, plugin) = (context.clone(), plugin.clone());
+        tokio::spawn(async move { context.csi.unregister(&plugin.name, &plugin.endpoint).await });
+    }
 }
 
 async fn introduce(context: &Arc<Context>, socket: &Path) -> Result<PluginInfo, String> {

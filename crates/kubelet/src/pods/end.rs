@@ -100,6 +100,11 @@ impl Worker {
         let (dir, config, pod) = (self.context.config.pod_dir(&self.uid), self.context.config.clone(), pod.clone());
         loop {
             let (dir, config, pod) = (dir.clone(), config.clone(), pod.clone());
+            if let Err(why) = volumes::give_back(&self.context, &self.uid).await {
+                tracing::warn!(uid = %self.uid, "volumes not given back: {why}");
+                tokio::time::sleep(RETRY).await;
+                continue;
+            }
             let done = tokio::task::spawn_blocking(move || -> anyhow::Result<()> {
                 volumes::release(&dir)?;
                 cgroups::remove_pod(&config, &pod)
@@ -115,6 +120,7 @@ impl Worker {
         self.wake_waiting();
         self.context.references.release(&self.uid);
         self.context.tokens.release(&self.uid);
+        self.context.certificates.release(&self.uid);
         self.context.images.release(&self.uid);
     }
 

@@ -15,6 +15,9 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// Asking a stranger's containers to end; nothing is known of the grace their pod wanted but what upstream assumes.
 const GRACE: Duration = Duration::from_secs(30);
 
+/// Between attempts to give back volumes whose driver does not answer.
+const DRIVER_RETRY: Duration = Duration::from_secs(10);
+
 /// Meets a pod the API does not know: it is ended if it still is a stranger a little later.
 pub fn meet(context: &Arc<Context>, uid: &str) {
     if !context.strangers.lock().unwrap_or_else(std::sync::PoisonError::into_inner).insert(uid.to_string()) {
@@ -48,6 +51,14 @@ async fn end(context: &Arc<Context>, uid: &str) {
         tracing::warn!(uid, "orphaned pod not removed: {status}");
         return;
     }
+    // Drivers register a little after the agent starts, and some may be gone for longer.
+    while let Err(why) = volumes::give_back(context, uid).await {
+        tracing::warn!(uid, "orphaned pod's volumes not given back: {why}");
+        tokio::time::sleep(DRIVER_RETRY).await;
+        if context.workers.knows(uid) {
+            return;
+        }
+    }
     let (config, uid) = (context.config.clone(), uid.to_string());
     let cleaned = tokio::task::spawn_blocking(move || {
         cgroups::remove_uid(&config, &uid)?;
@@ -63,15 +74,8 @@ pub async fn sweep(context: &Arc<Context>) {
     let Ok((sandboxes, containers)) = context.engine.list(HashMap::new()).await else { return };
     let labels = sandboxes.iter().map(|s| &s.labels).chain(containers.iter().map(|c| &c.labels));
     let mut uids: HashSet<String> = labels.filter_map(|l| l.get(names::POD_UID).cloned()).collect();
-    for entry in std::fs::read_dir(context.config.root_dir.join("pods")).into_iter().flatten().flatten() {
-        let uid = entry.file_name().to_string_lossy().into_owned();
-        if !uids.contains(&uid) && !context.workers.knows(&uid) {
-            let dir = context.config.pod_dir(&uid);
-            if let Err(error) = volumes::remove(&dir) {
-                tracing::warn!(uid, "orphaned pod directory not removed: {error}");
-            }
-        }
-    }
+    let dirs = std::fs::read_dir(context.config.root_dir.join("pods"));
+    uids.extend(dirs.into_iter().flatten().flatten().map(|e| e.file_name().to_string_lossy().into_owned()));
     uids.retain(|uid| !context.workers.knows(uid));
     uids.iter().for_each(|uid| meet(context, uid));
 }

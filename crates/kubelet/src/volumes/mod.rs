@@ -4,6 +4,8 @@
 //! It does not know containers, only what they will be told to bind.
 
 pub mod atomic;
+pub mod certificates;
+pub mod csi;
 pub mod host_path;
 pub mod mounts;
 pub mod ownership;
@@ -11,7 +13,7 @@ pub mod payload;
 pub mod tokens;
 pub mod trust;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fs;
 use std::io;
 use std::os::unix::fs::PermissionsExt;
@@ -20,9 +22,11 @@ use std::sync::Arc;
 
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{
-    ConfigMap, PersistentVolume, PersistentVolumeClaim, Pod, ProjectedVolumeSource, Secret,
+    ConfigMap, PersistentVolume, PersistentVolumeClaim, Pod, PodCertificateProjection, ProjectedVolumeSource, Secret,
     ServiceAccountTokenProjection, Volume,
 };
+
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
 use crate::agent::Context;
 use crate::references::Referent;
@@ -82,6 +86,28 @@ fn common_user(pod: &Pod) -> Option<i64> {
     users.all(|u| u == Some(first)).then_some(first)
 }
 
+/// The page size in bytes of an `emptyDir` of huge pages: its medium's, or the only one the pod asks for.
+fn huge_page(pod: &Pod, medium: &str) -> Result<i64, String> {
+    let unsupported = || format!("storage medium {medium:?} is not supported by this node");
+    let page = |text: &str| crate::quantity::value(&Quantity(text.into()));
+    let Some(size) = medium.strip_prefix("HugePages") else { return Err(unsupported()) };
+    let asked: BTreeSet<i64> = (spec::all_containers(pod).filter_map(|(_, c)| c.resources.as_ref()?.requests.as_ref()))
+        .flat_map(|r| r.keys().filter_map(|name| name.strip_prefix("hugepages-")))
+        .map(page)
+        .collect();
+    let mut sizes = asked.iter().copied();
+    match (size.strip_prefix('-'), sizes.next(), sizes.next()) {
+        (None, Some(only), None) if size.is_empty() => Ok(only),
+        (None, None, _) if size.is_empty() => Err("medium HugePages: no container requests huge pages".into()),
+        (None, ..) if size.is_empty() => Err("medium HugePages can be used only if the pod requests one size".into()),
+        (Some(wanted), ..) if asked.contains(&page(wanted)) => Ok(page(wanted)),
+        (Some(wanted), ..) => {
+            Err(format!("medium {medium} can be used only if a container requests hugepages-{wanted}"))
+        }
+        _ => Err(unsupported()),
+    }
+}
+
 struct Maker<'a> {
     context: &'a Context,
     pod: &'a Pod,
@@ -131,22 +157,48 @@ impl Maker<'_> {
         defaults: Defaults,
         payload: &mut atomic::Payload,
     ) -> Result<(), String> {
-        let (token, renew_at) = self.context.tokens.get(&self.context.client, self.pod, source).await?;
-        self.renew(renew_at);
+        let token = self.context.tokens.get(&self.context.client, self.pod, source).await?;
+        self.renew(token.renew_at);
         let (mode, user) = match (fs_group(self.pod), common_user(self.pod)) {
             // Readable through the group, which `fsGroup` widens the mode to.
             (Some(_), _) => (Some(0o600), source.user),
             (None, Some(user)) => (Some(0o600), source.user.or(Some(user))),
             (None, None) => (None, source.user),
         };
-        payload::single(&source.path, token.into_bytes(), mode, user, defaults, payload);
+        payload::single(&source.path, token.text.into_bytes(), mode, user, defaults, payload);
         Ok(())
     }
 
-    async fn projected(&mut self, source: &ProjectedVolumeSource) -> Result<atomic::Payload, String> {
+    async fn certificate(
+        &mut self,
+        place: (&str, usize),
+        source: &PodCertificateProjection,
+        defaults: Defaults,
+        payload: &mut atomic::Payload,
+    ) -> Result<(), String> {
+        let Context { client, config, certificates, .. } = self.context;
+        let found = certificates.get(client, &config.node_name, self.pod, place, source).await?;
+        self.renew(found.renew_at);
+        // Private like a token: to the group if there is one, else to the one user.
+        let user = source.user.or_else(|| common_user(self.pod).filter(|_| fs_group(self.pod).is_none()));
+        let private = fs_group(self.pod).is_some() || user.is_some();
+        let mode = private.then_some(0o600);
+        for (path, text) in [
+            (&source.credential_bundle_path, format!("{}{}", found.key, found.chain)),
+            (&source.key_path, found.key.clone()),
+            (&source.certificate_chain_path, found.chain.clone()),
+        ] {
+            if let Some(path) = path.as_deref().filter(|p| !p.is_empty()) {
+                payload::single(path, text.into_bytes(), mode, user, defaults, payload);
+            }
+        }
+        Ok(())
+    }
+
+    async fn projected(&mut self, name: &str, source: &ProjectedVolumeSource) -> Result<atomic::Payload, String> {
         let defaults = Defaults::new(source.default_mode, source.default_user);
         let mut payload = atomic::Payload::new();
-        for part in source.sources.iter().flatten() {
+        for (at, part) in source.sources.iter().flatten().enumerate() {
             if let Some(p) = &part.config_map {
                 let optional = p.optional == Some(true);
                 if let Some(map) = self.referenced::<ConfigMap>(Referent::ConfigMap, &p.name, optional).await? {
@@ -165,8 +217,8 @@ impl Maker<'_> {
                 let text = trust::content(&self.context.client, p).await?;
                 self.renew(Timestamp::now() + TRUST_REFRESH);
                 payload::single(&p.path, text.into_bytes(), None, p.user, defaults, &mut payload);
-            } else if part.pod_certificate.is_some() {
-                return Err("podCertificate projections are not supported by this node".into());
+            } else if let Some(p) = &part.pod_certificate {
+                self.certificate((name, at), p, defaults, &mut payload).await?;
             }
         }
         Ok(payload)
@@ -193,7 +245,11 @@ impl Maker<'_> {
                 };
                 mounts::tmpfs(&dir, size.map(|s| s as u64)).map_err(text)?;
             }
-            other => return Err(format!("emptyDir medium {other:?} is not supported by this node")),
+            medium => {
+                let page = huge_page(self.pod, medium)?;
+                remount = !mounts::below(&dir).contains(&dir);
+                mounts::huge_pages(&dir, page as u64).map_err(text)?;
+            }
         }
         if fresh || remount {
             let mode = source.mode.map_or(0o777, |m| m as u32 & 0o7777);
@@ -205,7 +261,19 @@ impl Maker<'_> {
         Ok(Ready::at(dir))
     }
 
-    async fn claim(&self, claim: &str, read_only: bool) -> Result<Ready, String> {
+    /// A driver's volume, of a claim or of the pod alone.
+    async fn csi(&mut self, wanted: &csi::wanted::Wanted) -> Result<Ready, String> {
+        let published = self.context.csi.publish(&self.context.tokens, self.pod, wanted).await?;
+        if let Some(at) = published.renew_at {
+            self.renew(at);
+        }
+        if published.taken {
+            self.context.node_changed.notify_one();
+        }
+        Ok(Ready { read_only: wanted.read_only, block: wanted.block, ..Ready::at(published.path) })
+    }
+
+    async fn claim(&mut self, claim: &str, read_only: bool) -> Result<Ready, String> {
         let namespace = spec::namespace(self.pod);
         let api = self.context.client.api::<PersistentVolumeClaim>().namespaced(namespace);
         let claim = api.get(claim).await.map_err(text)?;
@@ -219,6 +287,11 @@ impl Maker<'_> {
         if owner.is_some_and(|uid| Some(uid) != claim.metadata.uid.as_deref()) {
             return Err(format!("PersistentVolume {name} is bound to another claim"));
         }
+        if let Some(wanted) = csi::wanted::Wanted::persistent(&volume, read_only) {
+            let ready = self.csi(&wanted).await?;
+            self.context.csi.grow(self.pod, &wanted, &volume, &claim).await?;
+            return Ok(ready);
+        }
         let block = volume_spec.volume_mode.as_deref() == Some("Block");
         let path = if let Some(source) = &volume_spec.host_path {
             host_path::prepare(Path::new(&source.path), source.type_.as_deref().unwrap_or_default())?;
@@ -227,17 +300,16 @@ impl Maker<'_> {
             let path = PathBuf::from(&source.path);
             let found = fs::metadata(&path)
                 .map_err(|e| format!("path {:?} does not exist or cannot be read: {e}", source.path))?;
-            if let Some(group) = fs_group(self.pod).filter(|_| found.is_dir() && !read_only) {
-                let lazily =
-                    spec::spec(self.pod).security_context.as_ref().and_then(|c| c.fs_group_change_policy.as_deref())
-                        == Some("OnRootMismatch");
-                if !lazily || !ownership::root_matches(&path, group) {
-                    ownership::give_group(&path, group, false).map_err(text)?;
-                }
+            if let Some(group) = fs_group(self.pod).filter(|_| found.is_dir() && !read_only)
+                && !(ownership::lazily(self.pod) && ownership::root_matches(&path, group))
+            {
+                ownership::give_group(&path, group, false).map_err(text)?;
             }
             path
         } else {
-            return Err(format!("PersistentVolume {name}: only hostPath and local volumes are supported by this node"));
+            return Err(format!(
+                "PersistentVolume {name}: only hostPath, local and csi volumes are supported by this node"
+            ));
         };
         Ok(Ready { read_only, block, ..Ready::at(path) })
     }
@@ -292,7 +364,7 @@ impl Maker<'_> {
             return self.write("downward-api", name, &payload);
         }
         if let Some(source) = &volume.projected {
-            let payload = self.projected(source).await?;
+            let payload = self.projected(name, source).await?;
             return self.write("projected", name, &payload);
         }
         if let Some(source) = &volume.persistent_volume_claim {
@@ -311,7 +383,7 @@ impl Maker<'_> {
             return Ok(Ready { image: Some(image), read_only: true, ..Ready::at("") });
         }
         if let Some(source) = &volume.csi {
-            return Err(format!("driver name {} not found in the list of registered CSI drivers", source.driver));
+            return self.csi(&csi::wanted::Wanted::inline(self.pod, volume, source)).await;
         }
         Err("no volume plugin matched".into())
     }
@@ -337,6 +409,17 @@ pub async fn prepare(context: &Context, pod: &Pod, around: &Surroundings) -> (Vo
     (out, failure)
 }
 
+/// Gives drivers' volumes back, before what the agent made itself is removed.
+pub async fn give_back(context: &Context, uid: &str) -> Result<(), String> {
+    let dir = context.config.pod_dir(uid);
+    // Bound from the drivers' mounts, and holding them.
+    mounts::unmount_below(&dir.join("volume-subpaths")).map_err(text)?;
+    if context.csi.unpublish(&dir).await? {
+        context.node_changed.notify_one();
+    }
+    Ok(())
+}
+
 /// Removes a pod's volumes and everything else in its directory.
 pub fn remove(pod_dir: &Path) -> io::Result<()> {
     mounts::unmount_below(pod_dir)?;
@@ -356,4 +439,29 @@ pub fn release(pod_dir: &Path) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn huge_pages_have_one_size() {
+        let pod = |requests: serde_json::Value| -> Pod {
+            let container = json!({"name": "c", "resources": {"requests": requests}});
+            serde_json::from_value(json!({"metadata": {}, "spec": {"containers": [container]}})).unwrap()
+        };
+        let both = json!({"hugepages-2Mi": "4Mi", "hugepages-1Gi": "1Gi"});
+        for (requests, medium, size) in [
+            (json!({"hugepages-2Mi": "4Mi"}), "HugePages", Some(2 << 20)),
+            (both.clone(), "HugePages-1Gi", Some(1 << 30)),
+            (both, "HugePages", None),
+            (json!({"hugepages-2Mi": "4Mi"}), "HugePages-1Gi", None),
+            (json!({"memory": "4Mi"}), "HugePages", None),
+            (json!({}), "Disk", None),
+        ] {
+            assert_eq!(huge_page(&pod(requests.clone()), medium).ok(), size, "{requests} {medium}");
+        }
+    }
 }

@@ -49,6 +49,15 @@ pub fn tmpfs(at: &Path, size: Option<u64>) -> io::Result<()> {
     Ok(())
 }
 
+/// Huge pages of one size, in bytes, as files.
+pub fn huge_pages(at: &Path, page: u64) -> io::Result<()> {
+    if below(at).iter().any(|p| p == at) {
+        return Ok(());
+    }
+    mount(Some("nodev"), at, Some("hugetlbfs"), MsFlags::empty(), Some(format!("pagesize={page}").as_str()))?;
+    Ok(())
+}
+
 /// Opens a path inside a volume; symbolic links may not lead out of it.
 fn open_within(volume: &Path, inner: &Path, flags: OFlag) -> io::Result<OwnedFd> {
     let root = fs::OpenOptions::new().read(true).custom_flags(OFlag::O_PATH.bits()).open(volume)?;

@@ -5,6 +5,10 @@ use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 
+use k8s_openapi::api::core::v1::Pod;
+
+use crate::spec;
+
 const READ_WRITE: u32 = 0o660;
 const READ_ONLY: u32 = 0o440;
 const SEARCH: u32 = 0o110;
@@ -33,4 +37,10 @@ pub fn give_group(path: &Path, group: u32, read_only: bool) -> io::Result<()> {
 pub fn root_matches(path: &Path, group: u32) -> bool {
     let wanted = READ_WRITE | SET_GROUP | SEARCH;
     fs::symlink_metadata(path).is_ok_and(|m| m.gid() == group && m.mode() & wanted == wanted)
+}
+
+/// Whether a pod wants a volume whose top is right already to be left alone.
+pub fn lazily(pod: &Pod) -> bool {
+    let context = spec::spec(pod).security_context.as_ref();
+    context.and_then(|c| c.fs_group_change_policy.as_deref()) == Some("OnRootMismatch")
 }

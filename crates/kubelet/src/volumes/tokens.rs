@@ -19,11 +19,13 @@ const RENEW_AT_LATEST: SignedDuration = SignedDuration::from_hours(24);
 /// When to ask again for a renewal that failed.
 const RETRY: SignedDuration = SignedDuration::from_secs(10);
 
+/// A token as it is to be passed on.
 #[derive(Clone)]
-struct Token {
-    text: String,
-    renew_at: Timestamp,
-    expires_at: Timestamp,
+pub struct Token {
+    pub text: String,
+    /// When another is to be asked for.
+    pub renew_at: Timestamp,
+    pub expires_at: Timestamp,
 }
 
 /// Tokens by pod uid, audience and lifetime.
@@ -37,31 +39,31 @@ impl Tokens {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The token for a projection and when it is to be renewed.
+    /// The token for a projection.
     pub async fn get(
         &self,
         client: &Client,
         pod: &Pod,
         projection: &ServiceAccountTokenProjection,
-    ) -> Result<(String, Timestamp), String> {
+    ) -> Result<Token, String> {
         let seconds = projection.expiration_seconds.unwrap_or(DEFAULT_SECONDS);
         let audience = projection.audience.clone().unwrap_or_default();
         let key = (spec::uid(pod).to_string(), audience.clone(), seconds);
         let now = Timestamp::now();
         let held = self.held().get(&key).cloned();
         if let Some(token) = held.as_ref().filter(|t| now < t.renew_at) {
-            return Ok((token.text.clone(), token.renew_at));
+            return Ok(token.clone());
         }
         match self.ask(client, pod, &audience, seconds).await {
             Ok(token) => {
                 self.held().insert(key, token.clone());
-                Ok((token.text, token.renew_at))
+                Ok(token)
             }
             // The old one still serves for a while.
             Err(error) => match held.filter(|t| now < t.expires_at) {
                 Some(token) => {
                     tracing::warn!(pod = %spec::described(pod), "cannot renew service account token: {error}");
-                    Ok((token.text, now + RETRY))
+                    Ok(Token { renew_at: now + RETRY, ..token })
                 }
                 None => Err(error),
             },

@@ -1,0 +1,138 @@
+//! One driver on this node: its socket, what it can do, and the calls the agent makes, each with a deadline.
+
+use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
+
+use ::plugins::csi as v1;
+use tonic::transport::Channel;
+
+use crate::cri;
+use crate::plugins::within;
+use v1::node_client::NodeClient;
+use v1::node_service_capability::{Type, rpc};
+
+/// One call; as upstream. A driver that takes longer is asked again, which it must bear.
+const CALL: Duration = Duration::from_secs(120);
+
+/// What of the optional calls and fields a driver understands.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Abilities {
+    /// Volumes are staged on the node before they are published to pods.
+    pub stage: bool,
+    pub expand: bool,
+    pub stats: bool,
+    pub single_node_multi_writer: bool,
+    /// The driver gives volumes to the pod's group itself.
+    pub mount_group: bool,
+}
+
+impl Abilities {
+    fn of(capabilities: &[v1::NodeServiceCapability]) -> Abilities {
+        let mut out = Abilities::default();
+        for capability in capabilities {
+            let Some(Type::Rpc(rpc)) = &capability.r#type else { continue };
+            match rpc.r#type() {
+                rpc::Type::StageUnstageVolume => out.stage = true,
+                rpc::Type::ExpandVolume => out.expand = true,
+                rpc::Type::GetVolumeStats => out.stats = true,
+                rpc::Type::SingleNodeMultiWriter => out.single_node_multi_writer = true,
+                rpc::Type::VolumeMountGroup => out.mount_group = true,
+                _ => {}
+            }
+        }
+        out
+    }
+}
+
+/// What a driver says of this node.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct About {
+    pub node_id: String,
+    /// Most volumes it can have here; none when it does not say.
+    pub limit: Option<i32>,
+    pub topology: BTreeMap<String, String>,
+}
+
+/// A registered driver.
+pub struct Driver {
+    pub name: String,
+    /// Its socket: one that registers under the same name with another is another process.
+    pub endpoint: String,
+    pub abilities: Abilities,
+    pub about: About,
+    client: NodeClient<Channel>,
+}
+
+impl Driver {
+    /// Meets the driver behind a socket.
+    pub async fn meet(name: &str, endpoint: &str) -> Result<Driver, String> {
+        let mut client = NodeClient::new(cri::channel(endpoint));
+        let info = within(CALL, client.node_get_info(v1::NodeGetInfoRequest {})).await?;
+        let can = within(CALL, client.node_get_capabilities(v1::NodeGetCapabilitiesRequest {})).await?;
+        let about = About {
+            node_id: info.node_id,
+            limit: i32::try_from(info.max_volumes_per_node).ok().filter(|n| *n > 0),
+            topology: info.accessible_topology.map(|t| t.segments.into_iter().collect()).unwrap_or_default(),
+        };
+        if about.node_id.is_empty() {
+            return Err(format!("CSI driver {name}: node id is empty"));
+        }
+        let abilities = Abilities::of(&can.capabilities);
+        Ok(Driver { name: name.into(), endpoint: endpoint.into(), abilities, about, client })
+    }
+
+    pub async fn stage(&self, request: v1::NodeStageVolumeRequest) -> Result<(), String> {
+        within(CALL, self.client.clone().node_stage_volume(request)).await.map(drop)
+    }
+
+    pub async fn unstage(&self, request: v1::NodeUnstageVolumeRequest) -> Result<(), String> {
+        within(CALL, self.client.clone().node_unstage_volume(request)).await.map(drop)
+    }
+
+    pub async fn publish(&self, request: v1::NodePublishVolumeRequest) -> Result<(), String> {
+        within(CALL, self.client.clone().node_publish_volume(request)).await.map(drop)
+    }
+
+    pub async fn unpublish(&self, request: v1::NodeUnpublishVolumeRequest) -> Result<(), String> {
+        within(CALL, self.client.clone().node_unpublish_volume(request)).await.map(drop)
+    }
+
+    /// The size afterwards.
+    pub async fn expand(&self, request: v1::NodeExpandVolumeRequest) -> Result<i64, Refused> {
+        let mut client = self.client.clone();
+        match tokio::time::timeout(CALL, client.node_expand_volume(request)).await {
+            Ok(Ok(answer)) => Ok(answer.into_inner().capacity_bytes),
+            Ok(Err(status)) => Err(Refused {
+                // Codes that no later attempt will change.
+                for_good: matches!(
+                    status.code(),
+                    tonic::Code::InvalidArgument | tonic::Code::OutOfRange | tonic::Code::NotFound
+                ),
+                message: format!("rpc error: code = {:?} desc = {}", status.code(), status.message()),
+            }),
+            Err(_) => Err(Refused {
+                for_good: false,
+                message: "rpc error: code = DeadlineExceeded desc = context deadline exceeded".into(),
+            }),
+        }
+    }
+
+    pub async fn stats(
+        &self,
+        request: v1::NodeGetVolumeStatsRequest,
+    ) -> Result<v1::NodeGetVolumeStatsResponse, String> {
+        within(CALL, self.client.clone().node_get_volume_stats(request)).await
+    }
+}
+
+/// A volume that was not grown.
+#[derive(Debug)]
+pub struct Refused {
+    pub for_good: bool,
+    pub message: String,
+}
+
+/// Strings as a request carries them.
+pub fn carried(map: &BTreeMap<String, String>) -> HashMap<String, String> {
+    map.iter().map(|(k, v)| (k.clone(), v.clone())).collect()
+}
