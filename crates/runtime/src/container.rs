@@ -16,6 +16,7 @@ use crate::shim::sys::now;
 use crate::shim_client::{Refused, ask};
 use crate::spec::bundle::{Mount, PidNamespace, Rootfs};
 use crate::spec::capabilities::bounding_set;
+use crate::spec::cdi;
 use crate::spec::container::{Inputs, build};
 use crate::spec::user::Accounts;
 use cri::v1::{
@@ -106,9 +107,12 @@ impl Engine {
         };
         let sandbox_dir = self.sandbox_dir(&sandbox.id);
         let own_ipc = options.ipc() != NamespaceMode::Node;
+        let mut with_devices = config.clone();
+        cdi::inject(&mut with_devices, &cdi::DIRECTORIES)
+            .map_err(|e| anyhow::anyhow!("CDI device injection failed: {e}"))?;
         let built = build(Inputs {
             id,
-            config: &config,
+            config: &with_devices,
             hostname: &hostname,
             image: &image_config,
             accounts: &accounts,
@@ -123,6 +127,8 @@ impl Engine {
             sandbox_files: FILES.iter().map(|(path, name)| (*path, sandbox_dir.join(name))).collect(),
             shm: own_ipc.then(|| self.sandbox_state_dir(&sandbox.id).join("shm")),
             image_mounts: self.image_mounts(&config)?,
+            users: crate::sandbox::users(&namespaces(&sandbox.config.clone().unwrap_or_default()))
+                .map_err(anyhow::Error::msg)?,
             pid_namespace: self.pid_namespace(&context, sandbox.init_pid)?,
             cgroup_dirs: self.cgroups.dirs(&cgroup),
             cgroups: &self.cgroups,
@@ -190,19 +196,16 @@ impl Engine {
             if inside.split('/').any(|p| p == "..") {
                 bail!("image sub path \"{inside}\" must not contain \"..\"");
             }
-            mounts.push(match paths.as_slice() {
-                [only] => {
-                    let source = if inside.is_empty() { only.clone() } else { format!("{only}/{inside}") };
-                    Mount::new(&wanted.container_path, "bind", &source, &["rbind", "ro", "rprivate"])
-                }
-                _ if !inside.is_empty() => bail!("a sub path of an image volume with several layers is not supported"),
+            let whole = match paths.as_slice() {
+                [only] => Mount::new(&wanted.container_path, "bind", only, &["rbind", "ro", "rprivate"]),
                 _ => Mount::new(
                     &wanted.container_path,
                     "overlay",
                     "overlay",
                     &["ro", &format!("lowerdir={}", paths.join(":"))],
                 ),
-            });
+            };
+            mounts.push(Mount { inside: inside.into(), ..whole });
         }
         Ok(mounts)
     }
@@ -278,11 +281,14 @@ impl Engine {
                 return Ok(());
             }
         }
-        let _changing = container.changing.lock().await;
-        if !container.record().running() {
-            return Ok(());
+        {
+            // Not held while waiting: the end is taken in under it.
+            let _changing = container.changing.lock().await;
+            if !container.record().running() {
+                return Ok(());
+            }
+            ask(&state, &signal(libc::SIGKILL, true)).await?;
         }
-        ask(&state, &signal(libc::SIGKILL, true)).await?;
         tokio::time::timeout(KILL_TIMEOUT, container.wait())
             .await
             .with_context(|| format!("container \"{}\" does not end after SIGKILL", container.id))

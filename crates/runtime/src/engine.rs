@@ -260,7 +260,13 @@ impl Engine {
         tokio::spawn(async move {
             loop {
                 match connection.receive().await {
-                    Ok(Some((Reply::Exited { id, exit }, _))) => engine.container_ended(&id, &exit).await,
+                    Ok(Some((Reply::Exited { id, exit }, _))) => {
+                        // Its start is recorded and announced before its end, however short its life.
+                        if let Some(container) = engine.container(&id) {
+                            drop(container.changing.lock().await);
+                        }
+                        engine.container_ended(&id, &exit).await;
+                    }
                     Ok(Some(_)) => {}
                     Ok(None) => break,
                     Err(error) => {
@@ -301,8 +307,8 @@ impl Engine {
         if let Err(error) = saved {
             tracing::error!(container = id, error = format!("{error:#}"), "an exit could not be recorded");
         }
-        container.ended.send_replace(true);
         self.announce(id, ContainerEventType::ContainerStoppedEvent, &container.sandbox_id);
+        container.ended.send_replace(true);
     }
 
     /// A shim is gone: its namespaces with it, so nothing of the sandbox may live on.

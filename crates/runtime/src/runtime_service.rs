@@ -403,9 +403,10 @@ impl RuntimeService for RuntimeServer {
             });
             info.insert("config".to_string(), config.to_string());
         }
+        let own_users = crate::sandbox::user_namespaces();
         let handler = |name: &str| RuntimeHandler {
             name: name.into(),
-            features: Some(RuntimeHandlerFeatures { recursive_read_only_mounts: true, user_namespaces: false }),
+            features: Some(RuntimeHandlerFeatures { recursive_read_only_mounts: true, user_namespaces: own_users }),
         };
         Ok(Response::new(StatusResponse {
             status: Some(RuntimeStatus {

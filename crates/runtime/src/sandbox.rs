@@ -14,7 +14,8 @@ use crate::records::SandboxRecord;
 use crate::shim::protocol::{Request, SandboxRequest};
 use crate::shim::sys::now;
 use crate::shim_client;
-use cri::v1::{ContainerEventType, DnsConfig, NamespaceMode, NamespaceOption, PodSandboxConfig};
+use crate::spec::bundle::{IdRange, Users};
+use cri::v1::{ContainerEventType, DnsConfig, IdMapping, NamespaceMode, NamespaceOption, PodSandboxConfig};
 
 /// Size of a pod's shared memory, as other engines have it.
 const SHM_SIZE: &str = "mode=1777,size=65536k";
@@ -27,17 +28,51 @@ pub fn namespaces(config: &PodSandboxConfig) -> NamespaceOption {
     context.and_then(|c| c.namespace_options.clone()).unwrap_or_default()
 }
 
+/// A sandbox's own users, if it is to have some.
+pub fn users(options: &NamespaceOption) -> Result<Option<Users>, String> {
+    let Some(wish) = options.userns_options.as_ref().filter(|u| u.mode() == NamespaceMode::Pod) else {
+        return Ok(None);
+    };
+    if !user_namespaces() {
+        return Err("user namespaces are not supported by this node's kernel".into());
+    }
+    if options.network() == NamespaceMode::Node {
+        return Err("user namespaces are not supported with the node's network".into());
+    }
+    let ranges = |list: &[IdMapping]| -> Result<Vec<IdRange>, String> {
+        let whole = |m: &&IdMapping| {
+            let fits = |first: u32| first.checked_add(m.length).is_some();
+            m.length > 0 && fits(m.host_id) && fits(m.container_id)
+        };
+        if list.is_empty() || !list.iter().all(|m| whole(&m)) {
+            return Err("user namespace mappings must not be empty or overflow".into());
+        }
+        let range = |m: &IdMapping| IdRange { inside: m.container_id, node: m.host_id, length: m.length };
+        Ok(list.iter().map(range).collect())
+    };
+    let users = Users { uids: ranges(&wish.uids)?, gids: ranges(&wish.gids)? };
+    if users.on_node(0, 0).is_none() {
+        return Err("user namespace mappings must have user and group 0".into());
+    }
+    Ok(Some(users))
+}
+
+/// Whether pods can have users of their own: since Linux 6.3 every file system that pods' volumes are made of can give
+/// files other owners by mount.
+pub fn user_namespaces() -> bool {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let mut numbers = release.split(['.', '-']).map(|n| n.parse::<u32>().unwrap_or(0));
+    let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    version >= (6, 3) && Path::new("/proc/self/ns/user").exists()
+}
+
 impl Engine {
     /// Runs a sandbox; on failure nothing of it is left.
     pub async fn run_sandbox(self: &Arc<Self>, config: PodSandboxConfig, handler: String) -> Result<String> {
         let id = new_id();
         let (cgroup_parent, owns_cgroup) = self.sandbox_cgroup(&id, &config);
         let options = namespaces(&config);
-        if let Some(userns) = &options.userns_options
-            && userns.mode() == NamespaceMode::Pod
-        {
-            anyhow::bail!("user namespaces are not supported by this runtime");
-        }
+        users(&options).map_err(anyhow::Error::msg)?;
         for name in config.linux.iter().flat_map(|l| l.sysctls.keys()) {
             check_sysctl(name, &options).map_err(anyhow::Error::msg)?;
         }
@@ -83,6 +118,7 @@ impl Engine {
         let record = sandbox.record();
         let config = record.config.clone().unwrap_or_default();
         let options = namespaces(&config);
+        let users = users(&options).map_err(anyhow::Error::msg)?;
         self.update_sandbox(sandbox, |_| {})?;
         let state = self.sandbox_state_dir(&sandbox.id);
         fs::create_dir_all(&state).context("creating the sandbox's run-time directory")?;
@@ -92,7 +128,9 @@ impl Engine {
             let shm = state.join("shm");
             fs::create_dir_all(&shm)?;
             let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
-            mount(Some("shm"), &shm, Some("tmpfs"), flags, Some(SHM_SIZE))
+            let owner = users.as_ref().and_then(|u| u.on_node(0, 0)).unwrap_or_default();
+            let data = format!("{SHM_SIZE},uid={},gid={}", owner.0, owner.1);
+            mount(Some("shm"), &shm, Some("tmpfs"), flags, Some(data.as_str()))
                 .context("mounting the pod's shared memory")?;
         }
         let request = SandboxRequest {
@@ -102,6 +140,7 @@ impl Engine {
             net: !host_network,
             ipc: options.ipc() != NamespaceMode::Node,
             uts: !host_network,
+            users,
             shared_pid: options.pid() == NamespaceMode::Pod,
             sysctls: config.linux.as_ref().map(|l| l.sysctls.clone().into_iter().collect()).unwrap_or_default(),
         };

@@ -514,3 +514,172 @@ async fn mounts_propagate_as_asked() {
     }
     nothing_left(&node);
 }
+
+/// The mounts that the kubelet makes of a pod's image volume and of an ordinary one.
+fn volume(path: &str, source: Mount) -> Mount {
+    Mount { container_path: path.into(), readonly: source.image.is_some(), ..source }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pods_have_users_of_their_own() {
+    able!();
+    use std::os::unix::fs::MetadataExt;
+    const FIRST: u32 = 200_000;
+    let node = Node::start(&["--pod-cidr", "10.77.11.0/24"]).await;
+    node.import_busybox("busybox:test").await;
+    let mut c = node.clients().await;
+    let status = c.runtime.status(StatusRequest::default()).await.unwrap().into_inner();
+    if !status.runtime_handlers[0].features.unwrap().user_namespaces {
+        eprintln!("skipped: the kernel has no mounts with other owners");
+        return;
+    }
+    let map = |length| vec![IdMapping { host_id: FIRST, container_id: 0, length }];
+    let mut config = pod("one", &node.dir.path().join("logs"));
+    let mut wish = |users: UserNamespace| {
+        let context = config.linux.as_mut().unwrap().security_context.as_mut().unwrap();
+        context.namespace_options.as_mut().unwrap().userns_options = Some(users);
+        config.clone()
+    };
+    let refused = wish(UserNamespace { mode: NamespaceMode::Pod.into(), uids: map(0), gids: map(0) });
+    let request = RunPodSandboxRequest { config: Some(refused), runtime_handler: String::new() };
+    assert!(c.runtime.run_pod_sandbox(request).await.unwrap_err().message().contains("mappings"));
+    let config = wish(UserNamespace { mode: NamespaceMode::Pod.into(), uids: map(65536), gids: map(65536) });
+
+    let sandbox = c.run(&config).await;
+    let data = node.dir.path().join("data");
+    std::fs::create_dir(&data).unwrap();
+    let mut main = shell("main", "trap exit TERM; httpd -f -p 80 & touch /made; while :; do sleep 0.01; done");
+    let own = Mount {
+        host_path: data.display().to_string(),
+        uid_mappings: map(65536),
+        gid_mappings: map(65536),
+        ..Mount::default()
+    };
+    main.mounts = vec![volume("/data", own)];
+    let main = c.launch(&sandbox, &config, main).await;
+    for (script, expect) in [
+        ("id -u; id -g", "0\n0\n"),
+        ("cat /proc/self/uid_map | tr -s ' '", " 0 200000 65536\n"),
+        ("cat /proc/1/uid_map | tr -s ' '", " 0 200000 65536\n"),
+        ("ls -ln / | grep -c ' 0 *0 .* made$'; ls -lnd /bin | tr -s ' ' | grep -c ' 0 0 '", "1\n1\n"),
+        ("echo x > /data/file; ls -ln /data | grep -c ' 0 *0 '", "1\n"),
+        ("echo x > /dev/shm/a && echo x > /dev/a && echo x > /dev/null && echo ok", "ok\n"),
+        ("echo x > /etc/hostname && ls -ln /etc/hostname | grep -c ' 0 *0 '", "1\n"),
+        ("echo 1 > /proc/sys/kernel/panic || mount -t tmpfs none /tmp || echo weak", "weak\n"),
+    ] {
+        let (out, _) = c.exec(&main, &format!("{{ {script}; }} 2>/dev/null")).await;
+        assert_eq!(out, expect, "{script}");
+    }
+    // On the node they are nobody in particular, and what they write is whose it is said to be.
+    let request = ContainerStatusRequest { container_id: main.clone(), verbose: true };
+    let info = c.runtime.container_status(request).await.unwrap().into_inner().info;
+    let info: serde_json::Value = serde_json::from_str(&info["info"]).unwrap();
+    let process = std::fs::metadata(format!("/proc/{}", info["pid"])).unwrap();
+    assert_eq!((process.uid(), process.gid()), (FIRST, FIRST));
+    let file = std::fs::metadata(data.join("file")).unwrap();
+    assert_eq!((file.uid(), file.gid()), (0, 0));
+    // A terminal, and another user.
+    let mut other = shell("other", "id -u; tty");
+    other.tty = true;
+    security(&mut other).run_as_user = Some(Int64Value { value: 1000 });
+    let other = c.launch(&sandbox, &config, other).await;
+    assert_eq!(c.ended(&other).await.exit_code, 0);
+    let text = log_text(&node.dir.path().join("logs/one/other.log"));
+    assert_eq!(text.replace('\r', ""), "1000\n/dev/pts/0\n");
+    c.remove(&sandbox).await;
+    nothing_left(&node);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn images_are_volumes() {
+    able!();
+    let node = Node::start(&["--pod-cidr", "10.77.12.0/24"]).await;
+    node.import_busybox("busybox:test").await;
+    let mut c = node.clients().await;
+    let config = pod("one", &node.dir.path().join("logs"));
+    let sandbox = c.run(&config).await;
+    let image = |inside: &str| Mount {
+        image: Some(ImageSpec { image: "busybox:test".into(), ..ImageSpec::default() }),
+        image_sub_path: inside.into(),
+        ..Mount::default()
+    };
+    let mut main = shell("main", "ls /whole/opaque /part /link; touch /whole/x /part/x");
+    // `link` is a link to `home` in the image; one to the node would end in the image too.
+    main.mounts = vec![volume("/whole", image("")), volume("/part", image("opaque")), volume("/link", image("link"))];
+    let main = c.launch(&sandbox, &config, main).await;
+    assert_eq!(c.ended(&main).await.exit_code, 1);
+    let text = log_text(&node.dir.path().join("logs/one/main.log"));
+    let shown = "/link:\nthrough\n\n/part:\nshown\n\n/whole/opaque:\nshown\n";
+    let shown = [shown, "touch: /whole/x: Read-only file system\n", "touch: /part/x: Read-only file system\n"];
+    assert_eq!(text, shown.concat());
+    let mut wrong = shell("wrong", "true");
+    wrong.mounts = vec![volume("/part", image("nowhere"))];
+    let wrong = c.create(&sandbox, &config, wrong).await;
+    let request = StartContainerRequest { container_id: wrong };
+    let why = c.runtime.start_container(request).await.unwrap_err();
+    assert!(why.message().contains("nowhere"), "{why}");
+    c.remove(&sandbox).await;
+    nothing_left(&node);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_killed_shim_takes_its_pod_with_it() {
+    able!();
+    let node = Node::start(&["--pod-cidr", "10.77.13.0/24"]).await;
+    node.import_busybox("busybox:test").await;
+    let mut c = node.clients().await;
+    let config = pod("one", &node.dir.path().join("logs"));
+    let sandbox = c.run(&config).await;
+    let main = c.launch(&sandbox, &config, shell("main", "sleep 1000 & while :; do sleep 1000; done")).await;
+    let request = PodSandboxStatusRequest { pod_sandbox_id: sandbox.clone(), verbose: true };
+    let info = c.runtime.pod_sandbox_status(request.clone()).await.unwrap().into_inner().info;
+    let info: serde_json::Value = serde_json::from_str(&info["info"]).unwrap();
+    let inside = |pid: &serde_json::Value| std::fs::read_link(format!("/proc/{pid}/ns/net")).ok();
+    let network = inside(&info["pid"]).unwrap();
+    let shim = nix::unistd::Pid::from_raw(info["pid"].as_i64().unwrap() as i32);
+    nix::sys::signal::kill(shim, nix::sys::signal::Signal::SIGKILL).unwrap();
+    assert_ne!(c.ended(&main).await.exit_code, 0);
+    let status = c.runtime.pod_sandbox_status(request).await.unwrap().into_inner().status.unwrap();
+    assert_eq!(status.state(), PodSandboxState::SandboxNotready);
+    let left = std::fs::read_dir("/proc").unwrap().flatten();
+    let left: Vec<_> =
+        left.filter(|p| std::fs::read_link(p.path().join("ns/net")).is_ok_and(|n| n == network)).collect();
+    assert!(left.is_empty(), "{left:?}");
+    c.remove(&sandbox).await;
+    nothing_left(&node);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pods_that_came_and_went_leave_nothing() {
+    able!();
+    const ROUNDS: usize = 4;
+    const PODS: usize = 6;
+    let node = Node::start(&["--pod-cidr", "10.77.14.0/24"]).await;
+    node.import_busybox("busybox:test").await;
+    let open = |pid: i32| std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count();
+    let mut before = 0;
+    for round in 0..ROUNDS {
+        let pods = (0..PODS).map(|n| {
+            let node = &node;
+            async move {
+                let mut c = node.clients().await;
+                let config = pod(&format!("p{round}-{n}"), &node.dir.path().join("logs"));
+                let sandbox = c.run(&config).await;
+                let main = c.launch(&sandbox, &config, shell("main", "while :; do sleep 0.01; done")).await;
+                assert_eq!(c.exec(&main, "echo here").await, ("here\n".into(), 0));
+                let short = c.launch(&sandbox, &config, shell("short", "exit 1")).await;
+                assert_eq!(c.ended(&short).await.exit_code, 1);
+                c.remove(&sandbox).await;
+            }
+        });
+        futures::future::join_all(pods).await;
+        nothing_left(&node);
+        // The first round opens what stays open.
+        let now = open(node.server_pid());
+        if round == 1 {
+            before = now;
+        }
+        // A few connections of this test may be closing still.
+        assert!(round <= 1 || now <= before + PODS, "{before} descriptors, then {now}");
+    }
+}

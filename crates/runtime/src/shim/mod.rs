@@ -20,6 +20,7 @@ use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
+use crate::spec::bundle::Users;
 use protocol::{Reply, SandboxRequest};
 
 /// Entry of the re-executed process: `args` are what follows `shim` on the command line. Must be called before any
@@ -103,7 +104,13 @@ fn prepare(request: &[u8]) -> Result<supervise::Supervisor, String> {
             kinds |= kind;
         }
     }
-    step(sys::unshare(kinds), "creating the sandbox's namespaces")?;
+    let users = match &request.users {
+        None => {
+            step(sys::unshare(kinds), "creating the sandbox's namespaces")?;
+            None
+        }
+        Some(users) => Some(namespaces_of(users, kinds)?),
+    };
     if request.uts && !request.hostname.is_empty() {
         nix::unistd::sethostname(&request.hostname).map_err(|e| format!("setting the host name: {e}"))?;
     }
@@ -117,8 +124,43 @@ fn prepare(request: &[u8]) -> Result<supervise::Supervisor, String> {
         std::fs::File::open("/proc/self/ns/pid").map_err(|e| format!("own PID namespace: {e}"))?.into();
     step(std::env::set_current_dir("/"), "entering /")?;
     drop(request);
-    supervise::Supervisor::new(listener, spawn::Home { pid_namespace, init })
+    supervise::Supervisor::new(listener, spawn::Home { pid_namespace, init, users })
         .map_err(|e| format!("watching children: {e}"))
+}
+
+/// Makes a user namespace, and others that belong to it, and joins the others: the shim itself keeps the node's users,
+/// whose powers it needs. Returns the user namespace.
+fn namespaces_of(users: &Users, kinds: libc::c_int) -> Result<OwnedFd, String> {
+    let child = match sys::clone_process(libc::CLONE_NEWUSER | kinds) {
+        Ok(sys::Forked::Parent(pid)) => pid,
+        Ok(sys::Forked::Child) => loop {
+            // Only its namespaces are wanted; it is killed below.
+            sys::pause();
+        },
+        Err(e) => return Err(format!("creating a user namespace: {e}")),
+    };
+    let made = join_of(child, users, kinds);
+    let _ = sys::kill(child, libc::SIGKILL);
+    sys::reap(Some(child), true);
+    made
+}
+
+fn join_of(child: i32, users: &Users, kinds: libc::c_int) -> Result<OwnedFd, String> {
+    for (file, ranges) in [("uid_map", &users.uids), ("gid_map", &users.gids)] {
+        let lines: Vec<String> = ranges.iter().map(|r| format!("{} {} {}", r.inside, r.node, r.length)).collect();
+        let path = format!("/proc/{child}/{file}");
+        std::fs::write(&path, lines.join("\n")).map_err(|e| format!("writing the sandbox's {file}: {e}"))?;
+    }
+    let open = |name: &str| -> Result<OwnedFd, String> {
+        let file = std::fs::File::open(format!("/proc/{child}/ns/{name}"));
+        file.map(OwnedFd::from).map_err(|e| format!("opening the sandbox's {name} namespace: {e}"))
+    };
+    for (name, kind) in [("net", libc::CLONE_NEWNET), ("ipc", libc::CLONE_NEWIPC), ("uts", libc::CLONE_NEWUTS)] {
+        if kinds & kind != 0 {
+            sys::setns(&open(name)?, kind).map_err(|e| format!("joining the sandbox's {name} namespace: {e}"))?;
+        }
+    }
+    open("user")
 }
 
 fn listen(request: &SandboxRequest) -> io::Result<OwnedFd> {

@@ -9,6 +9,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::spec::bundle::Users;
+
 /// Largest packet, in bytes. Below the default socket buffer, far above any message of ours except huge exec commands.
 pub const MAX_PACKET: usize = 128 * 1024;
 /// Most descriptors beside one packet: stdin, stdout, stderr.
@@ -33,6 +35,9 @@ pub struct SandboxRequest {
     pub uts: bool,
     /// One PID namespace for all containers, with a reaping init.
     pub shared_pid: bool,
+    /// Users of its own.
+    #[serde(default)]
+    pub users: Option<Users>,
     /// Namespaced kernel parameters, dotted names.
     pub sysctls: BTreeMap<String, String>,
 }

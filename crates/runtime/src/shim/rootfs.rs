@@ -59,6 +59,8 @@ fn fd_path(fd: &OwnedFd) -> String {
 /// A root under construction.
 struct Tree {
     root: OwnedFd,
+    /// Whose what is made in it is, if not the node's root's.
+    owner: Option<(u32, u32)>,
 }
 
 impl Tree {
@@ -76,9 +78,16 @@ impl Tree {
         let parent = self.directory(parent)?;
         match sys::mkdir_at(parent.as_fd(), name, 0o755) {
             Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
-            _ => {}
+            Err(_) => {}
+            Ok(()) => self.own(path)?,
         }
         self.open(path)
+    }
+
+    /// Something that was just made belongs to the root of the sandbox's users.
+    fn own(&self, path: &str) -> io::Result<()> {
+        let Some((uid, gid)) = self.owner else { return Ok(()) };
+        std::os::unix::fs::chown(fd_path(&self.open(path)?), Some(uid), Some(gid))
     }
 
     /// The file at `path`, made empty with its parents where missing.
@@ -91,10 +100,25 @@ impl Tree {
             self.directory(parent)?;
         }
         sys::open_in_root(self.root.as_fd(), path, libc::O_WRONLY | libc::O_CREAT)?;
+        self.own(path)?;
         self.open(path)
     }
 
-    fn mount(&self, m: &Mount) -> Result<(), Failure> {
+    /// Mounts, and binds the wanted part over it.
+    fn mount(&self, m: &Mount, users: Option<&OwnedFd>) -> Result<(), Failure> {
+        self.mount_whole(m, users.filter(|_| m.own_users))?;
+        if m.inside.is_empty() {
+            return Ok(());
+        }
+        let what = || format!("mounting \"{}\" of \"{}\" at \"{}\"", m.inside, m.source, m.destination);
+        let whole = context(self.open(&m.destination), what)?;
+        let part = context(sys::open_in_root(whole.as_fd(), &m.inside, libc::O_PATH | libc::O_DIRECTORY), what)?;
+        let bind = MsFlags::MS_BIND | MsFlags::MS_REC;
+        let (part, whole) = (fd_path(&part), fd_path(&whole));
+        context(mount(Some(part.as_str()), whole.as_str(), None::<&str>, bind, None::<&str>), what)
+    }
+
+    fn mount_whole(&self, m: &Mount, users: Option<&OwnedFd>) -> Result<(), Failure> {
         let (flags, propagation, recursive_ro, data) = parse_options(&m.options);
         let what = || format!("mounting \"{}\" to rootfs at \"{}\"", m.source, m.destination);
         if m.kind != "bind" {
@@ -115,7 +139,15 @@ impl Tree {
         let target = if is_dir { self.directory(&m.destination) } else { self.file(&m.destination) };
         let target = context(target, what)?;
         let bind = MsFlags::MS_BIND | (flags & MsFlags::MS_REC);
-        context(mount(Some(m.source.as_str()), fd_path(&target).as_str(), None::<&str>, bind, None::<&str>), what)?;
+        match users {
+            None => {
+                let at = fd_path(&target);
+                context(mount(Some(m.source.as_str()), at.as_str(), None::<&str>, bind, None::<&str>), what)?;
+            }
+            Some(users) => {
+                context(for_users(&m.source, &fd_path(&target), users, flags.contains(MsFlags::MS_REC)), what)?
+            }
+        }
         // The descriptor still names what lies under the new mount; look again.
         let target = context(self.open(&m.destination), what)?;
         let path = fd_path(&target);
@@ -144,6 +176,12 @@ impl Tree {
     }
 }
 
+/// Binds a path to another with the owners that the sandbox's users make of its files.
+fn for_users(source: &str, target: &str, users: &OwnedFd, recursive: bool) -> io::Result<()> {
+    let (source, target) = (CString::new(source)?, CString::new(target)?);
+    sys::attach_mount(&sys::mount_for_users(&source, users, recursive)?, &target)
+}
+
 /// Flags a bind mount inherits from its source and would lose by a remount.
 fn existing_flags(path: &str) -> MsFlags {
     use nix::sys::statvfs::{FsFlags, statvfs};
@@ -170,8 +208,11 @@ fn split(path: &str) -> Option<(&str, &str)> {
 }
 
 /// Builds the root and enters it. Runs in the container's mount namespace, before privileges are given up.
-pub fn enter(bundle: &Bundle) -> Result<(), Failure> {
+pub fn enter(bundle: &Bundle, users: Option<&OwnedFd>) -> Result<(), Failure> {
     isolate(bundle)?;
+    if let Some(users) = users {
+        own_layers(bundle, users)?;
+    }
     mount_overlay(&bundle.rootfs)?;
     let mountpoint = &bundle.rootfs.mountpoint;
     let root = context(
@@ -182,9 +223,10 @@ pub fn enter(bundle: &Bundle) -> Result<(), Failure> {
         ),
         || "opening the root file system".into(),
     )?;
-    let tree = Tree { root };
+    let owner = bundle.users.as_ref().and_then(|u| u.on_node(0, 0));
+    let tree = Tree { root, owner };
     for m in &bundle.mounts {
-        tree.mount(m)?;
+        tree.mount(m, users)?;
         if m.destination == "/sys" {
             mount_cgroups(&tree, bundle)?;
         }
@@ -231,6 +273,24 @@ fn mount_holding(path: &Path) -> io::Result<String> {
     Ok(best.to_string())
 }
 
+/// Image layers seen by this namespace with the sandbox's owners. The writable layer is the sandbox's own by itself: the
+/// kernel would not let the node's root, which mounts it, work in it otherwise.
+fn own_layers(bundle: &Bundle, users: &OwnedFd) -> Result<(), Failure> {
+    use std::os::unix::fs::MetadataExt;
+    let Rootfs { layers, upper, .. } = &bundle.rootfs;
+    let what = || format!("giving {} to the sandbox's users", layers.display());
+    // Nothing of it may reach the node, whatever propagation the mount that it hangs on has.
+    let holder = context(mount_holding(layers), what)?;
+    context(mount(None::<&str>, holder.as_str(), None::<&str>, MsFlags::MS_PRIVATE, None::<&str>), what)?;
+    let path = layers.to_string_lossy();
+    context(for_users(&path, &path, users, false), what)?;
+    let root = context(std::fs::metadata(upper), what)?;
+    if let Some((uid, gid)) = bundle.users.as_ref().and_then(|u| u.on_node(root.uid(), root.gid())) {
+        context(std::os::unix::fs::chown(upper, Some(uid), Some(gid)), what)?;
+    }
+    Ok(())
+}
+
 fn mount_overlay(rootfs: &Rootfs) -> Result<(), Failure> {
     // Short relative names: the kernel takes one page of options, and images may have over a hundred layers.
     context(std::env::set_current_dir(&rootfs.layers), || format!("entering {}", rootfs.layers.display()))?;
@@ -258,7 +318,7 @@ fn mount_cgroups(tree: &Tree, bundle: &Bundle) -> Result<(), Failure> {
     }
     let several = bundle.cgroup_mounts.iter().any(|m| !m.name.is_empty());
     if several {
-        tree.mount(&Mount::new(base, "tmpfs", "tmpfs", &["nosuid", "nodev", "noexec", "mode=755"]))?;
+        tree.mount(&Mount::new(base, "tmpfs", "tmpfs", &["nosuid", "nodev", "noexec", "mode=755"]), None)?;
     }
     for m in &bundle.cgroup_mounts {
         let at = if m.name.is_empty() { base.to_string() } else { format!("{base}/{}", m.name) };

@@ -32,6 +32,8 @@ pub struct Home {
     pub pid_namespace: OwnedFd,
     /// The init of the sandbox's PID namespace, else 0.
     pub init: i32,
+    /// The sandbox's own users, which a container's processes join last.
+    pub users: Option<OwnedFd>,
 }
 
 /// Starts a container's first process with the given standard streams (ignored with a terminal).
@@ -52,8 +54,8 @@ pub fn container(home: &Home, bundle: &Bundle, stdio: [Option<OwnedFd>; 3]) -> R
         }
         sys::new_session_keyring();
         adjust_oom_score(&bundle.process);
-        rootfs::enter(bundle)?;
-        become_program(&bundle.process, stdio, channel, true)
+        rootfs::enter(bundle, home.users.as_ref())?;
+        become_program(home, bundle, &bundle.process, stdio, channel, true)
     })
 }
 
@@ -74,7 +76,7 @@ pub fn exec(
             kinds |= libc::CLONE_NEWCGROUP;
         }
         step(sys::setns(&first, kinds), "joining the container's namespaces")?;
-        become_program(process, stdio, channel, false)
+        become_program(home, bundle, process, stdio, channel, false)
     })
 }
 
@@ -161,6 +163,8 @@ fn adjust_oom_score(process: &Process) {
 
 /// From here the process is inside: give it its terminal or streams, its user, its limits, and run it.
 fn become_program(
+    home: &Home,
+    bundle: &Bundle,
     process: &Process,
     stdio: [Option<OwnedFd>; 3],
     channel: &OwnedFd,
@@ -195,16 +199,26 @@ fn become_program(
             step(sys::place_fd(stream.as_fd(), target as i32), "placing a stream")?;
         }
     }
-    sys::chown_stdio(process.uid, process.gid);
+    // Until the users are joined below, files belong to whom the process is on the node.
+    let owner = match &bundle.users {
+        None => (process.uid, process.gid),
+        Some(users) => users
+            .on_node(process.uid, process.gid)
+            .ok_or_else(|| format!("user {} or group {} is not one of the sandbox's own", process.uid, process.gid))?,
+    };
+    sys::chown_stdio(owner.0, owner.1);
     for &(resource, soft, hard) in &process.rlimits {
         step(sys::set_rlimit(resource, soft, hard), "setting a resource limit")?;
     }
     sys::set_umask(0o022);
-    enter_working_directory(process, first)?;
+    enter_working_directory(process, owner, first)?;
     if let Some(profile) = &process.apparmor {
         set_apparmor(profile)?;
     }
     sys::close_range_on_exec(3);
+    if let Some(users) = &home.users {
+        step(sys::setns(users, libc::CLONE_NEWUSER), "joining the sandbox's users")?;
+    }
     give_up_privileges(process)?;
     run(process)
 }
@@ -222,11 +236,11 @@ fn bind_console(terminal: &OwnedFd) {
     }
 }
 
-fn enter_working_directory(process: &Process, first: bool) -> Result<(), Failure> {
+fn enter_working_directory(process: &Process, owner: (u32, u32), first: bool) -> Result<(), Failure> {
     let cwd = if process.cwd.is_empty() { "/" } else { &process.cwd };
     if first && !Path::new(cwd).exists() {
         step(std::fs::create_dir_all(cwd), &format!("creating working directory \"{cwd}\""))?;
-        let _ = std::os::unix::fs::chown(cwd, Some(process.uid), Some(process.gid));
+        let _ = std::os::unix::fs::chown(cwd, Some(owner.0), Some(owner.1));
     }
     step(std::env::set_current_dir(cwd), &format!("chdir to cwd (\"{cwd}\") set in config.json failed"))
 }

@@ -140,15 +140,60 @@ pub fn mkdir_at(dir: BorrowedFd<'_>, name: &str, mode: u32) -> io::Result<()> {
     check(unsafe { libc::mkdirat(dir.as_raw_fd(), name.as_ptr(), mode) }.into()).map(drop)
 }
 
+/// mount_setattr(2)'s struct.
+#[repr(C)]
+struct MountAttr {
+    set: u64,
+    clear: u64,
+    propagation: u64,
+    userns: u64,
+}
+
+/// A copy of the mounts at a path, not attached anywhere, in which files have the owners that a user namespace makes of
+/// them.
+pub fn mount_for_users(path: &CStr, users: &OwnedFd, recursive: bool) -> io::Result<OwnedFd> {
+    const OPEN_TREE_CLONE: libc::c_int = 1;
+    const MOUNT_ATTR_IDMAP: u64 = 0x0010_0000;
+    let recursive = if recursive { libc::AT_RECURSIVE } else { 0 };
+    let attr = MountAttr { set: MOUNT_ATTR_IDMAP, clear: 0, propagation: 0, userns: users.as_raw_fd() as u64 };
+    // SAFETY: a terminated path and integers; a non-negative result is a new descriptor that we own. The struct is
+    // mount_setattr(2)'s and its size is passed.
+    unsafe {
+        let flags = OPEN_TREE_CLONE | libc::O_CLOEXEC | recursive;
+        let tree = check(libc::syscall(libc::SYS_open_tree, libc::AT_FDCWD, path.as_ptr(), flags))?;
+        let tree = OwnedFd::from_raw_fd(tree as RawFd);
+        check(libc::syscall(
+            libc::SYS_mount_setattr,
+            tree.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH | recursive,
+            &attr as *const MountAttr,
+            std::mem::size_of::<MountAttr>(),
+        ))?;
+        Ok(tree)
+    }
+}
+
+/// Attaches a copy of mounts to a path.
+pub fn attach_mount(tree: &OwnedFd, path: &CStr) -> io::Result<()> {
+    const MOVE_MOUNT_F_EMPTY_PATH: libc::c_uint = 4;
+    const MOVE_MOUNT_T_SYMLINKS: libc::c_uint = 0x10;
+    // SAFETY: an open descriptor and terminated paths.
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_move_mount,
+            tree.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_FDCWD,
+            path.as_ptr(),
+            MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_SYMLINKS,
+        )
+    })
+    .map(drop)
+}
+
 /// Makes a mount and everything under it read-only.
 pub fn mount_read_only_recursive(path: &CStr) -> io::Result<()> {
-    #[repr(C)]
-    struct MountAttr {
-        set: u64,
-        clear: u64,
-        propagation: u64,
-        userns: u64,
-    }
     const MOUNT_ATTR_RDONLY: u64 = 1;
     let attr = MountAttr { set: MOUNT_ATTR_RDONLY, clear: 0, propagation: 0, userns: 0 };
     // SAFETY: the struct is mount_setattr(2)'s and its size is passed.

@@ -7,6 +7,38 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+/// The users of a sandbox that has its own: ranges of ids inside, and what they are on the node.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Users {
+    /// User ids.
+    pub uids: Vec<IdRange>,
+    /// Group ids.
+    pub gids: Vec<IdRange>,
+}
+
+/// A range of ids.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IdRange {
+    /// The first, inside.
+    pub inside: u32,
+    /// The first, on the node.
+    pub node: u32,
+    /// How many.
+    pub length: u32,
+}
+
+impl Users {
+    fn node_id(ranges: &[IdRange], id: u32) -> Option<u32> {
+        let range = ranges.iter().find(|r| id >= r.inside && id - r.inside < r.length)?;
+        Some(range.node + (id - range.inside))
+    }
+
+    /// What a user and a group inside are on the node.
+    pub fn on_node(&self, uid: u32, gid: u32) -> Option<(u32, u32)> {
+        Some((Self::node_id(&self.uids, uid)?, Self::node_id(&self.gids, gid)?))
+    }
+}
+
 /// Everything the shim needs to start one container.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Bundle {
@@ -26,6 +58,9 @@ pub struct Bundle {
     pub readonly_paths: Vec<String>,
     /// Which processes it sees.
     pub pid_namespace: PidNamespace,
+    /// The sandbox's own users; none: the node's.
+    #[serde(default)]
+    pub users: Option<Users>,
     /// Own cgroup namespace.
     pub cgroup_namespace: bool,
     /// Cgroup directories to join, one a hierarchy.
@@ -173,6 +208,12 @@ pub struct Mount {
     pub source: String,
     /// As in mount(8).
     pub options: Vec<String>,
+    /// Only this part of what is mounted; no link in it leads out.
+    #[serde(default)]
+    pub inside: String,
+    /// Files of the sandbox's users appear as those of the node's users of the same number.
+    #[serde(default)]
+    pub own_users: bool,
 }
 
 impl Mount {
@@ -183,6 +224,8 @@ impl Mount {
             kind: kind.into(),
             source: source.into(),
             options: options.iter().map(|o| o.to_string()).collect(),
+            inside: String::new(),
+            own_users: false,
         }
     }
 }

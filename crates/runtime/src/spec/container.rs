@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use crate::cgroup::Cgroups;
 use crate::images::config::{ImageConfig, RunConfig};
-use crate::spec::bundle::{Bundle, Bytes, Mount, PidNamespace, Process, Rootfs};
+use crate::spec::bundle::{Bundle, Bytes, Mount, PidNamespace, Process, Rootfs, Users};
 use crate::spec::user::{self, Accounts, Identity};
 use crate::spec::{capabilities, devices};
 use cri::v1::{ContainerConfig, LinuxContainerSecurityContext, Mount as WantedMount, MountPropagation};
@@ -33,6 +33,8 @@ pub struct Inputs<'a> {
     pub shm: Option<PathBuf>,
     /// Image volumes: mounts prepared by the engine.
     pub image_mounts: Vec<Mount>,
+    /// The sandbox's own users.
+    pub users: Option<Users>,
     /// Which processes it sees.
     pub pid_namespace: PidNamespace,
     /// Its cgroup directories.
@@ -70,7 +72,14 @@ pub fn build(inputs: Inputs<'_>) -> Result<Built, String> {
     let defaults = RunConfig::default();
     let image = inputs.image.config.as_ref().unwrap_or(&defaults);
     let identity = user::resolve(context, image.user.as_deref().unwrap_or(""), inputs.accounts)?;
-    let devices = devices::resolve(&config.devices, context.privileged)?;
+    let mut devices = devices::resolve(&config.devices, context.privileged)?;
+    let mut mounts = mounts(config, context, &inputs.sandbox_files, inputs.shm, inputs.image_mounts)?;
+    if let Some(users) = &inputs.users {
+        for node in &mut devices.nodes {
+            (node.uid, node.gid) = users.on_node(node.uid, node.gid).unwrap_or((node.uid, node.gid));
+        }
+        give_to(users, &mut mounts);
+    }
     let process = Process {
         terminal: config.tty,
         uid: identity.uid,
@@ -92,11 +101,12 @@ pub fn build(inputs: Inputs<'_>) -> Result<Built, String> {
         id: inputs.id.to_string(),
         process,
         rootfs: inputs.rootfs,
-        mounts: mounts(config, context, &inputs.sandbox_files, inputs.shm, inputs.image_mounts)?,
+        mounts,
         devices: devices.nodes,
         masked_paths: if context.privileged { Vec::new() } else { context.masked_paths.clone() },
         readonly_paths: if context.privileged { Vec::new() } else { context.readonly_paths.clone() },
         pid_namespace: inputs.pid_namespace,
+        users: inputs.users,
         cgroup_namespace: true,
         cgroups: inputs.cgroup_dirs,
         cgroup_mounts: inputs.cgroups.mounts(),
@@ -108,6 +118,23 @@ pub fn build(inputs: Inputs<'_>) -> Result<Built, String> {
         exit_file: inputs.exit_file,
     };
     Ok(Built { bundle, device_rules: devices.rules, identity })
+}
+
+/// What is made for the container belongs to its own root and terminal group.
+fn give_to(users: &Users, mounts: &mut [Mount]) {
+    /// Group `tty`, everywhere.
+    const TTY: u32 = 5;
+    let (root, root_group) = users.on_node(0, 0).unwrap_or_default();
+    for mount in mounts.iter_mut() {
+        match mount.kind.as_str() {
+            "tmpfs" => mount.options.extend([format!("uid={root}"), format!("gid={root_group}")]),
+            "devpts" => {
+                mount.options.retain(|o| !o.starts_with("gid="));
+                mount.options.extend(users.on_node(0, TTY).map(|(_, tty)| format!("gid={tty}")));
+            }
+            _ => {}
+        }
+    }
 }
 
 fn arguments(config: &ContainerConfig, image: &RunConfig) -> Result<Vec<Bytes>, String> {
@@ -210,7 +237,8 @@ fn mounts(
             if context.readonly_rootfs {
                 options.push("ro");
             }
-            further.push(Mount::new(path, "bind", &source.to_string_lossy(), &options));
+            let file = Mount::new(path, "bind", &source.to_string_lossy(), &options);
+            further.push(Mount { own_users: true, ..file });
         }
     }
     for wanted in config.mounts.iter().filter(|m| m.image.is_none()) {
@@ -246,6 +274,7 @@ fn bind(wanted: &WantedMount) -> Result<Mount, String> {
         (false, false) => options.push("rw"),
     }
     let mut mount = Mount::new(&target, "bind", &wanted.host_path, &options);
+    mount.own_users = !wanted.uid_mappings.is_empty();
     for option in &wanted.mount_options {
         if !["nosuid", "nodev", "noexec", "noatime", "relatime", "strictatime"].contains(&option.as_str()) {
             return Err(format!("mount option \"{option}\" is not supported"));

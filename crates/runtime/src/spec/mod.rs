@@ -3,6 +3,7 @@
 
 pub mod bundle;
 pub mod capabilities;
+pub mod cdi;
 pub mod container;
 pub mod devices;
 pub mod seccomp;
