@@ -110,6 +110,11 @@ impl Informer {
         self.shared.store.add_index(name, of);
     }
 
+    /// Indexes labels within namespaces, for [`Informer::list_selected`].
+    pub fn index_labels(&self) {
+        self.shared.store.index_labels();
+    }
+
     /// Objects an index holds under a value.
     pub fn by_index(&self, name: &str, value: &str) -> Vec<Arc<Object>> {
         self.shared.store.by_index(name, value)

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Bound;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak};
 
+use meta::selector::Operator;
 use meta::{LabelSelector, Object};
 
 use crate::subscription::{MAX_PENDING_KEYS, Mailbox, Subscription};
@@ -18,8 +19,8 @@ struct Index {
 }
 
 impl Index {
-    fn remove(&mut self, key: &Arc<str>, object: &Object) {
-        for value in (self.of)(object) {
+    fn remove(&mut self, key: &Arc<str>, values: Vec<String>) {
+        for value in values {
             if let Some(keys) = self.keys.get_mut(&value) {
                 keys.remove(key);
                 if keys.is_empty() {
@@ -29,11 +30,29 @@ impl Index {
         }
     }
 
-    fn insert(&mut self, key: &Arc<str>, object: &Object) {
-        for value in (self.of)(object) {
+    fn insert(&mut self, key: &Arc<str>, values: Vec<String>) {
+        for value in values {
             self.keys.entry(value).or_default().insert(key.clone());
         }
     }
+
+    fn change(&mut self, key: &Arc<str>, old: Option<&Arc<Object>>, new: Option<&Arc<Object>>) {
+        let of = |object: Option<&Arc<Object>>| object.map(|o| (self.of)(o)).unwrap_or_default();
+        let (old, new) = (of(old), of(new));
+        // Most changes are of a status and move nothing.
+        if old != new {
+            self.remove(key, old);
+            self.insert(key, new);
+        }
+    }
+}
+
+/// The index of labels within namespaces; [`Store::list_selected`] uses it where it is there.
+const LABELS: &str = "labels";
+
+/// A label as that index holds it.
+fn label_value(namespace: &str, key: &str, value: &str) -> String {
+    format!("{namespace}/{key}={value}")
 }
 
 #[derive(Default)]
@@ -52,12 +71,7 @@ impl Contents {
             None => self.objects.remove(key),
         };
         for index in self.indexes.values_mut() {
-            if let Some(old) = &old {
-                index.remove(key, old);
-            }
-            if let Some(new) = new {
-                index.insert(key, new);
-            }
+            index.change(key, old.as_ref(), new);
         }
         if old.is_some() || new.is_some() {
             for mailbox in self.subscribers.iter().filter_map(Weak::upgrade) {
@@ -149,8 +163,33 @@ impl Store {
         }
     }
 
+    /// Objects of one namespace (or all) that a selector picks, in key order.
     pub fn list_selected(&self, namespace: Option<&str>, selector: &LabelSelector) -> Vec<Arc<Object>> {
-        self.list_where(namespace, |o| selector.matches(&o.meta.labels))
+        let contents = self.read();
+        let (Some(namespace), Some(index)) = (namespace, contents.indexes.get(LABELS)) else {
+            drop(contents);
+            return self.list_where(namespace, |o| selector.matches(&o.meta.labels));
+        };
+        // Of the labels that must have one certain value, the one the fewest objects have.
+        let certain = selector.requirements.iter().filter(|r| r.operator == Operator::In && r.values.len() == 1);
+        let held = certain.map(|r| index.keys.get(&label_value(namespace, &r.key, &r.values[0])));
+        match held.min_by_key(|keys| keys.map_or(0, BTreeSet::len)) {
+            None => {
+                drop(contents);
+                self.list_where(Some(namespace), |o| selector.matches(&o.meta.labels))
+            }
+            Some(keys) => {
+                let objects = keys.into_iter().flatten().filter_map(|k| contents.objects.get(k));
+                objects.filter(|o| selector.matches(&o.meta.labels)).cloned().collect()
+            }
+        }
+    }
+
+    /// Makes [`Store::list_selected`] within a namespace look only at objects that have one of the labels asked for.
+    pub fn index_labels(&self) {
+        self.add_index(LABELS, |o| {
+            o.meta.labels.iter().map(|(k, v)| label_value(&o.meta.namespace, k, v)).collect()
+        });
     }
 
     /// Adds an index, over what is held already too. The same name twice keeps the first.
@@ -161,7 +200,7 @@ impl Store {
         }
         let mut index = Index { of: Arc::new(of), keys: HashMap::new() };
         for (key, object) in &contents.objects {
-            index.insert(key, object);
+            index.change(key, None, Some(object));
         }
         contents.indexes.insert(name, index);
     }

@@ -3,7 +3,7 @@
 //! One gathering for both; a pure plan for each. Slices are filled to [`MAX_PER_SLICE`] and changed as little as
 //! possible; each has one address family and one set of ports.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -30,6 +30,8 @@ const HEADLESS: &str = "service.kubernetes.io/headless";
 pub const ENDPOINTS_MANAGED_BY: &str = "endpoints.kubernetes.io/managed-by";
 const OVER_CAPACITY: &str = "endpoints.kubernetes.io/over-capacity";
 const ZONE: &str = "topology.kubernetes.io/zone";
+/// The index of Services by the first label they select by.
+const BY_SELECTOR: &str = "selector";
 
 /// A Service with its pods.
 pub struct World<'a> {
@@ -408,20 +410,40 @@ fn pod_to_services(services: &Arc<Informer>) -> impl Fn(&Change) -> Vec<String> 
         {
             return Vec::new();
         }
-        let Some(namespace) = change.object().map(|o| o.meta.namespace.clone()) else { return Vec::new() };
-        let selects = |service: &Object| {
-            let typed = service.typed::<Service>().ok()?;
-            let map = typed.spec.as_ref()?.selector.as_ref().filter(|s| !s.is_empty())?;
-            let selector = LabelSelector::from_map(map.iter().map(|(k, v)| (k.as_str(), v.as_str())));
-            [&change.old, &change.new].into_iter().flatten().any(|o| selector.matches(&o.meta.labels)).then_some(())
-        };
-        services.list(Some(&namespace)).iter().filter(|s| selects(s).is_some()).map(|s| s.meta.key()).collect()
+        let mut keys = BTreeSet::new();
+        for object in [&change.old, &change.new].into_iter().flatten() {
+            let pairs = object.meta.labels.iter().map(|(k, v)| selected(&object.meta.namespace, k, v));
+            for service in pairs.flat_map(|pair| services.by_index(BY_SELECTOR, &pair)) {
+                let fits = |map: &BTreeMap<String, String>| map.iter().all(|(k, v)| object.meta.label(k) == Some(v));
+                let typed = service.typed::<Service>().ok();
+                if typed.is_some_and(|s| s.spec.as_ref().and_then(|s| s.selector.as_ref()).is_some_and(fits)) {
+                    keys.insert(service.meta.key());
+                }
+            }
+        }
+        keys.into_iter().collect()
     }
+}
+
+/// A label a Service selects by, as their index holds it.
+fn selected(namespace: &str, key: &str, value: &str) -> String {
+    format!("{namespace}/{key}={value}")
+}
+
+/// A pod with all labels of a selector has its first one too: one is enough to find the Services of a pod.
+fn index(services: &Informer, pods: &Informer) {
+    services.add_index(BY_SELECTOR, |o| {
+        let typed = o.typed::<Service>().ok();
+        let first = typed.as_ref().and_then(|s| s.spec.as_ref()?.selector.as_ref()?.iter().next());
+        first.map(|(k, v)| selected(&o.meta.namespace, k, v)).into_iter().collect()
+    });
+    pods.index_labels();
 }
 
 pub fn endpoint_slices(cx: &Context) -> Controller {
     let (services, all_pods) = (cx.informers.get::<Service>(), cx.informers.get::<Pod>());
     let (nodes, slices) = (cx.informers.get::<Node>(), cx.informers.get::<EndpointSlice>());
+    index(&services, &all_pods);
     let ours = |o: &Object| o.meta.label(MANAGED_BY) == Some(SLICE_CONTROLLER);
     let service_of = move |o: &Object| {
         Some(meta::object::object_key(&o.meta.namespace, o.meta.label(SERVICE_NAME).filter(|_| ours(o))?))
@@ -448,6 +470,7 @@ pub fn endpoints(cx: &Context) -> Controller {
     let (services, all_pods) = (cx.informers.get::<Service>(), cx.informers.get::<Pod>());
     let (nodes, endpoints) = (cx.informers.get::<Node>(), cx.informers.get::<Endpoints>());
     let (of, of_pods, of_nodes, of_endpoints) = (services.clone(), all_pods.clone(), nodes.clone(), endpoints.clone());
+    index(&services, &all_pods);
     let ours = |o: &Object| o.meta.label(ENDPOINTS_MANAGED_BY).is_some();
     Controller::new("endpoints-controller", move |ask| {
         let existing = of_endpoints.get(&ask.key);

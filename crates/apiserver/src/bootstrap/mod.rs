@@ -4,6 +4,7 @@
 //! Objects that exist are left alone, except default roles, which gain what they lack (upstream's auto-reconciliation), and
 //! the endpoint, which follows the server's address.
 
+mod controllers;
 pub(crate) mod policy;
 
 use std::sync::Arc;
@@ -33,8 +34,8 @@ pub async fn run(server: &Arc<ApiServer>) -> Result<(), Status> {
         namespaces.iter().map(|name| object("", "v1", "namespaces", "", "Namespace", name, json!({}))).collect(),
     )
     .await?;
-    let mut objects: Vec<Wanted> =
-        policy::cluster_roles().into_iter().chain(policy::bindings()).chain(policy::namespaced()).collect();
+    let mut objects = policy::cluster_roles();
+    objects.extend(policy::bindings().into_iter().chain(policy::namespaced()).chain(controllers::wanted()));
     for (name, value, description) in [
         (
             "system-node-critical",

@@ -14,7 +14,7 @@ const EVENTS: &str = "create,patch,update -,events.k8s.io events";
 const REVIEWS: &str = "create authentication.k8s.io tokenreviews; create authorization.k8s.io subjectaccessreviews";
 
 /// Rules separated by semicolons; `$READ` and the like are the lists above.
-type Rules = &'static str;
+pub type Rules = &'static str;
 
 /// (name, rules, label `aggregate-to-…` or empty, aggregated from)
 const ROLES: &[(&str, Rules, &str, &[&str])] = &[
@@ -174,6 +174,24 @@ const NAMESPACED: &[(&str, &str, Rules, &[&str])] = &[
         &["system:kube-controller-manager", "system:kube-scheduler"],
     ),
     (
+        "kube-public",
+        "system:controller:bootstrap-signer",
+        "$READ - configmaps; update,patch - configmaps cluster-info; $EVENTS",
+        &["system:serviceaccount:kube-system:bootstrap-signer"],
+    ),
+    (
+        "kube-system",
+        "system:controller:bootstrap-signer",
+        "$READ - secrets",
+        &["system:serviceaccount:kube-system:bootstrap-signer"],
+    ),
+    (
+        "kube-system",
+        "system:controller:token-cleaner",
+        "$READ,delete - secrets; $EVENTS",
+        &["system:serviceaccount:kube-system:token-cleaner"],
+    ),
+    (
         "kube-system",
         "system::leader-locking-kube-controller-manager",
         "create,get,list,update,watch - configmaps; get,list,update,watch coordination.k8s.io leases kube-controller-manager",
@@ -267,6 +285,17 @@ pub fn bindings() -> Vec<Wanted> {
         default_metadata(object(RBAC, "v1", "clusterrolebindings", "", "ClusterRoleBinding", name, body))
     };
     BINDINGS.iter().map(binding).collect()
+}
+
+/// A cluster role bound to a service account in `kube-system`.
+pub fn role_and_binding(name: &str, text: Rules, account: &str) -> [Wanted; 2] {
+    let role = object(RBAC, "v1", "clusterroles", "", "ClusterRole", name, json!({"rules": rules(text)}));
+    let body = json!({
+        "roleRef": {"apiGroup": RBAC, "kind": "ClusterRole", "name": name},
+        "subjects": [{"kind": "ServiceAccount", "namespace": "kube-system", "name": account}],
+    });
+    let binding = object(RBAC, "v1", "clusterrolebindings", "", "ClusterRoleBinding", name, body);
+    [default_metadata(role), default_metadata(binding)]
 }
 
 pub fn namespaced() -> Vec<Wanted> {
