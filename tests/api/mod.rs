@@ -72,6 +72,7 @@ scenarios!(
     discovery,
     encodings,
     expressions,
+    jobs,
     kinds,
     lists,
     namespaces,

@@ -8,6 +8,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::Value;
@@ -54,7 +56,7 @@ struct Step {
     /// Another user, by impersonation: `name` or `name/group,group`.
     #[serde(rename = "as")]
     user: Option<String>,
-    /// A bearer token instead of the certificate; empty for an anonymous request.
+    /// A bearer token instead of the certificate, `base64:` before one that is so encoded; empty for an anonymous request.
     token: Option<String>,
     #[serde(default)]
     headers: BTreeMap<String, String>,
@@ -209,7 +211,12 @@ impl Run<'_> {
         if let Some(token) = &step.token {
             identity = Identity::None;
             if !token.is_empty() {
-                headers.push(("authorization".into(), format!("Bearer {}", self.fill(token)?)));
+                let mut token = self.fill(token)?;
+                // As a Secret has it.
+                if let Some(encoded) = token.strip_prefix("base64:") {
+                    token = String::from_utf8(STANDARD.decode(encoded)?)?;
+                }
+                headers.push(("authorization".into(), format!("Bearer {token}")));
             }
         }
         for (name, value) in &step.headers {

@@ -187,9 +187,7 @@ impl Store {
 
     /// Makes [`Store::list_selected`] within a namespace look only at objects that have one of the labels asked for.
     pub fn index_labels(&self) {
-        self.add_index(LABELS, |o| {
-            o.meta.labels.iter().map(|(k, v)| label_value(&o.meta.namespace, k, v)).collect()
-        });
+        self.add_index(LABELS, |o| o.meta.labels.iter().map(|(k, v)| label_value(&o.meta.namespace, k, v)).collect());
     }
 
     /// Adds an index, over what is held already too. The same name twice keeps the first.

@@ -195,3 +195,50 @@ async fn a_job_counts_every_pod_once() {
         }
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_comes_and_goes_and_swallows_answers() {
+    for (life, lost) in [(6, false), (6, true), (17, true)] {
+        let sim = Sim::default();
+        sim.create("deployments", deployment(6));
+        sim.create(
+            "statefulsets",
+            json!({"metadata": {"name": "db"}, "spec": {
+                "replicas": 2, "serviceName": "db", "selector": {"matchLabels": {"app": "db"}},
+                "template": {"metadata": {"labels": {"app": "db"}}, "spec": {"containers": [{"name": "c", "image": "a"}]}},
+            }}),
+        );
+        let leader = Leader::start(&sim);
+        let done = |s: &Sim| {
+            let web = s.get("deployments", "n/web");
+            running(s, "a") == 8 && web["status"]["availableReplicas"] == 6
+        };
+        let mut since = sim.writes();
+        for _ in 0..4000 {
+            if done(&sim) {
+                break;
+            }
+            if sim.writes() - since >= life {
+                sim.set_down(true);
+                tokio::time::sleep(std::time::Duration::from_secs(2)).await;
+                sim.set_down(false);
+                if lost {
+                    sim.lose_an_answer();
+                }
+                since = sim.writes();
+            }
+            sim.run_pods(|_| None);
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+        assert!(done(&sim), "{life} {lost}");
+        let made = sim.made("pods");
+        assert_eq!((made.len(), distinct(&made)), (8, 8), "{life} {lost}");
+        // Two looks at everything later nothing is found that events did not tell.
+        sim.settle().await;
+        sim.log();
+        tokio::time::sleep(std::time::Duration::from_secs(1300)).await;
+        assert_eq!(sim.log(), Vec::<String>::new());
+        assert_eq!(crate::metrics::resync_found(), 0);
+        leader.killed().await;
+    }
+}

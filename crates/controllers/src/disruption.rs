@@ -74,7 +74,7 @@ pub fn plan_stale(pod: &PodView, now: Timestamp) -> Result<Plan, Status> {
     let mut status = status_of(&pod.object)?;
     let reset = json!({"type": TARGET, "status": "False", "lastTransitionTime": client::time::rfc3339(now)});
     conditions::replace(&mut status, reset);
-    plan.act(Action::status(&pods_resource(), &pod.object, status)?);
+    plan.act(Action::patch_status(&pods_resource(), &pod.object, status));
     Ok(plan)
 }
 

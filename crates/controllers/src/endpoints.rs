@@ -29,6 +29,8 @@ const SLICE_CONTROLLER: &str = "endpointslice-controller.k8s.io";
 const HEADLESS: &str = "service.kubernetes.io/headless";
 pub const ENDPOINTS_MANAGED_BY: &str = "endpoints.kubernetes.io/managed-by";
 const OVER_CAPACITY: &str = "endpoints.kubernetes.io/over-capacity";
+/// When what is told last changed, for those who measure how long telling takes.
+const TRIGGERED: &str = "endpoints.kubernetes.io/last-change-trigger-time";
 const ZONE: &str = "topology.kubernetes.io/zone";
 /// The index of Services by the first label they select by.
 const BY_SELECTOR: &str = "selector";
@@ -190,6 +192,15 @@ fn fill(existing: Vec<Existing>, desired: Vec<Value>) -> Vec<Slice> {
     }
 }
 
+impl World<'_> {
+    /// The latest change of readiness of the Service's pods; the Service's own beginning when none is known.
+    fn triggered(&self) -> Value {
+        let changed = |p: &PodView| p.condition("Ready")?.last_transition_time.as_ref().map(|t| t.0);
+        let latest = self.pods.iter().filter_map(changed).max();
+        latest.map_or_else(|| (&*self.service.meta.creation_timestamp).into(), |t| client::time::rfc3339(t).into())
+    }
+}
+
 /// Brings a Service's slices to what its pods are.
 pub fn plan_slices(world: &World<'_>, slices: Vec<Arc<Object>>, taken: impl Fn(&str) -> bool) -> Result<Plan, Status> {
     let resource = client::gvr_of::<EndpointSlice>();
@@ -247,6 +258,7 @@ pub fn plan_slices(world: &World<'_>, slices: Vec<Arc<Object>>, taken: impl Fn(&
                         }
                         body["endpoints"] = slice.endpoints.into();
                         body["metadata"]["labels"] = labels.clone();
+                        body["metadata"]["annotations"][TRIGGERED] = world.triggered();
                         plan.act(Action::update(&resource, &object, body));
                     }
                     None => {
@@ -258,6 +270,7 @@ pub fn plan_slices(world: &World<'_>, slices: Vec<Arc<Object>>, taken: impl Fn(&
                             "metadata": {
                                 "name": names.last(), "generateName": prefix, "namespace": &*world.service.meta.namespace,
                                 "labels": labels, "ownerReferences": [crate::owners::controller_ref(world.service)],
+                                "annotations": {TRIGGERED: world.triggered()},
                             },
                             "addressType": family, "endpoints": slice.endpoints, "ports": ports,
                         });
@@ -364,9 +377,12 @@ pub fn plan_endpoints(world: &World<'_>, existing: Option<&Arc<Object>>) -> Resu
     } else {
         body["subsets"] = subsets.into();
     }
+    if existing.is_some() && body == before {
+        return Ok(plan);
+    }
+    body["metadata"]["annotations"][TRIGGERED] = world.triggered();
     match existing {
         None => plan.act(Action::create(&resource, &world.service.meta.namespace, body).may_exist()),
-        Some(_) if body == before => return Ok(plan),
         Some(object) => plan.act(Action::update(&resource, object, body)),
     };
     Ok(plan)

@@ -13,6 +13,7 @@ mod conditions;
 mod cronjob;
 mod daemonset;
 mod deployment;
+mod device_taints;
 mod disruption;
 mod endpoint_mirroring;
 mod endpoints;
@@ -207,6 +208,7 @@ const CONTROLLERS: &[(&str, bool, Make)] = &[
     ("volumeattributesclass-protection-controller", true, volume_attributes::protection),
     ("local-path-provisioner-controller", true, local_path::provisioner),
     ("resourceclaim-controller", true, resource_claims::resource_claims),
+    ("device-taint-eviction-controller", true, device_taints::eviction),
     ("storage-version-migrator-controller", true, storage_migration::migrator),
     ("ttl-after-finished-controller", true, job_controller::ttl_after_finished),
 ];
@@ -223,6 +225,7 @@ const NEEDS: &[(&str, &str, &str, &str)] = &[
     ("service-cidr-controller", "networking.k8s.io", "v1", "servicecidrs"),
     ("volumeattributesclass-protection-controller", "storage.k8s.io", "v1", "volumeattributesclasses"),
     ("resourceclaim-controller", "resource.k8s.io", "v1", "resourceclaims"),
+    ("device-taint-eviction-controller", "resource.k8s.io", "v1", "devicetaintrules"),
     ("storage-version-migrator-controller", "storagemigration.k8s.io", "v1", "storageversionmigrations"),
 ];
 /// How often a server is asked again for what it lacks: it may be upgraded below us.
@@ -309,6 +312,7 @@ const ACCOUNTS: &[(&str, &str)] = &[
     ("persistentvolume-expander-controller", "expand-controller"),
     ("volumeattributesclass-protection-controller", "volumeattributesclass-protection-controller"),
     ("resourceclaim-controller", "resource-claim-controller"),
+    ("device-taint-eviction-controller", "device-taint-eviction-controller"),
     ("storage-version-migrator-controller", "storage-version-migrator-controller"),
     ("ttl-after-finished-controller", "ttl-after-finished-controller"),
 ];

@@ -36,7 +36,7 @@ fn remove(plan: &mut Plan, pod: &PodView, disruption: Option<&str>, now: Timesta
             let condition = Condition { kind: "DisruptionTarget", status: "True", reason: "DeletionByPodGC", message };
             conditions::set(&mut status, condition, now);
         }
-        plan.act(Action::status(&pods_resource(), &pod.object, status)?);
+        plan.act(Action::patch_status(&pods_resource(), &pod.object, status));
     }
     plan.act(Action::delete_with(&pods_resource(), &pod.object, DeleteOptions::default().grace(0)));
     Ok(())

@@ -94,7 +94,7 @@ pub fn plan_pod(
     let has = |entry: &Value| known.iter().any(|k| k == entry);
     if complete && !names.iter().all(has) {
         status["resourceClaimStatuses"] = names.into();
-        plan.act(Action::status(&pods_resource(), &pod.object, status)?);
+        plan.act(Action::patch_status(&pods_resource(), &pod.object, status));
     }
     Ok(plan)
 }
@@ -133,7 +133,7 @@ pub fn plan_claim(claim: &Object, uses: &dyn Fn(&str) -> bool) -> Result<Plan, S
 }
 
 /// Names of the claims a pod uses.
-fn claims_of(pod: &Object) -> BTreeSet<String> {
+pub fn claims_of(pod: &Object) -> BTreeSet<String> {
     let Ok(typed) = pod.typed::<Pod>() else { return BTreeSet::new() };
     let direct = wanted_of(&typed).iter().filter_map(|c| c.resource_claim_name.clone());
     let statuses = typed.status.as_ref().and_then(|s| s.resource_claim_statuses.as_deref()).unwrap_or_default();
@@ -238,7 +238,7 @@ mod tests {
             "c",
             json!({"metadata": {"annotations": {POD_CLAIM: "gpu"}}, "spec": {"devices": {}}}),
         );
-        assert_eq!(lines(&plan_pod(&pod, &[made], &some, &|_| false).unwrap()), ["update pods/status n/p"]);
+        assert_eq!(lines(&plan_pod(&pod, &[made], &some, &|_| false).unwrap()), ["patch pods/status n/p"]);
     }
 
     #[test]

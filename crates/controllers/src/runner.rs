@@ -225,11 +225,17 @@ struct KeyMemory {
     failure: Option<Arc<Status>>,
     /// When it wanted to look again, whatever happens until then.
     due: Option<Instant>,
+    /// (resource, namespace, name) of what may have been created though the answer said otherwise.
+    unsure: Vec<(Gvr, String, String)>,
 }
 
 impl KeyMemory {
     fn is_empty(&self) -> bool {
-        self.written.is_empty() && self.deleted.is_empty() && self.failure.is_none() && self.due.is_none()
+        self.written.is_empty()
+            && self.deleted.is_empty()
+            && self.failure.is_none()
+            && self.due.is_none()
+            && self.unsure.is_empty()
     }
 }
 
@@ -276,8 +282,29 @@ impl Running {
         }
     }
 
+    /// Finds out what was created without our knowing, so that it is waited for as if we knew.
+    async fn make_sure(&self, key: &Arc<str>) -> Result<(), Status> {
+        let mut unsure = Vec::new();
+        self.remember(key, |memory| unsure = memory.unsure.clone());
+        for asked in unsure {
+            let (resource, namespace, name) = &asked;
+            let found = self.client.dynamic(resource.clone()).namespaced(namespace).get_opt(name).await?;
+            self.remember(key, |memory| {
+                memory.unsure.retain(|u| *u != asked);
+                if let Some(found) = found {
+                    let version = memory.written.entry(resource.clone()).or_default();
+                    *version = (*version).max(found.resource_version);
+                }
+            });
+        }
+        Ok(())
+    }
+
     /// Waits until the informers show what this key's last plan wrote.
     async fn caught_up(&self, key: &Arc<str>) -> bool {
+        if self.make_sure(key).await.is_err() {
+            return false;
+        }
         let mut written = HashMap::new();
         let mut waiting = false;
         self.remember(key, |memory| {
@@ -392,6 +419,7 @@ impl Running {
         let Action { resource, namespace, what, done, failed, may_exist } = action;
         let api = self.client.dynamic(resource.clone()).namespaced(&namespace);
         let (mut name, mut removed) = (String::new(), None);
+        let creates = matches!(what, What::Create { .. });
         let result = match what {
             What::Create { body } => {
                 name = body["metadata"]["name"].as_str().unwrap_or_default().to_string();
@@ -444,6 +472,10 @@ impl Running {
             }
             Err(status) if may_exist && status.is_already_exists() => Ok(()),
             Err(status) => {
+                // It may have been done all the same: the next plan must not be made before that is known.
+                if creates && status.code >= 500 && self.informers.contains_key(&resource) {
+                    self.remember(key, |memory| memory.unsure.push((resource, namespace, name)));
+                }
                 if let Some(note) = failed
                     && !is_namespace_terminating(&status)
                 {

@@ -63,6 +63,10 @@ struct State {
     made: Vec<(String, String)>,
     /// Writes asked for, refused ones too.
     writes: usize,
+    /// The server does not answer.
+    down: bool,
+    /// The answer to the next write is lost.
+    deaf: bool,
 }
 
 fn merge(into: &mut Value, patch: &Value) {
@@ -345,6 +349,25 @@ impl Sim {
         self.0.lock().unwrap().made.iter().filter(|(r, _)| r == resource).map(|(_, name)| name.clone()).collect()
     }
 
+    /// The server goes, and every watch with it, or comes back.
+    pub fn set_down(&self, down: bool) {
+        let mut state = self.0.lock().unwrap();
+        state.down = down;
+        state.watchers.clear();
+    }
+
+    /// Loses the answer to the next write, which is done all the same.
+    pub fn lose_an_answer(&self) {
+        self.0.lock().unwrap().deaf = true;
+    }
+
+    fn is_up(&self) -> Result<(), Status> {
+        match self.0.lock().unwrap().down {
+            true => Err(Status::new(meta::Reason::ServiceUnavailable, "connection refused")),
+            false => Ok(()),
+        }
+    }
+
     /// Writes asked for so far.
     pub fn writes(&self) -> usize {
         self.0.lock().unwrap().writes
@@ -434,10 +457,18 @@ impl Sim {
 impl Transport for Sim {
     async fn call(&self, request: Request) -> Result<Reply, Status> {
         tokio::time::sleep(Duration::from_millis(1)).await;
-        self.act(request)
+        self.is_up()?;
+        let write = request.verb.is_write();
+        let reply = self.act(request);
+        // An answer to a write may be lost on its way though the write was done.
+        if write && std::mem::take(&mut self.0.lock().unwrap().deaf) {
+            return Err(Status::new(meta::Reason::ServiceUnavailable, "connection reset by peer"));
+        }
+        reply
     }
 
     async fn get_path(&self, path: &str) -> Result<Bytes, Status> {
+        self.is_up()?;
         let groups: Vec<&str> = ["apps/v1", "batch/v1", "discovery.k8s.io/v1"].into();
         if path == "/apis" {
             let version = |g: &&str| json!({"name": g, "versions": [{"groupVersion": g}], "preferredVersion": {"groupVersion": g}});

@@ -30,7 +30,8 @@ pub fn may_stay(taints: &[Taint], tolerations: &[Toleration]) -> Option<i64> {
     least
 }
 
-fn is_tolerated(taints: &[Taint], tolerations: &[Toleration]) -> bool {
+/// Whether tolerations cover all `NoExecute` taints, be it for a time.
+pub fn is_tolerated(taints: &[Taint], tolerations: &[Toleration]) -> bool {
     nodes::untolerated(taints, tolerations, &["NoExecute"]).is_none()
 }
 
@@ -58,7 +59,7 @@ pub fn evict(plan: &mut Plan, pod: &PodView, reason: &str, message: &str, now: T
     let mut status = known.clone();
     conditions::set(&mut status, Condition { kind: "DisruptionTarget", status: "True", reason, message }, now);
     if status != known && !pod.is_finished() {
-        plan.act(Action::status(&pods_resource(), &pod.object, status)?);
+        plan.act(Action::patch_status(&pods_resource(), &pod.object, status));
     }
     plan.act(Action::delete(&pods_resource(), &pod.object));
     Ok(())

@@ -13,7 +13,7 @@ use crate::pods::PodView;
 
 fn object(kind: &str, name: &str, extra: Value) -> Arc<Object> {
     let api_version = match kind {
-        "Pod" | "Node" | "ConfigMap" => "v1",
+        "Pod" | "Node" | "ConfigMap" | "PersistentVolumeClaim" => "v1",
         "CronJob" | "Job" => "batch/v1",
         "PodDisruptionBudget" => "policy/v1",
         _ => "apps/v1",
@@ -293,4 +293,239 @@ fn the_same_world_makes_the_same_pods() {
     assert_eq!(plan(&[]), plan(&[]));
     let one = PodView::new(object("Pod", "web-x", json!({"status": {"phase": "Running"}}))).unwrap();
     assert_ne!(plan(&[]), plan(&[one]));
+}
+
+#[test]
+fn the_clock_of_cron_jobs_may_jump() {
+    let spec = json!({"spec": {"schedule": "*/5 * * * *", "jobTemplate": {"spec": {"template": {}}}}, "status": {"lastScheduleTime": "2026-01-08T10:00:00Z"}});
+    let cron = object("CronJob", "c", spec);
+    let typed = cron.typed::<k8s_openapi::api::batch::v1::CronJob>().unwrap();
+    for (now, created, said) in [
+        // A week back: nothing is due before the time that was last.
+        ("2026-01-01T10:00:00Z", 0, false),
+        ("2026-01-08T10:00:01Z", 0, false),
+        ("2026-01-08T10:05:00Z", 1, false),
+        // A week forward: one Job, not two thousand, and a word about it.
+        ("2026-01-15T10:01:00Z", 1, true),
+    ] {
+        let plan = crate::cronjob::plan(&cron, &typed.spec, &[], at(now)).unwrap();
+        let creations = plan.actions.iter().filter(|a| matches!(a.what, What::Create { .. })).count();
+        let missed = plan.notes.iter().any(|n| n.reason == "TooManyMissedTimes");
+        assert_eq!((creations, missed), (created, said), "{now}");
+    }
+}
+
+/// A Job of indexes, its pods and what it wants.
+fn indexed_job(extra: Value, status: Value, pods: &[PodView]) -> Plan {
+    let mut body = json!({"spec": {
+        "completions": 3, "parallelism": 3, "backoffLimit": 2_147_483_647, "completionMode": "Indexed",
+        "selector": {"matchLabels": {"job": "j"}}, "template": {"spec": {"containers": [], "restartPolicy": "Never"}},
+    }, "status": status});
+    body["spec"].as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
+    let job = object("Job", "j", body);
+    let typed = job.typed::<k8s_openapi::api::batch::v1::Job>().unwrap();
+    crate::job::plan(&job, typed.spec.as_ref().unwrap(), pods, &|_| false, at("2026-01-01T01:00:00Z")).unwrap()
+}
+
+fn indexed_pod(index: usize, phase: &str, code: i64, annotations: Value) -> PodView {
+    let mut notes = json!({"batch.kubernetes.io/job-completion-index": index.to_string()});
+    notes.as_object_mut().unwrap().extend(annotations.as_object().unwrap().clone());
+    let state = json!({"terminated": {"exitCode": code, "finishedAt": "2026-01-01T00:00:00Z"}});
+    let body = json!({
+        "metadata": {"labels": {"job": "j"}, "annotations": notes, "finalizers": ["batch.kubernetes.io/job-tracking"]},
+        "spec": {"containers": []}, "status": {"phase": phase, "containerStatuses": [{"name": "c", "state": state}]},
+    });
+    PodView::new(object("Pod", &format!("p{index}"), body)).unwrap()
+}
+
+fn created(plan: &Plan) -> Vec<Value> {
+    let groups = plan.actions.iter().filter_map(|a| match &a.what {
+        What::SlowStart(actions) => Some(actions),
+        _ => None,
+    });
+    let bodies = groups.flatten().filter_map(|a| match &a.what {
+        What::Create { body } => Some(body.clone()),
+        _ => None,
+    });
+    bodies.collect()
+}
+
+#[test]
+fn failures_of_an_index_are_counted_apart_and_not_forgotten() {
+    const COUNTED: &str = "batch.kubernetes.io/job-index-failure-count";
+    const IGNORED: &str = "batch.kubernetes.io/job-index-ignored-failure-count";
+    let limit = json!({"backoffLimitPerIndex": 2, "podFailurePolicy": {"rules": [{"action": "Ignore", "onExitCodes": {"operator": "In", "values": [9]}}]}});
+    for (code, before, counted, ignored) in [
+        (3, json!({}), json!("1"), Value::Null),
+        (3, json!({COUNTED: "1"}), json!("2"), Value::Null),
+        (9, json!({COUNTED: "1"}), json!("1"), json!("1")),
+        (9, json!({COUNTED: "1", IGNORED: "2"}), json!("1"), json!("3")),
+    ] {
+        let pods = [
+            indexed_pod(0, "Failed", code, before),
+            indexed_pod(1, "Running", 0, json!({})),
+            indexed_pod(2, "Running", 0, json!({})),
+        ];
+        let plan = indexed_job(limit.clone(), json!({}), &pods);
+        let next = created(&plan);
+        assert_eq!(next.len(), 1);
+        let notes = &next[0]["metadata"]["annotations"];
+        assert_eq!((&notes[COUNTED], &notes[IGNORED]), (&counted, &ignored), "{code}");
+        assert!(!lines(&plan).contains(&"patch pods n/p0".into()), "stays until it is replaced");
+    }
+    // At the limit the index has failed, and the pod is let go.
+    let pods = [
+        indexed_pod(0, "Failed", 3, json!({COUNTED: "2"})),
+        indexed_pod(1, "Running", 0, json!({})),
+        indexed_pod(2, "Running", 0, json!({})),
+    ];
+    let plan = indexed_job(limit, json!({}), &pods);
+    assert_eq!(status_written(&plan)["failedIndexes"], "0");
+    assert_eq!((created(&plan).len(), lines(&plan).contains(&"patch pods n/p0".into())), (0, true));
+}
+
+#[test]
+fn failing_goes_before_early_success() {
+    let both = json!({
+        "successPolicy": {"rules": [{"succeededIndexes": "0"}]},
+        "podFailurePolicy": {"rules": [{"action": "FailJob", "onExitCodes": {"operator": "In", "values": [3]}}]},
+    });
+    let pods = |code: i64| {
+        [
+            indexed_pod(0, "Succeeded", 0, json!({})),
+            indexed_pod(1, "Failed", code, json!({})),
+            indexed_pod(2, "Running", 0, json!({})),
+        ]
+    };
+    for (code, kind) in [(3, "FailureTarget"), (4, "SuccessCriteriaMet")] {
+        let status = status_written(&indexed_job(both.clone(), json!({}), &pods(code)));
+        assert!(crate::conditions::is_true(&status, kind), "{code} {status}");
+    }
+}
+
+/// A set of so many pods, each (ordinal, revision, ready), and claims by name.
+fn stateful(spec: Value, pods: &[(i64, &str, bool)], claim: &dyn Fn(&str) -> Option<Arc<Object>>) -> Vec<String> {
+    let mut body = json!({"spec": {"replicas": 3, "serviceName": "", "selector": {"matchLabels": {"app": "s"}}, "template": {"spec": {"containers": []}}},
+        "status": {"currentRevision": "old", "updateRevision": "new", "replicas": pods.len()}});
+    body["spec"].as_object_mut().unwrap().extend(spec.as_object().unwrap().clone());
+    let set = object("StatefulSet", "s", body);
+    let typed = set.typed::<k8s_openapi::api::apps::v1::StatefulSet>().unwrap();
+    let pods: Vec<PodView> = pods
+        .iter()
+        .map(|(at, revision, ready)| {
+            let ready = if *ready { "True" } else { "False" };
+            let body = json!({"metadata": {"labels": {"app": "s", "controller-revision-hash": revision}}, "spec": {"containers": []},
+                "status": {"phase": "Running", "conditions": [{"type": "Ready", "status": ready}]}});
+            PodView::new(object("Pod", &format!("s-{at}"), body)).unwrap()
+        })
+        .collect();
+    let history = crate::history::History {
+        name: "new".into(),
+        hash: "new".into(),
+        known: Vec::new(),
+        actions: Vec::new(),
+        collided: false,
+    };
+    let world = crate::statefulset::World { pods: &pods, history, claim };
+    let mut said = lines(&crate::statefulset::plan(&set, &typed.spec, world, at("2026-01-01T01:00:00Z")).unwrap());
+    said.retain(|l| !l.starts_with("update statefulsets/status"));
+    said
+}
+
+#[test]
+fn stateful_sets_step_by_step() {
+    let none = |_: &str| None;
+    let parallel = json!({"podManagementPolicy": "Parallel"});
+    let with = |mut a: Value, b: Value| {
+        a.as_object_mut().unwrap().extend(b.as_object().unwrap().clone());
+        a
+    };
+    let down = |n: i64| json!({"replicas": n});
+    let (new, old) = ("new", "old");
+    for (what, spec, pods, expect) in [
+        ("in order", json!({}), vec![], &["create pods n/s-0"][..]),
+        ("waits", json!({}), vec![(0, new, false)], &[]),
+        ("all at once", parallel.clone(), vec![], &["create pods n/s-0; create pods n/s-1; create pods n/s-2"]),
+        ("from the top", down(1), vec![(0, new, true), (1, new, true), (2, new, true)], &["delete pods n/s-2"]),
+        (
+            "a healthy one does not wait for those below",
+            down(1),
+            vec![(0, new, true), (1, new, false), (2, new, true)],
+            &["delete pods n/s-2"],
+        ),
+        ("an unhealthy one waits for one below", down(1), vec![(0, new, true), (1, new, false), (2, new, false)], &[]),
+        (
+            "down at once",
+            with(down(1), parallel.clone()),
+            vec![(0, new, true), (1, new, true), (2, new, true)],
+            &["delete pods n/s-2; delete pods n/s-1"],
+        ),
+        ("rolls", json!({}), vec![(0, old, true), (1, old, true), (2, old, true)], &["delete pods n/s-2"]),
+        ("rolls on", json!({}), vec![(0, old, true), (1, old, true), (2, new, true)], &["delete pods n/s-1"]),
+        (
+            "broken first",
+            parallel.clone(),
+            vec![(0, old, false), (1, old, true), (2, old, true)],
+            &["delete pods n/s-0"],
+        ),
+        (
+            "to its partition",
+            json!({"updateStrategy": {"type": "RollingUpdate", "rollingUpdate": {"partition": 2}}}),
+            vec![(0, old, true), (1, old, true), (2, new, true)],
+            &[],
+        ),
+        (
+            "two at once",
+            with(
+                parallel.clone(),
+                json!({"updateStrategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 2}}}),
+            ),
+            vec![(0, old, true), (1, old, true), (2, old, true)],
+            &["delete pods n/s-2", "delete pods n/s-1"],
+        ),
+        ("from five on", json!({"ordinals": {"start": 5}}), vec![(5, new, true)], &["create pods n/s-6"]),
+    ] {
+        assert_eq!(stateful(spec, &pods, &none), expect, "{what}");
+    }
+}
+
+#[test]
+fn a_new_pod_waits_for_its_predecessors_claim_to_go() {
+    let claims =
+        json!({"volumeClaimTemplates": [{"metadata": {"name": "data"}, "spec": {"accessModes": ["ReadWriteOnce"]}}]});
+    let stale = |_: &str| {
+        let owner = json!([{"apiVersion": "v1", "kind": "Pod", "name": "s-0", "uid": "gone"}]);
+        Some(object("PersistentVolumeClaim", "data-s-0", json!({"metadata": {"ownerReferences": owner}})))
+    };
+    let kept = |_: &str| Some(object("PersistentVolumeClaim", "data-s-0", json!({})));
+    assert_eq!(stateful(claims.clone(), &[], &stale), ["again in 1 s"]);
+    assert_eq!(stateful(claims.clone(), &[], &kept), ["create pods n/s-0"]);
+    assert_eq!(stateful(claims, &[], &|_| None), ["create persistentvolumeclaims n/data-s-0", "create pods n/s-0"]);
+}
+
+#[test]
+fn budgets_nobody_can_reckon_allow_nothing_and_idle_words_are_taken_back() {
+    let now = at("2026-01-01T01:00:00Z");
+    let budget =
+        object("PodDisruptionBudget", "b", json!({"spec": {"maxUnavailable": 1}, "status": {"disruptionsAllowed": 2}}));
+    let plan =
+        crate::disruption::fail_safe(&budget, "jobs.batch does not implement the scale subresource", now).unwrap();
+    let status = status_written(&plan);
+    let condition = crate::conditions::get(&status, "DisruptionAllowed").unwrap();
+    assert_eq!((&status["disruptionsAllowed"], &condition["reason"]), (&json!(0), &json!("SyncFailed")));
+    for (reason, since, deleted, expect) in [
+        ("EvictionByEvictionAPI", "2026-01-01T00:50:00Z", false, &["patch pods/status n/p"][..]),
+        ("EvictionByEvictionAPI", "2026-01-01T00:59:30Z", false, &["again in 90 s"]),
+        ("EvictionByEvictionAPI", "2026-01-01T00:50:00Z", true, &[]),
+        ("TerminationByKubelet", "2026-01-01T00:50:00Z", false, &[]),
+    ] {
+        let condition =
+            json!({"type": "DisruptionTarget", "status": "True", "reason": reason, "lastTransitionTime": since});
+        let mut body = json!({"spec": {"containers": []}, "status": {"phase": "Running", "conditions": [condition]}});
+        if deleted {
+            body["metadata"] = json!({"deletionTimestamp": since});
+        }
+        let pod = PodView::new(object("Pod", "p", body)).unwrap();
+        assert_eq!(lines(&crate::disruption::plan_stale(&pod, now).unwrap()), expect, "{reason}");
+    }
 }

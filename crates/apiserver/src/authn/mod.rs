@@ -1,9 +1,10 @@
 //! Who asks: client certificates, bearer tokens, anonymous.
 //!
 //! A certificate that the client CA signed names a user (CN), groups (O) and a uid; a bearer token is a service
-//! account's ([`token`]). Credentials that are wrong are 401; none at all is `system:anonymous`.
+//! account's ([`token`], or of the old form [`legacy_token`]). Credentials that are wrong are 401; none at all is `system:anonymous`.
 
 pub mod front_proxy;
+pub mod legacy_token;
 pub mod token;
 
 use std::collections::BTreeMap;
@@ -93,6 +94,9 @@ impl ApiServer {
             tracing::info!(%why, "bearer token refused");
             Status::unauthorized()
         })?;
+        if let Some(secret) = verified.used {
+            self.note_use(secret).await;
+        }
         Ok(Arc::new(verified.user.authenticated()))
     }
 }

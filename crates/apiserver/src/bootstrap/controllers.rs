@@ -15,7 +15,10 @@ const CONTROLLERS: &[(&str, Rules)] = &[
         "$READ - persistentvolumes,persistentvolumeclaims,nodes,pods; patch,update - nodes/status; $EVENTS; \
         get,create,delete,list,watch storage.k8s.io volumeattachments; $READ storage.k8s.io csidrivers,csinodes",
     ),
-    ("clusterrole-aggregation-controller", "escalate,get,list,watch,update,patch rbac.authorization.k8s.io clusterroles"),
+    (
+        "clusterrole-aggregation-controller",
+        "escalate,get,list,watch,update,patch rbac.authorization.k8s.io clusterroles",
+    ),
     (
         "cronjob-controller",
         "$READ,update batch cronjobs; $READ,create,update,delete,patch batch jobs; \
@@ -136,9 +139,15 @@ const CONTROLLERS: &[(&str, Rules)] = &[
         sign certificates.k8s.io signers kubernetes.io/legacy-unknown,kubernetes.io/kube-apiserver-client,kubernetes.io/kube-apiserver-client-kubelet,kubernetes.io/kubelet-serving; \
         create authorization.k8s.io subjectaccessreviews; $EVENTS",
     ),
-    ("pvc-protection-controller", "$READ,update - persistentvolumeclaims; update - persistentvolumeclaims/status; $READ - pods; $EVENTS"),
+    (
+        "pvc-protection-controller",
+        "$READ,update - persistentvolumeclaims; update - persistentvolumeclaims/status; $READ - pods; $EVENTS",
+    ),
     ("pv-protection-controller", "$READ,update - persistentvolumes; $EVENTS"),
-    ("volumeattributesclass-protection-controller", "$READ,update,patch storage.k8s.io volumeattributesclasses; $READ - persistentvolumeclaims,persistentvolumes; $EVENTS"),
+    (
+        "volumeattributesclass-protection-controller",
+        "$READ,update,patch storage.k8s.io volumeattributesclasses; $READ - persistentvolumeclaims,persistentvolumes; $EVENTS",
+    ),
     ("ttl-after-finished-controller", "$READ,delete batch jobs; $EVENTS"),
     ("root-ca-cert-publisher", "create,update - configmaps; $EVENTS"),
 ];

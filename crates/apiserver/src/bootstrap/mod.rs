@@ -13,7 +13,7 @@ use futures::{StreamExt, TryStreamExt};
 use meta::{Gvr, Request, Status, Value, Verb};
 use serde_json::json;
 
-use crate::authn::{MASTERS, User};
+use crate::authn::{MASTERS, User, legacy_token};
 use crate::pipeline::Caller;
 use crate::server::ApiServer;
 
@@ -51,6 +51,8 @@ pub async fn run(server: &Arc<ApiServer>) -> Result<(), Status> {
         let body = json!({"value": value, "description": description, "preemptionPolicy": "PreemptLowerPriority"});
         objects.push(object("scheduling.k8s.io", "v1", "priorityclasses", "", "PriorityClass", name, body));
     }
+    let tracking = json!({"data": {"since": legacy_token::today()}});
+    objects.push(object("", "v1", "configmaps", "kube-system", "ConfigMap", legacy_token::TRACKING, tracking));
     let first: u32 = u32::from(server.config().service_cidr.network()) + 1;
     let address = std::net::Ipv4Addr::from(first).to_string();
     let port = server.config().advertise.port();

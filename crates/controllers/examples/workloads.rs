@@ -1,0 +1,216 @@
+//! How fast a cluster's controllers are, ours or anybody's: times of whole stories, seen from outside through the API.
+//!
+//! `cargo run --release -p controllers --example workloads -- KUBECONFIG SCENARIO[=SIZE]...`
+//!
+//! Scenarios: `deployment` (replicas: created until all are available, then rolled over), `namespace` (ConfigMaps in one
+//! that is deleted), `endpoints` (Services over the same hundred pods, one of which stops being ready), `cronjobs` (due in
+//! the same minute: from that minute until all their Jobs are there). Pods need nodes; simulated ones will do.
+
+use std::future::Future;
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use client::{Client, DeleteOptions, DynamicApi, Gvr, ListOptions, Patch};
+use futures::{StreamExt, TryStreamExt, stream};
+use meta::Status;
+use serde_json::{Value, json};
+
+/// Writes of this program under way at once.
+const PARALLEL: usize = 64;
+/// How often is looked.
+const LOOK: Duration = Duration::from_millis(50);
+/// How long anything may take.
+const MOST: Duration = Duration::from_secs(900);
+/// Pods behind each Service.
+const ENDPOINTS: usize = 100;
+
+struct Stage {
+    client: Client,
+    namespace: String,
+}
+
+impl Stage {
+    async fn new(client: &Client, name: &str) -> Result<Self, Status> {
+        let namespace = format!("{name}-{}", std::process::id());
+        let body = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}});
+        client.dynamic(Gvr::new("", "v1", "namespaces")).create(body).await?;
+        let stage = Self { client: client.clone(), namespace };
+        // Pods need it.
+        let accounts = stage.api("", "serviceaccounts");
+        until(|| async { Ok(accounts.get_opt("default").await?.is_some()) }).await?;
+        Ok(stage)
+    }
+
+    fn api(&self, group: &str, resource: &str) -> DynamicApi {
+        self.client.dynamic(Gvr::new(group, "v1", resource)).namespaced(&self.namespace)
+    }
+
+    async fn create_all(&self, api: &DynamicApi, bodies: impl Iterator<Item = Value>) -> Result<(), Status> {
+        let creations = stream::iter(bodies).map(|body| async { api.create(body).await.map(drop) });
+        creations.buffer_unordered(PARALLEL).try_collect().await
+    }
+
+    /// Deletes the namespace and waits until it is gone.
+    async fn close(self) -> Result<(), Status> {
+        let namespaces = self.client.dynamic(Gvr::new("", "v1", "namespaces"));
+        namespaces.delete(&self.namespace, &DeleteOptions::default()).await?;
+        until(|| async { Ok(namespaces.get_opt(&self.namespace).await?.is_none()) }).await.map(drop)
+    }
+}
+
+/// Seconds until something holds.
+async fn until<F: Future<Output = Result<bool, Status>>>(holds: impl Fn() -> F) -> Result<f64, Status> {
+    let start = Instant::now();
+    while !holds().await? {
+        if start.elapsed() > MOST {
+            return Err(Status::internal("it takes too long"));
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+    Ok(start.elapsed().as_secs_f64())
+}
+
+fn pod_template(image: &str) -> Value {
+    json!({"metadata": {"labels": {"app": "w"}}, "spec": {"terminationGracePeriodSeconds": 0, "containers": [{"name": "c", "image": image}]}})
+}
+
+async fn deployment(client: &Client, replicas: usize) -> Result<(), Status> {
+    let stage = Stage::new(client, "w-deployment").await?;
+    let api = stage.api("apps", "deployments");
+    let body = json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "w"}, "spec": {
+        "replicas": replicas, "selector": {"matchLabels": {"app": "w"}}, "template": pod_template("a"),
+    }});
+    let is_out = || async {
+        let body = api.get("w").await?.value().map_err(Status::internal)?;
+        let counts = ["replicas", "updatedReplicas", "availableReplicas"];
+        let all = counts.iter().all(|f| body["status"][f] == replicas);
+        Ok(all && body["status"]["observedGeneration"] == body["metadata"]["generation"])
+    };
+    api.create(body).await?;
+    println!("deployment of {replicas}: available after {:.2} s", until(is_out).await?);
+    api.patch("w", Patch::Merge(json!({"spec": {"template": pod_template("b")}}))).await?;
+    println!("deployment of {replicas}: rolled over after {:.2} s", until(is_out).await?);
+    let start = Instant::now();
+    stage.close().await?;
+    println!("deployment of {replicas}: gone with its namespace after {:.2} s", start.elapsed().as_secs_f64());
+    Ok(())
+}
+
+async fn namespace(client: &Client, objects: usize) -> Result<(), Status> {
+    let stage = Stage::new(client, "w-namespace").await?;
+    let api = stage.api("", "configmaps");
+    let map = |i: usize| json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": format!("m{i}")}, "data": {"a": "b"}});
+    stage.create_all(&api, (0..objects).map(map)).await?;
+    let start = Instant::now();
+    stage.close().await?;
+    println!("namespace of {objects} objects: gone after {:.2} s", start.elapsed().as_secs_f64());
+    Ok(())
+}
+
+/// A pod's status that says whether it is ready, at an address of its own.
+fn readiness(pod: usize, ready: bool) -> Patch {
+    let word = if ready { "True" } else { "False" };
+    let ip = format!("10.99.{}.{}", pod / 250, pod % 250 + 1);
+    Patch::Merge(json!({"status": {
+        "phase": "Running", "podIP": ip, "podIPs": [{"ip": ip}], "conditions": [{"type": "Ready", "status": word}],
+    }}))
+}
+
+async fn endpoints(client: &Client, services: usize) -> Result<(), Status> {
+    let stage = Stage::new(client, "w-endpoints").await?;
+    let pods = stage.api("", "pods");
+    // For no scheduler, so that nothing but this program changes them.
+    let pod = |i: usize| {
+        let mut body = pod_template("a");
+        body["apiVersion"] = "v1".into();
+        body["kind"] = "Pod".into();
+        body["metadata"]["name"] = format!("p{i}").into();
+        body["spec"]["schedulerName"] = "nobody".into();
+        body
+    };
+    stage.create_all(&pods, (0..ENDPOINTS).map(pod)).await?;
+    for i in 0..ENDPOINTS {
+        pods.patch_subresource(&format!("p{i}"), "status", readiness(i, true)).await?;
+    }
+    let service = |i: usize| json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": format!("s{i}")}, "spec": {"selector": {"app": "w"}, "ports": [{"port": 80}]}});
+    stage.create_all(&stage.api("", "services"), (0..services).map(service)).await?;
+    let slices = stage.api("discovery.k8s.io", "endpointslices");
+    let ready = |wanted: usize| {
+        let slices = slices.clone();
+        move || {
+            let slices = slices.clone();
+            async move {
+                let list = slices.list(&ListOptions::default()).await?;
+                let mut full = 0;
+                for slice in &list.items {
+                    let body = slice.value().map_err(Status::internal)?;
+                    let endpoints = body["endpoints"].as_array().map_or(&[][..], Vec::as_slice);
+                    full +=
+                        usize::from(endpoints.iter().filter(|e| e["conditions"]["ready"] == true).count() == wanted);
+                }
+                Ok(full == services)
+            }
+        }
+    };
+    println!("{services} services of {ENDPOINTS} pods: complete after {:.2} s", until(ready(ENDPOINTS)).await?);
+    pods.patch_subresource("p0", "status", readiness(0, false)).await?;
+    println!("{services} services of {ENDPOINTS} pods: one pod told after {:.2} s", until(ready(ENDPOINTS - 1)).await?);
+    for i in 0..ENDPOINTS {
+        pods.delete(&format!("p{i}"), &DeleteOptions { grace: Some(0), ..DeleteOptions::default() }).await?;
+    }
+    println!("{services} services of {ENDPOINTS} pods: empty after {:.2} s", until(ready(0)).await?);
+    stage.close().await
+}
+
+async fn cronjobs(client: &Client, crons: usize) -> Result<(), Status> {
+    let stage = Stage::new(client, "w-cronjobs").await?;
+    // Due at the next minute but one: all must be there before.
+    let now = jiff::Timestamp::now().as_second();
+    let due = (now / 60 + if now % 60 > 30 { 2 } else { 1 }) * 60;
+    let minute = due / 60 % 60;
+    let cron = |i: usize| {
+        let pod = json!({"restartPolicy": "Never", "containers": [{"name": "c", "image": "a"}]});
+        json!({"apiVersion": "batch/v1", "kind": "CronJob", "metadata": {"name": format!("c{i}")}, "spec": {
+            "schedule": format!("{minute} * * * *"), "jobTemplate": {"spec": {"template": {"spec": pod}}},
+        }})
+    };
+    stage.create_all(&stage.api("batch", "cronjobs"), (0..crons).map(cron)).await?;
+    let wait = due - jiff::Timestamp::now().as_second();
+    tokio::time::sleep(Duration::from_secs(u64::try_from(wait).unwrap_or(0))).await;
+    let jobs = stage.api("batch", "jobs");
+    let all = || async { Ok(jobs.list(&ListOptions::default()).await?.items.len() >= crons) };
+    println!("{crons} cron jobs of one minute: all jobs there after {:.2} s", until(all).await?);
+    stage.close().await
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let mut args = std::env::args().skip(1);
+    let Some(kubeconfig) = args.next() else {
+        eprintln!("usage: workloads KUBECONFIG SCENARIO[=SIZE]...");
+        return ExitCode::FAILURE;
+    };
+    let run = async {
+        let client = Client::from_kubeconfig(Path::new(&kubeconfig), "workloads").await?;
+        for arg in args {
+            let (scenario, size) = arg.split_once('=').unwrap_or((&arg, ""));
+            let size = |usual: usize| size.parse().unwrap_or(usual);
+            match scenario {
+                "deployment" => deployment(&client, size(5000)).await?,
+                "namespace" => namespace(&client, size(20_000)).await?,
+                "endpoints" => endpoints(&client, size(1000)).await?,
+                "cronjobs" => cronjobs(&client, size(500)).await?,
+                other => return Err(Status::bad_request(format!("no scenario is called {other:?}"))),
+            }
+        }
+        Ok(())
+    };
+    match run.await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(status) => {
+            eprintln!("{status}");
+            ExitCode::FAILURE
+        }
+    }
+}
