@@ -1,6 +1,8 @@
 //! The one integration binary: API scenarios against a server in this process ([`api`]), whole clusters with real
-//! containers ([`cluster`]), and what the program says to words it cannot use ([`refusals`]).
+//! containers ([`cluster`]), what the program says to words it cannot use ([`refusals`]), and the care of its store
+//! ([`storage`]).
 
 mod api;
 mod cluster;
 mod refusals;
+mod storage;

@@ -171,6 +171,12 @@ pub trait Backend: Send + Sync + 'static {
     /// Reads one key, now or as it was at a revision (`Some(0)` means now). Returns the store's newest revision too.
     async fn get(&self, key: &str, at: Option<Revision>) -> Result<(Option<KeyValue>, Revision), StoreError>;
 
+    /// Whether a key's value is stored in the form it would be written in now. False only after the keys of encryption
+    /// have changed: then writing the same value once more is not idle.
+    async fn is_current(&self, _key: &str) -> Result<bool, StoreError> {
+        Ok(true)
+    }
+
     /// Reads the keys in `start..end` (see [`prefix_end`]); `limit` 0 means all.
     async fn range(&self, start: &str, end: &str, limit: usize, at: Option<Revision>) -> Result<Range, StoreError>;
 

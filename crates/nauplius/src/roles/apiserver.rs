@@ -10,6 +10,7 @@ use apiserver::server::{Dial, DirectDial, KubeletConnection};
 use apiserver::{ApiServer, Config};
 use async_trait::async_trait;
 use store::Backend;
+use store::transform::Transformed;
 use tokio_util::sync::CancellationToken;
 
 use crate::cli::{Ranges, parse_listen};
@@ -56,9 +57,20 @@ pub struct StoreOptions {
     pub etcd_certfile: Option<PathBuf>,
     #[arg(long)]
     pub etcd_keyfile: Option<PathBuf>,
+    /// An EncryptionConfiguration: which resources are encrypted in the store, and how.
+    #[arg(long)]
+    pub encryption_provider_config: Option<PathBuf>,
 }
 
 pub async fn open_store(options: &StoreOptions, data_dir: &Path) -> Result<Arc<dyn Backend>> {
+    // Before the store: what cannot be understood must not have opened anything.
+    let encryption = options.encryption_provider_config.as_deref().map(super::encryption::read).transpose()?;
+    let store = open_backend(options, data_dir).await?;
+    // Without a configuration too: what was sealed once is then an error, not an object that cannot be read.
+    Ok(Arc::new(Transformed::new(store, Arc::new(encryption.unwrap_or_default()))))
+}
+
+async fn open_backend(options: &StoreOptions, data_dir: &Path) -> Result<Arc<dyn Backend>> {
     if options.etcd_servers.is_empty() {
         let dir = data_dir.join("store");
         let opened = store::embedded::open(&dir, store::embedded::Options::default());

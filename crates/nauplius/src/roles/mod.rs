@@ -2,6 +2,7 @@
 
 pub mod apiserver;
 pub mod controller_manager;
+mod encryption;
 pub mod scheduler;
 pub mod simulated;
 pub mod store;

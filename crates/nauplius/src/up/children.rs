@@ -75,6 +75,7 @@ impl Child {
             ("etcd-cafile", &options.store.etcd_cafile),
             ("etcd-certfile", &options.store.etcd_certfile),
             ("etcd-keyfile", &options.store.etcd_keyfile),
+            ("encryption-provider-config", &options.store.encryption_provider_config),
         ];
         for (name, file) in files {
             if let Some(file) = file {

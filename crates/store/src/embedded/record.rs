@@ -121,7 +121,8 @@ pub fn decode(payload: &[u8]) -> Result<(u64, Vec<Entry>), &'static str> {
             COMMIT => {
                 let revision = reader.u64()?;
                 let count = reader.u32()?;
-                let mut ops = Vec::with_capacity(count.min(reader.0.len()));
+                // An operation takes five bytes at least.
+                let mut ops = Vec::with_capacity(count.min(reader.0.len() / 5));
                 let mut offsets = Vec::with_capacity(ops.capacity());
                 for _ in 0..count {
                     let op = reader.op()?;

@@ -102,6 +102,18 @@ pub fn txn(success: impl IntoIterator<Item = pb::RequestOp>) -> pb::TxnRequest {
     pb::TxnRequest { success: success.into_iter().collect(), ..Default::default() }
 }
 
+pub fn creating(create: pb::WatchCreateRequest) -> RequestUnion {
+    RequestUnion::CreateRequest(create)
+}
+
+pub fn cancelling(watch_id: i64) -> RequestUnion {
+    RequestUnion::CancelRequest(pb::WatchCancelRequest { watch_id })
+}
+
+pub fn progress() -> RequestUnion {
+    RequestUnion::ProgressRequest(pb::WatchProgressRequest {})
+}
+
 /// A watch stream, both ways.
 pub struct Watches {
     questions: mpsc::Sender<pb::WatchRequest>,
@@ -112,7 +124,7 @@ impl Watches {
     /// Opens a stream with a first watch on it.
     pub async fn open(client: &Connection, first: pb::WatchCreateRequest) -> Self {
         let (questions, asked) = mpsc::channel(128);
-        let create = pb::WatchRequest { request_union: Some(RequestUnion::CreateRequest(first)) };
+        let create = pb::WatchRequest { request_union: Some(creating(first)) };
         questions.send(create).await.unwrap();
         Watches { questions, answers: client.stream(ReceiverStream::new(asked)).await.unwrap() }
     }
@@ -129,15 +141,19 @@ impl Watches {
     }
 
     pub async fn add(&self, create: pb::WatchCreateRequest) {
-        self.ask(RequestUnion::CreateRequest(create)).await;
+        self.ask(creating(create)).await;
     }
 
     pub async fn cancel(&self, watch_id: i64) {
-        self.ask(RequestUnion::CancelRequest(pb::WatchCancelRequest { watch_id })).await;
+        self.ask(cancelling(watch_id)).await;
     }
 
     pub async fn request_progress(&self) {
-        self.ask(RequestUnion::ProgressRequest(pb::WatchProgressRequest {})).await;
+        self.ask(progress()).await;
+    }
+
+    pub fn split(self) -> (mpsc::Sender<pb::WatchRequest>, Streaming<pb::WatchResponse>) {
+        (self.questions, self.answers)
     }
 
     pub async fn next(&mut self) -> pb::WatchResponse {

@@ -6,8 +6,10 @@ mod concurrent;
 mod copy;
 mod etcd_cluster;
 mod etcd_server;
+mod hostile;
 pub(crate) mod model;
 mod scenarios;
+mod sealed;
 mod served;
 
 use std::sync::Arc;
@@ -92,59 +94,4 @@ async fn embedded_keeps_concurrent_histories() {
         (calls, changes) = (calls + checked.0, changes + checked.1);
     }
     println!("embedded: {calls} calls, {changes} changes checked");
-}
-
-#[tokio::test]
-async fn sealed_values_keep_the_scenarios() {
-    use crate::transform::{AesGcm, Plain, Transformed, Transformer};
-    for (name, scenario) in scenarios::ALL {
-        for sealed in [true, false] {
-            let dir = tempfile::tempdir().unwrap();
-            let store = Arc::new(embedded::open(dir.path(), embedded::Options::default()).unwrap());
-            let transformer: Arc<dyn Transformer> =
-                if sealed { Arc::new(AesGcm::new("key1", &[7; 32]).unwrap()) } else { Arc::new(Plain) };
-            println!("{name}, sealed: {sealed}");
-            scenario(Arc::new(Transformed::new(store, transformer))).await;
-        }
-    }
-}
-
-#[tokio::test]
-async fn sealed_values_are_bound_to_key_and_place() {
-    use crate::StoreError;
-    use crate::transform::{AesGcm, Plain, Transformed};
-    let dir = tempfile::tempdir().unwrap();
-    let raw = Arc::new(embedded::open(dir.path(), embedded::Options::default()).unwrap());
-    let sealed = |key: u8| Transformed::new(raw.clone(), Arc::new(AesGcm::new("key1", &[key; 32]).unwrap()));
-    let (ours, other) = (sealed(1), sealed(2));
-    commit(&*raw, vec![put("/old", "in the clear")]).await;
-    let first = commit(&ours, vec![put("/secret", "the same"), put("/again", "the same")]).await;
-    let stored = |key: &'static str| {
-        let raw = raw.clone();
-        async move { raw.get(key, None).await.unwrap().0.unwrap().value }
-    };
-    let (secret, again) = (stored("/secret").await, stored("/again").await);
-    assert!(secret.starts_with(b"k8s:enc:aesgcm:v1:key1:") && secret != again);
-    assert!(!secret.windows(4).any(|four| four == b"same"));
-    assert_eq!(ours.get("/old", None).await.unwrap().0.unwrap().value, "in the clear");
-    assert_eq!(ours.get("/secret", None).await.unwrap().0.unwrap().value, "the same");
-    for (what, store) in [("another key", other), ("no key", Transformed::new(raw.clone(), Arc::new(Plain)))] {
-        let refused = store.get("/secret", None).await;
-        assert!(matches!(&refused, Err(StoreError::Corrupt(text)) if text.contains("/secret")), "{what}: {refused:?}");
-        assert!(store.range("/", "0", 0, None).await.is_err(), "{what}");
-    }
-    // Put under another key, cut, changed: refused, in watches too.
-    let mut changed = secret.to_vec();
-    *changed.last_mut().unwrap() ^= 1;
-    for (key, value) in [("/moved", secret.to_vec()), ("/cut", secret[..30].to_vec()), ("/secret", changed)] {
-        let after = raw.current_revision().await.unwrap();
-        let op = Op::Put { key: key.into(), value: value.into(), lease: None };
-        commit(&*raw, vec![op]).await;
-        assert!(matches!(ours.get(key, None).await, Err(StoreError::Corrupt(_))), "{key}");
-        let mut watch = ours.watch("/", after).await.unwrap();
-        assert!(matches!(futures::StreamExt::next(&mut watch).await, Some(Err(StoreError::Corrupt(_)))), "{key}");
-        assert!(futures::StreamExt::next(&mut watch).await.is_none());
-    }
-    assert_eq!(ours.get("/secret", Some(first)).await.unwrap().0.unwrap().value, "the same");
-    assert!(AesGcm::new("short", &[0; 16]).is_err());
 }

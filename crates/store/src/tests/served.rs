@@ -41,7 +41,7 @@ impl Served {
         Served { endpoint, task, _dir: dir }
     }
 
-    fn client(&self) -> Connection {
+    pub fn client(&self) -> Connection {
         ask::client(&self.endpoint)
     }
 

@@ -1,6 +1,7 @@
 //! The embedded store alone: restarts, damage, faults, kills, limits.
 
 mod crash;
+mod decoders;
 mod disk;
 mod faults;
 mod format;

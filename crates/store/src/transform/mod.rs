@@ -2,21 +2,23 @@
 //!
 //! [`Transformed`] wraps any [`Backend`], so the embedded store and etcd are served alike, and everything behind it - log,
 //! snapshots, saved files, the network to etcd - holds only what the [`Transformer`] made. Keys, revisions and leases stay
-//! readable. A value that cannot be read back is an error that names its key, never a gap. Where no transformer is wanted,
-//! leave the wrapper away: values then stay shared between the store and its readers.
+//! readable. A value that cannot be read back is an error that names its key, never a gap. Values that are not sealed stay
+//! shared between the store and its readers.
+
+mod provider;
 
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::StreamExt;
-use ring::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
-use ring::rand::{SecureRandom, SystemRandom};
 
 use crate::{
     Backend, Change, ChangeKind, KeyValue, LeaseId, Op, Range, Revision, StoreError, Txn, TxnOutcome, WatchItem,
     WatchStream,
 };
+
+pub use provider::{ByPrefix, Chain, Kind, Provider, Sealer};
 
 /// Turns values into what is stored, and back. `key` is the value's key: what was stored under one key must not be
 /// accepted under another.
@@ -26,6 +28,12 @@ pub trait Transformer: Send + Sync + 'static {
 
     /// What was meant; an error says why it cannot be told.
     fn open(&self, key: &str, stored: Bytes) -> Result<Bytes, StoreError>;
+
+    /// Whether `open` gives what is stored as it is. May say no; then the value is looked at for itself.
+    fn passes(&self, key: &str, stored: &[u8]) -> bool;
+
+    /// Whether what is stored is as it would be stored today; otherwise writing the same value again changes it.
+    fn is_current(&self, key: &str, stored: &[u8]) -> bool;
 }
 
 /// Stores values as they are; refuses what another transformer has sealed.
@@ -48,67 +56,13 @@ impl Transformer for Plain {
         }
         Ok(stored)
     }
-}
 
-/// Seals with AES-256-GCM, bound to the key of the value, in upstream's form: `k8s:enc:aesgcm:v1:NAME:`, the nonce, the
-/// ciphertext with its tag. Values that are not sealed yet are read as they are, so that encryption can be turned on.
-pub struct AesGcm {
-    prefix: Vec<u8>,
-    key: LessSafeKey,
-    random: SystemRandom,
-}
-
-impl std::fmt::Debug for AesGcm {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "AesGcm({})", String::from_utf8_lossy(&self.prefix))
-    }
-}
-
-impl AesGcm {
-    /// A transformer with a named key of 32 bytes.
-    pub fn new(name: &str, key: &[u8]) -> Result<Self, StoreError> {
-        let unbound = UnboundKey::new(&AES_256_GCM, key)
-            .map_err(|_| StoreError::Invalid(format!("an encryption key has 32 bytes, not {}", key.len())))?;
-        let prefix = format!("k8s:enc:aesgcm:v1:{name}:").into_bytes();
-        Ok(AesGcm { prefix, key: LessSafeKey::new(unbound), random: SystemRandom::new() })
-    }
-}
-
-impl Transformer for AesGcm {
-    fn seal(&self, key: &str, value: Bytes) -> Result<Bytes, StoreError> {
-        let failed = |_| StoreError::Unavailable(format!("cannot encrypt the value of {key}"));
-        // Random nonces: safe for some four thousand million values under one key.
-        let mut nonce = [0; NONCE_LEN];
-        self.random.fill(&mut nonce).map_err(failed)?;
-        let head = self.prefix.len() + NONCE_LEN;
-        let mut out = Vec::with_capacity(head + value.len() + AES_256_GCM.tag_len());
-        out.extend_from_slice(&self.prefix);
-        out.extend_from_slice(&nonce);
-        out.extend_from_slice(&value);
-        let nonce = Nonce::assume_unique_for_key(nonce);
-        let tag = self.key.seal_in_place_separate_tag(nonce, Aad::from(key), &mut out[head..]).map_err(failed)?;
-        out.extend_from_slice(tag.as_ref());
-        Ok(out.into())
+    fn passes(&self, _: &str, stored: &[u8]) -> bool {
+        !stored.starts_with(SEALED)
     }
 
-    fn open(&self, key: &str, stored: Bytes) -> Result<Bytes, StoreError> {
-        if !stored.starts_with(SEALED) {
-            return Ok(stored);
-        }
-        let corrupt = |what: &str| StoreError::Corrupt(format!("the value of {key} cannot be decrypted: {what}"));
-        let Some(sealed) = stored.strip_prefix(&*self.prefix) else {
-            return Err(corrupt("it was sealed with another key"));
-        };
-        let Some((nonce, sealed)) = sealed.split_first_chunk::<NONCE_LEN>() else {
-            return Err(corrupt("it is cut short"));
-        };
-        let mut out = sealed.to_vec();
-        let nonce = Nonce::assume_unique_for_key(*nonce);
-        let opened = self.key.open_in_place(nonce, Aad::from(key), &mut out);
-        let len = opened.map_err(|_| corrupt("it was changed, or belongs to another key of the store"))?.len();
-        out.truncate(len);
-        out.shrink_to_fit();
-        Ok(out.into())
+    fn is_current(&self, key: &str, stored: &[u8]) -> bool {
+        self.passes(key, stored)
     }
 }
 
@@ -136,7 +90,16 @@ fn open(transformer: &dyn Transformer, kv: KeyValue) -> Result<KeyValue, StoreEr
 }
 
 fn open_item(transformer: &dyn Transformer, item: WatchItem) -> Result<WatchItem, StoreError> {
-    let WatchItem::Changes(changes) = item else { return Ok(item) };
+    let WatchItem::Changes(changes) = &item else { return Ok(item) };
+    let passes = |kv: &KeyValue| transformer.passes(&kv.key, &kv.value);
+    let as_they_are = |change: &Change| {
+        let now = if let ChangeKind::Put(kv) = &change.kind { Some(kv) } else { None };
+        now.into_iter().chain(&change.previous).all(passes)
+    };
+    // Most values are not sealed: their changes stay shared with all others who read them.
+    if changes.iter().all(as_they_are) {
+        return Ok(item);
+    }
     let change = |change: &Change| {
         let Change { key, revision, kind, previous } = change.clone();
         let kind = match kind {
@@ -169,6 +132,11 @@ impl Backend for Transformed {
     async fn get(&self, key: &str, at: Option<Revision>) -> Result<(Option<KeyValue>, Revision), StoreError> {
         let (kv, revision) = self.inner.get(key, at).await?;
         Ok((self.open(kv)?, revision))
+    }
+
+    async fn is_current(&self, key: &str) -> Result<bool, StoreError> {
+        let stored = self.inner.get(key, None).await?.0;
+        Ok(stored.is_none_or(|kv| self.transformer.is_current(key, &kv.value)))
     }
 
     async fn range(&self, start: &str, end: &str, limit: usize, at: Option<Revision>) -> Result<Range, StoreError> {
