@@ -20,8 +20,11 @@ use crate::events::Events;
 use crate::eviction::{self, Evictions};
 use crate::images::{self, Images};
 use crate::node::machine::{self, Machine};
+use crate::plugins::claims::Claims;
+use crate::plugins::devices::Devices;
 use crate::pods::allocation::Allocations;
 use crate::pods::{self, Workers};
+use crate::probes::counts::Counts;
 use crate::references::References;
 use crate::statics::Statics;
 use crate::stats::Stats;
@@ -52,6 +55,9 @@ pub struct Context {
     pub references: References,
     pub tokens: Tokens,
     pub users: UserNamespaces,
+    pub probed: Counts,
+    pub devices: Devices,
+    pub claims: Claims,
     pub allocations: Allocations,
     pub csi: Csi,
     pub certificates: Certificates,
@@ -68,7 +74,9 @@ pub struct Context {
     pub statics: Statics,
     pub stats: Stats,
     /// Something the node's status depends on changed.
-    pub node_changed: Notify,
+    pub node_changed: Arc<Notify>,
+    /// Cancelled when the agent ends: whoever works for a pod stops where it is, and the next agent goes on.
+    pub stopped: CancellationToken,
     /// Cancelled once every pod the API had at start has a worker.
     pub pods_seen: CancellationToken,
     /// Uids found in the engine that no worker has claimed yet.
@@ -157,6 +165,10 @@ fn by_field(resource: &str, selector: String) -> Scope {
 }
 
 fn build(config: Config, client: Client) -> anyhow::Result<Arc<Context>> {
+    anyhow::ensure!(
+        !config.fail_swap_on || !machine::swap_is_on(),
+        "running with swap on is not supported, please disable swap or set --fail-swap-on flag to false"
+    );
     let dirs = [
         config.root_dir.join("pods"),
         config.log_dir.join("pods"),
@@ -177,6 +189,12 @@ fn build(config: Config, client: Client) -> anyhow::Result<Arc<Context>> {
     );
     let workers = Arc::<Workers>::default();
     let woken = workers.clone();
+    let node_changed = Arc::new(Notify::new());
+    let (counted, looked) = (node_changed.clone(), workers.clone());
+    let devices_changed = move || {
+        counted.notify_one();
+        looked.wake_all();
+    };
     let node = &config.node_name;
     Ok(Arc::new(Context {
         engine: Engine::new(&config.cri_endpoint, config.image_endpoint.as_deref()),
@@ -184,10 +202,13 @@ fn build(config: Config, client: Client) -> anyhow::Result<Arc<Context>> {
         references: References::new(client.clone(), Arc::new(move |uid: &str| woken.wake_for_references(uid))),
         tokens: Tokens::default(),
         users: UserNamespaces::load(&config),
+        probed: Counts::default(),
+        devices: Devices::new(config.root_dir.join("device-plugins"), Arc::new(devices_changed)),
+        claims: Claims::load(config.root_dir.join("resource-claims.json")),
         allocations: Allocations::default(),
         certificates: Certificates::default(),
         csi: Csi::new(client.clone(), config.root_dir.clone(), config.node_name.clone()),
-        images: Images::default(),
+        images: Images::new(&config)?,
         machine,
         host_ips,
         pods: Informer::start(&client, by_field("pods", format!("spec.nodeName={node}"))),
@@ -197,7 +218,8 @@ fn build(config: Config, client: Client) -> anyhow::Result<Arc<Context>> {
         evictions: Evictions::default(),
         statics: Statics::default(),
         stats: Stats::default(),
-        node_changed: Notify::new(),
+        node_changed,
+        stopped: CancellationToken::new(),
         pods_seen: CancellationToken::new(),
         strangers: Mutex::default(),
         about: RwLock::default(),
@@ -206,10 +228,19 @@ fn build(config: Config, client: Client) -> anyhow::Result<Arc<Context>> {
     }))
 }
 
+/// What only plugins need is no reason to stop when it cannot be had: it is said, and done without.
+async fn or_without(what: &str, ended: anyhow::Result<()>) {
+    if let Err(error) = ended {
+        tracing::error!("no service for {what}: {error:#}");
+    }
+    std::future::pending().await
+}
+
 /// Runs the agent until it is cancelled. Running pods are left running.
 pub async fn run(config: Config, client: Client, cancel: CancellationToken) -> anyhow::Result<()> {
     let client = client.with_field_manager("kubelet");
     let context = build(config, client)?;
+    let _stop = context.stopped.clone().drop_guard();
     let listener = server::Server::bind(&context).await?;
     let mut parts = JoinSet::new();
     parts.spawn(node::run(context.clone()));
@@ -218,8 +249,13 @@ pub async fn run(config: Config, client: Client, cancel: CancellationToken) -> a
     parts.spawn(eviction::run(context.clone()));
     parts.spawn(statics::run(context.clone()));
     parts.spawn(plugins::run(context.clone()));
+    let devices = context.devices.clone();
+    parts.spawn(async move { or_without("device plugins", plugins::devices::serve(devices).await).await });
+    let listed = context.clone();
+    parts.spawn(async move { or_without("pod resources", plugins::pod_resources::serve(listed).await).await });
     parts.spawn(logs::rotation::run(context.clone()));
     parts.spawn(listener.serve());
+    parts.spawn(server::healthz(context.config.healthz));
     let following = context.clone();
     parts.spawn(async move {
         // Pods are named by the engine that runs them: their status waits for its answer.

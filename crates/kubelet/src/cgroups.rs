@@ -163,6 +163,15 @@ pub fn make_pod(config: &Config, pod: &Pod) -> anyhow::Result<String> {
     Ok(path)
 }
 
+/// How many processes and threads a pod has; none where nobody counts.
+pub fn processes(config: &Config, pod: &Pod) -> u64 {
+    let path = parent(config, pod);
+    let counted = hierarchies().into_iter().find_map(|root| {
+        fs::read_to_string(root.join(path.trim_start_matches('/')).join("pids.current")).ok()?.trim().parse().ok()
+    });
+    counted.unwrap_or(0)
+}
+
 /// Removes a cgroup and those below it; processes still in it are a reason to fail.
 fn remove_tree(dir: &Path) -> io::Result<()> {
     for entry in fs::read_dir(dir)?.flatten() {

@@ -92,6 +92,7 @@ calls! {
     runtime.list_containers(ListContainersRequest, CALL) -> ListContainersResponse;
     runtime.container_status(ContainerStatusRequest, CALL) -> ContainerStatusResponse;
     runtime.update_container_resources(UpdateContainerResourcesRequest, CALL) -> UpdateContainerResourcesResponse;
+    runtime.checkpoint_container(CheckpointContainerRequest, PULL) -> CheckpointContainerResponse;
     runtime.reopen_container_log(ReopenContainerLogRequest, CALL) -> ReopenContainerLogResponse;
     runtime.exec(ExecRequest, CALL) -> ExecResponse;
     runtime.attach(AttachRequest, CALL) -> AttachResponse;

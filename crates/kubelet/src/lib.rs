@@ -9,6 +9,7 @@
 #![deny(unsafe_code)]
 
 pub mod agent;
+pub mod certificates;
 pub mod cgroups;
 pub mod config;
 pub mod cri;

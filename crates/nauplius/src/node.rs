@@ -16,6 +16,8 @@ use client::{Client, Informers};
 use ipnet::Ipv4Net;
 use k8s_openapi::api::core::v1::{Service, ServicePort, ServiceSpec};
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, PolicyRule, RoleRef, Subject};
+use kubelet::certificates;
+use kubelet::config::eviction::{Amount, Eviction, Signal};
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -81,11 +83,11 @@ impl NodePlace {
             image_gc: None,
             // The disk is the machine's, and shared: what is much room on it is not the cluster's to say. Only a disk
             // that is about to be full costs pods their place.
-            eviction: kubelet::config::EvictionThresholds {
-                nodefs_available_percent: 1,
-                nodefs_inodes_free_percent: 1,
-                ..Default::default()
-            },
+            eviction: Eviction::default()
+                .with(Signal::NodefsBytes, Amount::Percent(1.0))
+                .with(Signal::NodefsInodes, Amount::Percent(1.0))
+                .with(Signal::ImagefsBytes, Amount::Percent(1.0))
+                .with(Signal::ImagefsInodes, Amount::Percent(1.0)),
             labels: BTreeMap::new(),
             ..kubelet::Config::new(&self.name, self.dir.join("kubelet"), self.endpoint())
         }
@@ -133,10 +135,24 @@ pub struct NodeOptions {
     pub only: Option<String>,
 }
 
+/// Upstream's flags for a node of its own; what the configuration file says gives way to them.
 #[derive(clap::Args, Clone)]
 pub struct KubeletOptions {
-    #[command(flatten)]
-    pub api: ApiAccess,
+    /// How the API server is reached; with `--bootstrap-kubeconfig`, where that is written.
+    #[arg(long)]
+    pub kubeconfig: PathBuf,
+    /// Reaches the API server only to ask for a certificate, when `--kubeconfig` has none that is valid.
+    #[arg(long)]
+    pub bootstrap_kubeconfig: Option<PathBuf>,
+    /// Where certificates and keys are kept [default: `pki` below the root directory].
+    #[arg(long)]
+    pub cert_dir: Option<PathBuf>,
+    /// A KubeletConfiguration file.
+    #[arg(long)]
+    pub config: Option<PathBuf>,
+    /// A directory of `*.conf` files laid over it, in the order of their names.
+    #[arg(long)]
+    pub config_dir: Option<PathBuf>,
     /// The node's name [default: the host's].
     #[arg(long)]
     pub hostname_override: Option<String>,
@@ -144,28 +160,44 @@ pub struct KubeletOptions {
     pub node_ip: Option<IpAddr>,
     #[arg(long, default_value = "/var/lib/kubelet")]
     pub root_dir: PathBuf,
-    #[arg(long, default_value = "unix:///run/nauplius/runtime.sock")]
-    pub container_runtime_endpoint: String,
-    #[arg(long, default_value = "0.0.0.0")]
-    pub address: IpAddr,
-    #[arg(long, default_value_t = 10250)]
-    pub port: u16,
+    /// [default: unix:///run/nauplius/runtime.sock]
+    #[arg(long)]
+    pub container_runtime_endpoint: Option<String>,
+    #[arg(long)]
+    pub image_service_endpoint: Option<String>,
+    #[arg(long)]
+    pub address: Option<IpAddr>,
+    #[arg(long)]
+    pub port: Option<u16>,
     #[arg(long)]
     pub client_ca_file: Option<PathBuf>,
     #[arg(long, requires = "tls_private_key_file")]
     pub tls_cert_file: Option<PathBuf>,
     #[arg(long, requires = "tls_cert_file")]
     pub tls_private_key_file: Option<PathBuf>,
+    #[arg(long)]
+    pub rotate_certificates: Option<bool>,
     #[arg(long, value_delimiter = ',')]
     pub cluster_dns: Vec<IpAddr>,
-    #[arg(long, default_value = CLUSTER_DOMAIN)]
-    pub cluster_domain: String,
-    #[arg(long, default_value_t = 110)]
-    pub max_pods: u32,
-    #[arg(long, default_value = "/")]
-    pub cgroup_root: String,
+    #[arg(long)]
+    pub cluster_domain: Option<String>,
+    #[arg(long)]
+    pub max_pods: Option<u32>,
+    #[arg(long)]
+    pub cgroup_root: Option<String>,
     #[arg(long)]
     pub pod_manifest_path: Option<PathBuf>,
+    #[arg(long)]
+    pub fail_swap_on: Option<bool>,
+    #[arg(long)]
+    pub provider_id: Option<String>,
+    #[arg(long)]
+    pub register_node: Option<bool>,
+    /// A CredentialProviderConfig file.
+    #[arg(long, requires = "image_credential_provider_bin_dir")]
+    pub image_credential_provider_config: Option<PathBuf>,
+    #[arg(long, requires = "image_credential_provider_config")]
+    pub image_credential_provider_bin_dir: Option<PathBuf>,
     /// `key=value`, joined by commas.
     #[arg(long, value_delimiter = ',', value_parser = parse_label)]
     pub node_labels: Vec<(String, String)>,
@@ -215,23 +247,68 @@ fn own_hostname(asked: Option<String>) -> Result<String> {
     }
 }
 
+/// The configuration file with the flags over it.
+fn kubelet_config(options: &KubeletOptions) -> Result<kubelet::Config> {
+    let name = own_hostname(options.hostname_override.clone())?;
+    let config = kubelet::Config::new(name, &options.root_dir, "unix:///run/nauplius/runtime.sock");
+    let mut config = kubelet::config::file::load(config, options.config.as_deref(), options.config_dir.as_deref())?;
+    fn set<T: Clone>(place: &mut T, value: &Option<T>) {
+        if let Some(value) = value {
+            *place = value.clone();
+        }
+    }
+    set(&mut config.cri_endpoint, &options.container_runtime_endpoint);
+    set(&mut config.cluster_domain, &options.cluster_domain);
+    set(&mut config.max_pods, &options.max_pods);
+    set(&mut config.cgroup_root, &options.cgroup_root);
+    set(&mut config.fail_swap_on, &options.fail_swap_on);
+    set(&mut config.register_node, &options.register_node);
+    set(&mut config.rotate_certificates, &options.rotate_certificates);
+    config.listen =
+        SocketAddr::new(options.address.unwrap_or(config.listen.ip()), options.port.unwrap_or(config.listen.port()));
+    config.image_endpoint = options.image_service_endpoint.clone().or(config.image_endpoint);
+    config.client_ca = options.client_ca_file.clone().or(config.client_ca);
+    config.node_ip = options.node_ip.or(config.node_ip);
+    config.static_pod_path = options.pod_manifest_path.clone().or(config.static_pod_path);
+    config.provider_id = options.provider_id.clone().or(config.provider_id);
+    let given = options.tls_cert_file.clone().zip(options.tls_private_key_file.clone());
+    config.serving_certificate = given.or(config.serving_certificate);
+    let providers = options.image_credential_provider_config.clone();
+    config.credential_providers = providers.zip(options.image_credential_provider_bin_dir.clone());
+    if !options.cluster_dns.is_empty() {
+        config.cluster_dns = options.cluster_dns.clone();
+    }
+    config.labels.extend(options.node_labels.iter().cloned());
+    Ok(config)
+}
+
 pub async fn kubelet(options: KubeletOptions, cancel: CancellationToken) -> Result<()> {
-    let client = roles::connect(&options.api.kubeconfig, "kubelet").await?;
-    let name = own_hostname(options.hostname_override)?;
-    let config = kubelet::Config {
-        listen: SocketAddr::new(options.address, options.port),
-        serving_certificate: options.tls_cert_file.zip(options.tls_private_key_file),
-        client_ca: options.client_ca_file,
-        node_ip: options.node_ip,
-        cluster_dns: options.cluster_dns,
-        cluster_domain: options.cluster_domain,
-        max_pods: options.max_pods,
-        cgroup_root: options.cgroup_root,
-        static_pod_path: options.pod_manifest_path,
-        labels: options.node_labels.into_iter().collect(),
-        ..kubelet::Config::new(name, options.root_dir, options.container_runtime_endpoint)
-    };
-    kubelet::run(config, client, cancel).await
+    let config = kubelet_config(&options)?;
+    let dir = options.cert_dir.clone().unwrap_or_else(|| options.root_dir.join("pki"));
+    let store = certificates::Store::client(dir);
+    let bootstrapped = options.bootstrap_kubeconfig.is_some();
+    if let Some(bootstrap) = &options.bootstrap_kubeconfig {
+        let ensured = certificates::bootstrap::ensure(&options.kubeconfig, bootstrap, &config.node_name, &store);
+        tokio::select! {
+            () = cancel.cancelled() => return Ok(()),
+            ensured = ensured => ensured?,
+        }
+    }
+    loop {
+        let client = roles::connect(&options.kubeconfig, "kubelet").await?;
+        let replaced = async {
+            if bootstrapped && config.rotate_certificates {
+                certificates::replace(&client, &store, &certificates::client_ask(&config.node_name)).await;
+            } else {
+                std::future::pending::<()>().await;
+            }
+        };
+        tokio::select! {
+            ended = kubelet::run(config.clone(), client.clone(), cancel.clone()) => return ended,
+            // A new certificate means new connections: the agent starts anew and finds every pod as it was.
+            () = replaced => {}
+        }
+    }
 }
 
 pub async fn dns(options: DnsOptions, cancel: CancellationToken) -> Result<()> {

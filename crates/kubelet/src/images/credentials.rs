@@ -21,7 +21,7 @@ fn split(image: &str) -> (&str, &str) {
 }
 
 /// Whether a key of a docker configuration speaks of the image: same host (`*` for one label), and a path prefix.
-fn covers(key: &str, image: &str) -> bool {
+pub fn covers(key: &str, image: &str) -> bool {
     let bare = key.trim_start_matches("https://").trim_start_matches("http://").trim_end_matches('/');
     let (host, path) = bare.split_once('/').unwrap_or((bare, ""));
     let path = match path {

@@ -31,10 +31,32 @@ async fn collect(context: &Context, policy: &ImageGc) -> anyhow::Result<()> {
     let stat = nix::sys::statvfs::statvfs(mountpoint.as_str())?;
     let capacity = stat.blocks() * stat.fragment_size();
     let used = capacity - stat.blocks_available() * stat.fragment_size();
-    if capacity == 0 || used * 100 / capacity < policy.high_percent {
+    let to_free = if capacity == 0 || used * 100 / capacity < policy.high_percent {
+        0
+    } else {
+        used.saturating_sub(capacity * policy.low_percent / 100)
+    };
+    if to_free == 0 && policy.max_age.is_none() {
         return Ok(());
     }
-    let mut to_free = used.saturating_sub(capacity * policy.low_percent / 100);
+    let freed = remove(context, to_free, policy.min_age, policy.max_age).await?;
+    if freed < to_free {
+        let message = format!(
+            "Failed to garbage collect required amount of images. Attempted to free {to_free} bytes, but only found {freed} bytes eligible to free."
+        );
+        context.events.warning(&context.events.about_node(), "FreeDiskSpaceFailed", &message);
+    }
+    Ok(())
+}
+
+/// Removes all images that no container uses.
+pub async fn remove_unused(context: &Context) -> anyhow::Result<()> {
+    remove(context, u64::MAX, Duration::ZERO, None).await.map(drop)
+}
+
+/// Removes unused images, the longest unused first, until so many bytes are free; those beyond `max_age` in any case.
+/// How many bytes that were.
+async fn remove(context: &Context, to_free: u64, min_age: Duration, max_age: Option<Duration>) -> anyhow::Result<u64> {
     let containers = context.engine.list_containers(v1::ListContainersRequest::default()).await?.containers;
     let in_use: HashSet<String> = containers
         .into_iter()
@@ -58,16 +80,18 @@ async fn collect(context: &Context, policy: &ImageGc) -> anyhow::Result<()> {
             })
             .collect()
     };
-    idle.retain(|(last, _)| last.is_none_or(|l| now.duration_since(l) >= policy.min_age));
+    idle.retain(|(last, _)| last.is_none_or(|l| now.duration_since(l) >= min_age));
     idle.sort_by_key(|(last, _)| *last);
-    for (_, image) in idle {
-        if to_free == 0 {
-            break;
+    let mut freed = 0u64;
+    for (last, image) in idle {
+        let old = max_age.is_some_and(|m| last.is_some_and(|l| now.duration_since(l) >= m));
+        if freed >= to_free && !old {
+            continue;
         }
         let spec = v1::ImageSpec { image: image.id.clone(), ..Default::default() };
         context.engine.remove_image(v1::RemoveImageRequest { image: Some(spec) }).await?;
         tracing::info!(image = %image.id, bytes = image.size, "unused image removed");
-        to_free = to_free.saturating_sub(image.size);
+        freed = freed.saturating_add(image.size);
     }
-    Ok(())
+    Ok(freed)
 }

@@ -1,7 +1,9 @@
 //! Images: pull policies, credentials, back-off between failed pulls.
 
+pub mod access;
 pub mod credentials;
 pub mod gc;
+pub mod providers;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,7 +12,10 @@ use std::time::Instant;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{Container, Pod, Secret};
 
+use self::access::{Access, Credential, Origin};
+use self::providers::Providers;
 use crate::agent::Context;
+use crate::config::Config;
 use crate::cri::v1;
 use crate::events::About;
 use crate::pods::plan::Failed;
@@ -21,8 +26,6 @@ const FIRST_BACK_OFF: SignedDuration = SignedDuration::from_secs(10);
 const MAX_BACK_OFF: SignedDuration = SignedDuration::from_secs(300);
 /// How soon a failed pull is looked at again; then the back-off shows.
 const SHOWN_AFTER: SignedDuration = SignedDuration::from_secs(1);
-/// Pulls at once, over all pods: more only shares the same line.
-const PARALLEL_PULLS: usize = 5;
 
 #[derive(Clone, Copy)]
 struct Wait {
@@ -34,13 +37,26 @@ struct Wait {
 pub struct Images {
     waits: Mutex<HashMap<(String, String), Wait>>,
     pulls: tokio::sync::Semaphore,
+    providers: Providers,
+    access: Access,
     /// When each image was last used, by id, for collection.
     pub(crate) used: Mutex<HashMap<String, Instant>>,
 }
 
-impl Default for Images {
-    fn default() -> Self {
-        Self { waits: Mutex::default(), pulls: tokio::sync::Semaphore::new(PARALLEL_PULLS), used: Mutex::default() }
+impl Images {
+    /// As the node is configured.
+    pub fn new(config: &Config) -> anyhow::Result<Self> {
+        let providers = match &config.credential_providers {
+            Some((file, dir)) => Providers::load(file, dir)?,
+            None => Providers::default(),
+        };
+        Ok(Self {
+            waits: Mutex::default(),
+            pulls: tokio::sync::Semaphore::new(config.parallel_pulls),
+            used: Mutex::default(),
+            providers,
+            access: Access::new(config.root_dir.join("image-access"), config.image_verification.clone()),
+        })
     }
 }
 
@@ -141,8 +157,22 @@ impl Images {
                 return Err(fail("ImageInspectError", message, SHOWN_AFTER));
             }
         };
+        let usable = match &present {
+            Some(found) if policy != "Always" => {
+                self.access.allows(&found.id, image, self.credentials(context, pod, image)).await
+            }
+            _ => true,
+        };
         match (present, policy) {
-            (Some(found), "IfNotPresent" | "Never") => {
+            (Some(_), "Never") if !usable => {
+                let message = format!(
+                    "Container image \"{image}\" is present with pull policy of Never but does not have the proper credentials to access the image"
+                );
+                context.events.warning(about, "ErrImageNeverPull", &message);
+                context.events.warning(about, "Failed", "Error: ErrImageNeverPull");
+                return Err(fail("ErrImageNeverPull", message, FIRST_BACK_OFF));
+            }
+            (Some(found), "IfNotPresent" | "Never") if usable => {
                 context.events.normal(
                     about,
                     "Pulled",
@@ -199,13 +229,14 @@ impl Images {
     async fn pull(&self, context: &Context, pod: &Pod, image: &str) -> Result<v1::Image, String> {
         let _permit = self.pulls.acquire().await.map_err(|e| e.to_string())?;
         let spec = v1::ImageSpec { image: image.into(), ..Default::default() };
-        let mut tries: Vec<Option<v1::AuthConfig>> =
+        let mut tries: Vec<Option<Credential>> =
             self.credentials(context, pod, image).await.into_iter().map(Some).collect();
         if tries.is_empty() {
             tries.push(None);
         }
         let mut last = String::new();
-        for auth in tries {
+        for credential in tries {
+            let auth = credential.as_ref().map(|c| c.auth.clone());
             match context
                 .engine
                 .pull_image(v1::PullImageRequest { image: Some(spec.clone()), auth, sandbox_config: None })
@@ -213,7 +244,10 @@ impl Images {
             {
                 Ok(answer) => {
                     return match self.present(context, &answer.image_ref).await {
-                        Ok(Some(found)) => Ok(found),
+                        Ok(Some(found)) => {
+                            self.access.pulled(&found.id, image, credential.as_ref().map(|c| &c.origin));
+                            Ok(found)
+                        }
                         Ok(None) => Err(format!("image {} vanished after it was pulled", answer.image_ref)),
                         Err(status) => Err(status.to_string()),
                     };
@@ -224,7 +258,7 @@ impl Images {
         Err(last)
     }
 
-    async fn credentials(&self, context: &Context, pod: &Pod, image: &str) -> Vec<v1::AuthConfig> {
+    async fn credentials(&self, context: &Context, pod: &Pod, image: &str) -> Vec<Credential> {
         let mut out = Vec::new();
         for reference in spec::spec(pod).image_pull_secrets.iter().flatten() {
             let secret =
@@ -234,9 +268,20 @@ impl Images {
                 && let Ok(secret) = object.typed::<Secret>()
             {
                 let secret: Arc<Secret> = secret;
-                out.extend(credentials::matching(&secret, image));
+                let text = |t: &Option<String>| t.clone().unwrap_or_default();
+                out.extend(credentials::matching(&secret, image).into_iter().map(|auth| Credential {
+                    origin: Origin::Secret {
+                        namespace: spec::namespace(pod).into(),
+                        name: reference.name.clone(),
+                        uid: text(&secret.metadata.uid),
+                        hash: access::hash(&auth),
+                    },
+                    auth,
+                }));
             }
         }
+        let given = self.providers.credentials(context, pod, image).await;
+        out.extend(given.into_iter().map(|auth| Credential { origin: Origin::Node, auth }));
         out
     }
 

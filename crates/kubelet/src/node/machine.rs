@@ -9,6 +9,7 @@ use k8s_openapi::api::core::v1::NodeSystemInfo;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
 use crate::config::Config;
+use crate::config::eviction::Signal;
 use crate::quantity;
 
 /// What does not change while the agent runs.
@@ -33,6 +34,11 @@ fn meminfo(field: &str) -> Option<u64> {
 /// Memory that could be given out without swapping.
 pub fn memory_available() -> Option<u64> {
     meminfo("MemAvailable")
+}
+
+/// Whether any swap is on.
+pub fn swap_is_on() -> bool {
+    meminfo("SwapTotal").is_some_and(|s| s > 0)
 }
 
 /// Reserved huge pages by resource name.
@@ -102,10 +108,10 @@ impl Machine {
             }
         }
         if let Some(memory) = out.get_mut("memory") {
-            *memory = (*memory - config.eviction.memory_available as i64).max(0);
+            *memory = (*memory - config.eviction.kept(Signal::Memory, *memory as u64) as i64).max(0);
         }
         if let Some(storage) = out.get_mut("ephemeral-storage") {
-            *storage -= *storage / 100 * config.eviction.nodefs_available_percent as i64;
+            *storage = (*storage - config.eviction.kept(Signal::NodefsBytes, *storage as u64) as i64).max(0);
         }
         out
     }

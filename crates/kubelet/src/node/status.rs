@@ -8,12 +8,15 @@ use k8s_openapi::api::core::v1::{
     ContainerImage, DaemonEndpoint, Node, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeFeatures,
     NodeRuntimeHandler, NodeRuntimeHandlerFeatures, NodeSpec, NodeStatus,
 };
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use serde_json::{Value, json};
 
 use super::machine;
 use crate::agent::Context;
 use crate::cri::v1;
+use crate::eviction::core::Pressure;
+use crate::plugins::devices::Amounts;
 
 /// As many images as upstream lists, the largest first; and names of each.
 const MAX_IMAGES: usize = 50;
@@ -121,27 +124,37 @@ pub async fn compute(context: &Context, before: &NodeStatus) -> NodeStatus {
     let conditions = vec![
         pressed(
             "MemoryPressure",
-            context.evictions.memory_pressure(),
+            context.evictions.under(Pressure::Memory),
             ("KubeletHasInsufficientMemory", "kubelet has insufficient memory available"),
             ("KubeletHasSufficientMemory", "kubelet has sufficient memory available"),
         ),
         pressed(
             "DiskPressure",
-            context.evictions.disk_pressure(),
+            context.evictions.under(Pressure::Disk),
             ("KubeletHasDiskPressure", "kubelet has disk pressure"),
             ("KubeletHasNoDiskPressure", "kubelet has no disk pressure"),
         ),
-        pressed("PIDPressure", false, ("", ""), ("KubeletHasSufficientPID", "kubelet has sufficient PID available")),
+        pressed(
+            "PIDPressure",
+            context.evictions.under(Pressure::Pid),
+            ("KubeletHasInsufficientPID", "kubelet has insufficient PID available"),
+            ("KubeletHasSufficientPID", "kubelet has sufficient PID available"),
+        ),
         ready,
     ];
     let mut addresses: Vec<NodeAddress> =
         context.host_ips.iter().map(|ip| NodeAddress { type_: "InternalIP".into(), address: ip.to_string() }).collect();
     addresses.push(NodeAddress { type_: "Hostname".into(), address: config.hostname().into() });
     let handlers = context.handlers();
+    let (capacity, allocatable) = context.devices.amounts();
+    let with = |mut amounts: BTreeMap<String, Quantity>, devices: Amounts| {
+        amounts.extend(devices.into_iter().map(|(name, count)| (name, Quantity(count.to_string()))));
+        amounts
+    };
     NodeStatus {
         addresses: Some(addresses),
-        capacity: Some(context.machine.capacity(config)),
-        allocatable: Some(context.machine.allocatable(config)),
+        capacity: Some(with(context.machine.capacity(config), capacity)),
+        allocatable: Some(with(context.machine.allocatable(config), allocatable)),
         conditions: Some(conditions),
         daemon_endpoints: Some(NodeDaemonEndpoints {
             kubelet_endpoint: Some(DaemonEndpoint { port: config.listen.port().into() }),

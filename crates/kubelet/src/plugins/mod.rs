@@ -4,6 +4,10 @@
 //! A socket that appears is asked who is behind it, handed to whoever keeps plugins of its kind, and told how that went;
 //! one that disappears takes its plugin with it. This room knows sockets and names, not what a plugin can do.
 
+pub mod claims;
+pub mod devices;
+pub mod pod_resources;
+
 use std::collections::HashMap;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -12,6 +16,7 @@ use std::time::Duration;
 
 use ::plugins::registration::registration_client::RegistrationClient;
 use ::plugins::registration::{InfoRequest, PluginInfo, RegistrationStatus};
+use client::{DeleteOptions, Gvr, ListOptions};
 use tokio::time::Instant;
 use tonic::transport::Channel;
 
@@ -27,6 +32,10 @@ const RETRY: Duration = Duration::from_millis(500);
 const RETRY_MAX: Duration = Duration::from_secs(122);
 /// Directories below the registry that are looked into.
 const MAX_DEPTH: usize = 4;
+/// A driver that goes may only be starting anew: its devices are left in the API for so long.
+const WIPE_AFTER: Duration = Duration::from_secs(30);
+/// Then they are left to be overwritten.
+const WIPE_TRIES: usize = 6;
 
 /// Which file a path is: a plugin that starts anew makes a new socket under the old name.
 type Identity = (u64, u64, i64, i64);
@@ -69,11 +78,15 @@ pub async fn within<T>(
 
 /// The kinds of plugins this agent has a use for, as they name themselves.
 const CSI: &str = "CSIPlugin";
+const DRA: &str = "DRAPlugin";
+const DEVICE: &str = "DevicePlugin";
 
 /// Hands a plugin to whoever keeps its kind.
 async fn take(context: &Arc<Context>, plugin: &PluginInfo) -> Result<(), String> {
     match plugin.r#type.as_str() {
         CSI => context.csi.register(&plugin.name, &plugin.endpoint, &plugin.supported_versions).await,
+        DRA => context.claims.connect(&plugin.name, &plugin.endpoint, &plugin.supported_versions),
+        DEVICE => context.devices.connect(&plugin.name, &plugin.endpoint).await,
         other => Err(format!("no handler registered for plugin type: {other} at socket {}", plugin.endpoint)),
     }
 }
@@ -81,10 +94,46 @@ async fn take(context: &Arc<Context>, plugin: &PluginInfo) -> Result<(), String>
 /// Its socket is gone.
 fn drop_plugin(context: &Arc<Context>, plugin: &PluginInfo) {
     tracing::info!(kind = %plugin.r#type, name = %plugin.name, "plugin gone");
-    if plugin.r#type == CSI {
-        let (context, plugin) = (context.clone(), plugin.clone());
-        tokio::spawn(async move { context.csi.unregister(&plugin.name, &plugin.endpoint).await });
+    match plugin.r#type.as_str() {
+        DRA => {
+            context.claims.lose(&plugin.name);
+            let (context, driver) = (context.clone(), plugin.name.clone());
+            tokio::spawn(async move {
+                tokio::time::sleep(WIPE_AFTER).await;
+                if !context.claims.has_driver(&driver) {
+                    wipe_slices(&context, Some(&driver)).await;
+                }
+            });
+        }
+        DEVICE => context.devices.lose(&plugin.name),
+        CSI => {
+            let (context, plugin) = (context.clone(), plugin.clone());
+            tokio::spawn(async move { context.csi.unregister(&plugin.name, &plugin.endpoint).await });
+        }
+        _ => {}
     }
+}
+
+/// Takes back what a driver that is no longer there, or all drivers of an earlier agent, said of this node's devices:
+/// whoever is there says it again.
+pub async fn wipe_slices(context: &Context, driver: Option<&str>) {
+    let slices = context.client.dynamic(Gvr::new("resource.k8s.io", "v1", "resourceslices"));
+    let mut selector = format!("spec.nodeName={}", context.config.node_name);
+    if let Some(driver) = driver {
+        selector.push_str(&format!(",spec.driver={driver}"));
+    }
+    let of = ListOptions::fields(selector);
+    let mut pause = RETRY;
+    for _ in 0..WIPE_TRIES {
+        match slices.delete_collection(&DeleteOptions::default(), &of).await {
+            Ok(()) => return,
+            Err(error) if error.is_not_found() => return,
+            Err(error) => tracing::debug!("resource slices not deleted: {error}"),
+        }
+        tokio::time::sleep(pause).await;
+        pause *= 2;
+    }
+    tracing::warn!("resource slices of this node could not be deleted");
 }
 
 async fn introduce(context: &Arc<Context>, socket: &Path) -> Result<PluginInfo, String> {
@@ -110,6 +159,7 @@ async fn introduce(context: &Arc<Context>, socket: &Path) -> Result<PluginInfo, 
 pub async fn run(context: Arc<Context>) {
     let dir = context.config.plugin_registry();
     let mut known: HashMap<PathBuf, Seen> = HashMap::new();
+    wipe_slices(&context, None).await;
     loop {
         let mut found = HashMap::new();
         sockets(&dir, 0, &mut found);

@@ -14,6 +14,7 @@ pub struct Room<'a> {
     pub allowed_sysctls: &'a [String],
     pub memory_pressure: bool,
     pub disk_pressure: bool,
+    pub pid_pressure: bool,
 }
 
 fn refuse(reason: &str, message: String) -> Result<(), Verdict> {
@@ -92,6 +93,9 @@ pub fn admit<'a>(pod: &Pod, room: &Room<'_>, others: impl Iterator<Item = &'a Po
     let critical = spec.priority.unwrap_or(0) >= 2_000_000_000;
     if !critical && room.disk_pressure {
         return refuse("Evicted", "The node had condition: [DiskPressure]. ".into());
+    }
+    if !critical && room.pid_pressure {
+        return refuse("Evicted", "The node had condition: [PIDPressure]. ".into());
     }
     if !critical && room.memory_pressure && resources::qos(pod) == resources::Qos::BestEffort {
         return refuse("Evicted", "The node had condition: [MemoryPressure]. ".into());
@@ -191,6 +195,7 @@ mod tests {
             allowed_sysctls: &[],
             memory_pressure: false,
             disk_pressure: false,
+            pid_pressure: false,
         };
         let affinity = |operator: &str| {
             json!({"affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [

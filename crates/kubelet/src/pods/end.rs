@@ -116,6 +116,12 @@ impl Worker {
             }
             tokio::time::sleep(RETRY).await;
         }
+        while let Err(why) = self.context.claims.release(&self.uid).await {
+            tracing::warn!(uid = %self.uid, "claims not given back: {why}");
+            tokio::time::sleep(RETRY).await;
+        }
+        self.context.probed.release(&self.uid);
+        self.context.devices.release(&self.uid);
         self.context.allocations.release(&self.uid);
         self.wake_waiting();
         self.context.references.release(&self.uid);

@@ -25,8 +25,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use client::{Batch, Change, Object, Patch};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::agent::Context;
+use crate::eviction::core::Pressure;
 use crate::spec;
 use inbox::Inbox;
 use status::is_terminal;
@@ -127,8 +129,12 @@ fn begin(context: &Arc<Context>, pod: Arc<Pod>) {
     context.workers.places().insert(uid.clone(), Place { inbox: inbox.clone(), done: false });
     let context = context.clone();
     tokio::spawn(async move {
-        let worker = tokio::spawn(Worker::new(context.clone(), inbox).run());
-        if let Err(error) = worker.await {
+        let worker = AbortOnDropHandle::new(tokio::spawn(Worker::new(context.clone(), inbox).run()));
+        let ended = tokio::select! {
+            () = context.stopped.cancelled() => return,
+            ended = worker => ended,
+        };
+        if let Err(error) = ended {
             // A worker that panicked: its pod is left as it is and looked at anew when the API speaks of it again.
             tracing::error!(uid, "pod worker failed: {error}");
             context.workers.places().remove(&uid);
@@ -156,8 +162,9 @@ fn arrive(context: &Arc<Context>, pod: Arc<Pod>) {
             node: node.as_deref(),
             allocatable: context.machine.allocatable_amounts(&context.config),
             allowed_sysctls: &context.config.allowed_unsafe_sysctls,
-            memory_pressure: context.evictions.memory_pressure(),
-            disk_pressure: context.evictions.disk_pressure(),
+            memory_pressure: context.evictions.under(Pressure::Memory),
+            disk_pressure: context.evictions.under(Pressure::Disk),
+            pid_pressure: context.evictions.under(Pressure::Pid),
         };
         if let Err(verdict) = admit::admit(&pod, &room, others.iter().map(|p| &**p)) {
             tracing::info!(pod = %spec::described(&pod), "refused: {}", verdict.message);

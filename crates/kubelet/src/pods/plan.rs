@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::api::core::v1::{Container as Spec, Pod, ResourceRequirements};
+use k8s_openapi::api::core::v1::{Container as Spec, Pod, ResourceRequirements, ResourceStatus};
 
 use super::observed::{Container, Observed, State};
 use crate::quantity;
@@ -72,6 +72,8 @@ pub struct Memory {
     pub sandbox_failed: Option<Failed>,
     /// The resources each running container has, by id, as far as this agent gave or found them.
     pub applied: HashMap<String, ResourceRequirements>,
+    /// The health of the devices plugins gave the containers, by container name.
+    pub devices: BTreeMap<String, Vec<ResourceStatus>>,
     /// Why a resize that is asked for cannot be made now.
     pub resize_pending: Option<Waiting>,
     /// One was granted and is not yet made.

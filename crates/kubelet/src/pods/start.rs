@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{ConfigMap, Container as Spec, Pod, Secret, Service};
+use k8s_openapi::api::resource::v1::ResourceClaim;
 
 use super::hooks;
 use super::observed::{Observed, Sandbox};
@@ -15,6 +16,7 @@ use super::stop;
 use crate::agent::Context;
 use crate::cgroups;
 use crate::cri::v1;
+use crate::plugins::claims;
 use crate::references::Referent;
 use crate::spec::downward::Surroundings;
 use crate::spec::environment::{self, Referenced};
@@ -79,6 +81,18 @@ pub async fn sandbox(context: &Context, pod: &Pod, attempt: u32) -> Result<(), F
             })
         }
     }
+}
+
+/// Has the pod's claims prepared by their drivers.
+pub async fn claims(context: &Context, pod: &Pod) -> Result<(), String> {
+    let names = claims::claim_names(pod);
+    let mut found = Vec::with_capacity(names.len());
+    let api = context.client.api::<ResourceClaim>().namespaced(spec::namespace(pod));
+    for (own, name) in names {
+        let name = name.ok_or_else(|| format!("pod resource claim {own} is not created yet"))?;
+        found.push(api.get(&name).await.map_err(|e| format!("fetch ResourceClaim {name}: {e}"))?);
+    }
+    if found.is_empty() { Ok(()) } else { context.claims.prepare(spec::uid(pod), &found).await }
 }
 
 async fn environment(
@@ -283,16 +297,38 @@ impl Start<'_> {
         let image = context.images.ensure(context, pod, container, about).await?;
         let around = surroundings(context, pod, Some(sandbox));
         let wrong = |message: String| failed("CreateContainerConfigError", message);
-        let environment = environment(context, pod, container, self.volumes, &around).await.map_err(wrong)?;
+        let mut environment = environment(context, pod, container, self.volumes, &around).await.map_err(wrong)?;
         security::verify_non_root(pod, container, Some(&image)).map_err(wrong)?;
         let users = context.users.of(&context.config, pod).map_err(wrong)?;
-        let (mut mounts, devices) =
+        let (mut mounts, mut devices) =
             mounts(context, pod, container, self.restart_count, self.volumes, &environment, &around.pod_ips)
                 .map_err(wrong)?;
         if let Some(users) = &users {
             for mount in &mut mounts {
                 (mount.uid_mappings, mount.gid_mappings) = (users.uids.clone(), users.gids.clone());
             }
+        }
+        let mut cdi_devices = context.claims.cdi_ids(pod, self.name);
+        let mut extra_annotations = Vec::new();
+        for (_, grant) in context.devices.granted(spec::uid(pod), self.name) {
+            let given = grant.response;
+            // What the pod says itself goes before what its devices need.
+            let own = |name: &String| environment.iter().any(|(k, _)| k == name);
+            let added: Vec<(String, String)> = given.envs.into_iter().filter(|(k, _)| !own(k)).collect();
+            environment.extend(added);
+            mounts.extend(given.mounts.into_iter().map(|m| v1::Mount {
+                container_path: m.container_path,
+                host_path: m.host_path,
+                readonly: m.read_only,
+                ..Default::default()
+            }));
+            devices.extend(given.devices.into_iter().map(|d| v1::Device {
+                container_path: d.container_path,
+                host_path: d.host_path,
+                permissions: d.permissions,
+            }));
+            extra_annotations.extend(given.annotations);
+            cdi_devices.extend(given.cdi_devices.into_iter().map(|d| d.name));
         }
         let target = spec::spec(pod)
             .ephemeral_containers
@@ -311,6 +347,8 @@ impl Start<'_> {
             restart_count: self.restart_count,
             target,
             users: users.clone(),
+            extra_annotations,
+            cdi_devices,
             memory_capacity: context.machine.memory_bytes as i64,
         };
         let config = container_spec::config(&context.config, pod, kind, container, prepared);
@@ -333,6 +371,7 @@ impl Start<'_> {
             Ok(answer) => answer.container_id,
             Err(status) => return Err(failed("CreateContainerError", status.message())),
         };
+        context.devices.before_start(spec::uid(pod), self.name).await.map_err(|e| failed("RunContainerError", e))?;
         context.events.normal(about, "Created", &format!("Created container: {}", self.name));
         if let Err(status) =
             context.engine.start_container(v1::StartContainerRequest { container_id: id.clone() }).await

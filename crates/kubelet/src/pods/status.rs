@@ -206,6 +206,7 @@ fn container(
     if let Some(current) = current {
         // What it has, which during a resize is not yet what it asks for.
         out.resources = facts.memory.applied.get(&current.id).cloned().or_else(|| spec.resources.clone());
+        out.allocated_resources_status = facts.memory.devices.get(&spec.name).cloned();
         out.allocated_resources = spec.resources.as_ref().and_then(|r| r.requests.clone());
     }
     let mounts: Vec<VolumeMountStatus> = spec

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::api::core::v1::{Pod, PodStatus};
+use k8s_openapi::api::core::v1::{Pod, PodStatus, ResourceHealth, ResourceStatus};
 use tokio::time::Instant;
 
 use super::allocation::Allocation;
@@ -35,6 +35,10 @@ const RETRY: Duration = Duration::from_secs(1);
 /// Failed volumes are tried again after this, doubling up to the longest.
 const VOLUME_RETRY: SignedDuration = SignedDuration::from_millis(500);
 const VOLUME_RETRY_MAX: SignedDuration = SignedDuration::from_secs(122);
+/// Claims that could not be prepared are tried again after this; what they wait for may say nothing when it comes.
+const CLAIM_RETRY: SignedDuration = SignedDuration::from_secs(2);
+/// A pod that was admitted and cannot have what it was admitted with.
+const UNEXPECTED: &str = "UnexpectedAdmissionError";
 /// Why a pod's wish waits that could be granted another time.
 const DEFERRED: &str = "Deferred";
 /// A failed refresh of a running pod's volumes.
@@ -215,6 +219,7 @@ impl Worker {
             self.reporter = Reporter::start(self.context.client.clone(), pod, PodStatus::default());
         }
         let pod = &self.judge_resize(pod, &seen);
+        self.memory.devices = device_health(&self.context, pod);
         let now = Timestamp::now();
         let deadline = self.judge(pod, now);
         let plan = plan(pod, &seen, &self.memory, now);
@@ -441,6 +446,20 @@ impl Worker {
             return;
         }
         self.volume_delay = VOLUME_RETRY;
+        if let Err(why) = self.context.devices.allocate(pod).await {
+            self.context.events.warning(&self.context.events.about_pod(pod), UNEXPECTED, &why);
+            let message = format!("Pod was rejected: {why}");
+            self.verdict = Some(Verdict { reason: UNEXPECTED.into(), message, disruption: false });
+            return;
+        }
+        if let Err(why) = start::claims(&self.context, pod).await {
+            let message = format!("Failed to prepare dynamic resources: {why}");
+            self.context.events.warning(&self.context.events.about_pod(pod), "FailedPrepareDynamicResources", &message);
+            let retry_at = Timestamp::now() + CLAIM_RETRY;
+            self.memory.sandbox_failed =
+                Some(Failed { reason: "FailedPrepareDynamicResources".into(), message, retry_at });
+            return;
+        }
         self.memory.sandbox_failed = start::sandbox(&self.context, pod, attempt).await.err();
         if let Some(failed) = &self.memory.sandbox_failed {
             tracing::info!(pod = %spec::described(pod), "no sandbox: {}", failed.message);
@@ -541,6 +560,25 @@ impl Worker {
             }
         }
     }
+}
+
+/// What became of the devices plugins gave the pod's containers.
+fn device_health(context: &Context, pod: &Pod) -> BTreeMap<String, Vec<ResourceStatus>> {
+    let status = |(name, devices): (String, Vec<(String, Option<bool>)>)| ResourceStatus {
+        name,
+        resources: Some(
+            devices
+                .into_iter()
+                .map(|(resource_id, healthy)| ResourceHealth {
+                    resource_id,
+                    health: Some(healthy.map_or("Unknown", |h| if h { "Healthy" } else { "Unhealthy" }).into()),
+                    message: None,
+                })
+                .collect(),
+        ),
+    };
+    let of = |name: &str| context.devices.health(spec::uid(pod), name).into_iter().map(status).collect::<Vec<_>>();
+    spec::all_containers(pod).map(|(_, c)| (c.name.clone(), of(&c.name))).filter(|(_, l)| !l.is_empty()).collect()
 }
 
 /// Whether labels or annotations can show in the pod's volumes. Those are written at every look, which does nothing

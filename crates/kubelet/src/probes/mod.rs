@@ -4,6 +4,7 @@
 //! them. This room knows how to ask and count, not what follows from an answer.
 
 pub mod ask;
+pub mod counts;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -189,6 +190,12 @@ impl Prober {
                 return;
             }
             let answer = ask::probe(&target, probe, timeout).await;
+            let result = match &answer {
+                Answer::Good => "successful",
+                Answer::Bad(_) => "failed",
+                Answer::Unsure(_) => "unknown",
+            };
+            self.context.probed.count(&self.pod, &self.container.name, which.word(), result);
             let good = match &answer {
                 Answer::Good => true,
                 Answer::Unsure(why) => {

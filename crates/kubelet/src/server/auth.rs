@@ -10,10 +10,8 @@ use client::{Client, Gvr};
 use http::{Method, Request};
 use serde_json::{Value, json};
 
-/// How long answers are believed; as upstream.
-const TOKEN_FOR: Duration = Duration::from_secs(120);
-const ALLOWED_FOR: Duration = Duration::from_secs(300);
-const DENIED_FOR: Duration = Duration::from_secs(30);
+use crate::config::Auth as Lives;
+
 /// Answers remembered of each kind; beyond that all are forgotten, which costs a question each.
 const REMEMBERED: usize = 1024;
 
@@ -62,6 +60,7 @@ impl<K: std::hash::Hash + Eq, V: Clone> Memory<K, V> {
 pub struct Auth {
     client: Client,
     node: String,
+    config: Lives,
     /// Tokens are remembered by their hash under a key of this process.
     hasher: RandomState,
     users: Memory<(u64, usize), Option<User>>,
@@ -93,12 +92,15 @@ fn verb(method: &Method) -> &'static str {
 }
 
 impl Auth {
-    pub fn new(client: Client, node: String) -> Self {
-        Self { client, node, hasher: RandomState::new(), users: Memory::new(), decisions: Memory::new() }
+    pub fn new(client: Client, node: String, config: Lives) -> Self {
+        Self { client, node, config, hasher: RandomState::new(), users: Memory::new(), decisions: Memory::new() }
     }
 
     /// The user of a bearer token, if the API server knows it.
     pub async fn bearer<B>(&self, request: &Request<B>) -> Option<User> {
+        if !self.config.tokens {
+            return None;
+        }
         let header = request.headers().get("authorization")?.to_str().ok()?;
         let (scheme, token) = header.split_once(' ')?;
         let token = token.trim();
@@ -125,7 +127,7 @@ impl Auth {
                 of["groups"].as_array().into_iter().flatten().filter_map(|g| g.as_str()).map(str::to_string).collect();
             User { name: text("username"), uid: text("uid"), groups }
         });
-        self.users.put(key, user.clone(), if user.is_some() { TOKEN_FOR } else { DENIED_FOR });
+        self.users.put(key, user.clone(), if user.is_some() { self.config.token_for } else { self.config.denied_for });
         user
     }
 
@@ -170,7 +172,11 @@ impl Auth {
         } else {
             Err(format!("Forbidden (user={}, verb={verb}, resource=nodes, subresource(s)=[{subresource}])", user.name))
         };
-        self.decisions.put(key, decision.clone(), if allowed { ALLOWED_FOR } else { DENIED_FOR });
+        self.decisions.put(
+            key,
+            decision.clone(),
+            if allowed { self.config.allowed_for } else { self.config.denied_for },
+        );
         decision
     }
 }

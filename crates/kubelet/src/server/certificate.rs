@@ -12,6 +12,7 @@ use rustls::server::WebPkiClientVerifier;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
+use crate::certificates::serving::Current;
 use crate::config::Config;
 
 /// Makes a self-signed pair once, and keeps it.
@@ -36,15 +37,12 @@ fn certificates(path: &Path) -> anyhow::Result<Vec<CertificateDer<'static>>> {
     read.collect::<Result<_, _>>().with_context(|| format!("{} is not a PEM certificate", path.display()))
 }
 
-/// The acceptor's configuration.
-pub fn server_config(config: &Config, ips: &[IpAddr]) -> anyhow::Result<rustls::ServerConfig> {
-    let (certificate, key) = match &config.serving_certificate {
-        Some(pair) => pair.clone(),
-        None => self_signed(config, ips)?,
-    };
-    let chain = certificates(&certificate)?;
-    let key =
-        PrivateKeyDer::from_pem_file(&key).with_context(|| format!("{} is not a PEM private key", key.display()))?;
+/// The acceptor's configuration; `issued` is the pair the cluster's signer gives, where it is to give one.
+pub fn server_config(
+    config: &Config,
+    ips: &[IpAddr],
+    issued: Option<Arc<Current>>,
+) -> anyhow::Result<rustls::ServerConfig> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder =
         rustls::ServerConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions()?;
@@ -62,7 +60,19 @@ pub fn server_config(config: &Config, ips: &[IpAddr]) -> anyhow::Result<rustls::
         }
         None => builder.with_no_client_auth(),
     };
-    let mut out = builder.with_single_cert(chain, key)?;
+    let mut out = match issued {
+        Some(issued) => builder.with_cert_resolver(issued),
+        None => {
+            let (certificate, key) = match &config.serving_certificate {
+                Some(pair) => pair.clone(),
+                None => self_signed(config, ips)?,
+            };
+            let chain = certificates(&certificate)?;
+            let key = PrivateKeyDer::from_pem_file(&key)
+                .with_context(|| format!("{} is not a PEM private key", key.display()))?;
+            builder.with_single_cert(chain, key)?
+        }
+    };
     out.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(out)
 }

@@ -51,6 +51,11 @@ pub fn logs(root: &Path, parts: &[&str]) -> Response<Body> {
     }
 }
 
+fn thresholds(config: &Config, soft: bool) -> Value {
+    let of = config.eviction.thresholds.iter().filter(|t| t.grace.is_some() == soft);
+    of.map(|t| (t.signal.as_str().to_string(), Value::from(t.amount.shown()))).collect::<serde_json::Map<_, _>>().into()
+}
+
 /// The configuration in upstream's shape, as far as it has one.
 pub fn configz(config: &Config) -> Value {
     let seconds = |d: std::time::Duration| format!("{}s", d.as_secs());
@@ -68,11 +73,15 @@ pub fn configz(config: &Config) -> Value {
         "resolvConf": config.resolv_conf, "seccompDefault": config.seccomp_default,
         "containerLogMaxSize": config.container_log_max_size.to_string(), "containerLogMaxFiles": config.container_log_max_files,
         "containerRuntimeEndpoint": config.cri_endpoint,
-        "evictionHard": {
-            "memory.available": config.eviction.memory_available.to_string(),
-            "nodefs.available": format!("{}%", config.eviction.nodefs_available_percent),
-            "nodefs.inodesFree": format!("{}%", config.eviction.nodefs_inodes_free_percent),
-        },
+        "evictionHard": thresholds(config, false), "evictionSoft": thresholds(config, true),
+        "evictionPressureTransitionPeriod": seconds(config.eviction.pressure_transition),
+        "evictionMaxPodGracePeriod": config.eviction.max_pod_grace.as_secs(),
+        "rotateCertificates": config.rotate_certificates, "serverTLSBootstrap": config.server_tls_bootstrap,
+        "failSwapOn": config.fail_swap_on, "maxParallelImagePulls": config.parallel_pulls,
+        "enableDebuggingHandlers": config.debugging_handlers,
+        "crashLoopBackOff": {"maxContainerRestartPeriod": format!("{}s", config.max_restart_back_off.as_secs())},
+        "shutdownGracePeriodByPodPriority": config.shutdown.iter().map(|s| json!({
+            "priority": s.priority, "shutdownGracePeriodSeconds": s.grace.as_secs()})).collect::<Vec<_>>(),
         "authentication": {"anonymous": {"enabled": false}, "webhook": {"enabled": true}},
         "authorization": {"mode": "Webhook"},
     }})

@@ -4,6 +4,7 @@
 //! all. Streams are handed to the engine byte by byte ([`streams`]).
 
 pub mod auth;
+pub mod cadvisor;
 pub mod certificate;
 pub mod files;
 pub mod logs;
@@ -26,8 +27,10 @@ use serde_json::json;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, mpsc};
 use tokio_rustls::TlsAcceptor;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::agent::Context;
+use crate::certificates::serving::Current;
 use crate::cri::v1;
 use crate::spec;
 
@@ -45,6 +48,8 @@ pub struct Server {
     listener: TcpListener,
     acceptor: TlsAcceptor,
     auth: Arc<auth::Auth>,
+    /// The serving pair, when the cluster's signer gives it.
+    issued: Option<Arc<Current>>,
 }
 
 /// A whole body at once.
@@ -147,14 +152,23 @@ impl Server {
                 "cannot listen on {address} for the node API: another kubelet may be running, or choose another port"
             )
         })?;
-        let tls = certificate::server_config(&context.config, &context.host_ips)?;
-        let auth = Arc::new(auth::Auth::new(context.client.clone(), context.config.node_name.clone()));
-        Ok(Self { context: context.clone(), listener, acceptor: TlsAcceptor::from(Arc::new(tls)), auth })
+        let given = context.config.serving_certificate.is_some();
+        let issued = (context.config.server_tls_bootstrap && !given).then(Arc::<Current>::default);
+        let tls = certificate::server_config(&context.config, &context.host_ips, issued.clone())?;
+        let auth = Arc::new(auth::Auth::new(
+            context.client.clone(),
+            context.config.node_name.clone(),
+            context.config.auth.clone(),
+        ));
+        Ok(Self { context: context.clone(), listener, acceptor: TlsAcceptor::from(Arc::new(tls)), auth, issued })
     }
 
     /// Serves until the agent stops.
     pub async fn serve(self) {
         let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        let _renewal = self.issued.clone().map(|issued| {
+            AbortOnDropHandle::new(tokio::spawn(crate::certificates::serving::run(self.context.clone(), issued)))
+        });
         loop {
             let Ok(permit) = room.clone().acquire_owned().await else { return };
             let stream = match self.listener.accept().await {
@@ -206,7 +220,41 @@ async fn answer(
     if let Err(why) = auth.allows(&user, request.method(), &path).await {
         return text(StatusCode::FORBIDDEN, why);
     }
+    let first = path.trim_start_matches('/').split('/').next().unwrap_or_default();
+    let debugging = ["exec", "attach", "portForward", "portforward", "run", "containerLogs", "runningpods", "logs"];
+    if debugging.contains(&first) && !context.config.debugging_handlers
+        || first == "logs" && !context.config.system_logs
+    {
+        return text(StatusCode::METHOD_NOT_ALLOWED, "Debug endpoints are disabled.");
+    }
     route(context, request, &path).await
+}
+
+/// `/healthz` without TLS, where the configuration wants it.
+pub async fn healthz(address: Option<std::net::SocketAddr>) {
+    let Some(address) = address else { return std::future::pending().await };
+    let listener = match TcpListener::bind(address).await {
+        Ok(listener) => listener,
+        Err(error) => {
+            tracing::error!(%address, "health is not served: {error}");
+            return std::future::pending().await;
+        }
+    };
+    loop {
+        let Ok((stream, _)) = listener.accept().await else {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            continue;
+        };
+        let service = service_fn(|request: Request<Incoming>| async move {
+            Ok::<_, std::convert::Infallible>(match request.uri().path() {
+                "/healthz" | "/livez" | "/readyz" => text(StatusCode::OK, "ok"),
+                _ => text(StatusCode::NOT_FOUND, "404 page not found"),
+            })
+        });
+        tokio::spawn(tokio::time::timeout(HANDSHAKE, async move {
+            let _ = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
+        }));
+    }
 }
 
 async fn route(context: &Arc<Context>, request: Request<Incoming>, path: &str) -> Response<Body> {
@@ -244,12 +292,60 @@ async fn route(context: &Arc<Context>, request: Request<Incoming>, path: &str) -
             run(context, namespace, pod, container, &query(request.uri())).await
         }
         ["stats", "summary"] | ["stats"] => json_body(&context.stats.summary(context).await),
-        ["metrics"] => metrics::serve(context),
+        ["metrics"] => metrics::serve(context).await,
         ["metrics", "resource"] => text(StatusCode::OK, context.stats.resource_metrics(context).await),
-        ["metrics", "cadvisor" | "probes" | "slis"] => text(StatusCode::OK, ""),
+        ["metrics", "cadvisor"] => cadvisor::serve(context).await,
+        ["metrics", "probes"] => text(StatusCode::OK, context.probed.printed()),
+        ["metrics", "slis"] => text(StatusCode::OK, ""),
+        ["checkpoint", namespace, pod, container] if request.method() == Method::POST => {
+            checkpoint(context, namespace, pod, container, &query(request.uri())).await
+        }
         ["configz"] => json_body(&files::configz(&context.config)),
         ["logs", rest @ ..] => files::logs(&context.config.log_dir, rest),
         _ => not_found(),
+    }
+}
+
+/// Has the engine write a container down as it is.
+async fn checkpoint(
+    context: &Context,
+    namespace: &str,
+    pod: &str,
+    container: &str,
+    query: &[(String, String)],
+) -> Response<Body> {
+    let Some(found) = context.workers.find(namespace, pod) else {
+        return text(StatusCode::NOT_FOUND, "pod does not exist");
+    };
+    let running = match find_container(context, &found, container).await {
+        Ok(list) => list.into_iter().find(|c| c.state == v1::ContainerState::ContainerRunning as i32),
+        Err(response) => return response,
+    };
+    let Some(running) = running else {
+        return text(StatusCode::NOT_FOUND, format!("container {container} does not exist or is not running"));
+    };
+    let timeout = match parameter(query, &["timeout"]).map(str::parse::<i64>) {
+        None => 0,
+        Some(Ok(seconds)) => seconds,
+        Some(Err(_)) => return text(StatusCode::BAD_REQUEST, "cannot parse value of timeout parameter"),
+    };
+    let dir = context.config.root_dir.join("checkpoints");
+    if let Err(error) = std::fs::create_dir_all(&dir) {
+        return text(StatusCode::INTERNAL_SERVER_ERROR, error.to_string());
+    }
+    let now = jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
+    let location =
+        dir.join(format!("checkpoint-{pod}_{namespace}-{container}-{now}.tar")).to_string_lossy().into_owned();
+    let request = v1::CheckpointContainerRequest { container_id: running.id, location: location.clone(), timeout };
+    match context.engine.checkpoint_container(request).await {
+        Ok(_) => json_body(&json!({"items": [location]})),
+        Err(status) if status.code() == tonic::Code::Unimplemented => {
+            text(StatusCode::NOT_FOUND, "the container engine cannot write checkpoints")
+        }
+        Err(status) => text(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            format!("checkpointing of {namespace}/{pod}/{container} failed ({})", status.message()),
+        ),
     }
 }
 

@@ -26,6 +26,10 @@ pub struct Prepared {
     pub target: Option<String>,
     /// The pod's users, where they are not the node's.
     pub users: Option<v1::UserNamespace>,
+    /// What device plugins add.
+    pub extra_annotations: Vec<(String, String)>,
+    /// Devices by their CDI names.
+    pub cdi_devices: Vec<String>,
     pub memory_capacity: i64,
 }
 
@@ -65,6 +69,7 @@ pub fn config(config: &Config, pod: &Pod, kind: Kind, container: &Container, pre
     if let Some(ports) = container.ports.as_ref().filter(|p| !p.is_empty()) {
         annotations.insert(text(names::CONTAINER_PORTS), serde_json::to_string(ports).unwrap_or_default());
     }
+    annotations.extend(prepared.extra_annotations);
     let environment = &prepared.environment;
     let lookup = |name: &str| environment.iter().find(|(k, _)| k == name).map(|(_, v)| v.clone());
     let expanded = |list: &Option<Vec<String>>| list.iter().flatten().map(|t| expand(t, lookup)).collect();
@@ -102,7 +107,7 @@ pub fn config(config: &Config, pod: &Pod, kind: Kind, container: &Container, pre
             security_context: Some(security),
         }),
         windows: None,
-        cdi_devices: Vec::new(),
+        cdi_devices: prepared.cdi_devices.into_iter().map(|name| v1::CdiDevice { name }).collect(),
         stop_signal: container
             .lifecycle
             .as_ref()

@@ -1,4 +1,7 @@
-//! What a node agent is told at start. Plain data: flags and files are read elsewhere.
+//! What a node agent is told at start. Plain data; [`file`] reads upstream's configuration file into it.
+
+pub mod eviction;
+pub mod file;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -7,6 +10,9 @@ use std::time::Duration;
 
 use jiff::SignedDuration;
 use k8s_openapi::api::core::v1::Taint;
+
+use crate::images::access::Verification;
+use eviction::Eviction;
 
 /// Everything the agent needs to know; [`Config::new`] fills in upstream's defaults.
 #[derive(Clone, Debug)]
@@ -50,7 +56,7 @@ pub struct Config {
     pub reserved: BTreeMap<String, String>,
     /// A directory of pod manifests run without the API server.
     pub static_pod_path: Option<PathBuf>,
-    pub eviction: EvictionThresholds,
+    pub eviction: Eviction,
     pub image_gc: Option<ImageGc>,
     /// How often node status is computed; it is sent when it changed or after `status_report`.
     pub status_update: Duration,
@@ -62,6 +68,27 @@ pub struct Config {
     pub allowed_unsafe_sysctls: Vec<String>,
     /// Reported as the kubelet's version.
     pub version: String,
+    /// The client certificate is replaced before it ends.
+    pub rotate_certificates: bool,
+    /// The serving certificate is asked of the cluster's signer.
+    pub server_tls_bootstrap: bool,
+    pub auth: Auth,
+    /// Exec, attach, port-forward and logs of containers are served.
+    pub debugging_handlers: bool,
+    /// `/logs` is served.
+    pub system_logs: bool,
+    /// Where `/healthz` is served without TLS.
+    pub healthz: Option<SocketAddr>,
+    /// Swap is a reason not to start.
+    pub fail_swap_on: bool,
+    /// Image pulls at once: more only share the same line.
+    pub parallel_pulls: usize,
+    /// What pods get when the machine goes down, by rising priority; nothing is done about them when empty.
+    pub shutdown: Vec<Shutdown>,
+    /// Which images that are here need credentials all the same.
+    pub image_verification: Verification,
+    /// The file that names credential providers, and the directory they are in.
+    pub credential_providers: Option<(PathBuf, PathBuf)>,
     /// The longest wait before a container that keeps ending is run again.
     pub max_restart_back_off: SignedDuration,
     /// Dead containers kept per container of a living pod, for `logs --previous`.
@@ -70,16 +97,32 @@ pub struct Config {
     pub container_log_max_files: u32,
 }
 
-/// Below these the node reports pressure and evicts.
+/// Who may ask the node API, and how long answers about that are believed.
 #[derive(Clone, Debug)]
-pub struct EvictionThresholds {
-    /// Bytes of memory; 0 switches it off.
-    pub memory_available: u64,
-    /// Percent of the file system under `root_dir`; 0 switches it off.
-    pub nodefs_available_percent: u64,
-    pub nodefs_inodes_free_percent: u64,
-    /// How long a condition outlives the last observation.
-    pub pressure_transition: Duration,
+pub struct Auth {
+    /// Bearer tokens are reviewed by the API server.
+    pub tokens: bool,
+    pub token_for: Duration,
+    pub allowed_for: Duration,
+    pub denied_for: Duration,
+}
+
+impl Default for Auth {
+    fn default() -> Self {
+        Self {
+            tokens: true,
+            token_for: Duration::from_secs(120),
+            allowed_for: Duration::from_secs(300),
+            denied_for: Duration::from_secs(30),
+        }
+    }
+}
+
+/// Pods of at least this priority (and below the next step's) get so long when the machine goes down.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Shutdown {
+    pub priority: i32,
+    pub grace: Duration,
 }
 
 /// Unused images go, oldest use first, when the image file system is fuller than `high_percent`, until `low_percent`.
@@ -88,22 +131,13 @@ pub struct ImageGc {
     pub high_percent: u64,
     pub low_percent: u64,
     pub min_age: Duration,
+    /// Images unused for longer go whatever room there is.
+    pub max_age: Option<Duration>,
 }
 
 impl Default for ImageGc {
     fn default() -> Self {
-        Self { high_percent: 85, low_percent: 80, min_age: Duration::from_secs(120) }
-    }
-}
-
-impl Default for EvictionThresholds {
-    fn default() -> Self {
-        Self {
-            memory_available: 100 << 20,
-            nodefs_available_percent: 10,
-            nodefs_inodes_free_percent: 5,
-            pressure_transition: Duration::from_secs(300),
-        }
+        Self { high_percent: 85, low_percent: 80, min_age: Duration::from_secs(120), max_age: None }
     }
 }
 
@@ -135,7 +169,7 @@ impl Config {
             pod_pids_limit: None,
             reserved: BTreeMap::new(),
             static_pod_path: None,
-            eviction: EvictionThresholds::default(),
+            eviction: Eviction::default(),
             image_gc: Some(ImageGc::default()),
             status_update: Duration::from_secs(10),
             status_report: Duration::from_secs(300),
@@ -143,11 +177,32 @@ impl Config {
             seccomp_default: false,
             allowed_unsafe_sysctls: Vec::new(),
             version: "v1.37.0".into(),
+            rotate_certificates: false,
+            server_tls_bootstrap: false,
+            auth: Auth::default(),
+            debugging_handlers: true,
+            system_logs: true,
+            healthz: None,
+            fail_swap_on: false,
+            parallel_pulls: 5,
+            shutdown: Vec::new(),
+            image_verification: Verification::default(),
+            credential_providers: None,
             max_restart_back_off: crate::pods::plan::MAX_BACK_OFF,
             dead_containers_kept: 1,
             container_log_max_size: 10 << 20,
             container_log_max_files: 5,
         }
+    }
+
+    /// Keeps so much more of a resource back from pods.
+    pub fn reserve(&mut self, name: &str, amount: &str) -> Result<(), String> {
+        let parse = |text: &str| text.parse::<meta::quantity::Quantity>().map_err(|e| format!("{text:?}: {e}"));
+        let held = self.reserved.get(name).map_or(Ok(0), |text| parse(text).map(|q| q.milli_value()))?;
+        let total = held + parse(amount)?.milli_value();
+        let shown = if total % 1000 == 0 { (total / 1000).to_string() } else { format!("{total}m") };
+        self.reserved.insert(name.into(), shown);
+        Ok(())
     }
 
     /// Where plugins put the sockets by which they register.
