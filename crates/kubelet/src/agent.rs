@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::net::IpAddr;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -32,7 +33,7 @@ use crate::user_namespaces::UserNamespaces;
 use crate::volumes::certificates::Certificates;
 use crate::volumes::csi::Csi;
 use crate::volumes::tokens::Tokens;
-use crate::{cgroups, logs, node, plugins, server, spec, statics};
+use crate::{cgroups, logs, node, oom, plugins, server, shutdown, spec, statics};
 
 /// Between questions to an engine that is not up yet.
 const ENGINE_RETRY: Duration = Duration::from_millis(10);
@@ -75,6 +76,8 @@ pub struct Context {
     pub stats: Stats,
     /// Something the node's status depends on changed.
     pub node_changed: Arc<Notify>,
+    /// The machine goes down: no pod begins any more.
+    pub shutting_down: AtomicBool,
     /// Cancelled when the agent ends: whoever works for a pod stops where it is, and the next agent goes on.
     pub stopped: CancellationToken,
     /// Cancelled once every pod the API had at start has a worker.
@@ -219,6 +222,7 @@ fn build(config: Config, client: Client) -> anyhow::Result<Arc<Context>> {
         statics: Statics::default(),
         stats: Stats::default(),
         node_changed,
+        shutting_down: AtomicBool::new(false),
         stopped: CancellationToken::new(),
         pods_seen: CancellationToken::new(),
         strangers: Mutex::default(),
@@ -247,6 +251,7 @@ pub async fn run(config: Config, client: Client, cancel: CancellationToken) -> a
     parts.spawn(node::lease::run(context.clone()));
     parts.spawn(pods::pleg::follow(context.clone()));
     parts.spawn(eviction::run(context.clone()));
+    parts.spawn(oom::run(context.clone()));
     parts.spawn(statics::run(context.clone()));
     parts.spawn(plugins::run(context.clone()));
     let devices = context.devices.clone();
@@ -267,11 +272,14 @@ pub async fn run(config: Config, client: Client, cancel: CancellationToken) -> a
         parts.spawn(async move { images::gc::run(&collecting, policy).await });
     }
     tokio::select! {
-        () = cancel.cancelled() => Ok(()),
-        Some(ended) = parts.join_next() => match ended {
+        () = cancel.cancelled() => {}
+        Some(ended) = parts.join_next() => return match ended {
             Ok(()) if cancel.is_cancelled() => Ok(()),
             Ok(()) => anyhow::bail!("a part of the node agent ended by itself"),
             Err(error) => Err(anyhow::Error::new(error).context("a part of the node agent failed")),
         },
     }
+    // The parts go on meanwhile: they are what ends pods.
+    shutdown::run(&context).await;
+    Ok(())
 }

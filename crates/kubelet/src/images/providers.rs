@@ -232,7 +232,7 @@ async fn account(context: &Context, pod: &Pod, wanted: &TokenAttributes) -> anyh
         path: String::new(),
         ..Default::default()
     };
-    let (token, _) = context.tokens.get(&context.client, pod, &projection).await.map_err(anyhow::Error::msg)?;
+    let token = context.tokens.get(&context.client, pod, &projection).await.map_err(anyhow::Error::msg)?.text;
     let key = match wanted.cache_type.as_str() {
         "Token" => token.clone(),
         _ => format!(

@@ -22,6 +22,9 @@ use crate::plugins::devices::Amounts;
 const MAX_IMAGES: usize = 50;
 const MAX_NAMES: usize = 5;
 
+/// What the control plane has to know of this agent before it sends pods that ask for it; sorted.
+const DECLARED: [&str; 1] = ["RestartAllContainersOnContainerExits"];
+
 /// The object to register.
 pub fn object(context: &Context, status: &NodeStatus) -> Node {
     let config = &context.config;
@@ -74,6 +77,9 @@ fn condition(
 
 /// What keeps the node from being ready.
 async fn not_ready(context: &Context) -> Option<String> {
+    if context.shutting_down.load(std::sync::atomic::Ordering::Relaxed) {
+        return Some("node is shutting down".into());
+    }
     let status = match context.engine.status(v1::StatusRequest { verbose: false }).await {
         Ok(answer) => {
             context.learn_handlers(&answer);
@@ -156,6 +162,7 @@ pub async fn compute(context: &Context, before: &NodeStatus) -> NodeStatus {
         capacity: Some(with(context.machine.capacity(config), capacity)),
         allocatable: Some(with(context.machine.allocatable(config), allocatable)),
         conditions: Some(conditions),
+        declared_features: Some(DECLARED.map(String::from).into()),
         daemon_endpoints: Some(NodeDaemonEndpoints {
             kubelet_endpoint: Some(DaemonEndpoint { port: config.listen.port().into() }),
         }),

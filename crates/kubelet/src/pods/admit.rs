@@ -1,10 +1,12 @@
 //! Whether the node takes a pod the scheduler gave it: a pure function of the pod, the node and the pods already here.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Node, NodeSelectorRequirement, NodeSelectorTerm, Pod};
 
 use super::status::Verdict;
+use crate::eviction::core::CRITICAL;
 use crate::spec::{self, resources, security};
 
 /// The node as admission sees it. Amounts: `cpu` in thousandths.
@@ -15,6 +17,8 @@ pub struct Room<'a> {
     pub memory_pressure: bool,
     pub disk_pressure: bool,
     pub pid_pressure: bool,
+    /// The machine goes down.
+    pub shutting_down: bool,
 }
 
 fn refuse(reason: &str, message: String) -> Result<(), Verdict> {
@@ -84,13 +88,16 @@ fn untolerated(pod: &Pod, node: &Node) -> Option<String> {
 /// Takes or refuses a pod; `others` are the pods that already have a place here.
 pub fn admit<'a>(pod: &Pod, room: &Room<'_>, others: impl Iterator<Item = &'a Pod>) -> Result<(), Verdict> {
     let spec = spec::spec(pod);
+    if room.shutting_down {
+        return refuse("NodeShutdown", "node is shutting down".into());
+    }
     if let Some(why) = security::forbidden_sysctl(pod, room.allowed_sysctls) {
         return refuse("SysctlForbidden", why);
     }
     if spec.os.as_ref().is_some_and(|os| os.name != "linux") {
         return refuse("PodOSNotSupported", "Failed to admit pod as the OS field doesn't match node OS".into());
     }
-    let critical = spec.priority.unwrap_or(0) >= 2_000_000_000;
+    let critical = is_critical(pod);
     if !critical && room.disk_pressure {
         return refuse("Evicted", "The node had condition: [DiskPressure]. ".into());
     }
@@ -172,6 +179,38 @@ pub fn admit<'a>(pod: &Pod, room: &Room<'_>, others: impl Iterator<Item = &'a Po
     Ok(())
 }
 
+/// Pods of the node's own go before all others.
+fn is_critical(pod: &Pod) -> bool {
+    spec::spec(pod).priority.unwrap_or(0) >= CRITICAL
+}
+
+/// Whom a critical pod that found no room displaces: as few as make room, the least important first and of those the
+/// larger. None when that would not help or the pod is not critical.
+pub fn victims<'a>(pod: &Pod, room: &Room<'_>, others: &'a [Arc<Pod>], refusal: &Verdict) -> Vec<&'a Arc<Pod>> {
+    let lacks = refusal.reason.starts_with("OutOf") || refusal.reason == "NodePorts";
+    if !is_critical(pod) || !lacks {
+        return Vec::new();
+    }
+    let size = |p: &Pod| resources::pod_total(p, false).get("memory").copied().unwrap_or(0);
+    let priority = |p: &Pod| spec::spec(p).priority.unwrap_or(0);
+    let mut movable: Vec<&Arc<Pod>> = others.iter().filter(|p| !is_critical(p)).collect();
+    movable.sort_by_key(|p| (priority(p), std::cmp::Reverse(size(p))));
+    let fits = |gone: &[&Arc<Pod>]| {
+        admit(pod, room, others.iter().filter(|o| !gone.iter().any(|g| Arc::ptr_eq(g, o))).map(|p| &**p)).is_ok()
+    };
+    let Some(count) = (1..=movable.len()).find(|n| fits(&movable[..*n])) else { return Vec::new() };
+    let mut chosen = movable[..count].to_vec();
+    // Whoever turns out not to be in the way stays, the most important first.
+    for at in (0..chosen.len()).rev() {
+        let mut fewer = chosen.clone();
+        fewer.remove(at);
+        if fits(&fewer) {
+            chosen = fewer;
+        }
+    }
+    chosen
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -196,6 +235,7 @@ mod tests {
             memory_pressure: false,
             disk_pressure: false,
             pid_pressure: false,
+            shutting_down: false,
         };
         let affinity = |operator: &str| {
             json!({"affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [
@@ -213,6 +253,50 @@ mod tests {
             let others: Vec<Pod> = (0..others).map(|_| pod(json!({}))).collect();
             let got = admit(&pod(spec.clone()), &room, others.iter());
             assert_eq!(got.err().map_or("ok".to_string(), |v| v.reason), expect, "{spec}");
+        }
+    }
+
+    #[test]
+    fn critical_pods_make_room() {
+        let pod = |name: &str, priority: i32, cpu: &str, port: i32| -> Arc<Pod> {
+            let mut container = json!({"name": "c", "resources": {"requests": {"cpu": cpu}}});
+            if port > 0 {
+                container["ports"] = json!([{"containerPort": port, "hostPort": port}]);
+            }
+            Arc::new(
+                serde_json::from_value(
+                    json!({"metadata": {"name": name}, "spec": {"priority": priority, "containers": [container]}}),
+                )
+                .unwrap(),
+            )
+        };
+        let room = Room {
+            node: None,
+            allocatable: [("cpu".to_string(), 1000)].into(),
+            allowed_sysctls: &[],
+            memory_pressure: false,
+            disk_pressure: false,
+            pid_pressure: false,
+            shutting_down: false,
+        };
+        let others = [
+            pod("low", 1, "100m", 80),
+            pod("mid", 5, "500m", 0),
+            pod("high", 9, "300m", 0),
+            pod("own", CRITICAL, "100m", 0),
+        ];
+        for (cpu, port, priority, expect) in [
+            ("100m", 0, CRITICAL, vec!["low"]),
+            ("500m", 0, CRITICAL, vec!["mid"]),
+            ("600m", 0, CRITICAL, vec!["low", "mid"]),
+            ("0", 80, CRITICAL, vec!["low"]),
+            ("2", 0, CRITICAL, vec![]),
+            ("100m", 0, 100, vec![]),
+        ] {
+            let wanted = pod("new", priority, cpu, port);
+            let refusal = admit(&wanted, &room, others.iter().map(|p| &**p)).unwrap_err();
+            let names: Vec<&str> = victims(&wanted, &room, &others, &refusal).iter().map(|p| spec::name(p)).collect();
+            assert_eq!(names, expect, "{cpu} {port} {priority}");
         }
     }
 }

@@ -38,6 +38,10 @@ impl Worker {
             self.report(&pod, &seen, &BTreeMap::new(), true);
         }
         self.release(&pod).await;
+        if !self.inbox.latest().removed {
+            self.reporter.flush().await;
+        }
+        self.inbox.rest();
         // A finished pod keeps its object, its containers' logs and its place here until somebody deletes it.
         loop {
             let Latest { pod, removed } = self.inbox.latest();

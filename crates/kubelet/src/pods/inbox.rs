@@ -21,6 +21,8 @@ pub struct Inbox {
     notify: Notify,
     references: AtomicBool,
     resend: AtomicBool,
+    /// The pod is over here, though its object is not gone.
+    idle: AtomicBool,
     /// Set once the pod must end, so that long work for a living pod is given up.
     pub ending: CancellationToken,
 }
@@ -37,6 +39,7 @@ impl Inbox {
             notify: Notify::new(),
             references: AtomicBool::new(false),
             resend: AtomicBool::new(false),
+            idle: AtomicBool::new(false),
             ending: CancellationToken::new(),
         };
         if ends(&inbox.latest()) {
@@ -95,6 +98,15 @@ impl Inbox {
 
     pub fn take_resend(&self) -> bool {
         self.resend.swap(false, Ordering::AcqRel)
+    }
+
+    /// Nothing of the pod runs any more.
+    pub fn rest(&self) {
+        self.idle.store(true, Ordering::Release);
+    }
+
+    pub fn is_idle(&self) -> bool {
+        self.idle.load(Ordering::Acquire)
     }
 
     pub async fn woken(&self) {

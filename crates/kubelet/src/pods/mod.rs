@@ -20,7 +20,9 @@ pub mod stop;
 pub mod worker;
 
 use std::collections::HashMap;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use client::{Batch, Change, Object, Patch};
 use jiff::Timestamp;
@@ -33,6 +35,9 @@ use crate::spec;
 use inbox::Inbox;
 use status::is_terminal;
 use worker::Worker;
+
+/// How often it is looked whether displaced pods are over.
+const DISPLACED_LOOK: Duration = Duration::from_millis(100);
 
 struct Place {
     inbox: Arc<Inbox>,
@@ -86,6 +91,11 @@ impl Workers {
     /// The pods that have a worker, finished ones included.
     pub fn pods(&self) -> Vec<Arc<Pod>> {
         self.places().values().map(|p| p.inbox.latest().pod).collect()
+    }
+
+    /// Whether a pod's worker still has to see to what it runs.
+    pub fn works_on(&self, uid: &str) -> bool {
+        self.places().get(uid).is_some_and(|p| !p.done && !p.inbox.is_idle())
     }
 
     pub fn knows(&self, uid: &str) -> bool {
@@ -144,6 +154,28 @@ fn begin(context: &Arc<Context>, pod: Arc<Pod>) {
     });
 }
 
+/// Ends pods so that a critical one finds room, which then arrives again.
+fn displace(context: &Arc<Context>, pod: Arc<Pod>, victims: Vec<&Arc<Pod>>) {
+    let uids: Vec<String> = victims.iter().map(|v| spec::uid(v).to_string()).collect();
+    for victim in victims {
+        let message = "Preempted in order to admit critical pod";
+        context.events.warning(&context.events.about_pod(victim), "Preempting", message);
+        context.evictions.sentence(context, victim, "Preempting", message.into(), stop::grace(victim));
+    }
+    let context = context.clone();
+    tokio::spawn(async move {
+        while uids.iter().any(|uid| context.workers.works_on(uid)) {
+            tokio::time::sleep(DISPLACED_LOOK).await;
+        }
+        // It may be gone, or have come again, meanwhile.
+        let key = format!("{}/{}", spec::namespace(&pod), spec::name(&pod));
+        let held = context.pods.get(&key).filter(|o| *o.meta.uid == *spec::uid(&pod));
+        if held.is_some() && !context.workers.knows(spec::uid(&pod)) {
+            arrive(&context, pod);
+        }
+    });
+}
+
 /// A pod seen for the first time: takes it on, or refuses it.
 fn arrive(context: &Arc<Context>, pod: Arc<Pod>) {
     let status = pod.status.as_ref();
@@ -164,9 +196,14 @@ fn arrive(context: &Arc<Context>, pod: Arc<Pod>) {
             allowed_sysctls: &context.config.allowed_unsafe_sysctls,
             memory_pressure: context.evictions.under(Pressure::Memory),
             disk_pressure: context.evictions.under(Pressure::Disk),
+            shutting_down: context.shutting_down.load(Ordering::Relaxed),
             pid_pressure: context.evictions.under(Pressure::Pid),
         };
         if let Err(verdict) = admit::admit(&pod, &room, others.iter().map(|p| &**p)) {
+            let displaced = admit::victims(&pod, &room, &others, &verdict);
+            if !displaced.is_empty() {
+                return displace(context, pod, displaced);
+            }
             tracing::info!(pod = %spec::described(&pod), "refused: {}", verdict.message);
             context.events.warning(&context.events.about_pod(&pod), &verdict.reason, &verdict.message);
             let status = status::rejected(&pod, &verdict, Timestamp::now());
