@@ -3,6 +3,7 @@
 //! Guarantees: containers live under shims, so nothing that happens to this process touches them; what a call has
 //! answered is on disk; a removed sandbox leaves nothing behind. It knows CRI, not Pods, and no other room.
 
+mod authority;
 mod cgroup;
 mod container;
 mod device_filter;

@@ -5,11 +5,13 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use futures::StreamExt;
 use tokio::net::{TcpListener, UnixListener, UnixStream};
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
 use crate::Config;
+use crate::authority::Tolerant;
 use crate::engine::Engine;
 use crate::image_service::ImageServer;
 use crate::runtime_service::RuntimeServer;
@@ -62,6 +64,7 @@ pub async fn serve(config: Config, cancel: CancellationToken, ready: oneshot::Se
     let _ = ready.send(());
     tracing::info!(socket = %socket.display(), "the container engine serves");
     let incoming = tokio_stream::wrappers::UnixListenerStream::new(listener);
+    let incoming = incoming.map(|stream| stream.map(Tolerant::new));
     // Open event streams would hold a graceful end for ever: the call ends with the cancellation.
     tokio::select! {
         served = server.serve_with_incoming(incoming) => served.context("serving CRI")?,
