@@ -32,6 +32,8 @@ pub struct Config {
     pub kubelet: KubeletConnection,
     /// Who may speak for others, and how this server does so to extension servers; none takes no such calls.
     pub front_proxy: Option<Arc<FrontProxy>>,
+    /// Open feature gates, which may bring kinds of their own.
+    pub gates: Vec<String>,
 }
 
 /// The authority of front proxies, apart from the clients' own; and this server's certificate of it. All PEM.
@@ -104,7 +106,7 @@ impl ApiServer {
         let keys = TokenKeys::new(&config.service_account_key, &config.issuer)?;
         let front_proxies =
             config.front_proxy.as_deref().map(crate::authn::front_proxy::FrontProxies::new).transpose()?;
-        let catalog = Catalog::new(builtin_kinds(), 1);
+        let catalog = Catalog::new(builtin_kinds(&config.gates), 1);
         let feed = Feed::new(store.clone());
         let mut caches: Vec<_> = catalog.kinds().iter().filter_map(|served| served.cache.clone()).collect();
         caches.sort_by(|a, b| a.prefix().cmp(b.prefix()));
@@ -269,9 +271,10 @@ impl ApiServer {
 }
 
 /// The built-in rows, rows of one prefix over one cache.
-fn builtin_kinds() -> Vec<Arc<Served>> {
+fn builtin_kinds(gates: &[String]) -> Vec<Arc<Served>> {
     let mut kinds: Vec<Arc<Served>> = Vec::new();
-    for resource in resources::builtin::table(meta::schema::builtin()) {
+    let types = meta::schema::builtin();
+    for resource in resources::builtin::table(types).into_iter().chain(resources::builtin::gated(types, gates)) {
         let owner =
             kinds.iter().find(|served| !resource.prefix.is_empty() && served.resource.prefix == resource.prefix);
         kinds.push(match owner {

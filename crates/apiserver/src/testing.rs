@@ -59,6 +59,7 @@ impl Fixture {
             service_account_key: key(),
             kubelet: KubeletConnection { tls: Arc::new(tls), dial: Arc::new(DirectDial) },
             front_proxy: None,
+            gates: Vec::new(),
         };
         let cancel = CancellationToken::new();
         let server = ApiServer::start(config, store, cancel.clone()).await.unwrap();

@@ -68,6 +68,8 @@ pub struct Options {
     /// How long a node may say nothing before it counts as lost.
     #[arg(long, value_parser = roles::seconds, default_value = "50s")]
     pub node_monitor_grace_period: Duration,
+    #[command(flatten)]
+    pub gates: roles::FeatureGates,
 }
 
 /// Where a cluster's files are when no one says.
@@ -160,6 +162,7 @@ pub async fn run(options: Options, cancel: CancellationToken) -> Result<()> {
         ranges: options.ranges.clone(),
         network_namespace: fabric.as_ref().map(|f| f.layout.fabric_namespace()),
         store: options.store.clone(),
+        gates: options.gates.clone(),
     };
     let mut children = Children::new(cancel.clone(), &claim);
     // Ended after everything that still talks to it.
@@ -201,13 +204,13 @@ pub async fn run(options: Options, cancel: CancellationToken) -> Result<()> {
     };
     match &running {
         Some(running) => {
-            start_in_process(&mut roles_tasks, running, controller_options, &cancel);
+            start_in_process(&mut roles_tasks, running, controller_options, options.gates.clone(), &cancel);
         }
         None => {
             let scheduler = identities.kubeconfig("scheduler", "system:kube-scheduler", &[], false)?;
             let controllers =
                 identities.kubeconfig("controller-manager", "system:kube-controller-manager", &[], false)?;
-            children.start(Child::scheduler(&scheduler)?, cancel.clone());
+            children.start(Child::scheduler(&scheduler, &options.gates)?, cancel.clone());
             children.start(
                 Child::controller_manager(
                     &controllers,
@@ -271,12 +274,14 @@ fn start_in_process(
     tasks: &mut tokio_util::task::TaskTracker,
     running: &roles::apiserver::Running,
     controllers: controllers::Options,
+    gates: roles::FeatureGates,
     cancel: &CancellationToken,
 ) {
     let client = |user: &str, agent: &str| Local::new(running.server.clone(), user, &[], agent).client();
     let (scheduler, token) = (client("system:kube-scheduler", roles::SCHEDULER), cancel.clone());
     tasks.spawn(async move {
-        supervise::role(roles::SCHEDULER, token, |own| roles::run_scheduler(scheduler.clone(), false, own)).await;
+        let run = |own| roles::run_scheduler(scheduler.clone(), false, gates.clone(), own);
+        supervise::role(roles::SCHEDULER, token, run).await;
     });
     let (manager, token) = (client("system:kube-controller-manager", roles::CONTROLLER_MANAGER), cancel.clone());
     tasks.spawn(async move {

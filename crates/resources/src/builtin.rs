@@ -386,6 +386,17 @@ impl Row {
     }
 }
 
+/// Rows that are served only where a feature gate is open.
+const GATED: &[(&str, Row)] = &[
+    ("GenericWorkload", Row { versions: &["v1beta1"], ..row("scheduling.k8s.io", "PodGroup", "podgroups") }.status()),
+    ("GenericWorkload", Row { versions: &["v1beta1"], ..row("scheduling.k8s.io", "Workload", "workloads") }),
+];
+
+/// The resources that these gates open.
+pub fn gated(types: &Arc<Types>, open: &[String]) -> Vec<Resource> {
+    GATED.iter().filter(|(gate, _)| open.iter().any(|g| g == gate)).map(|(_, row)| row.build(types)).collect()
+}
+
 /// Every built-in resource, its schemas taken from `types`.
 pub fn table(types: &Arc<Types>) -> Vec<Resource> {
     ROWS.iter().map(|row| row.build(types)).collect()

@@ -222,8 +222,8 @@ impl Prepared {
             let state = dynamic_resources::State::prepare(&snapshot.devices, pod);
             Some(state.map_err(|obstacle| WhyNot::of_devices(obstacle, snapshot.present()))?)
         };
-        if pod.spec.grouped {
-            let why = "the pod is one of a group (spec.schedulingGroup), which this scheduler does not place together";
+        if pod.spec.grouped && !snapshot.places_groups {
+            let why = "the pod is one of a group (spec.schedulingGroup): the feature gate GenericWorkload is off";
             return Err(obstacle(Plugin::GangScheduling, why.into()));
         }
         let volumes = if pod.volumes.is_empty() {
@@ -323,15 +323,22 @@ impl Core {
         let (from, local) = match only.map(|name| self.snapshot.node_id(name)) {
             None => {
                 let evaluation = self.evaluations.current(&self.snapshot, &pod.spec);
-                // Where nothing but the nodes themselves matters, the best is known already.
-                let plain = prepared.is_empty() && evaluation.relative == 0 && self.nominations.by_node.is_empty();
-                if plain
-                    && pod.spec.terms.is_none()
-                    && self.snapshot.with_terms().next().is_none()
-                    && (weights.pod_topology_spread == 0 || !pod_topology_spread::scores(&self.snapshot, pod))
-                    && let Some(best) = evaluation.ranking.best(rng)
+                // Where only the nodes themselves are liked or not, the best are known already.
+                let snapshot = &self.snapshot;
+                if evaluation.relative == 0
+                    && self.nominations.by_node.is_empty()
+                    && prepared.devices.is_none()
+                    && (weights.pod_topology_spread == 0 || !pod_topology_spread::scores(snapshot, pod))
+                    && (weights.inter_pod_affinity == 0 || !inter_pod_affinity::scores(snapshot, pod))
                 {
-                    return Ok(best);
+                    let best = if prepared.is_empty() {
+                        evaluation.ranking.best(rng)
+                    } else {
+                        evaluation.ranking.first(rng, |id| prepared.filter(snapshot, id, snapshot.node(id)).is_ok())
+                    };
+                    if let Some(best) = best {
+                        return Ok(best);
+                    }
                 }
                 (0, evaluation.nodes.as_slice())
             }

@@ -5,10 +5,11 @@
 //! forgotten, so the upkeep is bounded.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use crate::pod::{Pod, Term};
 use crate::selector::Selector;
-use crate::snapshot::{NodeId, Placed};
+use crate::snapshot::{Column, NodeId, Placed};
 use crate::symbol::{Labels, Symbol, SymbolMap};
 
 /// Questions kept; each costs four bytes a node and a comparison with every pod placed.
@@ -63,6 +64,8 @@ impl Question {
 
 struct Answer {
     by_node: Vec<i32>,
+    /// The same by domain of topology keys that were asked about.
+    by_domain: Vec<(Arc<Column>, Vec<i64>)>,
     used: u64,
 }
 
@@ -82,6 +85,11 @@ impl Counters {
                     answer.by_node.resize(node.index() + 1, 0);
                 }
                 answer.by_node[node.index()] += by;
+                for (column, counts) in &mut answer.by_domain {
+                    if let Some(domain) = column.of(node) {
+                        counts[domain] += i64::from(by);
+                    }
+                }
             }
         }
     }
@@ -91,13 +99,12 @@ impl Counters {
         self.answers.retain(|q, _| q.picks.iter().all(|p| p.namespace_selector.is_none()));
     }
 
-    /// Counts by node; nodes beyond the end have none.
-    pub fn by_node<'a>(
+    fn answer<'a>(
         &mut self,
         question: &Question,
         placed: impl Iterator<Item = &'a Placed>,
         namespaces: &SymbolMap<Labels>,
-    ) -> &[i32] {
+    ) -> Option<&mut Answer> {
         self.clock += 1;
         if !self.answers.contains_key(question) {
             if self.answers.len() >= KEPT
@@ -113,16 +120,11 @@ impl Counters {
                 }
                 by_node[at] += 1;
             }
-            self.answers.insert(question.clone(), Answer { by_node, used: 0 });
+            self.answers.insert(question.clone(), Answer { by_node, by_domain: Vec::new(), used: 0 });
         }
-        let clock = self.clock;
-        match self.answers.get_mut(question) {
-            Some(answer) => {
-                answer.used = clock;
-                &answer.by_node
-            }
-            None => &[],
-        }
+        let answer = self.answers.get_mut(question)?;
+        answer.used = self.clock;
+        Some(answer)
     }
 }
 
@@ -130,9 +132,38 @@ impl crate::snapshot::Snapshot {
     /// Counts by node of the pods a question picks.
     pub fn counts(&mut self, question: &Question) -> Vec<i32> {
         let mut counters = std::mem::take(&mut self.counters);
-        let mut out = counters.by_node(question, self.all_placed(), &self.namespaces).to_vec();
+        let answer = counters.answer(question, self.all_placed(), &self.namespaces);
+        let mut out = answer.map(|a| a.by_node.clone()).unwrap_or_default();
         self.counters = counters;
         out.resize(self.nodes().len(), 0);
         out
+    }
+
+    /// Counts by domain of a topology key.
+    pub fn domain_counts(&mut self, question: &Question, column: &Arc<Column>) -> Vec<i64> {
+        let mut counters = std::mem::take(&mut self.counters);
+        let answer = counters.answer(question, self.all_placed(), &self.namespaces);
+        let out = answer.map(|answer| answer.by_domain(column).to_vec());
+        self.counters = counters;
+        out.unwrap_or_else(|| vec![0; column.domains])
+    }
+}
+
+impl Answer {
+    fn by_domain(&mut self, column: &Arc<Column>) -> &[i64] {
+        let known = self.by_domain.iter().position(|(c, _)| Arc::ptr_eq(c, column));
+        let at = known.unwrap_or_else(|| {
+            // Columns that nodes have changed since are of no use any more.
+            self.by_domain.retain(|(c, _)| Arc::strong_count(c) > 1);
+            let mut counts = vec![0; column.domains];
+            for (at, count) in self.by_node.iter().enumerate().filter(|(_, c)| **c != 0) {
+                if let Some(domain) = column.of(NodeId(at as u32)) {
+                    counts[domain] += i64::from(*count);
+                }
+            }
+            self.by_domain.push((column.clone(), counts));
+            self.by_domain.len() - 1
+        });
+        &self.by_domain[at].1
     }
 }

@@ -41,6 +41,7 @@ pub async fn explain(
     let queue = PodQueue::new(configuration.pod_initial_backoff, configuration.pod_max_backoff);
     let mut world = World::new(queue, configuration.profiles.clone());
     world.core.snapshot.devices.served = served.devices;
+    world.core.snapshot.places_groups = served.groups;
     let now = Instant::now();
     while let Some(Some((source, changes))) = sources.next().now_or_never() {
         world.take(source, changes, &mut Events::default(), now);

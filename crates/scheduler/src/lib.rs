@@ -16,6 +16,8 @@ pub mod devices;
 mod events;
 pub mod explain;
 pub mod extender;
+mod gang;
+pub mod group;
 pub mod metrics;
 pub mod node;
 pub mod node_selection;
@@ -55,6 +57,8 @@ pub struct Options {
     /// Calls to the API at once, each some kilobytes: enough to keep a server busy, few enough not to be a flood.
     pub calls_in_flight: usize,
     pub extenders: Vec<extender::Settings>,
+    /// The gate `GenericWorkload`: pods of groups are placed together.
+    pub groups: bool,
 }
 
 impl From<&config::Configuration> for Options {
@@ -77,6 +81,7 @@ impl Default for Options {
             pod_max_backoff: Duration::from_secs(10),
             calls_in_flight: 128,
             extenders: Vec::new(),
+            groups: false,
         }
     }
 }

@@ -427,6 +427,8 @@ pub struct Pod {
     pub spec: Arc<Spec>,
     pub volumes: Arc<[Volume]>,
     pub claims: Arc<[PodClaim]>,
+    /// The key of the PodGroup it is one of.
+    pub group: Option<Arc<str>>,
     /// The controller's kind and name, by which default spreading finds its selector.
     pub controller: Option<(Symbol, Symbol)>,
     pub deleting: bool,
@@ -448,6 +450,12 @@ impl Pod {
             spec: specs.of(view),
             volumes: volumes(&view.spec),
             claims: claims(view),
+            group: view
+                .spec
+                .scheduling_group
+                .as_ref()
+                .and_then(|g| g.pod_group_name.as_ref())
+                .map(|name| meta::object::object_key(&meta.namespace, name).into()),
             controller: meta.controller().map(|o| (Symbol::of(&o.kind), Symbol::of(&o.name))),
             deleting: meta.deletion_timestamp.is_some(),
             started: view.status.start_time.clone(),

@@ -35,6 +35,10 @@ pub struct Waiting {
     /// Who refused it last.
     pub refused_by: Plugins,
     gated: bool,
+    /// Removals under way to make room for it; while there are, nothing wakes it.
+    removals: u32,
+    /// Whether something would have.
+    missed: bool,
     /// Priority (reversed), when it came, and a number that tells equals apart.
     rank: (i64, Instant, u64),
     tried: Instant,
@@ -42,6 +46,11 @@ pub struct Waiting {
 }
 
 impl Waiting {
+    /// What it is tried by before others: small is first.
+    pub fn rank(&self) -> (i64, Instant, u64) {
+        self.rank
+    }
+
     /// When it came.
     pub fn since(&self) -> Instant {
         self.rank.1
@@ -181,6 +190,8 @@ impl PodQueue {
             attempts: 0,
             refused_by: Plugins::default(),
             gated,
+            removals: 0,
+            missed: false,
             rank,
             tried: now,
             place: Place::Out,
@@ -206,6 +217,19 @@ impl PodQueue {
             w.tried = now;
         }
         Some(key)
+    }
+
+    /// Takes a certain pod out to be tried, where it waits for that; whether it did.
+    pub fn take_out(&mut self, key: &Arc<str>, now: Instant) -> bool {
+        let waits = self.pods.get(key).is_some_and(|w| !matches!(w.place, Place::Gated | Place::Out));
+        if waits {
+            self.enter(key, Place::Out);
+            if let Some(w) = self.pods.get_mut(key) {
+                w.attempts = w.attempts.saturating_add(1);
+                w.tried = now;
+            }
+        }
+        waits
     }
 
     fn delay(&self, attempts: u32) -> Duration {
@@ -260,9 +284,30 @@ impl PodQueue {
         }
     }
 
+    /// Room begins to be made for a pod: until that is over, trying again would find others to remove.
+    pub fn begin_removal(&mut self, key: &str) {
+        if let Some(w) = self.pods.get_mut(key) {
+            w.removals += 1;
+        }
+    }
+
+    /// One removal is over. After the last, what happened meanwhile counts.
+    pub fn end_removal(&mut self, key: &Arc<str>, now: Instant) {
+        let Some(w) = self.pods.get_mut(key) else { return };
+        w.removals = w.removals.saturating_sub(1);
+        if w.removals == 0 && std::mem::take(&mut w.missed) && w.place == Place::Unschedulable {
+            self.awaken(key, true, now);
+        }
+    }
+
     fn awaken(&mut self, key: &Arc<str>, eager: bool, now: Instant) {
-        let Some(w) = self.pods.get(key) else { return };
-        let until = w.tried + self.delay(w.attempts);
+        let Some(w) = self.pods.get_mut(key) else { return };
+        if w.removals > 0 {
+            w.missed = true;
+            return;
+        }
+        let (tried, attempts) = (w.tried, w.attempts);
+        let until = tried + self.delay(attempts);
         self.enter(key, if until <= now { Place::Active } else { Place::BackingOff(until, eager) });
     }
 
@@ -284,8 +329,19 @@ impl PodQueue {
         while let Some((_, _, key)) = self.backing_off.first().filter(|b| b.0 <= now).cloned() {
             self.enter(&key, Place::Active);
         }
-        while let Some((_, _, key)) = self.unschedulable.first().filter(|u| u.0 + UNSCHEDULABLE_FOR <= now).cloned() {
-            self.awaken(&key, true, now);
+        let due = self.unschedulable.iter().take_while(|u| u.0 + UNSCHEDULABLE_FOR <= now);
+        let due: Vec<_> = due.map(|u| u.2.clone()).collect();
+        for key in due {
+            if self.pods.get(&key).is_some_and(|w| w.removals > 0) {
+                // Its time begins anew, or time would stand still for the queue.
+                self.leave(&key);
+                if let Some(w) = self.pods.get_mut(&key) {
+                    (w.missed, w.tried) = (true, now);
+                }
+                self.enter(&key, Place::Unschedulable);
+            } else {
+                self.awaken(&key, true, now);
+            }
         }
     }
 
@@ -349,6 +405,13 @@ mod tests {
         assert_eq!(pop(&mut queue, 3).as_deref(), Some("n/gated"));
         queue.refused(&"n/gated".into(), by);
         assert_eq!(queue.next(), Some(at(303)), "nobody is forgotten");
+        // While room is made for it, what happens is only remembered.
+        queue.begin_removal("n/gated");
+        queue.wake(at(30), |_| Some(true));
+        assert_eq!(pop(&mut queue, 30), None);
+        queue.end_removal(&"n/gated".into(), at(30));
+        assert_eq!(pop(&mut queue, 30).as_deref(), Some("n/gated"));
+        queue.refused(&"n/gated".into(), by);
         queue.remove(&"n/gated".into());
         assert_eq!(queue.next(), None);
     }

@@ -41,6 +41,17 @@ impl Ranking {
         }
     }
 
+    /// The best that will do, any of several. Asks from the best down, and of equals from a random one on.
+    pub fn first(&self, rng: &mut impl Rng, mut will_do: impl FnMut(NodeId) -> bool) -> Option<NodeId> {
+        for bucket in self.buckets.iter().rev().filter(|b| !b.is_empty()) {
+            let (before, from) = bucket.split_at(rng.random_range(0..bucket.len()));
+            if let Some(id) = from.iter().chain(before).find(|id| will_do(**id)) {
+                return Some(*id);
+            }
+        }
+        None
+    }
+
     /// A random one of the best.
     pub fn best(&self, rng: &mut impl Rng) -> Option<NodeId> {
         let best = self.buckets.last()?;
@@ -72,6 +83,9 @@ mod tests {
                 Some(id) => assert!(best.contains(&id.index())),
                 None => assert!(best.is_empty()),
             }
+            let even: Vec<u32> = (0..20).filter(|i| i % 2 == 0).filter_map(|i| scores[i]).collect();
+            let first = ranking.first(&mut rng, |id| id.index() % 2 == 0);
+            assert_eq!(first.and_then(|id| scores[id.index()]), even.iter().max().copied());
         }
     }
 }

@@ -25,7 +25,7 @@ use crate::queue::{Condition, PodQueue};
 use crate::snapshot::NodeId;
 use crate::sources::{Served, Sources};
 use crate::symbol::Symbol;
-use crate::verdict::WhyNot;
+use crate::verdict::{Plugins, WhyNot};
 use crate::world::World;
 use crate::{Error, Options, writes};
 
@@ -40,12 +40,19 @@ enum Answer {
     Bound { object: Arc<Object>, node: Arc<str>, steps: Steps, result: Result<(), Status> },
     Evicted { victim: Arc<Object>, by: Arc<str>, waiting: Arc<str>, node: Arc<str>, result: Result<(), Status> },
     Told { what: &'static str, object: Arc<Object>, result: Result<(), Status> },
+    Written { what: &'static str, of: Arc<str>, result: Result<(), Status> },
 }
 
 /// A failure as upstream words it: with the plugin whose work it was.
 fn of_plugin(point: &str, plugin: &str, mut status: Status) -> Status {
     status.message = format!("running {point} plugin {plugin:?}: {}", status.message);
     status
+}
+
+/// A node, taken for a pod.
+pub(crate) struct Taken {
+    node: Arc<str>,
+    steps: Steps,
 }
 
 /// What has to be written before a pod is bound.
@@ -60,9 +67,9 @@ async fn guarded(call: impl Future<Output = Result<(), Status>>) -> Result<(), S
     AssertUnwindSafe(call).catch_unwind().await.unwrap_or_else(|_| Err(Status::internal("the call panicked")))
 }
 
-struct Scheduler {
-    world: World,
-    client: Client,
+pub(crate) struct Scheduler {
+    pub(crate) world: World,
+    pub(crate) client: Client,
     recorder: Recorder,
     pods: Arc<Informer>,
     claims: Arc<Informer>,
@@ -81,7 +88,8 @@ pub async fn run(
     options: Options,
     cancel: CancellationToken,
 ) -> Result<(), Error> {
-    let served = Served::of(&client).await;
+    let mut served = Served::of(&client).await;
+    served.groups &= options.groups;
     let extenders = extender::connect(&options.extenders).await.map_err(Error::Extender)?;
     let mut sources = Sources::new(&informers, served);
     if cancel.run_until_cancelled(sources.listen()).await.is_none() {
@@ -105,6 +113,8 @@ pub async fn run(
         options,
     };
     scheduler.world.core.snapshot.devices.served = served.devices;
+    scheduler.world.core.snapshot.places_groups = served.groups;
+    scheduler.world.groups.enabled = served.groups;
     scheduler.take_all(&mut sources)?;
     cancel.run_until_cancelled(scheduler.work(&mut sources)).await.unwrap_or(Ok(()))
 }
@@ -178,25 +188,35 @@ impl Scheduler {
         let Some(key) = self.world.queue.pop(now) else { return false };
         let Some(waiting) = self.world.queue.get(&key) else { return true };
         let (pod, object) = (waiting.pod.clone(), waiting.object.clone());
-        let interested = self.interested(&object);
-        let found = if interested.is_empty() {
-            self.world.core.schedule(&pod, &mut rand::rng())
-        } else {
-            let extenders: Vec<&Extender> = interested.iter().map(|e| &**e).collect();
-            consult::place(&mut self.world.core, &extenders, &self.nodes, &pod, &object).await
-        };
-        let how = if found.is_ok() { Attempt::Scheduled } else { Attempt::Unschedulable };
-        METRICS.attempt(how, now.elapsed());
-        match found {
+        if let Some(group) = pod.group.clone().filter(|_| self.world.groups.enabled)
+            && let Some(needed) = self.world.groups.needs(&group).filter(|n| *n > 0)
+        {
+            self.place_gang(&group, &key, needed).await;
+            return true;
+        }
+        match self.find(&pod, &object).await {
             Ok(id) => {
-                let node = self.world.core.snapshot.node(id).name.clone();
-                self.world.core.nominations.set(&pod, None);
-                self.world.assumed.insert(key, pod.uid.clone());
-                self.bind(&pod, id, object, node);
+                let taken = self.take(&pod, id);
+                self.send(&key, &pod, object, taken);
             }
-            Err(why) => self.refuse(&key, &pod, &object, why, &interested).await,
+            Err(why) => self.refuse(&key, &pod, &object, why).await,
         }
         true
+    }
+
+    /// The best node for a pod, in its extenders' view too.
+    pub(crate) async fn find(&mut self, pod: &Pod, object: &Arc<Object>) -> Result<NodeId, Box<WhyNot>> {
+        let start = Instant::now();
+        let interested = self.interested(object);
+        let found = if interested.is_empty() {
+            self.world.core.schedule(pod, &mut rand::rng())
+        } else {
+            let extenders: Vec<&Extender> = interested.iter().map(|e| &**e).collect();
+            consult::place(&mut self.world.core, &extenders, &self.nodes, pod, object).await
+        };
+        let how = if found.is_ok() { Attempt::Scheduled } else { Attempt::Unschedulable };
+        METRICS.attempt(how, start.elapsed());
+        found
     }
 
     /// The extenders a pod concerns.
@@ -204,14 +224,31 @@ impl Scheduler {
         self.extenders.iter().filter(|e| e.is_interested(object)).cloned().collect()
     }
 
-    /// Sends a pod on its way to a node, its claims first.
-    fn bind(&mut self, pod: &Pod, id: NodeId, object: Arc<Object>, node: Arc<str>) {
+    /// Takes a node for a pod, in what is known here.
+    pub(crate) fn take(&mut self, pod: &Pod, id: NodeId) -> Taken {
         let core = &self.world.core;
+        let node = core.snapshot.node(id).name.clone();
         let steps = Steps { volumes: core.volume_steps(pod, id), devices: core.device_steps(pod, id) };
         let snapshot = &mut self.world.core.snapshot;
         volume_binding::reserve(&mut snapshot.storage, &steps.volumes, Symbol::of(&node));
         dynamic_resources::reserve(&mut snapshot.devices, &steps.devices);
         snapshot.place(pod.clone(), &node);
+        Taken { node, steps }
+    }
+
+    /// Takes that back, before anything was sent.
+    pub(crate) fn give_back(&mut self, key: &str, taken: &Taken) {
+        let snapshot = &mut self.world.core.snapshot;
+        volume_binding::release(&mut snapshot.storage, &taken.steps.volumes);
+        dynamic_resources::release(&mut snapshot.devices, &taken.steps.devices);
+        snapshot.remove(key);
+    }
+
+    /// Sends a pod on its way to the node taken for it, its claims first.
+    pub(crate) fn send(&mut self, key: &Arc<str>, pod: &Pod, object: Arc<Object>, taken: Taken) {
+        let Taken { node, steps } = taken;
+        self.world.core.nominations.set(pod, None);
+        self.world.assumed.insert(key.clone(), pod.uid.clone());
         let binder = self.extenders.iter().find(|e| e.binds() && e.is_interested(&object)).cloned();
         let client = self.client.clone();
         let bind = {
@@ -230,9 +267,11 @@ impl Scheduler {
         let within = pod.spec.profile.bind_timeout;
         let claims =
             writes::bind_claims(client.clone(), self.claims.clone(), steps.volumes.clone(), node.clone(), within);
-        let (owner, devices) = (object.clone(), steps.devices.clone());
+        let (owner, devices, expected) = (object.clone(), steps.devices.clone(), node.clone());
         self.slow.spawn(async move {
             let all = async {
+                // Others may count on where it is expected, since this may take a while.
+                writes::nominate(&client, &owner, &expected).await;
                 claims.await.map_err(|s| of_plugin("PreBind", "VolumeBinding", s))?;
                 let reserved = writes::reserve_devices(&client, &owner, &devices).await;
                 reserved.map_err(|s| of_plugin("PreBind", "DynamicResources", s))?;
@@ -248,14 +287,7 @@ impl Scheduler {
     }
 
     /// No node would have the pod: room is made for it, if that can be, and it waits.
-    async fn refuse(
-        &mut self,
-        key: &Arc<str>,
-        pod: &Pod,
-        object: &Arc<Object>,
-        mut why: Box<WhyNot>,
-        extenders: &[Arc<Extender>],
-    ) {
+    async fn refuse(&mut self, key: &Arc<str>, pod: &Pod, object: &Arc<Object>, mut why: Box<WhyNot>) {
         if why.fault.is_some() {
             let message = why.to_string();
             self.recorder.warning(object, "FailedScheduling", message.clone());
@@ -264,6 +296,7 @@ impl Scheduler {
             return;
         }
         self.let_go(pod, &mut why);
+        let extenders = self.interested(object);
         let mut nominated = None;
         if why.nodes > 0 {
             let plan = if extenders.iter().any(|e| e.preempts()) {
@@ -284,10 +317,33 @@ impl Scheduler {
                 }
             }
         }
+        self.give_up(key, object, &why, why.plugins(), nominated);
+    }
+
+    /// Says why a pod has to wait, and lets it wait for what changes the mind of those who refused it.
+    pub(crate) fn give_up(
+        &mut self,
+        key: &Arc<str>,
+        object: &Arc<Object>,
+        why: &WhyNot,
+        by: Plugins,
+        nominated: Option<Arc<str>>,
+    ) {
         let message = why.to_string();
         self.recorder.warning(object, "FailedScheduling", message.clone());
         self.tell(key, object, "Unschedulable", message, nominated);
-        self.world.queue.refused(key, why.plugins());
+        self.world.queue.refused(key, by);
+    }
+
+    /// Makes a call about something that is no pod; that it failed is said, and that is all.
+    pub(crate) fn write_apart(
+        &mut self,
+        what: &'static str,
+        of: &Arc<str>,
+        call: impl Future<Output = Result<(), Status>> + Send + 'static,
+    ) {
+        let of = of.clone();
+        self.calls.spawn(async move { Answer::Written { what, of, result: guarded(call).await } });
     }
 
     /// Lets go of a claim's devices where that may help the pod.
@@ -339,6 +395,7 @@ impl Scheduler {
                 format!("{}: preempting to accommodate a higher priority pod", pod.spec.profile.scheduler_name);
             let call = writes::evict(self.client.clone(), object.clone(), message);
             let (by, waiting, node) = (pod.uid.clone(), pod.key.clone(), name.clone());
+            self.world.queue.begin_removal(&waiting);
             self.calls.spawn(async move {
                 Answer::Evicted { victim: object, by, waiting, node, result: guarded(call).await }
             });
@@ -392,11 +449,13 @@ impl Scheduler {
                 dynamic_resources::release(&mut snapshot.devices, &steps.devices);
                 self.unplace(&object, &node, &status, events);
             }
-            Ok(Answer::Evicted { victim, by, node, result: Ok(()), .. }) => {
+            Ok(Answer::Evicted { victim, by, waiting, node, result: Ok(()) }) => {
+                self.world.queue.end_removal(&waiting, Instant::now());
                 self.recorder.normal(&victim, "Preempted", format!("Preempted by pod {by} on node {node}"));
             }
             Ok(Answer::Evicted { victim, waiting, result: Err(status), .. }) => {
                 tracing::warn!(pod = victim.meta.key(), "not preempted: {status}");
+                self.world.queue.end_removal(&waiting, Instant::now());
                 if let Some(pod) = self.world.queue.get(&waiting).map(|w| w.pod.clone()) {
                     self.world.core.nominations.set(&pod, None);
                     self.world.queue.wake_one(&waiting, Instant::now());
@@ -409,7 +468,10 @@ impl Scheduler {
                     waiting.condition = Condition::default();
                 }
             }
-            Ok(Answer::Told { .. }) => {}
+            Ok(Answer::Written { what, of, result: Err(status) }) => {
+                tracing::warn!(of = &*of, "{what} not written: {status}");
+            }
+            Ok(Answer::Told { .. } | Answer::Written { .. }) => {}
             // Calls answer even when they panic (see `guarded`), so this is a task aborted at the end.
             Err(error) => tracing::error!(%error, "a call ended without an answer"),
         }
@@ -424,6 +486,9 @@ impl Scheduler {
         }
         self.world.assumed.remove(&key);
         if let Some(placed) = self.world.core.snapshot.remove(&key) {
+            if let Some(group) = placed.pod.group.as_ref().filter(|_| self.world.groups.enabled) {
+                self.world.groups.join(group, &key, false);
+            }
             events.freed.push(placed.node);
         }
         let leaving = self.world.queue.get(&key).is_some_and(|w| w.pod.deleting);

@@ -61,6 +61,8 @@ pub struct Column {
     /// By node; [`Column::NONE`] where the node has no such label.
     pub domain: Vec<u32>,
     pub domains: usize,
+    /// Whether every node there is has the label.
+    pub complete: bool,
 }
 
 impl Column {
@@ -93,6 +95,8 @@ pub struct Snapshot {
     pub spread_defaults: SpreadDefaults,
     pub storage: Storage,
     pub devices: Devices,
+    /// Whether pods of groups are placed; else they are refused.
+    pub places_groups: bool,
 }
 
 impl Snapshot {
@@ -336,7 +340,8 @@ impl Snapshot {
             let value = node.labels.get(key).filter(|_| node.present);
             domain.push(value.map_or(Column::NONE, |v| *domains.entry(v).or_insert(next)));
         }
-        let column = Arc::new(Column { domain, domains: domains.len() });
+        let complete = self.nodes.iter().zip(&domain).all(|(node, d)| !node.present || *d != Column::NONE);
+        let column = Arc::new(Column { domain, domains: domains.len(), complete });
         self.columns.borrow_mut().insert(key, column.clone());
         column
     }

@@ -15,6 +15,7 @@ use k8s_openapi::api::core::v1::{
 };
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::resource::v1::{DeviceClass, ResourceClaim, ResourceSlice};
+use k8s_openapi::api::scheduling::v1beta1::PodGroup;
 use k8s_openapi::api::storage::v1::{CSINode, StorageClass};
 
 /// A resource the scheduler follows.
@@ -35,6 +36,7 @@ pub enum Source {
     DeviceClaims,
     DeviceClasses,
     DeviceSlices,
+    PodGroups,
 }
 
 /// What not every API server has.
@@ -42,12 +44,15 @@ pub enum Source {
 pub struct Served {
     /// `resource.k8s.io/v1`
     pub devices: bool,
+    /// `scheduling.k8s.io/v1beta1`
+    pub groups: bool,
 }
 
 impl Served {
     /// Asks the server. One that does not answer has nothing.
     pub async fn of(client: &Client) -> Self {
-        Self { devices: client.get_path("/apis/resource.k8s.io/v1").await.is_ok() }
+        let has = async |path: &str| client.get_path(path).await.is_ok();
+        Self { devices: has("/apis/resource.k8s.io/v1").await, groups: has("/apis/scheduling.k8s.io/v1beta1").await }
     }
 }
 
@@ -81,6 +86,9 @@ impl Sources {
                 (DeviceClasses, informers.get::<DeviceClass>()),
                 (DeviceSlices, informers.get::<ResourceSlice>()),
             ]);
+        }
+        if served.groups {
+            followed.push((PodGroups, informers.get::<PodGroup>()));
         }
         Self { informers: followed, changes: SelectAll::new(), seen: HashMap::new() }
     }

@@ -81,6 +81,11 @@ impl Plugins {
         self.0 & !other.0 == 0
     }
 
+    /// Those of both.
+    pub fn with(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
     pub fn is_empty(self) -> bool {
         self.0 == 0
     }

@@ -46,7 +46,7 @@ view!(PodSpecView {
     topology_spread_constraints: Vec<TopologySpreadConstraint>,
     volumes: Vec<VolumeView>,
     resource_claims: Vec<PodClaimView>,
-    scheduling_group: Option<IgnoredView>,
+    scheduling_group: Option<GroupOfView>,
 });
 
 view!(NamedView { name: Box<str>, });
@@ -76,6 +76,7 @@ view!(VolumeView {
 });
 
 view!(ClaimView { claim_name: Box<str>, });
+view!(GroupOfView { pod_group_name: Option<Box<str>>, });
 view!(PodClaimView {
     name: Box<str>,
     resource_claim_name: Option<Box<str>>,

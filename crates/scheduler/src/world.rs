@@ -14,6 +14,7 @@ use tokio::time::Instant;
 
 use crate::core::Core;
 use crate::events::Events;
+use crate::group::Groups;
 use crate::metrics::METRICS;
 use crate::node::Offer;
 use crate::plugins::{dynamic_resources, scheduling_gates};
@@ -38,8 +39,9 @@ pub struct World {
     pub specs: Specs,
     /// Pods placed here but not yet seen placed: their uid.
     pub assumed: HashMap<Arc<str>, Arc<str>>,
-    /// Pods held outside the queue because claims of theirs are not there.
-    without_claims: HashSet<Arc<str>>,
+    /// Pods that only claims or companions that are not there hold outside the queue.
+    held: HashSet<Arc<str>>,
+    pub groups: Groups,
 }
 
 #[derive(Default, Deserialize)]
@@ -68,7 +70,8 @@ impl World {
             queue,
             specs: Specs::with_profiles(profiles),
             assumed: HashMap::new(),
-            without_claims: HashSet::new(),
+            held: HashSet::new(),
+            groups: Groups::default(),
         }
     }
 
@@ -93,6 +96,10 @@ impl World {
                     }
                 }
                 Source::Budgets => self.core.budgets.take(&change),
+                Source::PodGroups => {
+                    self.groups.take(&change);
+                    self.look_at_group(&change.key, events);
+                }
                 Source::DeviceClaims | Source::DeviceClasses | Source::DeviceSlices => {
                     if self.core.snapshot.devices.take(source, &change) {
                         events.may_help(&[Plugin::DynamicResources]);
@@ -101,21 +108,37 @@ impl World {
             }
         }
         if source == Source::DeviceClaims {
-            self.let_in();
+            let keys = self.held.iter().cloned().collect();
+            self.let_in(keys);
         }
     }
 
-    /// Lets pods into the queue whose claims are all there now.
-    fn let_in(&mut self) {
-        let (queue, devices) = (&mut self.queue, &self.core.snapshot.devices);
-        self.without_claims.retain(|key| {
-            let Some(waiting) = queue.get(key) else { return false };
-            if dynamic_resources::claims(devices, &waiting.pod).is_err() {
-                return true;
+    /// Whether something beside its gates holds a pod outside the queue: claims or companions that are not there.
+    fn is_held(&self, pod: &Pod) -> bool {
+        let devices = &self.core.snapshot.devices;
+        let by_claims = devices.served && !pod.claims.is_empty() && pod.spec.profile.has(Plugin::DynamicResources);
+        by_claims && dynamic_resources::claims(devices, pod).is_err()
+            || pod.group.as_ref().is_some_and(|g| self.groups.enabled && !self.groups.is_ready(g))
+    }
+
+    /// Lets pods into the queue that are not held any more.
+    fn let_in(&mut self, keys: Vec<Arc<str>>) {
+        for key in keys {
+            let Some(waiting) = self.queue.get(&key).filter(|_| self.held.contains(&key)) else { continue };
+            if !self.is_held(&waiting.pod) {
+                self.held.remove(&key);
+                self.queue.open(&key);
             }
-            queue.open(key);
-            false
-        });
+        }
+    }
+
+    /// A group changed, or a pod joined it.
+    fn look_at_group(&mut self, group: &Arc<str>, events: &mut Events) {
+        events.may_help(&[Plugin::GangScheduling]);
+        if self.groups.is_ready(group) {
+            let keys = self.groups.waiting(group);
+            self.let_in(keys);
+        }
     }
 
     fn take_owner(&mut self, source: Source, change: &Change) {
@@ -154,13 +177,21 @@ impl World {
         }
     }
 
+    fn leave_group(&mut self, pod: &Pod) {
+        if let Some(group) = &pod.group {
+            self.groups.leave(group, &pod.key);
+        }
+    }
+
     fn forget_pod(&mut self, key: &Arc<str>, events: &mut Events) {
         self.assumed.remove(key);
-        self.without_claims.remove(key);
+        self.held.remove(key);
         if let Some(waiting) = self.queue.remove(key) {
             self.core.nominations.set(&waiting.pod, None);
+            self.leave_group(&waiting.pod);
         }
         if let Some(placed) = self.core.snapshot.remove(key) {
+            self.leave_group(&placed.pod);
             events.freed.push(placed.node);
             events.may_help(BY_PODS);
             events.may_help(&[Plugin::VolumeRestrictions, Plugin::NodeVolumeLimits]);
@@ -187,6 +218,9 @@ impl World {
     }
 
     fn take_placed(&mut self, pod: Pod, node: &str, events: &mut Events, now: Instant) {
+        if let Some(group) = pod.group.as_ref().filter(|_| self.groups.enabled) {
+            self.groups.join(group, &pod.key, true);
+        }
         self.assumed.remove(&pod.key);
         self.core.nominations.set(&pod, None);
         if let Some(waiting) = self.queue.remove(&pod.key) {
@@ -221,19 +255,25 @@ impl World {
             reason: c.reason.clone(),
             message: c.message.clone(),
         });
-        // What was nominated here and is not seen yet must stay.
-        if self.queue.get(&pod.key).is_none_or(|w| w.pod.uid != pod.uid || w.pod.nominated != pod.nominated) {
+        // What was nominated here and is not seen yet must stay. Who is on its way counts where it goes, once.
+        if !assumed && self.queue.get(&pod.key).is_none_or(|w| w.pod.uid != pod.uid || w.pod.nominated != pod.nominated)
+        {
             self.core.nominations.set(&pod, pod.nominated);
         }
         let gated = pod.spec.profile.has(Plugin::SchedulingGates) && scheduling_gates::holds(view);
-        let devices = &self.core.snapshot.devices;
-        let holds = !gated && devices.served && pod.spec.profile.has(Plugin::DynamicResources);
-        let holds = holds && !pod.claims.is_empty() && dynamic_resources::claims(devices, &pod).is_err();
+        let group = pod.group.clone().filter(|_| self.groups.enabled);
+        if let Some(group) = &group {
+            self.groups.join(group, &pod.key, assumed);
+        }
+        let holds = !gated && self.is_held(&pod);
         if holds {
-            self.without_claims.insert(pod.key.clone());
+            self.held.insert(pod.key.clone());
         } else {
-            self.without_claims.remove(&pod.key);
+            self.held.remove(&pod.key);
         }
         self.queue.put(pod, object.clone(), condition, gated || holds, now);
+        if let Some(group) = &group {
+            self.look_at_group(group, events);
+        }
     }
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use client::{Client, DeleteOptions, DynamicApi, Informer, Patch, gvr_of};
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod};
 use k8s_openapi::api::resource::v1::{AllocationResult, ResourceClaim};
+use k8s_openapi::api::scheduling::v1beta1::PodGroup;
 use meta::{Object, Status};
 use serde_json::{Value, json};
 
@@ -64,6 +65,30 @@ pub async fn set_condition(
     let patch = json!({"metadata": {"uid": &*object.meta.uid}, "status": status});
     let meta = &object.meta;
     pods(&client, &meta.namespace).patch_subresource(&meta.name, "status", Patch::Strategic(patch)).await.map(drop)
+}
+
+/// Says where a pod is expected. That it could not be said is no harm.
+pub async fn nominate(client: &Client, pod: &Object, node: &str) {
+    let patch = json!({"metadata": {"uid": &*pod.meta.uid}, "status": {"nominatedNodeName": node}});
+    let api = pods(client, &pod.meta.namespace);
+    if let Err(status) = api.patch_subresource(&pod.meta.name, "status", Patch::Strategic(patch)).await {
+        tracing::debug!(pod = pod.meta.key(), "not nominated: {status}");
+    }
+}
+
+/// Says of a pod group whether enough of it was placed.
+pub async fn set_group_condition(client: Client, group: Arc<str>, condition: Condition) -> Result<(), Status> {
+    let (namespace, name) = meta::object::split_key(&group);
+    let entry = json!({
+        "type": "PodGroupInitiallyScheduled",
+        "status": &*condition.status,
+        "reason": &*condition.reason,
+        "message": &*condition.message,
+        "lastTransitionTime": client::time::rfc3339(jiff::Timestamp::now()),
+    });
+    let patch = Patch::Strategic(json!({"status": {"conditions": [entry]}}));
+    let api = client.dynamic(gvr_of::<PodGroup>()).namespaced(namespace);
+    api.patch_subresource(name, "status", patch).await.map(drop)
 }
 
 /// Deletes a pod that makes room for another, after saying so in its conditions.

@@ -223,7 +223,11 @@ impl Transport for Api {
     }
 
     async fn get_path(&self, path: &str) -> Result<Bytes, Status> {
-        if path == "/apis/resource.k8s.io/v1" { Ok(Bytes::new()) } else { Err(Status::unknown_path()) }
+        if ["/apis/resource.k8s.io/v1", "/apis/scheduling.k8s.io/v1beta1"].contains(&path) {
+            Ok(Bytes::new())
+        } else {
+            Err(Status::unknown_path())
+        }
     }
 }
 
@@ -474,6 +478,45 @@ async fn extenders_have_a_say() {
         api.node("b", "4");
         api.pod("one", json!({}));
         api.event("FailedScheduling", "Internal error occurred: /x/bind of \"one\"").await;
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn gangs_are_placed_together_or_not_at_all() {
+    let options = scheduler::Options { groups: true, ..scheduler::Options::default() };
+    with_options(options, |api| async move {
+        let group = |least: i64| {
+            json!({"apiVersion": "scheduling.k8s.io/v1beta1", "kind": "PodGroup", "metadata": {"name": "g", "namespace": "n"},
+                "spec": {"schedulingPolicy": {"gang": {"minCount": least}}}})
+        };
+        let member = || {
+            json!({"schedulingGroup": {"podGroupName": "g"}, "containers": cpu("1")["containers"]})
+        };
+        let nowhere = |pod: &str| api.get("pods", &format!("n/{pod}")).unwrap()["spec"]["nodeName"].is_null();
+        api.node("a", "2");
+        ["one", "two"].iter().for_each(|p| api.pod(p, member()));
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        api.put("podgroups", group(3));
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert!(api.get("pods", "n/one").unwrap()["status"].is_null(), "two of three are not tried");
+        api.pod("three", member());
+        api.told("three", "0/1 nodes are available: 1 Insufficient cpu.").await;
+        let short = "0/1 nodes are available: 2 of the 3 pods that pod group n/g still needs could be placed.";
+        api.told("one", short).await;
+        assert!(nowhere("one") && nowhere("two") && nowhere("three"));
+        // What was taken for them is free again.
+        api.pod("plain", cpu("1"));
+        api.placed("plain", "a").await;
+        api.node("b", "3");
+        for pod in ["one", "two", "three"] {
+            api.until(pod, "placed", |p| p["spec"]["nodeName"].is_string()).await;
+        }
+        // Once it is there, more of it go one by one.
+        api.pod("four", member());
+        api.placed("four", "b").await;
+        let status = &api.get("podgroups", "n/g").unwrap()["status"]["conditions"][0];
+        assert_eq!((&status["type"], &status["status"]), (&json!("PodGroupInitiallyScheduled"), &json!("True")));
     })
     .await;
 }

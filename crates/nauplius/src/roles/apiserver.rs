@@ -43,6 +43,8 @@ pub struct Options {
     pub network_namespace: Option<PathBuf>,
     #[command(flatten)]
     pub store: StoreOptions,
+    #[command(flatten)]
+    pub gates: super::FeatureGates,
 }
 
 /// Where objects are kept.
@@ -151,6 +153,7 @@ pub async fn start(options: &Options, pki: &Pki, cancel: CancellationToken) -> R
             certificate,
             key,
         })),
+        gates: options.gates.open(),
     };
     let store = open_store(&options.store, &options.data_dir).await?;
     let server = ApiServer::start(config, store, cancel.clone()).await.map_err(|e| anyhow!(e))?;

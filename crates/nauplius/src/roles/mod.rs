@@ -3,6 +3,7 @@
 pub mod apiserver;
 pub mod controller_manager;
 mod encryption;
+mod gates;
 pub mod scheduler;
 pub mod simulated;
 pub mod store;
@@ -14,6 +15,7 @@ use client::Client;
 use tokio_util::sync::CancellationToken;
 
 pub use controller_manager::{ControllerManagerOptions, controller_manager, run_controllers};
+pub use gates::FeatureGates;
 pub use scheduler::{SchedulerOptions, run_scheduler, scheduler};
 
 pub const SCHEDULER: &str = "kube-scheduler";

@@ -8,7 +8,7 @@ use client::{Client, Informers, LeaderElection};
 use scheduler::config::{self, Configuration};
 use tokio_util::sync::CancellationToken;
 
-use super::{SCHEDULER, connect};
+use super::{FeatureGates, SCHEDULER, connect};
 
 /// A configuration file is some kilobytes; anything larger is something else.
 const MAX_FILE: u64 = 1 << 20;
@@ -28,6 +28,8 @@ pub struct SchedulerOptions {
     /// Where to answer /metrics, /healthz, /livez and /readyz, over plain HTTP: a loopback address. Nowhere by default.
     #[arg(long, value_parser = crate::cli::parse_listen)]
     pub metrics_bind_address: Option<SocketAddr>,
+    #[command(flatten)]
+    pub gates: FeatureGates,
     #[command(subcommand)]
     pub action: Option<Action>,
 }
@@ -82,22 +84,23 @@ pub async fn scheduler(options: SchedulerOptions, cancel: CancellationToken) -> 
     }
     let client = connect(&kubeconfig, SCHEDULER).await?;
     let elect = options.leader_elect.or(configuration.leader_election.elect).unwrap_or(true);
-    run_configured(client, elect, &configuration, cancel).await
+    run_configured(client, elect, &configuration, &options.gates, cancel).await
 }
 
 /// The role beside others, by the defaults.
-pub async fn run_scheduler(client: Client, elect: bool, cancel: CancellationToken) -> Result<()> {
-    run_configured(client, elect, &Configuration::default(), cancel).await
+pub async fn run_scheduler(client: Client, elect: bool, gates: FeatureGates, cancel: CancellationToken) -> Result<()> {
+    run_configured(client, elect, &Configuration::default(), &gates, cancel).await
 }
 
 async fn run_configured(
     client: Client,
     elect: bool,
     configuration: &Configuration,
+    gates: &FeatureGates,
     cancel: CancellationToken,
 ) -> Result<()> {
     let informers = Informers::new(client.clone());
-    let options = scheduler::Options::from(configuration);
+    let options = scheduler::Options { groups: gates.groups(), ..scheduler::Options::from(configuration) };
     let run = |cancel: CancellationToken| scheduler::run(client.clone(), informers.clone(), options.clone(), cancel);
     if !elect {
         return run(cancel).await.map_err(Into::into);

@@ -68,6 +68,7 @@ impl Child {
         if let Some(namespace) = &options.network_namespace {
             arguments.push(arg("network-namespace", namespace));
         }
+        arguments.extend(options.gates.flag().map(|gates| arg("feature-gates", gates)));
         if !options.store.etcd_servers.is_empty() {
             arguments.push(arg("etcd-servers", options.store.etcd_servers.join(",")));
         }
@@ -85,13 +86,10 @@ impl Child {
         Self::new("apiserver", &options.data_dir.join("log"), "apiserver", arguments)
     }
 
-    pub fn scheduler(kubeconfig: &Path) -> Result<Self> {
-        Self::new(
-            "scheduler",
-            &log_dir(kubeconfig),
-            "scheduler",
-            vec![arg("kubeconfig", kubeconfig), arg("leader-elect", "false")],
-        )
+    pub fn scheduler(kubeconfig: &Path, gates: &roles::FeatureGates) -> Result<Self> {
+        let mut arguments = vec![arg("kubeconfig", kubeconfig), arg("leader-elect", "false")];
+        arguments.extend(gates.flag().map(|gates| arg("feature-gates", gates)));
+        Self::new("scheduler", &log_dir(kubeconfig), "scheduler", arguments)
     }
 
     pub fn controller_manager(kubeconfig: &Path, ranges: &Ranges, ca: &Path, node_grace: Duration) -> Result<Self> {

@@ -6,7 +6,7 @@ use super::MAX_SCORE;
 use crate::counters::{Pick, Question};
 use crate::pod::{Pod, Term};
 use crate::snapshot::{Column, NodeId, Snapshot};
-use crate::symbol::SymbolMap;
+use crate::symbol::{Symbol, SymbolMap};
 use crate::verdict::{Plugin, Reason, Refusal};
 
 /// Pods by domain of one topology key.
@@ -21,6 +21,16 @@ impl Tally {
         Self { by_domain: vec![0; column.domains], column }
     }
 
+    /// The pods a question picks.
+    fn of(snapshot: &mut Snapshot, question: &Question, topology: Symbol) -> Self {
+        let column = snapshot.column(topology);
+        Self { by_domain: snapshot.domain_counts(question, &column), column }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.by_domain.iter().all(|n| *n == 0)
+    }
+
     fn add(&mut self, id: NodeId, amount: i64) {
         if let Some(domain) = self.column.of(id) {
             self.by_domain[domain] += amount;
@@ -31,10 +41,8 @@ impl Tally {
         self.column.of(id).map_or(0, |d| self.by_domain[d])
     }
 
-    fn add_all(&mut self, by_node: &[i32], weight: i64) {
-        for (at, count) in by_node.iter().enumerate().filter(|(_, c)| **c != 0) {
-            self.add(NodeId(at as u32), i64::from(*count) * weight);
-        }
+    fn add_all(&mut self, other: &Self, weight: i64) {
+        self.by_domain.iter_mut().zip(&other.by_domain).for_each(|(sum, count)| *sum += count * weight);
     }
 }
 
@@ -48,6 +56,8 @@ pub struct Required {
     affinity: Option<(Question, Vec<Tally>)>,
     /// Whether the pod satisfies its own affinity, so that it may be the first of its kind.
     own: bool,
+    /// Whether there is no pod of those it wants to be near.
+    none: bool,
     anti: Vec<(Question, Tally)>,
     /// Terms of placed pods that this pod would violate, by topology key.
     existing: SymbolMap<Tally>,
@@ -74,24 +84,18 @@ impl Required {
         if !has_own && existing.is_empty() {
             return None;
         }
-        let mut out = Self { affinity: None, own: false, anti: Vec::new(), existing };
+        let mut out = Self { affinity: None, own: false, none: false, anti: Vec::new(), existing };
         let Some(terms) = terms else { return Some(out) };
         if !terms.affinity.is_empty() {
             let question = question(terms.affinity.iter().map(|t| Pick::of_term(t, pod)));
-            let by_node = snapshot.counts(&question);
-            let tally = |snapshot: &mut Snapshot, term: &Term| {
-                let mut tally = Tally::new(snapshot.column(term.topology));
-                tally.add_all(&by_node, 1);
-                tally
-            };
-            let tallies = terms.affinity.iter().map(|t| tally(snapshot, t)).collect();
+            let tallies: Vec<_> = terms.affinity.iter().map(|t| Tally::of(snapshot, &question, t.topology)).collect();
             out.own = question.matches(pod, &snapshot.namespaces);
+            out.none = tallies.iter().all(Tally::is_empty);
             out.affinity = Some((question, tallies));
         }
         for term in &terms.anti {
             let question = question([Pick::of_term(term, pod)]);
-            let mut tally = Tally::new(snapshot.column(term.topology));
-            tally.add_all(&snapshot.counts(&question), 1);
+            let tally = Tally::of(snapshot, &question, term.topology);
             out.anti.push((question, tally));
         }
         Some(out)
@@ -102,7 +106,7 @@ impl Required {
         if tallies.iter().any(|t| t.column.of(id).is_none()) {
             return false;
         }
-        tallies.iter().all(|t| t.at(id) > 0) || self.own && tallies.iter().all(|t| t.by_domain.iter().all(|n| *n == 0))
+        self.own && self.none || tallies.iter().all(|t| t.at(id) > 0)
     }
 
     pub fn filter(&self, id: NodeId) -> Result<(), Refusal> {
@@ -124,6 +128,7 @@ impl Required {
             && question.matches(other, &snapshot.namespaces)
         {
             tallies.iter_mut().for_each(|t| t.add(id, by));
+            self.none = tallies.iter().all(Tally::is_empty);
         }
         for (question, tally) in &mut self.anti {
             if question.matches(other, &snapshot.namespaces) {
@@ -138,6 +143,25 @@ impl Required {
     }
 }
 
+/// The terms of a placed pod by which others are liked, with what they are worth.
+fn liking<'a>(other: &'a Pod, hard: i64) -> impl Iterator<Item = (i64, &'a Term)> {
+    let terms = other.spec.terms.as_deref().into_iter();
+    terms.flat_map(move |terms| {
+        let required = terms.affinity.iter().filter(move |_| hard > 0).map(move |t| (hard, t));
+        let preferred = terms.preferred.iter().map(|(w, t)| (*w, t));
+        required.chain(preferred).chain(terms.preferred_anti.iter().map(|(w, t)| (-*w, t)))
+    })
+}
+
+/// Whether nodes may differ by what pods there are worth to this one, or it to them.
+pub fn scores(snapshot: &Snapshot, pod: &Pod) -> bool {
+    let own = pod.spec.terms.as_deref().is_some_and(|t| !t.preferred.is_empty() || !t.preferred_anti.is_empty());
+    let hard = pod.spec.profile.hard_pod_affinity_weight;
+    own || snapshot
+        .with_terms()
+        .any(|alike| liking(&alike.pod, hard).any(|(_, term)| term.picks(&alike.pod, pod, &snapshot.namespaces)))
+}
+
 /// Adds the weighted, normalized scores of the nodes in question to their totals.
 pub fn score(snapshot: &mut Snapshot, pod: &Pod, nodes: &[NodeId], totals: &mut [i64], weight: i64) {
     let mut worth: SymbolMap<Tally> = SymbolMap::default();
@@ -148,12 +172,7 @@ pub fn score(snapshot: &mut Snapshot, pod: &Pod, nodes: &[NodeId], totals: &mut 
         return;
     }
     for alike in snapshot.with_terms() {
-        let Some(terms) = alike.pod.spec.terms.as_deref() else { continue };
-        let hard = profile.hard_pod_affinity_weight;
-        let required = terms.affinity.iter().filter(|_| hard > 0).map(|t| (hard, t));
-        let preferred = terms.preferred.iter().map(|(w, t)| (*w, t));
-        let avoided = terms.preferred_anti.iter().map(|(w, t)| (-*w, t));
-        for (weight, term) in required.chain(preferred).chain(avoided) {
+        for (weight, term) in liking(&alike.pod, profile.hard_pod_affinity_weight) {
             if term.picks(&alike.pod, pod, &snapshot.namespaces) {
                 let tally = worth.entry(term.topology).or_insert_with(|| Tally::new(snapshot.column(term.topology)));
                 alike.by_node.iter().for_each(|(id, count)| tally.add(*id, *count * weight));
@@ -163,15 +182,16 @@ pub fn score(snapshot: &mut Snapshot, pod: &Pod, nodes: &[NodeId], totals: &mut 
     if let Some(terms) = pod.spec.terms.as_deref() {
         let preferred = terms.preferred.iter().map(|(w, t)| (*w, t));
         for (weight, term) in preferred.chain(terms.preferred_anti.iter().map(|(w, t)| (-*w, t))) {
-            let by_node = snapshot.counts(&question([Pick::of_term(term, pod)]));
-            let column = snapshot.column(term.topology);
-            worth.entry(term.topology).or_insert_with(|| Tally::new(column)).add_all(&by_node, weight);
+            let counted = Tally::of(snapshot, &question([Pick::of_term(term, pod)]), term.topology);
+            let column = counted.column.clone();
+            worth.entry(term.topology).or_insert_with(|| Tally::new(column)).add_all(&counted, weight);
         }
     }
     if worth.is_empty() {
         return;
     }
-    let raw: Vec<i64> = nodes.iter().map(|id| worth.values().map(|t| t.at(*id)).sum()).collect();
+    let worth: Vec<Tally> = worth.into_values().collect();
+    let raw: Vec<i64> = nodes.iter().map(|id| worth.iter().map(|t| t.at(*id)).sum()).collect();
     let (least, most) = (raw.iter().min().copied().unwrap_or(0), raw.iter().max().copied().unwrap_or(0));
     if most == least {
         return;

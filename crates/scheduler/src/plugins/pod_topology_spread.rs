@@ -82,9 +82,14 @@ impl Hard {
         let mut rules = Vec::with_capacity(columns.len());
         for (constraint, column) in wanted().zip(&columns) {
             let question = question(constraint, pod);
-            let by_node = snapshot.counts(&question);
-            let mut matching = vec![None; column.domains];
             let (all, only) = (counts_all(constraint, pod), columns.len() == 1);
+            let plain = all && (only || columns.iter().all(|c| c.complete));
+            // Where every node counts, the sums are there already.
+            let mut matching = match plain {
+                true => snapshot.domain_counts(&question, column).into_iter().map(Some).collect(),
+                false => vec![None; column.domains],
+            };
+            let by_node = if plain { Vec::new() } else { snapshot.counts(&question) };
             for (at, count) in by_node.iter().enumerate() {
                 let id = NodeId(at as u32);
                 let Some(domain) = column.of(id) else { continue };
