@@ -65,6 +65,11 @@ impl Sandbox {
     pub fn record(&self) -> SandboxRecord {
         lock(&self.record).clone()
     }
+
+    /// Looks at its record where it is: lists look at all of them and keep few.
+    pub fn read<T>(&self, look: impl FnOnce(&SandboxRecord) -> T) -> T {
+        look(&lock(&self.record))
+    }
 }
 
 impl Container {
@@ -82,6 +87,11 @@ impl Container {
     /// A snapshot of its record.
     pub fn record(&self) -> ContainerRecord {
         lock(&self.record).clone()
+    }
+
+    /// Looks at its record where it is: lists look at all of them and keep few.
+    pub fn read<T>(&self, look: impl FnOnce(&ContainerRecord) -> T) -> T {
+        look(&lock(&self.record))
     }
 
     /// Waits until it has ended.

@@ -10,6 +10,7 @@ use tonic::{Request, Response, Status};
 
 use crate::engine::{Container as KnownContainer, Engine, Sandbox};
 use crate::exec::TimedOut;
+use crate::records::{ContainerRecord, SandboxRecord};
 use crate::streaming::Session;
 use crate::{NAME, status};
 use cri::v1::runtime_service_server::RuntimeService;
@@ -35,8 +36,8 @@ pub fn failed(error: anyhow::Error) -> Status {
     if error.is::<TimedOut>() { Status::deadline_exceeded(message) } else { Status::unknown(message) }
 }
 
-fn selected(selector: &HashMap<String, String>, labels: &HashMap<String, String>) -> bool {
-    selector.iter().all(|(k, v)| labels.get(k) == Some(v))
+fn selected(selector: &HashMap<String, String>, labels: Option<&HashMap<String, String>>) -> bool {
+    selector.iter().all(|(k, v)| labels.is_some_and(|l| l.get(k) == Some(v)))
 }
 
 fn chunks<T: Send + 'static, M: Send + 'static>(items: Vec<T>, wrap: fn(Vec<T>) -> M) -> Streamed<M> {
@@ -62,14 +63,13 @@ impl RuntimeServer {
     fn sandboxes(&self, filter: Option<PodSandboxFilter>) -> Vec<PodSandbox> {
         let filter = filter.unwrap_or_default();
         let id = (!filter.id.is_empty()).then(|| self.engine.sandbox(&filter.id).map(|s| s.id.clone()));
-        let mut items: Vec<PodSandbox> =
-            self.engine.sandboxes().iter().map(|s| status::sandbox_item(&s.record())).collect();
-        items.retain(|s| {
+        let wanted = |s: &SandboxRecord| {
             id.as_ref().is_none_or(|id| id.as_ref() == Some(&s.id))
-                && filter.state.as_ref().is_none_or(|v| v.state == s.state)
-                && selected(&filter.label_selector, &s.labels)
-        });
-        items
+                && filter.state.as_ref().is_none_or(|v| v.state == i32::from(status::sandbox_state(s)))
+                && selected(&filter.label_selector, s.config.as_ref().map(|c| &c.labels))
+        };
+        let all = self.engine.sandboxes();
+        all.iter().filter_map(|s| s.read(|s| wanted(s).then(|| status::sandbox_item(s)))).collect()
     }
 
     fn containers(&self, filter: Option<ContainerFilter>) -> Vec<Container> {
@@ -77,15 +77,14 @@ impl RuntimeServer {
         let id = (!filter.id.is_empty()).then(|| self.engine.container(&filter.id).map(|c| c.id.clone()));
         let sandbox = (!filter.pod_sandbox_id.is_empty())
             .then(|| self.engine.sandbox(&filter.pod_sandbox_id).map(|s| s.id.clone()));
-        let mut items: Vec<Container> =
-            self.engine.containers().iter().map(|c| status::container_item(&c.record())).collect();
-        items.retain(|c| {
+        let wanted = |c: &ContainerRecord| {
             id.as_ref().is_none_or(|id| id.as_ref() == Some(&c.id))
-                && sandbox.as_ref().is_none_or(|id| id.as_ref() == Some(&c.pod_sandbox_id))
-                && filter.state.as_ref().is_none_or(|v| v.state == c.state)
-                && selected(&filter.label_selector, &c.labels)
-        });
-        items
+                && sandbox.as_ref().is_none_or(|id| id.as_ref() == Some(&c.sandbox_id))
+                && filter.state.as_ref().is_none_or(|v| v.state == i32::from(status::state(c)))
+                && selected(&filter.label_selector, c.config.as_ref().map(|c| &c.labels))
+        };
+        let all = self.engine.containers();
+        all.iter().filter_map(|c| c.read(|c| wanted(c).then(|| status::container_item(c)))).collect()
     }
 
     async fn container_stats_list(&self, filter: Option<ContainerStatsFilter>) -> Vec<ContainerStats> {

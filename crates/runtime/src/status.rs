@@ -8,7 +8,8 @@ use cri::v1::{
     PodSandboxStatus, Signal,
 };
 
-fn sandbox_state(record: &SandboxRecord) -> PodSandboxState {
+/// What becomes of a sandbox without its shim shows here.
+pub fn sandbox_state(record: &SandboxRecord) -> PodSandboxState {
     if record.ready { PodSandboxState::SandboxReady } else { PodSandboxState::SandboxNotready }
 }
 
@@ -35,14 +36,14 @@ pub fn sandbox(record: &SandboxRecord) -> PodSandboxStatus {
 
 /// A sandbox in a list.
 pub fn sandbox_item(record: &SandboxRecord) -> PodSandbox {
-    let config = record.config.clone().unwrap_or_default();
+    let config = record.config.as_ref();
     PodSandbox {
         id: record.id.clone(),
-        metadata: config.metadata,
+        metadata: config.and_then(|c| c.metadata.clone()),
         state: sandbox_state(record).into(),
         created_at: record.created_at,
-        labels: config.labels,
-        annotations: config.annotations,
+        labels: config.map(|c| c.labels.clone()).unwrap_or_default(),
+        annotations: config.map(|c| c.annotations.clone()).unwrap_or_default(),
         runtime_handler: record.runtime_handler.clone(),
     }
 }
@@ -58,17 +59,17 @@ pub fn state(record: &ContainerRecord) -> ContainerState {
 
 /// A container in a list.
 pub fn container_item(record: &ContainerRecord) -> CriContainer {
-    let config = record.config.clone().unwrap_or_default();
+    let config = record.config.as_ref();
     CriContainer {
         id: record.id.clone(),
         pod_sandbox_id: record.sandbox_id.clone(),
-        metadata: config.metadata,
-        image: config.image,
+        metadata: config.and_then(|c| c.metadata.clone()),
+        image: config.and_then(|c| c.image.clone()),
         image_ref: record.image_ref.clone(),
         state: state(record).into(),
         created_at: record.created_at,
-        labels: config.labels,
-        annotations: config.annotations,
+        labels: config.map(|c| c.labels.clone()).unwrap_or_default(),
+        annotations: config.map(|c| c.annotations.clone()).unwrap_or_default(),
         image_id: record.image_id.clone(),
     }
 }

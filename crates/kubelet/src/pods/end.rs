@@ -38,8 +38,12 @@ impl Worker {
             self.report(&pod, &seen, &BTreeMap::new(), true);
         }
         self.release(&pod).await;
-        if !self.inbox.latest().removed {
-            self.reporter.flush().await;
+        // Whoever waits for the pod to be over wants it said too; a pod that nobody can be told of must not wait for it.
+        while !self.inbox.latest().removed {
+            tokio::select! {
+                () = self.reporter.flush() => break,
+                () = self.inbox.woken() => {}
+            }
         }
         self.inbox.rest();
         // A finished pod keeps its object, its containers' logs and its place here until somebody deletes it.
