@@ -22,6 +22,8 @@ use crate::cgroups;
 use crate::spec::{self, names};
 use crate::volumes;
 
+/// The longest wait between attempts to give back volumes: a driver may be gone for long.
+const DRIVER_RETRY_MAX: Duration = Duration::from_secs(30);
 /// Between attempts while the engine or the API server does not answer.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -106,11 +108,13 @@ impl Worker {
     /// Gives back what the pod's containers needed.
     async fn release(&self, pod: &Arc<Pod>) {
         let (dir, config, pod) = (self.context.config.pod_dir(&self.uid), self.context.config.clone(), pod.clone());
+        let mut patience = RETRY;
         loop {
             let (dir, config, pod) = (dir.clone(), config.clone(), pod.clone());
             if let Err(why) = volumes::give_back(&self.context, &self.uid).await {
                 tracing::warn!(uid = %self.uid, "volumes not given back: {why}");
-                tokio::time::sleep(RETRY).await;
+                tokio::time::sleep(patience).await;
+                patience = (patience * 2).min(DRIVER_RETRY_MAX);
                 continue;
             }
             let done = tokio::task::spawn_blocking(move || -> anyhow::Result<()> {

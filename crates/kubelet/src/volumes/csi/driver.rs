@@ -20,7 +20,6 @@ pub struct Abilities {
     /// Volumes are staged on the node before they are published to pods.
     pub stage: bool,
     pub expand: bool,
-    pub stats: bool,
     pub single_node_multi_writer: bool,
     /// The driver gives volumes to the pod's group itself.
     pub mount_group: bool,
@@ -34,7 +33,6 @@ impl Abilities {
             match rpc.r#type() {
                 rpc::Type::StageUnstageVolume => out.stage = true,
                 rpc::Type::ExpandVolume => out.expand = true,
-                rpc::Type::GetVolumeStats => out.stats = true,
                 rpc::Type::SingleNodeMultiWriter => out.single_node_multi_writer = true,
                 rpc::Type::VolumeMountGroup => out.mount_group = true,
                 _ => {}
@@ -115,13 +113,6 @@ impl Driver {
                 message: "rpc error: code = DeadlineExceeded desc = context deadline exceeded".into(),
             }),
         }
-    }
-
-    pub async fn stats(
-        &self,
-        request: v1::NodeGetVolumeStatsRequest,
-    ) -> Result<v1::NodeGetVolumeStatsResponse, String> {
-        within(CALL, self.client.clone().node_get_volume_stats(request)).await
     }
 }
 
