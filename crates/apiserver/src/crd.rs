@@ -132,6 +132,8 @@ pub fn row(definition: &Value) -> Result<Resource, String> {
         selectable,
         strategy: Arc::new(Custom { has_status: status }),
         custom: true,
+        // As upstream's custom kinds answer: with a `Status`.
+        delete_returns_object: false,
         ttl_seconds: 0,
     })
 }

@@ -120,6 +120,7 @@ fn kind_of<'a>(resource: &'a Resource, version: &'a ResourceVersion) -> Kind<'a>
         },
         verbs: verbs(resource),
         subresources: resource.subresources.iter().map(part).collect(),
+        delete_returns_object: resource.delete_returns_object,
     }
 }
 
@@ -257,3 +258,6 @@ impl OpenApi {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -73,6 +73,7 @@ struct Row {
     short: &'static [&'static str],
     categories: &'static [&'static str],
     verbs: Verbs,
+    delete_returns_object: bool,
     /// Below `/registry/`, when it is not the plural.
     prefix: Option<&'static str>,
     subs: &'static [Sub],
@@ -98,6 +99,7 @@ const fn row(group: &'static str, kind: &'static str, plural: &'static str) -> R
         short: &[],
         categories: &[],
         verbs: Verbs::All,
+        delete_returns_object: false,
         prefix: None,
         subs: &[],
         selectable: &[],
@@ -144,6 +146,9 @@ impl Row {
     const fn verbs(self, verbs: Verbs) -> Self {
         Self { verbs, ..self }
     }
+    const fn returned(self) -> Self {
+        Self { delete_returns_object: true, ..self }
+    }
     const fn review(self) -> Self {
         self.verbs(Verbs::CreateOnly)
     }
@@ -179,9 +184,9 @@ static ROWS: &[Row] = &[
     cluster("", "Node", "nodes").short(&["no"]).at("minions").is::<node::Node>()
         .subs(&[Sub::Connect("proxy", "NodeProxyOptions", PROXIED), Sub::Status])
         .selects(&[("spec.unschedulable", PathOr("false"))]),
-    row("", "PersistentVolumeClaim", "persistentvolumeclaims").short(&["pvc"]).status().is::<volume::PersistentVolumeClaim>(),
-    cluster("", "PersistentVolume", "persistentvolumes").short(&["pv"]).status().is::<volume::PersistentVolume>(),
-    row("", "Pod", "pods").short(&["po"]).all().is::<pod::Pod>()
+    row("", "PersistentVolumeClaim", "persistentvolumeclaims").returned().short(&["pvc"]).status().is::<volume::PersistentVolumeClaim>(),
+    cluster("", "PersistentVolume", "persistentvolumes").returned().short(&["pv"]).status().is::<volume::PersistentVolume>(),
+    row("", "Pod", "pods").returned().short(&["po"]).all().is::<pod::Pod>()
         .subs(&[Sub::Connect("attach", "PodAttachOptions", CREATE_GET), Sub::Action("binding", "", "v1", "Binding"),
             Sub::Part("ephemeralcontainers"), Sub::Action("eviction", "policy", "v1", "Eviction"),
             Sub::Connect("exec", "PodExecOptions", CREATE_GET), Sub::Connect("log", "Pod", &["get"]),
@@ -190,14 +195,14 @@ static ROWS: &[Row] = &[
         .selects(&[("spec.nodeName", Path), ("spec.host", At("spec.nodeName")), ("spec.restartPolicy", Path),
             ("spec.schedulerName", Path), ("spec.serviceAccountName", Path), ("spec.hostNetwork", PathOr("false")),
             ("status.phase", Path), ("status.podIP", Path), ("status.nominatedNodeName", Path)]),
-    row("", "PodTemplate", "podtemplates").is::<apps::PodTemplate>(),
+    row("", "PodTemplate", "podtemplates").returned().is::<apps::PodTemplate>(),
     row("", "ReplicationController", "replicationcontrollers").short(&["rc"]).all().at("controllers")
         .subs(&[Sub::Scale, Sub::Status]).is::<apps::ReplicationController>().selects(&[("status.replicas", PathOr("0"))]),
-    row("", "ResourceQuota", "resourcequotas").short(&["quota"]).status().is::<policy::ResourceQuota>(),
+    row("", "ResourceQuota", "resourcequotas").returned().short(&["quota"]).status().is::<policy::ResourceQuota>(),
     row("", "Secret", "secrets").is::<core::Secret>().selects(&[("type", Path)]),
-    row("", "ServiceAccount", "serviceaccounts").short(&["sa"]).is::<core::ServiceAccount>()
+    row("", "ServiceAccount", "serviceaccounts").returned().short(&["sa"]).is::<core::ServiceAccount>()
         .subs(&[Sub::Action("token", AUTHN, "v1", "TokenRequest")]),
-    row("", "Service", "services").short(&["svc"]).all().at("services/specs").is::<service::Service>()
+    row("", "Service", "services").returned().short(&["svc"]).all().at("services/specs").is::<service::Service>()
         .subs(&[Sub::Connect("proxy", "ServiceProxyOptions", PROXIED), Sub::Status])
         .selects(&[("spec.clusterIP", Path), ("spec.type", Path)]),
 
@@ -255,12 +260,12 @@ static ROWS: &[Row] = &[
     row(RBAC, "RoleBinding", "rolebindings").is::<rbac::RoleBinding>(),
     row(RBAC, "Role", "roles").is::<rbac::Role>(),
 
-    cluster(STORAGE, "CSIDriver", "csidrivers").is::<storage::CsiDriver>(),
-    cluster(STORAGE, "CSINode", "csinodes").is::<storage::CsiNode>(),
+    cluster(STORAGE, "CSIDriver", "csidrivers").returned().is::<storage::CsiDriver>(),
+    cluster(STORAGE, "CSINode", "csinodes").returned().is::<storage::CsiNode>(),
     row(STORAGE, "CSIStorageCapacity", "csistoragecapacities").is::<storage::CsiStorageCapacity>(),
-    cluster(STORAGE, "StorageClass", "storageclasses").short(&["sc"]).is::<storage::StorageClass>(),
-    cluster(STORAGE, "VolumeAttachment", "volumeattachments").status().is::<storage::VolumeAttachment>(),
-    cluster(STORAGE, "VolumeAttributesClass", "volumeattributesclasses").short(&["vac"]).is::<storage::VolumeAttributesClass>(),
+    cluster(STORAGE, "StorageClass", "storageclasses").returned().short(&["sc"]).is::<storage::StorageClass>(),
+    cluster(STORAGE, "VolumeAttachment", "volumeattachments").returned().status().is::<storage::VolumeAttachment>(),
+    cluster(STORAGE, "VolumeAttributesClass", "volumeattributesclasses").returned().short(&["vac"]).is::<storage::VolumeAttributesClass>(),
 
     cluster(ADMISSION, "MutatingAdmissionPolicy", "mutatingadmissionpolicies").extension().is::<admission::MutatingPolicy>(),
     cluster(ADMISSION, "MutatingAdmissionPolicyBinding", "mutatingadmissionpolicybindings").extension()
@@ -286,11 +291,11 @@ static ROWS: &[Row] = &[
     cluster(FLOW, "FlowSchema", "flowschemas").status().is::<flowcontrol::FlowSchema>(),
     cluster(FLOW, "PriorityLevelConfiguration", "prioritylevelconfigurations").status().is::<flowcontrol::PriorityLevel>(),
 
-    cluster(RESOURCE, "DeviceClass", "deviceclasses").is::<resource::NameAge>(),
-    cluster(RESOURCE, "DeviceTaintRule", "devicetaintrules").status().is::<resource::NameAge>(),
-    row(RESOURCE, "ResourceClaim", "resourceclaims").status().is::<resource::ResourceClaim>(),
-    row(RESOURCE, "ResourceClaimTemplate", "resourceclaimtemplates").is::<resource::ResourceClaimTemplate>(),
-    cluster(RESOURCE, "ResourceSlice", "resourceslices").is::<resource::ResourceSlice>()
+    cluster(RESOURCE, "DeviceClass", "deviceclasses").returned().is::<resource::NameAge>(),
+    cluster(RESOURCE, "DeviceTaintRule", "devicetaintrules").returned().status().is::<resource::NameAge>(),
+    row(RESOURCE, "ResourceClaim", "resourceclaims").returned().status().is::<resource::ResourceClaim>(),
+    row(RESOURCE, "ResourceClaimTemplate", "resourceclaimtemplates").returned().is::<resource::ResourceClaimTemplate>(),
+    cluster(RESOURCE, "ResourceSlice", "resourceslices").returned().is::<resource::ResourceSlice>()
         .selects(&[("spec.nodeName", Path), ("spec.driver", Path)]),
 
     // Computed from what kubelets say; the plurals are upstream's, though other kinds have them too.
@@ -381,6 +386,7 @@ impl Row {
                 .collect(),
             strategy: (self.strategy)(),
             custom: false,
+            delete_returns_object: self.delete_returns_object,
             ttl_seconds: self.ttl_seconds,
         }
     }

@@ -48,6 +48,8 @@ pub struct Resource {
     pub strategy: Arc<dyn Strategy>,
     /// From a CustomResourceDefinition.
     pub custom: bool,
+    /// A delete is answered with the object rather than a `Status`.
+    pub delete_returns_object: bool,
     /// Seconds after which the store forgets an object (events); 0 for never.
     pub ttl_seconds: u64,
 }

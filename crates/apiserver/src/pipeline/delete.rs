@@ -94,15 +94,28 @@ impl DeleteOptions {
     }
 }
 
+/// What a deletion came to.
+enum Outcome {
+    /// Marked, and there for now.
+    Kept(Object),
+    /// Gone, or to be were this no dry run: as it last was, where that could be read.
+    Gone(Option<Object>),
+}
+
 impl ApiServer {
     pub(super) async fn delete(&self, target: Target<'_>) -> Result<Reply, Status> {
         let options = DeleteOptions::of(target.request)?;
-        let mut uid = String::new();
-        match self.delete_noting(target, &options, &mut uid).await? {
-            Some(kept) => {
-                Ok(Reply::Object { object: target.served.present(kept.into(), target.version).await?, created: false })
-            }
-            None => {
+        match self.delete_outcome(target, &options).await? {
+            Outcome::Kept(object) => Ok(Reply::Object {
+                object: target.served.present(object.into(), target.version).await?,
+                created: false,
+            }),
+            Outcome::Gone(Some(object)) if target.served.resource.delete_returns_object => Ok(Reply::Object {
+                object: target.served.present(object.into(), target.version).await?,
+                created: false,
+            }),
+            Outcome::Gone(object) => {
+                let uid = object.map(|o| o.meta.uid.to_string()).unwrap_or_default();
                 let mut status = Status::success();
                 status.details = Some(Box::new(meta::status::Details {
                     name: target.request.name.clone(),
@@ -118,16 +131,13 @@ impl ApiServer {
 
     /// Deletes one object, or marks it; `Some` is the object that stays for now.
     pub async fn delete_object(&self, target: Target<'_>, options: &DeleteOptions) -> Result<Option<Object>, Status> {
-        self.delete_noting(target, options, &mut String::new()).await
+        Ok(match self.delete_outcome(target, options).await? {
+            Outcome::Kept(object) => Some(object),
+            Outcome::Gone(_) => None,
+        })
     }
 
-    /// As [`ApiServer::delete_object`]; notes the object's uid.
-    async fn delete_noting(
-        &self,
-        target: Target<'_>,
-        options: &DeleteOptions,
-        uid: &mut String,
-    ) -> Result<Option<Object>, Status> {
+    async fn delete_outcome(&self, target: Target<'_>, options: &DeleteOptions) -> Result<Outcome, Status> {
         let resource = &target.served.resource;
         let cache = target.served.cache()?;
         let key: store::Key = target.key().into();
@@ -145,18 +155,17 @@ impl ApiServer {
                         ops: vec![Op::Delete { key: key.clone() }],
                     };
                     self.store().txn(txn).await.map_err(store_error)?;
-                    return Ok(None);
+                    return Ok(Outcome::Gone(None));
                 }
             };
             let old = object.value().map_err(Status::internal)?;
-            *uid = metadata::text(&old, "uid").to_string();
             self.check_preconditions(&target, options, &old)?;
             let attributes = Attributes { dry_run: options.dry(), ..Attributes::new(&target, Operation::Delete)? };
             admission::validate(self, &attributes, None, Some(&old)).await?;
 
             let marked = mark(resource, &old, options);
             if options.dry() {
-                return Ok(None);
+                return Ok(Outcome::Gone(Some(object)));
             }
             let Some(marked) = marked else {
                 let mut txn = Txn {
@@ -165,12 +174,12 @@ impl ApiServer {
                 };
                 super::write::claim(resource, Some(&old), None, &mut txn);
                 match self.store().txn(txn).await.map_err(store_error)? {
-                    TxnOutcome::Committed { .. } => return Ok(None),
+                    TxnOutcome::Committed { .. } => return Ok(Outcome::Gone(Some(object))),
                     TxnOutcome::Conflict { .. } => continue,
                 }
             };
             if marked == old {
-                return Ok(Some(object));
+                return Ok(Outcome::Kept(object));
             }
             let revision = stored.mod_revision.to_string();
             let replace = |body: &mut Value| {
@@ -186,8 +195,10 @@ impl ApiServer {
                 Ok(())
             };
             match self.change(target, Change::Server(&replace)).await {
-                Ok(written) if written.removed => return Ok(None),
-                Ok(written) => return Object::from_wire(written.object.to_json()).map(Some).map_err(Status::internal),
+                Ok(written) => {
+                    let object = Object::from_wire(written.object.to_json()).map_err(Status::internal)?;
+                    return Ok(if written.removed { Outcome::Gone(Some(object)) } else { Outcome::Kept(object) });
+                }
                 Err(status) if status.is_conflict() => refused = Some(status),
                 Err(status) => return Err(status),
             }

@@ -1,6 +1,6 @@
 //! Schemas as OpenAPI definitions that refer to each other by upstream's names.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use serde_json::{Map, Value, json};
 
@@ -13,6 +13,104 @@ const EVERY_KIND: &str = "io.k8s.api.core.v1.Pod";
 
 const META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1";
 const APIEXTENSIONS: &str = "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1";
+
+/// What `/version` tells, and whether always.
+const VERSION: &[(&str, bool)] = &[
+    ("major", true),
+    ("minor", true),
+    ("emulationMajor", false),
+    ("emulationMinor", false),
+    ("minCompatibilityMajor", false),
+    ("minCompatibilityMinor", false),
+    ("gitVersion", true),
+    ("gitCommit", true),
+    ("gitTreeState", true),
+    ("buildDate", true),
+    ("goVersion", true),
+    ("compiler", true),
+    ("platform", true),
+];
+
+/// What upstream says of single definitions, or of their fields, and nobody here acts upon: definition, field, key, JSON.
+const BESIDES: &[(&str, &str, &str, &str)] = &[
+    (
+        "io.k8s.api.core.v1.AppArmorProfile",
+        "",
+        UNIONS,
+        r#"[{"discriminator": "type", "fields-to-discriminateBy": {"localhostProfile": "LocalhostProfile"}}]"#,
+    ),
+    ("io.k8s.api.core.v1.PersistentVolumeClaimStatus", "allocatedResourceStatuses", MAP_TYPE, r#""granular""#),
+    ("io.k8s.api.core.v1.PersistentVolumeSpec", "claimRef", MAP_TYPE, r#""granular""#),
+    (
+        "io.k8s.api.core.v1.PodSchedulingGroup",
+        "",
+        UNIONS,
+        r#"[{"fields-to-discriminateBy": {"podGroupName": "PodGroupName"}}]"#,
+    ),
+    (
+        "io.k8s.api.core.v1.SeccompProfile",
+        "",
+        UNIONS,
+        r#"[{"discriminator": "type", "fields-to-discriminateBy": {"localhostProfile": "LocalhostProfile"}}]"#,
+    ),
+    (
+        "io.k8s.api.flowcontrol.v1.LimitResponse",
+        "",
+        UNIONS,
+        r#"[{"discriminator": "type", "fields-to-discriminateBy": {"queuing": "Queuing"}}]"#,
+    ),
+    (
+        "io.k8s.api.flowcontrol.v1.PriorityLevelConfigurationSpec",
+        "",
+        UNIONS,
+        r#"[{"discriminator": "type", "fields-to-discriminateBy": {"exempt": "Exempt", "limited": "Limited"}}]"#,
+    ),
+    (
+        "io.k8s.api.flowcontrol.v1.Subject",
+        "",
+        UNIONS,
+        r#"[{"discriminator": "kind", "fields-to-discriminateBy": {"group": "Group", "serviceAccount": "ServiceAccount", "user": "User"}}]"#,
+    ),
+    ("io.k8s.api.policy.v1.PodDisruptionBudgetSpec", "selector", "x-kubernetes-patch-strategy", r#""replace""#),
+    (
+        "io.k8s.kube-aggregator.pkg.apis.apiregistration.v1.APIServiceSpec",
+        "caBundle",
+        "x-kubernetes-list-type",
+        r#""atomic""#,
+    ),
+];
+
+const UNIONS: &str = "x-kubernetes-unions";
+const MAP_TYPE: &str = "x-kubernetes-map-type";
+
+/// Versions that upstream's types are registered in, served or not: each has its `DeleteOptions` and `WatchEvent`.
+#[rustfmt::skip]
+const REGISTERED: &[(&str, &[&str])] = &[
+    ("admission.k8s.io", &["v1", "v1beta1"]),
+    ("admissionregistration.k8s.io", &["v1alpha1", "v1beta1"]),
+    ("apiextensions.k8s.io", &["v1beta1"]),
+    ("apiregistration.k8s.io", &["v1beta1"]),
+    ("apps", &["v1beta1", "v1beta2"]),
+    ("authentication.k8s.io", &["v1alpha1", "v1beta1"]),
+    ("authorization.k8s.io", &["v1beta1"]),
+    ("batch", &["v1beta1"]),
+    ("certificates.k8s.io", &["v1alpha1", "v1beta1"]),
+    ("coordination.k8s.io", &["v1alpha2", "v1beta1"]),
+    ("discovery.k8s.io", &["v1beta1"]),
+    ("events.k8s.io", &["v1beta1"]),
+    ("extensions", &["v1beta1"]),
+    ("flowcontrol.apiserver.k8s.io", &["v1beta1", "v1beta2", "v1beta3"]),
+    ("imagepolicy.k8s.io", &["v1alpha1"]),
+    ("internal.apiserver.k8s.io", &["v1alpha1"]),
+    ("networking.k8s.io", &["v1beta1"]),
+    ("node.k8s.io", &["v1alpha1", "v1beta1"]),
+    ("policy", &["v1beta1"]),
+    ("rbac.authorization.k8s.io", &["v1alpha1", "v1beta1"]),
+    ("resource.k8s.io", &["v1alpha3", "v1beta1", "v1beta2"]),
+    ("scheduling.k8s.io", &["v1alpha3", "v1beta1"]),
+    ("storage.k8s.io", &["v1alpha1", "v1beta1"]),
+    ("storagemigration.k8s.io", &["v1beta1"]),
+];
 
 /// Collects definitions: each is written when something first refers to it.
 pub(super) struct Definitions<'a> {
@@ -37,7 +135,12 @@ impl<'a> Definitions<'a> {
                     version: gv.version.clone(),
                     kind: gvk.kind.clone(),
                 };
-                kinds.entry(*id).or_default().extend(served.iter().map(of));
+                let named = |(group, versions): &(&str, &[&str])| -> Vec<GroupVersion> {
+                    versions.iter().map(|version| GroupVersion::new(group, version)).collect()
+                };
+                let registered: Vec<GroupVersion> = REGISTERED.iter().flat_map(named).collect();
+                let all: BTreeSet<&GroupVersion> = served.iter().chain(&registered).collect();
+                kinds.entry(*id).or_default().extend(all.into_iter().map(of));
             } else if matches!(&*gvk.kind, "Status" | "APIGroup" | "APIGroupList" | "APIResourceList" | "APIVersions") {
                 kinds.entry(*id).or_default().push(Gvk::new("", "v1", &gvk.kind));
             }
@@ -63,6 +166,17 @@ impl<'a> Definitions<'a> {
             Some(view) => self.schema(view, ""),
             None => json!({"type": "object"}),
         }
+    }
+
+    /// What `/version` answers: no kind, and in no proto.
+    pub(super) fn version(&mut self) -> Value {
+        let name = "io.k8s.apimachinery.pkg.version.Info";
+        let properties: Map<String, Value> =
+            VERSION.iter().map(|(field, _)| ((*field).to_string(), json!({"type": "string"}))).collect();
+        let required: Vec<&str> = VERSION.iter().filter(|(_, required)| *required).map(|(field, _)| *field).collect();
+        let info = json!({"type": "object", "required": required, "properties": properties});
+        self.done.insert(name.into(), info);
+        json!({"$ref": self.reference(name)})
     }
 
     /// The schema of a kind's objects.
@@ -166,7 +280,10 @@ impl<'a> Definitions<'a> {
             Shape::List { kind, patch, .. } => {
                 let item = view.item().map(|v| self.item(v, owner)).unwrap_or_default();
                 let mut schema = object([("type", "array".into()), ("items", item)]);
-                list_extensions(&mut schema, kind, patch);
+                // A list type of its own says nothing of how it merges.
+                if !node.wrapped {
+                    list_extensions(&mut schema, kind, patch);
+                }
                 schema
             }
             Shape::Scalar(scalar) => self.scalar(*scalar, owner),
@@ -267,7 +384,10 @@ impl<'a> Definitions<'a> {
         }
         if let Some(kinds) = self.kinds.get(&view.id) {
             // Kinds of versions that are not served do not show, but a struct that is none else keeps its name.
-            let served = |gvk: &&Gvk| self.served.iter().any(|gv| gv.group == gvk.group && gv.version == gvk.version);
+            let everywhere = matches!(s.name.strip_prefix(META), Some(".DeleteOptions" | ".WatchEvent"));
+            let served = |gvk: &&Gvk| {
+                everywhere || self.served.iter().any(|gv| gv.group == gvk.group && gv.version == gvk.version)
+            };
             let mut shown: Vec<&Gvk> = kinds.iter().filter(served).collect();
             if shown.is_empty() {
                 shown = kinds.iter().collect();
@@ -275,6 +395,7 @@ impl<'a> Definitions<'a> {
             shown.sort();
             schema.insert("x-kubernetes-group-version-kind".into(), shown.into_iter().map(gvk_value).collect());
         }
+        besides(&mut schema, &s.name, "");
         self.done.insert(s.name.to_string(), schema.into());
     }
 
@@ -300,6 +421,7 @@ impl<'a> Definitions<'a> {
                 around.insert("default".into(), default);
             }
         }
+        besides(&mut around, owner, &field.name);
         if field.retain_keys {
             around.insert("x-kubernetes-patch-strategy".into(), "retainKeys".into());
         }
@@ -323,6 +445,12 @@ fn beside(schema: Map<String, Value>, entries: impl IntoIterator<Item = (&'stati
     let mut out = if schema.contains_key("$ref") { object([("allOf", json!([schema]))]) } else { schema };
     out.extend(object(entries));
     out
+}
+
+fn besides(schema: &mut Map<String, Value>, definition: &str, field: &str) {
+    for (_, _, key, text) in BESIDES.iter().filter(|(of, at, ..)| *of == definition && *at == field) {
+        schema.insert((*key).into(), serde_json::from_str(text).unwrap_or_default());
+    }
 }
 
 fn list_extensions(schema: &mut Map<String, Value>, kind: &ListKind, patch: &PatchStrategy) {

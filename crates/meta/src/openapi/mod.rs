@@ -30,6 +30,8 @@ pub struct Kind<'a> {
     /// As discovery lists them: `get`, `list`, `watch`, `create`, `update`, `patch`, `delete`, `deletecollection`.
     pub verbs: &'a [&'a str],
     pub subresources: Vec<Part<'a>>,
+    /// A delete is answered with the object rather than a `Status`.
+    pub delete_returns_object: bool,
 }
 
 /// Where a kind's schema comes from.

@@ -3,19 +3,22 @@
 use serde_json::{Map, Value, json};
 
 use super::definitions::Definitions;
-use super::{Kind, Part, Version, gvk_value, object};
-use crate::Gvk;
-use crate::schema::{Scalar, Shape, View};
+use super::{Kind, Part, Source, Version, gvk_value, object, versions};
+use crate::schema::{Scalar, Shape, View, builtin};
+use crate::{GroupVersion, Gvk};
 
 const META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1";
+
+/// What `log` takes as its query.
+const LOG_OPTIONS: &str = "io.k8s.api.core.v1.PodLogOptions";
 
 const TYPES: &[&str] = &["application/json", "application/yaml", "application/vnd.kubernetes.protobuf"];
 const WATCH_TYPES: &[&str] = &["application/json;stream=watch", "application/vnd.kubernetes.protobuf;stream=watch"];
 const PATCHES: &[&str] = &[
-    "application/apply-patch+yaml",
     "application/json-patch+json",
     "application/merge-patch+json",
     "application/strategic-merge-patch+json",
+    "application/apply-patch+yaml",
 ];
 
 /// Query parameters: name and type.
@@ -70,10 +73,26 @@ const CONNECT: &[(&str, &str)] = &[
     ("patch", "Patch"),
 ];
 
+/// What tells who issues tokens: path, operation, tag, media type.
+const IDENTITY: &[(&str, &str, &str, &str)] = &[
+    (
+        "/.well-known/openid-configuration/",
+        "getServiceAccountIssuerOpenIDConfiguration",
+        "WellKnown",
+        "application/json",
+    ),
+    ("/openid/v1/jwks/", "getServiceAccountIssuerOpenIDKeyset", "openid", "application/jwk-set+json"),
+];
+
 pub(super) fn paths(version: Version, kinds: &[Kind<'_>], definitions: &mut Definitions<'_>) -> Value {
     let mut writer = Writer { version, definitions, paths: Map::new() };
     for kind in kinds {
         writer.kind(kind);
+    }
+    let versions = versions(kinds);
+    versions.iter().for_each(|gv| writer.resources(gv));
+    if version == Version::V2 {
+        writer.discovery(&versions);
     }
     writer.paths.into()
 }
@@ -90,31 +109,119 @@ struct Operation<'o> {
     action: &'o str,
     id: String,
     gvk: &'o Gvk,
+    /// Under which clients group it: the group-version of the path.
+    tag: String,
     parameters: Parameters,
     /// The body's schema and media types.
     body: Option<(Value, &'o [&'o str])>,
     answer: Value,
     /// Beyond 200.
     codes: &'o [&'o str],
-    watch: bool,
+    produces: Vec<&'o str>,
+}
+
+impl<'o> Operation<'o> {
+    fn new(method: &'o str, action: &'o str, id: String, gvk: &'o Gvk, answer: &Value) -> Self {
+        let (answer, produces, tag) = (answer.clone(), TYPES.to_vec(), tag(gvk));
+        Self { method, action, id, gvk, tag, parameters: &[], body: None, answer, codes: &[], produces }
+    }
+
+    fn query(self, parameters: Parameters) -> Self {
+        Self { parameters, ..self }
+    }
+
+    fn body(self, schema: &Value, types: &'o [&'o str]) -> Self {
+        Self { body: Some((schema.clone(), types)), ..self }
+    }
+
+    fn codes(self, codes: &'o [&'o str]) -> Self {
+        Self { codes, ..self }
+    }
+
+    /// Answers a list, or a watch of it.
+    fn list(self) -> Self {
+        Self { parameters: LIST, produces: TYPES.iter().chain(WATCH_TYPES).copied().collect(), ..self }
+    }
+
+    fn read(id: String, gvk: &'o Gvk, answer: &Value) -> Self {
+        Self::new("get", "get", id, gvk, answer)
+    }
+
+    fn create(id: String, gvk: &'o Gvk, object: &Value) -> Self {
+        Self::new("post", "post", id, gvk, object).query(WRITE).body(object, &["*/*"]).codes(&["201", "202"])
+    }
+
+    fn replace(id: String, gvk: &'o Gvk, object: &Value) -> Self {
+        Self::new("put", "put", id, gvk, object).query(WRITE).body(object, &["*/*"]).codes(&["201"])
+    }
+
+    fn patch(id: String, gvk: &'o Gvk, patch: &Value, object: &Value) -> Self {
+        Self::new("patch", "patch", id, gvk, object).query(PATCH).body(patch, PATCHES).codes(&["201"])
+    }
 }
 
 impl Writer<'_, '_> {
+    /// What a version has.
+    fn resources(&mut self, gv: &GroupVersion) {
+        let gvk = Gvk::new(&gv.group, &gv.version, "");
+        let path = format!("{}/", root(&gv.group, &gv.version));
+        let answer = self.definitions.named(&format!("{META}.APIResourceList"));
+        self.lookup(&path, &format!("get{}APIResources", camel(&gvk)), &tag(&gvk), &answer, TYPES, TYPES);
+    }
+
+    /// Which groups and versions there are, and who answers.
+    fn discovery(&mut self, versions: &[GroupVersion]) {
+        let named = |writer: &mut Self, name: &str| writer.definitions.named(&format!("{META}.{name}"));
+        let answer = named(self, "APIVersions");
+        self.lookup("/api/", "getCoreAPIVersions", "core", &answer, TYPES, TYPES);
+        let answer = named(self, "APIGroupList");
+        self.lookup("/apis/", "getAPIVersions", "apis", &answer, TYPES, TYPES);
+        let answer = named(self, "APIGroup");
+        for group in versions.iter().map(|gv| &gv.group).filter(|group| !group.is_empty()) {
+            let id = format!("get{}APIGroup", capital(&words(group)));
+            self.lookup(&format!("/apis/{group}/"), &id, &words(group), &answer, TYPES, TYPES);
+        }
+        let (answer, json) = (self.definitions.version(), &["application/json"]);
+        self.lookup("/version/", "getCodeVersion", "version", &answer, json, json);
+        for (path, id, tag, ty) in IDENTITY {
+            self.lookup(path, id, tag, &json!({"type": "string"}), &[], &[ty]);
+        }
+    }
+
+    /// A path that only tells something.
+    fn lookup(&mut self, path: &str, id: &str, tag: &str, answer: &Value, takes: &[&str], gives: &[&str]) {
+        let mut get = object([("operationId", id.into()), ("tags", json!([tag]))]);
+        let ok = self.response("OK", answer, gives);
+        get.insert("responses".into(), json!({"200": ok, "401": {"description": "Unauthorized"}}));
+        if self.version == Version::V2 {
+            if !takes.is_empty() {
+                get.insert("consumes".into(), takes.into());
+            }
+            get.insert("produces".into(), gives.into());
+            get.insert("schemes".into(), json!(["https"]));
+        }
+        self.paths.insert(path.into(), json!({"get": get}));
+    }
+
+    fn response(&self, description: &str, answer: &Value, types: &[&str]) -> Value {
+        match self.version {
+            Version::V2 => json!({"description": description, "schema": answer}),
+            Version::V3 => {
+                let one = |ty: &&str| ((*ty).to_string(), json!({"schema": answer}));
+                json!({"description": description, "content": types.iter().map(one).collect::<Map<_, _>>()})
+            }
+        }
+    }
+
     fn kind(&mut self, kind: &Kind<'_>) {
         let gvk = &kind.gvk;
-        let root = if gvk.group.is_empty() {
-            format!("/api/{}", gvk.version)
-        } else {
-            format!("/apis/{}/{}", gvk.group, gvk.version)
-        };
-        let scope = if kind.namespaced { "Namespaced" } else { "" };
-        let collection = if kind.namespaced {
-            format!("{root}/namespaces/{{namespace}}/{}", kind.plural)
-        } else {
-            format!("{root}/{}", kind.plural)
-        };
+        let root = root(&gvk.group, &gvk.version);
+        let (scope, below) = if kind.namespaced { ("Namespaced", "/namespaces/{namespace}") } else { ("", "") };
         let has = |verb: &str| kind.verbs.contains(&verb);
         let id = |verb: &str, more: &str| format!("{verb}{}{scope}{}{more}", camel(gvk), gvk.kind);
+        let everywhere = |verb: &str, more: &str| format!("{verb}{}{}{more}ForAllNamespaces", camel(gvk), gvk.kind);
+        let collection = format!("{root}{below}/{}", kind.plural);
+        let item = format!("{collection}/{{name}}");
         let object = self.definitions.kind(kind);
         let status = self.definitions.named(&format!("{META}.Status"));
 
@@ -122,123 +229,55 @@ impl Writer<'_, '_> {
         if has("list") {
             let list = self.definitions.list(kind);
             if kind.namespaced {
-                let id = format!("list{}{}ForAllNamespaces", camel(gvk), gvk.kind);
-                let all = Operation {
-                    method: "get",
-                    action: "list",
-                    id,
-                    gvk,
-                    parameters: LIST,
-                    body: None,
-                    answer: list.clone(),
-                    codes: &[],
-                    watch: true,
-                };
+                let all = Operation::new("get", "list", everywhere("list", ""), gvk, &list).list();
                 self.path(&format!("{root}/{}", kind.plural), gvk, &[], vec![all]);
             }
-            operations.push(Operation {
-                method: "get",
-                action: "list",
-                id: id("list", ""),
-                gvk,
-                parameters: LIST,
-                body: None,
-                answer: list,
-                codes: &[],
-                watch: true,
-            });
+            operations.push(Operation::new("get", "list", id("list", ""), gvk, &list).list());
         }
         if has("create") {
-            let body = Some((object.clone(), &["*/*"][..]));
-            operations.push(Operation {
-                method: "post",
-                action: "post",
-                id: id("create", ""),
-                gvk,
-                parameters: WRITE,
-                body,
-                answer: object.clone(),
-                codes: &["201", "202"],
-                watch: false,
-            });
+            operations.push(Operation::create(id("create", ""), gvk, &object));
         }
         if has("deletecollection") {
-            let body = Some((self.definitions.named(&format!("{META}.DeleteOptions")), &["*/*"][..]));
+            let options = self.definitions.named(&format!("{META}.DeleteOptions"));
             let id = format!("delete{}Collection{scope}{}", camel(gvk), gvk.kind);
-            operations.push(Operation {
-                method: "delete",
-                action: "deletecollection",
-                id,
-                gvk,
-                parameters: DELETE_COLLECTION,
-                body,
-                answer: status.clone(),
-                codes: &[],
-                watch: false,
-            });
+            let delete = Operation::new("delete", "deletecollection", id, gvk, &status);
+            operations.push(delete.query(DELETE_COLLECTION).body(&options, &["*/*"]));
         }
         self.path(&collection, gvk, &[], operations);
 
         let mut operations = Vec::new();
         if has("get") {
-            operations.push(Operation {
-                method: "get",
-                action: "get",
-                id: id("read", ""),
-                gvk,
-                parameters: &[],
-                body: None,
-                answer: object.clone(),
-                codes: &[],
-                watch: false,
-            });
+            operations.push(Operation::read(id("read", ""), gvk, &object));
         }
         if has("update") {
-            let body = Some((object.clone(), &["*/*"][..]));
-            operations.push(Operation {
-                method: "put",
-                action: "put",
-                id: id("replace", ""),
-                gvk,
-                parameters: WRITE,
-                body,
-                answer: object.clone(),
-                codes: &["201"],
-                watch: false,
-            });
+            operations.push(Operation::replace(id("replace", ""), gvk, &object));
         }
         if has("patch") {
-            let body = Some((self.definitions.named(&format!("{META}.Patch")), PATCHES));
-            operations.push(Operation {
-                method: "patch",
-                action: "patch",
-                id: id("patch", ""),
-                gvk,
-                parameters: PATCH,
-                body,
-                answer: object.clone(),
-                codes: &["201"],
-                watch: false,
-            });
+            let patch = self.definitions.named(&format!("{META}.Patch"));
+            operations.push(Operation::patch(id("patch", ""), gvk, &patch, &object));
         }
         if has("delete") {
-            let body = Some((self.definitions.named(&format!("{META}.DeleteOptions")), &["*/*"][..]));
-            operations.push(Operation {
-                method: "delete",
-                action: "delete",
-                id: id("delete", ""),
-                gvk,
-                parameters: DELETE,
-                body,
-                answer: status,
-                codes: &["202"],
-                watch: false,
-            });
+            let options = self.definitions.named(&format!("{META}.DeleteOptions"));
+            let answer = if kind.delete_returns_object { &object } else { &status };
+            let delete = Operation::new("delete", "delete", id("delete", ""), gvk, answer);
+            operations.push(delete.query(DELETE).body(&options, &["*/*"]).codes(&["202"]));
         }
-        let item = format!("{collection}/{{name}}");
         self.path(&item, gvk, &[], operations);
         for part in &kind.subresources {
             self.part(kind, part, &format!("{item}/{}", part.name), &object, scope);
+        }
+        // Only built-in kinds tell of the paths that watched before lists could be watched.
+        if has("watch") && matches!(kind.schema, Source::Builtin(_)) {
+            let event = self.definitions.named(&format!("{META}.WatchEvent"));
+            let watch = |path: &str| path.replacen(&root, &format!("{root}/watch"), 1);
+            if kind.namespaced {
+                let all = Operation::new("get", "watchlist", everywhere("watch", "List"), gvk, &event).list();
+                self.path(&watch(&format!("{root}/{}", kind.plural)), gvk, &[], vec![all]);
+            }
+            let list = Operation::new("get", "watchlist", id("watch", "List"), gvk, &event).list();
+            self.path(&watch(&collection), gvk, &[], vec![list]);
+            let one = Operation::new("get", "watch", id("watch", ""), gvk, &event).list();
+            self.path(&watch(&item), gvk, &[], vec![one]);
         }
     }
 
@@ -246,27 +285,29 @@ impl Writer<'_, '_> {
         let gvk = &kind.gvk;
         let name = capital(part.name);
         let id = |verb: &str| format!("{verb}{}{scope}{}{name}", camel(gvk), gvk.kind);
+        let text = json!({"type": "string"});
+        if part.name == "log" {
+            let options = builtin().named(LOG_OPTIONS);
+            let query = options.map(connect_parameters).unwrap_or_default();
+            let mut read = Operation::read(id("read"), gvk, &text);
+            read.produces.insert(0, "text/plain");
+            self.path(path, gvk, &query, vec![read]);
+            return;
+        }
         if part.connect {
-            let own: Vec<(String, &str)> = part.schema.map(connect_parameters).unwrap_or_default();
-            let methods = CONNECT.iter().filter(|(method, _)| match part.name {
-                "log" => *method == "get",
-                "proxy" => true,
-                _ => matches!(*method, "get" | "post"),
-            });
-            let operations = methods
-                .map(|(method, word)| Operation {
-                    method,
-                    action: "connect",
-                    id: format!("connect{}{word}{scope}{}{name}", camel(gvk), gvk.kind),
-                    gvk: &part.body,
-                    parameters: &[],
-                    body: None,
-                    answer: json!({"type": "string"}),
-                    codes: &[],
-                    watch: false,
-                })
-                .collect();
-            self.path(path, &part.body, &own, operations);
+            let query: Vec<(String, &str)> = part.schema.map(connect_parameters).unwrap_or_default();
+            let methods = || CONNECT.iter().filter(|(m, _)| part.name == "proxy" || matches!(*m, "get" | "post"));
+            let operations = |more: &str| {
+                let of = |(method, word): &(&'static str, &str)| {
+                    let id = format!("connect{}{word}{scope}{}{name}{more}", camel(gvk), gvk.kind);
+                    Operation { produces: vec!["*/*"], ..Operation::new(method, "connect", id, &part.body, &text) }
+                };
+                methods().map(of).collect()
+            };
+            self.path(path, &part.body, &query, operations(""));
+            if part.name == "proxy" {
+                self.path(&format!("{path}/{{path}}"), &part.body, &query, operations("WithPath"));
+            }
             return;
         }
         let body = match part.schema {
@@ -275,59 +316,18 @@ impl Writer<'_, '_> {
         };
         let mut operations = Vec::new();
         for verb in part.verbs {
-            let whole = Some((body.clone(), &["*/*"][..]));
-            let answer = body.clone();
             operations.push(match *verb {
-                "get" => Operation {
-                    method: "get",
-                    action: "get",
-                    id: id("read"),
-                    gvk: &part.body,
-                    parameters: &[],
-                    body: None,
-                    answer,
-                    codes: &[],
-                    watch: false,
-                },
-                "create" => Operation {
-                    method: "post",
-                    action: "post",
-                    id: id("create"),
-                    gvk: &part.body,
-                    parameters: WRITE,
-                    body: whole,
-                    answer,
-                    codes: &["201", "202"],
-                    watch: false,
-                },
-                "update" => Operation {
-                    method: "put",
-                    action: "put",
-                    id: id("replace"),
-                    gvk: &part.body,
-                    parameters: WRITE,
-                    body: whole,
-                    answer,
-                    codes: &["201"],
-                    watch: false,
-                },
+                "get" => Operation::read(id("read"), &part.body, &body),
+                "create" => Operation::create(id("create"), &part.body, &body),
+                "update" => Operation::replace(id("replace"), &part.body, &body),
                 "patch" => {
-                    let body = Some((self.definitions.named(&format!("{META}.Patch")), PATCHES));
-                    Operation {
-                        method: "patch",
-                        action: "patch",
-                        id: id("patch"),
-                        gvk: &part.body,
-                        parameters: PATCH,
-                        body,
-                        answer,
-                        codes: &["201"],
-                        watch: false,
-                    }
+                    let patch = self.definitions.named(&format!("{META}.Patch"));
+                    Operation::patch(id("patch"), &part.body, &patch, &body)
                 }
                 _ => continue,
             });
         }
+        operations.iter_mut().for_each(|operation| operation.tag = tag(gvk));
         self.path(path, &part.body, &[], operations);
     }
 
@@ -343,7 +343,12 @@ impl Writer<'_, '_> {
         if path.contains("{namespace}") {
             parameters.push(self.parameter("namespace", "path", "string", None));
         }
-        parameters.push(self.parameter("pretty", "query", "string", None));
+        if path.ends_with("{path}") {
+            parameters.push(self.parameter("path", "path", "string", None));
+        }
+        if operations.iter().all(|o| o.action != "connect") {
+            parameters.push(self.parameter("pretty", "query", "string", None));
+        }
         parameters.extend(query.iter().map(|(name, ty)| self.parameter(name, "query", ty, None)));
         item.insert("parameters".into(), parameters.into());
         for operation in operations {
@@ -376,15 +381,11 @@ impl Writer<'_, '_> {
             operation.parameters.iter().map(|(name, ty)| self.parameter(name, "query", ty, None)).collect();
         let mut out = object([
             ("operationId", operation.id.clone().into()),
-            ("tags", json!([tag(gvk)])),
+            ("tags", json!([operation.tag])),
             ("x-kubernetes-action", operation.action.into()),
             ("x-kubernetes-group-version-kind", gvk_value(gvk)),
         ]);
-        let produces: Vec<&str> = match operation.action {
-            "connect" => vec!["*/*"],
-            _ if operation.watch => TYPES.iter().chain(WATCH_TYPES).copied().collect(),
-            _ => TYPES.to_vec(),
-        };
+        let produces = &operation.produces;
         let described = |code: &str| match code {
             "201" => "Created",
             "202" => "Accepted",
@@ -392,16 +393,7 @@ impl Writer<'_, '_> {
         };
         let mut responses = Map::new();
         for code in ["200"].iter().chain(operation.codes) {
-            let mut response = object([("description", described(code).into())]);
-            match self.version {
-                Version::V2 => drop(response.insert("schema".into(), operation.answer.clone())),
-                Version::V3 => {
-                    let content: Map<String, Value> =
-                        produces.iter().map(|ty| ((*ty).to_string(), json!({"schema": operation.answer}))).collect();
-                    response.insert("content".into(), content.into());
-                }
-            }
-            responses.insert((*code).into(), response.into());
+            responses.insert((*code).into(), self.response(described(code), &operation.answer, produces));
         }
         responses.insert("401".into(), json!({"description": "Unauthorized"}));
         out.insert("responses".into(), responses.into());
@@ -430,7 +422,7 @@ impl Writer<'_, '_> {
             out.insert("consumes".into(), json!(["*/*"]));
         }
         if self.version == Version::V2 {
-            out.insert("produces".into(), produces.into());
+            out.insert("produces".into(), produces.clone().into());
             out.insert("schemes".into(), json!(["https"]));
         }
         if !parameters.is_empty() {
@@ -445,6 +437,8 @@ fn connect_parameters(view: View<'_>) -> Vec<(String, &'static str)> {
     let Shape::Struct(s) = view.shape() else { return Vec::new() };
     let fields = s.fields.iter().filter(|f| !matches!(&*f.name, "apiVersion" | "kind"));
     fields
+        // No query parameter is made of a time.
+        .filter(|field| !matches!(view.of(field).shape(), Shape::Scalar(Scalar::Time)))
         .map(|field| {
             let inner = view.of(field);
             let leaf = inner.item().unwrap_or(inner);
@@ -463,21 +457,25 @@ fn capital(word: &str) -> String {
     chars.next().map_or_else(String::new, |first| first.to_uppercase().chain(chars).collect())
 }
 
-/// `rbac.authorization.k8s.io` → `RbacAuthorization`, the core group → `Core`, with the version behind.
+/// `/apis/GROUP/VERSION`, and the core group's `/api/v1`.
+fn root(group: &str, version: &str) -> String {
+    if group.is_empty() { format!("/api/{version}") } else { format!("/apis/{group}/{version}") }
+}
+
+/// `rbac.authorization.k8s.io` → `RbacAuthorizationV1`, the core group → `CoreV1`.
 fn camel(gvk: &Gvk) -> String {
-    let group: String = group_words(gvk).map(capital).collect();
-    format!("{group}{}", capital(&gvk.version))
+    format!("{}{}", capital(&words(&gvk.group)), capital(&gvk.version))
 }
 
 /// `rbacAuthorization_v1`.
 fn tag(gvk: &Gvk) -> String {
-    let mut words = group_words(gvk);
-    let first = words.next().unwrap_or_default().to_string();
-    let group: String = std::iter::once(first).chain(words.map(capital)).collect();
-    format!("{group}_{}", gvk.version)
+    format!("{}_{}", words(&gvk.group), gvk.version)
 }
 
-fn group_words(gvk: &Gvk) -> impl Iterator<Item = &str> {
-    let group = if gvk.group.is_empty() { "core" } else { gvk.group.strip_suffix(".k8s.io").unwrap_or(&gvk.group) };
-    group.split('.')
+/// `rbacAuthorization`.
+fn words(group: &str) -> String {
+    let group = if group.is_empty() { "core" } else { group.strip_suffix(".k8s.io").unwrap_or(group) };
+    let mut words = group.split('.');
+    let first = words.next().unwrap_or_default().to_string();
+    std::iter::once(first).chain(words.map(capital)).collect()
 }
