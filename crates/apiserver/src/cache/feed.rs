@@ -38,6 +38,13 @@ impl Feed {
         *self.progress.borrow()
     }
 
+    /// What changed below a prefix after `position`, from the store itself: further back than any cache remembers.
+    pub async fn history(&self, prefix: &str, position: Revision) -> Result<store::WatchStream, StoreError> {
+        let stream = self.store.watch(prefix, position).await?;
+        self.store.request_progress().await?;
+        Ok(stream)
+    }
+
     /// Waits until every cache is complete up to `revision`. False when `limit` passes first.
     pub async fn reach(&self, revision: Revision, limit: Duration) -> bool {
         if self.progress() >= revision {

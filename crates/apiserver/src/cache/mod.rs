@@ -2,8 +2,8 @@
 //!
 //! One [`Cache`] a storage prefix. A single dispatcher feeds all caches from one store watch in revision order
 //! ([`feed`]), so "nothing below revision R is missing" is one number for the whole server. Watchers hold a position in
-//! the shared history and read from it; there is no queue a watcher, and a watcher that falls behind the history is cut
-//! with 410 without holding up anyone. The cache decides nothing about namespaces, selectors or formats.
+//! the shared history and read from it; there is no queue a watcher. One that is further back than the history reads the
+//! store's, and is cut with 410 when that is compacted, without holding up anyone. The cache decides nothing about namespaces, selectors or formats.
 
 pub mod feed;
 pub mod watcher;
@@ -163,6 +163,27 @@ impl Cache {
         self.changed.send_replace(newest);
     }
 
+    /// Changes as the store tells them, for a watcher that is further back than the history here.
+    pub(crate) fn events_of(&self, changes: &[store::Change]) -> Vec<Arc<Event>> {
+        let read = |stored: &KeyValue| {
+            let object = self.decode(stored);
+            object.map_err(|error| tracing::error!(key = %stored.key, %error, "stored object cannot be read")).ok()
+        };
+        let event = |change: &store::Change| {
+            let previous = change.previous.as_ref().and_then(read).map(Arc::new);
+            let (kind, object) = match (&change.kind, &previous) {
+                (store::ChangeKind::Put(stored), None) => (EventKind::Added, Arc::new(read(stored)?)),
+                (store::ChangeKind::Put(stored), Some(_)) => (EventKind::Modified, Arc::new(read(stored)?)),
+                (store::ChangeKind::Delete, Some(previous)) => {
+                    (EventKind::Deleted, Arc::new(previous.at_version(change.revision)))
+                }
+                (store::ChangeKind::Delete, None) => return None,
+            };
+            Some(Arc::new(Event { kind, object, previous, key: change.key.clone() }))
+        };
+        changes.iter().filter_map(event).collect()
+    }
+
     pub fn get(&self, key: &str) -> Option<Arc<Object>> {
         self.read().objects.get(key).cloned()
     }
@@ -218,10 +239,5 @@ impl Cache {
     /// The revision after which the history is complete.
     pub fn oldest(&self) -> Revision {
         self.read().complete_after
-    }
-
-    /// Whether a watch can start after `position` from memory.
-    pub fn reaches(&self, position: Revision) -> bool {
-        position >= self.read().complete_after
     }
 }

@@ -1,15 +1,16 @@
 //! One client's position in a kind's history.
 //!
-//! A watcher sleeps on the kind's newest revision, then reads what is new from the shared history, filtered. Selectors
+//! A watcher sleeps on the kind's newest revision, then reads what is new from the shared history, filtered. One that starts
+//! or falls further back catches up from the store, as long as that has not compacted what is missing. Selectors
 //! turn modifications into additions and deletions as objects enter and leave the selection (upstream's rule).
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::Stream;
+use futures::{Stream, StreamExt};
 use meta::{EventKind, FieldSelector, LabelSelector, Object, Status, WatchEvent};
 use resources::Resource;
-use store::Revision;
+use store::{Revision, StoreError, WatchItem};
 
 use super::feed::Feed;
 use super::{Cache, Event};
@@ -131,6 +132,63 @@ fn next_bookmark(now: tokio::time::Instant, deadline: tokio::time::Instant) -> t
     }
 }
 
+struct Walk {
+    cache: Arc<Cache>,
+    feed: Arc<Feed>,
+    selection: Selection,
+    changed: tokio::sync::watch::Receiver<Revision>,
+    position: Revision,
+    /// The store's own history, while the cache's does not reach back to `position`.
+    backlog: Option<store::WatchStream>,
+    first: Option<Vec<Seen>>,
+    bookmarks: bool,
+    deadline: tokio::time::Instant,
+    bookmark_at: tokio::time::Instant,
+    ended: bool,
+}
+
+impl Walk {
+    /// The next of what the cache no longer knows; nothing when it only got further.
+    async fn catch_up(&mut self) -> Result<Vec<Arc<Event>>, Status> {
+        let lost = |_| gone(self.position, self.cache.oldest());
+        if self.backlog.is_none() {
+            let prefix = format!("{}/", self.cache.prefix());
+            self.backlog = Some(self.feed.history(&prefix, self.position).await.map_err(lost)?);
+        }
+        let Some(backlog) = &mut self.backlog else { return Ok(Vec::new()) };
+        match backlog.next().await.transpose().map_err(lost)? {
+            Some(WatchItem::Changes(changes)) => {
+                let events = self.cache.events_of(&changes);
+                self.position = changes.last().map_or(self.position, |change| change.revision);
+                Ok(events)
+            }
+            Some(WatchItem::Progress(revision)) => {
+                self.position = self.position.max(revision);
+                Ok(Vec::new())
+            }
+            None => Err(lost(StoreError::Closed)),
+        }
+    }
+
+    /// Changes as this watcher sees them.
+    fn see(&self, events: Vec<Arc<Event>>) -> Vec<Seen> {
+        let mut seen = Vec::new();
+        for event in events {
+            match self.selection.see(&event) {
+                None => {}
+                Some(kind) if kind == event.kind => seen.push(Seen::Event(event)),
+                // It left the selection: clients get the last state they knew, at the version it left.
+                Some(EventKind::Deleted) => {
+                    let last = event.previous.as_ref().unwrap_or(&event.object).at_version(event.revision());
+                    seen.push(Seen::Changed(EventKind::Deleted, Arc::new(last)));
+                }
+                Some(kind) => seen.push(Seen::Changed(kind, event.object.clone())),
+            }
+        }
+        seen
+    }
+}
+
 /// The watch itself: batches, never empty, until the timeout or until the history is lost.
 pub fn watch(
     cache: Arc<Cache>,
@@ -138,18 +196,6 @@ pub fn watch(
     selection: Selection,
     start: Start,
 ) -> impl Stream<Item = Vec<Seen>> + Send {
-    struct Walk {
-        cache: Arc<Cache>,
-        feed: Arc<Feed>,
-        selection: Selection,
-        changed: tokio::sync::watch::Receiver<Revision>,
-        position: Revision,
-        first: Option<Vec<Seen>>,
-        bookmarks: bool,
-        deadline: tokio::time::Instant,
-        bookmark_at: tokio::time::Instant,
-        ended: bool,
-    }
     let now = tokio::time::Instant::now();
     let mut first: Vec<Seen> =
         start.initial.into_iter().map(|object| Seen::Changed(EventKind::Added, object)).collect();
@@ -162,6 +208,7 @@ pub fn watch(
         feed,
         selection,
         position: start.position,
+        backlog: None,
         first: (!first.is_empty()).then_some(first),
         bookmarks: start.bookmarks,
         deadline: now + start.timeout,
@@ -174,27 +221,27 @@ pub fn watch(
         }
         while !walk.ended {
             walk.changed.mark_unchanged();
-            let Some(events) = walk.cache.since(walk.position, BATCH) else {
-                walk.ended = true;
-                let oldest = walk.cache.oldest();
-                return Some((vec![Seen::Gone(gone(walk.position, oldest))], walk));
-            };
-            let mut seen = Vec::new();
-            for event in events {
-                walk.position = event.revision();
-                match walk.selection.see(&event) {
-                    None => {}
-                    Some(kind) if kind == event.kind => seen.push(Seen::Event(event)),
-                    // It left the selection: clients get the last state they knew, at the version it left.
-                    Some(EventKind::Deleted) => {
-                        let last = event.previous.as_ref().unwrap_or(&event.object).at_version(event.revision());
-                        seen.push(Seen::Changed(EventKind::Deleted, Arc::new(last)));
-                    }
-                    Some(kind) => seen.push(Seen::Changed(kind, event.object.clone())),
+            let (events, behind) = match walk.cache.since(walk.position, BATCH) {
+                Some(events) => {
+                    walk.backlog = None;
+                    walk.position = events.last().map_or(walk.position, |event| event.revision());
+                    (events, false)
                 }
-            }
+                None => match tokio::time::timeout_at(walk.deadline, walk.catch_up()).await {
+                    Ok(Ok(events)) => (events, true),
+                    Ok(Err(status)) => {
+                        walk.ended = true;
+                        return Some((vec![Seen::Gone(status)], walk));
+                    }
+                    Err(_) => return None,
+                },
+            };
+            let seen = walk.see(events);
             if !seen.is_empty() {
                 return Some((seen, walk));
+            }
+            if behind {
+                continue;
             }
             tokio::select! {
                 changed = walk.changed.changed() => walk.ended = changed.is_err(),
@@ -212,4 +259,86 @@ pub fn watch(
         }
         None
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use futures::StreamExt;
+    use meta::Object;
+    use serde_json::json;
+    use store::{Backend, Op, Txn, TxnOutcome};
+
+    use super::*;
+
+    async fn write(store: &dyn Backend, name: &str, value: Option<&str>) -> Revision {
+        let key: store::Key = format!("/registry/configmaps/n/{name}").into();
+        let op = match value {
+            None => Op::Delete { key },
+            Some(value) => {
+                let body = json!({"kind": "ConfigMap", "apiVersion": "v1", "metadata": {"name": name, "namespace": "n"}, "data": {"k": value}});
+                Op::Put { key, value: meta::object::encode_stored(&body).unwrap(), lease: None }
+            }
+        };
+        match store.txn(Txn { compares: Vec::new(), ops: vec![op] }).await.unwrap() {
+            TxnOutcome::Committed { revision } => revision,
+            TxnOutcome::Conflict { .. } => unreachable!("no compares"),
+        }
+    }
+
+    /// The first `count` events after a position, or what ended the watch sooner.
+    async fn seen(cache: &Arc<Cache>, feed: &Arc<Feed>, position: Revision, count: usize) -> Vec<String> {
+        let selection = Selection {
+            prefix: "/registry/configmaps/".into(),
+            name: None,
+            labels: LabelSelector::default(),
+            fields: FieldSelector::default(),
+            names: Arc::new([]),
+        };
+        let timeout = Duration::from_secs(60);
+        let start = Start { initial: Vec::new(), position, mark_initial: false, bookmarks: false, timeout };
+        let mut watch = Box::pin(watch(cache.clone(), feed.clone(), selection, start));
+        let mut out = Vec::new();
+        while out.len() < count {
+            let Some(batch) = watch.next().await else { break };
+            out.extend(batch.into_iter().map(|seen| match seen.into_watch_event() {
+                WatchEvent::Object { kind, object } => {
+                    let value = object.value().unwrap();
+                    format!("{kind:?} {} {}", object.meta.name, value["data"]["k"].as_str().unwrap())
+                }
+                WatchEvent::Bookmark { .. } => "bookmark".into(),
+                WatchEvent::Error(status) => format!("{} {}", status.code, status.reason.as_str()),
+            }));
+        }
+        out
+    }
+
+    #[tokio::test]
+    async fn what_memory_forgot_is_read_from_the_store() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Arc::new(store::embedded::open(dir.path(), store::embedded::Options::default()).unwrap());
+        let first = write(&*store, "a", Some("1")).await;
+        write(&*store, "a", Some("2")).await;
+        write(&*store, "b", Some("1")).await;
+        let gone = write(&*store, "a", None).await;
+
+        // A cache that is filled now remembers nothing of what was before.
+        let decode = |stored: &store::KeyValue| {
+            Object::from_stored(stored.value.clone(), stored.mod_revision).map_err(|error| error.to_string())
+        };
+        let cache = Arc::new(Cache::new("/registry/configmaps".into(), Box::new(decode)));
+        let feed = Feed::new(store.clone());
+        feed.load(vec![cache.clone()]).await.unwrap();
+        let following = tokio::spawn(feed.clone().follow());
+        write(&*store, "c", Some("1")).await;
+
+        let all = ["Added a 1", "Modified a 2", "Added b 1", "Deleted a 2", "Added c 1"];
+        assert_eq!(seen(&cache, &feed, first - 1, 5).await, all);
+        assert_eq!(seen(&cache, &feed, first, 4).await, all[1..]);
+        assert_eq!(seen(&cache, &feed, gone, 1).await, all[4..]);
+        store.compact(gone).await.unwrap();
+        assert_eq!(seen(&cache, &feed, first, 1).await, ["410 Expired"]);
+        following.abort();
+    }
 }

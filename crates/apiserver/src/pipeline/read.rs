@@ -305,9 +305,6 @@ impl ApiServer {
                 n => parse_revision(n)?,
             };
         }
-        if !cache.reaches(start.position) {
-            return Err(watcher::gone(start.position, cache.newest()));
-        }
         let (served, shown) = (target.served.clone(), target.version.clone());
         let events = watcher::watch(cache, self.feed().clone(), selection, start);
         let events = events.then(move |batch| {
