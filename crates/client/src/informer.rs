@@ -178,14 +178,14 @@ impl Follower {
         let mut failures = 0u32;
         // `0`: the first list may come from any cache; after a 410 only the newest will do.
         let mut list_at = Some("0".to_string());
-        let mut listed = false;
+        let (mut listed, mut served) = (false, true);
         loop {
             let ended = if listed {
                 self.watch(&mut failures).await
             } else {
                 match self.list(list_at.clone()).await {
                     Ok(()) => {
-                        (listed, failures) = (true, 0);
+                        (listed, served, failures) = (true, true, 0);
                         continue;
                     }
                     Err(status) => Ended::Failed(status),
@@ -194,6 +194,15 @@ impl Follower {
             match ended {
                 Ended::Resume => {}
                 Ended::Expired => (listed, list_at) = (false, None),
+                // The kind itself is gone, and its objects with it. It may come back: asked for now and then, quietly.
+                Ended::Failed(status) if status.is_not_found() => {
+                    if std::mem::take(&mut served) {
+                        tracing::debug!(resource = %self.shared.scope.resource, "is not served");
+                        self.shared.store.replace(Vec::new());
+                    }
+                    (listed, list_at) = (false, None);
+                    tokio::time::sleep(RETRY.most).await;
+                }
                 Ended::Failed(status) => {
                     failures = failures.saturating_add(1);
                     // The first failures of a start are no news; after that once each doubling is enough.

@@ -169,3 +169,21 @@ async fn discovery_names_what_it_could_not_read() {
     assert!(found.resources[0].can("list") && found.resources[0].namespaced);
     assert_eq!(found.failed, ["down/v1: the server could not find the requested resource"]);
 }
+
+#[test]
+fn conditions_without_a_time_are_read_as_go_reads_them() {
+    let condition = |extra: &str| format!(r#"{{"type":"t","status":"True","reason":"r","message":"m"{extra}}}"#);
+    for extra in ["", r#","lastTransitionTime":null"#] {
+        let text = format!(
+            r#"{{"kind":"Service","apiVersion":"v1","metadata":{{"name":"a"}},"status":{{"conditions":[{}]}}}}"#,
+            condition(extra)
+        );
+        let service: Arc<k8s_openapi::api::core::v1::Service> =
+            Object::from_wire(text.into_bytes().into()).unwrap().typed().unwrap();
+        let conditions = service.status.clone().unwrap().conditions.unwrap();
+        assert_eq!((conditions.len(), &*conditions[0].reason), (1, "r"));
+    }
+    let broken = r#"{"kind":"Service","apiVersion":"v1","metadata":{"name":"a"},"spec":7}"#;
+    let broken = Object::from_wire(broken.as_bytes().to_vec().into()).unwrap();
+    assert!(broken.typed::<k8s_openapi::api::core::v1::Service>().is_err());
+}

@@ -324,13 +324,43 @@ impl Object {
         {
             return Ok(view);
         }
-        let view: Arc<T> = Arc::new(match self.splice {
-            Splice::Present => serde_json::from_slice(&self.raw)?,
-            Splice::At(_) => serde_json::from_slice(&self.to_json())?,
+        let parsed = match self.splice {
+            Splice::Present => serde_json::from_slice(&self.raw),
+            Splice::At(_) => serde_json::from_slice(&self.to_json()),
+        };
+        let view: Arc<T> = Arc::new(match parsed {
+            Ok(view) => view,
+            Err(error) => {
+                // Told as it was found if filling in does not help.
+                let mut body = self.value()?;
+                date_conditions(&mut body);
+                serde_json::from_value(body).map_err(|_| error)?
+            }
         });
         // Two threads may race, or two types be asked of one object; the first stays, both are right.
         let _ = self.typed.set(view.clone());
         Ok(view)
+    }
+}
+
+/// Dates conditions that say no time, as Go reads them: typed kinds here demand a time, Go's clients and servers do not.
+fn date_conditions(value: &mut Value) {
+    const NEVER: &str = "0001-01-01T00:00:00Z";
+    match value {
+        Value::Object(map) => {
+            for (key, inner) in map {
+                let conditions = if key == "conditions" { inner.as_array_mut() } else { None };
+                for condition in conditions.into_iter().flatten().filter_map(Value::as_object_mut) {
+                    let time = condition.entry("lastTransitionTime").or_insert(Value::Null);
+                    if time.is_null() {
+                        *time = NEVER.into();
+                    }
+                }
+                date_conditions(inner);
+            }
+        }
+        Value::Array(items) => items.iter_mut().for_each(date_conditions),
+        _ => {}
     }
 }
 
