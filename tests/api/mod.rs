@@ -66,6 +66,7 @@ scenarios!(
     additions,
     apply,
     bad_input,
+    conformance,
     crud,
     custom,
     delete,
