@@ -8,9 +8,9 @@ pub mod mutate;
 mod seeds;
 
 use cel::{Env, NoStructs, PER_CALL_LIMIT, Type};
+use meta::quantity::Quantity;
 use meta::schema::{View, builtin};
 use meta::{FieldSelector, Gvk, LabelSelector, Object, Value, apply, decode, patch, protobuf};
-use meta::quantity::Quantity;
 use serde_json::json;
 
 /// Bytes a patch may add to a document beyond its own: what its `copy` operations may, and the document's spelling.
@@ -166,7 +166,8 @@ pub fn quantity(data: &[u8]) {
         let shown = quantity.to_string();
         let again: Quantity = shown.parse().expect("what was written can be read");
         assert_eq!(again.to_string(), shown, "{text}");
-        let _ = (quantity.value(), quantity.milli_value(), quantity.as_f64(), quantity.add(&again), quantity.sub(&again));
+        let _ =
+            (quantity.value(), quantity.milli_value(), quantity.as_f64(), quantity.add(&again), quantity.sub(&again));
     }
 }
 
@@ -192,7 +193,8 @@ pub fn structural(data: &[u8]) {
 /// Compiles, estimates and runs an expression over some data, within the limit of its cost.
 pub fn expression(data: &[u8]) {
     let text = String::from_utf8_lossy(data);
-    let values = json!({"i": 7, "s": "text", "l": [3, 1, 2], "m": {"a": 1, "b-c": 2}, "d": 1.5, "o": {"p": {"q": "r"}}});
+    let values =
+        json!({"i": 7, "s": "text", "l": [3, 1, 2], "m": {"a": 1, "b-c": 2}, "d": 1.5, "o": {"p": {"q": "r"}}});
     let Ok(program) = Env::new(&NoStructs).var("x", Type::Dyn).compile(&text) else { return };
     let _ = program.estimate(None);
     let variables = [("x", cel::Value::json(&values))];

@@ -31,11 +31,30 @@ pub const SELECTORS: &[&str] = &[
     "a.b/c in (),x=,!=y,()",
 ];
 
-pub const QUANTITIES: &[&str] =
-    &["100m", "1Gi", "1.5", "-0.001k", "1e3", "12E", "9223372036854775807", "1e-9", ".5Mi", "+1n", "1E6", "0.000000000000001u"];
+pub const QUANTITIES: &[&str] = &[
+    "100m",
+    "1Gi",
+    "1.5",
+    "-0.001k",
+    "1e3",
+    "12E",
+    "9223372036854775807",
+    "1e-9",
+    ".5Mi",
+    "+1n",
+    "1E6",
+    "0.000000000000001u",
+];
 
-pub const TIMES: &[&str] =
-    &["2026-01-01T00:00:00Z", "2026-01-01T00:00:00.123456+02:00", "0001-01-01T00:00:00Z", "9999-12-31T23:59:60Z", "1h30m5.5s", "-2562047h47m16.854775808s", "1.5us"];
+pub const TIMES: &[&str] = &[
+    "2026-01-01T00:00:00Z",
+    "2026-01-01T00:00:00.123456+02:00",
+    "0001-01-01T00:00:00Z",
+    "9999-12-31T23:59:60Z",
+    "1h30m5.5s",
+    "-2562047h47m16.854775808s",
+    "1.5us",
+];
 
 pub const SCHEMAS: &[&str] = &[
     r#"{"type":"object","required":["spec"],"properties":{"spec":{"type":"object","properties":{"a":{"type":"string","pattern":"^(a|b)*$","default":"a","enum":["a","b"]},"l":{"type":"array","x-kubernetes-list-type":"map","x-kubernetes-list-map-keys":["k"],"items":{"type":"object","required":["k"],"properties":{"k":{"type":"string"}}}},"i":{"x-kubernetes-int-or-string":true},"m":{"type":"object","additionalProperties":{"type":"integer","minimum":0,"multipleOf":2}},"o":{"type":"object","x-kubernetes-preserve-unknown-fields":true},"n":{"type":"number","nullable":true,"format":"double"}},"x-kubernetes-validations":[{"rule":"self.a == 'a'"}]}}}"#,
