@@ -1,8 +1,10 @@
 //! The one integration binary: API scenarios against a server in this process ([`api`]), whole clusters with real
-//! containers ([`cluster`]), what the program says to words it cannot use ([`refusals`]), and the care of its store
-//! ([`storage`]).
+//! containers ([`cluster`]), what the program says to words it cannot use ([`refusals`]), mutated input ([`fuzz`]), and the
+//! care of its store ([`storage`]).
 
 mod api;
 mod cluster;
+#[path = "../fuzz/src/lib.rs"]
+mod fuzz;
 mod refusals;
 mod storage;

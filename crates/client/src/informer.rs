@@ -200,8 +200,8 @@ impl Follower {
                         tracing::debug!(resource = %self.shared.scope.resource, "is not served");
                         self.shared.store.replace(Vec::new());
                     }
-                    (listed, list_at) = (false, None);
-                    tokio::time::sleep(RETRY.most).await;
+                    (listed, list_at, failures) = (false, None, failures.saturating_add(1));
+                    tokio::time::sleep(RETRY.after(failures)).await;
                 }
                 Ended::Failed(status) => {
                     failures = failures.saturating_add(1);

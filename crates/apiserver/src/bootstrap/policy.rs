@@ -136,6 +136,43 @@ const ROLES: &[(&str, Rules, &str, &[&str])] = &[
         "",
         &[],
     ),
+    (
+        "system:certificates.k8s.io:certificatesigningrequests:nodeclient",
+        "create certificates.k8s.io certificatesigningrequests/nodeclient",
+        "",
+        &[],
+    ),
+    (
+        "system:certificates.k8s.io:certificatesigningrequests:selfnodeclient",
+        "create certificates.k8s.io certificatesigningrequests/selfnodeclient",
+        "",
+        &[],
+    ),
+    (
+        "system:certificates.k8s.io:kube-apiserver-client-approver",
+        "approve certificates.k8s.io signers kubernetes.io/kube-apiserver-client",
+        "",
+        &[],
+    ),
+    (
+        "system:certificates.k8s.io:kubelet-serving-approver",
+        "approve certificates.k8s.io signers kubernetes.io/kubelet-serving",
+        "",
+        &[],
+    ),
+    (
+        "system:certificates.k8s.io:legacy-unknown-approver",
+        "approve certificates.k8s.io signers kubernetes.io/legacy-unknown",
+        "",
+        &[],
+    ),
+    (
+        "system:kubelet-api-admin",
+        "get,list,watch - nodes; proxy - nodes; * - nodes/log,nodes/metrics,nodes/proxy,nodes/spec,nodes/stats",
+        "",
+        &[],
+    ),
+    ("system:cluster-trust-bundle-discovery", "get,list,watch certificates.k8s.io clustertrustbundles", "", &[]),
 ];
 
 /// (binding, role, subject kind, subjects)
@@ -153,6 +190,12 @@ const BINDINGS: &[(&str, &str, &str, &[&str])] = &[
     (
         "system:service-account-issuer-discovery",
         "system:service-account-issuer-discovery",
+        "Group",
+        &["system:serviceaccounts"],
+    ),
+    (
+        "system:cluster-trust-bundle-discovery",
+        "system:cluster-trust-bundle-discovery",
         "Group",
         &["system:serviceaccounts"],
     ),

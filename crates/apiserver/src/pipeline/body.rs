@@ -102,7 +102,10 @@ fn prune(target: &Target<'_>, body: &mut Value, issues: &mut Issues) -> Result<(
 /// Prunes and checks a tree against the schema of the requested version, telling the client what was wrong with it.
 fn check(target: &Target<'_>, body: &mut Value, mut issues: Issues) -> Result<(), Status> {
     prune(target, body, &mut issues)?;
-    if let RequestBody::Bytes { bytes, .. } = &target.request.body {
+    // Upstream reads built-in kinds in one go; of custom ones it tells duplicates first, then what pruning found.
+    if let RequestBody::Bytes { bytes, .. } = &target.request.body
+        && !target.served.resource.custom
+    {
         issues.arrange(bytes);
     }
     report(target, &issues).map_err(Status::bad_request)

@@ -202,6 +202,38 @@ impl Strategy for CertificateSigningRequest {
     }
 }
 
+/// A trust bundle is PEM, of certificates only, and not without any. What a certificate says is its users' to judge.
+fn check_anchors(bundle: &At<'_>, errors: &mut Errors) {
+    let mut anchors = 0;
+    let mut complain = |why: String| errors.invalid_as(bundle, "<value omitted>", why);
+    let mut fine = true;
+    for (at, block) in bundle.str().split("-----BEGIN ").skip(1).enumerate() {
+        let (kind, rest) = block.split_once("-----").unwrap_or_default();
+        let body = rest.split("-----END ").next().unwrap_or_default();
+        let why = if kind != "CERTIFICATE" {
+            format!("entry {at} has bad block type: {kind}")
+        } else if body.contains(':') {
+            format!("entry {at} has PEM block headers")
+        } else {
+            let text: String = body.split_whitespace().collect();
+            let decoded = base64::Engine::decode(&base64::engine::general_purpose::STANDARD, text);
+            if decoded.is_ok_and(|der| der.first() == Some(&SEQUENCE)) {
+                anchors += 1;
+                continue;
+            }
+            format!("entry {at} does not parse as an X.509 certificate")
+        };
+        fine = false;
+        complain(why);
+    }
+    if fine && anchors == 0 {
+        complain("at least one trust anchor must be provided".into());
+    }
+}
+
+/// What every certificate begins with, in DER.
+const SEQUENCE: u8 = 0x30;
+
 impl Strategy for ClusterTrustBundle {
     fn validate_create(&self, _cx: &Context<'_>, object: &Value) -> Vec<FieldError> {
         let (at, mut errors) = (At::root(object), Errors::default());
@@ -220,7 +252,10 @@ impl Strategy for ClusterTrustBundle {
                 );
             }
         }
-        errors.need(&at.child("spec.trustBundle"), "");
+        let bundle = at.child("spec.trustBundle");
+        if errors.need(&bundle, "") {
+            check_anchors(&bundle, &mut errors);
+        }
         errors.0
     }
 
