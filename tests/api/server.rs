@@ -35,6 +35,7 @@ impl InProcess {
             advertise_address: None,
             ranges: ranges.clone(),
             network_namespace: None,
+            gates: Default::default(),
             store,
         };
         let cancel = CancellationToken::new();
