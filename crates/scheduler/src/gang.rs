@@ -36,7 +36,8 @@ impl Scheduler {
             })
         };
         let members: Vec<Member> = keys.into_iter().filter_map(|key| member(self, key)).collect();
-        let (mut taken, mut refused): (Vec<(Member, Taken)>, Vec<(Member, Box<WhyNot>)>) = Default::default();
+        let mut taken: Vec<(Member, Taken)> = Vec::new();
+        let mut refused: Vec<(Member, Box<WhyNot>)> = Vec::new();
         for member in members {
             match self.find(&member.pod, &member.object).await {
                 Ok(id) => {

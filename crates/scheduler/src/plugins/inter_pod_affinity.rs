@@ -144,7 +144,7 @@ impl Required {
 }
 
 /// The terms of a placed pod by which others are liked, with what they are worth.
-fn liking<'a>(other: &'a Pod, hard: i64) -> impl Iterator<Item = (i64, &'a Term)> {
+fn liking(other: &Pod, hard: i64) -> impl Iterator<Item = (i64, &Term)> {
     let terms = other.spec.terms.as_deref().into_iter();
     terms.flat_map(move |terms| {
         let required = terms.affinity.iter().filter(move |_| hard > 0).map(move |t| (hard, t));
