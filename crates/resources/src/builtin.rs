@@ -446,6 +446,18 @@ mod tests {
     }
 
     #[test]
+    fn gates_open_rows_of_their_own() {
+        let types = meta::schema::builtin();
+        assert!(gated(types, &[]).is_empty() && gated(types, &["Other".into()]).is_empty());
+        let open = gated(types, &["GenericWorkload".into()]);
+        let keys: Vec<String> = open.iter().map(|r| r.key("ns", "x")).collect();
+        assert_eq!(keys, ["/registry/podgroups/ns/x", "/registry/workloads/ns/x"]);
+        for row in &open {
+            assert!(types.kind(&Gvk::new("scheduling.k8s.io", "v1beta1", &row.kind)).is_some(), "{}", row.kind);
+        }
+    }
+
+    #[test]
     fn the_two_events_rows_share_fields_in_order() {
         let rows = rows();
         let of = |group: &str| rows.iter().find(|r| &*r.group == group && &*r.plural == "events").unwrap();
