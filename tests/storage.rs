@@ -125,7 +125,7 @@ fn care_and_moving() -> Result<()> {
     // Through etcd's API to a store of its own.
     check(&format!("copy {url} {third}"), &[&format!("{KEYS} keys")])?;
     check(&format!("compare {url} {third}"), &[&format!("{KEYS} keys, the same in both")])?;
-    refused(&format!("copy {url} {third}"), &["/registry/"])?;
+    refused(&format!("copy {url} {third}"), &[&format!("the target holds {KEYS} keys")])?;
     refused(&format!("compare {url} {url}"), &["both stores are"])?;
     served.stop()?;
     check(&format!("check --data-dir {first}"), &["every byte is good"])
