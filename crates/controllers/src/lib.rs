@@ -418,10 +418,14 @@ fn decoded<T: DeserializeOwned + Send + Sync + 'static>(object: &Object) -> Resu
     object.typed().map_err(|e| Status::internal(format!("{} {}: {e}", object.kind, object.meta.key())))
 }
 
-/// An object's status as JSON; null when it has none.
+/// An object's status as JSON; null when it has none. Nothing else of the body is built.
 fn status_of(object: &Object) -> Result<Value, Status> {
-    let mut body = object.value().map_err(Status::internal)?;
-    Ok(body.get_mut("status").map_or(Value::Null, Value::take))
+    #[derive(serde::Deserialize)]
+    struct Body {
+        #[serde(default)]
+        status: Value,
+    }
+    serde_json::from_slice::<Body>(object.raw()).map(|body| body.status).map_err(Status::internal)
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@
 
 pub mod apply;
 pub mod decode;
+mod managed;
 pub mod names;
 pub mod object;
 pub mod openapi;

@@ -14,6 +14,8 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::managed::without_managed_fields;
+
 /// `metadata.ownerReferences[]`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
@@ -317,7 +319,7 @@ impl Object {
         Ok(body)
     }
 
-    /// The body as a typed kind, parsed once and shared by all who ask for the same type.
+    /// The body as a typed kind, parsed once and shared by all who ask for the same type; `managedFields` are left out.
     pub fn typed<T: DeserializeOwned + Send + Sync + 'static>(&self) -> Result<Arc<T>, ObjectError> {
         if let Some(view) = self.typed.get()
             && let Ok(view) = view.clone().downcast::<T>()
@@ -325,8 +327,8 @@ impl Object {
             return Ok(view);
         }
         let parsed = match self.splice {
-            Splice::Present => serde_json::from_slice(&self.raw),
-            Splice::At(_) => serde_json::from_slice(&self.to_json()),
+            Splice::Present => serde_json::from_slice(&without_managed_fields(&self.raw)),
+            Splice::At(_) => serde_json::from_slice(&without_managed_fields(&self.to_json())),
         };
         let view: Arc<T> = Arc::new(match parsed {
             Ok(view) => view,
