@@ -27,8 +27,10 @@ impl InProcess {
         nauplius::tls::install_provider();
         let dir = tempfile::tempdir()?;
         let pki = Pki::open(&dir.path().join("pki"))?;
-        let ranges =
-            Ranges { service_cluster_ip_range: "10.96.0.0/12".parse()?, cluster_cidr: "10.244.0.0/16".parse()? };
+        let ranges = Ranges {
+            service_cluster_ip_range: vec!["10.96.0.0/12".parse()?],
+            cluster_cidr: vec!["10.244.0.0/16".parse()?],
+        };
         let options = apiserver::Options {
             data_dir: dir.path().into(),
             listen: "127.0.0.1:0".parse()?,

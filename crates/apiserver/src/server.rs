@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::{Duration, Instant};
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use meta::{Object, Status};
 use store::{Backend, LeaseId, StoreError};
 use tokio_util::sync::CancellationToken;
@@ -21,7 +21,8 @@ use crate::pipeline::read::store_error;
 pub struct Config {
     /// Where clients of the cluster reach it: the `kubernetes` Service's endpoint.
     pub advertise: std::net::SocketAddr,
-    pub service_cidr: Ipv4Net,
+    /// Cluster IPs: a range, or one of each address family; the first is what Services get that do not say.
+    pub service_cidrs: Vec<IpNet>,
     /// First and last node port.
     pub node_ports: (u16, u16),
     /// `iss` of service account tokens.

@@ -53,7 +53,7 @@ impl Fixture {
             .with_no_client_auth();
         let config = Config {
             advertise: ([127, 0, 0, 1], 6443).into(),
-            service_cidr: "10.96.0.0/16".parse().unwrap(),
+            service_cidrs: vec!["10.96.0.0/16".parse().unwrap(), "fd96::/112".parse().unwrap()],
             node_ports: (30000, 32767),
             issuer: "https://kubernetes.default.svc".into(),
             service_account_key: key(),

@@ -188,7 +188,7 @@ fn build(config: Config, client: Client) -> anyhow::Result<Arc<Context>> {
     let host_ips = machine::addresses(&config);
     anyhow::ensure!(
         !host_ips.is_empty(),
-        "no address for the node: no interface has one besides loopback; set node_ip"
+        "no address for the node: no interface has one besides loopback; set node_ips"
     );
     let workers = Arc::<Workers>::default();
     let woken = workers.clone();

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use client::{Client, Informers};
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use k8s_openapi::api::core::v1::{Service, ServicePort, ServiceSpec};
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, PolicyRule, RoleRef, Subject};
 use kubelet::certificates;
@@ -47,9 +47,14 @@ pub struct NodePlace {
     /// All of the node's cgroups are below this path.
     pub cgroup: String,
     pub network_namespace: PathBuf,
-    pub address: IpAddr,
-    pub cluster_dns: IpAddr,
-    pub cluster_cidr: Ipv4Net,
+    /// One of each address family of the cluster, the first one leading.
+    #[serde(default)]
+    pub addresses: Vec<IpAddr>,
+    /// Cluster IPs of the name server.
+    #[serde(default)]
+    pub dns_addresses: Vec<IpAddr>,
+    #[serde(default)]
+    pub pod_networks: Vec<IpNet>,
     pub client_ca: PathBuf,
     pub kubelet_kubeconfig: PathBuf,
     pub proxy_kubeconfig: PathBuf,
@@ -74,9 +79,9 @@ impl NodePlace {
     fn kubelet(&self) -> kubelet::Config {
         kubelet::Config {
             client_ca: Some(self.client_ca.clone()),
-            node_ip: Some(self.address),
+            node_ips: self.addresses.clone(),
             hostname: Some(self.name.clone()),
-            cluster_dns: vec![self.cluster_dns],
+            cluster_dns: self.dns_addresses.iter().take(1).copied().collect(),
             cluster_domain: CLUSTER_DOMAIN.into(),
             cgroup_root: self.cgroup.clone(),
             // Images are brought in by hand; nothing could fetch them again.
@@ -95,7 +100,8 @@ impl NodePlace {
 
     fn proxy(&self) -> proxy::Config {
         proxy::Config {
-            cluster_cidrs: vec![self.cluster_cidr.into()],
+            families: self.pod_networks.iter().map(|range| proxy::Family::of(range.addr())).collect(),
+            cluster_cidrs: self.pod_networks.clone(),
             network_policies: true,
             ..proxy::Config::new(&self.name)
         }
@@ -103,7 +109,7 @@ impl NodePlace {
 
     fn dns(&self) -> dns::Config {
         dns::Config {
-            listen: vec![SocketAddr::new(self.cluster_dns, 53)],
+            listen: self.dns_addresses.iter().map(|address| SocketAddr::new(*address, 53)).collect(),
             domain: CLUSTER_DOMAIN.into(),
             ..dns::Config::default()
         }
@@ -156,8 +162,9 @@ pub struct KubeletOptions {
     /// The node's name [default: the host's].
     #[arg(long)]
     pub hostname_override: Option<String>,
-    #[arg(long)]
-    pub node_ip: Option<IpAddr>,
+    /// The node's address, or two joined by a comma: one of each address family.
+    #[arg(long, value_delimiter = ',')]
+    pub node_ip: Vec<IpAddr>,
     #[arg(long, default_value = "/var/lib/kubelet")]
     pub root_dir: PathBuf,
     /// [default: unix:///run/nauplius/runtime.sock]
@@ -268,7 +275,9 @@ fn kubelet_config(options: &KubeletOptions) -> Result<kubelet::Config> {
         SocketAddr::new(options.address.unwrap_or(config.listen.ip()), options.port.unwrap_or(config.listen.port()));
     config.image_endpoint = options.image_service_endpoint.clone().or(config.image_endpoint);
     config.client_ca = options.client_ca_file.clone().or(config.client_ca);
-    config.node_ip = options.node_ip.or(config.node_ip);
+    if !options.node_ip.is_empty() {
+        config.node_ips = options.node_ip.clone();
+    }
     config.static_pod_path = options.pod_manifest_path.clone().or(config.static_pod_path);
     config.provider_id = options.provider_id.clone().or(config.provider_id);
     let given = options.tls_cert_file.clone().zip(options.tls_private_key_file.clone());
@@ -428,7 +437,7 @@ async fn wait_for_socket(endpoint: &str) {
 }
 
 /// The `kube-dns` Service, at the address pods are told.
-pub async fn publish_dns_service(admin: &Client, address: IpAddr) -> Result<()> {
+pub async fn publish_dns_service(admin: &Client, addresses: &[IpAddr]) -> Result<()> {
     let port = |name: &str, protocol: &str| ServicePort {
         name: Some(name.into()),
         port: 53,
@@ -437,7 +446,9 @@ pub async fn publish_dns_service(admin: &Client, address: IpAddr) -> Result<()> 
     };
     let mut service = Service {
         spec: Some(ServiceSpec {
-            cluster_ip: Some(address.to_string()),
+            cluster_ip: addresses.first().map(ToString::to_string),
+            cluster_ips: Some(addresses.iter().map(ToString::to_string).collect()),
+            ip_family_policy: Some(if addresses.len() > 1 { "RequireDualStack" } else { "SingleStack" }.into()),
             ports: Some(vec![port("dns", "UDP"), port("dns-tcp", "TCP")]),
             ..Default::default()
         }),

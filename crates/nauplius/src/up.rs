@@ -9,7 +9,7 @@ mod children;
 mod progress;
 mod reset;
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -125,7 +125,9 @@ impl Identities<'_> {
 pub async fn run(options: Options, cancel: CancellationToken) -> Result<()> {
     let began = Instant::now();
     let with_nodes = !options.control_plane_only;
-    options.ranges.check(if with_nodes { options.nodes } else { 1 }, Layout::new("nauplius", 0).node_network)?;
+    let usual = Layout::new("nauplius", 0);
+    let own = [usual.node_network.into(), usual.node_network_v6.into()];
+    options.ranges.check(if with_nodes { options.nodes } else { 1 }, &own)?;
     if options.container_runtime_endpoint.is_some() && (options.nodes > 1 || !with_nodes) {
         bail!("--container-runtime-endpoint names one engine, which serves one node: use it with --nodes 1");
     }
@@ -142,8 +144,8 @@ pub async fn run(options: Options, cancel: CancellationToken) -> Result<()> {
     let progress = Progress::new(began);
     let pki = Pki::open(&data_dir.join("pki"))?;
     let layout = Layout {
-        pod_network: options.ranges.cluster_cidr,
-        service_network: options.ranges.service_cluster_ip_range,
+        pod_networks: options.ranges.cluster_cidr.clone(),
+        service_networks: options.ranges.service_cluster_ip_range.clone(),
         ..Layout::new(cluster_name(&data_dir), options.nodes)
     };
     let fabric = if with_nodes {
@@ -158,7 +160,7 @@ pub async fn run(options: Options, cancel: CancellationToken) -> Result<()> {
     let server_options = roles::apiserver::Options {
         data_dir: data_dir.clone(),
         listen: options.listen,
-        advertise_address: fabric.as_ref().map(|f| IpAddr::from(f.layout.control_plane_address())),
+        advertise_address: fabric.as_ref().map(|f| f.layout.control_plane_address()),
         ranges: options.ranges.clone(),
         network_namespace: fabric.as_ref().map(|f| f.layout.fabric_namespace()),
         store: options.store.clone(),
@@ -181,7 +183,7 @@ pub async fn run(options: Options, cancel: CancellationToken) -> Result<()> {
     let outside = format!("https://{address}");
     let inside = fabric.as_ref().map_or_else(
         || outside.clone(),
-        |f| format!("https://{}", SocketAddr::new(f.layout.control_plane_address().into(), address.port())),
+        |f| format!("https://{}", SocketAddr::new(f.layout.control_plane_address(), address.port())),
     );
     let identities = Identities { pki: &pki, dir: data_dir.join("kubeconfig"), outside: outside.clone(), inside };
     let admin_pair = pki.pair("admin", "kubernetes-admin", &["system:masters"], &Purpose::Client)?;
@@ -195,7 +197,7 @@ pub async fn run(options: Options, cancel: CancellationToken) -> Result<()> {
     };
     children::ready(&admin, &cancel).await?;
     progress.done("kube-apiserver");
-    crate::node::publish_dns_service(&admin, options.ranges.dns()).await?;
+    crate::node::publish_dns_service(&admin, &options.ranges.dns()).await?;
     crate::node::publish_policy_role(&admin).await?;
 
     let controller_options = controllers::Options {
@@ -234,15 +236,10 @@ pub async fn run(options: Options, cancel: CancellationToken) -> Result<()> {
         }
         let informers = Informers::new(admin.clone());
         let (namespace, first, token) =
-            (fabric.layout.node_namespace(1), fabric.layout.node_address(1), cancel.clone());
+            (fabric.layout.node_namespace(1), fabric.layout.node_addresses(1)[0], cancel.clone());
         roles_tasks.spawn(crate::fabric::publish_node_ports(informers.clone(), namespace, first, token));
-        let balancers = fabric.layout.balancer_network;
-        roles_tasks.spawn(proxy::balancer::run(
-            admin.clone(),
-            informers.clone(),
-            vec![balancers.into()],
-            cancel.clone(),
-        ));
+        let balancers = fabric.layout.balancer_networks();
+        roles_tasks.spawn(proxy::balancer::run(admin.clone(), informers.clone(), balancers.clone(), cancel.clone()));
         let (namespace, token) = (fabric.layout.fabric_namespace(), cancel.clone());
         roles_tasks.spawn(async move {
             if let Err(error) = crate::fabric::routes_in(informers, &namespace, balancers, token).await {

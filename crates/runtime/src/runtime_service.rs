@@ -376,10 +376,12 @@ impl RuntimeService for RuntimeServer {
         request: Request<UpdateRuntimeConfigRequest>,
     ) -> Answer<UpdateRuntimeConfigResponse> {
         let cidrs = request.into_inner().runtime_config.and_then(|c| c.network_config).unwrap_or_default().pod_cidr;
-        // Dual-stack nodes name several ranges; the built-in bridge serves the first.
-        if let Some(first) = cidrs.split(',').map(str::trim).find(|c| !c.is_empty()) {
-            let cidr = first.parse().map_err(|e| Status::invalid_argument(format!("pod CIDR \"{first}\": {e}")))?;
-            self.engine.network.set_range(cidr).map_err(failed)?;
+        // Dual-stack nodes name two ranges, joined.
+        let read = |one: &str| one.parse().map_err(|e| Status::invalid_argument(format!("pod CIDR \"{one}\": {e}")));
+        let ranges = cidrs.split(',').map(str::trim).filter(|one| !one.is_empty()).map(read);
+        let ranges = ranges.collect::<Result<Vec<_>, _>>()?;
+        if !ranges.is_empty() {
+            self.engine.network.set_ranges(&ranges).map_err(failed)?;
         }
         Ok(Response::new(UpdateRuntimeConfigResponse {}))
     }

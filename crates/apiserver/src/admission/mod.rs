@@ -24,6 +24,7 @@ mod resource_quota;
 mod runtime_class;
 mod service_account;
 pub mod service_address;
+pub mod service_families;
 mod storage_class;
 mod storage_protection;
 #[cfg(test)]

@@ -5,15 +5,17 @@
 //! came through, and nothing leaks. Cluster IPs are IPAddress objects, as upstream's allocator makes them.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use ipnet::IpNet;
 use meta::{FieldError, FieldPath, Status, Value};
 use rand::Rng;
 use resources::Resource;
 use serde_json::json;
 
+use super::service_families::{family_of, settle, texts};
 use super::{Attributes, Operation, Plugin};
 use crate::clock;
 use crate::server::ApiServer;
@@ -22,6 +24,8 @@ pub struct ServiceAddress;
 
 /// Random tries at a free address before the range is searched from one end.
 const RANDOM_TRIES: usize = 32;
+/// Addresses of an IPv6 range that are given out: as many as the largest IPv4 range upstream takes has room for.
+const MAX_RANGE: u128 = 1 << 20;
 const NODE_PORT_PREFIX: &str = "/registry/ranges/servicenodeports/";
 
 fn is_service(resource: &Resource) -> bool {
@@ -50,8 +54,9 @@ pub fn claims(resource: &Resource, body: Option<&Value>) -> BTreeMap<String, Byt
     let Some(body) = body.filter(|_| is_service(resource)) else { return out };
     let (spec, metadata) = (&body["spec"], &body["metadata"]);
     if has_addresses(spec) {
-        for ip in strings(&spec["clusterIPs"]).filter(|ip| *ip != "None") {
-            let family = if ip.contains(':') { "IPv6" } else { "IPv4" };
+        for ip in strings(&spec["clusterIPs"]).filter_map(|ip| ip.parse::<IpAddr>().ok()) {
+            // As it is written canonically, whatever the client wrote: one address, one key.
+            let (family, ip) = (family_of(ip), ip.to_string());
             let object = json!({
                 "kind": "IPAddress", "apiVersion": "networking.k8s.io/v1",
                 "metadata": {
@@ -109,33 +114,16 @@ impl Plugin for ServiceAddress {
             return Ok(());
         }
         let name = service["metadata"]["name"].as_str().unwrap_or_default().to_string();
-        let refuse = |error: FieldError| Status::invalid("", "Service", &name, &[error]);
+        let refuse = |errors: Vec<FieldError>| Status::invalid("", "Service", &name, &errors);
         let Some(spec) = service["spec"].as_object_mut() else { return Ok(()) };
+        let before = old.and_then(|old| old["spec"].as_object());
         keep_addresses(spec, old);
         if has_addresses(&Value::Object(spec.clone())) {
-            let cluster_ip = spec.get("clusterIP").and_then(Value::as_str).unwrap_or_default().to_string();
-            match &*cluster_ip {
-                "" => {
-                    let ip = match spec.get("clusterIPs").map(strings).and_then(|mut l| l.next()) {
-                        Some(ip) => ip.to_string(),
-                        None => free_ip(server).map_err(refuse)?.to_string(),
-                    };
-                    spec.insert("clusterIP".into(), ip.as_str().into());
-                    spec.insert("clusterIPs".into(), json!([ip]));
-                }
-                ip => {
-                    if ip != "None" {
-                        check_ip(server, ip).map_err(refuse)?;
-                    }
-                    spec.insert("clusterIPs".into(), json!([ip]));
-                }
-            }
-            spec.entry("ipFamilyPolicy").or_insert_with(|| "SingleStack".into());
-            let family = if cluster_ip.contains(':') { "IPv6" } else { "IPv4" };
-            spec.entry("ipFamilies").or_insert_with(|| json!([family]));
+            settle(spec, before, &families(server)).map_err(refuse)?;
+            assign_cluster_ips(server, spec, before).map_err(|error| refuse(vec![error]))?;
         }
         if has_node_ports(&Value::Object(spec.clone())) {
-            assign_node_ports(server, spec).map_err(refuse)?;
+            assign_node_ports(server, spec).map_err(|error| refuse(vec![error]))?;
         }
         Ok(())
     }
@@ -144,22 +132,25 @@ impl Plugin for ServiceAddress {
 /// An update that leaves an address out keeps it; one that changes the type gives it up.
 fn keep_addresses(spec: &mut serde_json::Map<String, Value>, old: Option<&Value>) {
     let kind = spec.get("type").and_then(Value::as_str).unwrap_or("ClusterIP").to_string();
-    if kind == "ExternalName" {
-        for field in ["clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy"] {
-            spec.remove(field);
+    let before = old.map(|o| &o["spec"]);
+    let text = |spec: &serde_json::Map<String, Value>| {
+        spec.get("clusterIP").and_then(Value::as_str).unwrap_or_default().to_string()
+    };
+    if let Some(before) = before.filter(|before| kind != "ExternalName" && has_addresses(before)) {
+        if text(spec).is_empty() && !before["clusterIP"].is_null() {
+            spec.insert("clusterIP".into(), before["clusterIP"].clone());
+        }
+        if texts(spec, "clusterIPs").is_empty() && before["clusterIP"] == text(spec) && before["clusterIPs"].is_array()
+        {
+            spec.insert("clusterIPs".into(), before["clusterIPs"].clone());
         }
     }
-    let Some(before) = old.map(|o| &o["spec"]) else { return };
-    if kind != "ExternalName"
-        && has_addresses(before)
-        && spec.get("clusterIP").and_then(Value::as_str).unwrap_or_default().is_empty()
-    {
-        for field in ["clusterIP", "clusterIPs"] {
-            if !before[field].is_null() {
-                spec.insert(field.into(), before[field].clone());
-            }
-        }
+    // Old clients know one address only.
+    let one = text(spec);
+    if !one.is_empty() && texts(spec, "clusterIPs").is_empty() {
+        spec.insert("clusterIPs".into(), json!([one]));
     }
+    let Some(before) = before else { return };
     let wants_ports = matches!(kind.as_str(), "NodePort" | "LoadBalancer");
     let had_ports = has_node_ports(before);
     for port in spec.get_mut("ports").and_then(Value::as_array_mut).into_iter().flatten() {
@@ -184,36 +175,95 @@ fn keep_addresses(spec: &mut serde_json::Map<String, Value>, old: Option<&Value>
     }
 }
 
-fn check_ip(server: &ApiServer, ip: &str) -> Result<(), FieldError> {
-    let path = FieldPath::new("spec.clusterIPs").index(0);
-    let parsed: IpAddr = ip
-        .parse()
-        .map_err(|_| FieldError::invalid(&path, ip, "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)"))?;
-    let range = server.config().service_cidr;
-    match parsed {
-        IpAddr::V4(v4) if range.contains(&v4) => Ok(()),
-        _ => Err(FieldError::invalid(
-            &FieldPath::new("spec.clusterIPs"),
-            json!([ip]),
-            format!(
-                "failed to allocate IP {ip}: the provided IP ({ip}) is not in the valid range. The range of valid IPs is {range}"
-            ),
-        )),
-    }
+/// The cluster's address families, the one Services get when they do not say first.
+fn families(server: &ApiServer) -> Vec<&'static str> {
+    server.config().service_cidrs.iter().map(|range| family_of(range.addr())).collect()
 }
 
-fn free_ip(server: &ApiServer) -> Result<Ipv4Addr, FieldError> {
-    let range = server.config().service_cidr;
-    let (first, last) = (u32::from(range.network()) + 1, u32::from(range.broadcast()).saturating_sub(1));
+/// All ranges addresses are given out of: the server's own, and those of ServiceCIDRs that stand.
+fn ranges(server: &ApiServer) -> Vec<IpNet> {
+    let mut out = server.config().service_cidrs.clone();
+    for object in server.lookup_all("networking.k8s.io", "servicecidrs", "") {
+        let Some(body) = object.value().ok().filter(|_| object.meta.deletion_timestamp.is_none()) else { continue };
+        out.extend(strings(&body["spec"]["cidrs"]).filter_map(|range| range.parse::<IpNet>().ok()));
+    }
+    out.sort();
+    out.dedup();
+    // The server's own first, in its order: the default family and the usual range.
+    let own = |range: &IpNet| server.config().service_cidrs.iter().position(|o| o == range).unwrap_or(usize::MAX);
+    out.sort_by_key(own);
+    out
+}
+
+/// An address of each of the Service's families: the one asked for, or a free one. What it had already it keeps.
+fn assign_cluster_ips(
+    server: &ApiServer,
+    spec: &mut serde_json::Map<String, Value>,
+    before: Option<&serde_json::Map<String, Value>>,
+) -> Result<(), FieldError> {
+    let mut ips: Vec<String> = texts(spec, "clusterIPs").into_iter().map(str::to_string).collect();
+    if ips.first().is_some_and(|ip| ip == "None") {
+        return Ok(());
+    }
+    let families: Vec<String> = texts(spec, "ipFamilies").into_iter().map(str::to_string).collect();
+    let had = before.map(|before| texts(before, "clusterIPs")).unwrap_or_default();
+    let ranges = ranges(server);
+    for (at, family) in families.iter().enumerate() {
+        let mut of_family = ranges.iter().filter(|range| family_of(range.addr()) == family);
+        match ips.get(at) {
+            Some(ip) if had.contains(&ip.as_str()) => {}
+            Some(ip) => check_ip(&ips, ip, &of_family.collect::<Vec<_>>())?,
+            None => {
+                let free = of_family.find_map(|range| free_ip(server, range));
+                let full = || FieldError::internal(&FieldPath::new("spec.clusterIPs"), "range is full");
+                ips.push(free.ok_or_else(full)?.to_string());
+            }
+        }
+    }
+    if let Some(first) = ips.first() {
+        spec.insert("clusterIP".into(), first.as_str().into());
+    }
+    spec.insert("clusterIPs".into(), json!(ips));
+    Ok(())
+}
+
+fn check_ip(all: &[String], ip: &str, ranges: &[&IpNet]) -> Result<(), FieldError> {
+    if ip.parse::<IpAddr>().is_ok_and(|parsed| ranges.iter().any(|range| range.contains(&parsed))) {
+        return Ok(());
+    }
+    let valid = ranges.iter().map(|range| range.to_string()).collect::<Vec<_>>().join(",");
+    let why = format!(
+        "failed to allocate IP {ip}: the provided IP ({ip}) is not in the valid range. The range of valid IPs is {valid}"
+    );
+    Err(FieldError::invalid(&FieldPath::new("spec.clusterIPs"), json!(all), why))
+}
+
+/// An address of the range nobody holds, as far as the cache knows; the transaction makes sure.
+fn free_ip(server: &ApiServer, range: &IpNet) -> Option<IpAddr> {
+    let (base, last) = match (range.network(), range.broadcast()) {
+        (IpAddr::V4(first), IpAddr::V4(last)) => (u128::from(u32::from(first)), u128::from(u32::from(last)) - 1),
+        // No broadcast address there, and far more addresses than Services: enough of them to choose from.
+        (IpAddr::V6(first), IpAddr::V6(last)) => {
+            (u128::from(first), u128::from(last).min(u128::from(first).saturating_add(MAX_RANGE)))
+        }
+        _ => return None,
+    };
+    let address = |number: u128| match range {
+        IpNet::V4(_) => IpAddr::V4((number as u32).into()),
+        IpNet::V6(_) => IpAddr::V6(number.into()),
+    };
+    let first = base + 1;
+    if last < first {
+        return None;
+    }
     // The lowest addresses stay free for those who ask for one by name (DNS's tenth), as upstream keeps them.
-    let reserved = (((last - first) / 16).clamp(16, 256)).min((last - first) / 2);
+    let reserved = ((last - first) / 16).clamp(16, 256).min((last - first) / 2);
     let is_free =
-        |ip: u32| server.lookup("networking.k8s.io", "ipaddresses", "", &Ipv4Addr::from(ip).to_string()).is_none();
+        |ip: &u128| server.lookup("networking.k8s.io", "ipaddresses", "", &address(*ip).to_string()).is_none();
     let mut rng = rand::rng();
-    let random = (0..RANDOM_TRIES).map(|_| rng.random_range(first + reserved..=last)).find(|ip| is_free(*ip));
-    let found =
-        random.or_else(|| (first + reserved..=last).chain(first + 10..first + reserved).find(|ip| is_free(*ip)));
-    found.map(Ipv4Addr::from).ok_or_else(|| FieldError::internal(&FieldPath::new("spec.clusterIPs"), "range is full"))
+    let random = (0..RANDOM_TRIES).map(|_| rng.random_range(first + reserved..=last)).find(is_free);
+    let found = random.or_else(|| (first + reserved..=last).chain(first..first + reserved).find(is_free));
+    found.map(address)
 }
 
 fn assign_node_ports(server: &ApiServer, spec: &mut serde_json::Map<String, Value>) -> Result<(), FieldError> {
@@ -273,4 +323,58 @@ fn assign_node_ports(server: &ApiServer, spec: &mut serde_json::Map<String, Valu
         spec.insert("healthCheckNodePort".into(), found.into());
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::authn::{MASTERS, User};
+    use crate::testing::Fixture;
+    use meta::Verb;
+
+    /// Addresses of each family, in ranges of the server's and of a ServiceCIDR's, and the IPAddress behind each.
+    #[tokio::test]
+    async fn addresses_of_two_families() {
+        let fixture = Fixture::start().await;
+        let admin = User::new("admin", &[MASTERS]);
+        let ask = async |verb, resource: &str, name: &str, body: Value| {
+            let namespace = if resource.contains('/') { "" } else { "default" };
+            fixture.ask(&admin, verb, resource, namespace, name, body).await
+        };
+        let service = |name: &str, spec: Value| {
+            let mut body = json!({"metadata": {"name": name, "namespace": "default"}, "spec": spec});
+            body["spec"]["ports"] = json!([{"port": 80}]);
+            body
+        };
+        let create = async |name: &str, spec: Value| ask(Verb::Create, "services", "", service(name, spec)).await;
+        let dual = create("dual", json!({"ipFamilyPolicy": "PreferDualStack"})).await.unwrap();
+        let ips: Vec<IpAddr> = strings(&dual["spec"]["clusterIPs"]).map(|ip| ip.parse().unwrap()).collect();
+        assert!(ips.len() == 2 && ips[0].is_ipv4() && ips[1].is_ipv6(), "{dual}");
+        let address =
+            ask(Verb::Get, "networking.k8s.io/v1/ipaddresses", &ips[1].to_string(), Value::Null).await.unwrap();
+        assert_eq!(address["metadata"]["labels"]["ipaddress.kubernetes.io/ip-family"], "IPv6");
+
+        let six = create("six", json!({"ipFamilies": ["IPv6"]})).await.unwrap();
+        assert_eq!(six["spec"]["clusterIPs"].as_array().map(Vec::len), Some(1), "{six}");
+        let refused = create("taken", json!({"clusterIP": ips[1], "clusterIPs": [ips[1]]})).await.unwrap_err();
+        assert!(refused.message.contains("already allocated"), "{refused}");
+        let outside = json!({"clusterIP": "fd97::5"});
+        let refused = create("outside", outside.clone()).await.unwrap_err();
+        assert!(refused.message.contains("The range of valid IPs is fd96::/112"), "{refused}");
+        let more = json!({"metadata": {"name": "more"}, "spec": {"cidrs": ["fd97::/112"]}});
+        ask(Verb::Create, "networking.k8s.io/v1/servicecidrs", "", more).await.unwrap();
+        assert_eq!(create("outside", outside).await.unwrap()["spec"]["clusterIPs"], json!(["fd97::5"]));
+
+        // One stack less frees the address, one more finds a new one.
+        let mut single = dual.clone();
+        single["spec"]["ipFamilyPolicy"] = "SingleStack".into();
+        let single = ask(Verb::Update, "services", "dual", single).await.unwrap();
+        assert_eq!(single["spec"]["clusterIPs"], json!([ips[0]]));
+        create("again", json!({"clusterIP": ips[1]})).await.unwrap();
+        let mut both = single.clone();
+        both["spec"]["ipFamilyPolicy"] = "RequireDualStack".into();
+        let both = ask(Verb::Update, "services", "dual", both).await.unwrap();
+        assert_eq!(both["spec"]["ipFamilies"], json!(["IPv4", "IPv6"]));
+        assert_ne!(both["spec"]["clusterIPs"][1], json!(ips[1]));
+    }
 }

@@ -13,6 +13,7 @@ use futures::{StreamExt, TryStreamExt};
 use meta::{Gvr, Request, Status, Value, Verb};
 use serde_json::json;
 
+use crate::admission::service_families;
 use crate::authn::{MASTERS, User, legacy_token};
 use crate::pipeline::Caller;
 use crate::server::ApiServer;
@@ -53,8 +54,10 @@ pub async fn run(server: &Arc<ApiServer>) -> Result<(), Status> {
     }
     let tracking = json!({"data": {"since": legacy_token::today()}});
     objects.push(object("", "v1", "configmaps", "kube-system", "ConfigMap", legacy_token::TRACKING, tracking));
-    let first: u32 = u32::from(server.config().service_cidr.network()) + 1;
-    let address = std::net::Ipv4Addr::from(first).to_string();
+    let ranges = &server.config().service_cidrs;
+    let Some(address) = ranges.first().and_then(|range| range.hosts().find(|ip| *ip != range.network())) else {
+        return Err(Status::internal("no range of cluster IPs"));
+    };
     let port = server.config().advertise.port();
     let labels = json!({"component": "apiserver", "provider": "kubernetes"});
     let mut service = object(
@@ -71,7 +74,7 @@ pub async fn run(server: &Arc<ApiServer>) -> Result<(), Status> {
     );
     service.body["metadata"]["labels"] = labels;
     objects.push(service);
-    let range = server.config().service_cidr.to_string();
+    let ranges: Vec<String> = ranges.iter().map(ToString::to_string).collect();
     objects.push(object(
         "networking.k8s.io",
         "v1",
@@ -79,7 +82,7 @@ pub async fn run(server: &Arc<ApiServer>) -> Result<(), Status> {
         "",
         "ServiceCIDR",
         "kubernetes",
-        json!({"spec": {"cidrs": [range]}}),
+        json!({"spec": {"cidrs": ranges}}),
     ));
     create_all(server, objects).await?;
     publish_authentication(server).await?;
@@ -210,7 +213,7 @@ async fn publish_endpoint(server: &Arc<ApiServer>) -> Result<(), Status> {
         "EndpointSlice",
         "kubernetes",
         json!({
-            "addressType": "IPv4",
+            "addressType": service_families::family_of(server.config().advertise.ip()),
             "endpoints": [{"addresses": [ip], "conditions": {"ready": true}}],
             "ports": [{"name": "https", "port": port, "protocol": "TCP"}],
         }),

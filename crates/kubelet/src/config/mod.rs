@@ -32,8 +32,9 @@ pub struct Config {
     pub serving_certificate: Option<(PathBuf, PathBuf)>,
     /// PEM bundle that client certificates must chain to; without it only bearer tokens are accepted.
     pub client_ca: Option<PathBuf>,
-    /// The address reported for the node; the first non-loopback one of the namespace when absent.
-    pub node_ip: Option<IpAddr>,
+    /// The addresses reported for the node, one of each family it has; the first non-loopback one of the namespace when
+    /// empty.
+    pub node_ips: Vec<IpAddr>,
     pub hostname: Option<String>,
     /// Name servers of pods with `dnsPolicy: ClusterFirst`.
     pub cluster_dns: Vec<IpAddr>,
@@ -153,7 +154,7 @@ impl Config {
             listen: SocketAddr::from(([0, 0, 0, 0], 10250)),
             serving_certificate: None,
             client_ca: None,
-            node_ip: None,
+            node_ips: Vec::new(),
             hostname: None,
             cluster_dns: Vec::new(),
             cluster_domain: "cluster.local".into(),

@@ -168,10 +168,10 @@ pub fn architecture() -> &'static str {
     }
 }
 
-/// The node's address: the configured one, or the first that is not the machine's own or link-local.
+/// The node's addresses: the configured ones, or the first that is not the machine's own or link-local.
 pub fn addresses(config: &Config) -> Vec<IpAddr> {
-    if let Some(ip) = config.node_ip {
-        return vec![ip];
+    if !config.node_ips.is_empty() {
+        return config.node_ips.clone();
     }
     let mut found: Vec<IpAddr> = nix::ifaddrs::getifaddrs()
         .into_iter()

@@ -66,7 +66,11 @@ async fn reconcile(context: &Context, wanted: &Node) -> Result<(), client::Statu
 
 /// Tells the engine which addresses pods get.
 async fn hand_on_pod_cidr(context: &Context, last: &mut Option<String>) {
-    let of_node = || context.node().and_then(|n| n.spec.as_ref().and_then(|s| s.pod_cidr.clone()));
+    // All of them, joined: one of each address family.
+    let of_node = || {
+        let spec = context.node()?.spec.clone()?;
+        spec.pod_cidrs.filter(|all| !all.is_empty()).map(|all| all.join(",")).or(spec.pod_cidr)
+    };
     let Some(cidr) = context.config.pod_cidr.clone().or_else(of_node).filter(|c| !c.is_empty()) else { return };
     if last.as_ref() == Some(&cidr) {
         return;

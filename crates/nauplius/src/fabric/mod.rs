@@ -7,6 +7,8 @@
 //!     └─ node-2 ── eth0  namespace CLUSTER-node-2   10.245.0.12/24
 //! ```
 //!
+//! A cluster with an IPv6 range has an IPv6 network between its nodes too, numbered alike, of unique local addresses.
+//!
 //! Guarantees: [`Fabric::ensure`] may be called any number of times and finds what is there; [`Fabric::remove`] takes
 //! away exactly what `ensure` made for that cluster name, also after a crash half-way; several clusters coexist. The
 //! fabric has no uplink: a packet for an address outside it is answered "network unreachable" at the bridge.
@@ -22,12 +24,12 @@ mod routes;
 mod tests;
 
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 pub use namespace::{connect_in, enter, listen_in, within};
 use netlink::{Netlink, Route};
@@ -56,24 +58,30 @@ pub struct Layout {
     pub nodes: u32,
     /// The bridge's network: .1 the control plane, .10+N node N.
     pub node_network: Ipv4Net,
-    /// Cut into one range a node by the node IPAM controller; here it only must not leave the machine.
-    pub pod_network: Ipv4Net,
+    /// The same for IPv6, used when pods have a range of it.
+    pub node_network_v6: Ipv6Net,
+    /// One of each family the cluster has, the first one leading. Cut into one range a node by the node IPAM controller;
+    /// here they only must not leave the machine.
+    pub pod_networks: Vec<IpNet>,
     /// Cluster IPs; likewise.
-    pub service_network: Ipv4Net,
+    pub service_networks: Vec<IpNet>,
     /// Addresses for Services of type LoadBalancer; likewise.
-    pub balancer_network: Ipv4Net,
+    pub balancer_networks: Vec<IpNet>,
 }
 
 impl Layout {
     /// The usual ranges.
     pub fn new(cluster: impl Into<String>, nodes: u32) -> Layout {
+        let v4 = |a, b, c, prefix| Ipv4Net::new_assert(Ipv4Addr::new(10, a, b, c), prefix);
+        let v6 = |part, prefix| Ipv6Net::new_assert(Ipv6Addr::new(0xfd0a, 0x245, part, 0, 0, 0, 0, 0), prefix);
         Layout {
             cluster: cluster.into(),
             nodes,
-            node_network: Ipv4Net::new_assert(Ipv4Addr::new(10, 245, 0, 0), 24),
-            pod_network: Ipv4Net::new_assert(Ipv4Addr::new(10, 244, 0, 0), 16),
-            service_network: Ipv4Net::new_assert(Ipv4Addr::new(10, 96, 0, 0), 12),
-            balancer_network: Ipv4Net::new_assert(Ipv4Addr::new(10, 245, 1, 0), 24),
+            node_network: v4(245, 0, 0, 24),
+            node_network_v6: v6(0, 64),
+            pod_networks: vec![v4(244, 0, 0, 16).into()],
+            service_networks: vec![v4(96, 0, 0, 12).into()],
+            balancer_networks: vec![v4(245, 1, 0, 24).into(), v6(1, 120).into()],
         }
     }
 
@@ -92,14 +100,35 @@ impl Layout {
         format!("{}-node-{n}", self.cluster)
     }
 
-    /// The control plane's address on the fabric.
-    pub fn control_plane_address(&self) -> Ipv4Addr {
-        host(self.node_network, 1)
+    /// The control plane's address on the fabric, of the cluster's first family.
+    pub fn control_plane_address(&self) -> IpAddr {
+        self.hosts(1)[0].addr()
     }
 
-    /// Node `n`'s address.
-    pub fn node_address(&self, n: u32) -> Ipv4Addr {
-        host(self.node_network, NODE_OFFSET + n)
+    /// Node `n`'s addresses, in the order of the cluster's families.
+    pub fn node_addresses(&self, n: u32) -> Vec<IpAddr> {
+        self.hosts(NODE_OFFSET + n).iter().map(IpNet::addr).collect()
+    }
+
+    /// The addresses with a number, and their networks, in the order of the cluster's families; at least one.
+    fn hosts(&self, number: u32) -> Vec<IpNet> {
+        let v4 = || {
+            let address = Ipv4Addr::from(u32::from(self.node_network.network()).wrapping_add(number));
+            IpNet::new_assert(address.into(), self.node_network.prefix_len())
+        };
+        let v6 = || {
+            let address = Ipv6Addr::from(u128::from(self.node_network_v6.network()).wrapping_add(number.into()));
+            IpNet::new_assert(address.into(), self.node_network_v6.prefix_len())
+        };
+        let of_family = |net: &IpNet| if net.addr().is_ipv4() { v4() } else { v6() };
+        let found: Vec<IpNet> = self.pod_networks.iter().map(of_family).collect();
+        if found.is_empty() { vec![v4()] } else { found }
+    }
+
+    /// The balancers' networks of the cluster's families.
+    pub fn balancer_networks(&self) -> Vec<IpNet> {
+        let is_used = |net: &&IpNet| self.pod_networks.iter().any(|pods| pods.addr().is_ipv4() == net.addr().is_ipv4());
+        self.balancer_networks.iter().filter(is_used).copied().collect()
     }
 
     fn check(&self) -> Result<()> {
@@ -117,12 +146,18 @@ impl Layout {
         Ok(())
     }
 
+    fn host_metric(&self) -> u32 {
+        HOST_METRIC | (fnv1a(self.cluster.as_bytes()) & 0x00ff_ffff)
+    }
+
     /// The routes that keep the cluster's ranges on this machine.
     fn host_routes(&self) -> Vec<Route> {
-        let metric = HOST_METRIC | (fnv1a(self.cluster.as_bytes()) & 0x00ff_ffff);
-        [self.pod_network, self.service_network, self.node_network, self.balancer_network]
-            .map(|destination| Route { destination: destination.trunc(), gateway: None, metric })
-            .to_vec()
+        let metric = self.host_metric();
+        let v6 = self.pod_networks.iter().any(|net| net.addr().is_ipv6());
+        let nodes = [self.node_network.into()].into_iter().chain(v6.then_some(self.node_network_v6.into()));
+        let ranges = self.pod_networks.iter().chain(&self.service_networks).copied();
+        let all = nodes.chain(ranges).chain(self.balancer_networks());
+        all.map(|destination: IpNet| Route { destination: destination.trunc(), gateway: None, metric }).collect()
     }
 
     fn is_node_name(&self, name: &str) -> bool {
@@ -196,12 +231,9 @@ impl Fabric {
         keep(
             Netlink::here()
                 .and_then(|mut netlink| {
-                    let present = netlink.routes()?;
-                    layout
-                        .host_routes()
-                        .iter()
-                        .filter(|r| present.contains(r))
-                        .try_for_each(|r| netlink.delete_route(r))
+                    // By the cluster's own metric: its ranges may have been others than these.
+                    let metric = layout.host_metric();
+                    netlink.routes()?.iter().filter(|r| r.metric == metric).try_for_each(|r| netlink.delete_route(r))
                 })
                 .context("cannot remove the host's unreachable routes"),
         );
@@ -224,6 +256,7 @@ fn raise_bridge(layout: &Layout) -> io::Result<Netlink> {
     let mut netlink = within(&inside, || {
         for (name, value) in [
             ("net/ipv4/ip_forward", "1"),
+            ("net/ipv6/conf/all/forwarding", "1"),
             ("net/ipv6/conf/default/accept_dad", "0"),
             // Node to node is plain switching: no rules apply on the bridge itself.
             ("net/bridge/bridge-nf-call-iptables", "0"),
@@ -239,10 +272,10 @@ fn raise_bridge(layout: &Layout) -> io::Result<Netlink> {
     }
     let bridge = netlink.expect_link(BRIDGE)?;
     netlink.set_up(bridge)?;
-    let address = Ipv4Net::new_assert(layout.control_plane_address(), layout.node_network.prefix_len());
-    netlink.add_address(bridge, address)?;
-    let nowhere = Route { destination: Ipv4Net::default(), gateway: None, metric: 0 };
-    netlink.replace_route(&nowhere)?;
+    for address in layout.hosts(1) {
+        netlink.add_address(bridge, address)?;
+        netlink.replace_route(&Route { destination: everywhere(address), gateway: None, metric: 0 })?;
+    }
     Ok(netlink)
 }
 
@@ -270,10 +303,21 @@ fn raise_node(layout: &Layout, n: u32, fabric: &mut Netlink) -> io::Result<()> {
             netlink.expect_link(UPLINK)?
         }
     };
-    netlink.add_address(uplink, Ipv4Net::new_assert(layout.node_address(n), layout.node_network.prefix_len()))?;
     netlink.set_up(uplink)?;
-    let out = Route { destination: Ipv4Net::default(), gateway: Some(layout.control_plane_address()), metric: 0 };
-    netlink.replace_route(&out)
+    for (address, gateway) in layout.hosts(NODE_OFFSET + n).into_iter().zip(layout.hosts(1)) {
+        netlink.add_address(uplink, address)?;
+        let out = Route { destination: everywhere(address), gateway: Some(gateway.addr()), metric: 0 };
+        netlink.replace_route(&out)?;
+    }
+    Ok(())
+}
+
+/// The default route's destination in an address's family.
+fn everywhere(address: IpNet) -> IpNet {
+    match address {
+        IpNet::V4(_) => Ipv4Net::default().into(),
+        IpNet::V6(_) => Ipv6Net::default().into(),
+    }
 }
 
 /// What a node needs of its kernel: forwarding between pods and the bridge, bridged pod traffic seen by the proxy's
@@ -307,10 +351,6 @@ const LOOPBACK: u32 = 1;
 /// The bridge port of a node's namespace: `node-N`.
 fn port_of(layout: &Layout, name: &str) -> String {
     name.strip_prefix(&*layout.cluster).unwrap_or(name).trim_start_matches('-').to_string()
-}
-
-fn host(network: Ipv4Net, n: u32) -> Ipv4Addr {
-    Ipv4Addr::from(u32::from(network.network()).wrapping_add(n))
 }
 
 /// 32-bit FNV-1a: a stable number from a name.

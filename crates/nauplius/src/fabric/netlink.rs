@@ -5,15 +5,15 @@
 //! call waits for the kernel's acknowledgement. It knows nothing of clusters: names and numbers come from the caller.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage,
     NetlinkPayload,
 };
-use netlink_packet_route::address::{AddressAttribute, AddressMessage, AddressScope};
+use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope};
 use netlink_packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
@@ -26,13 +26,16 @@ use nix::errno::Errno;
 /// How a route says who made it (`proto 78` in `ip route`): only routes with this mark are ever removed.
 pub const ROUTE_PROTOCOL: u8 = 78;
 
-/// One IPv4 route of the main table.
+/// The metric the kernel gives an IPv6 route that names none; IPv4 has 0 for that.
+const IPV6_METRIC: u32 = 1024;
+
+/// One route of the main table.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Route {
-    pub destination: Ipv4Net,
-    /// The next hop; none means packets for the destination are refused (`unreachable`).
-    pub gateway: Option<Ipv4Addr>,
-    /// Smaller is preferred; routes that differ only in this live side by side.
+    pub destination: IpNet,
+    /// The next hop, of the same family; none means packets for the destination are refused (`unreachable`).
+    pub gateway: Option<IpAddr>,
+    /// Smaller is preferred; routes that differ only in this live side by side. 0: the usual one.
     pub metric: u32,
 }
 
@@ -113,17 +116,22 @@ impl Netlink {
         }
     }
 
-    /// Gives a link an address; one it has already is no error.
-    pub fn add_address(&mut self, index: u32, address: Ipv4Net) -> io::Result<()> {
+    /// Gives a link an address, at once: addresses here are ours to give, nobody has to be asked whether he has one.
+    /// One it has already is no error.
+    pub fn add_address(&mut self, index: u32, address: IpNet) -> io::Result<()> {
         let mut message = AddressMessage::default();
-        message.header.family = AddressFamily::Inet;
+        message.header.family = family(address.addr());
         message.header.prefix_len = address.prefix_len();
         message.header.scope = AddressScope::Universe;
         message.header.index = index;
-        message.attributes.push(AddressAttribute::Local(IpAddr::V4(address.addr())));
-        message.attributes.push(AddressAttribute::Address(IpAddr::V4(address.addr())));
-        if address.prefix_len() < 31 {
-            message.attributes.push(AddressAttribute::Broadcast(address.broadcast()));
+        message.attributes.push(AddressAttribute::Local(address.addr()));
+        message.attributes.push(AddressAttribute::Address(address.addr()));
+        match address {
+            IpNet::V4(v4) if v4.prefix_len() < 31 => {
+                message.attributes.push(AddressAttribute::Broadcast(v4.broadcast()));
+            }
+            IpNet::V4(_) => {}
+            IpNet::V6(_) => message.header.flags = AddressHeaderFlags::Nodad,
         }
         existing(self.request(RouteNetlinkMessage::NewAddress(message), NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL))
     }
@@ -152,18 +160,19 @@ impl Netlink {
         }
     }
 
-    /// The routes of the main table that carry our mark.
+    /// The routes of the main table that carry our mark, of both families.
     pub fn routes(&mut self) -> io::Result<Vec<Route>> {
-        let mut message = RouteMessage::default();
-        message.header.address_family = AddressFamily::Inet;
-        let replies = self.request(RouteNetlinkMessage::GetRoute(message), NLM_F_DUMP)?;
-        Ok(replies
-            .into_iter()
-            .filter_map(|reply| match reply {
+        let mut out = Vec::new();
+        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+            let mut message = RouteMessage::default();
+            message.header.address_family = family;
+            let replies = self.request(RouteNetlinkMessage::GetRoute(message), NLM_F_DUMP)?;
+            out.extend(replies.into_iter().filter_map(|reply| match reply {
                 RouteNetlinkMessage::NewRoute(message) => ours(&message),
                 _ => None,
-            })
-            .collect())
+            }));
+        }
+        Ok(out)
     }
 
     /// Sends one request and collects what comes back until the acknowledgement or the end of the dump.
@@ -212,18 +221,31 @@ fn new_link(name: &str) -> LinkMessage {
     message
 }
 
+fn family(address: IpAddr) -> AddressFamily {
+    if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 }
+}
+
+fn route_address(address: IpAddr) -> RouteAddress {
+    match address {
+        IpAddr::V4(v4) => RouteAddress::Inet(v4),
+        IpAddr::V6(v6) => RouteAddress::Inet6(v6),
+    }
+}
+
 fn route_message(route: &Route) -> RouteMessage {
+    let v6 = route.destination.addr().is_ipv6();
     let mut message = RouteMessage::default();
-    message.header.address_family = AddressFamily::Inet;
+    message.header.address_family = family(route.destination.addr());
     message.header.destination_prefix_length = route.destination.prefix_len();
     message.header.table = RouteHeader::RT_TABLE_MAIN;
     message.header.protocol = RouteProtocol::Other(ROUTE_PROTOCOL);
     message.header.scope = RouteScope::Universe;
     message.header.kind = if route.gateway.is_some() { RouteType::Unicast } else { RouteType::Unreachable };
-    message.attributes.push(RouteAttribute::Destination(RouteAddress::Inet(route.destination.network())));
-    message.attributes.push(RouteAttribute::Priority(route.metric));
+    message.attributes.push(RouteAttribute::Destination(route_address(route.destination.network())));
+    let metric = if v6 && route.metric == 0 { IPV6_METRIC } else { route.metric };
+    message.attributes.push(RouteAttribute::Priority(metric));
     if let Some(gateway) = route.gateway {
-        message.attributes.push(RouteAttribute::Gateway(RouteAddress::Inet(gateway)));
+        message.attributes.push(RouteAttribute::Gateway(route_address(gateway)));
     }
     message
 }
@@ -234,18 +256,26 @@ fn ours(message: &RouteMessage) -> Option<Route> {
     if header.table != RouteHeader::RT_TABLE_MAIN || header.protocol != RouteProtocol::Other(ROUTE_PROTOCOL) {
         return None;
     }
-    let mut destination = Ipv4Addr::UNSPECIFIED;
+    let read = |address: &RouteAddress| match address {
+        RouteAddress::Inet(v4) => Some(IpAddr::V4(*v4)),
+        RouteAddress::Inet6(v6) => Some(IpAddr::V6(*v6)),
+        _ => None,
+    };
+    let v6 = header.address_family == AddressFamily::Inet6;
+    let mut destination: IpAddr =
+        if v6 { std::net::Ipv6Addr::UNSPECIFIED.into() } else { std::net::Ipv4Addr::UNSPECIFIED.into() };
     let mut gateway = None;
     let mut metric = 0;
     for attribute in &message.attributes {
         match attribute {
-            RouteAttribute::Destination(RouteAddress::Inet(address)) => destination = *address,
-            RouteAttribute::Gateway(RouteAddress::Inet(address)) => gateway = Some(*address),
+            RouteAttribute::Destination(address) => destination = read(address)?,
+            RouteAttribute::Gateway(address) => gateway = read(address),
+            RouteAttribute::Priority(priority) if v6 && *priority == IPV6_METRIC => {}
             RouteAttribute::Priority(priority) => metric = *priority,
             _ => {}
         }
     }
-    let destination = Ipv4Net::new(destination, header.destination_prefix_length).ok()?;
+    let destination = IpNet::new(destination, header.destination_prefix_length).ok()?;
     Some(Route { destination, gateway, metric })
 }
 

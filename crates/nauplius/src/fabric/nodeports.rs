@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -35,7 +35,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub async fn publish_node_ports(
     informers: Arc<Informers>,
     namespace: PathBuf,
-    address: Ipv4Addr,
+    address: IpAddr,
     cancel: CancellationToken,
 ) {
     let services = informers.get::<Service>();
@@ -84,14 +84,14 @@ pub async fn publish_node_ports(
 
 /// Where a Service's TCP ports are published, and where they lead: load balancers' first, then node ports of the node
 /// with this address.
-pub(super) fn published(service: &Service, node: Ipv4Addr) -> Vec<(u16, SocketAddr)> {
+pub(super) fn published(service: &Service, node: IpAddr) -> Vec<(u16, SocketAddr)> {
     let Some(spec) = &service.spec else { return Vec::new() };
     let tcp = || spec.ports.iter().flatten().filter(|port| port.protocol.as_deref().unwrap_or("TCP") == "TCP");
     let number = |number: i32| u16::try_from(number).ok().filter(|number| *number != 0);
     let balancer = service.status.iter().filter_map(|status| status.load_balancer.as_ref());
     let address = balancer
         .flat_map(|balancer| balancer.ingress.iter().flatten())
-        .find_map(|ingress| ingress.ip.as_ref()?.parse::<Ipv4Addr>().ok())
+        .find_map(|ingress| ingress.ip.as_ref()?.parse::<IpAddr>().ok())
         .filter(|_| spec.type_.as_deref() == Some("LoadBalancer"));
     let balanced = address.into_iter().flat_map(|address| {
         tcp().filter_map(move |port| Some((number(port.port)?, SocketAddr::from((address, number(port.port)?)))))

@@ -1,7 +1,7 @@
 //! The fabric for real, under names of its own. Needs root; says so and passes without it.
 
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use super::*;
@@ -28,11 +28,13 @@ impl Drop for Cleared {
 /// A layout that no other cluster or test of this machine uses; its ranges are documentation and benchmark networks,
 /// so that the host's routes for a real cluster stay as they are.
 fn layout(test: &str, nodes: u32) -> Layout {
+    let net = |text: &str| -> IpNet { text.parse().unwrap() };
     Layout {
-        node_network: Ipv4Net::new_assert(Ipv4Addr::new(198, 18, 0, 0), 24),
-        pod_network: Ipv4Net::new_assert(Ipv4Addr::new(198, 19, 0, 0), 17),
-        service_network: Ipv4Net::new_assert(Ipv4Addr::new(198, 19, 128, 0), 17),
-        balancer_network: Ipv4Net::new_assert(Ipv4Addr::new(198, 18, 1, 0), 24),
+        node_network: "198.18.0.0/24".parse().unwrap(),
+        node_network_v6: "fd00:198:18::/64".parse().unwrap(),
+        pod_networks: vec![net("198.19.0.0/17"), net("fd00:198:19::/56")],
+        service_networks: vec![net("198.19.128.0/17"), net("fd00:198:20::/112")],
+        balancer_networks: vec![net("198.18.1.0/24"), net("fd00:198:21::/120")],
         ..Layout::new(format!("fabric-{test}-{}", std::process::id()), nodes)
     }
 }
@@ -42,8 +44,12 @@ fn names_and_addresses() {
     let layout = Layout::new("nauplius", 3);
     assert_eq!(layout.fabric_namespace().to_str(), Some("/run/netns/nauplius"));
     assert_eq!(layout.node_namespace(2).to_str(), Some("/run/netns/nauplius-node-2"));
-    assert_eq!(layout.control_plane_address(), Ipv4Addr::new(10, 245, 0, 1));
-    assert_eq!(layout.node_address(3), Ipv4Addr::new(10, 245, 0, 13));
+    assert_eq!(layout.control_plane_address().to_string(), "10.245.0.1");
+    assert_eq!(layout.node_addresses(3), [IpAddr::from([10, 245, 0, 13])]);
+    let six = Layout { pod_networks: vec!["fd01::/48".parse().unwrap(), layout.pod_networks[0]], ..layout.clone() };
+    let all: Vec<String> = six.node_addresses(3).iter().map(IpAddr::to_string).collect();
+    assert_eq!(all, ["fd0a:245::d", "10.245.0.13"]);
+    assert_eq!(six.control_plane_address().to_string(), "fd0a:245::1");
     assert!(layout.is_node_name("nauplius-node-12"));
     assert!(!layout.is_node_name("nauplius-node-"));
     assert!(!layout.is_node_name("nauplius2-node-1"));
@@ -81,17 +87,19 @@ fn nodes_reach_each_other() {
 
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let places = [
-        (layout.fabric_namespace(), layout.control_plane_address()),
-        (layout.node_namespace(1), layout.node_address(1)),
-        (layout.node_namespace(2), layout.node_address(2)),
+        (layout.fabric_namespace(), layout.hosts(1).iter().map(IpNet::addr).collect()),
+        (layout.node_namespace(1), layout.node_addresses(1)),
+        (layout.node_namespace(2), layout.node_addresses(2)),
     ];
-    for (to, address) in &places {
-        let listener = listen_in(to, SocketAddr::from((*address, 0))).unwrap();
+    for (to, address, family) in
+        places.iter().flat_map(|(to, all): &(_, Vec<IpAddr>)| [(to, all[0], 0), (to, all[1], 1)])
+    {
+        let listener = listen_in(to, SocketAddr::from((address, 0))).unwrap();
         let target = listener.local_addr().unwrap();
         for (from, source) in &places {
             runtime.block_on(async {
                 let stream = connect_in(from, target).await.unwrap();
-                assert_eq!(stream.local_addr().unwrap().ip(), *source);
+                assert_eq!(stream.local_addr().unwrap().ip(), source[family]);
                 let mut stream = stream.into_std().unwrap();
                 stream.set_nonblocking(false).unwrap();
                 let (mut accepted, _) = listener.accept().unwrap();
@@ -104,11 +112,13 @@ fn nodes_reach_each_other() {
         println!("from the host: {error}");
     }
     // Nothing leads out of the fabric, and a node is told so at once.
-    let out = SocketAddr::from((Ipv4Addr::new(203, 0, 113, 1), 9));
-    let answer = runtime.block_on(async {
-        tokio::time::timeout(Duration::from_secs(2), connect_in(&layout.node_namespace(1), out)).await
-    });
-    println!("out of the fabric: {:?}", answer.expect("answered at once").unwrap_err());
+    for out in ["203.0.113.1:9", "[2001:db8::1]:9"] {
+        let from = layout.node_namespace(1);
+        let answer = runtime.block_on(async {
+            tokio::time::timeout(Duration::from_secs(2), connect_in(&from, out.parse().unwrap())).await
+        });
+        println!("out of the fabric to {out}: {:?}", answer.expect("answered at once").unwrap_err());
+    }
 
     let ours = || Netlink::here().unwrap().routes().unwrap();
     assert!(layout.host_routes().iter().all(|route| ours().contains(route)));
@@ -129,7 +139,7 @@ fn a_lost_node_is_made_again() {
     Fabric::ensure(&layout).unwrap();
     namespace::remove(&layout.node_name_of(1)).unwrap();
     Fabric::ensure(&layout).unwrap();
-    let listener = listen_in(&layout.node_namespace(1), SocketAddr::from((layout.node_address(1), 0))).unwrap();
+    let listener = listen_in(&layout.node_namespace(1), SocketAddr::from((layout.node_addresses(1)[0], 0))).unwrap();
     let target = listener.local_addr().unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(connect_in(&layout.fabric_namespace(), target)).unwrap();
@@ -147,6 +157,11 @@ fn routes_follow_the_node_object() {
             r#"{"spec":{"podCIDR":"10.244.1.0/24","podCIDRs":["10.244.1.0/24","fd00::/64","10.244.9.7/24"]},
              "status":{"addresses":[{"type":"Hostname","address":"n"},{"type":"InternalIP","address":"10.245.0.12"}]}}"#,
             vec!["10.244.1.0/24 10.245.0.12", "10.244.9.0/24 10.245.0.12"],
+        ),
+        (
+            r#"{"spec":{"podCIDRs":["fd00:0:0:7::/64","10.244.1.0/24"]},
+             "status":{"addresses":[{"type":"InternalIP","address":"fd01::2"},{"type":"InternalIP","address":"10.245.0.12"}]}}"#,
+            vec!["fd00:0:0:7::/64 fd01::2", "10.244.1.0/24 10.245.0.12"],
         ),
         (
             r#"{"spec":{"podCIDR":"0.0.0.0/0"},"status":{"addresses":[{"type":"InternalIP","address":"10.245.0.12"}]}}"#,
@@ -174,7 +189,7 @@ fn load_balancers_are_reached_through_a_ready_node() {
             "conditions": [{"type": "Ready", "status": ready}]}}))
         .unwrap()
     };
-    let net: Ipv4Net = "198.18.1.0/24".parse().unwrap();
+    let net: IpNet = "198.18.1.0/24".parse().unwrap();
     let via = |nodes: &[Node]| routes::to_balancers(nodes.iter(), net).map(|route| route.gateway.unwrap().to_string());
     assert_eq!(via(&[]), None);
     assert_eq!(
@@ -194,7 +209,7 @@ fn tcp_ports_are_published() {
         {"port": 81, "nodePort": 30081}, {"port": 82}, {"port": 83, "nodePort": 0}]},
         "status": {"loadBalancer": {"ingress": [{"ip": "198.18.1.1"}]}}});
     let mut service: k8s_openapi::api::core::v1::Service = serde_json::from_value(service).unwrap();
-    let node = Ipv4Addr::new(198, 18, 0, 11);
+    let node = IpAddr::from([198, 18, 0, 11]);
     let lines = |service: &_| -> Vec<String> {
         nodeports::published(service, node).iter().map(|(port, target)| format!("{port} {target}")).collect()
     };

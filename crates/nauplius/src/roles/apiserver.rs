@@ -128,7 +128,8 @@ pub async fn start(options: &Options, pki: &Pki, cancel: CancellationToken) -> R
     let listener = super::listen(options.listen).await?;
     let address = listener.local_addr()?;
     let advertise = SocketAddr::new(options.advertise_address.unwrap_or(address.ip()), address.port());
-    let addresses = [address.ip(), advertise.ip(), options.ranges.kubernetes(), IpAddr::from([127, 0, 0, 1])];
+    let mut addresses = vec![address.ip(), advertise.ip(), IpAddr::from([127, 0, 0, 1])];
+    addresses.extend(options.ranges.kubernetes());
     let serving: Pair =
         pki.pair("apiserver", "kube-apiserver", &[], &Purpose::Server { names: &NAMES, addresses: &addresses })?;
     let kubelet =
@@ -141,7 +142,7 @@ pub async fn start(options: &Options, pki: &Pki, cancel: CancellationToken) -> R
     };
     let config = Config {
         advertise,
-        service_cidr: options.ranges.service_cluster_ip_range,
+        service_cidrs: options.ranges.service_cluster_ip_range.clone(),
         node_ports: (30000, 32767),
         issuer: ISSUER.into(),
         service_account_key: pki.service_account_key()?,

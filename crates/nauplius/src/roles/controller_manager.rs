@@ -203,8 +203,8 @@ pub fn options_of(ranges: &Ranges, pki: &Pki, data_dir: &Path) -> Result<control
     let ca = pki.ca_file();
     pki.service_account_key()?;
     Ok(controllers::Options {
-        cluster_cidrs: vec![ranges.cluster_cidr.into()],
-        service_cidrs: vec![ranges.service_cluster_ip_range.into()],
+        cluster_cidrs: ranges.cluster_cidr.clone(),
+        service_cidrs: ranges.service_cluster_ip_range.clone(),
         root_ca: Some(pki.ca_pem().to_string()),
         signing: Some(authority(&ca, &ca.with_file_name("ca.key"))?),
         service_account_signer: Some(signer(&ca.with_file_name("service-account.key"))?),

@@ -20,6 +20,7 @@ use crate::cli::Ranges;
 use crate::fabric::Layout;
 use crate::node::{NodePlace, node_name};
 use crate::pki::Pki;
+use crate::ranges::joined;
 use crate::{roles, supervise};
 
 /// A child gets this long to end by itself.
@@ -60,7 +61,7 @@ impl Child {
         let mut arguments = vec![
             arg("data-dir", &options.data_dir),
             arg("listen", options.listen.to_string()),
-            arg("service-cluster-ip-range", options.ranges.service_cluster_ip_range.to_string()),
+            arg("service-cluster-ip-range", joined(&options.ranges.service_cluster_ip_range)),
         ];
         if let Some(address) = options.advertise_address {
             arguments.push(arg("advertise-address", address.to_string()));
@@ -96,8 +97,8 @@ impl Child {
         let mut arguments = vec![
             arg("kubeconfig", kubeconfig),
             arg("leader-elect", "false"),
-            arg("cluster-cidr", ranges.cluster_cidr.to_string()),
-            arg("service-cluster-ip-range", ranges.service_cluster_ip_range.to_string()),
+            arg("cluster-cidr", joined(&ranges.cluster_cidr)),
+            arg("service-cluster-ip-range", joined(&ranges.service_cluster_ip_range)),
             arg("root-ca-file", ca),
             arg("node-monitor-grace-period", format!("{}s", node_grace.as_secs())),
         ];
@@ -138,9 +139,9 @@ impl Child {
             run_dir: PathBuf::from("/run").join(&layout.cluster).join(&name),
             cgroup: format!("/{}/{name}", layout.cluster),
             network_namespace: layout.node_namespace(n),
-            address: layout.node_address(n).into(),
-            cluster_dns: options.ranges.dns(),
-            cluster_cidr: options.ranges.cluster_cidr,
+            addresses: layout.node_addresses(n),
+            dns_addresses: options.ranges.dns(),
+            pod_networks: options.ranges.cluster_cidr.clone(),
             client_ca: pki.ca_file(),
             kubelet_kubeconfig: identities.kubeconfig(
                 &name,

@@ -89,11 +89,6 @@ fn default_spec(spec: &mut Value) {
     if spec.text("type") == "LoadBalancer" {
         spec.or_put("allocateLoadBalancerNodePorts", true);
     }
-    // Old clients know one address only.
-    let one = spec.text("clusterIP").to_string();
-    if !one.is_empty() && spec.list("clusterIPs").is_empty() {
-        spec.put("clusterIPs", json!([one]));
-    }
 }
 
 /// A change of type takes away what the new type does not have, unless the client changed that too.
@@ -282,18 +277,29 @@ fn check(object: &Value, errors: &mut Errors) {
     }
 }
 
-/// The first address stays while the type has one.
+/// Addresses and their families stay while the type has them; the second may come, and go when the policy says so.
 fn check_kept_address(spec: &At<'_>, old: &Value, errors: &mut Errors) {
     const KEPT: &str = "may not change once set";
     if !has_cluster_ip(spec.value) || !has_cluster_ip(old) || (headless(spec.value) && headless(old)) {
         return;
     }
-    let (new, ips) = (spec.child("clusterIPs"), old.list("clusterIPs"));
-    let first = At { value: new.value, path: new.path.index(0) };
-    match (new.value.list("").first(), ips.first()) {
-        (None, Some(_)) => errors.invalid(&first, "primary clusterIP can not be unset"),
-        (Some(now), Some(before)) if now != before => errors.invalid(&first, KEPT),
-        _ => {}
+    for (field, unset) in
+        [("clusterIPs", "primary clusterIP can not be unset"), ("ipFamilies", "primary ipFamily can not be unset")]
+    {
+        // A Service that becomes headless or ceases to be may have other families.
+        if field == "ipFamilies" && headless(spec.value) != headless(old) {
+            continue;
+        }
+        let (new, before) = (spec.child(field), old.list(field));
+        let at = |index| At { value: new.value, path: new.path.index(index) };
+        let now = new.value.list("");
+        if now.is_empty() && !before.is_empty() {
+            errors.invalid(&at(0), unset);
+        }
+        let changed = now.iter().zip(before).position(|(now, before)| now != before);
+        if let Some(index) = changed {
+            errors.invalid(&at(index), KEPT);
+        }
     }
 }
 
@@ -411,10 +417,7 @@ mod tests {
             (object["spec"].flag("allocateLoadBalancerNodePorts"), object["spec"].text("externalTrafficPolicy")),
             (true, "Cluster")
         );
-        assert_eq!(
-            (&object["spec"]["clusterIPs"], object["spec"].int("sessionAffinityConfig.clientIP.timeoutSeconds")),
-            (&json!(["10.0.0.1"]), 10800)
-        );
+        assert_eq!(object["spec"].int("sessionAffinityConfig.clientIP.timeoutSeconds"), 10800);
     }
 
     #[test]
@@ -457,6 +460,7 @@ mod tests {
             json!({"type": "NodePort", "clusterIP": "None", "ports": port()}),
             &["spec.clusterIPs[0]: Invalid value: \"None\": may not be set to 'None' for NodePort services"],
         );
+        check(json!({"clusterIP": "10.0.0.1", "ports": port()}), &[]);
         check(
             json!({"clusterIP": "10.0.0.1", "clusterIPs": ["10.0.0.2"], "ports": port()}),
             &["spec.clusterIPs: Invalid value: [\"10.0.0.2\"]: first value must match `clusterIP`"],

@@ -64,7 +64,9 @@ fn config(data: &str, flags: &[&str]) -> Result<runtime::Config> {
     for pair in flags.chunks(2) {
         match pair {
             ["--socket", path] => config.socket = path.into(),
-            ["--pod-cidr", cidr] => config.network.pod_cidr = Some(cidr.parse()?),
+            ["--pod-cidr", cidrs] => {
+                config.network.pod_cidrs = cidrs.split(',').map(str::parse).collect::<Result<_, _>>()?
+            }
             ["--cgroup-parent", path] => config.cgroup_parent = path.to_string(),
             ["--cni-conf-dir", dir] => config.network.cni_conf_dir = Some(dir.into()),
             _ => bail!("{USAGE}"),

@@ -6,6 +6,7 @@
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::Arc;
 
 use anyhow::{Context, Result};
 
@@ -23,34 +24,47 @@ pub fn host_interface(sandbox: &str) -> String {
 }
 
 /// Makes the bridge if need be and returns its number.
-pub fn ensure(netlink: &mut Netlink, name: &str, pool: &Ipam) -> Result<u32> {
+pub fn ensure(netlink: &mut Netlink, name: &str, pools: &[Arc<Ipam>]) -> Result<u32> {
     let find = |netlink: &mut Netlink| -> io::Result<u32> {
         netlink.link(name)?.map(|l| l.index).ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))
     };
-    let gateway = pool.gateway();
     if netlink.link(name)?.is_none() {
         netlink.add_bridge(name).with_context(|| format!("creating bridge {name}"))?;
         let index = find(netlink)?;
         // A fixed address: a bridge otherwise takes its lowest port's, and pods' neighbour tables would go stale.
-        if let IpAddr::V4(v4) = gateway {
-            let [a, b, c, d] = v4.octets();
+        if let Some(pool) = pools.first() {
+            let [a, b, c, d] = match pool.gateway() {
+                IpAddr::V4(v4) => v4.octets(),
+                // The network's own part: the rest is the same on every node.
+                IpAddr::V6(v6) => v6.octets().last_chunk::<12>().map_or([0; 4], |o| [o[0], o[1], o[2], o[3]]),
+            };
             netlink.set_address(index, &[0x0a, 0x58, a, b, c, d]).context("setting the bridge's hardware address")?;
         }
     }
     let index = find(netlink).with_context(|| format!("bridge {name}"))?;
-    netlink.add_address(index, gateway, pool.range().prefix_len()).context("giving the bridge its address")?;
-    netlink.set_up(index).context("bringing the bridge up")?;
-    // Forwarding is per network namespace, and this process is in its node's.
-    let forward = if gateway.is_ipv4() { "ipv4/ip_forward" } else { "ipv6/conf/all/forwarding" };
-    if let Err(error) = std::fs::write(format!("/proc/sys/net/{forward}"), "1") {
-        tracing::warn!(%error, "cannot turn on IP forwarding; pods reach only their own node");
+    for pool in pools {
+        let prefix = pool.range().prefix_len();
+        netlink.add_address(index, pool.gateway(), prefix).context("giving the bridge its address")?;
+        // Forwarding is per network namespace, and this process is in its node's.
+        let forward = if pool.gateway().is_ipv4() { "ipv4/ip_forward" } else { "ipv6/conf/all/forwarding" };
+        if let Err(error) = std::fs::write(format!("/proc/sys/net/{forward}"), "1") {
+            tracing::warn!(%error, "cannot turn on IP forwarding; pods reach only their own node");
+        }
     }
+    netlink.set_up(index).context("bringing the bridge up")?;
     Ok(index)
 }
 
-/// Connects a pod and returns its address.
-pub fn attach(netlink: &mut Netlink, bridge: u32, pool: &Ipam, sandbox: &str, namespace: &OwnedFd) -> Result<IpAddr> {
-    let address = pool.allocate(sandbox).context("allocating an address")?;
+/// Connects a pod and returns its addresses, one of each pool.
+pub fn attach(
+    netlink: &mut Netlink,
+    bridge: u32,
+    pools: &[Arc<Ipam>],
+    sandbox: &str,
+    namespace: &OwnedFd,
+) -> Result<Vec<IpAddr>> {
+    let addresses = pools.iter().map(|pool| pool.allocate(sandbox));
+    let addresses: Vec<IpAddr> = addresses.collect::<io::Result<_>>().context("allocating an address")?;
     let name = host_interface(sandbox);
     netlink.delete_link(&name)?;
     netlink.add_veth(&name, bridge, POD_INTERFACE, namespace.as_raw_fd(), MTU).context("creating a veth pair")?;
@@ -58,10 +72,15 @@ pub fn attach(netlink: &mut Netlink, bridge: u32, pool: &Ipam, sandbox: &str, na
     netlink.set_hairpin(port).context("setting hairpin mode")?;
     let mut inside = Netlink::open_in(std::os::fd::AsFd::as_fd(namespace)).context("entering the pod's network")?;
     let eth0 = inside.link(POD_INTERFACE)?.context("the pod's interface has vanished")?.index;
-    inside.add_address(eth0, address, pool.range().prefix_len()).context("giving the pod its address")?;
+    for (pool, address) in pools.iter().zip(&addresses) {
+        let prefix = pool.range().prefix_len();
+        inside.add_address(eth0, *address, prefix).context("giving the pod its address")?;
+    }
     inside.set_up(eth0).context("bringing the pod's interface up")?;
-    inside.add_default_route(pool.gateway(), eth0).context("giving the pod its default route")?;
-    Ok(address)
+    for pool in pools {
+        inside.add_default_route(pool.gateway(), eth0).context("giving the pod its default route")?;
+    }
+    Ok(addresses)
 }
 
 /// Brings a namespace's loopback interface up.
@@ -72,9 +91,9 @@ pub fn loopback(namespace: &OwnedFd) -> Result<()> {
 }
 
 /// Disconnects a pod; idempotent.
-pub fn detach(netlink: &mut Netlink, pool: Option<&Ipam>, sandbox: &str) -> Result<()> {
+pub fn detach(netlink: &mut Netlink, pools: &[Arc<Ipam>], sandbox: &str) -> Result<()> {
     netlink.delete_link(&host_interface(sandbox)).context("removing the pod's link")?;
-    if let Some(pool) = pool {
+    for pool in pools {
         pool.release(sandbox).context("releasing the pod's address")?;
     }
     Ok(())

@@ -32,7 +32,8 @@ struct Forward {
 #[derive(Default)]
 struct State {
     open: BTreeMap<String, Vec<Forward>>,
-    masquerade: Option<(IpNet, Vec<IpNet>)>,
+    /// Pods, and whom they show their own address.
+    masquerade: Option<(Vec<IpNet>, Vec<IpNet>)>,
     written: bool,
 }
 
@@ -66,8 +67,8 @@ impl HostPorts {
     }
 
     /// Hides pods behind the node towards everything but the given ranges; with none given, never.
-    pub fn ensure_masquerade(&self, pods: IpNet, except: &[IpNet]) -> Result<()> {
-        let wanted = (!except.is_empty()).then(|| (pods, except.to_vec()));
+    pub fn ensure_masquerade(&self, pods: &[IpNet], except: &[IpNet]) -> Result<()> {
+        let wanted = (!except.is_empty()).then(|| (pods.to_vec(), except.to_vec()));
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         if state.masquerade == wanted {
             return Ok(());
@@ -76,26 +77,28 @@ impl HostPorts {
         self.write(&mut state)
     }
 
-    /// Forwards a sandbox's host ports to its address.
-    pub fn open(&self, sandbox: &str, pod: IpAddr, mappings: &[PortMapping]) -> Result<()> {
+    /// Forwards a sandbox's host ports to its addresses, each in its own family.
+    pub fn open(&self, sandbox: &str, pod: &[IpAddr], mappings: &[PortMapping]) -> Result<()> {
         let mut forwards = Vec::new();
         for m in mappings.iter().filter(|m| m.host_port > 0) {
             let port = |n: i32| u16::try_from(n).with_context(|| format!("{n} is not a port"));
-            let host_ip = match m.host_ip.as_str() {
-                "" | "0.0.0.0" | "::" => None,
+            let host_ip: Option<IpAddr> = match m.host_ip.as_str() {
+                "" => None,
                 text => Some(text.parse().with_context(|| format!("host address \"{text}\""))?),
             };
-            forwards.push(Forward {
-                protocol: match m.protocol() {
-                    Protocol::Tcp => "tcp",
-                    Protocol::Udp => "udp",
-                    Protocol::Sctp => "sctp",
-                },
-                host_ip,
-                host_port: port(m.host_port)?,
-                pod,
-                port: port(m.container_port)?,
-            });
+            for pod in pod.iter().filter(|pod| host_ip.is_none_or(|host| host.is_ipv4() == pod.is_ipv4())) {
+                forwards.push(Forward {
+                    protocol: match m.protocol() {
+                        Protocol::Tcp => "tcp",
+                        Protocol::Udp => "udp",
+                        Protocol::Sctp => "sctp",
+                    },
+                    host_ip: host_ip.filter(|ip| !ip.is_unspecified()),
+                    host_port: port(m.host_port)?,
+                    pod: *pod,
+                    port: port(m.container_port)?,
+                });
+            }
         }
         if forwards.is_empty() {
             return Ok(());
@@ -177,10 +180,12 @@ fn program(state: &State, bridge: &str) -> String {
             if f.pod.is_ipv4() { "127.0.0.0/8" } else { "::1" }
         );
     }
-    if let Some((pods, except)) = &state.masquerade {
+    for (pods, except) in state.masquerade.iter().flat_map(|(all, except)| all.iter().map(move |pods| (pods, except))) {
         let family = if pods.addr().is_ipv4() { "ip" } else { "ip6" };
-        let list: Vec<String> = except.iter().map(IpNet::to_string).collect();
-        let _ = writeln!(snat, "    {family} saddr {pods} {family} daddr != {{ {} }} masquerade", list.join(", "));
+        let of_family = except.iter().filter(|net| net.addr().is_ipv4() == pods.addr().is_ipv4());
+        let list: Vec<String> = of_family.map(IpNet::to_string).collect();
+        let but = if list.is_empty() { String::new() } else { format!("{family} daddr != {{ {} }} ", list.join(", ")) };
+        let _ = writeln!(snat, "    {family} saddr {pods} {but}masquerade");
     }
     let _ = write!(
         text,

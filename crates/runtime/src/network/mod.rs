@@ -14,7 +14,7 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use ipnet::IpNet;
 
 use cri::v1::PodSandboxConfig;
@@ -32,8 +32,9 @@ pub struct NetworkConfig {
     pub cni_bin_dirs: Vec<PathBuf>,
     /// The built-in bridge's name.
     pub bridge: String,
-    /// The node's pod range, if known from the start; otherwise `UpdateRuntimeConfig` brings it.
-    pub pod_cidr: Option<IpNet>,
+    /// The node's pod ranges, one of each address family, if known from the start; otherwise `UpdateRuntimeConfig` brings
+    /// them.
+    pub pod_cidrs: Vec<IpNet>,
     /// Hide pod addresses behind the node's when they talk to anything outside these ranges; empty: never.
     pub masquerade_except: Vec<IpNet>,
 }
@@ -44,7 +45,7 @@ impl Default for NetworkConfig {
             cni_conf_dir: None,
             cni_bin_dirs: vec!["/opt/cni/bin".into(), "/usr/lib/cni".into()],
             bridge: "cni0".into(),
-            pod_cidr: None,
+            pod_cidrs: Vec::new(),
             masquerade_except: Vec::new(),
         }
     }
@@ -54,7 +55,8 @@ impl Default for NetworkConfig {
 pub struct Network {
     config: NetworkConfig,
     dir: PathBuf,
-    pool: RwLock<Option<Arc<Ipam>>>,
+    /// One of each address family, the first one leading.
+    pools: RwLock<Vec<Arc<Ipam>>>,
     /// The node's routing socket and the bridge's number: one change at a time.
     node: Mutex<Netlink>,
     hostports: hostport::HostPorts,
@@ -64,36 +66,42 @@ impl Network {
     /// Opens the network's durable state below `dir`.
     pub fn open(config: NetworkConfig, dir: PathBuf) -> Result<Network> {
         std::fs::create_dir_all(&dir).with_context(|| format!("creating {}", dir.display()))?;
-        let remembered = std::fs::read_to_string(dir.join("pod-cidr")).ok().and_then(|t| t.trim().parse().ok());
-        let cidr = config.pod_cidr.or(remembered);
+        let ranges = match config.pod_cidrs.as_slice() {
+            [] => std::fs::read_to_string(dir.join("pod-cidr"))
+                .iter()
+                .flat_map(|text| text.trim().split(',').filter_map(|one| one.parse().ok()))
+                .collect(),
+            named => named.to_vec(),
+        };
         let network = Network {
             hostports: hostport::HostPorts::new(&config.bridge, dir.join("host-ports")),
             config,
             dir,
-            pool: RwLock::new(None),
+            pools: RwLock::default(),
             node: Mutex::new(Netlink::open().context("opening a netlink socket")?),
         };
-        if let Some(cidr) = cidr {
-            network.set_range(cidr)?;
-        }
+        network.set_ranges(&ranges)?;
         Ok(network)
     }
 
-    /// Sets the node's pod range. A range in use cannot be replaced under its pods, but new pods get the new one.
-    pub fn set_range(&self, cidr: IpNet) -> Result<()> {
-        let cidr = cidr.trunc();
-        let mut pool = self.pool.write().unwrap_or_else(PoisonError::into_inner);
-        if pool.as_ref().is_some_and(|p| p.range() == cidr) {
+    /// Sets the node's pod ranges. A range in use cannot be replaced under its pods, but new pods get the new one.
+    pub fn set_ranges(&self, ranges: &[IpNet]) -> Result<()> {
+        let ranges: Vec<IpNet> = ranges.iter().map(IpNet::trunc).collect();
+        let mut pools = self.pools.write().unwrap_or_else(PoisonError::into_inner);
+        if pools.iter().map(|pool| pool.range()).eq(ranges.iter().copied()) {
             return Ok(());
         }
-        *pool = Some(Arc::new(Ipam::open(&self.dir.join("addresses"), cidr).context("opening the address pool")?));
-        std::fs::write(self.dir.join("pod-cidr"), cidr.to_string())?;
-        tracing::info!(%cidr, "pod range set");
+        let dir = self.dir.join("addresses");
+        let open = |range: &IpNet| Ipam::open(&dir, *range).map(Arc::new).context("opening the address pool");
+        *pools = ranges.iter().map(open).collect::<Result<_>>()?;
+        let text = ranges.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
+        std::fs::write(self.dir.join("pod-cidr"), &text)?;
+        tracing::info!(ranges = text, "pod ranges set");
         Ok(())
     }
 
-    fn pool(&self) -> Option<Arc<Ipam>> {
-        self.pool.read().unwrap_or_else(PoisonError::into_inner).clone()
+    fn pools(&self) -> Vec<Arc<Ipam>> {
+        self.pools.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn conflist(&self) -> Option<Result<cni::Conflist>> {
@@ -105,7 +113,7 @@ impl Network {
         match self.conflist() {
             Some(Ok(_)) => None,
             Some(Err(error)) => Some(format!("cni config invalid: {error:#}")),
-            None if self.pool().is_some() => None,
+            None if !self.pools().is_empty() => None,
             None => Some("no CNI configuration and no pod CIDR yet".into()),
         }
     }
@@ -139,15 +147,19 @@ impl Network {
             let call = cni::Call::new(sandbox, config, &self.config.cni_bin_dirs, Some(shim));
             return conflist?.add(&call, &self.dir);
         }
-        let pool = self.pool().context("no pod CIDR is known yet")?;
-        let address = {
+        let pools = self.pools();
+        if pools.is_empty() {
+            bail!("no pod CIDR is known yet");
+        }
+        let addresses = {
             let mut node = self.node.lock().unwrap_or_else(PoisonError::into_inner);
-            let index = bridge::ensure(&mut node, &self.config.bridge, &pool)?;
-            bridge::attach(&mut node, index, &pool, sandbox, namespace)?
+            let index = bridge::ensure(&mut node, &self.config.bridge, &pools)?;
+            bridge::attach(&mut node, index, &pools, sandbox, namespace)?
         };
-        self.hostports.ensure_masquerade(pool.range(), &self.config.masquerade_except)?;
-        self.hostports.open(sandbox, address, &config.port_mappings)?;
-        Ok(vec![address])
+        let ranges: Vec<IpNet> = pools.iter().map(|pool| pool.range()).collect();
+        self.hostports.ensure_masquerade(&ranges, &self.config.masquerade_except)?;
+        self.hostports.open(sandbox, &addresses, &config.port_mappings)?;
+        Ok(addresses)
     }
 
     /// Disconnects a sandbox; idempotent, whether or not its shim lives. Blocks.
@@ -158,19 +170,18 @@ impl Network {
             return cni::delete_cached(&call, &self.dir);
         }
         self.hostports.close(sandbox)?;
-        let pool = self.pool();
         let mut node = self.node.lock().unwrap_or_else(PoisonError::into_inner);
-        bridge::detach(&mut node, pool.as_deref(), sandbox)
+        bridge::detach(&mut node, &self.pools(), sandbox)
     }
 
     /// After a restart: forgets addresses of sandboxes that are no more, and writes the host ports of those that are.
     pub fn reconcile(&self, alive: &[(String, Vec<IpAddr>, PodSandboxConfig)]) -> Result<()> {
-        if let Some(pool) = self.pool() {
+        for pool in self.pools() {
             pool.keep_only(|owner| alive.iter().any(|(id, ..)| id == owner))?;
         }
         for (sandbox, addresses, config) in alive {
-            if let (Some(address), false) = (addresses.first(), self.dir.join(cni::cache_name(sandbox)).exists()) {
-                self.hostports.open(sandbox, *address, &config.port_mappings)?;
+            if !self.dir.join(cni::cache_name(sandbox)).exists() {
+                self.hostports.open(sandbox, addresses, &config.port_mappings)?;
             }
         }
         self.hostports.refresh()
