@@ -9,9 +9,11 @@ use std::time::Duration;
 use ipnet::IpNet;
 use serde_json::Value;
 
-use crate::Config;
+use crate::{Config, Locality};
 
 const API_VERSION: &str = "kubeproxy.config.k8s.io/v1alpha1";
+/// The kernel's limit of a link's name, with its end.
+const MAX_LINK_BYTES: usize = 16;
 const KIND: &str = "KubeProxyConfiguration";
 
 /// What a document says.
@@ -42,7 +44,20 @@ pub fn read(document: &Value, mut config: Config) -> Result<Configuration, Strin
     }
     match document["detectLocalMode"].as_str() {
         None | Some("" | "ClusterCIDR") => {}
-        Some(other) => return Err(format!("detectLocalMode: {other}: only ClusterCIDR is supported")),
+        Some("NodeCIDR") => config.locality = Locality::NodeCidr,
+        Some("BridgeInterface") => {
+            let name = link("bridgeInterface", &document["detectLocal"]["bridgeInterface"])?;
+            config.locality = Locality::Interface(name);
+        }
+        Some("InterfaceNamePrefix") => {
+            let prefix = link("interfaceNamePrefix", &document["detectLocal"]["interfaceNamePrefix"])?;
+            config.locality = Locality::Interface(format!("{prefix}*"));
+        }
+        Some(other) => {
+            return Err(format!(
+                "detectLocalMode: {other:?} is none of ClusterCIDR, NodeCIDR, BridgeInterface, InterfaceNamePrefix"
+            ));
+        }
     }
     if let Some(name) = text(&document["hostnameOverride"]) {
         config.node_name = name;
@@ -79,6 +94,16 @@ pub fn read(document: &Value, mut config: Config) -> Result<Configuration, Strin
 
 fn nets<'a>(field: &str, texts: impl Iterator<Item = &'a str>) -> Result<Vec<IpNet>, String> {
     texts.map(|text| text.trim().parse().map_err(|_| format!("{field}: {text:?} is no range of addresses"))).collect()
+}
+
+/// A link's name, or its beginning. It becomes part of a rule: nothing that would end it there.
+fn link(field: &str, value: &Value) -> Result<String, String> {
+    let name = value.as_str().unwrap_or_default();
+    let fine = |c: char| c.is_ascii_graphic() && !matches!(c, '"' | '\\' | '*' | '/');
+    if name.is_empty() || name.len() >= MAX_LINK_BYTES || !name.chars().all(fine) {
+        return Err(format!("detectLocal.{field}: {name:?} is no name of a network link"));
+    }
+    Ok(name.to_string())
 }
 
 /// An address, with or without a port.
@@ -153,11 +178,39 @@ mod tests {
     }
 
     #[test]
+    fn pods_are_told_as_configured() {
+        for (extra, expect) in [
+            (json!({"detectLocalMode": "NodeCIDR"}), Locality::NodeCidr),
+            (
+                json!({"detectLocalMode": "BridgeInterface", "detectLocal": {"bridgeInterface": "cni0"}}),
+                Locality::Interface("cni0".into()),
+            ),
+            (
+                json!({"detectLocalMode": "InterfaceNamePrefix", "detectLocal": {"interfaceNamePrefix": "veth"}}),
+                Locality::Interface("veth*".into()),
+            ),
+        ] {
+            assert_eq!(read(&document(extra), Config::new("here")).unwrap().config.locality, expect);
+        }
+    }
+
+    #[test]
     fn what_cannot_be_is_said() {
         let cases = [
             (json!({"kind": "Pod"}), "kind: \"Pod\" is not KubeProxyConfiguration"),
             (json!({"mode": "userspace"}), "mode: \"userspace\" is none of nftables, iptables, ipvs"),
-            (json!({"detectLocalMode": "NodeCIDR"}), "detectLocalMode: NodeCIDR: only ClusterCIDR is supported"),
+            (
+                json!({"detectLocalMode": "Guess"}),
+                "detectLocalMode: \"Guess\" is none of ClusterCIDR, NodeCIDR, BridgeInterface, InterfaceNamePrefix",
+            ),
+            (
+                json!({"detectLocalMode": "BridgeInterface"}),
+                "detectLocal.bridgeInterface: \"\" is no name of a network link",
+            ),
+            (
+                json!({"detectLocalMode": "InterfaceNamePrefix", "detectLocal": {"interfaceNamePrefix": "a\" drop"}}),
+                "detectLocal.interfaceNamePrefix: \"a\\\" drop\" is no name of a network link",
+            ),
             (json!({"clusterCIDR": "pods"}), "clusterCIDR: \"pods\" is no range of addresses"),
             (json!({"healthzBindAddress": "x:y"}), "healthzBindAddress: \"x:y\" is no address and port"),
             (

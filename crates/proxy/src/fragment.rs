@@ -17,7 +17,7 @@ use crate::endpoints::{self, Endpoint};
 use crate::nft::Map;
 use crate::program::NodeView;
 use crate::service::{Front, Service};
-use crate::{Config, Family};
+use crate::{Config, Family, Locality};
 
 /// Set on a packet whose source must be rewritten when it leaves; taken off again at that point.
 pub(crate) const MASQUERADE_MARK: u32 = 0x4000;
@@ -62,7 +62,7 @@ pub fn compile<'a>(
     previous: Option<&Fragment>,
 ) -> Option<Fragment> {
     let service = Service::read(service, family)?;
-    let mut compiler = Compiler { family, config, fragment: Fragment::default(), previous };
+    let mut compiler = Compiler { family, config, node, fragment: Fragment::default(), previous };
     let mut local_count = BTreeSet::new();
     for port in &service.ports {
         let candidates = endpoints::candidates(slices.clone(), port, family, node);
@@ -116,6 +116,7 @@ struct Affinity {
 struct Compiler<'a> {
     family: Family,
     config: &'a Config,
+    node: &'a NodeView,
     fragment: Fragment,
     previous: Option<&'a Fragment>,
 }
@@ -267,17 +268,11 @@ impl Compiler<'_> {
         if self.config.masquerade_all {
             return self.masqueraded(picker);
         }
-        if !self.knows_pods() {
-            return format!("goto {picker}");
-        }
+        let Some(outside) = self.of_pods("!= ") else { return format!("goto {picker}") };
         let name = format!("inside-{picker}");
-        let family = self.family.nft();
         self.chain(
             &name,
-            [
-                format!("{family} saddr != @pod-networks meta mark set meta mark or {MASQUERADE_MARK:#x}"),
-                format!("goto {picker}"),
-            ],
+            [format!("{outside} meta mark set meta mark or {MASQUERADE_MARK:#x}"), format!("goto {picker}")],
         );
         format!("goto {name}")
     }
@@ -292,19 +287,21 @@ impl Compiler<'_> {
     /// outside: for them it is as if they had used the cluster IP.
     fn short_circuit(&mut self, anywhere: &str, here: Option<&str>) -> String {
         let name = format!("outside-{anywhere}-{}", here.unwrap_or("none"));
-        let family = self.family.nft();
-        let mut rules = Vec::new();
-        if self.knows_pods() {
-            rules.push(format!("{family} saddr @pod-networks goto {anywhere}"));
-        }
+        let mut rules: Vec<String> =
+            self.of_pods("").map(|pods| format!("{pods} goto {anywhere}")).into_iter().collect();
         rules.push(format!("fib saddr type local meta mark set meta mark or {MASQUERADE_MARK:#x} goto {anywhere}"));
         rules.push(here.map_or("drop".to_string(), |here| format!("goto {here}")));
         self.chain(&name, rules);
         format!("goto {name}")
     }
 
-    fn knows_pods(&self) -> bool {
-        self.config.cluster_cidrs.iter().any(|net| Family::of(net.addr()) == self.family)
+    /// The match for packets of pods, or with `!= ` for those of all others; none when nobody can tell.
+    fn of_pods(&self, negation: &str) -> Option<String> {
+        if let Locality::Interface(name) = &self.config.locality {
+            return Some(format!("iifname {negation}\"{name}\""));
+        }
+        let known = self.node.pod_networks.iter().any(|net| Family::of(net.addr()) == self.family);
+        known.then(|| format!("{} saddr {negation}@pod-networks", self.family.nft()))
     }
 
     fn chain(&mut self, name: &str, rules: impl IntoIterator<Item = String>) {

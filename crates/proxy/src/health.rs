@@ -185,10 +185,16 @@ pub async fn own_servers(
         }
     };
     if let Some(listener) = bind(healthz).await {
-        let health = health.clone();
+        let (health, metrics) = (health.clone(), metrics.clone());
         out.push(serve(listener, move |path| match path {
-            "/healthz" => health.answer(health.healthy()),
-            "/livez" => health.answer(health.in_time()),
+            "/healthz" => {
+                metrics.asked(false, health.healthy());
+                health.answer(health.healthy())
+            }
+            "/livez" => {
+                metrics.asked(true, health.in_time());
+                health.answer(health.in_time())
+            }
             _ => Answer::text(404, "404 page not found\n"),
         }));
     }

@@ -78,6 +78,18 @@ impl Family {
     }
 }
 
+/// How a pod's packet is told from one of somebody outside the cluster: `detectLocalMode`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Locality {
+    /// By [`Config::cluster_cidrs`].
+    #[default]
+    ClusterCidr,
+    /// By the Node's own pod ranges.
+    NodeCidr,
+    /// By the link it came in by: a name, or its beginning and `*`.
+    Interface(String),
+}
+
 /// How this node's proxy works.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -86,11 +98,13 @@ pub struct Config {
     pub families: Vec<Family>,
     /// Where node ports answer. Empty: the Node object's InternalIP and ExternalIP addresses.
     pub node_addresses: Vec<IpAddr>,
-    /// Only those of the node's addresses in these ranges answer for node ports; empty: all of them.
+    /// The addresses of the machine's links in these ranges answer for node ports instead, as they are when the proxy
+    /// looks; empty: the Node object's.
     pub node_port_addresses: Vec<IpNet>,
     /// Pod addresses of the whole cluster: a source outside them is masqueraded on its way through a cluster IP. Empty:
     /// nothing is known to be outside.
     pub cluster_cidrs: Vec<IpNet>,
+    pub locality: Locality,
     /// Masquerade everything that goes through a cluster IP.
     pub masquerade_all: bool,
     /// Enforce NetworkPolicies; needs to read them, Pods and Namespaces. Pods are followed once there is a policy.
@@ -112,6 +126,7 @@ impl Config {
             node_addresses: Vec::new(),
             node_port_addresses: Vec::new(),
             cluster_cidrs: Vec::new(),
+            locality: Locality::default(),
             masquerade_all: false,
             network_policies: false,
             conntrack: settings::Conntrack::default(),

@@ -36,8 +36,14 @@ impl Histogram {
 
 #[derive(Debug, Default)]
 struct Numbers {
+    all: Histogram,
     partial: Histogram,
     full: Histogram,
+    /// Answers of `/healthz` and `/livez`: 200 and 503.
+    healthz: [u64; 2],
+    livez: [u64; 2],
+    pending: [usize; 2],
+    last_queued_seconds: f64,
     failures: u64,
     put_back: u64,
     forgotten: u64,
@@ -45,6 +51,10 @@ struct Numbers {
     endpoint_changes: u64,
     last_sync_seconds: f64,
     services: usize,
+}
+
+fn seconds_now() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
 }
 
 /// Shared between the loop that counts and the server that tells.
@@ -63,8 +73,10 @@ impl Metrics {
         let mut numbers = self.numbers();
         let histogram = if full { &mut numbers.full } else { &mut numbers.partial };
         histogram.observe(took.as_secs_f64());
+        numbers.all.observe(took.as_secs_f64());
+        numbers.pending = [0, 0];
         numbers.services = services;
-        numbers.last_sync_seconds = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
+        numbers.last_sync_seconds = seconds_now();
     }
 
     pub fn failed(&self) {
@@ -83,12 +95,27 @@ impl Metrics {
         let mut numbers = self.numbers();
         numbers.service_changes += services as u64;
         numbers.endpoint_changes += endpoints as u64;
+        numbers.pending[0] += services;
+        numbers.pending[1] += endpoints;
+        numbers.last_queued_seconds = seconds_now();
+    }
+
+    /// `/healthz` was answered, or `/livez`.
+    pub fn asked(&self, livez: bool, healthy: bool) {
+        let mut numbers = self.numbers();
+        let counts = if livez { &mut numbers.livez } else { &mut numbers.healthz };
+        counts[usize::from(!healthy)] += 1;
     }
 
     /// The text format Prometheus reads.
     pub fn render(&self) -> String {
         let numbers = self.numbers();
         let mut out = String::new();
+        numbers.all.write(
+            "kubeproxy_sync_proxy_rules_duration_seconds",
+            "Seconds to bring rules into effect, whole or in part.",
+            &mut out,
+        );
         numbers.partial.write(
             "kubeproxy_sync_partial_proxy_rules_duration_seconds",
             "Seconds to bring changed Services into effect.",
@@ -99,7 +126,7 @@ impl Metrics {
             "Seconds to write the whole table.",
             &mut out,
         );
-        let plain: [(&str, &str, &str, f64); 7] = [
+        let plain: [(&str, &str, &str, f64); 10] = [
             (
                 "kubeproxy_sync_proxy_rules_nftables_sync_failures_total",
                 "counter",
@@ -136,10 +163,35 @@ impl Metrics {
                 "When rules were last brought into effect.",
                 numbers.last_sync_seconds,
             ),
+            (
+                "kubeproxy_sync_proxy_rules_last_queued_timestamp_seconds",
+                "gauge",
+                "When a change was last seen.",
+                numbers.last_queued_seconds,
+            ),
+            (
+                "kubeproxy_sync_proxy_rules_service_changes_pending",
+                "gauge",
+                "Changed Services not in effect yet.",
+                numbers.pending[0] as f64,
+            ),
+            (
+                "kubeproxy_sync_proxy_rules_endpoint_changes_pending",
+                "gauge",
+                "Changed EndpointSlices not in effect yet.",
+                numbers.pending[1] as f64,
+            ),
             ("kubeproxy_services", "gauge", "Services in the table.", numbers.services as f64),
         ];
         for (name, kind, help, value) in plain {
             let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {value}");
+        }
+        for (name, counts) in [("healthz", numbers.healthz), ("livez", numbers.livez)] {
+            let name = format!("kubeproxy_proxy_{name}_total");
+            let _ = writeln!(out, "# HELP {name} Answers by their HTTP status.\n# TYPE {name} counter");
+            for (code, count) in [200, 503].iter().zip(counts) {
+                let _ = writeln!(out, "{name}{{code=\"{code}\"}} {count}");
+            }
         }
         out
     }

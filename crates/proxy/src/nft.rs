@@ -173,7 +173,7 @@ pub(crate) fn base(family: Family, node: &NodeView, config: &Config) -> Vec<Stri
     for address in node.addresses.iter().filter(mine).filter(|ip| !ip.is_loopback()) {
         out.push(format!("add element node-addresses {{ {address} }}"));
     }
-    for net in config.cluster_cidrs.iter().filter(|net| Family::of(net.addr()) == family) {
+    for net in node.pod_networks.iter().filter(|net| Family::of(net.addr()) == family) {
         out.push(format!("add element pod-networks {{ {} }}", net.trunc()));
     }
     out

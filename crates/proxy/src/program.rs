@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use ipnet::IpNet;
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 
@@ -15,7 +16,7 @@ use crate::fragment::{Behind, Fragment, compile, is_common};
 use crate::nft::{Map, base};
 use crate::policies::is_service;
 use crate::service::{Front, Protocol};
-use crate::{Config, Family};
+use crate::{Config, Family, Locality};
 
 /// Chains nothing leads to that are kept, for the next Service with as many endpoints: then a change is one of elements
 /// only. Beyond it all of them go.
@@ -28,6 +29,8 @@ pub struct NodeView {
     /// Empty when the node has none.
     pub zone: String,
     pub addresses: Vec<IpAddr>,
+    /// The pod ranges a source in them is taken for a pod's, when that is how pods are told.
+    pub pod_networks: Vec<IpNet>,
 }
 
 impl NodeView {
@@ -41,11 +44,30 @@ impl NodeView {
             let usable = all.filter(|a| matches!(a.type_.as_str(), "InternalIP" | "ExternalIP"));
             addresses = usable.filter_map(|a| a.address.parse().ok()).collect();
         }
-        let ranges = &config.node_port_addresses;
-        addresses.retain(|address| ranges.is_empty() || ranges.iter().any(|range| range.contains(address)));
-        addresses.sort();
-        addresses.dedup();
-        NodeView { name: config.node_name.clone(), zone, addresses }
+        let own = || node.iter().filter_map(|node| node.spec.as_ref()).flat_map(|spec| spec.pod_cidrs.iter().flatten());
+        let pod_networks = match config.locality {
+            Locality::ClusterCidr => config.cluster_cidrs.clone(),
+            Locality::NodeCidr => own().filter_map(|range| range.parse().ok()).collect(),
+            Locality::Interface(_) => Vec::new(),
+        };
+        let mut view = NodeView { name: config.node_name.clone(), zone, addresses, pod_networks };
+        view.keep_addresses(&config.node_port_addresses);
+        view
+    }
+
+    /// The addresses of the machine's links, if node ports are to answer on those in certain ranges.
+    pub fn on_links(mut self, links: impl IntoIterator<Item = IpAddr>, config: &Config) -> NodeView {
+        if !config.node_port_addresses.is_empty() {
+            self.addresses.extend(links);
+            self.keep_addresses(&config.node_port_addresses);
+        }
+        self
+    }
+
+    fn keep_addresses(&mut self, ranges: &[IpNet]) {
+        self.addresses.retain(|address| ranges.is_empty() || ranges.iter().any(|range| range.contains(address)));
+        self.addresses.sort();
+        self.addresses.dedup();
     }
 }
 

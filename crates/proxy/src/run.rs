@@ -5,6 +5,7 @@
 //! On exit the table stays, so that connections go on working while the proxy restarts.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::process::Stdio;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -31,6 +32,8 @@ use crate::{Config, Family, TABLE};
 
 /// The index of EndpointSlices by their Service; other components of the process use the same.
 const BY_SERVICE: &str = "kubernetes.io/service-name";
+/// Put on a node before the cluster autoscaler removes it.
+const LEAVING_TAINT: &str = "ToBeDeletedByClusterAutoscaler";
 /// How often the rule set's generation is looked at, to see whether somebody else changed something.
 const LOOK: Duration = Duration::from_secs(5);
 /// How long the first table waits for the policies.
@@ -190,8 +193,9 @@ impl Shell {
     /// Brings the table up to date. Says how long to wait before trying again when that failed.
     async fn sync(&mut self, mut policies: Option<&mut Policies>) -> Result<Option<Duration>> {
         let node = self.nodes.get(&self.config.node_name).and_then(|node| node.typed::<core::Node>().ok());
-        self.health.leaving(node.as_ref().is_some_and(|node| node.metadata.deletion_timestamp.is_some()));
-        let view = NodeView::new(node.as_deref(), &self.config);
+        self.health.leaving(node.as_deref().is_some_and(is_leaving));
+        let links = if self.config.node_port_addresses.is_empty() { Vec::new() } else { link_addresses() };
+        let view = NodeView::new(node.as_deref(), &self.config).on_links(links, &self.config);
         if view != self.node {
             self.node = view;
             self.rewrite = true;
@@ -373,6 +377,27 @@ impl Shell {
             }
         }
         self.known_generation = generation;
+    }
+}
+
+/// Whether load balancers should look elsewhere: the node goes, or the cluster autoscaler means to take it away.
+fn is_leaving(node: &core::Node) -> bool {
+    let taints = node.spec.iter().flat_map(|spec| spec.taints.iter().flatten());
+    node.metadata.deletion_timestamp.is_some() || taints.into_iter().any(|taint| taint.key == LEAVING_TAINT)
+}
+
+/// The addresses of this network namespace's links.
+fn link_addresses() -> Vec<IpAddr> {
+    let read = |address: nix::sys::socket::SockaddrStorage| {
+        let v4 = address.as_sockaddr_in().map(|address| IpAddr::from(address.ip()));
+        v4.or_else(|| address.as_sockaddr_in6().map(|address| IpAddr::from(address.ip())))
+    };
+    match nix::ifaddrs::getifaddrs() {
+        Ok(links) => links.filter_map(|link| read(link.address?)).collect(),
+        Err(error) => {
+            tracing::warn!("cannot read the addresses of this node's links: {error}");
+            Vec::new()
+        }
     }
 }
 

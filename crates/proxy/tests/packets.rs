@@ -1,5 +1,8 @@
 //! The program with real packets, in network namespaces of its own: a node, a client outside, two pods.
 //!
+//! Each test runs in IPv4 and in IPv6. Addresses are written as IPv4's everywhere; [`Net::address`] says what they are in
+//! the other family.
+//!
 //! Needs root, `ip` and `nft`; without them it says so and passes.
 
 use std::io::{Read, Write};
@@ -24,10 +27,25 @@ const WAIT: Duration = Duration::from_secs(2);
 /// Four namespaces, taken down at the end.
 struct Net {
     prefix: String,
+    family: Family,
+}
+
+/// `fd00::` and the parts of the IPv4 address, each a group.
+const SIX: &str = "fd00::";
+
+fn translated(family: Family, text: &str) -> String {
+    let (address, prefix) = text.split_once('/').map_or((text, None), |(a, p)| (a, Some(p.parse::<u8>().unwrap())));
+    if family == Family::V4 || address.parse::<std::net::Ipv4Addr>().is_err() {
+        return text.to_string();
+    }
+    let six = format!("{SIX}{}", address.replace('.', ":"));
+    // Eight bits there are sixteen here.
+    let bits = |prefix: u8| if prefix == 0 { 0 } else { 128 - (32 - prefix) / 8 * 16 - (32 - prefix) % 8 };
+    prefix.map_or(six.clone(), |prefix| format!("{six}/{}", bits(prefix)))
 }
 
 impl Net {
-    fn new() -> Option<Net> {
+    fn new(family: Family) -> Option<Net> {
         let has = |tool: &str| Command::new(tool).arg("-V").output().is_ok();
         if !nix::unistd::geteuid().is_root() || !has("ip") || !has("nft") {
             println!("skipped: needs root, ip and nft");
@@ -35,9 +53,11 @@ impl Net {
         }
         static COUNT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
         let count = COUNT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        let net = Net { prefix: format!("proxy-{}-{count}", std::process::id()) };
+        let net = Net { prefix: format!("proxy-{}-{count}", std::process::id()), family };
         for place in ["node", "client", "one", "two"] {
             run("ip", &["netns", "add", &net.name(place)], "");
+            // An address that is asked about for a second is none for a second.
+            net.within(place, || std::fs::write("/proc/sys/net/ipv6/conf/default/accept_dad", "0").unwrap());
             net.ip(place, "link set lo up");
         }
         for (place, near, far) in
@@ -52,8 +72,70 @@ impl Net {
         }
         // The node itself needs some route for cluster IPs, as through its default route in a cluster.
         net.ip("node", "route add default via 10.9.0.2");
-        net.within("node", || std::fs::write("/proc/sys/net/ipv4/ip_forward", "1").unwrap());
+        net.within("node", || {
+            std::fs::write("/proc/sys/net/ipv4/ip_forward", "1").unwrap();
+            std::fs::write("/proc/sys/net/ipv6/conf/all/forwarding", "1").unwrap();
+        });
         Some(net)
+    }
+
+    fn address(&self, text: &str) -> IpAddr {
+        translated(self.family, text).parse().unwrap()
+    }
+
+    /// A document with this family's addresses.
+    fn document(&self, value: Value) -> Value {
+        match value {
+            Value::String(text) => match text.as_str() {
+                "IPv4" => self.family.address_type().into(),
+                _ => translated(self.family, &text).into(),
+            },
+            Value::Array(list) => list.into_iter().map(|value| self.document(value)).collect(),
+            Value::Object(map) => map.into_iter().map(|(key, value)| (key, self.document(value))).collect(),
+            other => other,
+        }
+    }
+
+    fn listing(&self) -> Value {
+        serde_json::from_str(&self.nft(&["-j", "list", "table", self.family.nft(), TABLE], "")).unwrap()
+    }
+
+    fn table(&self, spec: Value, endpoints: &[(&str, &str)]) -> Ruleset {
+        self.table_with(spec, endpoints, &self.config())
+    }
+
+    fn table_with(&self, spec: Value, endpoints: &[(&str, &str)], config: &Config) -> Ruleset {
+        program([&self.service(spec)], [&self.slice_of(endpoints)], self.family, &self.view(), config)
+    }
+
+    fn service(&self, spec: Value) -> Service {
+        let body = json!({"metadata": {"name": "web", "namespace": "ns"}, "spec": spec});
+        serde_json::from_value(self.document(body)).unwrap()
+    }
+
+    fn slice_of(&self, endpoints: &[(&str, &str)]) -> EndpointSlice {
+        let list = endpoints.iter().map(|(address, node)| json!({"addresses": [address], "nodeName": node})).collect();
+        self.slice(list)
+    }
+
+    fn slice(&self, endpoints: Vec<Value>) -> EndpointSlice {
+        serde_json::from_value(self.document(json!({
+            "metadata": {"name": "web-x", "namespace": "ns", "labels": {"kubernetes.io/service-name": "web"}},
+            "addressType": "IPv4", "endpoints": endpoints,
+            "ports": [{"name": "t", "port": 8080}, {"name": "u", "port": 8080, "protocol": "UDP"}]})))
+        .unwrap()
+    }
+
+    fn view(&self) -> NodeView {
+        NodeView::new(None, &self.config())
+    }
+
+    fn config(&self) -> Config {
+        Config {
+            node_addresses: vec![self.address(NODE)],
+            cluster_cidrs: vec![translated(self.family, "10.8.0.0/16").parse().unwrap()],
+            ..Config::new("node")
+        }
     }
 
     fn name(&self, place: &str) -> String {
@@ -62,7 +144,7 @@ impl Net {
 
     fn ip(&self, place: &str, arguments: &str) {
         let mut all = vec!["-n".to_string(), self.name(place)];
-        all.extend(arguments.split(' ').map(str::to_string));
+        all.extend(arguments.split(' ').map(|word| translated(self.family, word)));
         run("ip", &all.iter().map(String::as_str).collect::<Vec<_>>(), "");
     }
 
@@ -90,19 +172,18 @@ impl Net {
 
     /// A pod that answers each connection with its name and whom it sees, by TCP and UDP.
     fn serve(&self, place: &'static str, port: u16) {
-        let (tcp, udp) = self.within(place, || {
-            (TcpListener::bind(("0.0.0.0", port)).unwrap(), UdpSocket::bind(("0.0.0.0", port)).unwrap())
-        });
+        let (tcp, udp) =
+            self.within(place, || (TcpListener::bind(("::", port)).unwrap(), UdpSocket::bind(("::", port)).unwrap()));
         std::thread::spawn(move || {
             for mut stream in tcp.incoming().flatten() {
-                let peer = stream.peer_addr().unwrap().ip();
+                let peer = stream.peer_addr().unwrap().ip().to_canonical();
                 let _ = write!(stream, "{place} {peer}");
             }
         });
         std::thread::spawn(move || {
             let mut buffer = [0; 16];
             while let Ok((_, peer)) = udp.recv_from(&mut buffer) {
-                let _ = udp.send_to(format!("{place} {}", peer.ip()).as_bytes(), peer);
+                let _ = udp.send_to(format!("{place} {}", peer.ip().to_canonical()).as_bytes(), peer);
             }
         });
     }
@@ -113,14 +194,14 @@ impl Net {
     }
 
     fn ask_within(&self, from: &str, to: &str, port: u16, wait: Duration) -> std::io::Result<(String, String)> {
-        let to = SocketAddr::new(to.parse::<IpAddr>().unwrap(), port);
+        let to = SocketAddr::new(self.address(to), port);
         self.within(from, || {
             let mut stream = TcpStream::connect_timeout(&to, wait)?;
             stream.set_read_timeout(Some(wait))?;
             let mut text = String::new();
             stream.read_to_string(&mut text)?;
             let (name, peer) = text.split_once(' ').unwrap();
-            Ok((name.to_string(), peer.to_string()))
+            Ok((name.to_string(), peer.strip_prefix(SIX).map_or(peer.to_string(), |groups| groups.replace(':', "."))))
         })
     }
 
@@ -158,38 +239,6 @@ fn run(program: &str, arguments: &[&str], input: &str) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-fn table(spec: Value, endpoints: &[(&str, &str)]) -> Ruleset {
-    table_with(spec, endpoints, &config())
-}
-
-fn table_with(spec: Value, endpoints: &[(&str, &str)], config: &Config) -> Ruleset {
-    let service: Service =
-        serde_json::from_value(json!({"metadata": {"name": "web", "namespace": "ns"}, "spec": spec})).unwrap();
-    program([&service], [&slice_of(endpoints)], Family::V4, &view(), config)
-}
-
-fn slice_of(endpoints: &[(&str, &str)]) -> EndpointSlice {
-    let list: Vec<Value> =
-        endpoints.iter().map(|(address, node)| json!({"addresses": [address], "nodeName": node})).collect();
-    serde_json::from_value(json!({
-        "metadata": {"name": "web-x", "namespace": "ns", "labels": {"kubernetes.io/service-name": "web"}},
-        "addressType": "IPv4", "endpoints": list,
-        "ports": [{"name": "t", "port": 8080}, {"name": "u", "port": 8080, "protocol": "UDP"}]}))
-    .unwrap()
-}
-
-fn view() -> NodeView {
-    NodeView::new(None, &config())
-}
-
-fn config() -> Config {
-    Config {
-        node_addresses: vec![NODE.parse().unwrap()],
-        cluster_cidrs: vec!["10.8.0.0/16".parse().unwrap()],
-        ..Config::new("node")
-    }
-}
-
 fn spec(extra: Value) -> Value {
     let mut spec = json!({"type": "NodePort", "clusterIP": VIP, "ports": [
         {"name": "t", "port": 80, "nodePort": 30080}, {"name": "u", "port": 80, "protocol": "UDP", "nodePort": 30080}]});
@@ -199,12 +248,21 @@ fn spec(extra: Value) -> Value {
 
 #[test]
 fn packets_go_where_the_program_says() {
-    let Some(net) = Net::new() else { return };
+    packets_go(Family::V4);
+}
+
+#[test]
+fn packets_go_where_the_program_says_in_ipv6() {
+    packets_go(Family::V6);
+}
+
+fn packets_go(family: Family) {
+    let Some(net) = Net::new(family) else { return };
     net.serve("one", 8080);
     net.serve("two", 8080);
     let both = [("10.8.1.2", "node"), ("10.8.2.2", "elsewhere")];
 
-    let mut now = table(spec(json!({})), &both);
+    let mut now = net.table(spec(json!({})), &both);
     net.apply(&full(&now).text);
     // From outside, through the cluster IP: masqueraded, spread over both.
     net.answers("client", VIP, 80, &[("one", "10.8.1.1"), ("two", "10.8.2.1")]);
@@ -221,9 +279,9 @@ fn packets_go_where_the_program_says() {
     assert_eq!(error.kind(), std::io::ErrorKind::ConnectionRefused);
 
     // What the kernel shows is what was meant; a flush is noticed.
-    let listing = || serde_json::from_str::<Value>(&net.nft(&["-j", "list", "table", "ip", TABLE], "")).unwrap();
+    let listing = || net.listing();
     assert!(intact(&listing(), &now), "{:#}", listing());
-    net.nft(&["flush", "map", "ip", TABLE, "tcp-endpoints"], "");
+    net.nft(&["flush", "map", family.nft(), TABLE, "tcp-endpoints"], "");
     assert!(!intact(&listing(), &now));
     net.apply(&full(&now).text);
     assert!(intact(&listing(), &now));
@@ -235,12 +293,12 @@ fn packets_go_where_the_program_says() {
         *now = table;
     };
     let udp = net.within("client", || {
-        let socket = UdpSocket::bind((CLIENT, 0)).unwrap();
+        let socket = UdpSocket::bind((net.address(CLIENT), 0)).unwrap();
         socket.set_read_timeout(Some(WAIT)).unwrap();
         socket
     });
     let ask_udp = || -> std::io::Result<String> {
-        udp.send_to(b"?", (VIP, 80))?;
+        udp.send_to(b"?", (net.address(VIP), 80))?;
         let mut buffer = [0; 64];
         let (length, _) = udp.recv_from(&mut buffer)?;
         Ok(String::from_utf8_lossy(&buffer[..length]).split(' ').next().unwrap().to_string())
@@ -248,15 +306,15 @@ fn packets_go_where_the_program_says() {
     let first = ask_udp().unwrap();
     assert_eq!(ask_udp().unwrap(), first, "one socket's packets are one connection");
     let (stays, other) = if first == "one" { (both[1], "two") } else { (both[0], "one") };
-    next(&mut now, table(spec(json!({})), &[stays]));
+    next(&mut now, net.table(spec(json!({})), &[stays]));
     let near = if other == "one" { "10.8.1.1" } else { "10.8.2.1" };
     net.answers("client", VIP, 80, &[(other, near)]);
     // The kernel still sends this socket's packets where the endpoint was, until it is told to forget.
     assert_eq!(ask_udp().unwrap(), first);
     net.within("node", || {
         let mut netfilter = Netfilter::open().unwrap();
-        let connections = netfilter.connections(Family::V4).unwrap();
-        let stale = stale(&connections, &now, &view());
+        let connections = netfilter.connections(family).unwrap();
+        let stale = stale(&connections, &now, &net.view());
         assert_eq!(stale.len(), 1, "{connections:?}");
         netfilter.forget(stale[0]).unwrap();
         netfilter.forget(stale[0]).unwrap();
@@ -266,10 +324,10 @@ fn packets_go_where_the_program_says() {
     assert_eq!(ask_udp().unwrap(), other);
 
     // Only this node's endpoints, and the client's own address.
-    next(&mut now, table(spec(json!({"externalTrafficPolicy": "Local"})), &both));
+    next(&mut now, net.table(spec(json!({"externalTrafficPolicy": "Local"})), &both));
     net.answers("client", NODE, 30080, &[("one", CLIENT)]);
     net.answers("one", NODE, 30080, &[("one", "10.8.1.1"), ("two", "10.8.1.2")]);
-    next(&mut now, table(spec(json!({"externalTrafficPolicy": "Local"})), &[both[1]]));
+    next(&mut now, net.table(spec(json!({"externalTrafficPolicy": "Local"})), &[both[1]]));
     assert!(matches!(
         net.ask("client", NODE, 30080).unwrap_err().kind(),
         std::io::ErrorKind::TimedOut | std::io::ErrorKind::WouldBlock
@@ -277,24 +335,24 @@ fn packets_go_where_the_program_says() {
     net.answers("one", NODE, 30080, &[("two", "10.8.1.2")]);
 
     // A client stays with its endpoint.
-    next(&mut now, table(spec(json!({"sessionAffinity": "ClientIP"})), &both));
+    next(&mut now, net.table(spec(json!({"sessionAffinity": "ClientIP"})), &both));
     let chosen = net.ask("client", VIP, 80).unwrap();
     net.answers("client", VIP, 80, &[(&chosen.0, &chosen.1)]);
     net.answers("client", NODE, 30080, &[(&chosen.0, &chosen.1)]);
     // Its endpoint goes: it gets the other one.
     let (stays, other) =
         if chosen.0 == "one" { (both[1], ("two", "10.8.2.1")) } else { (both[0], ("one", "10.8.1.1")) };
-    next(&mut now, table(spec(json!({"sessionAffinity": "ClientIP"})), &[stays]));
+    next(&mut now, net.table(spec(json!({"sessionAffinity": "ClientIP"})), &[stays]));
     net.answers("client", VIP, 80, &[other]);
 
     // Nobody there: refused at once.
-    next(&mut now, table(spec(json!({})), &[]));
+    next(&mut now, net.table(spec(json!({})), &[]));
     for (from, to, port) in [("client", VIP, 80), ("one", VIP, 80), ("node", VIP, 80), ("client", NODE, 30080)] {
         assert_eq!(net.ask(from, to, port).unwrap_err().kind(), std::io::ErrorKind::ConnectionRefused, "{from} → {to}");
     }
     // A cluster IP that the node itself has is answered by who listens there.
     net.ip("node", &format!("addr add {VIP}/32 dev lo"));
-    let own = net.within("node", || TcpListener::bind((VIP, 80)).unwrap());
+    let own = net.within("node", || TcpListener::bind((net.address(VIP), 80)).unwrap());
     std::thread::spawn(move || {
         for mut stream in own.incoming().flatten() {
             let _ = write!(stream, "own {}", stream.peer_addr().unwrap().ip());
@@ -304,71 +362,105 @@ fn packets_go_where_the_program_says() {
     net.answers("one", VIP, 80, &[("own", "10.8.1.2")]);
     net.ip("node", &format!("addr del {VIP}/32 dev lo"));
     // Nothing of a Service is left behind.
-    next(&mut now, Ruleset::new(Family::V4, &view(), &config()));
-    assert!(!net.nft(&["list", "table", "ip", TABLE], "").contains("spread"));
-    net.apply(&proxy::nft::removal(Family::V4).text);
+    next(&mut now, Ruleset::new(family, &net.view(), &net.config()));
+    assert!(!net.nft(&["list", "table", family.nft(), TABLE], "").contains("spread"));
+    net.apply(&proxy::nft::removal(family).text);
     assert!(!net.nft(&["list", "ruleset"], "").contains(TABLE));
 
-    // Load balancer sources, and the other family's table is at least accepted.
-    let mut limited =
-        spec(json!({"type": "LoadBalancer", "loadBalancerSourceRanges": ["203.0.113.0/24", "10.9.0.0/30"]}));
-    limited["externalIPs"] = json!(["198.51.100.7"]);
-    net.apply(&full(&table(limited, &both)).text);
+    // An external address, and load balancer sources: who is not among them waits in vain.
+    let silent = |from: &str, to: &str, port: u16| {
+        let error = net.ask_within(from, to, port, Duration::from_millis(200)).unwrap_err();
+        assert!(matches!(error.kind(), std::io::ErrorKind::TimedOut | std::io::ErrorKind::WouldBlock), "{error}");
+    };
+    let balanced = |sources: &[&str]| {
+        let mut service = net.service(spec(
+            json!({"type": "LoadBalancer", "loadBalancerSourceRanges": sources, "externalIPs": ["198.51.100.7"]}),
+        ));
+        let status = net.document(json!({"loadBalancer": {"ingress": [{"ip": "198.51.100.8", "ipMode": "VIP"}]}}));
+        service.status = Some(serde_json::from_value(status).unwrap());
+        program([&service], [&net.slice_of(&both)], family, &net.view(), &net.config())
+    };
+    net.apply(&full(&balanced(&["203.0.113.0/24", "10.9.0.0/30"])).text);
+    for address in ["198.51.100.7", "198.51.100.8"] {
+        net.answers("client", address, 80, &[("one", "10.8.1.1"), ("two", "10.8.2.1")]);
+    }
+    net.apply(&full(&balanced(&["203.0.113.0/24"])).text);
     net.answers("client", "198.51.100.7", 80, &[("one", "10.8.1.1"), ("two", "10.8.2.1")]);
-    let six: Service = serde_json::from_value(json!({"metadata": {"name": "six", "namespace": "ns"},
-        "spec": {"clusterIP": "fd07::1", "sessionAffinity": "ClientIP", "ports": [{"port": 80}]}}))
-    .unwrap();
-    let slice: EndpointSlice = serde_json::from_value(json!({
-        "metadata": {"name": "six-x", "namespace": "ns", "labels": {"kubernetes.io/service-name": "six"}},
-        "addressType": "IPv6", "endpoints": [{"addresses": ["fd08::1"]}], "ports": [{"port": 8080}]}))
-    .unwrap();
-    net.apply(&full(&program([&six], [&slice], Family::V6, &view(), &config())).text);
+    silent("client", "198.51.100.8", 80);
+
+    // Inside, only this node's endpoints; none here is silence, since there are some elsewhere.
+    net.apply(&full(&net.table(spec(json!({"internalTrafficPolicy": "Local"})), &both)).text);
+    net.answers("two", VIP, 80, &[("one", "10.8.2.2")]);
+    net.answers("client", NODE, 30080, &[("one", "10.8.1.1"), ("two", "10.8.2.1")]);
+    net.apply(&full(&net.table(spec(json!({"internalTrafficPolicy": "Local"})), &both[1..])).text);
+    silent("one", VIP, 80);
+
+    // Who terminates and still serves gets traffic when nobody else is left.
+    let endpoint = |address: &str, ready: bool| {
+        json!({"addresses": [address], "nodeName": "node",
+            "conditions": {"ready": ready, "serving": true, "terminating": !ready}})
+    };
+    for (ready, expect) in [(true, &[("one", "10.8.1.1")][..]), (false, &[("one", "10.8.1.1"), ("two", "10.8.2.1")])] {
+        let slice = net.slice(vec![endpoint("10.8.1.2", ready), endpoint("10.8.2.2", false)]);
+        let service = net.service(spec(json!({})));
+        net.apply(&full(&program([&service], [&slice], family, &net.view(), &net.config())).text);
+        net.answers("client", VIP, 80, expect);
+    }
 }
 
 /// Policies with real connections: both directions, by selector, by name of a port, by range, by address.
 #[test]
 fn policies_hold() {
+    hold_policies(Family::V4);
+}
+
+#[test]
+fn policies_hold_in_ipv6() {
+    hold_policies(Family::V6);
+}
+
+fn hold_policies(family: Family) {
     use proxy::policies::Policies;
     use proxy::policy::{Pod, Policy};
-    let Some(net) = Net::new() else { return };
+    let Some(net) = Net::new(family) else { return };
     for place in ["one", "two", "client"] {
         net.serve(place, 80);
         net.serve(place, 81);
         net.serve(place, 8080);
     }
-    let config = Config { network_policies: true, ..config() };
+    let config = Config { network_policies: true, ..net.config() };
     let mut known = Policies::default();
     let pod = |name: &str, address: &str| -> Option<Pod> {
         let pod = json!({"metadata": {"name": name, "namespace": "ns", "labels": {"app": name}},
             "spec": {"nodeName": "node", "containers": [{"name": "c", "ports": [{"name": "web", "containerPort": 80}]}]},
             "status": {"podIP": address}});
-        Pod::read(&serde_json::from_value(pod).unwrap(), "node")
+        Pod::read(&serde_json::from_value(net.document(pod)).unwrap(), "node")
     };
     known.set_namespace("ns", Some([("team".to_string(), "x".to_string())].into()));
     known.set_pod("ns/one", pod("one", "10.8.1.2"));
     known.set_pod("ns/two", pod("two", "10.8.2.2"));
-    let mut table = table_with(spec(json!({})), &[("10.8.1.2", "node"), ("10.8.2.2", "node")], &config);
+    let mut table = net.table_with(spec(json!({})), &[("10.8.1.2", "node"), ("10.8.2.2", "node")], &config);
     net.apply(&full(&table).text);
     let mut netfilter = net.within("node", || Netfilter::open().unwrap());
     let mut set = |name: &str, spec: Option<Value>| {
         let policy = spec.map(|spec| {
             let object = json!({"metadata": {"name": name, "namespace": "ns"}, "spec": spec});
-            Policy::read(&serde_json::from_value(object).unwrap())
+            Policy::read(&serde_json::from_value(net.document(object)).unwrap())
         });
         known.set_policy(&format!("ns/{name}"), policy);
         let mut delta = proxy::program::Delta::default();
         for key in known.take_dirty() {
-            table.update(&key, known.compile(&key, Family::V4), &mut delta);
+            table.update(&key, known.compile(&key, family), &mut delta);
         }
         // Elements alone by netlink, the rest by nft.
         match proxy::nft::element_changes(&delta, &table) {
             Some(elements) => {
-                let all: Vec<_> = elements.into_iter().map(|change| (Family::V4, change)).collect();
+                let all: Vec<_> = elements.into_iter().map(|change| (family, change)).collect();
                 assert!(netfilter.change_elements(&all).unwrap());
             }
             None => net.apply(&proxy::nft::changes(&delta, &table).text),
         }
-        let listing = serde_json::from_str::<Value>(&net.nft(&["-j", "list", "table", "ip", TABLE], "")).unwrap();
+        let listing = net.listing();
         assert!(intact(&listing, &table), "{listing:#}");
     };
     let open = |from: &str, to: &str, port: u16, expect: bool| {
@@ -427,45 +519,54 @@ fn policies_hold() {
 
 /// Changes of elements by netlink arrive where nft's would.
 #[test]
-fn elements_by_netlink() {
-    let Some(net) = Net::new() else { return };
+fn elements_by_netlink_arrive() {
+    elements_by_netlink(Family::V4);
+}
+
+#[test]
+fn elements_by_netlink_arrive_in_ipv6() {
+    elements_by_netlink(Family::V6);
+}
+
+fn elements_by_netlink(family: Family) {
+    let Some(net) = Net::new(family) else { return };
     net.serve("one", 8080);
     net.serve("two", 8080);
     let both = [("10.8.1.2", "node"), ("10.8.2.2", "elsewhere")];
-    let mut now = table(spec(json!({"externalIPs": ["198.51.100.7"]})), &both[..1]);
+    let mut now = net.table(spec(json!({"externalIPs": ["198.51.100.7"]})), &both[..1]);
     net.apply(&full(&now).text);
     net.answers("client", VIP, 80, &[("one", "10.8.1.1")]);
     let mut netfilter = net.within("node", || Netfilter::open().unwrap());
-    let service: Service = serde_json::from_value(
-        json!({"metadata": {"name": "web", "namespace": "ns"}, "spec": spec(json!({"externalIPs": ["198.51.100.7"]}))}),
-    )
-    .unwrap();
+    let service = net.service(spec(json!({"externalIPs": ["198.51.100.7"]})));
     for (list, who) in [(&both[1..], ("two", "10.8.2.1")), (&both[..1], ("one", "10.8.1.1"))] {
         let mut delta = proxy::program::Delta::default();
-        let next = table(spec(json!({"externalIPs": ["198.51.100.7"]})), list);
-        let slices = slice_of(list);
+        let next = net.table(spec(json!({"externalIPs": ["198.51.100.7"]})), list);
+        let slices = net.slice_of(list);
         let previous = now.fragment("ns/web").cloned();
         let fragment = proxy::fragment::compile(
             "ns/web",
             &service,
             [&slices],
-            Family::V4,
-            &view(),
-            &config(),
+            family,
+            &net.view(),
+            &net.config(),
             previous.as_deref(),
         );
         now.update("ns/web", fragment, &mut delta);
         let elements = proxy::nft::element_changes(&delta, &now).expect("elements only");
         assert!(!elements.is_empty());
-        let all: Vec<_> = elements.into_iter().map(|change| (Family::V4, change)).collect();
+        let all: Vec<_> = elements.into_iter().map(|change| (family, change)).collect();
         assert!(netfilter.change_elements(&all).unwrap());
         // Taking away what is not there is refused, and nothing of the batch happens.
-        let missing =
-            proxy::elements::Change { map: proxy::nft::Map::ClusterIps, key: "192.0.2.99".into(), value: None };
-        let mut refused = vec![(Family::V4, missing)];
+        let missing = proxy::elements::Change {
+            map: proxy::nft::Map::ClusterIps,
+            key: translated(family, "192.0.2.99").into(),
+            value: None,
+        };
+        let mut refused = vec![(family, missing)];
         refused.extend(all.iter().filter(|(_, change)| change.value.is_none()).cloned());
         assert!(netfilter.change_elements(&refused).is_err());
-        let listing = serde_json::from_str::<Value>(&net.nft(&["-j", "list", "table", "ip", TABLE], "")).unwrap();
+        let listing = net.listing();
         assert!(intact(&listing, &next), "{listing:#}");
         for to in [VIP, "198.51.100.7"] {
             net.answers("client", to, 80, &[who]);
@@ -479,7 +580,7 @@ fn elements_by_netlink() {
 #[test]
 #[ignore = "a measurement"]
 fn ten_thousand_services() {
-    let Some(net) = Net::new() else { return };
+    let Some(net) = Net::new(Family::V4) else { return };
     let service = |n: u32| -> Service {
         let ip = std::net::Ipv4Addr::from(0x0a60_0000 + n);
         serde_json::from_value(json!({"metadata": {"name": format!("s{n}"), "namespace": "ns"},
@@ -498,7 +599,7 @@ fn ten_thousand_services() {
     let services: Vec<Service> = (0..10_000).map(service).collect();
     let slices: Vec<EndpointSlice> = (0..10_000).map(|n| slice(n, 0)).collect();
     let began = std::time::Instant::now();
-    let mut table = program(&services, &slices, Family::V4, &view(), &config());
+    let mut table = program(&services, &slices, Family::V4, &net.view(), &net.config());
     println!("compiled in {:?}", began.elapsed());
     let mut netfilter = net.within("node", || Netfilter::open().unwrap());
     assert!(!netfilter.has_table(Family::V4, TABLE).unwrap());
@@ -511,7 +612,7 @@ fn ten_thousand_services() {
     netfilter.fill(&all).unwrap();
     println!("all applied in {:?}", began.elapsed());
     assert!(netfilter.has_table(Family::V4, TABLE).unwrap());
-    let listing = serde_json::from_str::<Value>(&net.nft(&["-j", "list", "table", "ip", TABLE], "")).unwrap();
+    let listing = net.listing();
     assert!(intact(&listing, &table));
     let text = full(&table).text;
     let began = std::time::Instant::now();
@@ -527,8 +628,8 @@ fn ten_thousand_services() {
             &services[77],
             &slices,
             Family::V4,
-            &view(),
-            &config(),
+            &net.view(),
+            &net.config(),
             previous.as_deref(),
         );
         table.update("ns/s77", next, &mut delta);

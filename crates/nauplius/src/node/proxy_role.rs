@@ -36,6 +36,32 @@ pub struct ProxyOptions {
     /// Remove the proxy's rules from this network namespace, and end.
     #[arg(long)]
     pub cleanup: bool,
+    #[command(flatten)]
+    pub taken: TakenFlags,
+}
+
+/// Flags of upstream's that are taken so that its manifests start us, and that change nothing: this proxy has one mode and
+/// writes at once what changed.
+#[derive(clap::Args, Clone, Default)]
+pub struct TakenFlags {
+    #[arg(long, hide = true)]
+    proxy_mode: Option<String>,
+    #[arg(long, hide = true)]
+    bind_address: Option<String>,
+    #[arg(long, hide = true, num_args = 0..=1, default_missing_value = "true")]
+    bind_address_hard_fail: Option<String>,
+    #[arg(long, hide = true)]
+    feature_gates: Option<String>,
+    #[arg(long, hide = true)]
+    iptables_min_sync_period: Option<String>,
+    #[arg(long, hide = true)]
+    iptables_sync_period: Option<String>,
+    #[arg(long, hide = true)]
+    config_sync_period: Option<String>,
+    #[arg(long, hide = true)]
+    oom_score_adj: Option<String>,
+    #[arg(short, long, hide = true)]
+    v: Option<String>,
 }
 
 pub async fn proxy(options: ProxyOptions, cancel: CancellationToken) -> Result<()> {

@@ -33,7 +33,12 @@ pub(crate) fn slice(service: &str, ports: Value, endpoints: Value) -> EndpointSl
 }
 
 pub(crate) fn view() -> NodeView {
-    NodeView { name: "here".into(), zone: "a".into(), addresses: vec!["192.0.2.1".parse().unwrap()] }
+    NodeView {
+        name: "here".into(),
+        zone: "a".into(),
+        addresses: vec!["192.0.2.1".parse().unwrap()],
+        pod_networks: config().cluster_cidrs,
+    }
 }
 
 fn config() -> Config {

@@ -487,8 +487,8 @@ mod tests {
 
     #[test]
     fn types_change_and_addresses_stay() {
-        let old =
-            service(json!({"type": "NodePort", "clusterIP": "10.0.0.1", "ports": [{"port": 80, "nodePort": 30000}]}));
+        let old = service(json!({"type": "NodePort", "clusterIP": "10.0.0.1", "clusterIPs": ["10.0.0.1"],
+                "ports": [{"port": 80, "nodePort": 30000}]}));
         let check = |changes: &[(&str, Value)], expected: &[&str]| {
             let mut new = old.clone();
             for (path, value) in changes {
