@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use base64::Engine;
 use bytes::Bytes;
 use futures::StreamExt;
 
@@ -150,5 +151,53 @@ fn keys_of_other_lengths_are_refused() {
     for (kind, length) in [(Kind::AesGcm, 24), (Kind::AesGcm, 0), (Kind::AesCbc, 31), (Kind::SecretBox, 16)] {
         let refused = Sealer::new(kind, "k", &vec![0; length]).unwrap_err().to_string();
         assert!(refused.contains(&format!("expected length, got {length}")), "{refused}");
+    }
+}
+
+/// What upstream's API server v1.26 had in its store, with the key it was given.
+#[test]
+fn what_upstream_sealed_is_read() {
+    const SECRET: &[u8] = b"0123456789abcdef0123456789abcdef";
+    for (kind, name, key, stored, holds) in [
+        (
+            Kind::AesGcm,
+            "g1",
+            "/registry/secrets/default/s-up",
+            concat!(
+                "azhzOmVuYzphZXNnY206djE6ZzE6I8TD59z49agNhd+S3z6XzuE5mjeyAe3vBE235UfyPnUAqd4IJykLAMEz0YI3gyMLxiZwteLSb5UI",
+                "aAHSG7LDWH5jsQWZFUGoXj1CSOhASLnDBIwnCPkCXAv8zL4AY7TFn0bhp5wvYdc34R2XIs0NWOCpODoc0KxfogmGRX9gsTCVAJqet8e9",
+                "BAKxkDVkx+1UswUvmGCw5xlYAoAUv5Ux/yh4A27pcOfMONkQxlaYlBthPkF1Qc5cXgd5odaHJA4rqZEU4kDd1cqpusUyChYebyS6m1+z",
+                "JfZnny0lyWplonn1SjPILQNz2iOnmPXF4bUZjEwt2dZp"
+            ),
+            "from-up",
+        ),
+        (
+            Kind::AesCbc,
+            "c1",
+            "/registry/configmaps/default/c-up",
+            concat!(
+                "azhzOmVuYzphZXNjYmM6djE6YzE6q3HW9egUbBJIaFq4A8Uw/Nlh2+PdSTGOUfR3NHMOsUGKvqE3BN8v8ev/n0rVflcXyPMGE6cWh3mz",
+                "LrTJKPEFtDkkFldksQyX1BoO6mzgqNIX7U8yFxPdvCMzZ0d2JyKlwqXinZAbXzBcVfAjfC66LGd5p2n19mndPKDHrZBl9CGpGKMX0fM3",
+                "rfWZ2dTA2wYjV5C60x+02DwGAg29oIeVDGPdTvjfJJCZi0J92sROYn4VIAU6XQMV3AQHbpX7VVFPYqf3aXD9wmvW+XcDZYdYT0Zz3rPG",
+                "ALXqbJzGE3ba/1c="
+            ),
+            "from-up",
+        ),
+        (
+            Kind::SecretBox,
+            "s1",
+            "/registry/secrets/default/theirs-sb",
+            concat!(
+                "azhzOmVuYzpzZWNyZXRib3g6djE6czE6Qr/ctGJgDfIksE4A12B1oH7T4pLkehZLC9gi3nI6/XUGmXmEvMKzxF4nSR4KYLV9NXSZakNI",
+                "X5Zjif20QCabJtVcgmBUdw6oxyklMweRoATrpatG+1FH9AbGIcFR0wfDQawn+XIUYlUc2l0tp2pFnmDfs0q5yVIJywyuFjpl47Ce2pkY",
+                "h1VArH4sDYBG701PW1k25wStpjCORQNEBU7ykLP+Aau4Eb6kf+rI9JUS1EEjD2lubnyd3UNBkpEJ2CYZ1z15MaExAZ3z3GD5Z7a7NHs5",
+                "ooeNMVJ7X0cHV7XxquHvO7OUlYchDeAIOJqGooW3923K9k82YkgxtxzKu0ZCcG49yM/oF0+Troj9"
+            ),
+            "UPSTREAMBOX",
+        ),
+    ] {
+        let stored: Bytes = base64::engine::general_purpose::STANDARD.decode(stored).unwrap().into();
+        let value = chain([sealer(kind, name, SECRET)]).open(key, stored).unwrap();
+        assert!(value.windows(holds.len()).any(|bytes| bytes == holds.as_bytes()), "{kind:?}: {value:?}");
     }
 }
