@@ -148,6 +148,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         // Held to the end of this process.
         let _claim = crate::claim::Claim::join()?;
         tokio::spawn(crate::supervise::end_with_parent(cancel.clone()));
+        tokio::spawn(crate::resident::give_back_when_settled());
         match command {
             Command::Up(options) => up::run(*options, cancel).await,
             Command::Reset(options) => up::reset(options).await,

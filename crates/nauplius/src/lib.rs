@@ -3,8 +3,6 @@
 //! [`cli`] reads what is asked; [`up`] brings a whole cluster up on one machine; [`roles`] runs one component, in this
 //! process or alone; [`fabric`] is the cluster's network on one machine. No component's logic lives here.
 
-#![forbid(unsafe_code)]
-
 mod claim;
 pub mod cli;
 pub mod fabric;
@@ -13,6 +11,7 @@ pub mod node;
 pub mod pki;
 pub mod preflight;
 mod ranges;
+mod resident;
 pub mod roles;
 mod storage;
 pub mod supervise;

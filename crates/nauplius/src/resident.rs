@@ -1,0 +1,93 @@
+//! What starting needed of the program's file, unmapped once the process has settled.
+//!
+//! Starting runs through most of the program once; waiting, four fifths of it are never looked at again, and yet count as
+//! resident. Guarantees that nothing changes but that: only mappings of files are given back of which this process has no
+//! page of its own, and what is needed later is mapped again from the page cache. Knows no role.
+
+#![allow(unsafe_code)]
+
+use std::ffi::c_void;
+use std::num::NonZeroUsize;
+use std::ptr::NonNull;
+use std::time::Duration;
+
+use nix::sys::mman::{MmapAdvise, madvise};
+
+/// After this long, what starts has started.
+const SETTLED: Duration = Duration::from_secs(20);
+
+/// Gives back, once, what the first seconds needed of the program and its libraries.
+pub async fn give_back_when_settled() {
+    tokio::time::sleep(SETTLED).await;
+    // It only saves memory: a kernel that shows no mappings keeps it.
+    if let Ok(Err(error)) = tokio::task::spawn_blocking(give_back).await {
+        tracing::debug!(%error, "pages of the program not given back");
+    }
+}
+
+fn give_back() -> std::io::Result<()> {
+    for (start, length) in clean(&std::fs::read_to_string("/proc/self/smaps")?) {
+        // SAFETY: the range is a whole mapping of a file, not writable, with no page that this process ever changed
+        // (relocated data, which the linker protects, has such pages and is not among them): whatever is dropped reads
+        // the same when the kernel maps it again.
+        unsafe { madvise(start, length.get(), MmapAdvise::MADV_DONTNEED) }?;
+    }
+    Ok(())
+}
+
+/// Start and length in bytes of the mappings of files, as `/proc/PID/smaps` shows them, that cannot be written and hold
+/// no page of the process's own.
+fn clean(smaps: &str) -> Vec<(NonNull<c_void>, NonZeroUsize)> {
+    let mut found = Vec::new();
+    let mut candidate = None;
+    for line in smaps.lines() {
+        let mut words = line.split_ascii_whitespace();
+        let (Some(first), Some(second)) = (words.next(), words.next()) else { continue };
+        if !first.ends_with(':') {
+            let of_file = words.nth(3).is_some_and(|path| path.starts_with('/'));
+            candidate = range(first)
+                .filter(|_| of_file && second.starts_with('r') && second.ends_with("p") && !second.contains('w'));
+        } else if first == "Anonymous:" && second == "0" {
+            found.extend(candidate.take());
+        }
+    }
+    found
+}
+
+fn range(text: &str) -> Option<(NonNull<c_void>, NonZeroUsize)> {
+    let (start, end) = text.split_once('-')?;
+    let [start, end] = [start, end].map(|hex| usize::from_str_radix(hex, 16).ok());
+    let start_address = NonNull::new(std::ptr::with_exposed_provenance_mut(start?))?;
+    Some((start_address, NonZeroUsize::new(end?.checked_sub(start?)?)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_was_never_written_is_given_back() {
+        let mapping = |range: &str, mode: &str, path: &str, anonymous: u32| {
+            format!(
+                "{range} {mode} 00001000 fe:00 42    {path}\nSize: 8 kB\nAnonymous:  {anonymous} kB\nVmFlags: rd ex\n"
+            )
+        };
+        let smaps = [
+            mapping("1000-3000", "r-xp", "/usr/bin/nauplius", 0),
+            mapping("3000-5000", "r--p", "/usr/bin/nauplius", 4),
+            mapping("5000-6000", "rw-p", "/usr/bin/nauplius", 0),
+            mapping("6000-7000", "r--s", "/var/lib/shared", 0),
+            mapping("7000-8000", "r-xp", "[vdso]", 0),
+            mapping("8000-9000", "rw-p", "", 0),
+            mapping("9000-c000", "r--p", "/usr/lib/libc.so.6", 0),
+        ];
+        let found: Vec<_> = clean(&smaps.concat()).into_iter().map(|(at, n)| (at.as_ptr().addr(), n.get())).collect();
+        assert_eq!(found, [(0x1000, 0x2000), (0x9000, 0x3000)]);
+    }
+
+    #[test]
+    fn the_process_goes_on() {
+        give_back().unwrap();
+        assert_eq!(format!("{:?}", clean("")), "[]");
+    }
+}
