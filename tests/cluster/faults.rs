@@ -160,15 +160,20 @@ impl Drop for Stopped {
     }
 }
 
+/// A node's own processes, children of `up`; an error when there are none.
+pub fn processes_of(stage: &Stage, node: &str) -> Result<Vec<i32>> {
+    let up = stage.cluster.pid()?;
+    let place = stage.cluster.data().join("nodes").join(node).join("node.json").display().to_string();
+    let found = processes().into_iter().filter(|(pid, words)| words.contains(&place) && parent(*pid) == Some(up));
+    let found: Vec<_> = found.map(|(pid, _)| pid).collect();
+    ensure!(!found.is_empty(), "{node} has no processes");
+    Ok(found)
+}
+
 /// A node that says nothing more is NotReady, and its pods are replaced elsewhere; it comes back when it speaks again.
 pub async fn node_lost(stage: &Stage) -> Result<()> {
-    let up = stage.cluster.pid()?;
-    let place = stage.cluster.data().join("nodes/node-2/node.json").display().to_string();
     let stopped = wait("node-2 has processes", || async {
-        let node = processes().into_iter().filter(|(pid, words)| words.contains(&place) && parent(*pid) == Some(up));
-        let stopped: Vec<_> = node.map(|(pid, _)| Stopped(pid)).collect();
-        ensure!(!stopped.is_empty(), "there are none");
-        Ok(stopped)
+        Ok(processes_of(stage, "node-2")?.into_iter().map(Stopped).collect::<Vec<_>>())
     })
     .await?;
     for Stopped(pid) in &stopped {

@@ -1,13 +1,15 @@
 //! Whole clusters with real containers, driven as a person would: images, applications, services, faults, the end.
 //!
 //! One cluster a variant, one after the other: all in one process, split into one process a role, over a real etcd, with
-//! Debian's containerd. They need root, namespaces, busybox-static and nftables; without these, or without a variant's own
-//! program, a test says what it lacks and passes. What a killed test left on the machine the next one removes.
+//! Debian's containerd; and a short one with a CSI driver. They need root, namespaces, busybox-static and nftables; without
+//! these, or without a variant's own program, a test says what it lacks and passes. What a killed test left on the machine
+//! the next one removes.
 
 mod engine;
 mod faults;
 mod image;
 mod process;
+mod storage;
 mod workloads;
 
 use std::path::PathBuf;
@@ -40,6 +42,8 @@ struct Variant {
     etcd: bool,
     containerd: bool,
     faults: bool,
+    /// Its part is a volume driver's, alone.
+    driver: bool,
 }
 
 /// A cluster that runs, and what the parts of a test need of it.
@@ -222,6 +226,11 @@ async fn on_a_cluster(variant: &Variant) -> Result<()> {
 async fn parts(stage: &mut Stage, variant: &Variant) -> Result<()> {
     let began = Instant::now();
     let done = |part: &str| println!("{}: {part}: {:.1} s", variant.name, began.elapsed().as_secs_f32());
+    if variant.driver {
+        storage::driver(stage).await?;
+        done("a volume driver");
+        return Ok(());
+    }
     let crashing = faults::Crashing::start(stage).await?;
     workloads::application(stage).await?;
     done("application");
@@ -301,4 +310,9 @@ async fn over_etcd() -> Result<()> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn with_containerd() -> Result<()> {
     run(Variant { name: "with containerd", nodes: 1, containerd: true, ..Default::default() }).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn with_a_volume_driver() -> Result<()> {
+    run(Variant { name: "with a volume driver", nodes: 1, driver: true, ..Default::default() }).await
 }
