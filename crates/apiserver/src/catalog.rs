@@ -8,9 +8,9 @@ use std::sync::Arc;
 
 use meta::{Gvr, Object, Status, Value};
 use resources::{Resource, ResourceVersion};
-use store::KeyValue;
 
 use crate::cache::Cache;
+use crate::stored::decoder;
 use crate::webhook::conversion::Conversion;
 
 /// A kind and its objects.
@@ -174,43 +174,6 @@ fn fit(version: &ResourceVersion, body: &mut Value) -> Result<(), Status> {
     meta::schema::prune(version.schema.root(), body, &mut meta::decode::Issues::default()).map_err(Status::internal)?;
     meta::schema::default(version.schema.root(), body);
     Ok(())
-}
-
-/// As [`decoder`], of a kind whose versions differ in more than name: each object stays in the version it was stored in.
-pub fn decoder_as_stored(resource: &Resource) -> Box<crate::cache::Decode> {
-    let resource = resource.clone();
-    Box::new(move |stored: &KeyValue| {
-        let mut body: Value = serde_json::from_slice(&stored.value).map_err(|e| e.to_string())?;
-        let version = body["apiVersion"].as_str().and_then(|v| resource.version(v.rsplit('/').next()?));
-        meta::schema::default(version.unwrap_or(resource.storage_version()).schema.root(), &mut body);
-        let raw = meta::object::encode_stored(&body).map_err(|e| e.to_string())?;
-        let mut object = Object::from_stored_body(raw, &body, stored.mod_revision).map_err(|e| e.to_string())?;
-        object.fields = resource.select_fields(&body);
-        Ok(object)
-    })
-}
-
-/// How a kind's stored bytes become objects. Custom kinds are defaulted as they are read, since their schema may have
-/// gained defaults after they were written.
-pub fn decoder(resource: &Resource) -> Box<crate::cache::Decode> {
-    let resource = resource.clone();
-    Box::new(move |stored: &KeyValue| {
-        if resource.custom {
-            let mut body: Value = serde_json::from_slice(&stored.value).map_err(|e| e.to_string())?;
-            meta::schema::default(resource.storage_version().schema.root(), &mut body);
-            body["apiVersion"] = resource.storage_gvk().api_version().into();
-            let raw = meta::object::encode_stored(&body).map_err(|e| e.to_string())?;
-            let mut object = Object::from_stored_body(raw, &body, stored.mod_revision).map_err(|e| e.to_string())?;
-            object.fields = resource.select_fields(&body);
-            return Ok(object);
-        }
-        let mut object = Object::from_stored(stored.value.clone(), stored.mod_revision).map_err(|e| e.to_string())?;
-        if !resource.selectable.is_empty() {
-            let body: Value = serde_json::from_slice(&stored.value).map_err(|e| e.to_string())?;
-            object.fields = resource.select_fields(&body);
-        }
-        Ok(object)
-    })
 }
 
 /// All kinds served at one time.

@@ -346,7 +346,7 @@ async fn publish(
     resource: Resource,
     conversion: Option<Arc<Conversion>>,
 ) -> Result<(), Status> {
-    let decoder = if conversion.is_some() { crate::catalog::decoder_as_stored } else { crate::catalog::decoder };
+    let decoder = if conversion.is_some() { crate::stored::decoder_as_stored } else { crate::stored::decoder };
     let same = |s: &&Arc<Served>| s.resource.prefix == resource.prefix;
     let before = server.catalog().kinds().iter().find(same).cloned();
     let served = match before.and_then(|before| before.cache.clone()) {

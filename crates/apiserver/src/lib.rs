@@ -25,6 +25,7 @@ pub mod openapi;
 pub mod pipeline;
 pub mod reviews;
 pub mod server;
+mod stored;
 pub mod subresource;
 pub mod webhook;
 

@@ -12,7 +12,7 @@ use crate::server::{ApiServer, Config, DirectDial, KubeletConnection};
 pub struct Fixture {
     pub server: Arc<ApiServer>,
     cancel: CancellationToken,
-    _dir: tempfile::TempDir,
+    _dir: Option<tempfile::TempDir>,
 }
 
 impl Drop for Fixture {
@@ -45,6 +45,11 @@ impl Fixture {
     pub async fn start() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let store = Arc::new(store::embedded::open(dir.path(), store::embedded::Options::default()).unwrap());
+        Self::over(store, Some(dir)).await
+    }
+
+    /// Over a store, in a directory of the fixture's own if it has one.
+    pub async fn over(store: Arc<dyn store::Backend>, dir: Option<tempfile::TempDir>) -> Self {
         let tls = rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()));
         let tls = tls
             .with_safe_default_protocol_versions()

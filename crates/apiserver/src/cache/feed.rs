@@ -140,15 +140,11 @@ impl Feed {
                     };
                     let run = rest.iter().take_while(|change| same(&change.key)).count().max(1);
                     if let Some(cache) = cache {
-                        cache.apply(rest[..run].iter().filter_map(|change| match &change.kind {
-                            ChangeKind::Delete => Some((change.key.clone(), change.revision, None)),
-                            ChangeKind::Put(stored) => match cache.decode(stored) {
-                                Ok(object) => Some((change.key.clone(), change.revision, Some(object))),
-                                Err(error) => {
-                                    tracing::error!(key = %change.key, %error, "stored object cannot be read");
-                                    None
-                                }
-                            },
+                        cache.apply(rest[..run].iter().map(|change| match &change.kind {
+                            ChangeKind::Delete => (change.key.clone(), change.revision, None),
+                            ChangeKind::Put(stored) => {
+                                (change.key.clone(), change.revision, Some(cache.decode(stored)))
+                            }
                         }));
                     }
                     rest = &rest[run..];

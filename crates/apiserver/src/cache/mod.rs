@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::ops::Bound;
 use std::sync::{Arc, RwLock};
 
-use meta::{EventKind, Object};
+use meta::{EventKind, Object, Status};
 use store::{KeyValue, Revision};
 use tokio::sync::watch;
 
@@ -39,9 +39,21 @@ impl Event {
     }
 }
 
+impl State {
+    /// Keeps what cannot be read; says so once a key and reason.
+    fn miss(&mut self, key: &Arc<str>, error: Unreadable) {
+        if self.unreadable.get(key) != Some(&error) {
+            tracing::error!(%key, %error, "stored object cannot be read");
+            self.unreadable.insert(key.clone(), error);
+        }
+    }
+}
+
 #[derive(Default)]
 struct State {
     objects: BTreeMap<Arc<str>, Arc<Object>>,
+    /// What lies in the store and could not be read. `objects` may have its last readable state: watchers know that one.
+    unreadable: BTreeMap<Arc<str>, Unreadable>,
     /// Ascending by revision.
     history: VecDeque<Arc<Event>>,
     history_bytes: usize,
@@ -60,14 +72,30 @@ pub struct Cache {
     changed: watch::Sender<Revision>,
 }
 
-/// Makes an object of stored bytes; knows the kind's selectable fields and legacy encodings.
-pub type Decode = dyn Fn(&KeyValue) -> Result<Object, String> + Send + Sync;
+/// Makes an object of stored bytes; knows the kind's selectable fields and other encodings and versions.
+pub type Decode = dyn Fn(&KeyValue) -> Result<Object, Unreadable> + Send + Sync;
+
+/// Why stored bytes are no object.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Unreadable {
+    /// Nobody can read them: a list that should have the object fails, as upstream's does, until it is removed.
+    #[error("{0}")]
+    Broken(String),
+    /// They are in a version that is not known here and may say other things: the object is left out of lists.
+    #[error("{0}")]
+    Foreign(String),
+}
 
 /// What lies in a range of the cache.
 pub struct Slice {
     pub items: Vec<Arc<Object>>,
     /// The newest change the cache knew of.
     pub newest: Revision,
+}
+
+/// What clients are told of an object that cannot be read.
+pub fn unreadable(key: &str, error: &Unreadable) -> Status {
+    Status::internal(format!("unable to decode the object stored as {key}: {error}"))
 }
 
 impl Cache {
@@ -80,12 +108,12 @@ impl Cache {
     }
 
     // The lock is poisoned only if a reader or writer panicked in a few lines that cannot.
-    fn read(&self) -> std::sync::RwLockReadGuard<'_, State> {
+    fn state(&self) -> std::sync::RwLockReadGuard<'_, State> {
         self.state.read().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     /// Turns a stored value into an object of this kind.
-    pub fn decode(&self, stored: &KeyValue) -> Result<Object, String> {
+    pub fn decode(&self, stored: &KeyValue) -> Result<Object, Unreadable> {
         (self.decode.read().unwrap_or_else(std::sync::PoisonError::into_inner))(stored)
     }
 
@@ -111,8 +139,7 @@ impl Cache {
         *self.decode.write().unwrap_or_else(std::sync::PoisonError::into_inner) = decode;
     }
 
-    /// Fills an empty cache with a range read at `revision`. Objects that do not decode are reported and left out; they
-    /// can still be deleted by key.
+    /// Fills an empty cache with a range read at `revision`. Objects that do not decode can still be deleted by key.
     pub fn load(&self, items: &[KeyValue], revision: Revision) {
         let mut state = self.state.write().unwrap_or_else(std::sync::PoisonError::into_inner);
         for item in items {
@@ -120,7 +147,7 @@ impl Cache {
                 Ok(object) => {
                     state.objects.insert(item.key.clone(), Arc::new(object));
                 }
-                Err(error) => tracing::error!(key = %item.key, %error, "stored object cannot be read"),
+                Err(error) => state.miss(&item.key, error),
             }
         }
         state.complete_after = revision;
@@ -129,14 +156,22 @@ impl Cache {
         self.changed.send_replace(revision);
     }
 
-    /// Takes changes in, oldest first, and wakes watchers once.
-    fn apply(&self, changes: impl Iterator<Item = (Arc<str>, Revision, Option<Object>)>) {
+    /// Takes changes in, oldest first, and wakes watchers once. They do not hear of what cannot be read, but of what it was
+    /// next or of its end.
+    fn apply(&self, changes: impl Iterator<Item = (Arc<str>, Revision, Option<Result<Object, Unreadable>>)>) {
         let mut state = self.state.write().unwrap_or_else(std::sync::PoisonError::into_inner);
         for (key, revision, object) in changes {
             if revision <= state.newest && revision <= state.complete_after {
                 continue; // Already in the range the cache was loaded from.
             }
-            let object = object.map(Arc::new);
+            let object = match object.transpose() {
+                Ok(object) => object.map(Arc::new),
+                Err(error) => {
+                    state.miss(&key, error);
+                    continue;
+                }
+            };
+            state.unreadable.remove(&key);
             let previous = match &object {
                 Some(object) => state.objects.insert(key.clone(), object.clone()),
                 None => state.objects.remove(&key),
@@ -164,28 +199,51 @@ impl Cache {
     }
 
     /// Changes as the store tells them, for a watcher that is further back than the history here.
-    pub(crate) fn events_of(&self, changes: &[store::Change]) -> Vec<Arc<Event>> {
-        let read = |stored: &KeyValue| {
-            let object = self.decode(stored);
-            object.map_err(|error| tracing::error!(key = %stored.key, %error, "stored object cannot be read")).ok()
-        };
+    pub(crate) fn events_of(&self, changes: &[store::Change]) -> Result<Vec<Arc<Event>>, Status> {
         let event = |change: &store::Change| {
-            let previous = change.previous.as_ref().and_then(read).map(Arc::new);
+            let previous = change.previous.as_ref().and_then(|stored| self.decode(stored).ok()).map(Arc::new);
             let (kind, object) = match (&change.kind, &previous) {
-                (store::ChangeKind::Put(stored), None) => (EventKind::Added, Arc::new(read(stored)?)),
-                (store::ChangeKind::Put(stored), Some(_)) => (EventKind::Modified, Arc::new(read(stored)?)),
+                (store::ChangeKind::Put(stored), previous) => match self.read(stored) {
+                    Ok(Some(object)) if previous.is_none() => (EventKind::Added, Arc::new(object)),
+                    Ok(Some(object)) => (EventKind::Modified, Arc::new(object)),
+                    Ok(None) => return None,
+                    Err(status) => return Some(Err(status)),
+                },
                 (store::ChangeKind::Delete, Some(previous)) => {
                     (EventKind::Deleted, Arc::new(previous.at_version(change.revision)))
                 }
                 (store::ChangeKind::Delete, None) => return None,
             };
-            Some(Arc::new(Event { kind, object, previous, key: change.key.clone() }))
+            Some(Ok(Arc::new(Event { kind, object, previous, key: change.key.clone() })))
         };
         changes.iter().filter_map(event).collect()
     }
 
+    /// An object for a list: nothing where it is left out, an error where the list cannot be.
+    pub fn read(&self, stored: &KeyValue) -> Result<Option<Object>, Status> {
+        match self.decode(stored) {
+            Ok(object) => Ok(Some(object)),
+            Err(Unreadable::Foreign(_)) => Ok(None),
+            Err(error) => Err(unreadable(&stored.key, &error)),
+        }
+    }
+
+    /// An error where the object of this key is in the store and cannot be read.
+    pub fn readable(&self, key: &str) -> Result<(), Status> {
+        self.state().unreadable.get(key).map_or(Ok(()), |error| Err(unreadable(key, error)))
+    }
+
+    /// An error where a list of what starts with `prefix` would lack what nobody can read.
+    pub fn all_readable(&self, prefix: &str) -> Result<(), Status> {
+        let state = self.state();
+        let mut below = state.unreadable.range::<str, _>((Bound::Included(prefix), Bound::Unbounded));
+        let broken = below.by_ref().take_while(|(key, _)| key.starts_with(prefix));
+        let found = broken.filter(|(_, error)| matches!(error, Unreadable::Broken(_))).next();
+        found.map_or(Ok(()), |(key, error)| Err(unreadable(key, error)))
+    }
+
     pub fn get(&self, key: &str) -> Option<Arc<Object>> {
-        self.read().objects.get(key).cloned()
+        self.state().objects.get(key).cloned()
     }
 
     /// Everything whose key starts with `prefix`.
@@ -195,7 +253,7 @@ impl Cache {
 
     /// As [`Cache::list`], from just after a key and at most `limit` objects; says whether more follow.
     pub fn slice(&self, prefix: &str, after: Option<&str>, limit: usize) -> (Slice, bool) {
-        let state = self.read();
+        let state = self.state();
         let from = after.map_or(Bound::Included(prefix), Bound::Excluded);
         let mut range =
             state.objects.range::<str, _>((from, Bound::Unbounded)).take_while(|(key, _)| key.starts_with(prefix));
@@ -206,7 +264,7 @@ impl Cache {
 
     /// How many objects there are, and the bytes of their JSON.
     pub fn size(&self) -> (usize, usize) {
-        let state = self.read();
+        let state = self.state();
         (state.objects.len(), state.objects.values().map(|o| o.json_len()).sum())
     }
 
@@ -217,12 +275,12 @@ impl Cache {
 
     /// The revision of the newest change.
     pub fn newest(&self) -> Revision {
-        self.read().newest
+        self.state().newest
     }
 
     /// All changes after `position`, at most `limit` and the rest of the last one's transaction; `None` when the history no longer reaches back that far.
     pub(crate) fn since(&self, position: Revision, limit: usize) -> Option<Vec<Arc<Event>>> {
-        let state = self.read();
+        let state = self.state();
         if position < state.complete_after {
             return None;
         }
@@ -238,6 +296,6 @@ impl Cache {
 
     /// The revision after which the history is complete.
     pub fn oldest(&self) -> Revision {
-        self.read().complete_after
+        self.state().complete_after
     }
 }

@@ -158,7 +158,7 @@ impl Walk {
         let Some(backlog) = &mut self.backlog else { return Ok(Vec::new()) };
         match backlog.next().await.transpose().map_err(lost)? {
             Some(WatchItem::Changes(changes)) => {
-                let events = self.cache.events_of(&changes);
+                let events = self.cache.events_of(&changes)?;
                 self.position = changes.last().map_or(self.position, |change| change.revision);
                 Ok(events)
             }
@@ -325,7 +325,8 @@ mod tests {
 
         // A cache that is filled now remembers nothing of what was before.
         let decode = |stored: &store::KeyValue| {
-            Object::from_stored(stored.value.clone(), stored.mod_revision).map_err(|error| error.to_string())
+            Object::from_stored(stored.value.clone(), stored.mod_revision)
+                .map_err(|error| crate::cache::Unreadable::Broken(error.to_string()))
         };
         let cache = Arc::new(Cache::new("/registry/configmaps".into(), Box::new(decode)));
         let feed = Feed::new(store.clone());

@@ -152,7 +152,9 @@ impl ApiServer {
             n => Freshness::AtLeast(parse_revision(n)?),
         };
         self.await_freshness(wanted).await?;
-        let object = target.served.cache()?.get(&target.key()).ok_or_else(|| target.not_found())?;
+        let (cache, key) = (target.served.cache()?, target.key());
+        cache.readable(&key)?;
+        let object = cache.get(&key).ok_or_else(|| target.not_found())?;
         Ok(Reply::Object { object: target.served.present(object, target.version).await?, created: false })
     }
 
@@ -205,6 +207,7 @@ impl ApiServer {
                 }
             }
             _ => {
+                cache.all_readable(&selection.prefix)?;
                 // The revision first: what it covers is in the cache for certain.
                 let progress = self.feed().progress();
                 let mut page = page_of_cache(cache, &selection, after, limit);
@@ -242,10 +245,7 @@ impl ApiServer {
                 other => store_error(other),
             })?;
             for (at, item) in range.items.iter().enumerate() {
-                let object = cache.decode(item).map_err(Status::internal)?;
-                if !selection.matches(&object) {
-                    continue;
-                }
+                let Some(object) = cache.read(item)?.filter(|object| selection.matches(object)) else { continue };
                 page.items.push(Arc::new(object));
                 if page.items.len() == limit {
                     page.remaining = usize::try_from(range.count).unwrap_or(usize::MAX).saturating_sub(at + 1);
@@ -292,6 +292,7 @@ impl ApiServer {
                 n => Freshness::AtLeast(parse_revision(n)?),
             })
             .await?;
+            cache.all_readable(&selection.prefix)?;
             let progress = self.feed().progress();
             let slice = cache.list(&selection.prefix);
             start.position = progress.max(slice.newest);

@@ -197,13 +197,16 @@ impl ApiServer {
             Change::Request => Some(body::Document::of(self, &target)?),
             Change::Server(_) => None,
         };
+        let read = |stored: store::KeyValue| {
+            cache.decode(&stored).map(Arc::new).map_err(|error| crate::cache::unreadable(&stored.key, &error))
+        };
         // The cache may be a moment behind; the transaction tells, and then the store is asked.
         let mut current = cache.get(&key);
         let mut certain = false;
         for _ in 0..CHANGE_TRIES {
             if current.is_none() && !certain {
                 let (stored, _) = self.store().get(&key, None).await.map_err(store_error)?;
-                current = stored.map(|s| cache.decode(&s).map(Arc::new)).transpose().map_err(Status::internal)?;
+                current = stored.map(read).transpose()?;
                 certain = true;
             }
             let Some(old_object) = current.clone() else {
@@ -222,7 +225,7 @@ impl ApiServer {
                     if unchanged {
                         return Err(status);
                     }
-                    current = stored.map(|s| cache.decode(&s).map(Arc::new)).transpose().map_err(Status::internal)?;
+                    current = stored.map(read).transpose()?;
                     continue;
                 }
                 Err(status) => return Err(status),
@@ -262,7 +265,7 @@ impl ApiServer {
                         return Err(self.modified(&target));
                     }
                     let stored = found.into_iter().next().flatten();
-                    current = stored.map(|s| cache.decode(&s).map(Arc::new)).transpose().map_err(Status::internal)?;
+                    current = stored.map(read).transpose()?;
                     certain = true;
                 }
             }

@@ -235,6 +235,10 @@ fn check_scaling(at: &At<'_>, errors: &mut Errors) {
 }
 
 impl Strategy for HorizontalPodAutoscaler {
+    fn past_versions(&self) -> &'static [&'static str] {
+        &["v2beta2"]
+    }
+
     fn default(&self, object: &mut Value) {
         crate::defaults::zero_counts(object, &["desiredReplicas"]);
         let Some(spec) = object.at_mut("spec") else { return };

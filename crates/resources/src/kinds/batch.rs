@@ -318,6 +318,10 @@ const JOB_SUFFIX: usize = 11;
 const MAX_NAME: usize = 63 - JOB_SUFFIX;
 
 impl Strategy for CronJob {
+    fn past_versions(&self) -> &'static [&'static str] {
+        &["v1beta1"]
+    }
+
     fn default(&self, object: &mut Value) {
         defaults::zero_counts(object, &[]);
         let Some(spec) = object.at_mut("spec") else { return };

@@ -27,7 +27,33 @@ fn at_most(at: &At<'_>, max: usize, errors: &mut Errors) {
     }
 }
 
+/// Where `v1beta1` says an endpoint is, by these keys of its topology.
+const ZONE: &str = "topology.kubernetes.io/zone";
+const HOSTNAME: &str = "kubernetes.io/hostname";
+
 impl Strategy for EndpointSlice {
+    fn past_versions(&self) -> &'static [&'static str] {
+        &["v1beta1"]
+    }
+
+    /// `v1` gave the number of `v1beta1`'s hints to the zone. The hints are lost: their controller knows them.
+    fn from_past(&self, object: &mut Value) {
+        for endpoint in object.list_mut("endpoints").iter_mut().filter_map(Value::as_object_mut) {
+            endpoint.remove("zone");
+            let topology = endpoint.remove("topology").or_else(|| endpoint.remove("deprecatedTopology"));
+            let Some(Value::Object(mut topology)) = topology else { continue };
+            if let Some(zone) = topology.remove(ZONE) {
+                endpoint.insert("zone".into(), zone);
+            }
+            if topology.get(HOSTNAME) == endpoint.get("nodeName") {
+                topology.remove(HOSTNAME);
+            }
+            if !topology.is_empty() {
+                endpoint.insert("deprecatedTopology".into(), topology.into());
+            }
+        }
+    }
+
     fn default(&self, object: &mut Value) {
         for port in object.list_mut("ports") {
             port.or_put("name", "");

@@ -199,7 +199,51 @@ fn check_definition(object: &Value, unchanged: &[&str]) -> Errors {
     errors
 }
 
+/// What `v1beta1` says once for all versions, and `v1` in each.
+const SHARED: [(&str, &str); 3] = [
+    ("validation", "schema"),
+    ("subresources", "subresources"),
+    ("additionalPrinterColumns", "additionalPrinterColumns"),
+];
+
 impl Strategy for CustomResourceDefinition {
+    fn past_versions(&self) -> &'static [&'static str] {
+        &["v1beta1"]
+    }
+
+    /// Upstream stores definitions in `v1beta1`, which is shorter.
+    fn from_past(&self, object: &mut Value) {
+        let Some(spec) = object.get_mut("spec").and_then(Value::as_object_mut) else { return };
+        let only = spec.remove("version").unwrap_or_default();
+        if spec.get("versions").and_then(Value::as_array).is_none_or(Vec::is_empty) {
+            spec.insert("versions".into(), json!([{"name": only, "served": true, "storage": true}]));
+        }
+        for (once, each) in SHARED {
+            let shared = spec.remove(once).filter(|shared| !shared.is_null());
+            let versions = spec.get_mut("versions").and_then(Value::as_array_mut).into_iter().flatten();
+            for (version, shared) in versions.zip(std::iter::repeat(shared)) {
+                if let Some(shared) = shared {
+                    version.or_put(each, shared);
+                }
+                for column in version.list_mut("additionalPrinterColumns").iter_mut().filter_map(Value::as_object_mut) {
+                    if let Some(path) = column.remove("JSONPath") {
+                        column.insert("jsonPath".into(), path);
+                    }
+                }
+            }
+        }
+        if spec.get("preserveUnknownFields") == Some(&Value::Bool(false)) {
+            spec.remove("preserveUnknownFields");
+        }
+        if let Some(conversion) = spec.get_mut("conversion").and_then(Value::as_object_mut) {
+            let versions = conversion.remove("conversionReviewVersions");
+            if let Some(client) = conversion.remove("webhookClientConfig") {
+                let webhook = json!({"clientConfig": client, "conversionReviewVersions": versions});
+                conversion.insert("webhook".into(), webhook);
+            }
+        }
+    }
+
     fn default(&self, object: &mut Value) {
         let Some(spec) = object.at_mut("spec") else { return };
         let kind = spec.text("names.kind").to_string();

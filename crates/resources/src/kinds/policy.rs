@@ -4,6 +4,7 @@ use std::collections::HashSet;
 
 use meta::quantity::Quantity;
 use meta::{FieldError, Value};
+use serde_json::json;
 
 use crate::cells::{age, name, quantity};
 use crate::defaults;
@@ -20,7 +21,24 @@ kinds! {
 
 const BUDGET_COUNTS: [&str; 4] = ["disruptionsAllowed", "currentHealthy", "desiredHealthy", "expectedPods"];
 
+/// `v1beta1` had no other word for a selector of all pods, nor `v1` one for none: `{}` meant none there and means all here.
+const EMPTY_SELECTOR: &str = "pdb.kubernetes.io/deprecated-v1beta1-empty-selector-match";
+
 impl Strategy for PodDisruptionBudget {
+    fn past_versions(&self) -> &'static [&'static str] {
+        &["v1beta1"]
+    }
+
+    fn from_past(&self, object: &mut Value) {
+        let Some(selector) = object.at_mut("spec.selector") else { return };
+        let of = |operator: &str| json!({"matchExpressions": [{"key": EMPTY_SELECTOR, "operator": operator}]});
+        if *selector == json!({}) {
+            *selector = of("Exists");
+        } else if *selector == of("DoesNotExist") {
+            *selector = json!({});
+        }
+    }
+
     fn default(&self, object: &mut Value) {
         defaults::zero_counts(object, &BUDGET_COUNTS);
     }
@@ -287,7 +305,6 @@ impl Strategy for LimitRange {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
 
     use super::*;
     use crate::validate::tests::expect;
