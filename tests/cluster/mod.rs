@@ -42,7 +42,7 @@ struct Variant {
     etcd: bool,
     containerd: bool,
     faults: bool,
-    /// Its part is a volume driver's, alone.
+    /// Its parts are volumes' alone: a driver's and an image's.
     driver: bool,
 }
 
@@ -227,6 +227,8 @@ async fn parts(stage: &mut Stage, variant: &Variant) -> Result<()> {
     let began = Instant::now();
     let done = |part: &str| println!("{}: {part}: {:.1} s", variant.name, began.elapsed().as_secs_f32());
     if variant.driver {
+        storage::image_files(stage).await?;
+        done("an image as a volume");
         storage::driver(stage).await?;
         done("a volume driver");
         return Ok(());

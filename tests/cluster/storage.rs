@@ -1,5 +1,5 @@
 //! A small CSI driver on one node, a task of this test, and pods with its volumes: one that outlives them and one that
-//! does not. The agent is killed once while a pod uses them and once while a pod goes.
+//! does not. The agent is killed once while a pod uses them and once while a pod goes. And an image as a volume.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -300,4 +300,26 @@ pub async fn driver(stage: &Stage) -> Result<()> {
         Ok(())
     })
     .await
+}
+
+/// A pod reads an image's files, all of them and those of one directory, and cannot change them.
+pub async fn image_files(stage: &Stage) -> Result<()> {
+    let script = "cat /part/passwd && test -x /whole/bin/busybox && ! touch /part/new && ! touch /whole/new";
+    let pod = json!({"metadata": {"name": "of-image"}, "spec": {
+        "restartPolicy": "Never",
+        "volumes": [{"name": "files", "image": {"reference": image::NAME, "pullPolicy": "Never"}}],
+        "containers": [{"name": "c", "image": image::NAME, "command": ["sh", "-c", script], "volumeMounts": [
+            {"name": "files", "mountPath": "/whole"}, {"name": "files", "mountPath": "/part", "subPath": "etc"}]}],
+    }});
+    let pods = stage.api("", "v1", "pods");
+    pods.create(pod).await?;
+    wait("the pod has read an image's files", || async {
+        let pod = value(&*pods.get("of-image").await?)?;
+        ensure!(pod["status"]["phase"] == "Succeeded", "its status is {}", pod["status"]);
+        Ok(())
+    })
+    .await?;
+    let log = stage.client.get_path("/api/v1/namespaces/default/pods/of-image/log").await?;
+    ensure!(log.starts_with(b"root:x:0:0:"), "it says {log:?}");
+    Ok(())
 }
