@@ -5,7 +5,7 @@
 //! Upstream reads JSON, so nothing is ever written in another form.
 
 use meta::protobuf::{self, Envelope};
-use meta::schema::{Types, View};
+use meta::schema::{Field, Shape, TypeId, View};
 use meta::{Gvk, Object, Value};
 use resources::Resource;
 use store::KeyValue;
@@ -100,10 +100,10 @@ fn in_storage_version(resource: &Resource, mut body: Value) -> Result<Value, Unr
     if resource.version(&found.version).is_some() {
         resource.strategy.convert(&mut body, &found.version, &storage.version).map_err(broken)?;
     } else if resource.strategy.past_versions().contains(&&*found.version) {
-        resource.strategy.from_past(&mut body);
+        resource.strategy.upgrade(&mut body);
     } else {
         let new = resource.storage_version().schema.root();
-        let old = new.types.kind(&found).filter(|old| same_on_the_wire(new.types, *old, new, &mut Vec::new()));
+        let old = new.types.kind(&found).filter(|old| same_on_the_wire(*old, new, &mut Vec::new()));
         let mut message = Vec::new();
         protobuf::write_message(old.ok_or_else(|| foreign(&found))?, &body, &mut message).map_err(broken)?;
         body = protobuf::read_message(new, &message).map_err(broken)?;
@@ -114,27 +114,19 @@ fn in_storage_version(resource: &Resource, mut body: Value) -> Result<Value, Unr
 }
 
 /// Whether every message of `old` says the same as one of `new`: each of its field numbers is there, with the same form.
-fn same_on_the_wire<'t>(
-    types: &'t Types,
-    old: View<'t>,
-    new: View<'t>,
-    seen: &mut Vec<(meta::schema::TypeId, meta::schema::TypeId)>,
-) -> bool {
-    use meta::schema::Shape;
+fn same_on_the_wire<'t>(old: View<'t>, new: View<'t>, seen: &mut Vec<(TypeId, TypeId)>) -> bool {
     if old.id == new.id || seen.contains(&(old.id, new.id)) {
         return true;
     }
     seen.push((old.id, new.id));
     let mut below = |old: Option<View<'t>>, new: Option<View<'t>>| {
-        old.zip(new).is_some_and(|(old, new)| same_on_the_wire(types, old, new, seen))
+        old.zip(new).is_some_and(|(old, new)| same_on_the_wire(old, new, seen))
     };
     match (old.shape(), new.shape()) {
-        (Shape::Struct(before), Shape::Struct(after)) => {
-            before.fields.iter().filter(|field| field.tag != 0).all(|field| {
-                let same = |other: &&meta::schema::Field| other.wire_path().eq(field.wire_path());
-                after.fields.iter().find(same).is_some_and(|other| below(Some(old.of(field)), Some(new.of(other))))
-            })
-        }
+        (Shape::Struct(before), Shape::Struct(after)) => before.fields.iter().filter(|f| f.tag != 0).all(|field| {
+            let same = |other: &&Field| other.wire_path().eq(field.wire_path());
+            after.fields.iter().find(same).is_some_and(|other| below(Some(old.of(field)), Some(new.of(other))))
+        }),
         (Shape::Map { .. }, Shape::Map { .. }) => below(old.child(""), new.child("")),
         (Shape::List { .. }, Shape::List { .. }) => {
             old.node().wrapped == new.node().wrapped && below(old.item(), new.item())

@@ -101,13 +101,13 @@ pub trait Strategy: Send + Sync + 'static {
     }
 
     /// Versions that are served no more but lie in stores of upstream's servers, which may store the oldest version they know.
-    /// In protobuf the storage version's field numbers read them, but for what [`Strategy::from_past`] puts right.
+    /// In protobuf the storage version's field numbers read them, but for what [`Strategy::upgrade`] puts right.
     fn past_versions(&self) -> &'static [&'static str] {
         &[]
     }
 
     /// From one of [`Strategy::past_versions`] to the storage version, what is the same in both aside.
-    fn from_past(&self, _object: &mut Value) {}
+    fn upgrade(&self, _object: &mut Value) {}
 
     /// The `apiVersion` this kind's objects are stored in when that is another row's: `events.k8s.io/v1` Events are core
     /// `v1` Events in the store. Such a row shares its prefix, cache and selectable values with that other row, and

@@ -236,9 +236,10 @@ impl Cache {
     /// An error where a list of what starts with `prefix` would lack what nobody can read.
     pub fn all_readable(&self, prefix: &str) -> Result<(), Status> {
         let state = self.state();
-        let mut below = state.unreadable.range::<str, _>((Bound::Included(prefix), Bound::Unbounded));
-        let broken = below.by_ref().take_while(|(key, _)| key.starts_with(prefix));
-        let found = broken.filter(|(_, error)| matches!(error, Unreadable::Broken(_))).next();
+        let below = state.unreadable.range::<str, _>((Bound::Included(prefix), Bound::Unbounded));
+        let found = below
+            .take_while(|(key, _)| key.starts_with(prefix))
+            .find(|(_, error)| matches!(error, Unreadable::Broken(_)));
         found.map_or(Ok(()), |(key, error)| Err(unreadable(key, error)))
     }
 

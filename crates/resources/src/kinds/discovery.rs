@@ -37,7 +37,7 @@ impl Strategy for EndpointSlice {
     }
 
     /// `v1` gave the number of `v1beta1`'s hints to the zone. The hints are lost: their controller knows them.
-    fn from_past(&self, object: &mut Value) {
+    fn upgrade(&self, object: &mut Value) {
         for endpoint in object.list_mut("endpoints").iter_mut().filter_map(Value::as_object_mut) {
             endpoint.remove("zone");
             let topology = endpoint.remove("topology").or_else(|| endpoint.remove("deprecatedTopology"));

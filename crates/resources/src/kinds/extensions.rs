@@ -212,7 +212,7 @@ impl Strategy for CustomResourceDefinition {
     }
 
     /// Upstream stores definitions in `v1beta1`, which is shorter.
-    fn from_past(&self, object: &mut Value) {
+    fn upgrade(&self, object: &mut Value) {
         let Some(spec) = object.get_mut("spec").and_then(Value::as_object_mut) else { return };
         let only = spec.remove("version").unwrap_or_default();
         if spec.get("versions").and_then(Value::as_array).is_none_or(Vec::is_empty) {

@@ -29,7 +29,7 @@ impl Strategy for PodDisruptionBudget {
         &["v1beta1"]
     }
 
-    fn from_past(&self, object: &mut Value) {
+    fn upgrade(&self, object: &mut Value) {
         let Some(selector) = object.at_mut("spec.selector") else { return };
         let of = |operator: &str| json!({"matchExpressions": [{"key": EMPTY_SELECTOR, "operator": operator}]});
         if *selector == json!({}) {
@@ -305,7 +305,6 @@ impl Strategy for LimitRange {
 
 #[cfg(test)]
 mod tests {
-
     use super::*;
     use crate::validate::tests::expect;
 
