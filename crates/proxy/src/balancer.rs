@@ -69,7 +69,7 @@ pub fn plan<'a>(services: impl IntoIterator<Item = &'a Service> + Clone, pools: 
                     let mut of_family =
                         pools.iter().filter(|pool| Family::of(pool.addr()).address_type() == family).peekable();
                     of_family.peek()?;
-                    let free = of_family.flat_map(|pool| pool.hosts().take(MAX_POOL)).find(|a| !taken.contains(a));
+                    let free = of_family.flat_map(given_out).find(|a| !taken.contains(a));
                     used_up |= free.is_none();
                     free
                 })
@@ -81,6 +81,12 @@ pub fn plan<'a>(services: impl IntoIterator<Item = &'a Service> + Clone, pools: 
         }
     }
     (out, used_up)
+}
+
+/// A pool's addresses in order, without the network's own (of IPv6, all routers' there).
+fn given_out(pool: &IpNet) -> impl Iterator<Item = IpAddr> + use<> {
+    let (own, single) = (pool.network(), pool.prefix_len() + 1 >= pool.max_prefix_len());
+    pool.hosts().filter(move |address| single || *address != own).take(MAX_POOL)
 }
 
 fn is_balanced(service: &Service) -> bool {
@@ -169,7 +175,7 @@ mod tests {
             (vec![service("a", balanced.clone(), &[])], "a=192.0.2.1"),
             (vec![service("a", balanced.clone(), &["192.0.2.1"])], ""),
             (vec![service("a", balanced.clone(), &[]), service("b", balanced.clone(), &["192.0.2.1"])], "a=192.0.2.2"),
-            (vec![service("a", with("ipFamilies", json!(["IPv6", "IPv4"])), &[])], "a=2001:db8::,192.0.2.1"),
+            (vec![service("a", with("ipFamilies", json!(["IPv6", "IPv4"])), &[])], "a=2001:db8::1,192.0.2.1"),
             (vec![service("a", with("loadBalancerClass", json!("cloud")), &[])], ""),
             (vec![service("a", with("loadBalancerIP", json!("192.0.2.2")), &[])], "a=192.0.2.2"),
             (vec![service("a", with("loadBalancerIP", json!("198.51.100.1")), &[])], ""),
