@@ -246,15 +246,14 @@ impl Run<'_> {
             body = String::from_utf8(body.to_vec())?.replace("$big", &"x".repeat(size)).into();
         }
         let deadline = Instant::now() + Duration::from_secs(step.within.unwrap_or(0));
+        // What is done is not done again; a dry run does nothing.
+        let done = |answer: &Answer| method == "POST" && answer.code.is_success() && !path.contains("dryRun=All");
         loop {
             let sent = self.server.send(identity, method, path, &headers, body.clone());
             let answer = tokio::time::timeout(ANSWER_WITHIN, sent).await.context("no answer")??;
             match self.check(step, &answer) {
                 Ok(()) => return self.keep(step, &answer),
-                // What is done is not done again.
-                Err(_) if Instant::now() < deadline && !(method == "POST" && answer.code.is_success()) => {
-                    tokio::time::sleep(ASK_AGAIN_AFTER).await
-                }
+                Err(_) if Instant::now() < deadline && !done(&answer) => tokio::time::sleep(ASK_AGAIN_AFTER).await,
                 Err(error) => return Err(error),
             }
         }
