@@ -108,8 +108,10 @@ pub trait Plugin: Send + Sync {
     }
 }
 
-const PLUGINS: &[&dyn Plugin] = &[
-    &namespace_lifecycle::NamespaceLifecycle,
+static NAMESPACE_LIFECYCLE: namespace_lifecycle::NamespaceLifecycle = namespace_lifecycle::NamespaceLifecycle::new();
+
+static PLUGINS: &[&dyn Plugin] = &[
+    &NAMESPACE_LIFECYCLE,
     &limit_ranger::LimitRanger,
     &service_account::ServiceAccount,
     &node_restriction::NodeRestriction,

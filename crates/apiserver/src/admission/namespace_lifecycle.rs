@@ -1,15 +1,45 @@
 //! NamespaceLifecycle: nothing is created in a namespace that does not exist or is going away, and the namespaces the
 //! system needs stay.
 
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
 use async_trait::async_trait;
 use meta::{Cause, Status, Value};
 
 use super::{Attributes, Operation, Plugin};
 use crate::server::ApiServer;
 
-pub struct NamespaceLifecycle;
+/// Remembers whose end was asked for here: the cache may not know yet, with a store elsewhere.
+pub struct NamespaceLifecycle {
+    going: Mutex<BTreeMap<String, Instant>>,
+}
 
+/// How long a namespace that was asked to go is looked up only after the cache has caught up, as upstream.
+const GOING_FOR: Duration = Duration::from_secs(30);
+/// Namespaces remembered at a time; beyond it those that come are not, and the cache alone tells.
+const MAX_GOING: usize = 10_000;
 const IMMORTAL: [&str; 3] = ["default", "kube-system", "kube-public"];
+
+impl NamespaceLifecycle {
+    pub const fn new() -> Self {
+        Self { going: Mutex::new(BTreeMap::new()) }
+    }
+
+    fn asked_to_go(&self, namespace: &str) {
+        let mut going = self.going.lock().unwrap_or_else(PoisonError::into_inner);
+        going.retain(|_, asked| asked.elapsed() < GOING_FOR);
+        if going.len() < MAX_GOING {
+            going.insert(namespace.to_string(), Instant::now());
+        }
+    }
+
+    fn may_be_going(&self, namespace: &str) -> bool {
+        let going = self.going.lock().unwrap_or_else(PoisonError::into_inner);
+        going.get(namespace).is_some_and(|asked| asked.elapsed() < GOING_FOR)
+    }
+}
 
 #[async_trait]
 impl Plugin for NamespaceLifecycle {
@@ -23,6 +53,9 @@ impl Plugin for NamespaceLifecycle {
         let namespace = &*a.target.request.namespace;
         if a.operation != Operation::Create || !a.target.served.resource.namespaced || namespace.is_empty() {
             return Ok(());
+        }
+        if self.may_be_going(namespace) {
+            server.await_newest().await?;
         }
         let found = match server.lookup("", "namespaces", "", namespace) {
             None => {
@@ -54,8 +87,11 @@ impl Plugin for NamespaceLifecycle {
         _object: Option<&Value>,
         _old: Option<&Value>,
     ) -> Result<(), Status> {
-        if a.operation == Operation::Delete && a.is("", "namespaces") && IMMORTAL.contains(&&*a.target.request.name) {
-            return Err(a.forbid(&a.target.request.name, "this namespace may not be deleted"));
+        if a.operation == Operation::Delete && a.is("", "namespaces") {
+            if IMMORTAL.contains(&&*a.target.request.name) {
+                return Err(a.forbid(&a.target.request.name, "this namespace may not be deleted"));
+            }
+            self.asked_to_go(&a.target.request.name);
         }
         Ok(())
     }
