@@ -9,7 +9,7 @@ use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
 use futures::StreamExt;
-use store::{Backend, ChangeKind, Revision, StoreError, WatchItem};
+use store::{Backend, Revision, StoreError, WatchItem};
 use tokio::sync::{Mutex, watch};
 
 use super::Cache;
@@ -140,12 +140,7 @@ impl Feed {
                     };
                     let run = rest.iter().take_while(|change| same(&change.key)).count().max(1);
                     if let Some(cache) = cache {
-                        cache.apply(rest[..run].iter().map(|change| match &change.kind {
-                            ChangeKind::Delete => (change.key.clone(), change.revision, None),
-                            ChangeKind::Put(stored) => {
-                                (change.key.clone(), change.revision, Some(cache.decode(stored)))
-                            }
-                        }));
+                        cache.apply(&rest[..run]);
                     }
                     rest = &rest[run..];
                 }

@@ -6,14 +6,17 @@
 //! store's, and is cut with 410 when that is compacted, without holding up anyone. The cache decides nothing about namespaces, selectors or formats.
 
 pub mod feed;
+mod handover;
 pub mod watcher;
+
+pub use handover::Announced;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Bound;
 use std::sync::{Arc, RwLock};
 
 use meta::{EventKind, Object, Status};
-use store::{KeyValue, Revision};
+use store::{ChangeKind, KeyValue, Revision};
 use tokio::sync::watch;
 
 /// History kept a kind, in events: upstream's largest watch cache.
@@ -67,6 +70,7 @@ struct State {
 pub struct Cache {
     prefix: Arc<str>,
     decode: RwLock<Box<Decode>>,
+    handover: handover::Handover,
     state: RwLock<State>,
     /// Revision of the newest change: what watchers wait on.
     changed: watch::Sender<Revision>,
@@ -100,7 +104,13 @@ pub fn unreadable(key: &str, error: &Unreadable) -> Status {
 
 impl Cache {
     pub fn new(prefix: Arc<str>, decode: Box<Decode>) -> Self {
-        Self { prefix, decode: RwLock::new(decode), state: RwLock::default(), changed: watch::Sender::new(0) }
+        Self {
+            prefix,
+            decode: RwLock::new(decode),
+            handover: handover::Handover::default(),
+            state: RwLock::default(),
+            changed: watch::Sender::new(0),
+        }
     }
 
     pub fn prefix(&self) -> &Arc<str> {
@@ -115,6 +125,19 @@ impl Cache {
     /// Turns a stored value into an object of this kind.
     pub fn decode(&self, stored: &KeyValue) -> Result<Object, Unreadable> {
         (self.decode.read().unwrap_or_else(std::sync::PoisonError::into_inner))(stored)
+    }
+
+    /// Says what is about to be written. With `takes_over` it is not read anew when the store tells of it.
+    pub fn announce(&self, object: Object, takes_over: bool) -> Announced<'_> {
+        self.handover.announce(object, takes_over)
+    }
+
+    /// An object the store tells of: the writer's own where it was announced.
+    fn arrive(&self, stored: &KeyValue) -> Result<Arc<Object>, Unreadable> {
+        match self.handover.take(stored) {
+            Some(object) => Ok(object),
+            None => self.decode(stored).map(Arc::new),
+        }
     }
 
     /// Reads everything anew another way: a custom kind's schema, and so its defaults, changed. Readers see it at once;
@@ -158,14 +181,26 @@ impl Cache {
 
     /// Takes changes in, oldest first, and wakes watchers once. They do not hear of what cannot be read, but of what it was
     /// next or of its end.
-    fn apply(&self, changes: impl Iterator<Item = (Arc<str>, Revision, Option<Result<Object, Unreadable>>)>) {
+    fn apply(&self, changes: &[store::Change]) {
+        // Read before anybody has to wait.
+        let changes: Vec<_> = changes
+            .iter()
+            .map(|change| match &change.kind {
+                ChangeKind::Delete => (change, None),
+                ChangeKind::Put(stored) => (change, Some(self.arrive(stored))),
+            })
+            .collect();
+        if let Some((last, _)) = changes.last() {
+            self.handover.reached(last.revision);
+        }
         let mut state = self.state.write().unwrap_or_else(std::sync::PoisonError::into_inner);
-        for (key, revision, object) in changes {
+        for (change, object) in changes {
+            let (key, revision) = (change.key.clone(), change.revision);
             if revision <= state.newest && revision <= state.complete_after {
                 continue; // Already in the range the cache was loaded from.
             }
             let object = match object.transpose() {
-                Ok(object) => object.map(Arc::new),
+                Ok(object) => object,
                 Err(error) => {
                     state.miss(&key, error);
                     continue;
@@ -203,16 +238,16 @@ impl Cache {
         let event = |change: &store::Change| {
             let previous = change.previous.as_ref().and_then(|stored| self.decode(stored).ok()).map(Arc::new);
             let (kind, object) = match (&change.kind, &previous) {
-                (store::ChangeKind::Put(stored), previous) => match self.read(stored) {
+                (ChangeKind::Put(stored), previous) => match self.read(stored) {
                     Ok(Some(object)) if previous.is_none() => (EventKind::Added, Arc::new(object)),
                     Ok(Some(object)) => (EventKind::Modified, Arc::new(object)),
                     Ok(None) => return None,
                     Err(status) => return Some(Err(status)),
                 },
-                (store::ChangeKind::Delete, Some(previous)) => {
+                (ChangeKind::Delete, Some(previous)) => {
                     (EventKind::Deleted, Arc::new(previous.at_version(change.revision)))
                 }
-                (store::ChangeKind::Delete, None) => return None,
+                (ChangeKind::Delete, None) => return None,
             };
             Some(Ok(Arc::new(Event { kind, object, previous, key: change.key.clone() })))
         };

@@ -30,6 +30,13 @@ pub enum Change<'a> {
     Server(&'a (dyn Fn(&mut Value) -> Result<(), Status> + Send + Sync)),
 }
 
+/// What the store made of a write.
+enum Outcome {
+    Stored(Arc<Object>),
+    /// What each compared key is instead.
+    Conflict(Vec<Option<store::KeyValue>>),
+}
+
 /// What came of one try at creating.
 enum Created {
     Done(Arc<Object>),
@@ -48,6 +55,13 @@ pub(super) fn claim(resource: &resources::Resource, old: Option<&Value>, new: Op
     for key in before.keys().filter(|key| !after.contains_key(*key)) {
         txn.ops.push(Op::Delete { key: key.as_str().into() });
     }
+}
+
+/// The object a body makes, before it has a revision.
+fn draft(target: &Target<'_>, raw: bytes::Bytes, body: &Value) -> Result<Object, Status> {
+    let mut object = Object::from_stored_body(raw, body, 0).map_err(Status::internal)?;
+    object.fields = target.served.storage().select_fields(body);
+    Ok(object)
 }
 
 fn claim_taken(
@@ -158,18 +172,24 @@ impl ApiServer {
         };
         claim(resource, None, Some(&body), &mut txn);
         let compared: Vec<store::Key> = txn.compares.iter().map(|c| c.key.clone()).collect();
-        match self.store().txn(txn).await.map_err(store_error)? {
-            TxnOutcome::Committed { revision } => {
-                let mut object = Object::from_stored_body(raw, &body, revision).map_err(Status::internal)?;
-                object.fields = target.served.storage().select_fields(&body);
-                Ok(Created::Done(Arc::new(object)))
-            }
-            TxnOutcome::Conflict { current, .. } if current.first().is_some_and(Option::is_some) => {
+        let draft = draft(&target, raw, &body)?;
+        match self.commit(&target, txn, draft).await? {
+            Outcome::Stored(object) => Ok(Created::Done(object)),
+            Outcome::Conflict(current) if current.first().is_some_and(Option::is_some) => {
                 Err(Status::already_exists(target.group(), target.plural(), &name))
             }
-            TxnOutcome::Conflict { current, .. } => {
-                Ok(Created::ClaimTaken(claim_taken(&target, &name, &compared, &current)))
-            }
+            Outcome::Conflict(current) => Ok(Created::ClaimTaken(claim_taken(&target, &name, &compared, &current))),
+        }
+    }
+
+    /// Asks the store to keep an object, which the cache then takes over as it is.
+    async fn commit(&self, target: &Target<'_>, txn: Txn, draft: Object) -> Result<Outcome, Status> {
+        // A custom kind's schema may change meanwhile, and with it how the object is read.
+        let takes_over = !target.served.resource.custom && matches!(txn.ops.first(), Some(Op::Put { .. }));
+        let announced = target.served.cache()?.announce(draft, takes_over);
+        match self.store().txn(txn).await.map_err(store_error)? {
+            TxnOutcome::Committed { revision } => Ok(Outcome::Stored(announced.committed(revision))),
+            TxnOutcome::Conflict { current, .. } => Ok(Outcome::Conflict(current)),
         }
     }
 
@@ -250,13 +270,10 @@ impl ApiServer {
             let mut txn = Txn { compares, ops: vec![op] };
             claim(resource, Some(&old), (!finished).then_some(&body), &mut txn);
             let compared: Vec<store::Key> = txn.compares.iter().map(|c| c.key.clone()).collect();
-            match self.store().txn(txn).await.map_err(store_error)? {
-                TxnOutcome::Committed { revision } => {
-                    let mut object = Object::from_stored_body(raw, &body, revision).map_err(Status::internal)?;
-                    object.fields = target.served.storage().select_fields(&body);
-                    return Ok(Written { object: Arc::new(object), created: false, removed: finished });
-                }
-                TxnOutcome::Conflict { current: found, .. } => {
+            let draft = draft(&target, raw, &body)?;
+            match self.commit(&target, txn, draft).await? {
+                Outcome::Stored(object) => return Ok(Written { object, created: false, removed: finished }),
+                Outcome::Conflict(found) => {
                     let own = found.first().cloned().flatten();
                     if own.is_some_and(|own| own.mod_revision == old_object.resource_version) {
                         return Err(claim_taken(&target, &target.request.name, &compared, &found));
