@@ -14,7 +14,7 @@ use crate::server::ApiServer;
 pub async fn create(server: &ApiServer, target: Target<'_>) -> Result<Reply, Status> {
     let resource = &target.served.resource;
     if &*resource.plural == "bindings" {
-        return crate::subresource::bind_by_name(server, target).await;
+        return crate::subresource::binding::bind_by_name(server, target).await;
     }
     let mut review = body::decode_object(server, &target, &target.request.body)?;
     let caller = &target.caller.user;

@@ -234,6 +234,14 @@ impl Object {
         Self::from_wire(Bytes::from(serde_json::to_vec(body)?))
     }
 
+    /// The same object with another body, in stored form, and no version yet. What the body says of the parsed metadata
+    /// must be as it was, or be changed by the caller.
+    pub fn with_body(&self, raw: Bytes) -> Result<Self, ObjectError> {
+        let mut object = Self::with_meta(raw, self.meta.clone(), self.api_version.clone(), self.kind.clone(), 0)?;
+        object.fields = self.fields.clone();
+        Ok(object)
+    }
+
     /// The same bytes at another version: what a deletion leaves behind carries the deletion's own revision.
     pub fn at_version(&self, resource_version: u64) -> Self {
         Self {

@@ -31,7 +31,7 @@ pub enum Change<'a> {
 }
 
 /// What the store made of a write.
-enum Outcome {
+pub(crate) enum Outcome {
     Stored(Arc<Object>),
     /// What each compared key is instead.
     Conflict(Vec<Option<store::KeyValue>>),
@@ -183,7 +183,7 @@ impl ApiServer {
     }
 
     /// Asks the store to keep an object, which the cache then takes over as it is.
-    async fn commit(&self, target: &Target<'_>, txn: Txn, draft: Object) -> Result<Outcome, Status> {
+    pub(crate) async fn commit(&self, target: &Target<'_>, txn: Txn, draft: Object) -> Result<Outcome, Status> {
         // A custom kind's schema may change meanwhile, and with it how the object is read.
         let takes_over = !target.served.resource.custom && matches!(txn.ops.first(), Some(Op::Put { .. }));
         let announced = target.served.cache()?.announce(draft, takes_over);

@@ -2,6 +2,7 @@
 //!
 //! Streams and proxied calls are in [`connect`]; they are not answered with objects.
 
+pub mod binding;
 pub mod connect;
 mod rewrite;
 pub mod scale;
@@ -30,7 +31,7 @@ pub async fn act(server: &ApiServer, target: Target<'_>) -> Result<Reply, Status
     match &*target.request.subresource {
         "binding" => {
             let binding = body::decode_options(&target.request.body, "Binding")?;
-            bind(server, target, &binding).await
+            binding::bind(server, target, &binding).await
         }
         "eviction" => evict(server, target).await,
         "token" => token::create(server, target).await,
@@ -42,79 +43,6 @@ fn created() -> Reply {
     let mut status = Status::success();
     status.code = 201;
     Reply::Value { value: status.to_value(), code: 201 }
-}
-
-/// Gives a pod its node: what the scheduler writes.
-pub async fn bind(server: &ApiServer, target: Target<'_>, binding: &Value) -> Result<Reply, Status> {
-    let path = meta::FieldPath::new("target.name");
-    let node = binding["target"]["name"].as_str().unwrap_or_default();
-    let kind = binding["target"]["kind"].as_str().unwrap_or("Node");
-    let refuse = |error| Err(Status::invalid("", "Binding", &target.request.name, &[error]));
-    if !matches!(kind, "" | "Node") {
-        return refuse(meta::FieldError::not_supported(
-            &meta::FieldPath::new("target.kind"),
-            kind,
-            &["Node", "<empty>"],
-        ));
-    }
-    if node.is_empty() {
-        return refuse(meta::FieldError::required(&path, ""));
-    }
-    let now = clock::now();
-    let assign = |pod: &mut Value| {
-        let conflict = |why: String| Err(Status::conflict("", "pods/binding", &target.request.name, why));
-        let uid = metadata::text(binding, "uid");
-        if !uid.is_empty() && uid != metadata::text(pod, "uid") {
-            return conflict(format!(
-                "Precondition failed: UID in precondition: {uid}, UID in object meta: {}",
-                metadata::text(pod, "uid")
-            ));
-        }
-        if !pod["metadata"]["deletionTimestamp"].is_null() {
-            return conflict(format!("pod {} is being deleted, cannot be assigned to a host", target.request.name));
-        }
-        match pod["spec"]["nodeName"].as_str() {
-            Some(before) if !before.is_empty() => {
-                return conflict(format!("pod {} is already assigned to node {before:?}", target.request.name));
-            }
-            _ => {}
-        }
-        if pod["spec"]["schedulingGates"].as_array().is_some_and(|gates| !gates.is_empty()) {
-            return conflict(format!("pod {} has non-empty .spec.schedulingGates", target.request.name));
-        }
-        pod["spec"]["nodeName"] = node.into();
-        if let Some(annotations) = binding["metadata"]["annotations"].as_object() {
-            let kept = metadata::of(pod)?.entry("annotations").or_insert_with(|| json!({}));
-            for (key, value) in annotations {
-                kept[key] = value.clone();
-            }
-        }
-        let conditions = &mut pod["status"]["conditions"];
-        if !conditions.is_array() {
-            *conditions = json!([]);
-        }
-        if let Some(list) = conditions.as_array_mut() {
-            list.retain(|c| c["type"] != "PodScheduled");
-            list.push(
-                json!({"type": "PodScheduled", "status": "True", "lastProbeTime": null, "lastTransitionTime": now}),
-            );
-        }
-        Ok(())
-    };
-    server.change(target, Change::Server(&assign)).await?;
-    Ok(created())
-}
-
-/// A POST of a Binding to the `bindings` collection names the pod in its body.
-pub async fn bind_by_name(server: &ApiServer, target: Target<'_>) -> Result<Reply, Status> {
-    let binding = body::decode_options(&target.request.body, "Binding")?;
-    let mut request = target.request.clone();
-    request.name = metadata::text(&binding, "name").to_string();
-    request.verb = Verb::Update;
-    let catalog = server.catalog();
-    let served = catalog.find("", "pods").ok_or_else(Status::unknown_path)?;
-    bind(server, Target { served, version: served.resource.storage_version(), request: &request, ..target }, &binding)
-        .await
 }
 
 /// Deletes a pod if its disruption budgets allow.
