@@ -60,6 +60,15 @@ fn written() -> u64 {
     text.lines().find_map(|line| line.strip_prefix("write_bytes: ")?.trim().parse().ok()).unwrap()
 }
 
+/// CPU time of this process's threads, those that have ended left out.
+fn cpu() -> Duration {
+    let of = |task: std::io::Result<std::fs::DirEntry>| {
+        let text = std::fs::read_to_string(task.ok()?.path().join("schedstat")).ok()?;
+        text.split(' ').next()?.parse::<u64>().ok()
+    };
+    Duration::from_nanos(std::fs::read_dir("/proc/self/task").unwrap().filter_map(of).sum())
+}
+
 /// Resident memory in MiB, after giving back what the allocator holds.
 fn resident() -> f64 {
     let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
@@ -67,32 +76,52 @@ fn resident() -> f64 {
     pages * 4096.0 / f64::from(1 << 20)
 }
 
-/// One round's outcome: durable puts a second, and bytes written per byte stored.
+/// One round's outcome: durable puts a second, bytes written per byte stored, and CPU time a put.
 #[derive(Clone, Copy)]
 struct Rate {
     puts: f64,
     written: f64,
+    cpu: Duration,
 }
 
-/// Median and ninth decile of the puts, median of the bytes.
-fn summary(mut rates: Vec<Rate>) -> ([f64; 2], f64) {
+/// Median and ninth decile of the puts, means of the others.
+fn summary(mut rates: Vec<Rate>) -> ([f64; 2], f64, f64) {
     rates.sort_by(|a, b| a.puts.total_cmp(&b.puts));
     let puts = [rates[rates.len() / 2].puts, rates[rates.len() * 9 / 10].puts];
-    let written = rates.iter().map(|rate| rate.written * rate.puts).sum::<f64>();
-    (puts, written / rates.iter().map(|rate| rate.puts).sum::<f64>())
+    let all = rates.iter().map(|rate| rate.puts).sum::<f64>();
+    let mean = |of: fn(&Rate) -> f64| rates.iter().map(|rate| of(rate) * rate.puts).sum::<f64>() / all;
+    (puts, mean(|rate| rate.written), mean(|rate| rate.cpu.as_secs_f64() * 1e6))
 }
 
-fn rate(started: Instant, before: u64, puts: usize) -> Rate {
-    let bytes = (puts * VALUE_BYTES) as f64;
-    Rate { puts: puts as f64 / started.elapsed().as_secs_f64(), written: (written() - before) as f64 / bytes }
+/// What a round starts from.
+struct Start {
+    at: Instant,
+    written: u64,
+    cpu: Duration,
+}
+
+impl Start {
+    fn now() -> Self {
+        Start { at: Instant::now(), written: written(), cpu: cpu() }
+    }
+
+    fn rate(&self, puts: usize) -> Rate {
+        let (time, cpu) = (self.at.elapsed(), cpu().saturating_sub(self.cpu));
+        let bytes = (puts * VALUE_BYTES) as f64;
+        Rate {
+            puts: puts as f64 / time.as_secs_f64(),
+            written: (written() - self.written) as f64 / bytes,
+            cpu: cpu / puts.max(1) as u32,
+        }
+    }
 }
 
 /// The floor: records of `batch` values appended to a file of zeros, a sync each.
 fn raw(file: &File, length: u64, batch: usize) -> Rate {
     let record = vec![b'x'; batch * VALUE_BYTES];
-    let (started, before) = (Instant::now(), written());
+    let start = Start::now();
     let (mut at, mut puts) = (0, 0);
-    while started.elapsed() < ROUND {
+    while start.at.elapsed() < ROUND {
         if at + record.len() as u64 > length {
             at = 0;
         }
@@ -101,12 +130,13 @@ fn raw(file: &File, length: u64, batch: usize) -> Rate {
         at += record.len() as u64;
         puts += batch;
     }
-    rate(started, before, puts)
+    start.rate(puts)
 }
 
 /// So many writers, each waiting for its own put before the next.
 fn writers(runtime: &Runtime, store: &Arc<dyn Backend>, writers: usize, round: usize) -> Rate {
-    let (started, before) = (Instant::now(), written());
+    let start = Start::now();
+    let started = start.at;
     let puts = runtime.block_on(async {
         let mut tasks = tokio::task::JoinSet::new();
         for writer in 0..writers {
@@ -123,7 +153,7 @@ fn writers(runtime: &Runtime, store: &Arc<dyn Backend>, writers: usize, round: u
         }
         tasks.join_all().await.into_iter().sum()
     });
-    rate(started, before, puts)
+    start.rate(puts)
 }
 
 /// A lone etcd on loopback; killed when dropped.
@@ -194,17 +224,23 @@ fn puts() {
         }
     }
     println!(
-        "durable puts of {VALUE_BYTES} bytes         median/s  of raw      d9/s  of raw   bytes written per byte (ours)"
+        "durable puts of {VALUE_BYTES} bytes         median/s  of raw      d9/s  of raw   of this process: bytes written per byte, CPU us a put"
     );
     let mut floor = [[0.0; 2]; 2];
     for (name, list) in rates {
-        let (puts, written) = summary(list);
+        let (puts, written, cpu) = summary(list);
         let many = usize::from(name.contains("32") || name.contains("64"));
         if name.starts_with("raw") {
             floor[many] = puts;
         }
         let part = |n: usize| 100.0 * puts[n] / floor[many][n];
-        println!("{name:32} {:8.0} {:6.1}%  {:8.0} {:6.1}%   {written:.2}", puts[0], part(0), puts[1], part(1));
+        println!(
+            "{name:32} {:8.0} {:6.1}%  {:8.0} {:6.1}%   {written:.2}  {cpu:.1}",
+            puts[0],
+            part(0),
+            puts[1],
+            part(1)
+        );
     }
 }
 

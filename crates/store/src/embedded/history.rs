@@ -1,7 +1,7 @@
 //! Superseded versions: what keys were before their recent changes, read back from the log where it holds the value.
 //!
 //! Guarantees: a value read back is what was written (its CRC is kept in memory) or the error names the file and the
-//! offset; a file that history still needs stays readable after it was removed. Memory holds some 140 bytes a change, and
+//! offset; a file that history still needs stays readable after it was removed. Memory holds some 90 bytes a change, and
 //! only those values that no file of the log has. Knows nothing of which history is to be kept.
 
 use std::fs::File;
@@ -43,19 +43,27 @@ impl Source {
     }
 }
 
-/// Where the log holds a live value: a segment and an offset in it. Eight bytes, since every key has one.
+/// Where a value lies: first in the payload of its group, then in the log. Twelve bytes, since every key has one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Spot {
     /// The segment's number; 0 when no segment holds the value.
     pub segment: u32,
     pub offset: u32,
+    pub crc: u32,
 }
 
 impl Spot {
-    /// A place in a segment; none when it cannot be told in so few bits.
-    pub fn new(segment: u64, offset: u64) -> Self {
-        match (u32::try_from(segment), u32::try_from(offset)) {
-            (Ok(segment), Ok(offset)) => Spot { segment, offset },
+    /// A value in a payload. Payloads are bounded far below 4 GiB by the request and group limits.
+    pub fn in_payload(offset: usize, value: &[u8]) -> Self {
+        // Values this short are never read back.
+        let crc = if value.len() > INLINE_BYTES { crc32fast::hash(value) } else { 0 };
+        Spot { segment: 0, offset: offset as u32, crc }
+    }
+
+    /// The same value once its payload lies in a segment at an offset; none when that cannot be told in so few bits.
+    pub fn within(self, segment: u64, payload_at: u64) -> Self {
+        match (u32::try_from(segment), u32::try_from(payload_at + u64::from(self.offset))) {
+            (Ok(segment), Ok(offset)) => Spot { segment, offset, crc: self.crc },
             _ => Spot::default(),
         }
     }
@@ -96,18 +104,19 @@ impl OnDisk {
 #[derive(Clone, Debug)]
 pub struct Past {
     create_revision: Revision,
-    pub mod_revision: Revision,
+    mod_revision: Revision,
     version: u64,
-    lease: Option<LeaseId>,
+    /// 0: none.
+    lease: i64,
     value: Value,
 }
 
 impl Past {
-    /// Takes a version over when it is superseded. `source` and `offset` tell where the log holds its value.
-    pub fn new(kv: &KeyValue, place: Option<(Arc<Source>, u32)>) -> Self {
-        let value = match (place, u32::try_from(kv.value.len())) {
-            (Some((source, offset)), Ok(len)) if kv.value.len() > INLINE_BYTES => {
-                Value::Disk(OnDisk { source, offset, len, crc: crc32fast::hash(&kv.value) })
+    /// Takes a version over when it is superseded. `source` is the segment that `spot` names, if there is one.
+    pub fn new(kv: &KeyValue, source: Option<&Arc<Source>>, spot: Spot) -> Self {
+        let value = match (source, u32::try_from(kv.value.len())) {
+            (Some(source), Ok(len)) if kv.value.len() > INLINE_BYTES => {
+                Value::Disk(OnDisk { source: source.clone(), offset: spot.offset, len, crc: spot.crc })
             }
             _ => Value::Memory(Box::new(kv.value.clone())),
         };
@@ -115,7 +124,7 @@ impl Past {
             create_revision: kv.create_revision,
             mod_revision: kv.mod_revision,
             version: kv.version,
-            lease: kv.lease,
+            lease: kv.lease.map_or(0, |lease| lease.0),
             value,
         }
     }
@@ -135,6 +144,7 @@ impl Past {
             Value::Disk(disk) => (Bytes::new(), Some(disk.clone())),
         };
         let Past { create_revision, mod_revision, version, lease, .. } = *self;
+        let lease = (lease != 0).then_some(LeaseId(lease));
         Version { kv: KeyValue { key: key.clone(), value, create_revision, mod_revision, version, lease }, disk }
     }
 }
@@ -241,9 +251,9 @@ mod tests {
         let key: Key = "/k".into();
         let kv = KeyValue { key: key.clone(), value, create_revision: 2, mod_revision: 3, version: 2, lease: None };
         let source = Arc::new(Source::new(&path));
-        let past = Past::new(&kv, Some((source.clone(), 10)));
+        let past = Past::new(&kv, Some(&source), Spot::in_payload(10, &kv.value));
         assert_eq!((past.bytes(), past.version(&key).load().unwrap()), ((300, 0), kv.clone()));
-        assert_eq!(Past::new(&kv, None).bytes(), (300, 300));
+        assert_eq!(Past::new(&kv, None, Spot::default()).bytes(), (300, 300));
         bytes[100] ^= 1;
         std::fs::write(&path, &bytes).unwrap();
         let error = past.version(&key).load().unwrap_err().to_string();

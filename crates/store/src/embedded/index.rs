@@ -3,19 +3,18 @@
 //! Guarantees: a read at a revision sees exactly the state that revision left; history is whole from `compacted` on.
 //! Pure: no clock, no file, no lock, no thread; times are passed in. Knows nothing of requests or of the log.
 //!
-//! History is one queue of committed groups. `touched` holds for every change in it what the key was before, so a key at a
-//! revision is what it was before its first change after it; keys that did not change lately cost nothing for history. The
-//! newest groups are kept whole and shared with every watcher; older ones are put together again from `touched`, their
-//! values read back from the log (see `history`).
+//! History is one queue of changes, in order, each with what its key was before; the changes of one key are linked, so a key
+//! at a revision is what it was before its first change after it, and keys that did not change lately cost nothing for
+//! history. Groups cut the queue as changes were committed together. The newest groups are also kept whole, shared with every
+//! watcher; older ones are put together again from the queue, their values read back from the log (see `history`).
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::ops::Bound;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-use bytes::Bytes;
-
-use super::history::{Past, PastChange, Source, Spot, Taken, Version};
-use crate::{Change, ChangeKind, Compare, Key, KeyValue, LeaseId, Op, Range, Revision, StoreError};
+use super::history::{Past, PastChange, Source, Taken, Version};
+use super::keys::{Entry, Keys, Slot};
+use super::staging::Staged;
+use crate::{Change, ChangeKind, Key, KeyValue, LeaseId, Range, Revision, StoreError};
 
 /// An empty store stands at revision 1, like etcd: 0 stays free to mean "none".
 pub const FIRST_REVISION: Revision = 1;
@@ -65,86 +64,64 @@ impl Page {
     }
 }
 
-/// The newest version of a key; the key itself is in the map.
-#[derive(Clone, Debug)]
-struct Stored {
-    value: Bytes,
-    create_revision: Revision,
-    mod_revision: Revision,
-    version: u64,
-    lease: Option<LeaseId>,
-    spot: Spot,
-}
-
-impl Stored {
-    fn with_key(&self, key: &Key) -> KeyValue {
-        KeyValue {
-            key: key.clone(),
-            value: self.value.clone(),
-            create_revision: self.create_revision,
-            mod_revision: self.mod_revision,
-            version: self.version,
-            lease: self.lease,
-        }
-    }
-}
-
 /// One commit group: whole revisions, ascending.
 #[derive(Debug)]
 struct Group {
-    changes: Held,
+    /// The number of its first change, and how many it has.
+    first: u64,
+    len: usize,
+    /// Its changes, while it is one of the newest.
+    shared: Option<Arc<[Change]>>,
     last: Revision,
     at_ms: u64,
-    /// Bytes of the values it superseded, and those of them that `touched` holds in memory.
+    /// Bytes of the values it superseded, and those of them that the queue holds in memory.
     bytes: u64,
     memory_bytes: u64,
 }
 
-/// The changes of a group.
+/// One change in the queue.
 #[derive(Debug)]
-enum Held {
-    Shared(Arc<[Change]>),
-    Keys(Box<[(Key, Revision)]>),
-}
-
-impl Group {
-    fn len(&self) -> usize {
-        match &self.changes {
-            Held::Shared(changes) => changes.len(),
-            Held::Keys(keys) => keys.len(),
-        }
-    }
+struct Step {
+    slot: Slot,
+    revision: Revision,
+    /// The numbers of the changes of the key before and after it. 0: there is none; so does a number that has left the queue.
+    older: u64,
+    newer: u64,
+    /// What the key was before; none when it did not exist.
+    before: Option<Past>,
 }
 
 /// The state and its history.
 #[derive(Debug)]
 pub struct Index {
-    live: BTreeMap<Key, Stored>,
+    keys: Keys,
     live_bytes: u64,
     revision: Revision,
     compacted: Revision,
-    history: VecDeque<Group>,
+    steps: VecDeque<Step>,
+    /// The number of the first change in the queue; numbers go up by one.
+    first: u64,
+    groups: VecDeque<Group>,
     history_bytes: u64,
     history_memory: u64,
-    history_changes: usize,
     /// How many of the newest groups are kept whole, their changes, and the bytes of the values they superseded.
     shared: (usize, usize, u64),
-    /// Every (key, revision) in `history`, and what the key was before; none when it did not exist.
-    touched: BTreeMap<(Key, Revision), Option<Past>>,
+    /// Groups that are kept whole no more: freeing them takes a while.
+    let_go: Vec<Arc<[Change]>>,
     /// The segments of the log, by number: what superseded values are read back from.
     segments: BTreeMap<u32, Arc<Source>>,
 }
 
-/// A borrowed version of a key, so that counting does not clone.
+/// A borrowed version of a key.
 enum Seen<'a> {
-    Live(&'a Key, &'a Stored),
+    Live(&'a Entry),
     Past(&'a Key, &'a Past),
 }
 
 impl Seen<'_> {
     fn to_version(&self) -> Version {
         match self {
-            Seen::Live(key, stored) => stored.with_key(key).into(),
+            Seen::Live(entry) => entry.key_value().into(),
             Seen::Past(key, past) => past.version(key),
         }
     }
@@ -153,34 +130,28 @@ impl Seen<'_> {
 impl Default for Index {
     fn default() -> Self {
         Index {
-            live: BTreeMap::new(),
+            keys: Keys::default(),
             live_bytes: 0,
             revision: FIRST_REVISION,
             compacted: 0,
-            history: VecDeque::new(),
+            steps: VecDeque::new(),
+            first: 1,
+            groups: VecDeque::new(),
             history_bytes: 0,
             history_memory: 0,
-            history_changes: 0,
             shared: (0, 0, 0),
-            touched: BTreeMap::new(),
+            let_go: Vec::new(),
             segments: BTreeMap::new(),
         }
     }
 }
 
 impl Index {
-    /// An index holding a snapshot: the state at `revision`, and no history before it.
+    /// An index holding a snapshot: the state at `revision`, whose items come in order, and no history before it.
     pub fn from_snapshot(revision: Revision, items: impl IntoIterator<Item = KeyValue>) -> Self {
         let mut index = Index { revision, compacted: revision, ..Index::default() };
-        // Items come sorted: a BTreeMap collects a sorted sequence in one pass.
-        index.live = items
-            .into_iter()
-            .map(|kv| {
-                let KeyValue { key, value, create_revision, mod_revision, version, lease } = kv;
-                (key, Stored { value, create_revision, mod_revision, version, lease, spot: Spot::default() })
-            })
-            .collect();
-        index.live_bytes = index.live.iter().map(|(k, s)| entry_bytes(k, &s.value)).sum();
+        index.keys.fill(items);
+        index.live_bytes = index.keys.entries().map(|entry| entry_bytes(&entry.key, &entry.value)).sum();
         index
     }
 
@@ -198,11 +169,11 @@ impl Index {
     }
 
     pub fn live_keys(&self) -> usize {
-        self.live.len()
+        self.keys.live()
     }
 
     pub fn history_changes(&self) -> usize {
-        self.history_changes
+        self.steps.len()
     }
 
     /// Bytes of superseded values that can be read.
@@ -213,6 +184,11 @@ impl Index {
     /// Bytes of superseded values in memory.
     pub fn history_memory(&self) -> u64 {
         self.history_memory
+    }
+
+    /// The keys, to stage changes on.
+    pub fn keys(&self) -> &Keys {
+        &self.keys
     }
 
     /// Makes a segment of the log known: values committed from now on may lie in it.
@@ -234,14 +210,9 @@ impl Index {
         Ok(())
     }
 
-    /// What a key is now.
-    pub fn current(&self, key: &str) -> Option<KeyValue> {
-        self.live.get_key_value(key).map(|(k, s)| s.with_key(k))
-    }
-
-    /// All live keys that belong to a lease, with it.
+    /// All keys that belong to a lease, with it.
     pub fn leased(&self) -> impl Iterator<Item = (&Key, LeaseId)> {
-        self.live.iter().filter_map(|(k, s)| s.lease.map(|lease| (k, lease)))
+        self.keys.entries().filter(|entry| entry.lease != 0).map(|entry| (&entry.key, LeaseId(entry.lease)))
     }
 
     /// Which revision a read at `at` means, or why it cannot be answered.
@@ -258,92 +229,72 @@ impl Index {
         StoreError::Compacted { compacted: self.compacted, current: self.revision }
     }
 
+    /// A change by its number, if the queue still has it.
+    fn step(&self, number: u64) -> Option<&Step> {
+        self.steps.get(usize::try_from(number.checked_sub(self.first)?).ok()?)
+    }
+
+    /// What a key was at a revision.
+    fn seen<'a>(&'a self, entry: &'a Entry, at: Revision) -> Option<Seen<'a>> {
+        let mut after = None;
+        if entry.mod_revision > at || !entry.exists() {
+            let mut number = entry.newest;
+            while let Some(step) = self.step(number).filter(|step| step.revision > at) {
+                after = Some(step);
+                number = step.older;
+            }
+        }
+        match after {
+            Some(step) => step.before.as_ref().map(|past| Seen::Past(&entry.key, past)),
+            None => entry.exists().then_some(Seen::Live(entry)),
+        }
+    }
+
     /// A key as it was at `at`.
     pub fn get(&self, key: &str, at: Option<Revision>) -> Result<Option<Version>, StoreError> {
         let at = self.resolve(at)?;
-        if at < self.revision
-            && let Some((key, past)) = self.next_past(key, at + 1)
-        {
-            return Ok(past.as_ref().map(|past| past.version(key)));
-        }
-        Ok(self.current(key).map(Version::from))
-    }
-
-    /// What `key` was before its first change at `from` or later.
-    fn next_past(&self, key: &str, from: Revision) -> Option<(&Key, &Option<Past>)> {
-        let ((found, _), past) = self.touched.range((Key::from(key), from)..).next()?;
-        (**found == *key).then_some((found, past))
+        let Some(slot) = self.keys.find(key) else { return Ok(None) };
+        Ok(self.seen(self.keys.entry(slot), at).map(|seen| seen.to_version()))
     }
 
     /// The keys in `start..end` as they were at `at`.
     pub fn range(&self, start: &str, end: &str, limit: usize, at: Option<Revision>) -> Result<Page, StoreError> {
         let at = self.resolve(at)?;
         let limit = if limit == 0 { usize::MAX } else { limit };
-        let mut items = Vec::new();
-        let mut count = 0_u64;
-        self.visit(start, end, at, |seen| {
-            count += 1;
-            if items.len() < limit {
-                items.push(seen.to_version());
-            }
-            true
-        });
+        let items = self.page_of(start, end, limit, at);
+        // A page that is not full is the whole.
+        let count = if items.len() < limit { items.len() as u64 } else { self.count(start, end, at) };
         let more = count > items.len() as u64;
         Ok(Page { items, more, count, revision: at, current_revision: self.revision })
     }
 
     /// At most `limit` keys from `start` on, as they were at `at`, which the caller keeps from being trimmed.
     pub fn page(&self, start: &str, limit: usize, at: Revision) -> Vec<Version> {
-        let mut items = Vec::with_capacity(limit);
-        self.visit(start, "", at, |seen| {
-            items.push(seen.to_version());
-            items.len() < limit
-        });
-        items
+        self.page_of(start, "", limit, at)
     }
 
-    /// Shows every key of `start..end` (an empty end: to the last) at a revision, in order, until told to stop.
-    fn visit<'a>(&'a self, start: &str, end: &str, at: Revision, mut see: impl FnMut(Seen<'a>) -> bool) {
-        if !end.is_empty() && start >= end {
-            return;
-        }
-        let upper = if end.is_empty() { Bound::Unbounded } else { Bound::Excluded(end) };
-        let mut live = self
-            .live
-            .range::<str, _>((Bound::Included(start), upper))
-            .filter(|(_, stored)| stored.mod_revision <= at)
-            .peekable();
-        // Keys changed after `at`: the first such change of each says what it was. A key is never on both sides.
-        let mut past = None;
-        if at < self.revision {
-            let from = (Key::from(start), 0);
-            let mut last: Option<&Key> = None;
-            past = Some(
-                self.touched
-                    .range(from..)
-                    .take_while(move |((key, _), _)| end.is_empty() || &**key < end)
-                    .filter(move |((_, revision), _)| *revision > at)
-                    .filter(move |((key, _), _)| last.replace(key) != Some(key))
-                    .filter_map(|((key, _), past)| Some((key, past.as_ref()?)))
-                    .peekable(),
-            );
-        }
-        loop {
-            let older = past.as_mut().and_then(|past| past.peek().copied());
-            let seen = match (live.peek(), older) {
-                (None, None) => return,
-                (Some((live, _)), Some((key, past))) if key < *live => Seen::Past(key, past),
-                (None, Some((key, past))) => Seen::Past(key, past),
-                (Some((key, stored)), _) => Seen::Live(key, stored),
-            };
-            match seen {
-                Seen::Live(..) => _ = live.next(),
-                Seen::Past(..) => _ = past.as_mut().and_then(Iterator::next),
+    fn page_of(&self, start: &str, end: &str, limit: usize, at: Revision) -> Vec<Version> {
+        let seen = self.keys.range(start, end).filter_map(|slot| self.seen(self.keys.entry(slot), at));
+        seen.take(limit).map(|seen| seen.to_version()).collect()
+    }
+
+    /// How many keys a range held at a revision: those it holds now, but for what was made and unmade since.
+    fn count(&self, start: &str, end: &str, at: Revision) -> u64 {
+        let mut count = self.keys.count(start, end) as u64;
+        let from = self.steps.partition_point(|step| step.revision <= at);
+        for step in self.steps.range(from..).filter(|step| step.older < self.first + from as u64) {
+            // The first change of its key after the revision.
+            let entry = self.keys.entry(step.slot);
+            if *entry.key < *start || (!end.is_empty() && *entry.key >= *end) {
+                continue;
             }
-            if !see(seen) {
-                return;
+            match (step.before.is_some(), entry.exists()) {
+                (true, false) => count += 1,
+                (false, true) => count -= 1,
+                _ => {}
             }
         }
+        count
     }
 
     /// The groups after `position`, oldest first, at most `most`; a group that holds `position` is cut after it.
@@ -351,18 +302,19 @@ impl Index {
         if position < self.compacted {
             return Err(self.compacted_error());
         }
-        let first = self.history.partition_point(|g| g.last <= position);
+        let first = self.groups.partition_point(|group| group.last <= position);
         let mut bytes = 0;
         let mut groups = Vec::new();
-        for group in self.history.iter().skip(first).take(most) {
-            let taken = match &group.changes {
-                Held::Shared(changes) => {
-                    let cut = changes.partition_point(|c| c.revision <= position);
+        for group in self.groups.range(first..).take(most) {
+            let taken = match &group.shared {
+                Some(changes) => {
+                    let cut = changes.partition_point(|change| change.revision <= position);
                     Taken::Shared(if cut == 0 { changes.clone() } else { changes[cut..].into() })
                 }
-                Held::Keys(keys) => {
-                    let cut = keys.partition_point(|(_, revision)| *revision <= position);
-                    Taken::Past(keys[cut..].iter().map(|(key, revision)| self.past_change(key, *revision)).collect())
+                None => {
+                    let at = (group.first - self.first) as usize;
+                    let steps = self.steps.range(at..at + group.len).filter(|step| step.revision > position);
+                    Taken::Past(steps.map(|step| self.past_change(step)).collect())
                 }
             };
             bytes += taken.bytes();
@@ -374,263 +326,148 @@ impl Index {
         Ok(groups)
     }
 
-    /// The change of `key` at `revision`, which is in the history: what it made of the key is what the key was before
-    /// its next change, or is still.
-    fn past_change(&self, key: &Key, revision: Revision) -> PastChange {
-        let now = match self.next_past(key, revision + 1) {
-            Some((_, past)) => past.as_ref().map(|past| past.version(key)),
-            None => self.current(key).map(Version::from),
+    /// A change put together again: what it made of the key is what the key was before its next change, or is still.
+    fn past_change(&self, step: &Step) -> PastChange {
+        let entry = self.keys.entry(step.slot);
+        let version = |past: &Option<Past>| past.as_ref().map(|past| past.version(&entry.key));
+        let now = match self.step(step.newer) {
+            Some(next) => version(&next.before),
+            None => entry.exists().then(|| entry.key_value().into()),
         };
-        let before = self.touched.get(&(key.clone(), revision)).and_then(Option::as_ref);
-        PastChange { key: key.clone(), revision, now, before: before.map(|past| past.version(key)) }
+        PastChange { key: entry.key.clone(), revision: step.revision, now, before: version(&step.before) }
     }
 
-    /// Makes staged changes the state. `changes` is one commit group, made by [`Staging`] on this index; `spots` tells for
-    /// each where the log holds the value it put.
-    pub fn commit(&mut self, changes: Arc<[Change]>, spots: &[Spot], at_ms: u64) {
-        let Some(last) = changes.last().map(|c| c.revision) else { return };
+    /// Makes staged changes the state: one commit group, staged on this index. `place` is the segment and the offset that
+    /// its payload lies at.
+    pub fn commit(&mut self, staged: Staged, place: (u64, u64), at_ms: u64) {
+        let Staged { changes, targets } = staged;
+        let Some(last) = changes.last().map(|change| change.revision) else { return };
+        let first = self.first + self.steps.len() as u64;
         let (mut bytes, mut memory_bytes) = (0, 0);
-        for (change, spot) in changes.iter().zip(spots) {
-            let old = match &change.kind {
-                ChangeKind::Put(kv) => {
-                    self.live_bytes += entry_bytes(&kv.key, &kv.value);
-                    let stored = Stored {
-                        value: kv.value.clone(),
-                        create_revision: kv.create_revision,
-                        mod_revision: kv.mod_revision,
-                        version: kv.version,
-                        lease: kv.lease,
-                        spot: *spot,
-                    };
-                    self.live.insert(kv.key.clone(), stored)
-                }
-                ChangeKind::Delete => self.live.remove(&change.key),
-            };
-            let past = change.previous.as_ref().map(|previous| {
-                self.live_bytes -= entry_bytes(&previous.key, &previous.value);
-                let place = old.and_then(|old| Some((self.segments.get(&old.spot.segment)?.clone(), old.spot.offset)));
-                let past = Past::new(previous, place);
+        for (change, target) in changes.iter().zip(targets) {
+            let slot = target.slot.or_else(|| self.keys.find(&change.key));
+            let slot = slot.unwrap_or_else(|| self.keys.add(change.key.clone()));
+            let number = self.first + self.steps.len() as u64;
+            let before = change.previous.as_ref().map(|previous| {
+                let spot = self.keys.entry(slot).spot;
+                let past = Past::new(previous, self.segments.get(&spot.segment), spot);
                 let (all, in_memory) = past.bytes();
                 bytes += all;
                 memory_bytes += in_memory;
+                self.live_bytes -= entry_bytes(&previous.key, &previous.value);
                 past
             });
-            self.touched.insert((change.key.clone(), change.revision), past);
+            let (existed, exists) = (before.is_some(), matches!(change.kind, ChangeKind::Put(_)));
+            if existed != exists {
+                self.keys.set_live(slot, exists);
+            }
+            let entry = self.keys.entry_mut(slot);
+            match &change.kind {
+                ChangeKind::Put(kv) => {
+                    self.live_bytes += entry_bytes(&kv.key, &kv.value);
+                    entry.value = kv.value.clone();
+                    entry.create_revision = kv.create_revision;
+                    entry.mod_revision = kv.mod_revision;
+                    entry.version = kv.version;
+                    entry.lease = kv.lease.map_or(0, |lease| lease.0);
+                    entry.spot = target.spot.within(place.0, place.1);
+                }
+                ChangeKind::Delete => {
+                    entry.value = Default::default();
+                    entry.mod_revision = 0;
+                }
+            }
+            let older = std::mem::replace(&mut entry.newest, number);
+            if let Some(older) = older.checked_sub(self.first) {
+                self.steps[older as usize].newer = number;
+            }
+            self.steps.push_back(Step { slot, revision: change.revision, older, newer: 0, before });
         }
         self.revision = last;
         self.history_bytes += bytes;
         self.history_memory += memory_bytes;
-        self.history_changes += changes.len();
-        self.shared = (self.shared.0 + 1, self.shared.1 + changes.len(), self.shared.2 + bytes);
-        self.history.push_back(Group { changes: Held::Shared(changes), last, at_ms, bytes, memory_bytes });
+        let len = changes.len();
+        self.shared = (self.shared.0 + 1, self.shared.1 + len, self.shared.2 + bytes);
+        self.groups.push_back(Group { first, len, shared: Some(changes), last, at_ms, bytes, memory_bytes });
         while self.shared.0 > 1 && (self.shared.1 > SHARED_CHANGES || self.shared.2 > SHARED_BYTES) {
             self.unshare_oldest();
         }
     }
 
+    /// Groups that are kept whole no more, to be freed when nobody waits.
+    pub fn let_go(&mut self) -> Vec<Arc<[Change]>> {
+        std::mem::take(&mut self.let_go)
+    }
+
     /// Lets go of the oldest group that is kept whole.
     fn unshare_oldest(&mut self) {
-        let at = self.history.len() - self.shared.0;
-        let group = &mut self.history[at];
-        self.shared = (self.shared.0 - 1, self.shared.1 - group.len(), self.shared.2 - group.bytes);
-        if let Held::Shared(changes) = &group.changes {
-            group.changes = Held::Keys(changes.iter().map(|change| (change.key.clone(), change.revision)).collect());
-        }
+        let at = self.groups.len() - self.shared.0;
+        let group = &mut self.groups[at];
+        self.shared = (self.shared.0 - 1, self.shared.1 - group.len, self.shared.2 - group.bytes);
+        self.let_go.extend(group.shared.take());
     }
 
     /// Forgets history below `revision`; groups that reach above `pin` stay in memory (something still reads them).
     pub fn compact(&mut self, revision: Revision, pin: Option<Revision>) {
         self.compacted = self.compacted.max(revision.min(self.revision));
         let floor = pin.map_or(self.compacted, |pin| pin.min(self.compacted));
-        while self.history.front().is_some_and(|group| group.last <= floor) {
+        while self.groups.front().is_some_and(|group| group.last <= floor) {
             self.forget_oldest();
         }
+        self.tidy();
     }
 
     /// Forgets what is over the limits, oldest first. The newest group always stays, for the watchers to read.
     pub fn enforce(&mut self, limits: &HistoryLimits, now_ms: u64, pin: Option<Revision>) {
-        while self.history.len() > 1 {
-            let Some(oldest) = self.history.front() else { return };
-            let over = self.history_changes > limits.changes
+        while self.groups.len() > 1 {
+            let Some(oldest) = self.groups.front() else { break };
+            let over = self.steps.len() > limits.changes
                 || self.history_bytes > limits.bytes
                 || self.history_memory > limits.memory_bytes
                 || now_ms.saturating_sub(oldest.at_ms) > limits.age_ms;
             if !over || pin.is_some_and(|pin| oldest.last > pin) {
-                return;
+                break;
             }
             self.compacted = self.compacted.max(oldest.last);
             self.forget_oldest();
         }
+        self.tidy();
     }
 
     fn forget_oldest(&mut self) {
-        if self.shared.0 == self.history.len() && !self.history.is_empty() {
+        if self.shared.0 == self.groups.len() && !self.groups.is_empty() {
             self.unshare_oldest();
         }
-        let Some(group) = self.history.pop_front() else { return };
+        let Some(group) = self.groups.pop_front() else { return };
         self.history_bytes -= group.bytes;
         self.history_memory -= group.memory_bytes;
-        self.history_changes -= group.len();
-        if let Held::Keys(keys) = group.changes {
-            for touched in keys {
-                self.touched.remove(&touched);
+        for step in self.steps.drain(..group.len) {
+            // The newest change of a key that is gone: nothing is left to know of it.
+            if step.newer == 0 && !self.keys.entry(step.slot).exists() {
+                self.keys.remove(step.slot);
             }
         }
-        if self.history.capacity() > 1024 && self.history.len() < self.history.capacity() / 4 {
-            self.history.shrink_to(2 * self.history.len());
+        self.first += group.len as u64;
+    }
+
+    /// Gives back the memory of what was forgotten.
+    fn tidy(&mut self) {
+        shrink(&mut self.groups);
+        shrink(&mut self.steps);
+        if self.keys.is_sparse() {
+            let new = self.keys.renumber();
+            self.steps.iter_mut().for_each(|step| step.slot = new[step.slot as usize]);
         }
+    }
+}
+
+fn shrink<T>(queue: &mut VecDeque<T>) {
+    if queue.capacity() > 1024 && queue.len() < queue.capacity() / 4 {
+        queue.shrink_to(2 * queue.len());
     }
 }
 
 /// What an entry counts towards the database limit.
-fn entry_bytes(key: &str, value: &Bytes) -> u64 {
+pub fn entry_bytes(key: &str, value: &[u8]) -> u64 {
     (key.len() + value.len()) as u64
-}
-
-/// The changes of a group being gathered, on top of an index that does not show them yet.
-pub struct Staging<'a> {
-    index: &'a Index,
-    overlay: HashMap<Key, Option<KeyValue>>,
-    changes: Vec<Change>,
-    /// For each change, where its value lies in the group's payload.
-    offsets: Vec<u32>,
-    revision: Revision,
-    bytes: i64,
-}
-
-/// A whole group: its changes, and for each where its value lies in the group's payload.
-pub struct Staged {
-    pub changes: Vec<Change>,
-    pub offsets: Vec<u32>,
-}
-
-impl Staged {
-    /// The places of the values once the payload lies in a segment at an offset.
-    pub fn spots(&self, segment: u64, payload_at: u64) -> Vec<Spot> {
-        self.offsets.iter().map(|offset| Spot::new(segment, payload_at + u64::from(*offset))).collect()
-    }
-}
-
-impl<'a> Staging<'a> {
-    pub fn new(index: &'a Index) -> Self {
-        Staging {
-            index,
-            overlay: HashMap::new(),
-            changes: Vec::new(),
-            offsets: Vec::new(),
-            revision: index.revision(),
-            bytes: 0,
-        }
-    }
-
-    /// The revision reached so far.
-    pub fn revision(&self) -> Revision {
-        self.revision
-    }
-
-    /// The keys of a range as they were at a revision before the changes staged so far.
-    pub fn past(&self, start: &str, end: &str, at: Revision) -> Result<Vec<KeyValue>, StoreError> {
-        Ok(self.index.range(start, end, 0, Some(at))?.load()?.items)
-    }
-
-    /// Bytes of keys and values there will be.
-    pub fn live_bytes(&self) -> u64 {
-        self.index.live_bytes().saturating_add_signed(self.bytes)
-    }
-
-    /// What a key is after the changes staged so far.
-    pub fn current(&self, key: &str) -> Option<KeyValue> {
-        match self.overlay.get(key) {
-            Some(staged) => staged.clone(),
-            None => self.index.current(key),
-        }
-    }
-
-    /// Shows every key of `start..end` (an empty end: to the last) after the changes staged so far, in order, until told
-    /// to stop.
-    pub fn visit(&self, start: &str, end: &str, mut see: impl FnMut(KeyValue) -> bool) {
-        let staged: BTreeMap<&Key, &Option<KeyValue>> =
-            self.overlay.iter().filter(|(key, _)| &***key >= start && (end.is_empty() || &***key < end)).collect();
-        let mut staged = staged.into_iter().peekable();
-        let mut stopped = false;
-        self.index.visit(start, end, self.index.revision(), |seen| {
-            // At the newest revision every version is a live one.
-            let Seen::Live(key, stored) = seen else { return true };
-            let kv = stored.with_key(key);
-            while let Some((_, newer)) = staged.next_if(|(key, _)| **key < kv.key) {
-                if let Some(newer) = newer
-                    && !see(newer.clone())
-                {
-                    stopped = true;
-                    return false;
-                }
-            }
-            let shown = match staged.next_if(|(key, _)| **key == kv.key) {
-                Some((_, newer)) => newer.clone(),
-                None => Some(kv),
-            };
-            stopped = shown.is_some_and(|kv| !see(kv));
-            !stopped
-        });
-        while !stopped && let Some((_, newer)) = staged.next() {
-            stopped = newer.as_ref().is_some_and(|kv| !see(kv.clone()));
-        }
-    }
-
-    /// Whether a compare holds.
-    pub fn holds(&self, compare: &Compare) -> bool {
-        let now = match self.overlay.get(&compare.key) {
-            Some(staged) => staged.as_ref().map(|kv| kv.mod_revision),
-            None => self.index.live.get(&compare.key).map(|stored| stored.mod_revision),
-        };
-        now.unwrap_or(0) == compare.mod_revision
-    }
-
-    /// Applies operations at one new revision, and tells it; none when nothing would change. `offsets` tells for each
-    /// operation where its value lies in the group's payload.
-    pub fn apply(&mut self, ops: Vec<Op>, offsets: &[u32]) -> Option<Revision> {
-        let revision = self.revision + 1;
-        let before = self.changes.len();
-        for (op, offset) in ops.into_iter().zip(offsets) {
-            let previous = self.current(op.key());
-            if let Some(previous) = &previous {
-                self.bytes -= entry_bytes(&previous.key, &previous.value) as i64;
-            }
-            match op {
-                Op::Put { key, value, lease } => {
-                    // The stored key is shared by every version of it.
-                    let key = previous.as_ref().map_or(key, |previous| previous.key.clone());
-                    self.bytes += entry_bytes(&key, &value) as i64;
-                    let kv = KeyValue {
-                        key: key.clone(),
-                        value,
-                        create_revision: previous.as_ref().map_or(revision, |p| p.create_revision),
-                        mod_revision: revision,
-                        version: previous.as_ref().map_or(1, |p| p.version + 1),
-                        lease,
-                    };
-                    self.overlay.insert(key.clone(), Some(kv.clone()));
-                    self.changes.push(Change { key, revision, kind: ChangeKind::Put(kv), previous });
-                    self.offsets.push(*offset);
-                }
-                Op::Delete { .. } => {
-                    let Some(previous) = previous else { continue };
-                    let key = previous.key.clone();
-                    self.overlay.insert(key.clone(), None);
-                    self.changes.push(Change { key, revision, kind: ChangeKind::Delete, previous: Some(previous) });
-                    self.offsets.push(0);
-                }
-            }
-        }
-        if self.changes.len() == before {
-            return None;
-        }
-        self.revision = revision;
-        Some(revision)
-    }
-
-    /// The changes staged, to be committed once they are durable.
-    pub fn finish(self) -> Staged {
-        Staged { changes: self.changes, offsets: self.offsets }
-    }
 }

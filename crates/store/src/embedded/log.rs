@@ -5,12 +5,14 @@
 //! any failed write or sync the caller must stop writing ([`AppendError::Broken`]). Knows nothing of what payloads mean.
 //!
 //! A segment is a 64-byte header, then records (see `record`), then zeros. Every segment but the last ends with a seal
-//! that names the next one, so a missing segment is noticed at either end.
+//! that names the next one, so a missing segment is noticed at either end. While a segment is being written, a thread fills
+//! the next with zeros, so that a busy log does not wait for them.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::thread::JoinHandle;
 
 use super::record::{self, Entry, Place};
 use crate::{Revision, StoreError};
@@ -34,8 +36,9 @@ const TAIL_ROOM: u64 = 128;
 /// its cache, and writes the whole unit to disk however little of it a later record changes.
 const ZERO_PIECE: usize = 4 << 10;
 
-/// The most bytes of buffer kept from one record to the next.
-const KEPT_BUFFER: usize = 256 << 10;
+/// The next segment is prepared when a segment is longer than this part of what it may be: there is time, and a store that
+/// hardly writes does not prepare what it does not need.
+const PREPARE_AFTER: u64 = 4;
 
 /// Why a record was not appended.
 #[derive(Debug)]
@@ -154,8 +157,19 @@ pub struct Log {
     last_revision: Revision,
     sealed: Vec<Sealed>,
     segment_bytes: u64,
-    buffer: Vec<u8>,
+    /// The next segment, in the making.
+    next: Option<JoinHandle<io::Result<(File, u64)>>>,
     faults: std::sync::Arc<Faults>,
+}
+
+impl Drop for Log {
+    fn drop(&mut self) {
+        if let Some(next) = self.next.take() {
+            _ = next.join();
+            // If it stays, the next opening removes it.
+            _ = std::fs::remove_file(self.next_path());
+        }
+    }
 }
 
 impl Log {
@@ -168,18 +182,24 @@ impl Log {
         faults: std::sync::Arc<Faults>,
     ) -> Result<Self, StoreError> {
         let header = SegmentHeader { store, number: 1, first_revision: after + 1 };
-        let file =
-            create_segment(dir, &header, segment_bytes, &faults).map_err(|e| StoreError::io("creating the log", &e))?;
+        let reserved = SEGMENT_HEADER as u64 + zeros_ahead(segment_bytes);
+        let path = dir.join(segment_name(header.number));
+        let create = || {
+            let file = make_segment(&path.with_extension("tmp"), reserved, &faults)?;
+            name_segment(&file, &path, &header)?;
+            Ok(file)
+        };
+        let file = create().map_err(|e| StoreError::io("creating the log", &e))?;
         Ok(Log {
             dir: dir.into(),
             file,
             header,
             position: SEGMENT_HEADER as u64,
-            reserved: SEGMENT_HEADER as u64 + zeros_ahead(segment_bytes),
+            reserved,
             last_revision: after,
             sealed: Vec::new(),
             segment_bytes,
-            buffer: Vec::new(),
+            next: None,
             faults,
         })
     }
@@ -206,30 +226,22 @@ impl Log {
         };
         let (file, reserved) = open().map_err(|e| StoreError::io(format_args!("opening {}", path.display()), &e))?;
         let dir = dir.into();
-        Ok(Log {
-            dir,
-            file,
-            header,
-            position,
-            reserved,
-            last_revision,
-            sealed,
-            segment_bytes,
-            buffer: Vec::new(),
-            faults,
-        })
+        Ok(Log { dir, file, header, position, reserved, last_revision, sealed, segment_bytes, next: None, faults })
     }
 
-    /// Appends one record and syncs it. `last_revision` is the newest revision in it or before it. Gives the number of the
-    /// segment, and the offset of the payload in it.
-    pub fn append(&mut self, payload: &[u8], last_revision: Revision) -> Result<(u64, u64), AppendError> {
+    /// Appends one record, begun by [`record::begin`], and syncs it. `last_revision` is the newest revision in it or before
+    /// it. Gives the number of the segment, and the offset of the payload in it.
+    pub fn append(&mut self, record: &mut Vec<u8>, last_revision: Revision) -> Result<(u64, u64), AppendError> {
         if self.position >= self.segment_bytes {
             self.rotate()?;
         }
-        self.reserve(record::framed_len(payload.len()) as u64)?;
+        self.reserve(record::framed_len(record.len() - record::HEADER) as u64)?;
         let at = self.position + record::HEADER as u64;
-        self.write(payload).map_err(|e| AppendError::Broken(self.error("writing", &e)))?;
+        self.write(record).map_err(|e| AppendError::Broken(self.error("writing", &e)))?;
         self.last_revision = last_revision;
+        if self.next.is_none() && self.position > self.segment_bytes / PREPARE_AFTER {
+            self.prepare();
+        }
         Ok((self.header.number, at))
     }
 
@@ -243,17 +255,13 @@ impl Log {
         StoreError::io(format_args!("{doing} {}", path.display()), error)
     }
 
-    fn write(&mut self, payload: &[u8]) -> io::Result<()> {
+    fn write(&mut self, record: &mut Vec<u8>) -> io::Result<()> {
         let place = Place { store: self.header.store, segment: self.header.number, offset: self.position };
-        self.buffer.clear();
-        record::frame(&mut self.buffer, place, payload);
-        self.file.write_all_at(&self.buffer, self.position)?;
+        record::seal(record, place);
+        self.file.write_all_at(record, self.position)?;
         self.faults.check_sync()?;
         self.file.sync_data()?;
-        self.position += self.buffer.len() as u64;
-        if self.buffer.capacity() > KEPT_BUFFER {
-            self.buffer = Vec::new();
-        }
+        self.position += record.len() as u64;
         Ok(())
     }
 
@@ -278,12 +286,41 @@ impl Log {
         Ok(())
     }
 
+    /// Where the next segment is made.
+    fn next_path(&self) -> PathBuf {
+        self.dir.join(segment_name(self.header.number + 1)).with_extension("tmp")
+    }
+
+    /// Starts to make the next segment. That it fails is met again when the segment is needed.
+    fn prepare(&mut self) {
+        let (path, faults) = (self.next_path(), self.faults.clone());
+        let length = SEGMENT_HEADER as u64 + self.segment_bytes + zeros_ahead(self.segment_bytes);
+        let make = move || Ok((make_segment(&path, length, &faults)?, length));
+        self.next = std::thread::Builder::new().name("store-segment".into()).spawn(make).ok();
+    }
+
+    /// The next segment under its temporary name, and its length: what was prepared, or a short one made now.
+    fn next_segment(&mut self) -> io::Result<(File, u64)> {
+        let prepared = self.next.take().and_then(|next| next.join().ok()).and_then(Result::ok);
+        match prepared {
+            Some(prepared) => Ok(prepared),
+            None => {
+                let length = SEGMENT_HEADER as u64 + zeros_ahead(self.segment_bytes);
+                Ok((make_segment(&self.next_path(), length, &self.faults)?, length))
+            }
+        }
+    }
+
     /// Starts the next segment, then seals this one: a crash in between leaves an empty segment that recovery drops.
     fn rotate(&mut self) -> Result<(), AppendError> {
         let number = self.header.number + 1;
         let header = SegmentHeader { number, first_revision: self.last_revision + 1, ..self.header };
-        let file = match create_segment(&self.dir, &header, self.segment_bytes, &self.faults) {
-            Ok(file) => file,
+        let next = self.next_segment().and_then(|(file, reserved)| {
+            name_segment(&file, &self.dir.join(segment_name(number)), &header)?;
+            Ok((file, reserved))
+        });
+        let (file, reserved) = match next {
+            Ok(next) => next,
             Err(e) if is_full(&e) => {
                 return Err(AppendError::NoSpace(StoreError::Full(format!(
                     "{}",
@@ -295,7 +332,7 @@ impl Log {
         let mut seal = Vec::new();
         record::begin(&mut seal, 0);
         record::step(&mut seal, &Entry::Seal(number));
-        self.write(&seal).map_err(|e| AppendError::Broken(self.error("sealing", &e)))?;
+        self.write(&mut seal).map_err(|e| AppendError::Broken(self.error("sealing", &e)))?;
         // The zeros behind the seal serve no more; if cutting them fails they only take room.
         _ = self.file.set_len(self.position + TAIL_ROOM);
         self.sealed.push(Sealed {
@@ -306,7 +343,7 @@ impl Log {
         self.file = file;
         self.header = header;
         self.position = SEGMENT_HEADER as u64;
-        self.reserved = SEGMENT_HEADER as u64 + zeros_ahead(self.segment_bytes);
+        self.reserved = reserved;
         Ok(())
     }
 
@@ -359,22 +396,34 @@ fn write_zeros(file: &File, from: u64, to: u64) -> io::Result<()> {
     Ok(())
 }
 
-/// A new segment under its final name, wholly on disk.
-fn create_segment(dir: &Path, header: &SegmentHeader, segment_bytes: u64, faults: &Faults) -> io::Result<File> {
-    faults.check_space()?;
-    let path = dir.join(segment_name(header.number));
-    let temporary = path.with_extension("tmp");
-    let create = || {
-        let file =
-            OpenOptions::new().read(true).write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
-        file.write_all_at(&header.encode(), 0)?;
-        write_zeros(&file, SEGMENT_HEADER as u64, SEGMENT_HEADER as u64 + zeros_ahead(segment_bytes))?;
-        file.sync_all()?;
-        std::fs::rename(&temporary, &path)?;
-        sync_dir(dir)?;
+/// A file of zeros, on disk.
+fn make_segment(path: &Path, length: u64, faults: &Faults) -> io::Result<File> {
+    let make = || {
+        faults.check_space()?;
+        let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).mode(0o600).open(path)?;
+        let mut at = 0;
+        while at < length {
+            let to = length.min(at + ZEROS_AHEAD);
+            write_zeros(&file, at, to)?;
+            // Piece by piece, so that records of the segment before do not wait behind all of it.
+            file.sync_all()?;
+            at = to;
+        }
         Ok(file)
     };
-    create().inspect_err(|_| _ = std::fs::remove_file(&temporary))
+    make().inspect_err(|_| _ = std::fs::remove_file(path))
+}
+
+/// Gives a segment its header and its final name, wholly on disk.
+fn name_segment(file: &File, path: &Path, header: &SegmentHeader) -> io::Result<()> {
+    let name = || {
+        file.write_all_at(&header.encode(), 0)?;
+        file.sync_all()?;
+        std::fs::rename(path.with_extension("tmp"), path)?;
+        // A segment has a directory.
+        path.parent().map_or(Ok(()), sync_dir)
+    };
+    name().inspect_err(|_| _ = std::fs::remove_file(path.with_extension("tmp")))
 }
 
 /// Makes renames and removals in a directory durable.

@@ -7,11 +7,13 @@
 
 pub(crate) mod history;
 pub(crate) mod index;
+mod keys;
 pub(crate) mod leases;
 pub(crate) mod log;
 pub(crate) mod record;
 pub(crate) mod recovery;
 pub(crate) mod snapshot;
+pub(crate) mod staging;
 
 #[cfg(test)]
 mod tests;
@@ -151,6 +153,8 @@ struct Shared {
     log_bytes: AtomicU64,
     leases: AtomicU64,
     closed: AtomicBool,
+    /// What requests that wait for the writer hold, in KiB; the writer gives it back when it takes them.
+    queue: Semaphore,
     /// Wakes the watchers; its value is the newest revision.
     published: tokio::sync::watch::Sender<Revision>,
 }
@@ -174,7 +178,6 @@ impl Shared {
 pub struct Embedded {
     shared: Arc<Shared>,
     requests: mpsc::Sender<Request>,
-    queue: Arc<Semaphore>,
     writer: Mutex<Option<JoinHandle<()>>>,
     options: Options,
     dir: PathBuf,
@@ -199,6 +202,7 @@ pub fn open(dir: impl AsRef<Path>, options: Options) -> Result<Embedded, StoreEr
         log_bytes: AtomicU64::new(recovered.log.bytes()),
         leases: AtomicU64::new(leases.len() as u64),
         closed: AtomicBool::new(false),
+        queue: Semaphore::new(QUEUE_KIB),
         published: tokio::sync::watch::Sender::new(revision),
     });
     let (requests, waiting) = mpsc::channel();
@@ -224,7 +228,6 @@ pub fn open(dir: impl AsRef<Path>, options: Options) -> Result<Embedded, StoreEr
     Ok(Embedded {
         shared,
         requests,
-        queue: Arc::new(Semaphore::new(QUEUE_KIB)),
         writer: Mutex::new(Some(thread)),
         options,
         dir: dir.into(),
@@ -241,10 +244,10 @@ impl Embedded {
         bytes: usize,
         work: impl FnOnce(oneshot::Sender<Result<T, StoreError>>) -> Work,
     ) -> Result<T, StoreError> {
-        let cost = (1 + bytes / 1024).min(QUEUE_KIB) as u32;
-        let permit = self.queue.clone().acquire_many_owned(cost).await.map_err(|_| StoreError::Closed)?;
+        let share = (1 + bytes / 1024).min(QUEUE_KIB) as u32;
+        self.shared.queue.acquire_many(share).await.map_err(|_| StoreError::Closed)?.forget();
         let (answer, answered) = oneshot::channel();
-        let request = Request { work: work(answer), bytes, _permit: Some(permit) };
+        let request = Request { work: work(answer), bytes, share };
         self.requests.send(request).map_err(|_| StoreError::Closed)?;
         answered.await.map_err(|_| StoreError::Closed)?
     }
@@ -269,8 +272,7 @@ impl Embedded {
     /// Blocks the thread for as long as the file takes. Gives the revision and the size of the file in bytes.
     pub fn save(&self, path: &Path) -> Result<(Revision, u64), StoreError> {
         let (answer, answered) = oneshot::channel();
-        let request = Request { work: Work::Moment(answer), bytes: 0, _permit: None };
-        self.requests.send(request).map_err(|_| StoreError::Closed)?;
+        self.requests.send(Work::Moment(answer).into()).map_err(|_| StoreError::Closed)?;
         let Moment { revision, leases, next_lease } = answered.blocking_recv().map_err(|_| StoreError::Closed)?;
         let contents = snapshot::Contents { store: self.store, revision, leases, next_lease };
         let size = snapshot::write(path, &contents, |start| {
@@ -297,7 +299,7 @@ impl Embedded {
     pub(crate) async fn decide(
         &self,
         bytes: usize,
-        decide: impl FnOnce(&index::Staging<'_>) -> Vec<crate::Op> + Send + 'static,
+        decide: impl FnOnce(&staging::Staging<'_>) -> Vec<crate::Op> + Send + 'static,
     ) -> Result<TxnOutcome, StoreError> {
         self.ask(bytes, |answer| Work::Decide(Box::new(decide), answer)).await
     }
@@ -357,13 +359,13 @@ impl Embedded {
         let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(writer) = writer.take() {
             // The writer being gone already is as good.
-            _ = self.requests.send(Request { work: Work::Close, bytes: 0, _permit: None });
+            _ = self.requests.send(Work::Close.into());
             if writer.join().is_err() {
                 tracing::error!("the store's writer thread had panicked");
             }
         }
         self.shared.closed.store(true, Ordering::Release);
-        self.queue.close();
+        self.shared.queue.close();
     }
 }
 

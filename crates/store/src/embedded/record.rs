@@ -10,6 +10,7 @@
 
 use bytes::Bytes;
 
+use super::history::Spot;
 use super::leases::LeaseTerm;
 use crate::{Key, LeaseId, Op, Revision};
 
@@ -31,8 +32,8 @@ const MARK: u32 = 0x4352_504E;
 /// One step of a commit group.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Entry {
-    /// One revision, and for each operation where its value lies in the payload (0 for a delete).
-    Commit { revision: Revision, ops: Vec<Op>, offsets: Vec<u32> },
+    /// One revision, and for each operation where its value lies in the payload (nowhere for a delete).
+    Commit { revision: Revision, ops: Vec<Op>, spots: Vec<Spot> },
     /// A lease was made or kept alive.
     Lease(LeaseTerm),
     /// A lease ended.
@@ -51,23 +52,24 @@ const LEASE_END: u8 = 3;
 const COMPACT: u8 = 4;
 const SEAL: u8 = 5;
 
-/// Starts a payload: the time of the commit in milliseconds since 1970.
-pub fn begin(payload: &mut Vec<u8>, at_ms: u64) {
-    payload.clear();
-    payload.extend_from_slice(&at_ms.to_le_bytes());
+/// Starts a record: room for its header, then its payload, which begins with the time of the commit in milliseconds since
+/// 1970. Steps are appended to it; [`seal`] makes it whole.
+pub fn begin(record: &mut Vec<u8>, at_ms: u64) {
+    record.clear();
+    record.extend_from_slice(&[0; HEADER]);
+    record.extend_from_slice(&at_ms.to_le_bytes());
 }
 
 /// Whether anything was encoded since [`begin`].
-pub fn is_empty(payload: &[u8]) -> bool {
-    payload.len() <= 8
+pub fn is_empty(record: &[u8]) -> bool {
+    record.len() <= HEADER + 8
 }
 
-/// Appends one revision; gives for each operation where its value lies in the payload (0 for a delete).
-pub fn commit(payload: &mut Vec<u8>, revision: Revision, ops: &[Op]) -> Vec<u32> {
+/// Appends one revision; tells for each operation where its value lies in the payload (nowhere for a delete).
+pub fn commit(payload: &mut Vec<u8>, revision: Revision, ops: &[Op], spots: &mut Vec<Spot>) {
     payload.push(COMMIT);
     put_u64(payload, revision);
     put_u32(payload, ops.len());
-    let mut offsets = Vec::with_capacity(ops.len());
     for op in ops {
         match op {
             Op::Put { key, value, lease } => {
@@ -75,23 +77,21 @@ pub fn commit(payload: &mut Vec<u8>, revision: Revision, ops: &[Op]) -> Vec<u32>
                 put_bytes(payload, key.as_bytes());
                 put_u64(payload, lease.map_or(0, |lease| lease.0) as u64);
                 put_bytes(payload, value);
-                // Payloads are bounded far below 4 GiB by the request and group limits.
-                offsets.push((payload.len() - value.len()) as u32);
+                spots.push(Spot::in_payload(payload.len() - value.len() - HEADER, value));
             }
             Op::Delete { key } => {
                 payload.push(DELETE);
                 put_bytes(payload, key.as_bytes());
-                offsets.push(0);
+                spots.push(Spot::default());
             }
         }
     }
-    offsets
 }
 
 /// Appends any other step.
 pub fn step(payload: &mut Vec<u8>, entry: &Entry) {
     match entry {
-        Entry::Commit { revision, ops, .. } => _ = commit(payload, *revision, ops),
+        Entry::Commit { revision, ops, .. } => commit(payload, *revision, ops, &mut Vec::new()),
         Entry::Lease(term) => {
             payload.push(LEASE);
             put_term(payload, term);
@@ -123,15 +123,18 @@ pub fn decode(payload: &[u8]) -> Result<(u64, Vec<Entry>), &'static str> {
                 let count = reader.u32()?;
                 // An operation takes five bytes at least.
                 let mut ops = Vec::with_capacity(count.min(reader.0.len() / 5));
-                let mut offsets = Vec::with_capacity(ops.capacity());
+                let mut spots = Vec::with_capacity(ops.capacity());
                 for _ in 0..count {
                     let op = reader.op()?;
                     // A value is the last thing read of its operation.
-                    let value = if let Op::Put { value, .. } = &op { Some(value.len()) } else { None };
-                    offsets.push(value.map_or(0, |len| payload.len() - reader.0.len() - len) as u32);
+                    let after = payload.len() - reader.0.len();
+                    spots.push(match &op {
+                        Op::Put { value, .. } => Spot::in_payload(after - value.len(), value),
+                        Op::Delete { .. } => Spot::default(),
+                    });
                     ops.push(op);
                 }
-                Entry::Commit { revision, ops, offsets }
+                Entry::Commit { revision, ops, spots }
             }
             LEASE => Entry::Lease(reader.term()?),
             LEASE_END => Entry::LeaseEnd(LeaseId(reader.u64()? as i64)),
@@ -250,20 +253,16 @@ fn header_crc(place: Place, len: u32, crc: u32) -> u32 {
     hasher.finalize()
 }
 
-/// Appends the record of a payload to `out`.
-pub fn frame(out: &mut Vec<u8>, place: Place, payload: &[u8]) {
-    let pad = &[0xFF; ALIGN][..padding(payload.len())];
-    let mut hasher = crc32fast::Hasher::new();
-    hasher.update(payload);
-    hasher.update(pad);
-    let crc = hasher.finalize();
-    let len = payload.len() as u32;
-    out.reserve(framed_len(payload.len()));
-    for word in [len, crc, header_crc(place, len, crc), MARK] {
-        out.extend_from_slice(&word.to_le_bytes());
+/// Makes a record whole that [`begin`] has started: its padding, and its header for the place it goes to.
+pub fn seal(record: &mut Vec<u8>, place: Place) {
+    let len = record.len() - HEADER;
+    record.extend_from_slice(&[0xFF; ALIGN][..padding(len)]);
+    let crc = crc32fast::hash(&record[HEADER..]);
+    let len = len as u32;
+    let header = [len, crc, header_crc(place, len, crc), MARK];
+    for (to, word) in record.chunks_exact_mut(4).zip(header) {
+        to.copy_from_slice(&word.to_le_bytes());
     }
-    out.extend_from_slice(payload);
-    out.extend_from_slice(pad);
 }
 
 /// What lies at a place of a segment.
@@ -355,9 +354,13 @@ mod tests {
             Entry::Commit {
                 revision: 7,
                 ops: vec![put(b"v", Some(LeaseId(3))), Op::Delete { key: "/é".into() }],
-                offsets: vec![8 + 13 + 1 + 6 + 8 + 4, 0],
+                spots: vec![Spot::in_payload(8 + 13 + 1 + 6 + 8 + 4, b"v"), Spot::default()],
             },
-            Entry::Commit { revision: 8, ops: vec![put(b"", None)], offsets: vec![8 + 13 + 20 + 8 + 13 + 19] },
+            Entry::Commit {
+                revision: 8,
+                ops: vec![put(b"", None)],
+                spots: vec![Spot::in_payload(8 + 13 + 20 + 8 + 13 + 19, b"")],
+            },
             Entry::Lease(LeaseTerm { id: LeaseId(3), ttl_ms: 1000, expires_ms: u64::MAX }),
             Entry::LeaseEnd(LeaseId(-1)),
             Entry::Compact(5),
@@ -371,7 +374,8 @@ mod tests {
         begin(&mut payload, 42);
         assert!(is_empty(&payload));
         entries().iter().for_each(|entry| step(&mut payload, entry));
-        assert_eq!(decode(&payload), Ok((42, entries())));
+        let payload = &payload[HEADER..];
+        assert_eq!(decode(payload), Ok((42, entries())));
         for cut in 0..payload.len() {
             // A cut may fall between two entries; anywhere else it is noticed, and nowhere does it panic.
             match decode(&payload[..cut]) {
@@ -380,7 +384,7 @@ mod tests {
             }
         }
         for at in 8..payload.len() {
-            let mut changed = payload.clone();
+            let mut changed = payload.to_vec();
             changed[at] ^= 0xA5;
             _ = decode(&changed);
         }
@@ -390,8 +394,10 @@ mod tests {
     fn frames_are_aligned_and_never_blank_at_the_ends() {
         for len in 0..100 {
             let place = Place { store: 1, segment: 2, offset: 64 };
+            let mut record = vec![0; HEADER + len];
+            seal(&mut record, place);
             let mut frame_bytes = vec![0; 64];
-            frame(&mut frame_bytes, place, &vec![0; len]);
+            frame_bytes.extend(record);
             assert_eq!(frame_bytes.len(), 64 + framed_len(len));
             assert_eq!(frame_bytes.len() % ALIGN, 0);
             assert_ne!(frame_bytes[64 + HEADER - 4..64 + HEADER], [0; 4]);

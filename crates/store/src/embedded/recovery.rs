@@ -11,11 +11,12 @@ use std::sync::Arc;
 
 use super::Options;
 use super::history::Source;
-use super::index::{FIRST_REVISION, Index, Staging};
+use super::index::{FIRST_REVISION, Index};
 use super::leases::Leases;
 use super::log::{Faults, Log, SEGMENT_HEADER, Sealed, SegmentHeader, Tail, segment_name};
 use super::record::{self, Entry, Found, Place};
 use super::snapshot::{self, snapshot_name};
+use super::staging::Staging;
 use crate::{Revision, StoreError};
 
 /// The file whose lock makes a directory one process's.
@@ -329,12 +330,12 @@ impl Replay {
         let mut compact = None;
         for entry in entries {
             match entry {
-                Entry::Commit { revision, ops, offsets } => {
+                Entry::Commit { revision, ops, spots } => {
                     if revision != self.tail.last_revision + 1 {
                         return Err("a revision is missing");
                     }
                     self.tail.last_revision = revision;
-                    if revision > self.base && staging.apply(ops, &offsets) != Some(revision) {
+                    if revision > self.base && staging.apply(ops, &spots) != Some(revision) {
                         return Err("a revision changes nothing");
                     }
                 }
@@ -345,14 +346,14 @@ impl Replay {
             }
         }
         let staged = staging.finish();
-        let spots = staged.spots(at.0, at.1);
         self.leases.follow(&staged.changes);
         ends.into_iter().for_each(|id| self.leases.remove(id));
-        self.index.commit(staged.changes.into(), &spots, at_ms);
+        self.index.commit(staged, at, at_ms);
         if let Some(revision) = compact {
             self.index.compact(revision, None);
         }
         self.index.enforce(&options.history_limits(), at_ms, None);
+        drop(self.index.let_go());
         Ok(None)
     }
 }

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use super::leases::LeaseTerm;
 use super::log::{FORMAT, sync_dir};
 use super::record::{self, HEADER, Place, Reader};
-use crate::{KeyValue, Revision, StoreError};
+use crate::{Key, KeyValue, Revision, StoreError};
 
 const MAGIC: &[u8; 8] = b"NAUPSNP\n";
 
@@ -55,17 +55,26 @@ struct Output<'a> {
     file: File,
     path: &'a Path,
     place: Place,
-    frame: Vec<u8>,
 }
 
 impl Output<'_> {
-    fn record(&mut self, payload: &[u8]) -> Result<(), StoreError> {
-        self.frame.clear();
-        record::frame(&mut self.frame, self.place, payload);
-        self.file.write_all(&self.frame).map_err(io_error("writing", self.path))?;
-        self.place.offset += self.frame.len() as u64;
+    /// Writes a block, and leaves one of the same kind that is empty.
+    fn record(&mut self, block: &mut Vec<u8>) -> Result<(), StoreError> {
+        record::seal(block, self.place);
+        self.file.write_all(block).map_err(io_error("writing", self.path))?;
+        self.place.offset += block.len() as u64;
+        block.truncate(EMPTY_BLOCK);
         Ok(())
     }
+}
+
+/// Room for a record's header, and the block's kind.
+const EMPTY_BLOCK: usize = HEADER + 1;
+
+fn block(kind: u8) -> Vec<u8> {
+    let mut block = vec![0; HEADER];
+    block.push(kind);
+    block
 }
 
 /// Writes a snapshot to `path`. `page` gives the keys from a start on, in order; an empty page ends it; an error stops it.
@@ -84,7 +93,7 @@ pub fn write(
             .open(&temporary)
             .map_err(io_error("creating", &temporary))?;
         let place = Place { store: contents.store, segment: NO_SEGMENT, offset: SNAPSHOT_HEADER as u64 };
-        let mut out = Output { file, path: &temporary, place, frame: Vec::new() };
+        let mut out = Output { file, path: &temporary, place };
         out.file.write_all(&encode_header(contents)).map_err(io_error("writing", &temporary))?;
         let items = write_items(&mut out, &mut page)?;
         write_end(&mut out, contents, items)?;
@@ -104,7 +113,7 @@ fn write_items(
     out: &mut Output<'_>,
     page: &mut impl FnMut(&str) -> Result<Vec<KeyValue>, StoreError>,
 ) -> Result<u64, StoreError> {
-    let mut block = vec![ITEMS];
+    let mut block = block(ITEMS);
     let mut items = 0;
     let mut start = String::new();
     loop {
@@ -118,25 +127,24 @@ fn write_items(
             record::put_bytes(&mut block, &kv.value);
             items += 1;
             if block.len() >= BLOCK_BYTES {
-                out.record(&block)?;
-                block.truncate(1);
+                out.record(&mut block)?;
             }
         }
     }
-    if block.len() > 1 {
-        out.record(&block)?;
+    if block.len() > EMPTY_BLOCK {
+        out.record(&mut block)?;
     }
     Ok(items)
 }
 
 fn write_end(out: &mut Output<'_>, contents: &Contents, items: u64) -> Result<(), StoreError> {
-    let mut block = vec![LEASES];
-    contents.leases.iter().for_each(|term| record::put_term(&mut block, term));
-    out.record(&block)?;
-    let mut block = vec![END];
-    record::put_u64(&mut block, items);
-    record::put_u64(&mut block, contents.next_lease as u64);
-    out.record(&block)
+    let mut terms = block(LEASES);
+    contents.leases.iter().for_each(|term| record::put_term(&mut terms, term));
+    out.record(&mut terms)?;
+    let mut end = block(END);
+    record::put_u64(&mut end, items);
+    record::put_u64(&mut end, contents.next_lease as u64);
+    out.record(&mut end)
 }
 
 fn encode_header(contents: &Contents) -> [u8; SNAPSHOT_HEADER] {
@@ -196,6 +204,7 @@ pub fn read(path: &Path, mut item: impl FnMut(KeyValue)) -> Result<Contents, Sto
     input.offset = SNAPSHOT_HEADER as u64;
     let mut buffer = Vec::new();
     let mut items = 0;
+    let mut last: Option<Key> = None;
     loop {
         let at = input.offset;
         let len = input.record(contents.store, &mut buffer)?;
@@ -205,7 +214,12 @@ pub fn read(path: &Path, mut item: impl FnMut(KeyValue)) -> Result<Contents, Sto
         match *tag {
             ITEMS => {
                 while !reader.0.is_empty() {
-                    item(read_item(&mut reader).map_err(damaged)?);
+                    let kv = read_item(&mut reader).map_err(damaged)?;
+                    if last.as_ref().is_some_and(|last| *last >= kv.key) {
+                        return Err(damaged("keys are out of order"));
+                    }
+                    last = Some(kv.key.clone());
+                    item(kv);
                     items += 1;
                 }
             }

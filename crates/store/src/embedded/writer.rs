@@ -12,14 +12,14 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use tokio::sync::oneshot;
 
-use super::history::{Source, Version};
-use super::index::{Staged, Staging};
+use super::history::{Source, Spot, Version};
 use super::leases::{LeaseTerm, Leases};
 use super::log::{AppendError, Log};
 use super::record::{self, Entry};
 use super::snapshot::{self, Contents, snapshot_name};
+use super::staging::{Staged, Staging};
 use super::{Clock, Options, Shared};
 use crate::{Key, LeaseId, Op, Revision, StoreError, Txn, TxnOutcome};
 
@@ -56,7 +56,14 @@ const LONGEST_SLEEP: Duration = Duration::from_secs(3600);
 pub struct Request {
     pub work: Work,
     pub bytes: usize,
-    pub _permit: Option<OwnedSemaphorePermit>,
+    pub share: u32,
+}
+
+impl From<Work> for Request {
+    /// Work that takes no share of the queue.
+    fn from(work: Work) -> Self {
+        Request { work, bytes: 0, share: 0 }
+    }
 }
 
 /// Sees the state with all writes before it, and says what to write.
@@ -139,7 +146,9 @@ pub struct Writer {
     clock: Clock,
     options: Options,
     dir: PathBuf,
-    payload: Vec<u8>,
+    /// The record of the group under way, and where the values of a transaction lie in it.
+    record: Vec<u8>,
+    spots: Vec<Spot>,
     /// The newest segment the index knows of.
     known_segment: u64,
     /// Why writes are refused for good.
@@ -186,7 +195,8 @@ impl Writer {
             clock,
             options,
             dir,
-            payload: Vec::new(),
+            record: Vec::new(),
+            spots: Vec::new(),
             known_segment: 0,
             broken: None,
             snapshot: None,
@@ -206,10 +216,11 @@ impl Writer {
             let expected = if last_group < GATHER_REQUESTS { 0 } else { last_group / 2 };
             let mut gathering: Option<Instant> = None;
             let (mut group, mut moments, mut looks) = (Vec::new(), Vec::new(), Vec::new());
-            let mut bytes = 0;
+            let (mut bytes, mut shares) = (0, 0);
             let mut next = first;
             while let Some(request) = next.take() {
                 bytes += request.bytes;
+                shares += request.share as usize;
                 match request.work {
                     Work::Close => open = false,
                     Work::SnapshotDone(result) => self.snapshot_done(result),
@@ -230,6 +241,7 @@ impl Writer {
                     next = self.waiting.try_recv().ok();
                 }
             }
+            self.shared.queue.add_permits(shares);
             last_group = group.len();
             self.commit(group);
             for answer in moments {
@@ -281,7 +293,7 @@ impl Writer {
             work.into_iter().for_each(|work| refuse(work, &StoreError::Closed));
             return;
         };
-        record::begin(&mut self.payload, now);
+        record::begin(&mut self.record, now);
         let mut group = Group {
             staging: Staging::new(&index),
             pending: Vec::with_capacity(work.len()),
@@ -306,18 +318,22 @@ impl Writer {
         let staged = staging.finish();
         drop(index);
         let mut place = Ok((0, 0));
-        if !record::is_empty(&self.payload) {
-            place = self.log.append(&self.payload, revision).map_err(|e| self.failed(e));
+        if !record::is_empty(&self.record) {
+            place = self.log.append(&mut self.record, revision).map_err(|e| self.failed(e));
         }
+        let mut let_go = Vec::new();
         let outcome = place.and_then(|(segment, payload_at)| {
             terms.into_iter().for_each(|term| self.leases.set(term));
             self.leases.follow(&staged.changes);
             ended.into_iter().for_each(|id| self.leases.remove(id));
-            self.publish(staged, (segment, payload_at), compact, now)
+            let_go = self.publish(staged, (segment, payload_at), compact, now)?;
+            Ok(())
         });
         pending.into_iter().for_each(|pending| pending.settle(&outcome));
-        if self.payload.capacity() > KEPT_BUFFER {
-            self.payload = Vec::new();
+        // Only now that everybody has an answer.
+        drop(let_go);
+        if self.record.capacity() > KEPT_BUFFER {
+            self.record = Vec::new();
         }
     }
 
@@ -338,26 +354,25 @@ impl Writer {
         }
     }
 
-    /// Shows a durable group to everybody. `place` is the segment and the offset its payload lies at.
+    /// Shows a durable group to everybody; gives what is to be freed after. `place` is the segment and the offset its payload
+    /// lies at.
     fn publish(
         &mut self,
         staged: Staged,
         place: (u64, u64),
         compact: Option<Revision>,
         now: u64,
-    ) -> Result<(), StoreError> {
+    ) -> Result<Vec<Arc<[crate::Change]>>, StoreError> {
         let pin = self.snapshot.as_ref().map(|(revision, _)| *revision);
         let changed = !staged.changes.is_empty();
-        let spots = staged.spots(place.0, place.1);
-        let changes: Arc<[crate::Change]> = staged.changes.into();
-        let revision = {
+        let (revision, let_go) = {
             let mut index = self.shared.write()?;
             if changed && place.0 != self.known_segment {
                 let (number, path) = self.log.segment();
                 index.add_segment(number, Arc::new(Source::new(&path)));
                 self.known_segment = number;
             }
-            index.commit(changes, &spots, now);
+            index.commit(staged, place, now);
             if let Some(revision) = compact {
                 index.compact(revision, pin);
             }
@@ -365,14 +380,14 @@ impl Writer {
                 index.enforce(&self.options.history_limits(), now, pin);
             }
             self.shared.revision.store(index.revision(), Ordering::Release);
-            index.revision()
+            (index.revision(), index.let_go())
         };
         self.shared.log_bytes.store(self.log.bytes(), Ordering::Release);
         self.shared.leases.store(self.leases.len() as u64, Ordering::Release);
         if changed {
             self.shared.published.send_replace(revision);
         }
-        Ok(())
+        Ok(let_go)
     }
 
     /// Decides one request on top of those before it in the group.
@@ -396,14 +411,14 @@ impl Writer {
                     return;
                 }
                 if revision > group.compacted {
-                    record::step(&mut self.payload, &Entry::Compact(revision));
+                    record::step(&mut self.record, &Entry::Compact(revision));
                 }
                 group.compact = group.compact.max(Some(revision));
                 group.pending.push(Pending::Done(answer));
             }
             Work::Grant(ttl, answer) => match self.leases.plan(ttl, now) {
                 Ok(term) => {
-                    record::step(&mut self.payload, &Entry::Lease(term));
+                    record::step(&mut self.record, &Entry::Lease(term));
                     group.terms.push(term);
                     group.pending.push(Pending::Granted(answer, term.id));
                 }
@@ -417,7 +432,7 @@ impl Writer {
                 };
                 match planned {
                     Ok(term) => {
-                        record::step(&mut self.payload, &Entry::Lease(term));
+                        record::step(&mut self.record, &Entry::Lease(term));
                         group.terms.push(term);
                         group.pending.push(Pending::Granted(answer, term.id));
                     }
@@ -426,7 +441,7 @@ impl Writer {
             }
             Work::KeepAlive(id, answer) => match self.leases.renewed(id, now) {
                 Some(term) if !group.ended.contains(&id) => {
-                    record::step(&mut self.payload, &Entry::Lease(term));
+                    record::step(&mut self.record, &Entry::Lease(term));
                     group.terms.push(term);
                     group.pending.push(Pending::Done(answer));
                 }
@@ -474,12 +489,13 @@ impl Writer {
             }
         }
         let next = staging.revision() + 1;
-        let before = self.payload.len();
-        let offsets = record::commit(&mut self.payload, next, &txn.ops);
-        match staging.apply(txn.ops, &offsets) {
+        let before = self.record.len();
+        self.spots.clear();
+        record::commit(&mut self.record, next, &txn.ops, &mut self.spots);
+        match staging.apply(txn.ops, &self.spots) {
             Some(revision) => Ok(TxnOutcome::Committed { revision }),
             None => {
-                self.payload.truncate(before);
+                self.record.truncate(before);
                 Ok(TxnOutcome::Committed { revision: staging.revision() })
             }
         }
@@ -494,10 +510,11 @@ impl Writer {
         keys.retain(|key| group.staging.current(key).is_some_and(|kv| kv.lease == Some(id)));
         if !keys.is_empty() {
             let ops: Vec<Op> = keys.into_iter().map(|key| Op::Delete { key }).collect();
-            let offsets = record::commit(&mut self.payload, group.staging.revision() + 1, &ops);
-            group.staging.apply(ops, &offsets);
+            self.spots.clear();
+            record::commit(&mut self.record, group.staging.revision() + 1, &ops, &mut self.spots);
+            group.staging.apply(ops, &self.spots);
         }
-        record::step(&mut self.payload, &Entry::LeaseEnd(id));
+        record::step(&mut self.record, &Entry::LeaseEnd(id));
         group.ended.insert(id);
     }
 
@@ -538,7 +555,7 @@ impl Writer {
             };
             let result = snapshot::write(&path, &contents, page).map(|_| revision);
             // The writer being gone, nobody needs to know.
-            _ = requests.send(Request { work: Work::SnapshotDone(result), bytes: 0, _permit: None });
+            _ = requests.send(Work::SnapshotDone(result).into());
         };
         match std::thread::Builder::new().name("store-snapshot".into()).spawn(work) {
             Ok(thread) => self.snapshot = Some((revision, thread)),

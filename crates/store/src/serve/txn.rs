@@ -11,7 +11,7 @@ use tonic::Status;
 use super::convert::{self, key_value};
 use super::key::{self, Span};
 use super::{error, limits, range};
-use crate::embedded::index::Staging;
+use crate::embedded::staging::Staging;
 use crate::etcdserverpb::compare::{CompareResult, CompareTarget, TargetUnion};
 use crate::etcdserverpb::request_op::Request;
 use crate::etcdserverpb::response_op::Response;

@@ -16,13 +16,14 @@ fn payload(random: &mut Random) -> Vec<u8> {
     for revision in 0..1 + random.below(4) {
         let value = "v".repeat(random.below(40) as usize);
         let leased = Op::Put { key: "/l".into(), value: value.clone().into(), lease: Some(LeaseId(7)) };
-        record::commit(&mut payload, 2 + revision, &[put("/k", &value), delete("/d"), leased]);
+        let ops = [put("/k", &value), delete("/d"), leased];
+        record::commit(&mut payload, 2 + revision, &ops, &mut Vec::new());
         let term = LeaseTerm { id: LeaseId(revision as i64), ttl_ms: 1, expires_ms: 2 };
         record::step(&mut payload, &Entry::Lease(term));
         record::step(&mut payload, &Entry::LeaseEnd(LeaseId(1)));
         record::step(&mut payload, &Entry::Compact(revision));
     }
-    payload
+    payload.split_off(record::HEADER)
 }
 
 /// Changes some bytes, or the length.
@@ -91,7 +92,9 @@ fn snapshots() {
             let mut block = rest[record::HEADER..record::HEADER + length].to_vec();
             damage(&mut random, &mut block);
             let place = Place { offset: file.len() as u64, ..place };
-            record::frame(&mut file, place, &block);
+            block.splice(..0, [0; record::HEADER]);
+            record::seal(&mut block, place);
+            file.append(&mut block);
             let framed = record::framed_len(length);
             (rest, offset) = (&rest[framed..], offset + framed as u64);
         }
