@@ -226,10 +226,8 @@ impl Keys {
     pub fn renumber(&mut self) -> Vec<Slot> {
         let mut new = vec![Slot::MAX; self.entries.len()];
         let old = std::mem::take(&mut self.order);
-        let mut next = 0;
-        for slot in old.iter().flat_map(|piece| &piece.slots) {
-            new[*slot as usize] = next;
-            next += 1;
+        for (next, slot) in old.iter().flat_map(|piece| &piece.slots).enumerate() {
+            new[*slot as usize] = next as Slot;
         }
         let mut entries: Vec<(Slot, Entry)> =
             std::mem::take(&mut self.entries).into_iter().enumerate().map(|(at, entry)| (new[at], entry)).collect();

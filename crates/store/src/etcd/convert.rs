@@ -89,8 +89,12 @@ pub fn map_error(name: &str, error: &Status) -> StoreError {
     } else if says("duplicate key given") || says("key is not provided") || says("too many operations") {
         StoreError::Invalid(message.to_owned())
     } else {
-        // The causes name what the message leaves out: the address, the refused connection, the certificate.
-        let causes = std::error::Error::source(error).map(|cause| format!(": {}", super::causes(cause)));
-        StoreError::Unavailable(format!("etcd at {name}: {message}{}", causes.unwrap_or_default()))
+        StoreError::Unavailable(format!("etcd at {name}: {}", said(error)))
     }
+}
+
+/// An error's message with its causes, which name what it leaves out: the address, the refused connection, the certificate.
+pub fn said(error: &Status) -> String {
+    let causes = std::error::Error::source(error).map(|cause| format!(": {}", super::causes(cause)));
+    format!("{}{}", error.message(), causes.unwrap_or_default())
 }

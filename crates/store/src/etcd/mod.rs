@@ -26,10 +26,14 @@ use crate::{
 use convert::{key_value, map_error, retry, revision_of};
 use wire::{Call, Connection};
 
-/// How long a connection may take to come up.
+/// How long a connection may take to come up, and a member to say how it is.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A read is given up on one member after this share of its time, and tried again, likely on another: a member that was
+/// How long members that are slower than the first get to tell their version. Watches may come to lie on any of them, so one
+/// that does not tell is taken for old.
+const VERSION_GRACE: Duration = Duration::from_secs(1);
+
+/// A read is given up on one member after this share of its time, and tried again, on another: a member that was
 /// cut off answers nothing at all.
 const TRIES: u32 = 4;
 
@@ -149,29 +153,12 @@ pub struct Etcd {
 pub async fn connect(options: Options) -> Result<Etcd, StoreError> {
     let members = options.members()?;
     let name = options.endpoints.join(", ");
-    // Every member that answers is asked for its version: watches may come to lie on any of them.
-    let versions = members.iter().map(|member| {
-        let alone = Connection::new(vec![member.clone()]);
-        async move { Ok::<_, Status>(alone.call(pb::StatusRequest {}).await?.version) }
-    });
-    let answers = tokio::time::timeout(options.request_timeout, futures::future::join_all(versions)).await;
-    let answers = answers.map_err(|_| convert::silent(&name, options.request_timeout))?;
-    let mut versions = Vec::new();
-    let mut failure = None;
-    for answer in answers {
-        match answer {
-            Ok(version) => versions.push(version),
-            Err(e) => failure = Some(e),
-        }
-    }
-    if versions.is_empty()
-        && let Some(failure) = failure
-    {
-        return Err(map_error(&name, &failure));
-    }
+    let connection = Connection::new(members);
+    let versions = tokio::time::timeout(options.request_timeout, connection.choose(VERSION_GRACE)).await;
+    let versions = versions.map_err(|_| convert::silent(&name, options.request_timeout))?;
+    let versions = versions.map_err(|error| map_error(&name, &error))?;
     let progress = watch::Progress::for_versions(&versions);
     tracing::info!(endpoints = name, ?versions, ?progress, "connected to etcd");
-    let connection = Connection::new(members);
     Ok(Etcd { connection, name, options, progress, asked: tokio::sync::watch::Sender::new(0) })
 }
 
@@ -196,8 +183,13 @@ impl Etcd {
             let error = match tokio::time::timeout_at(enough, attempt()).await {
                 Ok(Ok(answer)) => return Ok(answer),
                 Ok(Err(error)) => error,
-                Err(_) if enough < deadline => continue,
-                Err(_) => return Err(convert::silent(&self.name, self.options.request_timeout)),
+                Err(_) => {
+                    self.connection.doubt();
+                    if enough < deadline {
+                        continue;
+                    }
+                    return Err(convert::silent(&self.name, self.options.request_timeout));
+                }
             };
             if !retry(&error, idempotent) || Instant::now() + pause >= deadline {
                 return Err(map_error(&self.name, &error));

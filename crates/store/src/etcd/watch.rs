@@ -195,7 +195,10 @@ impl Follower {
         let mut responses = match started {
             Ok(Ok(stream)) => stream,
             Ok(Err(error)) => return Ended::Lost(map_error(&self.name, &error)),
-            Err(_) => return Ended::Lost(super::convert::silent(&self.name, START_TIMEOUT)),
+            Err(_) => {
+                self.connection.doubt();
+                return Ended::Lost(super::convert::silent(&self.name, START_TIMEOUT));
+            }
         };
         if let Ask::Sent(again) = &mut self.ask {
             // The stream that was asked is gone.

@@ -192,6 +192,33 @@ async fn a_leaders_death_loses_nothing() {
     assert!(range.items.iter().all(|kv| kv.version == 1));
 }
 
+/// Members that stop without ending, one after the other: connections stay, and nothing comes.
+#[tokio::test]
+async fn a_member_that_hangs_loses_nothing() {
+    let Some(cluster) = Cluster::start() else { return };
+    let store = cluster.connect().await;
+    let begin = commit(&*store, vec![put("/begin", "")]).await;
+    const EACH: usize = 10;
+    let mut followers = Vec::new();
+    for _ in 0..MEMBERS {
+        followers.push(follow(cluster.connect().await, "/w/", begin, MEMBERS * EACH).await);
+    }
+    for i in 0..MEMBERS {
+        let signal = |name: &str| {
+            let pid = cluster.members[i].process.as_ref().unwrap().id().to_string();
+            assert!(Command::new("kill").args([name, &pid]).status().unwrap().success());
+        };
+        signal("-STOP");
+        for n in i * EACH..(i + 1) * EACH {
+            write(&store, &format!("/w/{n}")).await;
+        }
+        signal("-CONT");
+    }
+    for following in followers {
+        check(following, "/w/", MEMBERS * EACH).await;
+    }
+}
+
 #[tokio::test]
 async fn a_lost_majority_is_a_clear_error_that_ends_by_itself() {
     let Some(mut cluster) = Cluster::start() else { return };

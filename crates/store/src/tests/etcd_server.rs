@@ -225,18 +225,62 @@ async fn a_full_etcd_says_so() {
     panic!("20 MiB fit into 4 MB");
 }
 
+/// Members that are of no use, beside one that is: nothing is lost and nothing waits for them.
 #[tokio::test]
-async fn a_dead_endpoint_is_worked_around() {
+async fn useless_endpoints_are_worked_around() {
     let Some(server) = Server::start() else { return };
     server.connect().await;
     let dead = format!("http://127.0.0.1:{}", free_port());
-    let endpoints = vec![dead, server.endpoint.clone()];
-    let store = etcd::connect(etcd::Options { endpoints, ..etcd::Options::default() }).await.unwrap();
-    for n in 0..20 {
-        let revision = commit(&store, vec![put("/k", &n.to_string())]).await;
-        assert_eq!(store.get("/k", None).await.unwrap().1, revision);
+    // A port that accepts and never answers.
+    let hung = TcpListener::bind("127.0.0.1:0").unwrap();
+    let hung = format!("http://{}", hung.local_addr().unwrap());
+    let by_name = server.endpoint.replace("127.0.0.1", "localhost");
+    let asked = Instant::now();
+    for endpoints in [[&dead, &server.endpoint, &hung], [&hung, &dead, &by_name]] {
+        let endpoints = endpoints.into_iter().cloned().collect();
+        let store = etcd::connect(etcd::Options { endpoints, ..etcd::Options::default() }).await.unwrap();
+        let first = store.current_revision().await.unwrap();
+        for n in 0..20 {
+            let revision = commit(&store, vec![put("/k", &n.to_string())]).await;
+            assert_eq!(store.get("/k", None).await.unwrap().1, revision);
+        }
+        assert_eq!(model::collect(&store, "/k", first, first + 20).await.len(), 20);
+        drop(store);
     }
-    assert_eq!(model::collect(&store, "/k", 1, 21).await.len(), 20);
+    assert!(asked.elapsed() < Duration::from_secs(10), "the hung member has held up nobody");
+}
+
+/// A member whose certificate is of another authority.
+#[tokio::test]
+async fn a_wrong_certificate_is_named_and_worked_around() {
+    let (ours, other) = (Pki::new(), Pki::new());
+    let mut endpoints = Vec::new();
+    let (stop, stopped) = tokio::sync::watch::channel(false);
+    let dir = tempfile::tempdir().unwrap();
+    for (name, pki) in [("other", &other), ("ours", &ours)] {
+        let (_, cert, key) = pki.issue("server", true);
+        let store = Arc::new(crate::embedded::open(dir.path().join(name), Default::default()).unwrap());
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        endpoints.push(format!("https://localhost:{}", listener.local_addr().unwrap().port()));
+        let options =
+            crate::serve::Options { tls: Some(crate::serve::Tls { cert, key, client_ca: None }), ..Default::default() };
+        let mut stopped = stopped.clone();
+        let stop = async move { _ = stopped.wait_for(|stop| *stop).await };
+        tokio::spawn(crate::serve::serve(store, listener, options, stop));
+    }
+    let options = |endpoints: &[String]| etcd::Options {
+        endpoints: endpoints.to_vec(),
+        ca: Some(ours.ca()),
+        request_timeout: Duration::from_secs(5),
+        ..etcd::Options::default()
+    };
+    let error = etcd::connect(options(&endpoints[..1])).await.err().unwrap().to_string();
+    assert!(error.contains(&endpoints[0]) && error.contains("certificate"), "{error}");
+    let store = etcd::connect(options(&endpoints)).await.unwrap();
+    for n in 0..10 {
+        commit(&store, vec![put("/k", &n.to_string())]).await;
+    }
+    stop.send_replace(true);
 }
 
 /// An authority made for a test, with its files.
@@ -263,10 +307,10 @@ impl Pki {
         self.dir.path().join("ca.crt")
     }
 
-    /// A certificate for 127.0.0.1, for clients or for servers too: its files, itself and its key.
+    /// A certificate for 127.0.0.1 and localhost, for clients or for servers too: its files, itself and its key.
     pub fn issue(&self, name: &str, server: bool) -> ([std::path::PathBuf; 2], Vec<u8>, Vec<u8>) {
         use rcgen::ExtendedKeyUsagePurpose::{ClientAuth, ServerAuth};
-        let mut params = rcgen::CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
+        let mut params = rcgen::CertificateParams::new(vec!["127.0.0.1".to_owned(), "localhost".to_owned()]).unwrap();
         // etcd's own gateway is a client of its server with the server's certificate.
         params.extended_key_usages = if server { vec![ServerAuth, ClientAuth] } else { vec![ClientAuth] };
         let key = rcgen::KeyPair::generate().unwrap();
