@@ -4,7 +4,9 @@
 //! server no longer has the version (410). Subscribers see the difference in every case, deletions too. [`Informers`]
 //! shares one informer per resource and selector among the components of a process.
 
+use std::any::TypeId;
 use std::collections::HashMap;
+use std::hash::{Hash, Hasher};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -12,6 +14,7 @@ use futures::StreamExt;
 use k8s_openapi::Resource;
 use meta::{EventKind, Gvr, LabelSelector, Object, Reason, Status, WatchEvent};
 use rand::Rng;
+use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -31,6 +34,64 @@ const WATCH_GRACE: Duration = Duration::from_secs(15);
 /// A watch that ends sooner than this without a word is treated as a failure, lest it spin.
 const SHORT_WATCH: Duration = Duration::from_secs(1);
 
+/// How much an informer keeps of an object that came over the wire; one shared with a server in this process costs
+/// nothing and stays whole. `managedFields` are kept by nobody.
+#[derive(Clone, Copy, Debug)]
+pub enum Keep {
+    Whole,
+    /// What [`Object`]'s own fields say.
+    Metadata,
+    /// That, and one view of the body; see [`Keep::view`].
+    View {
+        of: TypeId,
+        take: fn(&Object) -> bool,
+    },
+}
+
+impl Keep {
+    /// Metadata and the view that [`Object::typed`] gives of this type. An object that cannot be read so stays whole.
+    pub fn view<T: DeserializeOwned + Send + Sync + 'static>() -> Self {
+        Self::View { of: TypeId::of::<T>(), take: |object| object.typed::<T>().is_ok() }
+    }
+
+    fn identity(&self) -> (u8, Option<TypeId>) {
+        match self {
+            Self::Whole => (0, None),
+            Self::Metadata => (1, None),
+            Self::View { of, .. } => (2, Some(*of)),
+        }
+    }
+
+    fn reduce(self, object: &mut Arc<Object>) {
+        // Shared by others already: nothing is saved by a copy.
+        let Some(object) = Arc::get_mut(object) else { return };
+        let suffices = match self {
+            Self::Whole => false,
+            Self::Metadata => true,
+            Self::View { take, .. } => take(object),
+        };
+        if suffices {
+            object.forget_body();
+        } else {
+            object.trim();
+        }
+    }
+}
+
+impl PartialEq for Keep {
+    fn eq(&self, other: &Self) -> bool {
+        self.identity() == other.identity()
+    }
+}
+
+impl Eq for Keep {}
+
+impl Hash for Keep {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.identity().hash(state);
+    }
+}
+
 /// What an informer follows.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Scope {
@@ -39,11 +100,16 @@ pub struct Scope {
     pub namespace: String,
     pub label_selector: Option<String>,
     pub field_selector: Option<String>,
+    pub keep: Keep,
 }
 
 impl Scope {
     pub fn all(resource: Gvr) -> Self {
-        Self { resource, namespace: String::new(), label_selector: None, field_selector: None }
+        Self { resource, namespace: String::new(), label_selector: None, field_selector: None, keep: Keep::Whole }
+    }
+
+    pub fn keeping(self, keep: Keep) -> Self {
+        Self { keep, ..self }
     }
 }
 
@@ -229,6 +295,7 @@ impl Follower {
             list.items.extend(page.items);
             list.continue_token = page.continue_token;
         }
+        list.items.iter_mut().for_each(|o| self.shared.scope.keep.reduce(o));
         self.shared.store.replace(list.items);
         self.shared.version.send_replace(Some(list.resource_version));
         Ok(())
@@ -267,7 +334,8 @@ impl Follower {
         let mut ended = None;
         for event in batch {
             match event {
-                WatchEvent::Object { kind, object } => {
+                WatchEvent::Object { kind, mut object } => {
+                    self.shared.scope.keep.reduce(&mut object);
                     version = version.max(object.resource_version);
                     objects.push((object, kind == EventKind::Deleted));
                 }
@@ -314,7 +382,22 @@ impl Informers {
             namespace: namespace.into(),
             label_selector: labels.map(Into::into),
             field_selector: fields.map(Into::into),
+            keep: Keep::Whole,
         })
+    }
+
+    /// All objects of a resource, by whatever informer follows them already, however little it keeps of them; else by one
+    /// that keeps their metadata.
+    pub fn metadata_of(&self, resource: &Gvr) -> Arc<Informer> {
+        let known = {
+            let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+            let all = Scope::all(resource.clone());
+            running
+                .iter()
+                .find(|(scope, _)| all == Scope { keep: Keep::Whole, ..(*scope).clone() })
+                .map(|(_, i)| i.clone())
+        };
+        known.unwrap_or_else(|| self.get_scope(Scope::all(resource.clone()).keeping(Keep::Metadata)))
     }
 
     pub fn get_scope(&self, scope: Scope) -> Arc<Informer> {

@@ -26,7 +26,7 @@ pub use account::Account;
 pub use api::{Api, DeleteOptions, DynamicApi, Kind, ListOptions, Patch, Propagation, gvr_of};
 pub use discovery::ApiResource;
 pub use election::LeaderElection;
-pub use informer::{Informer, Informers};
+pub use informer::{Informer, Informers, Keep, Scope};
 pub use queue::{Backoff, Queue};
 pub use recorder::{EventType, Recorder, reference};
 pub use site::Site;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use client::{Change, Gvr, Informer, Patch};
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Node, PersistentVolume, PersistentVolumeClaim, Pod};
+use k8s_openapi::api::core::v1::{Node, PersistentVolume, PersistentVolumeClaim};
 use k8s_openapi::api::storage::v1::{CSIDriver, VolumeAttachment};
 use meta::{Object, Status};
 use serde_json::{Value, json};
@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 use crate::node_lifecycle::{BY_NODE, index_pods_by_node};
 use crate::nodes;
 use crate::plan::{Action, Note, Plan};
+use crate::pod_facts::{self, facts};
 use crate::pods::{self, seconds_between};
 use crate::runner::{Ask, Controller, own_key};
 use crate::volumes::{BY_CLAIM, claims_of};
@@ -244,13 +245,12 @@ impl Gather {
 }
 
 fn node_of_pod(object: &Object) -> Option<String> {
-    let pod = object.typed::<Pod>().ok()?;
-    pod.spec.as_ref()?.node_name.clone().filter(|n| !n.is_empty())
+    facts(object).map(|f| f.node.to_string()).filter(|n| !n.is_empty())
 }
 
 pub fn attach_detach(cx: &Context) -> Controller {
     let gather = Arc::new(Gather {
-        pods: cx.informers.get::<Pod>(),
+        pods: pod_facts::informer(&cx.informers),
         nodes: cx.informers.get::<Node>(),
         claims: cx.informers.get::<PersistentVolumeClaim>(),
         volumes: cx.informers.get::<PersistentVolume>(),

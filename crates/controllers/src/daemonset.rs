@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::{ControllerRevision, DaemonSet, DaemonSetSpec};
-use k8s_openapi::api::core::v1::{Node, Pod, PodSpec, Toleration};
+use k8s_openapi::api::core::v1::{Node, PodSpec, Toleration};
 use meta::{Object, Status};
 use serde_json::{Value, json};
 
@@ -15,6 +15,7 @@ use crate::history::{self, HASH_LABEL, History};
 use crate::nodes;
 use crate::owners::{self, BY_CONTROLLER, ORPHANS};
 use crate::plan::{Action, Note, Plan};
+use crate::pod_facts;
 use crate::pods::{self, PodView};
 use crate::replicas::{create_pod, delete_pod, pods_resource};
 use crate::rollout::scaled;
@@ -63,7 +64,7 @@ fn target_node(pod: &PodView) -> Option<&str> {
     if !pod.node().is_empty() {
         return Some(pod.node());
     }
-    let affinity = pod.pod.spec.as_ref()?.affinity.as_ref()?.node_affinity.as_ref()?;
+    let affinity = pod.facts.shape.affinity.as_ref()?.node_affinity.as_ref()?;
     let terms = &affinity.required_during_scheduling_ignored_during_execution.as_ref()?.node_selector_terms;
     let field = terms.first()?.match_fields.as_ref()?.iter().find(|f| f.key == "metadata.name")?;
     field.values.as_ref()?.first().map(String::as_str)
@@ -389,7 +390,7 @@ impl<'a> Work<'a> {
 }
 
 pub fn daemon_sets(cx: &Context) -> Controller {
-    let (sets, all_pods) = (cx.informers.get::<DaemonSet>(), cx.informers.get::<Pod>());
+    let (sets, all_pods) = (cx.informers.get::<DaemonSet>(), pod_facts::informer(&cx.informers));
     let (all_nodes, revisions) = (cx.informers.get::<Node>(), cx.informers.get::<ControllerRevision>());
     owners::index(&all_pods);
     owners::index(&revisions);

@@ -2,11 +2,11 @@
 
 use client::Change;
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
-use k8s_openapi::api::core::v1::Pod;
 use meta::Object;
 
 use crate::owners::{self, BY_CONTROLLER, ORPHANS};
 use crate::plan::Plan;
+use crate::pod_facts;
 use crate::pods;
 use crate::rollout::{self, Set, World};
 use crate::runner::{Controller, own_key};
@@ -14,7 +14,7 @@ use crate::{Context, decoded};
 
 pub fn deployments(cx: &Context) -> Controller {
     let deployments = cx.informers.get::<Deployment>();
-    let (sets, all_pods) = (cx.informers.get::<ReplicaSet>(), cx.informers.get::<Pod>());
+    let (sets, all_pods) = (cx.informers.get::<ReplicaSet>(), pod_facts::informer(&cx.informers));
     owners::index(&sets);
     owners::index(&all_pods);
     let (of, of_sets, of_pods) = (deployments.clone(), sets.clone(), all_pods.clone());

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use client::{Change, Informer};
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Pod, Taint, Toleration};
+use k8s_openapi::api::core::v1::{Taint, Toleration};
 use k8s_openapi::api::resource::v1::{
     DeviceRequestAllocationResult, DeviceTaint, DeviceTaintRule, DeviceTaintSelector, ResourceClaim, ResourceSlice,
 };
@@ -16,6 +16,7 @@ use serde_json::json;
 
 use crate::conditions::{self, Condition};
 use crate::plan::{Action, Note, Plan};
+use crate::pod_facts::{self, facts};
 use crate::pods::{PodView, seconds_between};
 use crate::resource_claims::claims_of;
 use crate::runner::{Ask, Controller};
@@ -71,7 +72,7 @@ pub fn plan(pod: &PodView, devices: &[Device], now: Timestamp) -> Result<Plan, S
         None => {}
         Some(0) => {
             let said = "Device Taint manager: deleting due to NoExecute taint";
-            evict(&mut plan, pod, "DeletionByDeviceTaintManager", said, now)?;
+            evict(&mut plan, pod, "DeletionByDeviceTaintManager", said, now);
             plan.note(Note::normal(&pod.object, "DeviceTaintManagerEviction", "Marking for deletion"));
         }
         Some(left) => drop(plan.again_after(Duration::from_secs(left.unsigned_abs()))),
@@ -198,11 +199,7 @@ impl World {
     /// Pods that have claims and have not ended.
     fn users(&self) -> Vec<Arc<Object>> {
         let unfinished = |o: &Object| {
-            o.typed::<Pod>().is_ok_and(|p| {
-                let phase = p.status.as_ref().and_then(|s| s.phase.as_deref());
-                p.spec.as_ref().is_some_and(|s| s.resource_claims.is_some())
-                    && !matches!(phase, Some("Succeeded" | "Failed"))
-            })
+            facts(o).is_some_and(|p| p.shape.resource_claims.is_some() && !matches!(&*p.phase, "Succeeded" | "Failed"))
         };
         self.pods.list_where(None, unfinished)
     }
@@ -215,7 +212,7 @@ impl World {
 
 pub fn eviction(cx: &Context) -> Controller {
     let world = Arc::new(World {
-        pods: cx.informers.get::<Pod>(),
+        pods: pod_facts::informer(&cx.informers),
         claims: cx.informers.get::<ResourceClaim>(),
         slices: cx.informers.get::<ResourceSlice>(),
         rules: cx.informers.get::<DeviceTaintRule>(),

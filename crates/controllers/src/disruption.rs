@@ -10,7 +10,7 @@ use futures::FutureExt;
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet, StatefulSet};
 use k8s_openapi::api::autoscaling::v2::CrossVersionObjectReference;
-use k8s_openapi::api::core::v1::{Pod, PodCondition, ReplicationController};
+use k8s_openapi::api::core::v1::ReplicationController;
 use k8s_openapi::api::policy::v1::{PodDisruptionBudget, PodDisruptionBudgetSpec};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use meta::{LabelSelector, Object, Status};
@@ -19,8 +19,8 @@ use serde_json::{Map, Value, json};
 use crate::conditions::{self, Condition};
 use crate::horizontal_pod_autoscaler::{Kinds, kind_of};
 use crate::plan::{Action, Note, Plan};
+use crate::pod_facts;
 use crate::pods::{self, PodView, seconds_between};
-use crate::replicas::pods_resource;
 use crate::rollout::scaled;
 use crate::runner::{Ask, Controller, own_key};
 use crate::{Context, decoded, owners, status_of};
@@ -65,21 +65,20 @@ pub fn fail_safe(object: &Object, why: &str, now: Timestamp) -> Result<Plan, Sta
 pub fn plan_stale(pod: &PodView, now: Timestamp) -> Result<Plan, Status> {
     let mut plan = Plan::nothing();
     let Some(condition) = stale_condition(pod) else { return Ok(plan) };
-    let since = condition.last_transition_time.as_ref().map_or(Timestamp::MIN, |t| t.0);
+    let since = condition.last_transition_time.unwrap_or(Timestamp::MIN);
     let left = DISRUPTION_TIMEOUT - seconds_between(since, now);
     if left > 0 {
         plan.again_after(Duration::from_secs(left.unsigned_abs()));
         return Ok(plan);
     }
-    let mut status = status_of(&pod.object)?;
-    let reset = json!({"type": TARGET, "status": "False", "lastTransitionTime": client::time::rfc3339(now)});
-    conditions::replace(&mut status, reset);
-    plan.act(Action::patch_status(&pods_resource(), &pod.object, status));
+    if let Some(reset) = pod.to_say(TARGET, "False", "", "", now) {
+        plan.act(pod.tell(json!({"conditions": [reset]})));
+    }
     Ok(plan)
 }
 
 /// The word that a pod is to be disrupted, where it may turn out to be idle. What a kubelet says of its own doing holds.
-fn stale_condition(pod: &PodView) -> Option<&PodCondition> {
+fn stale_condition(pod: &PodView) -> Option<&pod_facts::Condition> {
     let condition = pod.condition(TARGET).filter(|c| c.status == "True")?;
     let by_kubelet = condition.reason.as_deref() == Some("TerminationByKubelet");
     (pod.is_active() && !by_kubelet).then_some(condition)
@@ -233,7 +232,7 @@ impl Scales {
 }
 
 pub fn disruption(cx: &Context) -> Controller {
-    let (budgets, all_pods) = (cx.informers.get::<PodDisruptionBudget>(), cx.informers.get::<Pod>());
+    let (budgets, all_pods) = (cx.informers.get::<PodDisruptionBudget>(), pod_facts::informer(&cx.informers));
     let scales = Arc::new(Scales {
         deployments: cx.informers.get::<Deployment>(),
         replica_sets: cx.informers.get::<ReplicaSet>(),

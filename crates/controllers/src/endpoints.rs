@@ -8,13 +8,14 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use client::{Change, Informer};
-use k8s_openapi::api::core::v1::{Endpoints, Node, Pod, Service, ServicePort, ServiceSpec};
+use k8s_openapi::api::core::v1::{Endpoints, Node, Service, ServicePort, ServiceSpec};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use meta::{LabelSelector, Object, Status};
 use serde_json::{Map, Value, json};
 
 use crate::plan::{Action, Plan};
+use crate::pod_facts::{self, Facts, Port};
 use crate::pods::{self, PodView};
 use crate::runner::{Controller, own_key};
 use crate::{Context, decoded};
@@ -50,32 +51,26 @@ fn is_headless(spec: &ServiceSpec) -> bool {
 
 /// Whether the pod has an address anybody could use.
 fn belongs(pod: &PodView, with_terminating: bool) -> bool {
-    let has_ip = pod.pod.status.as_ref().and_then(|s| s.pod_ip.as_deref()).is_some_and(|ip| !ip.is_empty());
-    has_ip && !pod.is_finished() && (with_terminating || !pod.is_terminating())
+    !pod.facts.ips.is_empty() && !pod.is_finished() && (with_terminating || !pod.is_terminating())
 }
 
 /// The pod's number for a Service's port; `None` when it names a port the pod has not.
-fn target_port(pod: &Pod, port: &ServicePort) -> Option<i32> {
+fn target_port(pod: &Facts, port: &ServicePort) -> Option<i32> {
     match &port.target_port {
         None => Some(port.port),
         Some(IntOrString::Int(0)) => Some(port.port),
         Some(IntOrString::Int(number)) => Some(*number),
         Some(IntOrString::String(name)) if name.is_empty() => Some(port.port),
         Some(IntOrString::String(name)) => {
-            let spec = pod.spec.as_ref()?;
-            let sidecars =
-                spec.init_containers.iter().flatten().filter(|c| c.restart_policy.as_deref() == Some("Always"));
-            let ports = spec.containers.iter().chain(sidecars).flat_map(|c| c.ports.iter().flatten());
-            let protocol = |p: &Option<String>| p.clone().unwrap_or_else(|| "TCP".into());
-            ports
-                .into_iter()
-                .find(|p| p.name.as_ref() == Some(name) && protocol(&p.protocol) == protocol(&port.protocol))
-                .map(|p| p.container_port)
+            let containers = pod.shape.containers().iter().chain(pod.shape.sidecars());
+            let wanted = port.protocol.as_deref().unwrap_or("TCP");
+            let fits = |p: &&Port| p.name.as_deref() == Some(name) && p.protocol.as_deref().unwrap_or("TCP") == wanted;
+            containers.flat_map(|c| c.ports.iter().flatten()).find(fits).map(|p| p.container_port)
         }
     }
 }
 
-fn endpoint_ports(spec: &ServiceSpec, pod: &Pod, always_named: bool) -> Vec<Value> {
+fn endpoint_ports(spec: &ServiceSpec, pod: &Facts, always_named: bool) -> Vec<Value> {
     let mut ports = Vec::new();
     for port in spec.ports.iter().flatten() {
         let Some(number) = target_port(pod, port) else { continue };
@@ -95,9 +90,8 @@ fn endpoint_ports(spec: &ServiceSpec, pod: &Pod, always_named: bool) -> Vec<Valu
 }
 
 fn hostname<'a>(service: &Object, pod: &'a PodView) -> Option<&'a str> {
-    let spec = pod.pod.spec.as_ref()?;
-    let hostname = spec.hostname.as_deref().filter(|h| !h.is_empty())?;
-    (spec.subdomain.as_deref() == Some(&*service.meta.name)).then_some(hostname)
+    let hostname = pod.facts.hostname.as_deref().filter(|h| !h.is_empty())?;
+    (pod.facts.shape.subdomain.as_deref() == Some(&*service.meta.name)).then_some(hostname)
 }
 
 fn target_ref(pod: &PodView) -> Value {
@@ -110,10 +104,8 @@ fn service_labels(service: &Object) -> Map<String, Value> {
 }
 
 fn slice_endpoint(world: &World<'_>, pod: &PodView, family: &str) -> Option<Value> {
-    let ips = pod.pod.status.as_ref()?.pod_ips.as_deref().unwrap_or_default();
     let wanted = |ip: &&str| ip.parse::<IpAddr>().is_ok_and(|a| a.is_ipv4() == (family == "IPv4"));
-    let single = pod.pod.status.as_ref()?.pod_ip.as_deref().filter(|_| ips.is_empty());
-    let addresses: Vec<&str> = ips.iter().map(|i| i.ip.as_str()).chain(single).filter(wanted).collect();
+    let addresses: Vec<&str> = pod.facts.ips.iter().map(|ip| &**ip).filter(wanted).collect();
     if addresses.is_empty() {
         return None;
     }
@@ -150,7 +142,7 @@ fn families(spec: &ServiceSpec, pods: &[PodView]) -> Vec<String> {
     }
     // Services from before dual stack: as their address, or their pods', says.
     let ip = spec.cluster_ip.as_deref().and_then(|ip| ip.parse::<IpAddr>().ok());
-    let of_pod = || pods.iter().find_map(|p| p.pod.status.as_ref()?.pod_ip.as_deref()?.parse::<IpAddr>().ok());
+    let of_pod = || pods.iter().find_map(|p| p.facts.ips.first()?.parse::<IpAddr>().ok());
     vec![if ip.or_else(of_pod).is_some_and(|ip| ip.is_ipv6()) { "IPv6" } else { "IPv4" }.to_string()]
 }
 
@@ -195,7 +187,7 @@ fn fill(existing: Vec<Existing>, desired: Vec<Value>) -> Vec<Slice> {
 impl World<'_> {
     /// The latest change of readiness of the Service's pods; the Service's own beginning when none is known.
     fn triggered(&self) -> Value {
-        let changed = |p: &PodView| p.condition("Ready")?.last_transition_time.as_ref().map(|t| t.0);
+        let changed = |p: &PodView| p.condition("Ready")?.last_transition_time;
         let latest = self.pods.iter().filter_map(changed).max();
         latest.map_or_else(|| (&*self.service.meta.creation_timestamp).into(), |t| client::time::rfc3339(t).into())
     }
@@ -232,7 +224,7 @@ pub fn plan_slices(world: &World<'_>, slices: Vec<Arc<Object>>, taken: impl Fn(&
         let mut desired: BTreeMap<String, (Vec<Value>, Vec<Value>)> = BTreeMap::new();
         for pod in world.pods.iter().filter(|p| belongs(p, true)) {
             let Some(endpoint) = slice_endpoint(world, pod, &family) else { continue };
-            let ports = endpoint_ports(world.spec, &pod.pod, true);
+            let ports = endpoint_ports(world.spec, &pod.facts, true);
             let group = desired.entry(ports_key(&json!(ports))).or_insert_with(|| (ports, Vec::new()));
             group.1.push(endpoint);
         }
@@ -312,7 +304,7 @@ pub fn plan_endpoints(world: &World<'_>, existing: Option<&Arc<Object>>) -> Resu
     pods.sort_by_key(|p| !p.is_ready());
     for pod in pods {
         let Some(endpoint) = slice_endpoint(world, pod, &family) else { continue };
-        let ports = endpoint_ports(world.spec, &pod.pod, false);
+        let ports = endpoint_ports(world.spec, &pod.facts, false);
         let portless = world.spec.ports.as_ref().is_none_or(Vec::is_empty);
         if ports.is_empty() && !(portless && is_headless(world.spec)) {
             continue;
@@ -408,21 +400,21 @@ fn gather<'a>(
     Ok(Some(World { service, spec, pods, zones }))
 }
 
-/// What of a pod its endpoints show.
-fn shown(object: &Arc<Object>) -> Option<impl PartialEq + use<>> {
-    let pod = PodView::new(object.clone()).ok()?;
-    let ips = pod.pod.status.as_ref().and_then(|s| s.pod_ips.clone());
-    let ip = pod.pod.status.as_ref().and_then(|s| s.pod_ip.clone());
-    let state = (pod.is_ready(), pod.is_terminating(), pod.is_finished(), pod.node().to_string());
-    let host = pod.pod.spec.as_ref().map(|s| (s.hostname.clone(), s.subdomain.clone()));
-    Some((ips, ip, state, host, object.meta.labels.clone()))
+/// Whether endpoints show the same of two versions of a pod.
+fn show_the_same(old: &Arc<Object>, new: &Arc<Object>) -> bool {
+    let (Ok(old), Ok(new)) = (PodView::new(old.clone()), PodView::new(new.clone())) else { return false };
+    let state = |p: &PodView| (p.is_ready(), p.is_terminating(), p.is_finished());
+    let (a, b) = (&old.facts, &new.facts);
+    state(&old) == state(&new)
+        && (&a.ips, &a.node, &a.hostname, &a.shape.subdomain) == (&b.ips, &b.node, &b.hostname, &b.shape.subdomain)
+        && old.object.meta.labels == new.object.meta.labels
 }
 
 fn pod_to_services(services: &Arc<Informer>) -> impl Fn(&Change) -> Vec<String> + Send + Sync + 'static {
     let services = services.clone();
     move |change| {
         if let (Some(old), Some(new)) = (&change.old, &change.new)
-            && shown(old) == shown(new)
+            && show_the_same(old, new)
         {
             return Vec::new();
         }
@@ -457,7 +449,7 @@ fn index(services: &Informer, pods: &Informer) {
 }
 
 pub fn endpoint_slices(cx: &Context) -> Controller {
-    let (services, all_pods) = (cx.informers.get::<Service>(), cx.informers.get::<Pod>());
+    let (services, all_pods) = (cx.informers.get::<Service>(), pod_facts::informer(&cx.informers));
     let (nodes, slices) = (cx.informers.get::<Node>(), cx.informers.get::<EndpointSlice>());
     index(&services, &all_pods);
     let ours = |o: &Object| o.meta.label(MANAGED_BY) == Some(SLICE_CONTROLLER);
@@ -483,7 +475,7 @@ pub fn endpoint_slices(cx: &Context) -> Controller {
 }
 
 pub fn endpoints(cx: &Context) -> Controller {
-    let (services, all_pods) = (cx.informers.get::<Service>(), cx.informers.get::<Pod>());
+    let (services, all_pods) = (cx.informers.get::<Service>(), pod_facts::informer(&cx.informers));
     let (nodes, endpoints) = (cx.informers.get::<Node>(), cx.informers.get::<Endpoints>());
     let (of, of_pods, of_nodes, of_endpoints) = (services.clone(), all_pods.clone(), nodes.clone(), endpoints.clone());
     index(&services, &all_pods);

@@ -8,7 +8,6 @@ use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
-use client::informer::Scope;
 use client::{ApiResource, Batch, Client, DeleteOptions, Informer, Informers, Patch, Propagation, Queue};
 use futures::FutureExt;
 use meta::{Gvr, Object, OwnerReference, Status};
@@ -369,10 +368,10 @@ impl Graph {
                         let mut kinds = self.kinds.write().unwrap_or_else(PoisonError::into_inner);
                         // A group whose discovery failed is kept as it was.
                         if found.failed.is_empty() {
-                            sources.retain(|r, _| {
+                            sources.retain(|r, source| {
                                 let stays = wanted.iter().any(|w| w.resource == *r);
                                 if !stays {
-                                    informers.release(&Scope::all(r.clone()));
+                                    informers.release(source.informer.scope());
                                 }
                                 stays
                             });
@@ -384,7 +383,7 @@ impl Graph {
                             if sources.contains_key(&resource) {
                                 continue;
                             }
-                            let informer = informers.get_scope(Scope::all(resource.clone()));
+                            let informer = informers.metadata_of(&resource);
                             informer
                                 .add_index(OWNER, |o| o.meta.owner_references.iter().map(|r| r.uid.clone()).collect());
                             fresh.push((resource.clone(), informer.clone()));

@@ -10,7 +10,6 @@ use k8s_openapi::api::autoscaling::v2::{
     CrossVersionObjectReference, HorizontalPodAutoscaler, HorizontalPodAutoscalerSpec, MetricIdentifier, MetricSpec,
     MetricTarget,
 };
-use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector as ApiSelector;
 use meta::quantity::{Format, Quantity};
 use meta::{LabelSelector, Object, Status};
@@ -19,6 +18,7 @@ use serde_json::{Value, json};
 use crate::conditions::{self, Condition};
 use crate::hpa::{self, Groups, History, Measured, Target};
 use crate::plan::{Action, Note, Plan};
+use crate::pod_facts;
 use crate::pods::{self, PodView};
 use crate::runner::{Ask, Controller};
 use crate::{Context, decoded, status_of};
@@ -146,12 +146,9 @@ impl Look<'_> {
 
     /// What a pod's containers request of a resource, or why that is not known.
     fn request(&self, pod: &PodView, name: &str, container: Option<&str>) -> Result<i64, String> {
-        let spec = pod.pod.spec.as_ref();
-        let sidecar = |c: &&k8s_openapi::api::core::v1::Container| c.restart_policy.as_deref() == Some("Always");
-        let sidecars = spec.into_iter().flat_map(|s| s.init_containers.iter().flatten()).filter(sidecar);
-        let all = spec.into_iter().flat_map(|s| s.containers.iter()).chain(sidecars);
+        let all = pod.facts.shape.containers().iter().chain(pod.facts.shape.sidecars());
         let mut sum = 0;
-        for each in all.filter(|c| container.is_none_or(|name| c.name == name)) {
+        for each in all.filter(|c| container.is_none_or(|name| *c.name == *name)) {
             let requests = each.resources.as_ref().and_then(|r| r.requests.as_ref());
             sum += milli_of(requests.and_then(|r| r.get(name))).ok_or_else(|| {
                 format!("missing request for {name} in container {} of Pod {}", each.name, pod.name())
@@ -575,7 +572,7 @@ async fn reconcile(
 }
 
 pub fn autoscaler(cx: &Context) -> Controller {
-    let (autoscalers, all_pods) = (cx.informers.get::<HorizontalPodAutoscaler>(), cx.informers.get::<Pod>());
+    let (autoscalers, all_pods) = (cx.informers.get::<HorizontalPodAutoscaler>(), pod_facts::informer(&cx.informers));
     let (of, of_pods, client) = (autoscalers.clone(), all_pods.clone(), cx.client.clone());
     let histories: Arc<Mutex<HashMap<String, History>>> = Arc::default();
     let kinds: Arc<Kinds> = Arc::default();

@@ -68,9 +68,9 @@ pub fn group(pods: &[PodView], measures: &[Measured], is_cpu: bool, now: Timesta
 
 fn is_starting(pod: &PodView, measure: &Measured, now: Timestamp) -> bool {
     let condition = pod.condition("Ready");
-    let started = pod.pod.status.as_ref().and_then(|s| s.start_time.as_ref()).map(|t| t.0);
+    let started = pod.facts.start_time;
     let (Some(condition), Some(started)) = (condition, started) else { return true };
-    let changed = condition.last_transition_time.as_ref().map_or(started, |t| t.0);
+    let changed = condition.last_transition_time.unwrap_or(started);
     if seconds_between(started, now) < INITIALIZATION {
         let covered = seconds_between(changed, measure.at) as f64;
         return condition.status == "False" || covered < measure.window;

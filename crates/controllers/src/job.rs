@@ -37,7 +37,7 @@ pub fn has_finalizer(pod: &PodView) -> bool {
 }
 
 fn index_of(pod: &PodView) -> Option<i64> {
-    pod.pod.metadata.annotations.as_ref()?.get(INDEX)?.parse().ok()
+    pod.facts.annotation(INDEX)?.parse().ok()
 }
 
 /// Takes our finalizer off a pod.
@@ -208,7 +208,7 @@ impl Work<'_> {
         }
         let limit = i64::from(self.spec.backoff_limit.unwrap_or(6));
         let restarts: i64 = match self.spec.template.spec.as_ref().and_then(|s| s.restart_policy.as_deref()) {
-            Some("OnFailure") => self.pods.iter().filter(|p| p.is_active()).map(total_restarts).sum(),
+            Some("OnFailure") => self.pods.iter().filter(|p| p.is_active()).map(|p| p.facts.total_restarts).sum(),
             _ => 0,
         };
         if self.failed() > limit || (restarts > 0 && restarts >= limit) {
@@ -532,8 +532,7 @@ impl Work<'_> {
 }
 
 fn told(pod: &PodView, annotation: &str) -> i64 {
-    let number = pod.pod.metadata.annotations.as_ref().and_then(|a| a.get(annotation)?.parse().ok());
-    number.unwrap_or(0)
+    pod.facts.annotation(annotation).and_then(|a| a.parse().ok()).unwrap_or(0)
 }
 
 /// Failures of a pod's index that counted before it.
@@ -543,12 +542,6 @@ fn failures_before(pod: &PodView) -> i64 {
 
 fn ignored_before(pod: &PodView) -> i64 {
     told(pod, INDEX_IGNORED)
-}
-
-fn total_restarts(pod: &PodView) -> i64 {
-    let status = pod.pod.status.as_ref();
-    let all = status.into_iter().flat_map(|s| s.container_statuses.iter().chain(&s.init_container_statuses).flatten());
-    all.map(|c| i64::from(c.restart_count)).sum()
 }
 
 fn add_index(body: &mut Value, job: &str, index: i64, failures: Option<(i64, i64)>) {

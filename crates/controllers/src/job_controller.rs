@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use client::Change;
 use k8s_openapi::api::batch::v1::Job;
-use k8s_openapi::api::core::v1::Pod;
 use meta::{LabelSelector, Object};
 
 use crate::job::{FINALIZER, has_finalizer, plan, strip};
 use crate::owners::{self, BY_CONTROLLER, ORPHANS};
 use crate::plan::{Action, Plan};
+use crate::pod_facts;
 use crate::pods::{self, PodView};
 use crate::replicas::pods_resource;
 use crate::runner::{Controller, own_key};
@@ -21,7 +21,7 @@ const OURSELVES: &str = "kubernetes.io/job-controller";
 const LEFT_BEHIND: &str = "left-behind";
 
 pub fn jobs(cx: &Context) -> Controller {
-    let (jobs, all_pods) = (cx.informers.get::<Job>(), cx.informers.get::<Pod>());
+    let (jobs, all_pods) = (cx.informers.get::<Job>(), pod_facts::informer(&cx.informers));
     owners::index(&all_pods);
     // By the Job's key, so that pods of a Job that is gone are found too.
     all_pods.add_index("job", |o| {

@@ -9,11 +9,12 @@ use std::time::Duration;
 
 use client::{DeleteOptions, Patch};
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret, ServiceAccount};
+use k8s_openapi::api::core::v1::{ConfigMap, Secret, ServiceAccount};
 use meta::{Object, Status};
 use serde_json::json;
 
 use crate::plan::{Action, Plan};
+use crate::pod_facts::{self, facts};
 use crate::runner::Controller;
 use crate::tokens::{ACCOUNT_TOKEN, account_of};
 use crate::{Context, decoded};
@@ -83,8 +84,8 @@ pub fn plan(secrets: &[Arc<Object>], world: &World<'_>, now: Timestamp) -> Resul
 
 /// Keys of the Secrets a pod has as volumes.
 fn secrets_of(object: &Arc<Object>) -> Vec<String> {
-    let Ok(pod) = object.typed::<Pod>() else { return Vec::new() };
-    let volumes = pod.spec.iter().flat_map(|s| s.volumes.iter().flatten());
+    let Some(pod) = facts(object) else { return Vec::new() };
+    let volumes = pod.shape.volumes.iter().flatten();
     let names = volumes.filter_map(|v| v.secret.as_ref()?.secret_name.as_ref());
     names.map(|name| meta::object::object_key(&object.meta.namespace, name)).collect()
 }
@@ -92,7 +93,7 @@ fn secrets_of(object: &Arc<Object>) -> Vec<String> {
 pub fn cleaner(cx: &Context) -> Controller {
     let fields = format!("type={ACCOUNT_TOKEN}");
     let secrets = cx.informers.get_gvr(client::gvr_of::<Secret>(), "", None, Some(&fields));
-    let (accounts, pods) = (cx.informers.get::<ServiceAccount>(), cx.informers.get::<Pod>());
+    let (accounts, pods) = (cx.informers.get::<ServiceAccount>(), pod_facts::informer(&cx.informers));
     let fields = format!("metadata.name={TRACKING}");
     let tracking = cx.informers.get_gvr(client::gvr_of::<ConfigMap>(), "kube-system", None, Some(&fields));
     let (of, of_accounts, of_pods, of_tracking) = (secrets.clone(), accounts.clone(), pods.clone(), tracking.clone());

@@ -35,6 +35,7 @@ mod node_ttl;
 mod nodes;
 mod owners;
 mod plan;
+mod pod_facts;
 mod pod_failure;
 mod pod_gc;
 mod pods;

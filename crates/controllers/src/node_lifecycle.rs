@@ -10,13 +10,14 @@ use std::time::Duration;
 use client::time::rfc3339;
 use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::{Node, Pod, Taint};
+use k8s_openapi::api::core::v1::{Node, Taint};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use meta::{Object, Status};
 use serde_json::{Value, json};
 
 use crate::nodes::{self, NOT_READY, UNREACHABLE};
 use crate::plan::{Action, Note, Plan};
+use crate::pod_facts::{self, facts};
 use crate::pods::{self, PodView};
 use crate::runner::{Controller, own_key};
 use crate::{Context, decoded, status_of};
@@ -42,10 +43,7 @@ const LABELS: &[(&str, &str)] =
     &[("beta.kubernetes.io/os", "kubernetes.io/os"), ("beta.kubernetes.io/arch", "kubernetes.io/arch")];
 
 pub fn index_pods_by_node(pods: &client::Informer) {
-    pods.add_index(BY_NODE, |o| {
-        let node = o.typed::<Pod>().ok().and_then(|p| p.spec.as_ref()?.node_name.clone());
-        node.filter(|n| !n.is_empty()).into_iter().collect()
-    });
+    pods.add_index(BY_NODE, |o| facts(o).map(|f| f.node.to_string()).filter(|n| !n.is_empty()).into_iter().collect());
 }
 
 /// How a node stands at a moment.
@@ -128,14 +126,12 @@ pub fn plan(object: &Object, node: &Node, health: Health, pods: &[PodView], now:
     }
     if ready_status(node) == "Unknown" && nodes::condition(node, "Ready").is_some() {
         for pod in pods.iter().filter(|p| p.is_ready()) {
-            let mut status = status_of(&pod.object)?;
-            for condition in status["conditions"].as_array_mut().into_iter().flatten().filter(|c| c["type"] == "Ready")
-            {
-                condition["status"] = "False".into();
-                condition["lastTransitionTime"] = rfc3339(now).into();
-            }
-            let action = Action::status(&crate::replicas::pods_resource(), &pod.object, status)?;
-            plan.act(action.done(Note::warning(&pod.object, "NodeNotReady", "Node is not ready")));
+            let unready = json!({"type": "Ready", "status": "False", "lastTransitionTime": rfc3339(now)});
+            plan.act(pod.tell(json!({"conditions": [unready]})).done(Note::warning(
+                &pod.object,
+                "NodeNotReady",
+                "Node is not ready",
+            )));
         }
     }
     Ok(plan)
@@ -225,7 +221,7 @@ fn zone(object: &Object) -> String {
 }
 
 pub fn node_lifecycle(cx: &Context) -> Controller {
-    let (all_nodes, all_pods) = (cx.informers.get::<Node>(), cx.informers.get::<Pod>());
+    let (all_nodes, all_pods) = (cx.informers.get::<Node>(), pod_facts::informer(&cx.informers));
     let leases = cx.informers.get_gvr(client::gvr_of::<Lease>(), LEASES, None, None);
     index_pods_by_node(&all_pods);
     let (of, of_pods, of_leases, options) = (all_nodes.clone(), all_pods.clone(), leases.clone(), cx.options.clone());

@@ -9,7 +9,7 @@ use std::time::Duration;
 use client::{DeleteOptions, EventType, Patch};
 use k8s_openapi::api::core::v1::ObjectReference;
 use meta::{Gvr, Object};
-use serde_json::{Value, json};
+use serde_json::Value;
 
 /// An event to record.
 #[derive(Clone, Debug, PartialEq)]
@@ -101,12 +101,6 @@ impl Action {
         let mut body = of.value().map_err(meta::Status::internal)?;
         body["status"] = status;
         Ok(Self::update_subresource(resource, of, "status", body))
-    }
-
-    /// Adds to an object's status: where upstream's roles for a controller allow patches only.
-    pub fn patch_status(resource: &Gvr, of: &Object, status: Value) -> Self {
-        let metadata = json!({"resourceVersion": of.resource_version.to_string()});
-        Self::patch(resource, of, "status", Patch::Merge(json!({"metadata": metadata, "status": status})))
     }
 
     pub fn patch(resource: &Gvr, of: &Object, subresource: &'static str, patch: Patch) -> Self {

@@ -8,38 +8,34 @@ use std::time::Duration;
 use client::{Client, DeleteOptions};
 use futures::FutureExt;
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::api::core::v1::Node;
 use meta::Status;
+use serde_json::json;
 
 use crate::Context;
-use crate::conditions::{self, Condition};
 use crate::nodes;
 use crate::plan::{Action, Plan};
+use crate::pod_facts;
 use crate::pods::{self, PodView, seconds_between};
 use crate::replicas::pods_resource;
 use crate::runner::Controller;
-use crate::status_of;
 
 const PERIOD: Duration = Duration::from_secs(20);
 /// Seconds a node must be missing before its pods are taken for lost.
 const QUARANTINE: i64 = 40;
 
 /// Marks a pod failed if it has not ended, and removes it at once.
-fn remove(plan: &mut Plan, pod: &PodView, disruption: Option<&str>, now: Timestamp) -> Result<(), Status> {
+fn remove(plan: &mut Plan, pod: &PodView, disruption: Option<&str>, now: Timestamp) {
     if !pod.is_finished() {
-        let mut status = status_of(&pod.object)?;
-        if !status.is_object() {
-            status = serde_json::json!({});
+        let mut status = json!({"phase": "Failed"});
+        let why =
+            disruption.and_then(|message| pod.to_say("DisruptionTarget", "True", "DeletionByPodGC", message, now));
+        if let Some(condition) = why {
+            status["conditions"] = json!([condition]);
         }
-        status["phase"] = "Failed".into();
-        if let Some(message) = disruption {
-            let condition = Condition { kind: "DisruptionTarget", status: "True", reason: "DeletionByPodGC", message };
-            conditions::set(&mut status, condition, now);
-        }
-        plan.act(Action::patch_status(&pods_resource(), &pod.object, status));
+        plan.act(pod.tell(status));
     }
     plan.act(Action::delete_with(&pods_resource(), &pod.object, DeleteOptions::default().grace(0)));
-    Ok(())
 }
 
 /// `gone` says whether a node is known not to exist; `out_of_service` whether it was declared so while not ready.
@@ -53,16 +49,16 @@ pub fn plan(
     let mut plan = Plan::nothing();
     for pod in all {
         if !pod.node().is_empty() && gone(pod.node()) {
-            remove(&mut plan, pod, Some("PodGC: node no longer exists"), now)?;
+            remove(&mut plan, pod, Some("PodGC: node no longer exists"), now);
         } else if pod.is_terminating() && (pod.node().is_empty() || out_of_service(pod.node())) {
-            remove(&mut plan, pod, None, now)?;
+            remove(&mut plan, pod, None, now);
         }
     }
     let mut finished: Vec<&PodView> = all.iter().filter(|p| p.is_finished() && !p.is_terminating()).collect();
     if threshold > 0 && finished.len() > threshold {
         finished.sort_by_key(|p| (p.created(), p.object.meta.name.clone()));
         for pod in finished.iter().take(finished.len() - threshold) {
-            remove(&mut plan, pod, None, now)?;
+            remove(&mut plan, pod, None, now);
         }
     }
     Ok(plan)
@@ -91,7 +87,7 @@ async fn confirm(client: &Client, missing: &Missing, now: Timestamp) -> Result<V
 }
 
 pub fn pod_gc(cx: &Context) -> Controller {
-    let (all_pods, all_nodes) = (cx.informers.get::<Pod>(), cx.informers.get::<Node>());
+    let (all_pods, all_nodes) = (pod_facts::informer(&cx.informers), cx.informers.get::<Node>());
     let (of, of_nodes, client) = (all_pods.clone(), all_nodes.clone(), cx.client.clone());
     let threshold = cx.options.terminated_pod_gc_threshold;
     let missing: Arc<Missing> = Arc::default();

@@ -6,16 +6,21 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use client::Patch;
+use client::time::rfc3339;
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Pod, PodCondition, PodTemplateSpec};
+use k8s_openapi::api::core::v1::PodTemplateSpec;
 use meta::{Object, Status};
 use serde_json::{Value, json};
 
-/// A pod with its typed view.
+use crate::plan::Action;
+use crate::pod_facts::{Condition, Facts};
+
+/// A pod with its facts.
 #[derive(Clone, Debug)]
 pub struct PodView {
     pub object: Arc<Object>,
-    pub pod: Arc<Pod>,
+    pub facts: Arc<Facts>,
 }
 
 /// Views of objects that are pods.
@@ -25,8 +30,8 @@ pub fn views(objects: Vec<Arc<Object>>) -> Result<Vec<PodView>, Status> {
 
 impl PodView {
     pub fn new(object: Arc<Object>) -> Result<Self, Status> {
-        let pod = object.typed::<Pod>().map_err(|e| Status::internal(format!("pod {}: {e}", object.meta.key())))?;
-        Ok(Self { object, pod })
+        let facts = object.typed().map_err(|e| Status::internal(format!("pod {}: {e}", object.meta.key())))?;
+        Ok(Self { object, facts })
     }
 
     pub fn name(&self) -> &str {
@@ -34,7 +39,7 @@ impl PodView {
     }
 
     pub fn phase(&self) -> &str {
-        self.pod.status.as_ref().and_then(|s| s.phase.as_deref()).unwrap_or_default()
+        &self.facts.phase
     }
 
     pub fn is_succeeded(&self) -> bool {
@@ -59,11 +64,11 @@ impl PodView {
     }
 
     pub fn node(&self) -> &str {
-        self.pod.spec.as_ref().and_then(|s| s.node_name.as_deref()).unwrap_or_default()
+        &self.facts.node
     }
 
-    pub fn condition(&self, kind: &str) -> Option<&PodCondition> {
-        self.pod.status.as_ref()?.conditions.as_ref()?.iter().find(|c| c.type_ == kind)
+    pub fn condition(&self, kind: &str) -> Option<&Condition> {
+        self.facts.conditions.iter().find(|c| c.kind == kind)
     }
 
     pub fn is_ready(&self) -> bool {
@@ -73,7 +78,7 @@ impl PodView {
     /// When it became ready; `None` when it is not.
     pub fn ready_since(&self) -> Option<Timestamp> {
         let ready = self.condition("Ready").filter(|c| c.status == "True")?;
-        Some(ready.last_transition_time.as_ref().map_or(Timestamp::MIN, |t| t.0))
+        Some(ready.last_transition_time.unwrap_or(Timestamp::MIN))
     }
 
     /// Ready for at least so many seconds.
@@ -95,16 +100,37 @@ impl PodView {
     }
 
     pub fn max_restarts(&self) -> i32 {
-        let status = self.pod.status.as_ref();
-        let containers = status.and_then(|s| s.container_statuses.as_deref()).unwrap_or_default();
-        containers.iter().map(|c| c.restart_count).max().unwrap_or(0)
+        self.facts.max_restarts
     }
 
     fn deletion_cost(&self) -> i32 {
-        let annotations = self.pod.metadata.annotations.as_ref();
-        let cost = annotations.and_then(|a| a.get("controller.kubernetes.io/pod-deletion-cost"));
+        let cost = self.facts.annotation("controller.kubernetes.io/pod-deletion-cost");
         cost.and_then(|c| c.parse().ok()).unwrap_or(0)
     }
+
+    /// Tells something in the pod's status: the rest stays as others write it meanwhile, unless there is a newer version.
+    pub fn tell(&self, status: Value) -> Action {
+        let metadata =
+            json!({"uid": &*self.object.meta.uid, "resourceVersion": self.object.resource_version.to_string()});
+        let patch = Patch::Strategic(json!({"metadata": metadata, "status": status}));
+        Action::patch(&crate::replicas::pods_resource(), &self.object, "status", patch)
+    }
+
+    /// A condition as [`PodView::tell`] takes it; `None` when the pod says the same already.
+    pub fn to_say(&self, kind: &str, state: &str, reason: &str, message: &str, now: Timestamp) -> Option<Value> {
+        let known = self.condition(kind).filter(|c| c.status == state);
+        if known.is_some_and(|c| c.reason.as_deref().unwrap_or_default() == reason) {
+            return None;
+        }
+        let since = known.and_then(|c| c.last_transition_time).unwrap_or(now);
+        let (since, reason, message) = (rfc3339(since), some(reason), some(message));
+        Some(json!({"type": kind, "status": state, "reason": reason, "message": message, "lastTransitionTime": since}))
+    }
+}
+
+/// In a patch null takes away.
+fn some(text: &str) -> Option<&str> {
+    (!text.is_empty()).then_some(text)
 }
 
 /// Whole seconds from one time to another, negative when it is the other way round.

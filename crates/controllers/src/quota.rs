@@ -5,19 +5,19 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use client::informer::Scope;
 use client::{Client, Informer, Informers};
 use futures::FutureExt;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{
-    ConfigMap, PersistentVolumeClaim, Pod, PodSpec, ReplicationController, ResourceQuota, ResourceQuotaSpec, Secret,
-    Service,
+    ConfigMap, PersistentVolumeClaim, ReplicationController, ResourceQuota, ResourceQuotaSpec, ResourceRequirements,
+    Secret, Service,
 };
 use meta::quantity::Quantity;
 use meta::{Gvr, Object, Status};
 use serde_json::{Value, json};
 
 use crate::plan::{Action, Plan};
+use crate::pod_facts::{self, Amounts, Container, Shape};
 use crate::pods::PodView;
 use crate::runner::{Ask, Controller, own_key};
 use crate::{Context, decoded, status_of};
@@ -44,20 +44,15 @@ fn one() -> Quantity {
     Quantity::from_int(1)
 }
 
-type Amounts = BTreeMap<String, k8s_openapi::apimachinery::pkg::api::resource::Quantity>;
-
 fn amounts(list: Option<&Amounts>) -> Usage {
     list.into_iter().flatten().filter_map(|(name, q)| Some((name.clone(), q.0.parse().ok()?))).collect()
 }
 
 /// A pod's effective requests or limits: the sum of its containers and sidecars, or its largest init step, and overhead.
-fn effective(
-    spec: &PodSpec,
-    of: impl Fn(&k8s_openapi::api::core::v1::ResourceRequirements) -> Option<&Amounts>,
-) -> Usage {
+fn effective(spec: &Shape, of: impl Fn(&ResourceRequirements) -> Option<&Amounts>) -> Usage {
     let mut sum = Usage::new();
-    let each = |c: &k8s_openapi::api::core::v1::Container| amounts(c.resources.as_ref().and_then(&of));
-    for container in &spec.containers {
+    let each = |c: &Container| amounts(c.resources.as_ref().and_then(&of));
+    for container in spec.containers() {
         each(container).iter().for_each(|(n, q)| add(&mut sum, n.as_str(), q));
     }
     let mut sidecars = Usage::new();
@@ -97,7 +92,7 @@ fn count_pod(usage: &mut Usage, pod: &PodView) {
     if pod.is_finished() {
         return;
     }
-    let Some(spec) = &pod.pod.spec else { return };
+    let spec = &pod.facts.shape;
     add(usage, "pods", &one());
     for (name, amount) in effective(spec, |r| r.requests.as_ref()) {
         // Requests go by the bare name too, where that was allowed first.
@@ -114,15 +109,15 @@ fn count_pod(usage: &mut Usage, pod: &PodView) {
     }
 }
 
-fn is_best_effort(spec: &PodSpec) -> bool {
+fn is_best_effort(spec: &Shape) -> bool {
     let asks = |list: Option<&Amounts>| {
         amounts(list).iter().any(|(n, q)| matches!(n.as_str(), "cpu" | "memory") && !q.is_zero())
     };
-    let all = spec.containers.iter().chain(spec.init_containers.iter().flatten());
+    let all = spec.containers().iter().chain(spec.init_containers.iter().flatten());
     !all.filter_map(|c| c.resources.as_ref()).any(|r| asks(r.requests.as_ref()) || asks(r.limits.as_ref()))
 }
 
-fn reaches_out(spec: &PodSpec) -> bool {
+fn reaches_out(spec: &Shape) -> bool {
     let affinity = spec.affinity.as_ref();
     let value = affinity
         .and_then(|a| serde_json::to_value((&a.pod_affinity, &a.pod_anti_affinity)).ok())
@@ -133,7 +128,7 @@ fn reaches_out(spec: &PodSpec) -> bool {
 
 /// Whether a quota's scopes cover a pod.
 fn covers(quota: &ResourceQuotaSpec, pod: &PodView) -> bool {
-    let Some(spec) = &pod.pod.spec else { return false };
+    let spec = &pod.facts.shape;
     let holds = |scope: &str| match scope {
         "Terminating" => spec.active_deadline_seconds.is_some_and(|s| s >= 0),
         "NotTerminating" => spec.active_deadline_seconds.is_none_or(|s| s < 0),
@@ -256,7 +251,7 @@ impl Counted {
         }
         for name in &names {
             if let Some(resource) = known(name) {
-                let informer = cx.1.get_scope(Scope::all(resource));
+                let informer = cx.1.metadata_of(&resource);
                 informer.synced().await;
                 usage.insert(name.to_string(), Quantity::from_int(informer.list(Some(namespace)).len() as i64));
             }
@@ -321,13 +316,13 @@ impl Lower {
 pub fn resource_quotas(cx: &Context) -> Controller {
     let quotas = cx.informers.get::<ResourceQuota>();
     let plain = vec![
-        ("secrets", cx.informers.get::<Secret>()),
-        ("configmaps", cx.informers.get::<ConfigMap>()),
+        ("secrets", cx.informers.metadata_of(&client::gvr_of::<Secret>())),
+        ("configmaps", cx.informers.metadata_of(&client::gvr_of::<ConfigMap>())),
         ("replicationcontrollers", cx.informers.get::<ReplicationController>()),
         ("resourcequotas", quotas.clone()),
     ];
     let sources = Arc::new(Sources {
-        pods: cx.informers.get::<Pod>(),
+        pods: pod_facts::informer(&cx.informers),
         services: cx.informers.get::<Service>(),
         claims: cx.informers.get::<PersistentVolumeClaim>(),
         plain,

@@ -5,11 +5,12 @@ use std::sync::Arc;
 
 use client::Informer;
 use k8s_openapi::api::apps::v1::ReplicaSet;
-use k8s_openapi::api::core::v1::{Pod, PodTemplateSpec, ReplicationController};
+use k8s_openapi::api::core::v1::{PodTemplateSpec, ReplicationController};
 use meta::{LabelSelector, Object, Status};
 
 use crate::owners::{self, BY_CONTROLLER, ORPHANS};
 use crate::plan::Plan;
+use crate::pod_facts;
 use crate::pods::{self, PodView};
 use crate::replicas::{self, Set, World};
 use crate::runner::{Ask, Controller, own_key};
@@ -79,7 +80,7 @@ fn kin_by_node(pods: &Informer, sets: &Informer, object: &Object) -> BTreeMap<St
 }
 
 pub fn replica_sets(cx: &Context) -> Controller {
-    let (sets, pods) = (cx.informers.get::<ReplicaSet>(), cx.informers.get::<Pod>());
+    let (sets, pods) = (cx.informers.get::<ReplicaSet>(), pod_facts::informer(&cx.informers));
     owners::index(&sets);
     owners::index(&pods);
     let (of_sets, of_pods) = (sets.clone(), pods.clone());
@@ -107,7 +108,7 @@ fn map_selector(object: &Object) -> LabelSelector {
 }
 
 pub fn replication_controllers(cx: &Context) -> Controller {
-    let (sets, pods) = (cx.informers.get::<ReplicationController>(), cx.informers.get::<Pod>());
+    let (sets, pods) = (cx.informers.get::<ReplicationController>(), pod_facts::informer(&cx.informers));
     owners::index(&pods);
     let (of_sets, of_pods) = (sets.clone(), pods.clone());
     Controller::new("replicationcontroller-controller", move |ask| {

@@ -4,14 +4,14 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use client::{Change, Gvr, Informer};
-use k8s_openapi::api::core::v1::{Pod, PodResourceClaim};
+use k8s_openapi::api::core::v1::PodResourceClaim;
 use k8s_openapi::api::resource::v1::{ResourceClaim, ResourceClaimTemplate};
 use meta::{Object, Status};
 use serde_json::{Value, json};
 
 use crate::plan::{Action, Note, Plan};
+use crate::pod_facts::{self, facts};
 use crate::pods::{self, PodView};
-use crate::replicas::pods_resource;
 use crate::runner::{Ask, Controller};
 use crate::volumes::finalizer;
 use crate::{Context, decoded, owners, status_of};
@@ -26,10 +26,6 @@ const CLAIM: &str = "claim:";
 
 fn resource() -> Gvr {
     client::gvr_of::<ResourceClaim>()
-}
-
-fn wanted_of(pod: &Pod) -> &[PodResourceClaim] {
-    pod.spec.as_ref().and_then(|s| s.resource_claims.as_deref()).unwrap_or_default()
 }
 
 /// Makes what a pod's templates ask and tells the pod; `made` are the claims made for it so far.
@@ -50,7 +46,7 @@ pub fn plan_pod(
     }
     let mut names = Vec::new();
     let mut complete = true;
-    for wanted in wanted_of(&pod.pod) {
+    for wanted in pod.facts.shape.resource_claims() {
         let Some(name) = &wanted.resource_claim_template_name else { continue };
         let label = |o: &&Arc<Object>| {
             let typed = o.typed::<ResourceClaim>().ok();
@@ -88,13 +84,12 @@ pub fn plan_pod(
         );
         plan.act(Action::create(&resource(), &pod.object.meta.namespace, claim).may_exist().failed(failed));
     }
-    let mut status = status_of(&pod.object)?;
-    let known = status["resourceClaimStatuses"].as_array().cloned().unwrap_or_default();
+    let known = pod.facts.resource_claim_statuses.as_deref().map_or(&[][..], Vec::as_slice);
+    let known: Vec<Value> = known.iter().filter_map(|s| serde_json::to_value(s).ok()).collect();
     // Templates may have asked for nothing: such entries have no claim, and stay.
     let has = |entry: &Value| known.iter().any(|k| k == entry);
     if complete && !names.iter().all(has) {
-        status["resourceClaimStatuses"] = names.into();
-        plan.act(Action::patch_status(&pods_resource(), &pod.object, status));
+        plan.act(pod.tell(json!({"resourceClaimStatuses": names})));
     }
     Ok(plan)
 }
@@ -134,9 +129,9 @@ pub fn plan_claim(claim: &Object, uses: &dyn Fn(&str) -> bool) -> Result<Plan, S
 
 /// Names of the claims a pod uses.
 pub fn claims_of(pod: &Object) -> BTreeSet<String> {
-    let Ok(typed) = pod.typed::<Pod>() else { return BTreeSet::new() };
-    let direct = wanted_of(&typed).iter().filter_map(|c| c.resource_claim_name.clone());
-    let statuses = typed.status.as_ref().and_then(|s| s.resource_claim_statuses.as_deref()).unwrap_or_default();
+    let Some(facts) = facts(pod) else { return BTreeSet::new() };
+    let direct = facts.shape.resource_claims().iter().filter_map(|c| c.resource_claim_name.clone());
+    let statuses = facts.resource_claim_statuses.as_deref().map_or(&[][..], Vec::as_slice);
     direct.chain(statuses.iter().filter_map(|s| s.resource_claim_name.clone())).collect()
 }
 
@@ -166,7 +161,7 @@ fn reconcile(ask: &Ask, pods: &Informer, claims: &Informer, templates: &Informer
 }
 
 pub fn resource_claims(cx: &Context) -> Controller {
-    let pods = cx.informers.get::<Pod>();
+    let pods = pod_facts::informer(&cx.informers);
     let (claims, templates) = (cx.informers.get::<ResourceClaim>(), cx.informers.get::<ResourceClaimTemplate>());
     claims.add_index(BY_POD, |o| {
         o.meta.controller().filter(|c| c.kind == "Pod").map(|c| c.uid.to_string()).into_iter().collect()
@@ -176,7 +171,7 @@ pub fn resource_claims(cx: &Context) -> Controller {
     Controller::new("resourceclaim-controller", move |ask| reconcile(&ask, &of_pods, &of_claims, &of_templates))
         .watch(&pods, |change: &Change| {
             let Some(object) = change.object() else { return Vec::new() };
-            if !object.typed::<Pod>().is_ok_and(|p| !wanted_of(&p).is_empty()) {
+            if facts(object).is_none_or(|p| p.shape.resource_claims().is_empty()) {
                 return Vec::new();
             }
             let key = |name: &String| format!("{CLAIM}{}", meta::object::object_key(&object.meta.namespace, name));
@@ -193,7 +188,7 @@ pub fn resource_claims(cx: &Context) -> Controller {
             let (namespace, name) = meta::object::split_key(&change.key);
             let names = |p: &&Arc<Object>| {
                 let asks = |c: &PodResourceClaim| c.resource_claim_template_name.as_deref() == Some(name);
-                p.typed::<Pod>().is_ok_and(|p| wanted_of(&p).iter().any(asks))
+                facts(p).is_some_and(|p| p.shape.resource_claims().iter().any(asks))
             };
             waiting.list(Some(namespace)).iter().filter(names).map(|p| format!("{POD}{}", p.meta.key())).collect()
         })

@@ -69,7 +69,7 @@ struct State {
     deaf: bool,
 }
 
-fn merge(into: &mut Value, patch: &Value) {
+fn merge(into: &mut Value, patch: &Value, strategic: bool) {
     let Some(patch) = patch.as_object() else {
         *into = patch.clone();
         return;
@@ -80,8 +80,16 @@ fn merge(into: &mut Value, patch: &Value) {
     for (key, value) in patch {
         if value.is_null() {
             into.as_object_mut().unwrap().remove(key);
+        } else if key == "conditions" && strategic {
+            let known = into.as_object_mut().unwrap().entry(key).or_insert(json!([])).as_array_mut().unwrap();
+            for condition in value.as_array().unwrap() {
+                match known.iter_mut().find(|c| c["type"] == condition["type"]) {
+                    Some(known) => merge(known, condition, true),
+                    None => known.push(condition.clone()),
+                }
+            }
         } else {
-            merge(&mut into[key], value);
+            merge(&mut into[key], value, strategic);
         }
     }
 }
@@ -97,8 +105,9 @@ impl State {
             if !(wanted && named) {
                 return true;
             }
-            let event = WatchEvent::Object { kind, object: object.clone() };
-            let batch = if chaos.duplicate { vec![event.clone(), event] } else { vec![event] };
+            // An object of his own for each, as from a server elsewhere.
+            let event = || WatchEvent::Object { kind, object: Arc::new(Object::from_value(body).unwrap()) };
+            let batch = if chaos.duplicate { vec![event(), event()] } else { vec![event()] };
             send.send(batch).is_ok() && !chaos.cut
         });
     }
@@ -138,9 +147,9 @@ impl Sim {
                 code: 201,
             });
         }
-        let body = match request.body {
-            RequestBody::Value { value, .. } => value,
-            _ => Value::Null,
+        let (body, strategic) = match request.body {
+            RequestBody::Value { value, content_type } => (value, content_type.contains("strategic")),
+            _ => (Value::Null, false),
         };
         let key = meta::object::object_key(&request.namespace, &request.name);
         let missing = || Status::not_found(&group, resource, &request.name);
@@ -226,7 +235,7 @@ impl Sim {
                 let current = current.ok_or_else(missing)?;
                 let mut next = current.clone();
                 if request.verb == Verb::Patch {
-                    merge(&mut next, &body);
+                    merge(&mut next, &body, strategic);
                 } else {
                     next = body.clone();
                 }

@@ -8,13 +8,14 @@ use std::time::Duration;
 use client::Change;
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::{ControllerRevision, StatefulSet, StatefulSetSpec};
-use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, PodTemplateSpec};
+use k8s_openapi::api::core::v1::{PersistentVolumeClaim, PodTemplateSpec};
 use meta::{Object, Status};
 use serde_json::{Value, json};
 
 use crate::history::{self, HASH_LABEL, History};
 use crate::owners::{self, BY_CONTROLLER, ORPHANS};
 use crate::plan::{Action, Note, Plan};
+use crate::pod_facts;
 use crate::pods::{self, PodView};
 use crate::replicas::pods_resource;
 use crate::rollout::scaled;
@@ -462,7 +463,7 @@ impl<'a> Work<'a> {
 }
 
 pub fn stateful_sets(cx: &Context) -> Controller {
-    let (sets, all_pods) = (cx.informers.get::<StatefulSet>(), cx.informers.get::<Pod>());
+    let (sets, all_pods) = (cx.informers.get::<StatefulSet>(), pod_facts::informer(&cx.informers));
     let (claims, revisions) = (cx.informers.get::<PersistentVolumeClaim>(), cx.informers.get::<ControllerRevision>());
     owners::index(&all_pods);
     owners::index(&revisions);

@@ -6,17 +6,18 @@ use std::time::Duration;
 
 use client::Change;
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Node, Pod, Taint, Toleration};
+use k8s_openapi::api::core::v1::{Node, Taint, Toleration};
 use meta::Status;
+use serde_json::json;
 
-use crate::conditions::{self, Condition};
 use crate::node_lifecycle::{BY_NODE, index_pods_by_node};
 use crate::nodes;
 use crate::plan::{Action, Note, Plan};
+use crate::pod_facts::{self, facts};
 use crate::pods::{PodView, seconds_between};
 use crate::replicas::pods_resource;
 use crate::runner::{Controller, own_key};
-use crate::{Context, decoded, status_of};
+use crate::{Context, decoded};
 
 /// Seconds a pod that tolerates all taints may stay; `None` for ever.
 pub fn may_stay(taints: &[Taint], tolerations: &[Toleration]) -> Option<i64> {
@@ -38,7 +39,7 @@ pub fn is_tolerated(taints: &[Taint], tolerations: &[Toleration]) -> bool {
 /// What becomes of one pod on a tainted node, seen tainted first at `since`.
 pub fn plan(pod: &PodView, taints: &[Taint], since: Timestamp, now: Timestamp) -> Result<Plan, Status> {
     let mut plan = Plan::nothing();
-    let tolerations = pod.pod.spec.as_ref().and_then(|s| s.tolerations.as_deref()).unwrap_or_default();
+    let tolerations = pod.facts.shape.tolerations();
     if is_tolerated(taints, tolerations) {
         let Some(stay) = may_stay(taints, tolerations) else { return Ok(plan) };
         let left = stay - seconds_between(since, now);
@@ -47,26 +48,23 @@ pub fn plan(pod: &PodView, taints: &[Taint], since: Timestamp, now: Timestamp) -
             return Ok(plan);
         }
     }
-    evict(&mut plan, pod, "DeletionByTaintManager", "Taint manager: deleting due to NoExecute taint", now)?;
+    evict(&mut plan, pod, "DeletionByTaintManager", "Taint manager: deleting due to NoExecute taint", now);
     let said = format!("Marking for deletion Pod {}", pod.object.meta.key());
     plan.note(Note::normal(&pod.object, "TaintManagerEviction", said));
     Ok(plan)
 }
 
 /// Says why a pod is disrupted, then deletes it.
-pub fn evict(plan: &mut Plan, pod: &PodView, reason: &str, message: &str, now: Timestamp) -> Result<(), Status> {
-    let known = status_of(&pod.object)?;
-    let mut status = known.clone();
-    conditions::set(&mut status, Condition { kind: "DisruptionTarget", status: "True", reason, message }, now);
-    if status != known && !pod.is_finished() {
-        plan.act(Action::patch_status(&pods_resource(), &pod.object, status));
+pub fn evict(plan: &mut Plan, pod: &PodView, reason: &str, message: &str, now: Timestamp) {
+    if let Some(condition) = pod.to_say("DisruptionTarget", "True", reason, message, now).filter(|_| !pod.is_finished())
+    {
+        plan.act(pod.tell(json!({"conditions": [condition]})));
     }
     plan.act(Action::delete(&pods_resource(), &pod.object));
-    Ok(())
 }
 
 pub fn taint_eviction(cx: &Context) -> Controller {
-    let (all_nodes, all_pods) = (cx.informers.get::<Node>(), cx.informers.get::<Pod>());
+    let (all_nodes, all_pods) = (cx.informers.get::<Node>(), pod_facts::informer(&cx.informers));
     index_pods_by_node(&all_pods);
     let (of_nodes, of, by_node) = (all_nodes.clone(), all_pods.clone(), all_pods.clone());
     // When a pod's node was first seen tainted, for taints that do not say; entries go with their pods or taints.
@@ -109,13 +107,12 @@ pub fn taint_eviction(cx: &Context) -> Controller {
 
 /// Pods matter when they come to a node, when their tolerations change and when they are gone, not with each status.
 fn own_key_when_placed(change: &Change) -> Vec<String> {
-    let facts = |o: &Arc<meta::Object>| {
-        let pod = o.typed::<Pod>().ok()?;
-        let spec = pod.spec.as_ref()?;
-        Some((spec.node_name.clone(), spec.tolerations.clone()))
+    let seen = |o: &Arc<meta::Object>| {
+        let facts = facts(o)?;
+        Some((facts.node.clone(), facts.shape.tolerations.clone()))
     };
     match (&change.old, &change.new) {
-        (Some(old), Some(new)) if facts(old) == facts(new) && old.meta.uid == new.meta.uid => Vec::new(),
+        (Some(old), Some(new)) if seen(old) == seen(new) && old.meta.uid == new.meta.uid => Vec::new(),
         _ => own_key(change),
     }
 }

@@ -186,8 +186,8 @@ fn nodes_that_fall_silent() {
     for (what, node, silent, may_evict, expect) in [
         ("well", node(Some("True"), json!([])), 10, false, &[][..]),
         ("silent", node(Some("True"), json!([])), 41, false, &["update nodes/status a"]),
-        ("unknown", node(Some("Unknown"), json!([])), 41, true, &["patch nodes a", "update pods/status n/p"]),
-        ("tainted", node(Some("Unknown"), both.clone()), 41, false, &["update pods/status n/p"]),
+        ("unknown", node(Some("Unknown"), json!([])), 41, true, &["patch nodes a", "patch pods/status n/p"]),
+        ("tainted", node(Some("Unknown"), both.clone()), 41, false, &["patch pods/status n/p"]),
         ("back", node(Some("True"), both), 0, false, &["patch nodes a"]),
         ("new", node(None, json!([{"key": "node.kubernetes.io/not-ready", "effect": "NoSchedule"}])), 5, false, &[]),
     ] {

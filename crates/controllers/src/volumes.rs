@@ -7,13 +7,14 @@ use std::sync::Arc;
 
 use client::{Change, Informer, Patch};
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod};
+use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
 use k8s_openapi::api::storage::v1::StorageClass;
 use meta::quantity::Quantity;
 use meta::{Gvr, LabelSelector, Object, Status};
 use serde_json::{Value, json};
 
 use crate::plan::{Action, Note, Plan};
+use crate::pod_facts::{self, facts};
 use crate::pods::PodView;
 use crate::runner::{Controller, own_key};
 use crate::{Context, decoded, owners, status_of};
@@ -328,10 +329,10 @@ pub fn finalizer(resource: &Gvr, object: &Object, name: &str, wanted: bool) -> O
 
 /// Keys of the claims a pod uses, those of its ephemeral volumes included.
 pub fn claims_of(object: &Object) -> Vec<String> {
-    let Ok(pod) = object.typed::<Pod>() else { return Vec::new() };
-    let volumes = pod.spec.iter().flat_map(|s| s.volumes.iter().flatten());
-    let name = |v: &k8s_openapi::api::core::v1::Volume| match (&v.persistent_volume_claim, &v.ephemeral) {
-        (Some(claim), _) => Some(claim.claim_name.clone()),
+    let Some(pod) = facts(object) else { return Vec::new() };
+    let volumes = pod.shape.volumes.iter().flatten();
+    let name = |v: &pod_facts::Volume| match (&v.persistent_volume_claim, &v.ephemeral) {
+        (Some(claim), _) => Some(claim.claim_name.to_string()),
         (None, Some(_)) => Some(format!("{}-{}", object.meta.name, v.name)),
         _ => None,
     };
@@ -339,7 +340,7 @@ pub fn claims_of(object: &Object) -> Vec<String> {
 }
 
 pub fn claim_protection(cx: &Context) -> Controller {
-    let (claims, all_pods) = (cx.informers.get::<PersistentVolumeClaim>(), cx.informers.get::<Pod>());
+    let (claims, all_pods) = (cx.informers.get::<PersistentVolumeClaim>(), pod_facts::informer(&cx.informers));
     all_pods.add_index(BY_CLAIM, claims_of);
     let (of, of_pods) = (claims.clone(), all_pods.clone());
     Controller::new("persistentvolumeclaim-protection-controller", move |ask| {
@@ -374,13 +375,13 @@ pub fn volume_protection(cx: &Context) -> Controller {
 
 /// Makes the claims of pods' ephemeral volumes.
 pub fn ephemeral_volumes(cx: &Context) -> Controller {
-    let (claims, all_pods) = (cx.informers.get::<PersistentVolumeClaim>(), cx.informers.get::<Pod>());
+    let (claims, all_pods) = (cx.informers.get::<PersistentVolumeClaim>(), pod_facts::informer(&cx.informers));
     let (of, of_claims) = (all_pods.clone(), claims.clone());
     Controller::new("ephemeral-volume-controller", move |ask| {
         let mut plan = Plan::nothing();
         let Some(object) = of.get(&ask.key).filter(|o| o.meta.deletion_timestamp.is_none()) else { return Ok(plan) };
-        let pod = decoded::<Pod>(&object)?;
-        for volume in pod.spec.iter().flat_map(|s| s.volumes.iter().flatten()) {
+        let pod = decoded::<pod_facts::Facts>(&object)?;
+        for volume in pod.shape.volumes.iter().flatten() {
             let Some(template) = volume.ephemeral.as_ref().and_then(|e| e.volume_claim_template.as_ref()) else { continue };
             let name = format!("{}-{}", object.meta.name, volume.name);
             match of_claims.get(&meta::object::object_key(&object.meta.namespace, &name)) {

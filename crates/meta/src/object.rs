@@ -6,6 +6,7 @@
 //! whoever asks ([`Object::value`] on writes, [`Object::typed`] by components, once for all of them).
 
 use std::any::Any;
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 
@@ -253,6 +254,21 @@ impl Object {
             raw: self.raw.clone(),
             splice: self.splice,
             typed: OnceLock::new(),
+        }
+    }
+
+    /// Leaves out `managedFields`, for those who keep what came over the wire; bytes shared with others stay as they are.
+    pub fn trim(&mut self) {
+        if let (Splice::Present, Cow::Owned(trimmed)) = (self.splice, without_managed_fields(&self.raw)) {
+            self.raw = trimmed.into_boxed_slice().into();
+        }
+    }
+
+    /// Leaves out all that no view taken before and no field of this struct says. Asking for the body, or for another view,
+    /// is an error from now on. Bytes shared with others stay as they are.
+    pub fn forget_body(&mut self) {
+        if matches!(self.splice, Splice::Present) {
+            self.raw = Bytes::new();
         }
     }
 
