@@ -4,7 +4,8 @@
 //!
 //! Scenarios: `deployment` (replicas: created until all are available, then rolled over), `namespace` (ConfigMaps in one
 //! that is deleted), `endpoints` (Services over the same hundred pods, one of which stops being ready), `cronjobs` (due in
-//! the same minute: from that minute until all their Jobs are there). Pods need nodes; simulated ones will do.
+//! the same minute: from that minute until all their Jobs are there), `fill` (so many pods and as many ConfigMaps, which
+//! stay: for who measures memory). Pods need nodes; simulated ones will do.
 
 use std::future::Future;
 use std::path::Path;
@@ -184,6 +185,25 @@ async fn cronjobs(client: &Client, crons: usize) -> Result<(), Status> {
     stage.close().await
 }
 
+async fn fill(client: &Client, objects: usize) -> Result<(), Status> {
+    let stage = Stage::new(client, "w-fill").await?;
+    let api = stage.api("apps", "deployments");
+    let body = json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "w"}, "spec": {
+        "replicas": objects, "selector": {"matchLabels": {"app": "w"}}, "template": pod_template("a"),
+    }});
+    api.create(body).await?;
+    let is_out = || async {
+        Ok(api.get("w").await?.value().map_err(Status::internal)?["status"]["availableReplicas"] == objects)
+    };
+    until(is_out).await?;
+    println!("{objects} pods");
+    let maps = stage.api("", "configmaps");
+    let map = |i: usize| json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": format!("m{i}")}, "data": {"a": "b"}});
+    stage.create_all(&maps, (0..objects).map(map)).await?;
+    println!("{objects} ConfigMaps");
+    Ok(())
+}
+
 #[tokio::main]
 async fn main() -> ExitCode {
     let mut args = std::env::args().skip(1);
@@ -201,6 +221,7 @@ async fn main() -> ExitCode {
                 "namespace" => namespace(&client, size(20_000)).await?,
                 "endpoints" => endpoints(&client, size(1000)).await?,
                 "cronjobs" => cronjobs(&client, size(500)).await?,
+                "fill" => fill(&client, size(10_000)).await?,
                 other => return Err(Status::bad_request(format!("no scenario is called {other:?}"))),
             }
         }

@@ -8,6 +8,7 @@
 
 mod attach_detach;
 mod certificates;
+mod claim_protection;
 mod cluster_roles;
 mod conditions;
 mod cronjob;
@@ -189,7 +190,7 @@ const CONTROLLERS: &[(&str, bool, Make)] = &[
     ("resourcequota-controller", true, quota::resource_quotas),
     ("clusterrole-aggregation-controller", true, cluster_roles::aggregation),
     ("persistentvolume-binder-controller", true, volumes::binder),
-    ("persistentvolumeclaim-protection-controller", true, volumes::claim_protection),
+    ("persistentvolumeclaim-protection-controller", true, claim_protection::claim_protection),
     ("persistentvolume-protection-controller", true, volumes::volume_protection),
     ("ephemeral-volume-controller", true, volumes::ephemeral_volumes),
     ("serviceaccount-token-controller", true, tokens::service_account_tokens),

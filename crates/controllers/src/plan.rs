@@ -69,6 +69,8 @@ pub struct Action {
     pub failed: Option<Note>,
     /// The object to create may exist already, and that is as good.
     pub may_exist: bool,
+    /// A cluster that does not allow it does without.
+    pub may_be_forbidden: bool,
 }
 
 impl Action {
@@ -80,6 +82,7 @@ impl Action {
             done: None,
             failed: None,
             may_exist: false,
+            may_be_forbidden: false,
         }
     }
 
@@ -137,6 +140,12 @@ impl Action {
 
     pub fn may_exist(mut self) -> Self {
         self.may_exist = true;
+        self
+    }
+
+    /// Only where the cluster allows it.
+    pub fn where_allowed(mut self) -> Self {
+        self.may_be_forbidden = true;
         self
     }
 }

@@ -86,8 +86,13 @@ fn creations(set: &Set<'_>, world: &World<'_>, count: usize) -> Result<Vec<Actio
     let prefix = pods::name_prefix(&set.object.meta.name);
     let uids = world.pods.iter().map(|p| &*p.object.meta.uid);
     let names = pods::fresh_names(&prefix, &set.object.meta.uid, uids, world.taken, count);
-    let bodies = names.iter().map(|name| pods::from_template(set.template, set.object, name, &prefix));
-    bodies.map(|body| Ok(create_pod(set.object, body?))).collect()
+    let alike = pods::from_template(set.template, set.object, "", &prefix)?;
+    let each = names.into_iter().map(|name| {
+        let mut body = alike.clone();
+        body["metadata"]["name"] = name.into();
+        create_pod(set.object, body)
+    });
+    Ok(each.collect())
 }
 
 fn status(set: &Set<'_>, world: &World<'_>, active: &[&PodView], now: Timestamp) -> Value {

@@ -122,7 +122,7 @@ pub fn plan_claim(claim: &Object, uses: &dyn Fn(&str) -> bool) -> Result<Plan, S
     if status != known {
         plan.act(Action::status(&resource(), claim, status)?);
     } else if free {
-        plan.actions.extend(finalizer(&resource(), claim, FINALIZER, false));
+        plan.actions.extend(finalizer(&resource(), claim, FINALIZER, false)?);
     }
     Ok(plan)
 }
@@ -259,7 +259,7 @@ mod tests {
                 false,
                 &["update resourceclaims/status n/c"][..],
             ),
-            (json!({}), true, false, &["patch resourceclaims n/c"][..]),
+            (json!({}), true, false, &["update resourceclaims n/c"][..]),
         ] {
             assert_eq!(lines(&plan_claim(&claim(status, leaving), &|_| used).unwrap()), expect);
         }

@@ -10,7 +10,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use client::{Batch, Change, Client, Informer, Queue, Recorder};
+use futures::StreamExt;
 use futures::future::{BoxFuture, FutureExt, join_all};
+use futures::stream::FuturesUnordered;
 use jiff::Timestamp;
 use meta::{Gvr, Object, Reason, Status};
 use tokio::sync::Semaphore;
@@ -416,7 +418,7 @@ impl Running {
     }
 
     async fn perform(&self, key: &Arc<str>, action: Action) -> Result<(), Status> {
-        let Action { resource, namespace, what, done, failed, may_exist } = action;
+        let Action { resource, namespace, what, done, failed, may_exist, may_be_forbidden } = action;
         let api = self.client.dynamic(resource.clone()).namespaced(&namespace);
         let (mut name, mut removed) = (String::new(), None);
         let creates = matches!(what, What::Create { .. });
@@ -471,6 +473,7 @@ impl Running {
                 Ok(())
             }
             Err(status) if may_exist && status.is_already_exists() => Ok(()),
+            Err(status) if may_be_forbidden && status.is(Reason::Forbidden) => Ok(()),
             Err(status) => {
                 // It may have been done all the same: the next plan must not be made before that is known.
                 if creates && status.code >= 500 && self.informers.contains_key(&resource) {
@@ -489,7 +492,7 @@ impl Running {
     async fn slow_start(&self, key: &Arc<str>, actions: Vec<Action>) -> Result<(), Status> {
         let mut rest = actions.into_iter();
         let mut size = 1;
-        loop {
+        while size < MAX_AT_ONCE {
             let group: Vec<Action> = rest.by_ref().take(size).collect();
             if group.is_empty() {
                 return Ok(());
@@ -498,8 +501,20 @@ impl Running {
             if let Some(status) = results.into_iter().find_map(Result::err) {
                 return Err(status);
             }
-            size = (size * 2).min(MAX_AT_ONCE);
+            size *= 2;
         }
+        // Well begun: each that ends makes room for the next.
+        let mut under_way: FuturesUnordered<_> =
+            rest.by_ref().take(MAX_AT_ONCE).map(|a| self.perform(key, a)).collect();
+        let mut failure = None;
+        while let Some(result) = under_way.next().await {
+            match result {
+                Ok(()) if failure.is_none() => under_way.extend(rest.next().map(|a| self.perform(key, a))),
+                Ok(()) => {}
+                Err(status) => drop(failure.get_or_insert(status)),
+            }
+        }
+        failure.map_or(Ok(()), Err)
     }
 }
 

@@ -44,7 +44,7 @@ pub fn service_cidrs(cx: &Context) -> Controller {
             conditions::update(&mut status, condition, ask.now);
         };
         if object.meta.deletion_timestamp.is_none() {
-            plan.actions.extend(finalizer(&resource, &object, FINALIZER, true));
+            plan.actions.extend(finalizer(&resource, &object, FINALIZER, true)?);
             set("True", "", "Kubernetes Service CIDR is ready");
         } else {
             let mut others = Vec::new();
@@ -56,7 +56,7 @@ pub fn service_cidrs(cx: &Context) -> Controller {
             let used = of_addresses.list(None);
             let used = used.iter().filter_map(|o| o.meta.name.parse().ok());
             if !is_needed(&networks(&object)?, &others, used) {
-                plan.actions.extend(finalizer(&resource, &object, FINALIZER, false));
+                plan.actions.extend(finalizer(&resource, &object, FINALIZER, false)?);
                 return Ok(plan);
             }
             set("False", "Terminating", "There are still IPAddresses referencing the ServiceCIDR, please remove them or create a new ServiceCIDR");

@@ -46,7 +46,7 @@ pub fn protection(cx: &Context) -> Controller {
             !of_claims.by_index(BY_CLASS, &ask.key).is_empty() || !of_volumes.by_index(BY_CLASS, &ask.key).is_empty()
         };
         let wanted = object.meta.deletion_timestamp.is_none() || used();
-        plan.actions.extend(finalizer(&client::gvr_of::<VolumeAttributesClass>(), &object, FINALIZER, wanted));
+        plan.actions.extend(finalizer(&client::gvr_of::<VolumeAttributesClass>(), &object, FINALIZER, wanted)?);
         Ok(plan)
     })
     .watch(&classes, own_key)

@@ -15,7 +15,6 @@ use serde_json::{Value, json};
 
 use crate::plan::{Action, Note, Plan};
 use crate::pod_facts::{self, facts};
-use crate::pods::PodView;
 use crate::runner::{Controller, own_key};
 use crate::{Context, decoded, owners, status_of};
 
@@ -25,12 +24,12 @@ const PROVISIONER: &str = "volume.kubernetes.io/storage-provisioner";
 const PROVISIONER_BETA: &str = "volume.beta.kubernetes.io/storage-provisioner";
 const SELECTED_NODE: &str = "volume.kubernetes.io/selected-node";
 const DEFAULT_CLASS: &str = "storageclass.kubernetes.io/is-default-class";
-const CLAIM_PROTECTION: &str = "kubernetes.io/pvc-protection";
+pub const CLAIM_PROTECTION: &str = "kubernetes.io/pvc-protection";
 const VOLUME_PROTECTION: &str = "kubernetes.io/pv-protection";
 /// The index of pods by the claims they use.
 pub const BY_CLAIM: &str = "claim";
 
-fn claims_resource() -> Gvr {
+pub fn claims_resource() -> Gvr {
     client::gvr_of::<PersistentVolumeClaim>()
 }
 
@@ -312,19 +311,21 @@ fn unbound(claims: &Informer) -> Vec<String> {
     claims.list(None).iter().filter(waits).map(|c| c.meta.key()).collect()
 }
 
-/// Puts a finalizer on an object that is not leaving, or takes it off; `None` when that is so already.
-pub fn finalizer(resource: &Gvr, object: &Object, name: &str, wanted: bool) -> Option<Action> {
+/// Puts a finalizer on an object that is not leaving, or takes it off; `None` when that is so already. By an update: the
+/// protecting controllers' roles allow no patches.
+pub fn finalizer(resource: &Gvr, object: &Object, name: &str, wanted: bool) -> Result<Option<Action>, Status> {
     let has = object.meta.finalizers.iter().any(|f| &**f == name);
     if has == wanted || (wanted && object.meta.deletion_timestamp.is_some()) {
-        return None;
+        return Ok(None);
     }
     let mut list: Vec<Value> =
         object.meta.finalizers.iter().filter(|f| &***f != name).map(|f| Value::from(&**f)).collect();
     if wanted {
         list.push(name.into());
     }
-    let metadata = json!({"resourceVersion": object.resource_version.to_string(), "finalizers": list});
-    Some(Action::patch(resource, object, "", Patch::Merge(json!({"metadata": metadata}))))
+    let mut body = object.value().map_err(Status::internal)?;
+    body["metadata"]["finalizers"] = list.into();
+    Ok(Some(Action::update(resource, object, body)))
 }
 
 /// Keys of the claims a pod uses, those of its ephemeral volumes included.
@@ -339,26 +340,6 @@ pub fn claims_of(object: &Object) -> Vec<String> {
     volumes.filter_map(name).map(|n| meta::object::object_key(&object.meta.namespace, &n)).collect()
 }
 
-pub fn claim_protection(cx: &Context) -> Controller {
-    let (claims, all_pods) = (cx.informers.get::<PersistentVolumeClaim>(), pod_facts::informer(&cx.informers));
-    all_pods.add_index(BY_CLAIM, claims_of);
-    let (of, of_pods) = (claims.clone(), all_pods.clone());
-    Controller::new("persistentvolumeclaim-protection-controller", move |ask| {
-        let mut plan = Plan::nothing();
-        let Some(object) = of.get(&ask.key) else { return Ok(plan) };
-        let leaving = object.meta.deletion_timestamp.is_some();
-        // A pod that has ended uses nothing any more.
-        let used =
-            of_pods.by_index(BY_CLAIM, &ask.key).into_iter().any(|p| PodView::new(p).is_ok_and(|p| !p.is_finished()));
-        plan.actions.extend(finalizer(&claims_resource(), &object, CLAIM_PROTECTION, !leaving || used));
-        Ok(plan)
-    })
-    .watch(&claims, own_key)
-    .watch(&all_pods, |change: &Change| {
-        [&change.old, &change.new].into_iter().flatten().flat_map(|o| claims_of(o)).collect()
-    })
-}
-
 pub fn volume_protection(cx: &Context) -> Controller {
     let volumes = cx.informers.get::<PersistentVolume>();
     let of = volumes.clone();
@@ -367,7 +348,7 @@ pub fn volume_protection(cx: &Context) -> Controller {
         let Some(object) = of.get(&ask.key) else { return Ok(plan) };
         let leaving = object.meta.deletion_timestamp.is_some();
         let bound = status_of(&object)?["phase"] == "Bound";
-        plan.actions.extend(finalizer(&volumes_resource(), &object, VOLUME_PROTECTION, !leaving || bound));
+        plan.actions.extend(finalizer(&volumes_resource(), &object, VOLUME_PROTECTION, !leaving || bound)?);
         Ok(plan)
     })
     .watch(&volumes, own_key)

@@ -128,7 +128,27 @@ pub struct Object {
     pub fields: Box<[Box<str>]>,
     raw: Bytes,
     splice: Splice,
-    typed: OnceLock<Arc<dyn Any + Send + Sync>>,
+    typed: Views,
+}
+
+/// Typed views by their type, each parsed once: a chain, since there are hardly ever two.
+#[derive(Default)]
+struct Views(OnceLock<Box<(Arc<dyn Any + Send + Sync>, Views)>>);
+
+impl Views {
+    fn get<T: Send + Sync + 'static>(&self) -> Option<Arc<T>> {
+        let (view, rest) = &**self.0.get()?;
+        view.clone().downcast::<T>().ok().or_else(|| rest.get())
+    }
+
+    fn add(&self, view: Arc<dyn Any + Send + Sync>) {
+        // Of two threads that race the second adds behind the first; the same type twice does no harm.
+        if let Err(entry) = self.0.set(Box::new((view, Views::default())))
+            && let Some((_, rest)) = self.0.get().map(|b| &**b)
+        {
+            rest.add(entry.0);
+        }
+    }
 }
 
 impl std::fmt::Debug for Object {
@@ -207,7 +227,7 @@ impl Object {
             fields: Box::default(),
             raw,
             splice,
-            typed: OnceLock::new(),
+            typed: Views::default(),
         })
     }
 
@@ -226,7 +246,7 @@ impl Object {
             fields: Box::default(),
             raw,
             splice: Splice::Present,
-            typed: OnceLock::new(),
+            typed: Views::default(),
         })
     }
 
@@ -253,7 +273,7 @@ impl Object {
             fields: self.fields.clone(),
             raw: self.raw.clone(),
             splice: self.splice,
-            typed: OnceLock::new(),
+            typed: Views::default(),
         }
     }
 
@@ -345,9 +365,7 @@ impl Object {
 
     /// The body as a typed kind, parsed once and shared by all who ask for the same type; `managedFields` are left out.
     pub fn typed<T: DeserializeOwned + Send + Sync + 'static>(&self) -> Result<Arc<T>, ObjectError> {
-        if let Some(view) = self.typed.get()
-            && let Ok(view) = view.clone().downcast::<T>()
-        {
+        if let Some(view) = self.typed.get() {
             return Ok(view);
         }
         let parsed = match self.splice {
@@ -363,8 +381,7 @@ impl Object {
                 serde_json::from_value(body).map_err(|_| error)?
             }
         });
-        // Two threads may race, or two types be asked of one object; the first stays, both are right.
-        let _ = self.typed.set(view.clone());
+        self.typed.add(view.clone());
         Ok(view)
     }
 }
