@@ -221,14 +221,14 @@ pub struct Facts {
     /// Of all containers, init containers too.
     pub total_restarts: i64,
     pub ended: Box<[Ended]>,
-    pub resource_claim_statuses: Option<Box<Vec<PodResourceClaimStatus>>>,
+    pub resource_claim_statuses: Box<[PodResourceClaimStatus]>,
     /// Some of them.
-    annotations: Option<Box<BTreeMap<Box<str>, Box<str>>>>,
+    annotations: Box<[(Box<str>, Box<str>)]>,
 }
 
 impl Facts {
     pub fn annotation(&self, name: &str) -> Option<&str> {
-        self.annotations.as_ref()?.get(name).map(|v| &**v)
+        self.annotations.iter().find(|(known, _)| **known == *name).map(|(_, value)| &**value)
     }
 }
 
@@ -339,8 +339,7 @@ impl From<Wire> for Facts {
         let ended = ended.collect();
         let total_restarts = all.map(|c| i64::from(c.restart_count)).sum();
         let many: Box<[Box<str>]> = status.pod_ips.into_iter().flatten().map(|i| i.ip).collect();
-        let mut annotations = wire.metadata.annotations.unwrap_or_default();
-        annotations.retain(|name, _| ANNOTATIONS.contains(&&**name));
+        let annotations = wire.metadata.annotations.into_iter().flatten();
         Self {
             shape: shape.reduced().shared(),
             node: spec.node_name.unwrap_or_default(),
@@ -352,8 +351,8 @@ impl From<Wire> for Facts {
             max_restarts: own.iter().map(|c| c.restart_count).max().unwrap_or(0),
             total_restarts,
             ended,
-            resource_claim_statuses: status.resource_claim_statuses.filter(|s| !s.is_empty()).map(Box::new),
-            annotations: (!annotations.is_empty()).then(|| Box::new(annotations)),
+            resource_claim_statuses: status.resource_claim_statuses.unwrap_or_default().into(),
+            annotations: annotations.filter(|(name, _)| ANNOTATIONS.contains(&&**name)).collect(),
         }
     }
 }

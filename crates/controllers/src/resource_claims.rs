@@ -84,8 +84,8 @@ pub fn plan_pod(
         );
         plan.act(Action::create(&resource(), &pod.object.meta.namespace, claim).may_exist().failed(failed));
     }
-    let known = pod.facts.resource_claim_statuses.as_deref().map_or(&[][..], Vec::as_slice);
-    let known: Vec<Value> = known.iter().filter_map(|s| serde_json::to_value(s).ok()).collect();
+    let known: Vec<Value> =
+        pod.facts.resource_claim_statuses.iter().filter_map(|s| serde_json::to_value(s).ok()).collect();
     // Templates may have asked for nothing: such entries have no claim, and stay.
     let has = |entry: &Value| known.iter().any(|k| k == entry);
     if complete && !names.iter().all(has) {
@@ -131,8 +131,7 @@ pub fn plan_claim(claim: &Object, uses: &dyn Fn(&str) -> bool) -> Result<Plan, S
 pub fn claims_of(pod: &Object) -> BTreeSet<String> {
     let Some(facts) = facts(pod) else { return BTreeSet::new() };
     let direct = facts.shape.resource_claims().iter().filter_map(|c| c.resource_claim_name.clone());
-    let statuses = facts.resource_claim_statuses.as_deref().map_or(&[][..], Vec::as_slice);
-    direct.chain(statuses.iter().filter_map(|s| s.resource_claim_name.clone())).collect()
+    direct.chain(facts.resource_claim_statuses.iter().filter_map(|s| s.resource_claim_name.clone())).collect()
 }
 
 fn reconcile(ask: &Ask, pods: &Informer, claims: &Informer, templates: &Informer) -> Result<Plan, Status> {
