@@ -10,7 +10,7 @@ use apiserver::server::{Dial, DirectDial, KubeletConnection};
 use apiserver::{ApiServer, Config};
 use async_trait::async_trait;
 use store::Backend;
-use store::transform::Transformed;
+use store::transform::{Replaceable, Transformed};
 use tokio_util::sync::CancellationToken;
 
 use crate::cli::{Ranges, parse_listen};
@@ -62,14 +62,27 @@ pub struct StoreOptions {
     /// An EncryptionConfiguration: which resources are encrypted in the store, and how.
     #[arg(long)]
     pub encryption_provider_config: Option<PathBuf>,
+    /// Take up changes of --encryption-provider-config without a restart.
+    #[arg(long, requires = "encryption_provider_config", num_args = 0..=1, default_missing_value = "true", default_value_t = false, action = clap::ArgAction::Set)]
+    pub encryption_provider_config_automatic_reload: bool,
 }
 
 pub async fn open_store(options: &StoreOptions, data_dir: &Path) -> Result<Arc<dyn Backend>> {
     // Before the store: what cannot be understood must not have opened anything.
-    let encryption = options.encryption_provider_config.as_deref().map(super::encryption::read).transpose()?;
+    let encryption = match &options.encryption_provider_config {
+        Some(file) => Some((file, super::encryption::read(file)?)),
+        None => None,
+    };
     let store = open_backend(options, data_dir).await?;
     // Without a configuration too: what was sealed once is then an error, not an object that cannot be read.
-    Ok(Arc::new(Transformed::new(store, Arc::new(encryption.unwrap_or_default()))))
+    let rules = Arc::new(Replaceable::default());
+    if let Some((file, (bytes, read))) = encryption {
+        rules.replace(read);
+        if options.encryption_provider_config_automatic_reload {
+            super::encryption::spawn_follow(file, bytes, &rules);
+        }
+    }
+    Ok(Arc::new(Transformed::new(store, rules)))
 }
 
 async fn open_backend(options: &StoreOptions, data_dir: &Path) -> Result<Arc<dyn Backend>> {

@@ -1,18 +1,22 @@
 //! Encryption at rest as upstream configures it: the file that `--encryption-provider-config` names.
 //!
 //! An `EncryptionConfiguration` says which resources are sealed by which providers; here it becomes chains of sealers by
-//! prefix of the store. Read once, at the start. Refused as a whole when anything in it is not understood: half of it
-//! would store secrets in the clear.
+//! prefix of the store. Read at the start, and again when it changes if that is asked for. Refused as a whole when anything in
+//! it is not understood: half of it would store secrets in the clear.
 
-use std::path::Path;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use resources::Resource;
 use serde::Deserialize;
-use store::transform::{ByPrefix, Chain, Kind, Provider, Sealer};
+use store::transform::{ByPrefix, Chain, Kind, Provider, Replaceable, Sealer};
+
+/// How often a file that is to be read again when it changes is looked at.
+const LOOK_INTERVAL: Duration = Duration::from_secs(5);
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -57,11 +61,42 @@ struct Key {
     secret: String,
 }
 
-/// Reads the file.
-pub fn read(file: &Path) -> Result<ByPrefix> {
+/// Reads the file: its content, and the rules in it.
+pub fn read(file: &Path) -> Result<(Vec<u8>, ByPrefix)> {
     let bytes = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
-    parse(&bytes, &resources::builtin::table(meta::schema::builtin()))
-        .with_context(|| format!("encryption provider configuration {}", file.display()))
+    let rules = parse(&bytes, &resources::builtin::table(meta::schema::builtin()))
+        .with_context(|| format!("encryption provider configuration {}", file.display()))?;
+    Ok((bytes, rules))
+}
+
+/// Reads the file again whenever its content, known so far as `last`, changes, until the rules are used no more. One that is not
+/// understood leaves the rules as they are.
+async fn follow(file: PathBuf, last: Vec<u8>, rules: Weak<Replaceable>, interval: Duration) {
+    let mut last = Some(last);
+    loop {
+        tokio::time::sleep(interval).await;
+        let Some(rules) = rules.upgrade() else { return };
+        let now = tokio::fs::read(&file).await.ok();
+        if now == last {
+            continue;
+        }
+        match read(&file) {
+            Ok((bytes, read)) => {
+                rules.replace(read);
+                tracing::info!(file = %file.display(), "took up a changed encryption configuration");
+                last = Some(bytes);
+            }
+            Err(error) => {
+                tracing::error!("keeping the encryption configuration as it was: {error:#}");
+                last = now;
+            }
+        }
+    }
+}
+
+/// Follows a file in the background.
+pub fn spawn_follow(file: &Path, last: Vec<u8>, rules: &Arc<Replaceable>) {
+    tokio::spawn(follow(file.into(), last, Arc::downgrade(rules), LOOK_INTERVAL));
 }
 
 fn parse(bytes: &[u8], builtin: &[Resource]) -> Result<ByPrefix> {
@@ -210,6 +245,45 @@ mod tests {
         }
         let foreign = parse(b"apiVersion: v1\nkind: Pod\nresources: []", &[]).unwrap_err().to_string();
         assert!(foreign.contains("EncryptionConfiguration"), "{foreign}");
+    }
+
+    #[tokio::test]
+    async fn a_changed_file_is_taken_up_and_a_wrong_one_is_not() {
+        use store::transform::Transformer;
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("configuration");
+        let write = |providers: &str| {
+            let text = format!(
+                "apiVersion: apiserver.config.k8s.io/v1\nkind: EncryptionConfiguration\nresources:\n- resources: [secrets]\n  providers:\n{}",
+                providers.replace("KEY", KEY)
+            );
+            // As a whole, as tools do.
+            std::fs::write(dir.path().join("new"), text).unwrap();
+            std::fs::rename(dir.path().join("new"), &file).unwrap();
+        };
+        write("  - identity: {}");
+        let (bytes, first) = read(&file).unwrap();
+        let rules = Arc::new(Replaceable::default());
+        rules.replace(first);
+        let followed = tokio::spawn(follow(file.clone(), bytes, Arc::downgrade(&rules), Duration::from_millis(1)));
+        let sealed = async |mark: &str| loop {
+            let stored = rules.seal("/registry/secrets/a/b", "v".into()).unwrap();
+            if stored.starts_with(mark.as_bytes()) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        };
+        sealed("v").await;
+        for (providers, mark) in [
+            ("  - secretbox: {keys: [{name: a, secret: KEY}]}", "k8s:enc:secretbox:v1:a:"),
+            ("  - rot13: {}", "k8s:enc:secretbox:v1:a:"),
+            ("  - aesgcm: {keys: [{name: b, secret: KEY}]}", "k8s:enc:aesgcm:v1:b:"),
+        ] {
+            write(providers);
+            tokio::time::timeout(Duration::from_secs(20), sealed(mark)).await.expect(mark);
+        }
+        drop(rules);
+        tokio::time::timeout(Duration::from_secs(20), followed).await.unwrap().unwrap();
     }
 
     #[test]

@@ -84,6 +84,9 @@ impl Child {
                 arguments.push(arg(name, file));
             }
         }
+        if options.store.encryption_provider_config_automatic_reload {
+            arguments.push("--encryption-provider-config-automatic-reload".into());
+        }
         Self::new("apiserver", &options.data_dir.join("log"), "apiserver", arguments)
     }
 

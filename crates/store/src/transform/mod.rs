@@ -18,7 +18,7 @@ use crate::{
     WatchStream,
 };
 
-pub use provider::{ByPrefix, Chain, Kind, Provider, Sealer};
+pub use provider::{ByPrefix, Chain, Kind, Provider, Replaceable, Sealer};
 
 /// Turns values into what is stored, and back. `key` is the value's key: what was stored under one key must not be
 /// accepted under another.

@@ -4,6 +4,8 @@
 //! AES-GCM binds a value to its key in the store, so that it is not accepted elsewhere; the other two, by upstream's form,
 //! do not, and AES-CBC does not notice changes either: it is here to read what was written with it.
 
+use std::sync::{Arc, PoisonError, RwLock};
+
 use aes::cipher::block_padding::Pkcs7;
 use aes::cipher::{BlockDecryptMut, BlockEncryptMut, KeyIvInit};
 use aes::{Aes128, Aes192, Aes256};
@@ -252,7 +254,7 @@ impl Transformer for Chain {
 
 /// Chains by the beginning of keys: the first that fits is used, and what fits none is stored as it is.
 #[derive(Debug, Default)]
-pub struct ByPrefix(pub Vec<(String, std::sync::Arc<Chain>)>);
+pub struct ByPrefix(pub Vec<(String, Arc<Chain>)>);
 
 impl ByPrefix {
     fn of(&self, key: &str) -> &dyn Transformer {
@@ -278,5 +280,38 @@ impl Transformer for ByPrefix {
 
     fn is_current(&self, key: &str, stored: &[u8]) -> bool {
         self.of(key).is_current(key, stored)
+    }
+}
+
+/// Rules that can be replaced while they are in use: what is under way ends by those it began with.
+#[derive(Debug, Default)]
+pub struct Replaceable(RwLock<Arc<ByPrefix>>);
+
+impl Replaceable {
+    /// Puts others in their place.
+    pub fn replace(&self, rules: ByPrefix) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(rules);
+    }
+
+    fn now(&self) -> Arc<ByPrefix> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl Transformer for Replaceable {
+    fn seal(&self, key: &str, value: Bytes) -> Result<Bytes, StoreError> {
+        self.now().seal(key, value)
+    }
+
+    fn open(&self, key: &str, stored: Bytes) -> Result<Bytes, StoreError> {
+        self.now().open(key, stored)
+    }
+
+    fn passes(&self, key: &str, stored: &[u8]) -> bool {
+        self.now().passes(key, stored)
+    }
+
+    fn is_current(&self, key: &str, stored: &[u8]) -> bool {
+        self.now().is_current(key, stored)
     }
 }
