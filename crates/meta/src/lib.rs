@@ -8,6 +8,7 @@
 
 pub mod apply;
 pub mod decode;
+pub mod labels;
 mod managed;
 pub mod names;
 pub mod object;
@@ -22,6 +23,7 @@ pub mod status;
 pub mod time;
 pub mod yaml;
 
+pub use labels::Labels;
 pub use names::{GroupKind, GroupVersion, Gvk, Gvr};
 pub use object::{Meta, Object, OwnerReference};
 pub use request::{EventKind, List, Options, Reply, Request, RequestBody, Verb, WatchEvent, WatchStream};

@@ -7,7 +7,6 @@
 
 use std::any::Any;
 use std::borrow::Cow;
-use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
@@ -15,6 +14,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::labels::Labels;
 use crate::managed::without_managed_fields;
 
 /// `metadata.ownerReferences[]`.
@@ -39,16 +39,16 @@ pub struct Meta {
     pub uid: Box<str>,
     pub generation: i64,
     #[serde(deserialize_with = "or_default")]
-    pub labels: BTreeMap<Box<str>, Box<str>>,
+    pub labels: Labels,
     /// RFC 3339, whole seconds, `Z`.
     #[serde(deserialize_with = "or_default")]
     pub creation_timestamp: Box<str>,
     /// Set while the object waits for its finalizers or grace period.
     pub deletion_timestamp: Option<Box<str>>,
     pub deletion_grace_period_seconds: Option<i64>,
-    #[serde(deserialize_with = "or_default")]
+    #[serde(deserialize_with = "exact")]
     pub finalizers: Vec<Box<str>>,
-    #[serde(deserialize_with = "or_default")]
+    #[serde(deserialize_with = "exact")]
     pub owner_references: Vec<OwnerReference>,
     /// As the wire spells it; [`Object::resource_version`] is the one to use.
     #[serde(rename = "resourceVersion")]
@@ -60,6 +60,13 @@ fn or_default<'de, D: serde::Deserializer<'de>, T: Deserialize<'de> + Default>(d
     Ok(Option::<T>::deserialize(d)?.unwrap_or_default())
 }
 
+/// As [`or_default`], with no room to spare: hardly anything is ever added.
+fn exact<'de, D: serde::Deserializer<'de>, T: Deserialize<'de>>(d: D) -> Result<Vec<T>, D::Error> {
+    let mut list: Vec<T> = or_default(d)?;
+    list.shrink_to_fit();
+    Ok(list)
+}
+
 impl Meta {
     /// `namespace/name`, or `name` for cluster-scoped objects: the key components use, as client-go's
     /// `MetaNamespaceKeyFunc` writes it.
@@ -68,7 +75,7 @@ impl Meta {
     }
 
     pub fn label(&self, name: &str) -> Option<&str> {
-        self.labels.get(name).map(|v| &**v)
+        self.labels.get(name)
     }
 
     /// The owner with `controller: true`.

@@ -2,9 +2,9 @@
 //!
 //! Follows `k8s.io/apimachinery/pkg/labels` and `pkg/fields`.
 
-use std::collections::BTreeMap;
-
 use serde_json::Value;
+
+use crate::labels::Labels;
 
 /// How one requirement compares.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -102,8 +102,8 @@ impl LabelSelector {
         Ok(out)
     }
 
-    pub fn matches(&self, labels: &BTreeMap<Box<str>, Box<str>>) -> bool {
-        !self.nothing && self.requirements.iter().all(|r| r.matches(labels.get(&*r.key).map(|v| &**v)))
+    pub fn matches(&self, labels: &Labels) -> bool {
+        self.matches_by(|key| labels.get(key))
     }
 
     /// As [`LabelSelector::matches`], for labels of any shape.
@@ -326,8 +326,8 @@ mod tests {
 
     #[test]
     fn label_selectors() {
-        let labels: BTreeMap<Box<str>, Box<str>> =
-            [("app", "web"), ("tier", "front"), ("n", "5")].map(|(k, v)| (k.into(), v.into())).into();
+        let labels: Labels =
+            [("app", "web"), ("tier", "front"), ("n", "5")].map(|(k, v)| (k.into(), v.into())).into_iter().collect();
         for (text, expect) in [
             ("", true),
             ("app=web", true),

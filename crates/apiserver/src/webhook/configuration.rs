@@ -3,8 +3,6 @@
 //! Follows `k8s.io/apiserver/pkg/admission/plugin/webhook` (generic, predicates, rules). The rules know a request only by
 //! its names: converting objects to what a rule matched is done elsewhere.
 
-use std::collections::BTreeMap;
-
 use meta::{Gvr, LabelSelector, Value};
 use serde::Deserialize;
 
@@ -122,7 +120,7 @@ pub fn selector(value: Option<&Value>) -> Result<LabelSelector, String> {
     value.filter(|v| !v.is_null()).map_or_else(|| Ok(LabelSelector::everything()), LabelSelector::from_value)
 }
 
-pub fn labels(object: &Value) -> BTreeMap<Box<str>, Box<str>> {
+pub fn labels(object: &Value) -> meta::Labels {
     let labels = object["metadata"]["labels"].as_object().into_iter().flatten();
     labels.filter_map(|(k, v)| Some((k.as_str().into(), v.as_str()?.into()))).collect()
 }
