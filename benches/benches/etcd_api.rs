@@ -1,7 +1,7 @@
 //! The etcd API over the embedded store beside a real etcd, in one run, with the same clients on the same cores.
 //!
 //! `cargo bench -p benches --bench etcd_api [-- PART...]` with PART `puts` (64 writers of 1 KiB over one connection and over
-//! eight, rounds alternating, medians printed; the default) or `perf` (etcd's own load tool, `etcdctl check perf`, a minute
+//! eight, rounds alternating, medians printed, and the CPU time a put of server and clients; the default) or `perf` (etcd's own load tool, `etcdctl check perf`, a minute
 //! for each load and store). Each server is a process of its own. etcd takes part where Debian's `etcd` is installed.
 
 use std::net::TcpListener;
@@ -108,8 +108,28 @@ impl Server {
     }
 }
 
-/// One round: puts a second, and the 99th percentile of their times.
-fn round(runtime: &Runtime, stores: &[Arc<Etcd>]) -> (f64, Duration) {
+/// CPU time of a process's threads, those that have ended left out.
+fn cpu(process: u32) -> Duration {
+    let of = |task: std::io::Result<std::fs::DirEntry>| {
+        let text = std::fs::read_to_string(task.ok()?.path().join("schedstat")).ok()?;
+        text.split(' ').next()?.parse::<u64>().ok()
+    };
+    Duration::from_nanos(std::fs::read_dir(format!("/proc/{process}/task")).unwrap().filter_map(of).sum())
+}
+
+/// What a round gave.
+#[derive(Clone, Copy)]
+struct Round {
+    puts: f64,
+    p99: Duration,
+    /// CPU time a put, in microseconds: of the server, and of the clients.
+    cpu: [f64; 2],
+}
+
+/// One round of all writers.
+fn round(runtime: &Runtime, stores: &[Arc<Etcd>], server: u32) -> Round {
+    let processes = [server, std::process::id()];
+    let before = processes.map(cpu);
     let started = Instant::now();
     let mut times = runtime.block_on(async {
         let mut tasks = tokio::task::JoinSet::new();
@@ -129,8 +149,11 @@ fn round(runtime: &Runtime, stores: &[Arc<Etcd>]) -> (f64, Duration) {
         }
         tasks.join_all().await.concat()
     });
+    let puts = times.len() as f64;
+    let (elapsed, after) = (started.elapsed().as_secs_f64(), processes.map(cpu));
     times.sort();
-    (times.len() as f64 / started.elapsed().as_secs_f64(), times[times.len() * 99 / 100])
+    let cpu = [0, 1].map(|n| after[n].saturating_sub(before[n]).as_secs_f64() * 1e6 / puts);
+    Round { puts: puts / elapsed, p99: times[times.len() * 99 / 100], cpu }
 }
 
 fn puts(servers: &[Server]) {
@@ -140,17 +163,20 @@ fn puts(servers: &[Server]) {
             servers.iter().map(|server| (0..connections).map(|_| server.connect(&runtime)).collect()).collect();
         let mut rates = vec![Vec::new(); servers.len()];
         for _ in 0..ROUNDS {
-            for (stores, rates) in stores.iter().zip(&mut rates) {
-                rates.push(round(&runtime, stores));
+            for (server, (stores, rates)) in servers.iter().zip(stores.iter().zip(&mut rates)) {
+                rates.push(round(&runtime, stores, server.process.id()));
             }
         }
         for (server, rates) in servers.iter().zip(&mut rates) {
-            rates.sort_by(|a, b| a.0.total_cmp(&b.0));
-            let (puts, time) = rates[rates.len() / 2];
+            rates.sort_by(|a, b| a.puts.total_cmp(&b.puts));
+            let Round { puts, p99, .. } = rates[rates.len() / 2];
+            let mean = |n: usize| rates.iter().map(|round| round.cpu[n]).sum::<f64>() / rates.len() as f64;
             println!(
-                "{:<15} {WRITERS} writers on {connections} connections: {puts:>7.0} puts a second, p99 {:>5.1} ms",
+                "{:<15} {WRITERS} writers on {connections} connections: {puts:>7.0} puts a second, p99 {:>5.1} ms, CPU {:>4.0} us a put, the clients' {:>4.0}",
                 server.name,
-                time.as_secs_f64() * 1e3
+                p99.as_secs_f64() * 1e3,
+                mean(0),
+                mean(1)
             );
         }
     }
