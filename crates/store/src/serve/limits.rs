@@ -8,6 +8,19 @@ pub const MAX_CONNECTIONS: usize = 4096;
 /// Requests under way on one connection; a client with more waits.
 pub const MAX_STREAMS: u32 = 4096;
 
+/// What may be on its way to the server on one stream, and on all of a connection, in bytes: a request is not held up by round
+/// trips, and a connection's requests take so much memory at most.
+pub const STREAM_WINDOW_BYTES: u32 = 1 << 20;
+
+/// See [`STREAM_WINDOW_BYTES`].
+pub const CONNECTION_WINDOW_BYTES: u32 = 4 << 20;
+
+/// The headers of a request, in bytes.
+pub const MAX_HEADER_BYTES: u32 = 16 << 10;
+
+/// How long a new connection may take to become one of HTTP/2, TLS included.
+pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// What a message may have over the bytes of a request, for keys, compares and framing: etcd's 512 KiB.
 pub const MESSAGE_OVERHEAD_BYTES: usize = 512 << 10;
 
@@ -48,7 +61,7 @@ pub const SNAPSHOT_BACKLOG: usize = 4;
 /// Answers of a keep-alive stream waiting for the client.
 pub const KEEP_ALIVE_BACKLOG: usize = 16;
 
-/// A silent connection is probed after this long, and let go when no answer comes in [`PROBE_TIMEOUT`].
+/// A connection is probed after this long, and let go when no answer comes in [`PROBE_TIMEOUT`].
 pub const PROBE_INTERVAL: Duration = Duration::from_secs(60);
 
 /// How long a probed connection may take to answer.

@@ -8,12 +8,14 @@
 mod connections;
 mod convert;
 mod error;
+mod http2;
 mod key;
 mod kv;
 mod lease;
 mod limits;
 mod maintenance;
 mod range;
+mod tls;
 mod txn;
 mod watch;
 
@@ -25,16 +27,9 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tonic::Status;
-use tonic::transport::{Certificate, Identity, Server, ServerTlsConfig};
 
 use crate::embedded::Embedded;
-use crate::etcd::causes;
 use crate::etcdserverpb;
-use crate::etcdserverpb::cluster_server::ClusterServer;
-use crate::etcdserverpb::kv_server::KvServer;
-use crate::etcdserverpb::lease_server::LeaseServer;
-use crate::etcdserverpb::maintenance_server::MaintenanceServer;
-use crate::etcdserverpb::watch_server::WatchServer;
 use crate::{Revision, StoreError};
 
 /// The version of etcd whose API this is, for clients that choose by it: the first of 3.5 from whose progress answers a
@@ -152,38 +147,45 @@ pub async fn serve(
     stop: impl Future<Output = ()> + Send,
 ) -> Result<(), StoreError> {
     let served = Arc::new(Served::new(store, &options));
-    let mut server = Server::builder()
-        .max_concurrent_streams(Some(limits::MAX_STREAMS))
-        .http2_keepalive_interval(Some(limits::PROBE_INTERVAL))
-        .http2_keepalive_timeout(Some(limits::PROBE_TIMEOUT));
-    if let Some(tls) = &options.tls {
-        let mut config = ServerTlsConfig::new().identity(Identity::from_pem(&tls.cert, &tls.key));
-        if let Some(ca) = &tls.client_ca {
-            config = config.client_ca_root(Certificate::from_pem(ca));
+    let tls = options.tls.as_ref().map(tls::acceptor).transpose()?;
+    let services = http2::Services::new(served.clone());
+    let incoming = connections::Connections::new(listener);
+    let mut open = tokio::task::JoinSet::new();
+    tokio::pin!(stop);
+    loop {
+        tokio::select! {
+            (stream, place) = incoming.next() => {
+                let (tls, services) = (tls.clone(), services.clone());
+                open.spawn(async move {
+                    if let Err(error) = connection(stream, tls, services).await {
+                        tracing::debug!(error, "a connection of the etcd API ended");
+                    }
+                    drop(place);
+                });
+            }
+            Some(_) = open.join_next(), if !open.is_empty() => {}
+            () = &mut stop => break,
         }
-        server = server.tls_config(config).map_err(|e| StoreError::Invalid(format!("TLS settings: {}", causes(&e))))?;
     }
-    let largest = served.store.options().max_request_bytes + limits::MESSAGE_OVERHEAD_BYTES;
-    let router = server
-        .add_service(KvServer::new(served.clone()).max_decoding_message_size(largest))
-        .add_service(WatchServer::new(served.clone()).max_decoding_message_size(largest))
-        .add_service(LeaseServer::new(served.clone()).max_decoding_message_size(largest))
-        .add_service(MaintenanceServer::new(served.clone()).max_decoding_message_size(largest))
-        .add_service(ClusterServer::new(served.clone()).max_decoding_message_size(largest));
-    let stopped = {
-        let served = served.clone();
-        async move {
-            stop.await;
-            served.stopping.send_replace(true);
+    drop(incoming);
+    served.stopping.send_replace(true);
+    // Who takes longer is cut off.
+    _ = tokio::time::timeout(STOP_TIMEOUT, async { while open.join_next().await.is_some() {} }).await;
+    Ok(())
+}
+
+async fn connection(
+    stream: tokio::net::TcpStream,
+    tls: Option<tokio_rustls::TlsAcceptor>,
+    services: http2::Services,
+) -> Result<(), String> {
+    let said = |error: h2::Error| error.to_string();
+    match tls {
+        None => http2::serve(stream, services).await.map_err(said),
+        Some(tls) => {
+            let accepted = tokio::time::timeout(limits::HANDSHAKE_TIMEOUT, tls.accept(stream)).await;
+            let stream = accepted.map_err(|error| error.to_string())?.map_err(|error| error.to_string())?;
+            http2::serve(stream, services).await.map_err(said)
         }
-    };
-    let serving = router.serve_with_incoming_shutdown(connections::incoming(listener), stopped);
-    let overdue = async {
-        served.stopped().await;
-        tokio::time::sleep(STOP_TIMEOUT).await;
-    };
-    tokio::select! {
-        served = serving => served.map_err(|e| StoreError::Unavailable(format!("serving the etcd API: {}", causes(&e)))),
-        () = overdue => Ok(()),
     }
 }
