@@ -21,8 +21,10 @@ use tokio::sync::watch;
 
 /// History kept a kind, in events: upstream's largest watch cache.
 const MAX_EVENTS: usize = 100_000;
-/// History kept a kind, in bytes of the objects it alone keeps alive.
-const MAX_EVENT_BYTES: usize = 24 << 20;
+/// History kept a kind, in bytes: for watchers that nearly keep up. Those further back read the store's, which lies on disk.
+const MAX_EVENT_BYTES: usize = 12 << 20;
+/// What an event takes besides its object's JSON, as measured: its metadata, parsed, and the event itself.
+const EVENT_BYTES: usize = 1 << 10;
 /// History always kept, whatever its size, so that short interruptions resume.
 const MIN_EVENTS: usize = 256;
 
@@ -217,7 +219,7 @@ impl Cache {
                 (None, Some(previous)) => (EventKind::Deleted, Arc::new(previous.at_version(revision))),
                 (None, None) => continue,
             };
-            state.history_bytes += object.json_len();
+            state.history_bytes += object.json_len() + EVENT_BYTES;
             state.newest = revision;
             state.history.push_back(Arc::new(Event { kind, object, previous, key }));
         }
@@ -225,7 +227,7 @@ impl Cache {
             || (state.history_bytes > MAX_EVENT_BYTES && state.history.len() > MIN_EVENTS)
         {
             let Some(event) = state.history.pop_front() else { break };
-            state.history_bytes -= event.object.json_len();
+            state.history_bytes -= event.object.json_len() + EVENT_BYTES;
             state.complete_after = event.revision();
         }
         let newest = state.newest;
