@@ -147,12 +147,10 @@ impl Default for Index {
 }
 
 impl Index {
-    /// An index holding a snapshot: the state at `revision`, whose items come in order, and no history before it.
-    pub fn from_snapshot(revision: Revision, items: impl IntoIterator<Item = KeyValue>) -> Self {
-        let mut index = Index { revision, compacted: revision, ..Index::default() };
-        index.keys.fill(items);
-        index.live_bytes = index.keys.entries().map(|entry| entry_bytes(&entry.key, &entry.value)).sum();
-        index
+    /// An index holding a snapshot: the keys as they were at `revision`, and no history before it.
+    pub fn from_snapshot(revision: Revision, keys: Keys) -> Self {
+        let live_bytes = keys.entries().map(|entry| entry_bytes(&entry.key, &entry.value)).sum();
+        Index { keys, live_bytes, revision, compacted: revision, ..Index::default() }
     }
 
     pub fn revision(&self) -> Revision {

@@ -240,7 +240,7 @@ impl Keys {
     }
 
     /// Builds the table of names and the order anew from entries that lie in order.
-    fn arrange(&mut self) {
+    pub fn arrange(&mut self) {
         let entries = &self.entries;
         self.by_name = HashTable::with_capacity(entries.len());
         self.order = Vec::with_capacity(entries.len() / PIECE + 1);
@@ -252,28 +252,15 @@ impl Keys {
             }
             self.order.push(Piece { slots, live: piece.iter().filter(|entry| entry.exists()).count() });
         }
+        self.live = self.order.iter().map(|piece| piece.live).sum();
     }
 
-    /// Takes keys that come in order and exist, into an empty table.
-    pub fn fill(&mut self, items: impl IntoIterator<Item = KeyValue>) {
-        for KeyValue { key, value, create_revision, mod_revision, version, lease } in items {
-            let hash = self.hash(&key);
-            let lease = lease.map_or(0, |lease| lease.0);
-            let spot = Spot::default();
-            self.entries.push(Entry {
-                key,
-                value,
-                create_revision,
-                mod_revision,
-                version,
-                lease,
-                newest: 0,
-                spot,
-                hash,
-            });
-        }
-        self.live = self.entries.len();
-        self.arrange();
+    /// Takes keys that exist one by one, in order; they are known once [`Keys::arrange`] was called.
+    pub fn push(&mut self, KeyValue { key, value, create_revision, mod_revision, version, lease }: KeyValue) {
+        let hash = self.hash(&key);
+        let lease = lease.map_or(0, |lease| lease.0);
+        let spot = Spot::default();
+        self.entries.push(Entry { key, value, create_revision, mod_revision, version, lease, newest: 0, spot, hash });
     }
 
     /// Where a key is, or would be.
@@ -394,14 +381,12 @@ mod tests {
     fn a_table_is_filled_in_order() {
         let mut keys = Keys::default();
         let names: Vec<String> = (0..100).map(|n| format!("k{n:03}")).collect();
-        keys.fill(names.iter().map(|name| KeyValue {
-            key: name.as_str().into(),
-            value: Bytes::new(),
-            create_revision: 1,
-            mod_revision: 1,
-            version: 1,
-            lease: None,
-        }));
+        for name in &names {
+            let key = name.as_str().into();
+            let value = Bytes::new();
+            keys.push(KeyValue { key, value, create_revision: 1, mod_revision: 1, version: 1, lease: None });
+        }
+        keys.arrange();
         check(&keys, &names.into_iter().map(|name| (name, true)).collect());
     }
 }

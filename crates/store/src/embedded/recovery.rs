@@ -12,6 +12,7 @@ use std::sync::Arc;
 use super::Options;
 use super::history::Source;
 use super::index::{FIRST_REVISION, Index};
+use super::keys::Keys;
 use super::leases::Leases;
 use super::log::{Faults, Log, SEGMENT_HEADER, Sealed, SegmentHeader, Tail, segment_name};
 use super::record::{self, Entry, Found, Place};
@@ -229,14 +230,15 @@ pub fn replay(files: &Files, options: &Options) -> Result<Replay, StoreError> {
 fn load_snapshot(files: &Files) -> Result<(Index, Leases, Option<u64>), StoreError> {
     let mut leases = Leases::default();
     let Some((revision, path)) = files.snapshots.last_key_value() else { return Ok((Index::default(), leases, None)) };
-    let mut items = Vec::new();
-    let contents = snapshot::read(path, |kv| items.push(kv))?;
+    let mut keys = Keys::default();
+    let contents = snapshot::read(path, |kv| keys.push(kv))?;
     if contents.revision != *revision {
         return Err(corrupt(path, 0, format_args!("the snapshot is of revision {}", contents.revision)));
     }
     contents.leases.iter().for_each(|term| leases.set(*term));
     leases.reserve_ids(contents.next_lease);
-    let index = Index::from_snapshot(contents.revision, items);
+    keys.arrange();
+    let index = Index::from_snapshot(contents.revision, keys);
     index.leased().for_each(|(key, lease)| leases.attach(key, lease));
     Ok((index, leases, Some(contents.store)))
 }
