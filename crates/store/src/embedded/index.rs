@@ -14,7 +14,7 @@ use std::sync::Arc;
 use super::history::{Past, PastChange, Source, Taken, Version};
 use super::keys::{Entry, Keys, Slot};
 use super::staging::Staged;
-use crate::{Change, ChangeKind, Key, KeyValue, LeaseId, Range, Revision, StoreError};
+use crate::{Change, ChangeKind, Key, LeaseId, Range, Revision, StoreError};
 
 /// An empty store stands at revision 1, like etcd: 0 stays free to mean "none".
 pub const FIRST_REVISION: Revision = 1;
