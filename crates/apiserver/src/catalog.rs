@@ -70,7 +70,7 @@ impl Served {
         let stored = self.storage().storage_gvk();
         if let Some(conversion) = &self.conversion {
             body["apiVersion"] = self.resource.group_version(version).to_string().into();
-            return self.through(conversion, body, self.resource.storage_version()).await;
+            return Box::pin(self.through(conversion, body, self.resource.storage_version())).await;
         }
         match &self.stored_as {
             // Between groups the strategy is told whole apiVersions.
@@ -92,7 +92,7 @@ impl Served {
         let shown = self.resource.group_version(version).to_string();
         let stored = body["apiVersion"].as_str().unwrap_or_default().to_string();
         if let (Some(conversion), Some(version)) = (&self.conversion, self.resource.version(version)) {
-            return self.through(conversion, body, version).await;
+            return Box::pin(self.through(conversion, body, version)).await;
         }
         if stored != shown {
             match &self.stored_as {
@@ -137,7 +137,7 @@ impl Served {
     /// A stored tree in the storage version of now: a webhook's kind may hold trees of an earlier one.
     pub async fn renew(&self, body: &mut Value) -> Result<(), Status> {
         match &self.conversion {
-            Some(conversion) => self.through(conversion, body, self.resource.storage_version()).await,
+            Some(conversion) => Box::pin(self.through(conversion, body, self.resource.storage_version())).await,
             None => Ok(()),
         }
     }
@@ -181,6 +181,8 @@ fn fit(version: &ResourceVersion, body: &mut Value) -> Result<(), Status> {
 pub struct Catalog {
     kinds: Vec<Arc<Served>>,
     by_resource: HashMap<Gvr, (usize, usize)>,
+    /// By plural: few groups share one.
+    by_plural: HashMap<Arc<str>, Vec<usize>>,
     /// Grows with each change.
     pub generation: u64,
 }
@@ -189,12 +191,14 @@ impl Catalog {
     /// Replaces all of `kinds`; a later kind does not displace an earlier one of the same name.
     pub fn new(kinds: Vec<Arc<Served>>, generation: u64) -> Self {
         let mut by_resource = HashMap::new();
+        let mut by_plural: HashMap<Arc<str>, Vec<usize>> = HashMap::new();
         for (at, served) in kinds.iter().enumerate() {
+            by_plural.entry(served.resource.plural.clone()).or_default().push(at);
             for (v, version) in served.resource.versions.iter().enumerate().filter(|(_, v)| v.served) {
                 by_resource.entry(served.resource.gvr(&version.name)).or_insert((at, v));
             }
         }
-        Self { kinds, by_resource, generation }
+        Self { kinds, by_resource, by_plural, generation }
     }
 
     pub fn kinds(&self) -> &[Arc<Served>] {
@@ -209,7 +213,8 @@ impl Catalog {
 
     /// By group and plural, whatever the version.
     pub fn find(&self, group: &str, plural: &str) -> Option<&Arc<Served>> {
-        self.kinds.iter().find(|s| &*s.resource.group == group && &*s.resource.plural == plural)
+        let mut named = self.by_plural.get(plural)?.iter().map(|at| &self.kinds[*at]);
+        named.find(|served| &*served.resource.group == group)
     }
 
     /// By group and kind.

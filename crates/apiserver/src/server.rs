@@ -229,6 +229,12 @@ impl ApiServer {
         served.cache.as_ref()?.get(&served.resource.key(namespace, name))
     }
 
+    /// Whether the cache has any object of a kind.
+    pub fn has_any(&self, group: &str, plural: &str) -> bool {
+        let catalog = self.catalog();
+        catalog.find(group, plural).and_then(|served| served.cache.as_ref()).is_some_and(|cache| !cache.is_empty())
+    }
+
     /// All objects of a kind the cache has now, in one namespace or (when empty) all.
     pub fn lookup_all(&self, group: &str, plural: &str, namespace: &str) -> Vec<Arc<Object>> {
         let catalog = self.catalog();
@@ -248,7 +254,7 @@ impl ApiServer {
         let revision = self.store.current_revision().await.map_err(store_error)?;
         if self.feed.progress() < revision {
             self.store.request_progress().await.map_err(store_error)?;
-            self.feed.reach(revision, FRESHNESS_LIMIT).await;
+            Box::pin(self.feed.reach(revision, FRESHNESS_LIMIT)).await;
         }
         Ok(())
     }

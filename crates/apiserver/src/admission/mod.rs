@@ -110,22 +110,31 @@ pub trait Plugin: Send + Sync {
 
 static NAMESPACE_LIFECYCLE: namespace_lifecycle::NamespaceLifecycle = namespace_lifecycle::NamespaceLifecycle::new();
 
-static PLUGINS: &[&dyn Plugin] = &[
+/// Those that fill in.
+static MUTATING: &[&dyn Plugin] = &[
     &NAMESPACE_LIFECYCLE,
     &limit_ranger::LimitRanger,
     &service_account::ServiceAccount,
-    &node_restriction::NodeRestriction,
     &node_taint::TaintNodesByCondition,
-    &pod_security::PodSecurity,
     &priority::Priority,
     &default_tolerations::DefaultTolerationSeconds,
     &storage_class::DefaultStorageClass,
     &storage_protection::StorageProtection,
+    &runtime_class::RuntimeClass,
+    &service_address::ServiceAddress,
+];
+
+/// Those that judge.
+static VALIDATING: &[&dyn Plugin] = &[
+    &NAMESPACE_LIFECYCLE,
+    &limit_ranger::LimitRanger,
+    &node_restriction::NodeRestriction,
+    &pod_security::PodSecurity,
+    &priority::Priority,
     &storage_class::PersistentVolumeClaimResize,
     &runtime_class::RuntimeClass,
     &certificates::Certificates,
     &rbac_escalation::RbacEscalation,
-    &service_address::ServiceAddress,
     &policy_validate::ValidatingPolicies,
     &webhook::ValidatingWebhooks,
     // Last: nothing refuses what has been charged.
@@ -146,16 +155,30 @@ pub async fn mutate(
     if is_mark(a) {
         return Ok(());
     }
-    for plugin in PLUGINS {
+    for plugin in MUTATING {
         plugin.mutate(server, a, object, old).await?;
     }
+    // Most clusters have neither.
+    if !policy_mutate::any(server) && !webhook::any_mutating(server) {
+        return Ok(());
+    }
+    Box::pin(ask_others(server, a, object, old)).await
+}
+
+/// Mutating policies and webhooks, and the plugins once more.
+async fn ask_others(
+    server: &ApiServer,
+    a: &mut Attributes<'_>,
+    object: &mut Value,
+    old: Option<&Value>,
+) -> Result<(), Status> {
     let (mut policies, mut round) = (policy_mutate::Round::default(), webhook::Round::default());
     let by_policies = policies.run(server, a, object, old).await?;
     if !webhook::mutate(server, a, object, old, &mut round).await? && !by_policies {
         return Ok(());
     }
     // What policies and webhooks changed is new to the plugins, and to webhooks that came before the one that changed it.
-    for plugin in PLUGINS {
+    for plugin in MUTATING {
         plugin.mutate(server, a, object, old).await?;
     }
     policies.again().run(server, a, object, old).await?;
@@ -172,7 +195,7 @@ pub async fn validate(
     if is_mark(a) {
         return Ok(());
     }
-    for plugin in PLUGINS {
+    for plugin in VALIDATING {
         plugin.validate(server, a, object, old).await?;
     }
     Ok(())

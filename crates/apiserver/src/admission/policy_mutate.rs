@@ -71,6 +71,11 @@ fn fingerprint(object: &Value) -> u64 {
     hasher.finish()
 }
 
+/// Whether there is any such policy.
+pub fn any(server: &ApiServer) -> bool {
+    server.has_any(GROUP, "mutatingadmissionpolicies")
+}
+
 impl Round {
     /// Another pass, over what others changed since.
     pub fn again(self) -> Self {

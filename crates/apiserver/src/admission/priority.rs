@@ -1,7 +1,8 @@
 //! Priority: a pod's number, from its class or the default one.
 
 use async_trait::async_trait;
-use meta::{Status, Value};
+use meta::{Object, Status, Value};
+use serde::Deserialize;
 
 use super::{Attributes, Plugin};
 use crate::server::ApiServer;
@@ -9,6 +10,27 @@ use crate::server::ApiServer;
 pub struct Priority;
 
 const GROUP: &str = "scheduling.k8s.io";
+
+/// What pods take from their class.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Class {
+    metadata: Named,
+    #[serde(default)]
+    value: i64,
+    #[serde(default)]
+    global_default: bool,
+    preemption_policy: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct Named {
+    name: String,
+}
+
+fn view(class: &Object) -> Result<Class, Status> {
+    serde_json::from_slice(class.raw()).map_err(Status::internal)
+}
 
 #[async_trait]
 impl Plugin for Priority {
@@ -35,15 +57,15 @@ impl Plugin for Priority {
             }
             let found = found
                 .ok_or_else(|| a.forbid(&pod_name, format!("no PriorityClass with name {class_name} was found")))?;
-            Some(found.value().map_err(Status::internal)?)
+            Some(view(&found)?)
         };
-        let value = class.as_ref().map_or(0, |class| class["value"].as_i64().unwrap_or(0));
+        let value = class.as_ref().map_or(0, |class| class.value);
         if let Some(said) = spec.get("priority").and_then(Value::as_i64).filter(|said| *said != value) {
             return Err(a.forbid(&pod_name, format!("the integer value of priority ({said}) must not be provided in pod spec; priority admission controller computed {value} from the given PriorityClass name")));
         }
         spec.insert("priority".into(), value.into());
         let policy =
-            class.as_ref().and_then(|class| class["preemptionPolicy"].as_str()).unwrap_or("PreemptLowerPriority");
+            class.as_ref().and_then(|class| class.preemption_policy.as_deref()).unwrap_or("PreemptLowerPriority");
         if let Some(said) = spec.get("preemptionPolicy").and_then(Value::as_str).filter(|said| *said != policy) {
             return Err(a.forbid(&pod_name, format!("the string value of PreemptionPolicy ({said}) must not be provided in pod spec; priority admission controller computed {policy} from the given PriorityClass name")));
         }
@@ -51,7 +73,7 @@ impl Plugin for Priority {
         if class_name.is_empty()
             && let Some(class) = &class
         {
-            spec.insert("priorityClassName".into(), class["metadata"]["name"].clone());
+            spec.insert("priorityClassName".into(), class.metadata.name.as_str().into());
         }
         Ok(())
     }
@@ -68,8 +90,8 @@ impl Plugin for Priority {
         };
         let name = class["metadata"]["name"].as_str().unwrap_or_default();
         match default_class(server)? {
-            Some(other) if other["metadata"]["name"] != name => {
-                let other = other["metadata"]["name"].as_str().unwrap_or_default();
+            Some(other) if other.metadata.name != name => {
+                let other = other.metadata.name;
                 Err(a.forbid(
                     name,
                     format!("PriorityClass {other} is already marked as default. Only one default can exist"),
@@ -81,12 +103,11 @@ impl Plugin for Priority {
 }
 
 /// Of several, the one with the smallest value.
-fn default_class(server: &ApiServer) -> Result<Option<Value>, Status> {
-    let mut best: Option<Value> = None;
+fn default_class(server: &ApiServer) -> Result<Option<Class>, Status> {
+    let mut best: Option<Class> = None;
     for class in server.lookup_all(GROUP, "priorityclasses", "") {
-        let class = class.value().map_err(Status::internal)?;
-        let smaller = best.as_ref().is_none_or(|b| class["value"].as_i64() < b["value"].as_i64());
-        if class["globalDefault"] == true && smaller {
+        let class = view(&class)?;
+        if class.global_default && best.as_ref().is_none_or(|best| class.value < best.value) {
             best = Some(class);
         }
     }

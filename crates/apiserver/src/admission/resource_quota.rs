@@ -33,67 +33,74 @@ impl Plugin for ResourceQuota {
         object: Option<&Value>,
         old: Option<&Value>,
     ) -> Result<(), Status> {
-        let Some(object) = object.filter(|_| is_counted(a)) else { return Ok(()) };
-        let namespace = &*a.target.request.namespace;
-        let held = server.lookup_all("", "resourcequotas", namespace);
-        if held.is_empty() {
+        let Some(object) = object.filter(|_| is_counted(a) && server.has_any("", "resourcequotas")) else {
             return Ok(());
-        }
-        let what = Asked::of(a, object, old);
-        if what.usage.values().all(|q| q.sign() <= 0) {
-            return Ok(());
-        }
-        let check = |quota: &Value| {
-            what.check(quota).map_err(|why| a.forbid(object["metadata"]["name"].as_str().unwrap_or_default(), why))
         };
-        let check_all = || -> Result<Vec<String>, Status> {
-            let mut charged = Vec::new();
-            for quota in server.lookup_all("", "resourcequotas", namespace) {
-                let body = quota.value().map_err(Status::internal)?;
-                if check(&body)?.is_some() {
-                    charged.push(quota.meta.name.to_string());
-                }
-            }
-            Ok(charged)
-        };
-        let charged = match check_all() {
-            // What was given back may not have arrived here yet.
-            Err(_) => {
-                server.await_newest().await?;
-                check_all()?
-            }
-            Ok(charged) => charged,
-        };
-        if a.dry_run {
-            return Ok(());
-        }
-        let catalog = server.catalog();
-        let served = catalog.find("", "resourcequotas").ok_or_else(Status::unknown_path)?;
-        let version = served.resource.storage_version();
-        let caller = crate::bootstrap::loopback();
-        for name in charged {
-            let request =
-                Request::new(Verb::Update, served.resource.gvr(&version.name), namespace, &name).subresource("status");
-            let charge = |quota: &mut Value| {
-                if let Some(used) = check(quota)? {
-                    for (resource, amount) in used {
-                        quota["status"]["used"][resource] = amount.to_string().into();
-                    }
-                }
-                Ok(())
-            };
-            match server
-                .change(Target { caller: &caller, served, version, request: &request }, Change::Server(&charge))
-                .await
-            {
-                // A quota deleted meanwhile asks for nothing.
-                Err(status) if status.is(meta::Reason::NotFound) => {}
-                Err(status) => return Err(status),
-                Ok(_) => {}
-            }
-        }
-        Ok(())
+        Box::pin(charge(server, a, object, old)).await
     }
+}
+
+/// Charges what a write adds to the quotas of its namespace.
+async fn charge(server: &ApiServer, a: &Attributes<'_>, object: &Value, old: Option<&Value>) -> Result<(), Status> {
+    let namespace = &*a.target.request.namespace;
+    let held = server.lookup_all("", "resourcequotas", namespace);
+    if held.is_empty() {
+        return Ok(());
+    }
+    let what = Asked::of(a, object, old);
+    if what.usage.values().all(|q| q.sign() <= 0) {
+        return Ok(());
+    }
+    let check = |quota: &Value| {
+        what.check(quota).map_err(|why| a.forbid(object["metadata"]["name"].as_str().unwrap_or_default(), why))
+    };
+    let check_all = || -> Result<Vec<String>, Status> {
+        let mut charged = Vec::new();
+        for quota in server.lookup_all("", "resourcequotas", namespace) {
+            let body = quota.value().map_err(Status::internal)?;
+            if check(&body)?.is_some() {
+                charged.push(quota.meta.name.to_string());
+            }
+        }
+        Ok(charged)
+    };
+    let charged = match check_all() {
+        // What was given back may not have arrived here yet.
+        Err(_) => {
+            server.await_newest().await?;
+            check_all()?
+        }
+        Ok(charged) => charged,
+    };
+    if a.dry_run {
+        return Ok(());
+    }
+    let catalog = server.catalog();
+    let served = catalog.find("", "resourcequotas").ok_or_else(Status::unknown_path)?;
+    let version = served.resource.storage_version();
+    let caller = crate::bootstrap::loopback();
+    for name in charged {
+        let request =
+            Request::new(Verb::Update, served.resource.gvr(&version.name), namespace, &name).subresource("status");
+        let charge = |quota: &mut Value| {
+            if let Some(used) = check(quota)? {
+                for (resource, amount) in used {
+                    quota["status"]["used"][resource] = amount.to_string().into();
+                }
+            }
+            Ok(())
+        };
+        match server
+            .change(Target { caller: &caller, served, version, request: &request }, Change::Server(&charge))
+            .await
+        {
+            // A quota deleted meanwhile asks for nothing.
+            Err(status) if status.is(meta::Reason::NotFound) => {}
+            Err(status) => return Err(status),
+            Ok(_) => {}
+        }
+    }
+    Ok(())
 }
 
 fn is_counted(a: &Attributes<'_>) -> bool {

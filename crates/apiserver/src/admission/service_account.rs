@@ -2,6 +2,7 @@
 
 use async_trait::async_trait;
 use meta::{Status, Value};
+use serde::Deserialize;
 use serde_json::json;
 
 use super::{Attributes, Plugin};
@@ -9,6 +10,14 @@ use crate::pipeline::metadata::generate_name;
 use crate::server::ApiServer;
 
 pub struct ServiceAccount;
+
+/// What pods take from their account.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Account {
+    image_pull_secrets: Option<Vec<Value>>,
+    automount_service_account_token: Option<bool>,
+}
 
 const MOUNT_PATH: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 /// Lifetime of mounted tokens: an hour and a little, as upstream.
@@ -49,14 +58,14 @@ impl Plugin for ServiceAccount {
                 format!("error looking up service account {namespace}/{name}: serviceaccount {name:?} not found"),
             )
         })?;
-        let account = account.value().map_err(Status::internal)?;
+        let account: Account = serde_json::from_slice(account.raw()).map_err(Status::internal)?;
         if spec.get("imagePullSecrets").and_then(Value::as_array).is_none_or(Vec::is_empty)
-            && let Some(secrets) = account["imagePullSecrets"].as_array().filter(|s| !s.is_empty())
+            && let Some(secrets) = account.image_pull_secrets.filter(|s| !s.is_empty())
         {
-            spec.insert("imagePullSecrets".into(), secrets.clone().into());
+            spec.insert("imagePullSecrets".into(), secrets.into());
         }
         let wanted = spec.get("automountServiceAccountToken").and_then(Value::as_bool);
-        if !wanted.or(account["automountServiceAccountToken"].as_bool()).unwrap_or(true) {
+        if !wanted.or(account.automount_service_account_token).unwrap_or(true) {
             return Ok(());
         }
         mount(spec);

@@ -28,7 +28,7 @@ const RANDOM_TRIES: usize = 32;
 const MAX_RANGE: u128 = 1 << 20;
 const NODE_PORT_PREFIX: &str = "/registry/ranges/servicenodeports/";
 
-fn is_service(resource: &Resource) -> bool {
+pub fn is_service(resource: &Resource) -> bool {
     resource.group.is_empty() && &*resource.plural == "services"
 }
 

@@ -300,6 +300,10 @@ impl Cache {
         (Slice { items, newest: state.newest }, more)
     }
 
+    pub fn is_empty(&self) -> bool {
+        self.state().objects.is_empty()
+    }
+
     /// How many objects there are, and the bytes of their JSON.
     pub fn size(&self) -> (usize, usize) {
         let state = self.state();

@@ -122,7 +122,8 @@ async fn connection(
     let ending = cancel.clone();
     let service = hyper::service::service_fn(move |request| {
         let (server, peer, ending) = (server.clone(), peer.clone(), ending.clone());
-        async move { Ok::<_, Infallible>(guarded(&server, &peer, request, ending).await) }
+        // In one place from the beginning: hyper moves what it is given several times.
+        Box::pin(async move { Ok::<_, Infallible>(guarded(&server, &peer, request, ending).await) })
     });
     let mut builder = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
     builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
@@ -228,7 +229,7 @@ async fn answer(
     };
     if let Some(remote) = remote {
         authorize_elsewhere(server, caller, &request)?;
-        return Ok(aggregation::proxy::carry(server, &remote, &caller.user, request).await);
+        return Ok(Box::pin(aggregation::proxy::carry(server, &remote, &caller.user, request)).await);
     }
     let route = route::parse(request.method(), request.uri().path(), request.uri().query().unwrap_or_default())?;
     if websocket::is_asked(request.headers()) {
@@ -237,7 +238,7 @@ async fn answer(
         if (lines || log)
             && let Some(upgrade) = websocket::Upgrade::take(&mut request, lines)
         {
-            return Ok(upgrade.carry(dispatch(server, caller, route, request, ending).await?));
+            return Ok(upgrade.carry(Box::pin(dispatch(server, caller, route, request, ending)).await?));
         }
     }
     dispatch(server, caller, route, request, ending).await
@@ -287,9 +288,9 @@ async fn dispatch(
             if crate::webhook::admission::is_connect(&call.request) {
                 let (subject, options) =
                     crate::webhook::admission::Subject::of_connect(caller, &call.request, &call.query);
-                crate::webhook::admission::validate_body(server, &subject, &options).await?;
+                Box::pin(crate::webhook::admission::validate_body(server, &subject, &options)).await?;
             }
-            crate::subresource::connect::serve(server, call, http::Request::from_parts(parts, body)).await
+            Box::pin(crate::subresource::connect::serve(server, call, http::Request::from_parts(parts, body))).await
         }
         Route::Resource(mut request) => {
             let pretty = encode::wants_pretty(&parts.headers, parts.uri.query().unwrap_or_default());

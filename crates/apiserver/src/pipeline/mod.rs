@@ -95,7 +95,7 @@ impl ApiServer {
         // Calls from this process come here first; those over HTTPS were sent on before they were routed.
         let services = self.aggregation().services();
         if let Some(remote) = services.remote(&request.resource.group, &request.resource.version) {
-            return crate::aggregation::calls::call(self, remote, caller, request).await;
+            return Box::pin(crate::aggregation::calls::call(self, remote, caller, request)).await;
         }
         self.serve(caller, request).await
     }
@@ -116,35 +116,39 @@ impl ApiServer {
             return Err(Status::unknown_path());
         }
         let target = Target { caller, served, version, request: &request };
+        // Each kind of request in a place of its own: a future is as large as its largest branch, and all those around it
+        // are copied as they are made.
         if !request.subresource.is_empty() {
             let sub = resource.subresource(&request.subresource).ok_or_else(Status::unknown_path)?;
             return match (&sub.kind, request.verb) {
-                (SubresourceKind::Status | SubresourceKind::Part, Verb::Get) => self.get(target).await,
+                (SubresourceKind::Status | SubresourceKind::Part, Verb::Get) => Box::pin(self.get(target)).await,
                 (SubresourceKind::Status | SubresourceKind::Part, Verb::Update | Verb::Patch) => {
-                    self.update(target).await
+                    Box::pin(self.update(target)).await
                 }
                 (SubresourceKind::Scale { .. }, Verb::Get | Verb::Update | Verb::Patch) => {
-                    crate::subresource::scale::serve(self, target).await
+                    Box::pin(crate::subresource::scale::serve(self, target)).await
                 }
-                (SubresourceKind::Action, Verb::Create) => crate::subresource::act(self, target).await,
+                (SubresourceKind::Action, Verb::Create) => Box::pin(crate::subresource::act(self, target)).await,
                 _ => Err(target.not_allowed()),
             };
         }
         match (resource.verbs, request.verb) {
-            (Verbs::CreateOnly, Verb::Create) => crate::reviews::create(self, target).await,
+            (Verbs::CreateOnly, Verb::Create) => Box::pin(crate::reviews::create(self, target)).await,
             (Verbs::CreateOnly, _) => Err(target.not_allowed()),
             (Verbs::ReadOnly, Verb::Get | Verb::List) if &*resource.group == crate::metrics_api::GROUP => {
-                crate::metrics_api::read(self, target).await
+                Box::pin(crate::metrics_api::read(self, target)).await
             }
-            (Verbs::ReadOnly, Verb::Get | Verb::List) => crate::reviews::component_statuses(self, target).await,
+            (Verbs::ReadOnly, Verb::Get | Verb::List) => {
+                Box::pin(crate::reviews::component_statuses(self, target)).await
+            }
             (Verbs::ReadOnly, _) | (Verbs::NoDeleteCollection, Verb::DeleteCollection) => Err(target.not_allowed()),
-            (_, Verb::Get) => self.get(target).await,
-            (_, Verb::List) => self.list(target).await,
-            (_, Verb::Watch) => self.watch(target).await,
-            (_, Verb::Create) => self.create(target).await,
-            (_, Verb::Update | Verb::Patch) => self.update(target).await,
-            (_, Verb::Delete) => self.delete(target).await,
-            (_, Verb::DeleteCollection) => self.delete_collection(target).await,
+            (_, Verb::Get) => Box::pin(self.get(target)).await,
+            (_, Verb::List) => Box::pin(self.list(target)).await,
+            (_, Verb::Watch) => Box::pin(self.watch(target)).await,
+            (_, Verb::Create) => Box::pin(self.create(target)).await,
+            (_, Verb::Update | Verb::Patch) => Box::pin(self.update(target)).await,
+            (_, Verb::Delete) => Box::pin(self.delete(target)).await,
+            (_, Verb::DeleteCollection) => Box::pin(self.delete_collection(target)).await,
         }
     }
 }

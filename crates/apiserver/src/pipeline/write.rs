@@ -100,8 +100,10 @@ impl ApiServer {
         metadata::agree_with_url(&target, &mut body)?;
         let generated = metadata::text(&body, "name").is_empty() && !metadata::text(&body, "generateName").is_empty();
         let mut refused = Status::internal("no attempt was made");
-        for _ in 0..NAME_TRIES {
-            let mut body = body.clone();
+        for left in (0..NAME_TRIES).rev() {
+            // A named object without claims has one try, and needs its body no more.
+            let once = left == 0 || !generated && !service_address::is_service(&target.served.resource);
+            let mut body = if once { std::mem::take(&mut body) } else { body.clone() };
             if generated {
                 let name = metadata::generate_name(metadata::text(&body, "generateName"));
                 metadata::of(&mut body)?.insert("name".into(), name.into());
@@ -112,6 +114,9 @@ impl ApiServer {
                 Ok(Created::ClaimTaken(status)) => refused = status,
                 Err(status) if generated && status.is_already_exists() => refused = status,
                 Err(status) => return Err(status),
+            }
+            if once {
+                break;
             }
         }
         Err(refused)

@@ -25,16 +25,15 @@ pub async fn act(server: &ApiServer, target: Target<'_>) -> Result<Reply, Status
     let mut object = body::decode_options(&target.request.body, &sub.body.kind)?;
     let attributes = Attributes::new(&target, Operation::Create)?;
     admit_body(server, &attributes, sub.body.clone(), &mut object).await?;
+    if &*target.request.subresource == "binding" {
+        return binding::bind(server, target, &object).await;
+    }
     let mut request = target.request.clone();
     request.body = meta::RequestBody::Value { content_type: "application/json", value: object };
     let target = Target { request: &request, ..target };
     match &*target.request.subresource {
-        "binding" => {
-            let binding = body::decode_options(&target.request.body, "Binding")?;
-            binding::bind(server, target, &binding).await
-        }
-        "eviction" => evict(server, target).await,
-        "token" => token::create(server, target).await,
+        "eviction" => Box::pin(evict(server, target)).await,
+        "token" => Box::pin(token::create(server, target)).await,
         _ => Err(Status::unknown_path()),
     }
 }

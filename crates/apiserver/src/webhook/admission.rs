@@ -337,6 +337,11 @@ fn options(operation: Operation, request: &Request) -> Value {
     out
 }
 
+/// Whether anybody wants to change what is written.
+pub fn any_mutating(server: &ApiServer) -> bool {
+    server.has_any(GROUP, "mutatingwebhookconfigurations")
+}
+
 /// The webhooks of all configurations of a kind, in the order of the configurations' names.
 fn webhooks(server: &ApiServer, plural: &str) -> Vec<Webhook> {
     let mut found = Vec::new();
@@ -585,7 +590,7 @@ impl Plugin for ValidatingWebhooks {
             return Ok(());
         }
         match Subject::of_write(server, a, object.or(old).unwrap_or(&Value::Null)) {
-            Some(subject) => validate_with(server, &subject, &hooks, object, old).await,
+            Some(subject) => Box::pin(validate_with(server, &subject, &hooks, object, old)).await,
             None => Ok(()),
         }
     }
@@ -599,12 +604,16 @@ pub async fn validate_body(server: &ApiServer, subject: &Subject<'_>, object: &V
 
 /// Asks all webhooks about the body of an acting subresource: a Binding, an Eviction, a TokenRequest.
 pub async fn admit_body(server: &ApiServer, a: &Attributes<'_>, kind: Gvk, object: &mut Value) -> Result<(), Status> {
-    let (mutating, validating) =
-        (webhooks(server, "mutatingwebhookconfigurations"), webhooks(server, "validatingwebhookconfigurations"));
-    let policies = !server.lookup_all(GROUP, "validatingadmissionpolicies", "").is_empty();
-    if mutating.is_empty() && validating.is_empty() && !policies {
+    let asked = ["mutatingwebhookconfigurations", "validatingwebhookconfigurations", "validatingadmissionpolicies"];
+    if !asked.iter().any(|plural| server.has_any(GROUP, plural)) {
         return Ok(());
     }
+    Box::pin(ask_about_body(server, a, kind, object)).await
+}
+
+async fn ask_about_body(server: &ApiServer, a: &Attributes<'_>, kind: Gvk, object: &mut Value) -> Result<(), Status> {
+    let (mutating, validating) =
+        (webhooks(server, "mutatingwebhookconfigurations"), webhooks(server, "validatingwebhookconfigurations"));
     object["apiVersion"] = kind.api_version().into();
     object["kind"] = kind.kind.to_string().into();
     let subject = Subject { kind, ..Subject::new(a, a.target.request) };
