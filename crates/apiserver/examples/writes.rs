@@ -142,10 +142,9 @@ fn with(mut request: Request, content_type: &str, body: &Value) -> Request {
 /// This process's processor time.
 fn used() -> Duration {
     let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
-    let fields: Vec<u64> =
-        stat.rsplit(')').next().unwrap_or_default().split(' ').filter_map(|f| f.parse().ok()).collect();
-    // Behind the name and state, whose field is no number: utime and stime, in hundredths of a second.
-    Duration::from_millis(10 * fields.get(10..12).map_or(0, |times| times.iter().sum()))
+    // Behind the name in parentheses come the state and ten numbers, then utime and stime, in hundredths of a second.
+    let fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace().skip(11).take(2);
+    Duration::from_millis(10 * fields.filter_map(|field| field.parse::<u64>().ok()).sum::<u64>())
 }
 
 fn main() {

@@ -295,8 +295,20 @@ impl Status {
 }
 
 /// A path to a field, written as upstream writes it: `spec.containers[0].name`, `metadata.labels[a/b]`.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct FieldPath(String);
+///
+/// Validation makes one of every field it looks at, and shows hardly any: short ones, which most are, take no memory of
+/// their own.
+#[derive(Clone)]
+pub struct FieldPath(Text);
+
+/// Bytes of a path kept in place: enough for most of a pod's.
+const SHORT: usize = 70;
+
+#[derive(Clone)]
+enum Text {
+    Short { length: u8, bytes: [u8; SHORT] },
+    Long(Box<str>),
+}
 
 impl FieldPath {
     pub fn root() -> Self {
@@ -304,35 +316,68 @@ impl FieldPath {
     }
 
     pub fn new(path: &str) -> Self {
-        Self(path.to_string())
+        Self::joined(&[path])
     }
 
     pub fn child(&self, name: &str) -> Self {
-        if self.0.is_empty() { Self(name.to_string()) } else { self.joined([".", name, ""]) }
+        if self.text().is_empty() { Self::new(name) } else { Self::joined(&[self.text(), ".", name]) }
     }
 
     pub fn index(&self, index: usize) -> Self {
         const FEW: [&str; 8] = ["[0]", "[1]", "[2]", "[3]", "[4]", "[5]", "[6]", "[7]"];
         match FEW.get(index) {
-            Some(text) => self.joined([text, "", ""]),
-            None => Self(format!("{}[{index}]", self.0)),
+            Some(at) => Self::joined(&[self.text(), at]),
+            None => Self::joined(&[self.text(), "[", &index.to_string(), "]"]),
         }
     }
 
     pub fn key(&self, key: &str) -> Self {
-        self.joined(["[", key, "]"])
-    }
-
-    /// Validation makes a path of every field it looks at: without formatting, in one allocation.
-    fn joined(&self, more: [&str; 3]) -> Self {
-        let mut path = String::with_capacity(self.0.len() + more.iter().map(|part| part.len()).sum::<usize>());
-        path.push_str(&self.0);
-        more.iter().for_each(|part| path.push_str(part));
-        Self(path)
+        Self::joined(&[self.text(), "[", key, "]"])
     }
 
     pub fn as_str(&self) -> &str {
-        if self.0.is_empty() { "<nil>" } else { &self.0 }
+        if self.text().is_empty() { "<nil>" } else { self.text() }
+    }
+
+    fn text(&self) -> &str {
+        match &self.0 {
+            // Made of whole texts only.
+            Text::Short { length, bytes } => std::str::from_utf8(&bytes[..usize::from(*length)]).unwrap_or_default(),
+            Text::Long(text) => text,
+        }
+    }
+
+    fn joined(parts: &[&str]) -> Self {
+        let mut bytes = [0; SHORT];
+        let mut length = 0;
+        for part in parts {
+            let Some(room) = bytes.get_mut(length..length + part.len()) else {
+                return Self(Text::Long(parts.concat().into()));
+            };
+            room.copy_from_slice(part.as_bytes());
+            length += part.len();
+        }
+        Self(Text::Short { length: length as u8, bytes })
+    }
+}
+
+impl Default for FieldPath {
+    fn default() -> Self {
+        Self(Text::Short { length: 0, bytes: [0; SHORT] })
+    }
+}
+
+impl PartialEq for FieldPath {
+    fn eq(&self, other: &Self) -> bool {
+        self.text() == other.text()
+    }
+}
+
+impl Eq for FieldPath {}
+
+impl fmt::Debug for FieldPath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("FieldPath").field(&self.text()).finish()
     }
 }
 
@@ -461,5 +506,27 @@ impl FieldError {
 impl fmt::Display for FieldError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.field, self.body())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_long_and_short() {
+        let (name, list) = ("a".repeat(SHORT), FieldPath::new("spec").child("list"));
+        for (path, text) in [
+            (FieldPath::root(), "<nil>".to_string()),
+            (FieldPath::root().child("metadata").key("a/b"), "metadata[a/b]".into()),
+            (list.index(7).child("é"), "spec.list[7].é".into()),
+            (list.index(12).child(&name), format!("spec.list[12].{name}")),
+            (FieldPath::new(&name), name.clone()),
+            (FieldPath::new(&name).child("x").index(0), format!("{name}.x[0]")),
+        ] {
+            assert_eq!(path.to_string(), text);
+            assert_eq!(path.clone(), path);
+        }
+        assert_ne!(list, FieldPath::new("spec.lis"));
     }
 }
