@@ -166,8 +166,13 @@ impl std::fmt::Debug for Object {
 
 /// Encodes a body in stored form: kind, apiVersion and metadata first, no `resourceVersion`.
 pub fn encode_stored(body: &Value) -> Result<Bytes, ObjectError> {
+    encode_stored_with(body, None)
+}
+
+/// As [`encode_stored`], with `managedFields` that were written as text and are not in the body.
+pub fn encode_stored_with(body: &Value, managed: Option<&str>) -> Result<Bytes, ObjectError> {
     let map = body.as_object().ok_or(ObjectError::NotCanonical)?;
-    let mut out = Vec::with_capacity(1024);
+    let mut out = Vec::with_capacity(1024 + managed.map_or(0, |text| 2 * text.len()));
     out.push(b'{');
     for key in ["kind", "apiVersion"] {
         let value = map.get(key).and_then(Value::as_str).ok_or(ObjectError::NotCanonical)?;
@@ -179,14 +184,26 @@ pub fn encode_stored(body: &Value) -> Result<Bytes, ObjectError> {
     }
     out.extend_from_slice(METADATA);
     let metadata = map.get("metadata").and_then(Value::as_object).ok_or(ObjectError::NotCanonical)?;
-    let mut first = true;
-    for (key, value) in metadata.iter().filter(|(k, _)| *k != "resourceVersion") {
+    let (mut first, mut managed) = (true, managed);
+    let mut field = |out: &mut Vec<u8>, key: &str| {
         if !std::mem::take(&mut first) {
             out.push(b',');
         }
-        serde_json::to_writer(&mut out, key)?;
+        serde_json::to_writer(&mut *out, key)?;
         out.push(b':');
+        Ok::<_, serde_json::Error>(())
+    };
+    for (key, value) in metadata.iter().filter(|(k, _)| *k != "resourceVersion") {
+        if let Some(text) = managed.take_if(|_| key.as_str() > MANAGED_FIELDS) {
+            field(&mut out, MANAGED_FIELDS)?;
+            out.extend_from_slice(text.as_bytes());
+        }
+        field(&mut out, key)?;
         serde_json::to_writer(&mut out, value)?;
+    }
+    if let Some(text) = managed {
+        field(&mut out, MANAGED_FIELDS)?;
+        out.extend_from_slice(text.as_bytes());
     }
     if first {
         return Err(ObjectError::NotCanonical);
@@ -203,6 +220,7 @@ pub fn encode_stored(body: &Value) -> Result<Bytes, ObjectError> {
     Ok(Bytes::from(out))
 }
 
+const MANAGED_FIELDS: &str = "managedFields";
 const METADATA: &[u8] = b"\"metadata\":{";
 const RESOURCE_VERSION: &[u8] = b"\"resourceVersion\":\"";
 

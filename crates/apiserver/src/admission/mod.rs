@@ -165,6 +165,15 @@ pub async fn mutate(
     Box::pin(ask_others(server, a, object, old)).await
 }
 
+/// Whether what is written is shown to webhooks or expressions.
+pub fn is_shown(server: &ApiServer) -> bool {
+    const GROUP: &str = "admissionregistration.k8s.io";
+    let asking = ["validatingwebhookconfigurations", "validatingadmissionpolicies"];
+    policy_mutate::any(server)
+        || webhook::any_mutating(server)
+        || asking.iter().any(|plural| server.has_any(GROUP, plural))
+}
+
 /// Mutating policies and webhooks, and the plugins once more.
 async fn ask_others(
     server: &ApiServer,

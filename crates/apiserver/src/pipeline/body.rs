@@ -251,6 +251,12 @@ pub fn manage_fields(target: &Target<'_>, old: Option<&Value>, body: &mut Value,
     Ok(())
 }
 
+/// The same for a create whose client sent no entries, as it will be stored.
+pub fn managed_by_creator(target: &Target<'_>, body: &Value, now: &str) -> Option<String> {
+    let root = target.served.storage().storage_version().schema.root();
+    meta::apply::created(root, body, &applied_by(target, now))
+}
+
 /// A document that makes a new body of an old one, in the requested version.
 pub enum Document {
     Put(Value),

@@ -141,8 +141,15 @@ impl ApiServer {
             map.remove("status");
         }
         // What admission and strategies fill in is nobody's: ownership is of what the client sent.
+        let mut managed = None;
         if target.request.verb == Verb::Create {
-            body::manage_fields(&target, None, &mut body, &now)?;
+            // As text, where nobody is shown the tree.
+            let sent = metadata::of(&mut body)?.contains_key("managedFields");
+            let as_text = !sent && !admission::is_shown(self) && !target.dry_run()?;
+            managed = as_text.then(|| body::managed_by_creator(&target, &body, &now)).flatten();
+            if managed.is_none() {
+                body::manage_fields(&target, None, &mut body, &now)?;
+            }
         }
         let mut attributes = Attributes::new(&target, Operation::Create)?;
         admission::mutate(self, &mut attributes, &mut body, None).await?;
@@ -169,7 +176,7 @@ impl ApiServer {
             return Object::from_value(&body).map(|o| Created::Done(Arc::new(o))).map_err(Status::internal);
         }
         let lease = self.lease_for(resource.ttl_seconds).await?;
-        let raw = meta::object::encode_stored(&body).map_err(Status::internal)?;
+        let raw = meta::object::encode_stored_with(&body, managed.as_deref()).map_err(Status::internal)?;
         let key: store::Key = key.into();
         let mut txn = Txn {
             compares: vec![Compare { key: key.clone(), mod_revision: 0 }],

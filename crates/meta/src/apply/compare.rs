@@ -11,11 +11,11 @@ use super::fields::{self, Fields};
 use super::place::{Form, Identity, Place, field_element};
 use crate::schema::View;
 
-const METADATA: &str = "metadata";
+pub(super) const METADATA: &str = "metadata";
 /// Fields of the whole object no one owns.
-const UNOWNED: &[&str] = &["apiVersion", "kind"];
+pub(super) const UNOWNED: &[&str] = &["apiVersion", "kind"];
 /// Fields of its metadata no one owns.
-const UNOWNED_METADATA: &[&str] = &[
+pub(super) const UNOWNED_METADATA: &[&str] = &[
     "clusterName",
     "creationTimestamp",
     "generation",

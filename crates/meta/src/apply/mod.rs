@@ -8,12 +8,14 @@
 mod compare;
 mod config;
 mod conflicts;
+mod created;
 mod entries;
 mod fields;
 mod last_applied;
 mod place;
 
 pub use conflicts::{Conflict, Conflicts};
+pub use created::created;
 
 use serde_json::{Map, Value};
 
