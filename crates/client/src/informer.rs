@@ -186,6 +186,11 @@ impl Informer {
         self.shared.store.by_index(name, value)
     }
 
+    /// Whether an index holds anything under a value.
+    pub fn is_indexed(&self, name: &str, value: &str) -> bool {
+        self.shared.store.is_indexed(name, value)
+    }
+
     /// Changed keys from now on, beginning with every object held.
     pub fn subscribe(&self) -> Subscription {
         self.shared.store.subscribe()

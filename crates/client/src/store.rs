@@ -2,7 +2,7 @@
 //!
 //! It takes versions and lists as they come, makes the differences itself, and knows nothing of where they come from.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::ops::Bound;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak};
 
@@ -13,36 +13,29 @@ use crate::subscription::{MAX_PENDING_KEYS, Mailbox, Subscription};
 
 type IndexFn = Arc<dyn Fn(&Object) -> Vec<String> + Send + Sync>;
 
+/// Objects by key. Indexes hold the objects themselves: reading one must not cost a search for each of thousands.
+type Objects = BTreeMap<Arc<str>, Arc<Object>>;
+
 struct Index {
     of: IndexFn,
-    keys: HashMap<String, BTreeSet<Arc<str>>>,
+    objects: HashMap<String, Objects>,
 }
 
 impl Index {
-    fn remove(&mut self, key: &Arc<str>, values: Vec<String>) {
-        for value in values {
-            if let Some(keys) = self.keys.get_mut(&value) {
-                keys.remove(key);
-                if keys.is_empty() {
-                    self.keys.remove(&value);
+    fn change(&mut self, key: &Arc<str>, old: Option<&Arc<Object>>, new: Option<&Arc<Object>>) {
+        let of = |object: Option<&Arc<Object>>| object.map(|o| (self.of)(o)).unwrap_or_default();
+        let (before, after) = (of(old), of(new));
+        for value in before.iter().filter(|v| !after.contains(v)) {
+            if let Some(objects) = self.objects.get_mut(value) {
+                objects.remove(key);
+                if objects.is_empty() {
+                    self.objects.remove(value);
                 }
             }
         }
-    }
-
-    fn insert(&mut self, key: &Arc<str>, values: Vec<String>) {
-        for value in values {
-            self.keys.entry(value).or_default().insert(key.clone());
-        }
-    }
-
-    fn change(&mut self, key: &Arc<str>, old: Option<&Arc<Object>>, new: Option<&Arc<Object>>) {
-        let of = |object: Option<&Arc<Object>>| object.map(|o| (self.of)(o)).unwrap_or_default();
-        let (old, new) = (of(old), of(new));
-        // Most changes are of a status and move nothing.
-        if old != new {
-            self.remove(key, old);
-            self.insert(key, new);
+        let Some(new) = new else { return };
+        for value in after {
+            self.objects.entry(value).or_default().insert(key.clone(), new.clone());
         }
     }
 }
@@ -58,7 +51,7 @@ fn label_value(namespace: &str, key: &str, value: &str) -> String {
 #[derive(Default)]
 struct Contents {
     /// Ordered, so that a namespace is a range.
-    objects: BTreeMap<Arc<str>, Arc<Object>>,
+    objects: Objects,
     indexes: BTreeMap<&'static str, Index>,
     subscribers: Vec<Weak<Mailbox>>,
     closed: bool,
@@ -172,14 +165,14 @@ impl Store {
         };
         // Of the labels that must have one certain value, the one the fewest objects have.
         let certain = selector.requirements.iter().filter(|r| r.operator == Operator::In && r.values.len() == 1);
-        let held = certain.map(|r| index.keys.get(&label_value(namespace, &r.key, &r.values[0])));
-        match held.min_by_key(|keys| keys.map_or(0, BTreeSet::len)) {
+        let held = certain.map(|r| index.objects.get(&label_value(namespace, &r.key, &r.values[0])));
+        match held.min_by_key(|objects| objects.map_or(0, Objects::len)) {
             None => {
                 drop(contents);
                 self.list_where(Some(namespace), |o| selector.matches(&o.meta.labels))
             }
-            Some(keys) => {
-                let objects = keys.into_iter().flatten().filter_map(|k| contents.objects.get(k));
+            Some(objects) => {
+                let objects = objects.into_iter().flat_map(Objects::values);
                 objects.filter(|o| selector.matches(&o.meta.labels)).cloned().collect()
             }
         }
@@ -196,7 +189,7 @@ impl Store {
         if contents.indexes.contains_key(name) {
             return;
         }
-        let mut index = Index { of: Arc::new(of), keys: HashMap::new() };
+        let mut index = Index { of: Arc::new(of), objects: HashMap::new() };
         for (key, object) in &contents.objects {
             index.change(key, None, Some(object));
         }
@@ -206,8 +199,13 @@ impl Store {
     /// Objects an index holds under a value, in key order. An index nobody added is empty.
     pub fn by_index(&self, name: &str, value: &str) -> Vec<Arc<Object>> {
         let contents = self.read();
-        let keys = contents.indexes.get(name).and_then(|i| i.keys.get(value));
-        keys.into_iter().flatten().filter_map(|k| contents.objects.get(k).cloned()).collect()
+        let objects = contents.indexes.get(name).and_then(|i| i.objects.get(value));
+        objects.into_iter().flat_map(Objects::values).cloned().collect()
+    }
+
+    /// Whether an index holds anything under a value.
+    pub fn is_indexed(&self, name: &str, value: &str) -> bool {
+        self.read().indexes.get(name).is_some_and(|i| i.objects.contains_key(value))
     }
 
     /// A subscription that begins with every object held.

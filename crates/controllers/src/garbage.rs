@@ -171,9 +171,8 @@ pub fn plan(resource: &Gvr, object: &Object, standing: &[Standing], dependents: 
 impl Graph {
     fn dependents(&self, uid: &str) -> Vec<(Gvr, Arc<Object>)> {
         let sources = self.sources.read().unwrap_or_else(PoisonError::into_inner);
-        let each =
-            sources.iter().flat_map(|(r, s)| s.informer.by_index(OWNER, uid).into_iter().map(|o| (r.clone(), o)));
-        each.collect()
+        let owning = sources.iter().filter(|(_, s)| s.informer.is_indexed(OWNER, uid));
+        owning.flat_map(|(r, s)| s.informer.by_index(OWNER, uid).into_iter().map(|o| (r.clone(), o))).collect()
     }
 
     fn is_known_gone(&self, uid: &str) -> bool {
@@ -300,6 +299,14 @@ impl Graph {
                 let replaced = match (&change.old, &change.new) {
                     (Some(old), Some(new)) if old.meta.uid == new.meta.uid => {
                         if !is_relevant(new) && !is_relevant(old) {
+                            continue;
+                        }
+                        // Most changes are of a status.
+                        let (was, is) = (&old.meta, &new.meta);
+                        if was.owner_references == is.owner_references
+                            && was.finalizers == is.finalizers
+                            && was.deletion_timestamp == is.deletion_timestamp
+                        {
                             continue;
                         }
                         // Its dependents are looked at when it begins to wait for them.

@@ -29,6 +29,12 @@ const CATCH_UP: Duration = Duration::from_secs(5);
 const DELETION_SEEN: Duration = Duration::from_secs(30);
 /// How often everything is looked at, whether or not anything was heard; see [`metrics::Counts::resync_found`].
 const RESYNC: Duration = Duration::from_secs(600);
+/// How long a key rests before it is looked at again, for each time unit its plan took to make: the larger its world, the
+/// more changes are taken together. What is looked at quickly does not rest.
+const REST: u32 = 20;
+/// And at most.
+const LONGEST_REST: Duration = Duration::from_millis(50);
+const SHORTEST_REST: Duration = Duration::from_millis(2);
 /// Writes at once of one plan.
 const MAX_AT_ONCE: usize = 64;
 
@@ -136,6 +142,7 @@ impl Controller {
             recorder,
             queue: Queue::default(),
             reconcile: self.reconcile,
+            is_pure: self.is_pure,
             informers: self
                 .watches
                 .iter()
@@ -247,6 +254,7 @@ struct Running {
     recorder: Recorder,
     queue: Queue<Arc<str>>,
     reconcile: Reconcile,
+    is_pure: bool,
     informers: HashMap<Gvr, Arc<Informer>>,
     memory: Mutex<HashMap<Arc<str>, KeyMemory>>,
     /// Keys that only a resync made dirty.
@@ -264,9 +272,12 @@ impl Running {
             while tasks.try_join_next().is_some() {}
             let running = self.clone();
             tasks.spawn(async move {
-                running.work(&key).await;
-                running.queue.done(&key);
+                let rest = (running.work(&key).await * REST).min(LONGEST_REST);
                 drop(permit);
+                if rest > SHORTEST_REST {
+                    tokio::time::sleep(rest).await;
+                }
+                running.queue.done(&key);
             });
         }
     }
@@ -336,11 +347,13 @@ impl Running {
         true
     }
 
-    async fn work(self: &Arc<Self>, key: &Arc<str>) {
+    /// Looks at a key, and says how long thinking took.
+    async fn work(self: &Arc<Self>, key: &Arc<str>) -> Duration {
         if !self.caught_up(key).await {
             self.queue.add_after(key.clone(), Duration::from_millis(100));
-            return;
+            return Duration::ZERO;
         }
+        let mut took = Duration::ZERO;
         let (mut failure, mut is_due) = (None, false);
         self.remember(key, |memory| {
             failure = memory.failure.clone();
@@ -349,7 +362,11 @@ impl Running {
         let unheard = self.unheard().remove(key) && failure.is_none() && !is_due;
         let ask = Ask { key: key.clone(), now: Timestamp::now(), failure };
         let outcome = AssertUnwindSafe(async {
-            let plan = (self.reconcile)(ask).await?;
+            let begun = Instant::now();
+            let plan = (self.reconcile)(ask).await;
+            // Waiting for the server is not thinking.
+            took = if self.is_pure { begun.elapsed() } else { Duration::ZERO };
+            let plan = plan?;
             let (again, writes) = (plan.again, plan.actions.len());
             let found = unheard && writes > 0;
             if found {
@@ -391,6 +408,7 @@ impl Running {
                 self.queue.retry(key.clone());
             }
         }
+        took
     }
 
     async fn execute(&self, key: &Arc<str>, plan: Plan) -> Result<(), Status> {
@@ -442,11 +460,13 @@ impl Running {
             }
             What::Delete { name: n, options } => {
                 let result = api.delete(&n, &options).await;
+                // One that asked for a version has to look again at the newer one.
+                let any_version = options.resource_version.is_none();
                 removed = options.uid.map(|uid| (meta::object::object_key(&namespace, &n), uid));
                 name = n;
                 match result {
                     // Gone, or another of the same name: what was to be deleted is.
-                    Err(status) if status.is_not_found() || status.is_conflict() => return Ok(()),
+                    Err(status) if status.is_not_found() || (any_version && status.is_conflict()) => return Ok(()),
                     other => other,
                 }
             }
