@@ -12,9 +12,10 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use client::{Client, DeleteOptions, DynamicApi, Gvr, ListOptions, Patch};
+use client::{Client, DeleteOptions, DynamicApi, Gvr, Informer, ListOptions, Object, Patch, Scope};
 use futures::{StreamExt, TryStreamExt, stream};
 use meta::Status;
+use serde::Deserialize;
 use serde_json::{Value, json};
 
 /// Writes of this program under way at once.
@@ -118,6 +119,28 @@ fn readiness(pod: usize, ready: bool) -> Patch {
     }}))
 }
 
+/// What of a slice is looked at.
+#[derive(Deserialize)]
+struct Slice {
+    endpoints: Option<Vec<Endpoint>>,
+}
+
+#[derive(Deserialize)]
+struct Endpoint {
+    conditions: Conditions,
+}
+
+#[derive(Deserialize)]
+struct Conditions {
+    ready: Option<bool>,
+}
+
+impl Slice {
+    fn ready(&self) -> usize {
+        self.endpoints.iter().flatten().filter(|e| e.conditions.ready == Some(true)).count()
+    }
+}
+
 async fn endpoints(client: &Client, services: usize) -> Result<(), Status> {
     let stage = Stage::new(client, "w-endpoints").await?;
     let pods = stage.api("", "pods");
@@ -136,22 +159,19 @@ async fn endpoints(client: &Client, services: usize) -> Result<(), Status> {
     }
     let service = |i: usize| json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": format!("s{i}")}, "spec": {"selector": {"app": "w"}, "ports": [{"port": 80}]}});
     stage.create_all(&stage.api("", "services"), (0..services).map(service)).await?;
-    let slices = stage.api("discovery.k8s.io", "endpointslices");
+    // Followed, not listed: asking for all of them again and again would be most of the work.
+    let all = Scope {
+        namespace: stage.namespace.clone(),
+        ..Scope::all(Gvr::new("discovery.k8s.io", "v1", "endpointslices"))
+    };
+    let slices = Informer::start(client, all);
+    slices.synced().await;
     let ready = |wanted: usize| {
         let slices = slices.clone();
         move || {
-            let slices = slices.clone();
-            async move {
-                let list = slices.list(&ListOptions::default()).await?;
-                let mut full = 0;
-                for slice in &list.items {
-                    let body = slice.value().map_err(Status::internal)?;
-                    let endpoints = body["endpoints"].as_array().map_or(&[][..], Vec::as_slice);
-                    full +=
-                        usize::from(endpoints.iter().filter(|e| e["conditions"]["ready"] == true).count() == wanted);
-                }
-                Ok(full == services)
-            }
+            let is_full = |slice: &Object| slice.typed::<Slice>().is_ok_and(|s| s.ready() == wanted);
+            let full = slices.list_where(None, is_full).len();
+            async move { Ok(full == services) }
         }
     };
     println!("{services} services of {ENDPOINTS} pods: complete after {:.2} s", until(ready(ENDPOINTS)).await?);

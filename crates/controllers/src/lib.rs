@@ -17,6 +17,7 @@ mod deployment;
 mod device_taints;
 mod disruption;
 mod endpoint_mirroring;
+mod endpoint_slices;
 mod endpoints;
 mod garbage;
 mod hash;
@@ -54,6 +55,7 @@ mod statefulset;
 mod storage_migration;
 mod taint_eviction;
 pub mod tokens;
+mod topology;
 mod trust_bundles;
 mod volume_attributes;
 mod volume_growth;
@@ -171,7 +173,7 @@ const CONTROLLERS: &[(&str, bool, Make)] = &[
     ("deployment-controller", true, deployment::deployments),
     ("replicaset-controller", true, replicaset::replica_sets),
     ("replicationcontroller-controller", true, replicaset::replication_controllers),
-    ("endpointslice-controller", true, endpoints::endpoint_slices),
+    ("endpointslice-controller", true, endpoint_slices::endpoint_slices),
     ("endpoints-controller", true, endpoints::endpoints),
     ("endpointslice-mirroring-controller", true, endpoint_mirroring::endpoint_slice_mirroring),
     ("namespace-controller", true, namespace::namespaces),
