@@ -135,7 +135,7 @@ mod tests {
                 "ab",
                 Err("Insufficient Node information: allocatable CPU or zone not specified on one or more nodes"),
             ),
-            ("nowhere", halves, "ab?", Err("One or more endpoints do not have a zone specified")),
+            ("nowhere", halves, "abb?", Err("One or more endpoints do not have a zone specified")),
             (
                 "no fair share",
                 shares(&[("a", 0.2), ("b", 0.4), ("c", 0.4)]),
