@@ -120,6 +120,8 @@ pub struct Options {
     pub concurrency: usize,
     /// Finished pods kept before the oldest are deleted.
     pub terminated_pod_gc_threshold: usize,
+    /// How often controllers look at everything, to find what no event told; that there never is any is [`metrics`]' to say.
+    pub resync: Duration,
 }
 
 impl Default for Options {
@@ -146,6 +148,7 @@ impl Default for Options {
             accounts: None,
             concurrency: 5,
             terminated_pod_gc_threshold: 12_500,
+            resync: Duration::from_secs(600),
         }
     }
 }
@@ -399,13 +402,13 @@ pub async fn run(
         });
         if !NEEDS.iter().any(|n| n.0 == *name) {
             let controller = make(&cx);
-            tasks.spawn(controller.run(cx.client.clone(), cancel.clone()));
+            tasks.spawn(controller.run(cx.client.clone(), cx.options.resync, cancel.clone()));
             continue;
         }
         let cancel = cancel.clone();
         tasks.spawn(async move {
             if cancel.run_until_cancelled(has_needs(&cx.client, name)).await.is_some() {
-                make(&cx).run(cx.client.clone(), cancel).await;
+                make(&cx).run(cx.client.clone(), cx.options.resync, cancel).await;
             }
         });
     }

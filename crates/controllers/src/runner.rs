@@ -27,8 +27,6 @@ use crate::plan::{Action, Note, Plan, What};
 const CATCH_UP: Duration = Duration::from_secs(5);
 /// A deletion the informer never shows (the object came back as it was) is believed after this.
 const DELETION_SEEN: Duration = Duration::from_secs(30);
-/// How often everything is looked at, whether or not anything was heard; see [`metrics::Counts::resync_found`].
-const RESYNC: Duration = Duration::from_secs(600);
 /// How long a key rests before it is looked at again, for each time unit its plan took to make: the larger its world, the
 /// more changes are taken together. What is looked at quickly does not rest.
 const REST: u32 = 20;
@@ -133,8 +131,9 @@ impl Controller {
         self
     }
 
-    /// Runs until cancelled.
-    pub async fn run(self, client: Client, cancel: CancellationToken) {
+    /// Runs until cancelled. `every`: how often everything is looked at, whether or not anything was heard; see
+    /// [`metrics::Counts::resync_found`].
+    pub async fn run(self, client: Client, every: Duration, cancel: CancellationToken) {
         let recorder = Recorder::new(&client, self.name, "");
         let running = Arc::new(Running {
             name: self.name,
@@ -164,7 +163,7 @@ impl Controller {
             tasks.spawn(follow(watch.clone(), running.clone()));
         }
         if self.is_pure {
-            tasks.spawn(resync(watches, running.clone()));
+            tasks.spawn(resync(watches, running.clone(), every));
         }
         if let Some((period, key)) = self.tick {
             let queue = running.queue.clone();
@@ -209,9 +208,9 @@ fn everything(informer: &Informer) -> Vec<Change> {
 }
 
 /// Makes every key dirty now and then, noting which were so without any event.
-async fn resync(watches: Vec<Arc<Watch>>, running: Arc<Running>) {
+async fn resync(watches: Vec<Arc<Watch>>, running: Arc<Running>, every: Duration) {
     loop {
-        tokio::time::sleep(RESYNC).await;
+        tokio::time::sleep(every).await;
         for watch in &watches {
             for change in everything(&watch.informer) {
                 for key in (watch.map)(&change) {
