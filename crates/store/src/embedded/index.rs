@@ -379,6 +379,10 @@ impl Index {
             if let Some(older) = older.checked_sub(self.first) {
                 self.steps[older as usize].newer = number;
             }
+            if self.steps.len() == self.steps.capacity() {
+                // By a part, not to the double: a queue comes to touch all it has.
+                self.steps.reserve_exact(self.steps.len() / 4 + 64);
+            }
             self.steps.push_back(Step { slot, revision: change.revision, older, newer: 0, before });
         }
         self.revision = last;

@@ -60,6 +60,8 @@ impl Entry {
 /// A piece of the order: never empty.
 #[derive(Debug)]
 struct Piece {
+    /// The key of the first slot, so that a search of the pieces need not look for it elsewhere.
+    first: Key,
     slots: Vec<Slot>,
     /// How many of them exist.
     live: usize,
@@ -164,29 +166,32 @@ impl Keys {
     }
 
     fn insert_at(&mut self, mut piece: usize, mut at: usize, slot: Slot) {
+        let entries = &self.entries;
+        let key = |slot: Slot| entries[slot as usize].key.clone();
         match self.order.get_mut(piece) {
-            Some(Piece { slots, live }) if slots.len() >= PIECE => {
-                // Keys that come in order leave full pieces behind.
-                let rest = slots.split_off(if at == slots.len() { at } else { PIECE / 2 });
-                let kept = slots.len();
-                if rest.is_empty() {
-                    self.order.insert(piece + 1, Piece { slots: Vec::new(), live: 0 });
-                    (piece, at) = (piece + 1, 0);
-                } else {
-                    let entries = &self.entries;
-                    let moved = rest.iter().filter(|slot| entries[**slot as usize].exists()).count();
-                    *live -= moved;
-                    slots.shrink_to_fit();
-                    self.order.insert(piece + 1, Piece { slots: rest, live: moved });
-                    if at > kept {
-                        (piece, at) = (piece + 1, at - kept);
-                    }
+            // Keys that come in order leave full pieces behind.
+            Some(Piece { slots, .. }) if slots.len() >= PIECE && at == slots.len() => {
+                (piece, at) = (piece + 1, 0);
+                self.order.insert(piece, Piece { first: key(slot), slots: Vec::new(), live: 0 });
+            }
+            Some(Piece { slots, live, .. }) if slots.len() >= PIECE => {
+                let rest = slots.split_off(PIECE / 2);
+                slots.shrink_to_fit();
+                let moved = rest.iter().filter(|slot| entries[**slot as usize].exists()).count();
+                *live -= moved;
+                self.order.insert(piece + 1, Piece { first: key(rest[0]), slots: rest, live: moved });
+                if at > PIECE / 2 {
+                    (piece, at) = (piece + 1, at - PIECE / 2);
                 }
             }
             Some(_) => {}
-            None => self.order.push(Piece { slots: Vec::new(), live: 0 }),
+            None => self.order.push(Piece { first: key(slot), slots: Vec::new(), live: 0 }),
         }
-        self.order[piece].slots.insert(at, slot);
+        let piece = &mut self.order[piece];
+        piece.slots.insert(at, slot);
+        if at == 0 {
+            piece.first = key(slot);
+        }
     }
 
     /// Says whether a key exists from now on; `mod_revision` is to say the same.
@@ -210,9 +215,11 @@ impl Keys {
         if let Ok(found) = self.by_name.find_entry(spread(entry.hash), |known| *known == slot) {
             found.remove();
         }
-        self.order[piece].slots.remove(at);
-        if self.order[piece].slots.is_empty() {
-            self.order.remove(piece);
+        let slots = &mut self.order[piece].slots;
+        slots.remove(at);
+        match slots.first().copied() {
+            Some(first) => self.order[piece].first = self.entries[first as usize].key.clone(),
+            None => _ = self.order.remove(piece),
         }
         self.free.push(slot);
     }
@@ -250,7 +257,8 @@ impl Keys {
                 let hash = spread(entries[*slot as usize].hash);
                 self.by_name.insert_unique(hash, *slot, |slot| spread(entries[*slot as usize].hash));
             }
-            self.order.push(Piece { slots, live: piece.iter().filter(|entry| entry.exists()).count() });
+            let live = piece.iter().filter(|entry| entry.exists()).count();
+            self.order.push(Piece { first: piece[0].key.clone(), slots, live });
         }
         self.live = self.order.iter().map(|piece| piece.live).sum();
     }
@@ -266,7 +274,7 @@ impl Keys {
     /// Where a key is, or would be.
     fn place(&self, key: &str) -> Place {
         let name = |slot: Slot| &*self.entry(slot).key;
-        let piece = self.order.partition_point(|piece| name(piece.slots[0]) <= key).saturating_sub(1);
+        let piece = self.order.partition_point(|piece| &*piece.first <= key).saturating_sub(1);
         let slots = self.order.get(piece).map_or(&[][..], |piece| &piece.slots);
         (piece, slots.partition_point(|slot| name(*slot) < key))
     }

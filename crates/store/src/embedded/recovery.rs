@@ -327,7 +327,7 @@ impl Replay {
     fn group(&mut self, payload: &[u8], at: (u64, u64), options: &Options) -> Result<Option<u64>, &'static str> {
         let (at_ms, entries) = record::decode(payload)?;
         self.last_ms = self.last_ms.max(at_ms);
-        let mut staging = Staging::new(&self.index);
+        let mut staging = Staging::new(&self.index, entries.len());
         let mut ends = Vec::new();
         let mut compact = None;
         for entry in entries {

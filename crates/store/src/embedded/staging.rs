@@ -47,12 +47,13 @@ fn after(change: &Change) -> Option<&KeyValue> {
 }
 
 impl<'a> Staging<'a> {
-    pub fn new(index: &'a Index) -> Self {
+    /// Begins a group of about so many changes.
+    pub fn new(index: &'a Index, changes: usize) -> Self {
         Staging {
             index,
-            newest: HashTable::new(),
-            changes: Vec::new(),
-            targets: Vec::new(),
+            newest: HashTable::with_capacity(changes),
+            changes: Vec::with_capacity(changes),
+            targets: Vec::with_capacity(changes),
             revision: index.revision(),
             bytes: 0,
         }

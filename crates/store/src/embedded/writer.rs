@@ -295,7 +295,7 @@ impl Writer {
         };
         record::begin(&mut self.record, now);
         let mut group = Group {
-            staging: Staging::new(&index),
+            staging: Staging::new(&index, work.len()),
             pending: Vec::with_capacity(work.len()),
             terms: Vec::new(),
             ended: HashSet::new(),
