@@ -236,6 +236,8 @@ pub fn plan(
         had_hints |= body.endpoints.iter().any(|e| e.hints.is_some());
         existing.entry((body.address_type.clone(), in_order(body.ports.clone()))).or_default().push((slice, body));
     }
+    let said = format!("Error updating Endpoint Slices for Service {}: {{}}", world.service.meta.key());
+    let failed = Note::warning(world.service, "FailedToUpdateEndpointSlices", said);
     let mut fresh = 0;
     for family in supported {
         let mut slices = of_family(world, &family, &mut existing);
@@ -258,7 +260,7 @@ pub fn plan(
                         "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "metadata": metadata,
                         "addressType": family, "endpoints": slice.endpoints, "ports": held.ports,
                     });
-                    plan.act(Action::update(&resource, &object, body));
+                    plan.act(Action::update(&resource, &object, body).failed(failed.clone()));
                 }
                 None => {
                     fresh += 1;
@@ -274,7 +276,8 @@ pub fn plan(
                         },
                         "addressType": family, "endpoints": slice.endpoints, "ports": slice.ports,
                     });
-                    plan.act(Action::create(&resource, &world.service.meta.namespace, body).may_exist());
+                    let create = Action::create(&resource, &world.service.meta.namespace, body).may_exist();
+                    plan.act(create.failed(failed.clone()));
                 }
             }
         }

@@ -6,13 +6,13 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use client::{Change, Informer};
-use k8s_openapi::api::core::v1::{Endpoints, Node, Service, ServicePort, ServiceSpec};
+use k8s_openapi::api::core::v1::{Endpoints, Node, ObjectReference, Service, ServicePort, ServiceSpec};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use meta::{LabelSelector, Object, Status};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use crate::plan::{Action, Plan};
+use crate::plan::{Action, Note, Plan};
 use crate::pod_facts::{self, Facts, Port};
 use crate::pods::{self, PodView};
 use crate::runner::{Controller, own_key};
@@ -230,6 +230,11 @@ fn subsets(world: &World<'_>) -> (Vec<Subset>, bool) {
     (each.collect(), count > MAX_ADDRESSES)
 }
 
+/// The Endpoints object of a Service that has none yet.
+fn reference(service: &Object) -> ObjectReference {
+    ObjectReference { kind: Some("Endpoints".into()), uid: None, resource_version: None, ..client::reference(service) }
+}
+
 /// Brings a Service's Endpoints object to what its pods are.
 pub fn plan_endpoints(world: &World<'_>, existing: Option<&Arc<Object>>) -> Result<Plan, Status> {
     let resource = client::gvr_of::<Endpoints>();
@@ -266,8 +271,22 @@ pub fn plan_endpoints(world: &World<'_>, existing: Option<&Arc<Object>>) -> Resu
         body["subsets"] = serde_json::to_value(&subsets).map_err(Status::internal)?;
     }
     match existing {
-        None => plan.act(Action::create(&resource, &world.service.meta.namespace, body).may_exist()),
-        Some(object) => plan.act(Action::update(&resource, object, body)),
+        None => {
+            let said = format!("Failed to create endpoint for service {}: {{}}", world.service.meta.key());
+            let failed = Note {
+                about: reference(world.service),
+                ..Note::warning(world.service, "FailedToCreateEndpoint", said)
+            };
+            plan.act(Action::create(&resource, &world.service.meta.namespace, body).may_exist().failed(failed))
+        }
+        Some(object) => {
+            let said = format!("Failed to update endpoint {}: {{}}", object.meta.key());
+            plan.act(Action::update(&resource, object, body).failed(Note::warning(
+                object,
+                "FailedToUpdateEndpoint",
+                said,
+            )))
+        }
     };
     Ok(plan)
 }

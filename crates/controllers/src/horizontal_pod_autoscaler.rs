@@ -433,11 +433,63 @@ async fn scale_of(
     })
 }
 
+/// What the targets of all autoscalers select, by the autoscaler's key.
+type Selectors = Mutex<HashMap<String, LabelSelector>>;
+
+/// Why a target's pods cannot be told, as its event, its condition's reason and both their words say.
+#[derive(Debug, PartialEq)]
+struct Wrong {
+    event: &'static str,
+    said: String,
+    reason: &'static str,
+    condition: String,
+}
+
+/// The pods a target selects, if no other autoscaler's target has any of them.
+fn selected(all_pods: &Informer, selectors: &Selectors, object: &Object, text: &str) -> Result<Vec<PodView>, Wrong> {
+    let wrong = |reason, said: String| Wrong { event: reason, condition: said.clone(), said, reason };
+    if text.is_empty() {
+        let condition = "the HPA target's scale is missing a selector".to_string();
+        return Err(Wrong {
+            condition,
+            event: "SelectorRequired",
+            ..wrong("InvalidSelector", "selector is required".into())
+        });
+    }
+    let selector = LabelSelector::parse(text).map_err(|why| {
+        wrong(
+            "InvalidSelector",
+            format!("couldn't convert selector into a corresponding internal selector object: {why}"),
+        )
+    })?;
+    let namespace = &object.meta.namespace;
+    let found = all_pods.list_selected(Some(namespace), &selector);
+    let (key, inside) = (object.meta.key(), format!("{namespace}/"));
+    let mut selectors = selectors.lock().unwrap_or_else(PoisonError::into_inner);
+    selectors.insert(key.clone(), selector);
+    let mut rivals: Vec<&String> = selectors
+        .iter()
+        .filter(|(other, of)| {
+            other.starts_with(&inside) && (**other == key || found.iter().any(|p| of.matches(&p.meta.labels)))
+        })
+        .map(|(other, _)| other)
+        .collect();
+    if rivals.len() > 1 {
+        rivals.sort();
+        let rivals: Vec<&str> = rivals.into_iter().map(String::as_str).collect();
+        let said = format!("pods by selector {text} are controlled by multiple HPAs: [{}]", rivals.join(" "));
+        return Err(wrong("AmbiguousSelector", said));
+    }
+    drop(selectors);
+    pods::views(found).map_err(|status| wrong("InvalidSelector", status.message))
+}
+
 async fn reconcile(
     client: &Client,
     all_pods: &Informer,
     kinds: &Kinds,
     histories: &Mutex<HashMap<String, History>>,
+    selectors: &Selectors,
     object: &Object,
     now: Timestamp,
 ) -> Result<Plan, Status> {
@@ -494,8 +546,15 @@ async fn reconcile(
         }
         .into();
     } else {
-        let selector = LabelSelector::parse(&scale.selector).map_err(Status::internal)?;
-        let pods = pods::views(all_pods.list_selected(Some(namespace), &selector))?;
+        let pods = match selected(all_pods, selectors, object, &scale.selector) {
+            Ok(pods) => pods,
+            Err(wrong) => {
+                report.warn(wrong.event, wrong.said.clone());
+                report.warn("FailedComputeMetricsReplicas", wrong.said);
+                report.set("ScalingActive", "False", wrong.reason, &wrong.condition);
+                return report.finish(&known);
+            }
+        };
         let look = Look { client, namespace, spec, scale: &scale, pods, now };
         let metrics = spec.metrics.as_deref().unwrap_or_default();
         let mut answers = Vec::with_capacity(metrics.len());
@@ -575,16 +634,18 @@ pub fn autoscaler(cx: &Context) -> Controller {
     let (autoscalers, all_pods) = (cx.informers.get::<HorizontalPodAutoscaler>(), pod_facts::informer(&cx.informers));
     let (of, of_pods, client) = (autoscalers.clone(), all_pods.clone(), cx.client.clone());
     let histories: Arc<Mutex<HashMap<String, History>>> = Arc::default();
+    let selectors: Arc<Selectors> = Arc::default();
     let kinds: Arc<Kinds> = Arc::default();
     let run = move |ask: Ask| {
-        let (of, of_pods, client, histories, kinds) =
-            (of.clone(), of_pods.clone(), client.clone(), histories.clone(), kinds.clone());
+        let (of, of_pods, client, kinds) = (of.clone(), of_pods.clone(), client.clone(), kinds.clone());
+        let (histories, selectors) = (histories.clone(), selectors.clone());
         async move {
             let Some(object) = of.get(&ask.key).filter(|o| o.meta.deletion_timestamp.is_none()) else {
                 histories.lock().unwrap_or_else(PoisonError::into_inner).remove(&*ask.key);
+                selectors.lock().unwrap_or_else(PoisonError::into_inner).remove(&*ask.key);
                 return Ok(Plan::nothing());
             };
-            reconcile(&client, &of_pods, &kinds, &histories, &object, ask.now).await
+            reconcile(&client, &of_pods, &kinds, &histories, &selectors, &object, ask.now).await
         }
         .boxed()
     };
@@ -616,6 +677,27 @@ mod tests {
         ] {
             assert_eq!(together(answers, current).1.map(|(n, _)| n).map_err(drop), expect);
         }
+    }
+
+    #[tokio::test]
+    async fn targets_without_a_clear_selector_are_refused() {
+        let informers = client::Informers::new(client::Client::new(crate::sim::Sim::default()));
+        let pods = pod_facts::informer(&informers);
+        let hpa = |name: &str| {
+            let metadata = json!({"name": name, "namespace": "n", "uid": name});
+            Object::from_value(
+                &json!({"kind": "HorizontalPodAutoscaler", "apiVersion": "autoscaling/v2", "metadata": metadata}),
+            )
+            .unwrap()
+        };
+        let selectors = Selectors::default();
+        let ask = |name: &str, text: &str| {
+            selected(&pods, &selectors, &hpa(name), text).map(|p| p.len()).map_err(|w| (w.event, w.reason))
+        };
+        assert_eq!(ask("a", ""), Err(("SelectorRequired", "InvalidSelector")));
+        assert_eq!(ask("a", "app in web"), Err(("InvalidSelector", "InvalidSelector")));
+        assert_eq!(ask("a", "app=web"), Ok(0));
+        assert_eq!(ask("b", "app=web"), Ok(0));
     }
 
     #[test]

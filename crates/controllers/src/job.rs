@@ -352,6 +352,10 @@ impl Work<'_> {
             if let Some((reason, message)) = success {
                 self.set_condition("Complete", "True", &reason, &message);
                 self.status["completionTime"] = rfc3339(self.now).into();
+                if self.spec.completions.is_some_and(|c| number(&self.status, "succeeded") > i64::from(c)) {
+                    let said = "Too many succeeded pods running after completion count reached";
+                    self.plan.note(Note::warning(self.object, "TooManySucceededPods", said));
+                }
                 note = Some(Note::normal(self.object, "Completed", "Job completed"));
             } else if let Some((reason, message)) = failure {
                 self.set_condition("Failed", "True", &reason, &message);

@@ -7,10 +7,11 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use client::EventType;
 use client::time::rfc3339;
 use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::{Node, Taint};
+use k8s_openapi::api::core::v1::{Node, ObjectReference, Taint};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use meta::{Object, Status};
 use serde_json::{Value, json};
@@ -206,11 +207,31 @@ fn wanted_taints(node: &Node, health: Health, now: Timestamp) -> Vec<Taint> {
     out
 }
 
+/// A node that is known.
+struct Heard {
+    uid: String,
+    /// What it said last, and when that was heard.
+    voice: String,
+    at: Timestamp,
+}
+
+/// That a node came or went, as people look for it.
+fn told(name: &str, uid: &str, reason: &'static str, said: &str) -> Note {
+    let some = |text: &str| Some(text.to_string());
+    let about = ObjectReference {
+        api_version: some("v1"),
+        kind: some("Node"),
+        name: some(name),
+        uid: some(uid),
+        ..ObjectReference::default()
+    };
+    Note { about, kind: EventType::Normal, reason, message: format!("Node {name} event: {said}") }
+}
+
 /// What is remembered of nodes between looks; a restart begins every grace period anew.
 #[derive(Default)]
 struct Memory {
-    /// (what was heard last, when)
-    heard: HashMap<String, (String, Timestamp)>,
+    heard: HashMap<String, Heard>,
     /// When a node of a zone was last told to evict.
     evicted: HashMap<String, Timestamp>,
 }
@@ -236,8 +257,11 @@ pub fn node_lifecycle(cx: &Context) -> Controller {
     let period = cx.options.node_monitor_period;
     Controller::new("node-lifecycle-controller", move |ask| {
         let Some(object) = of.get(&ask.key) else {
-            memory.lock().unwrap_or_else(PoisonError::into_inner).heard.remove(&*ask.key);
-            return Ok(Plan::nothing());
+            let known = memory.lock().unwrap_or_else(PoisonError::into_inner).heard.remove(&*ask.key);
+            let gone = |h: Heard| {
+                told(&ask.key, &h.uid, "RemovingNode", &format!("Removing Node {} from Controller", ask.key))
+            };
+            return Ok(Plan { notes: known.map(gone).into_iter().collect(), ..Plan::nothing() });
         };
         let node = decoded::<Node>(&object)?;
         let renewed = of_leases
@@ -251,11 +275,14 @@ pub fn node_lifecycle(cx: &Context) -> Controller {
             None => options.node_startup_grace_period,
         };
         let mut memory = memory.lock().unwrap_or_else(PoisonError::into_inner);
-        let heard = memory.heard.entry(ask.key.to_string()).or_insert_with(|| (voice.clone(), ask.now));
-        if heard.0 != voice {
-            *heard = (voice, ask.now);
+        let uid = object.meta.uid.to_string();
+        let is_new = memory.heard.get(&*ask.key).is_none_or(|h| h.uid != uid);
+        let heard =
+            memory.heard.entry(ask.key.to_string()).or_insert_with(|| Heard { uid, voice: voice.clone(), at: ask.now });
+        if heard.voice != voice || is_new {
+            *heard = Heard { uid: object.meta.uid.to_string(), voice, at: ask.now };
         }
-        let silent = pods::seconds_between(heard.1, ask.now);
+        let silent = pods::seconds_between(heard.at, ask.now);
         let (mut may_evict, mut all_down) = (false, false);
         if ready_status(&node) != "True" && nodes::condition(&node, "Ready").is_some() {
             let zone = zone(&object);
@@ -289,7 +316,12 @@ pub fn node_lifecycle(cx: &Context) -> Controller {
         } else {
             Vec::new()
         };
-        plan(&object, &node, health, &views, ask.now)
+        let mut plan = plan(&object, &node, health, &views, ask.now)?;
+        if is_new {
+            let said = format!("Registered Node {} in Controller", ask.key);
+            plan.note(told(&ask.key, &object.meta.uid, "RegisteredNode", &said));
+        }
+        Ok(plan)
     })
     .watch(&all_nodes, own_key)
     .read(&leases)

@@ -129,6 +129,16 @@ pub fn plan_claim(
         return wait(plan, object, claim, class, named.is_some());
     };
     if volume.claim().is_some() && !ours(&volume) {
+        if annotation(BIND_COMPLETED).is_some() {
+            let mut status = status_of(object)?;
+            if status["phase"] != "Lost" {
+                status["phase"] = "Lost".into();
+                let said = "Two claims are bound to the same volume, this one is bound incorrectly";
+                let note = Note::warning(object, "ClaimMisbound", said);
+                plan.act(Action::status(&claims_resource(), object, status)?.done(note));
+            }
+            return Ok(plan);
+        }
         // Another's: wait until it is free.
         return wait(plan, object, claim, class, true);
     }
