@@ -27,16 +27,42 @@ fn end_of_list(json: &[u8]) -> Option<usize> {
 /// The same body without its `managedFields`; as it is when it has none, or is written with spaces.
 pub fn without_managed_fields(json: &[u8]) -> Cow<'_, [u8]> {
     let Some(from) = json.windows(KEY.len()).position(|window| window == KEY) else { return json.into() };
+    cut(json, from).map_or(json.into(), |(rest, _)| rest)
+}
+
+/// A body without its own `managedFields`, and these (empty for none). `metadata` is where the metadata's first field
+/// begins: objects within the object have metadata too.
+pub fn apart(json: &[u8], metadata: usize) -> (Cow<'_, [u8]>, &[u8]) {
+    let none = (Cow::from(json), &json[..0]);
+    let (mut depth, mut quoted, mut escaped) = (1usize, false, false);
+    for (at, byte) in json.iter().enumerate().skip(metadata) {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if quoted => escaped = true,
+            b'"' if depth == 1 && !quoted && json[at..].starts_with(KEY) => return cut(json, at).unwrap_or(none),
+            b'"' => quoted = !quoted,
+            _ if quoted => {}
+            b'[' | b'{' => depth += 1,
+            b']' | b'}' if depth == 1 => return none,
+            b']' | b'}' => depth -= 1,
+            _ => {}
+        }
+    }
+    none
+}
+
+/// What is left without the field that begins at `from`, and its list.
+fn cut(json: &[u8], mut from: usize) -> Option<(Cow<'_, [u8]>, &[u8])> {
     let list = from + KEY.len() - 1;
-    let Some(length) = end_of_list(&json[list..]) else { return json.into() };
-    let (mut from, mut to) = (from, list + length);
+    let length = end_of_list(&json[list..])?;
+    let mut to = list + length;
     // One of the commas beside it goes too.
     if json.get(to) == Some(&b',') {
         to += 1;
     } else if from > 0 && json[from - 1] == b',' {
         from -= 1;
     }
-    [&json[..from], &json[to..]].concat().into()
+    Some(([&json[..from], &json[to..]].concat().into(), &json[list..list + length]))
 }
 
 #[cfg(test)]
@@ -57,6 +83,24 @@ mod tests {
             ),
         ] {
             assert_eq!(String::from_utf8_lossy(&without_managed_fields(body.as_bytes())), expect);
+        }
+    }
+
+    #[test]
+    fn only_the_objects_own_is_taken_apart() {
+        let own = r#"[{"fieldsV1":{"f:a":{}}}]"#;
+        let inner = r#""spec":{"metadata":{"managedFields":[1]}}"#;
+        for (metadata, expect) in [
+            (format!(r#""annotations":{{"a":"\"managedFields\":["}},"managedFields":{own},"name":"n""#), own),
+            (format!(r#""labels":{{"managedFields":[2]}},"managedFields":{own}"#), own),
+            (r#""labels":{"managedFields":[2]},"name":"}\"""#.to_string(), ""),
+        ] {
+            let body = format!(r#"{{"metadata":{{{metadata}}},{inner}}}"#);
+            let (rest, list) = apart(body.as_bytes(), r#"{"metadata":{"#.len());
+            assert_eq!(String::from_utf8_lossy(list), expect, "{body}");
+            let rest: serde_json::Value = serde_json::from_slice(&rest).unwrap();
+            assert_eq!(rest["metadata"].get("managedFields"), None);
+            assert_eq!(rest["spec"]["metadata"]["managedFields"][0], 1);
         }
     }
 }

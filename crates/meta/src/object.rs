@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::labels::Labels;
-use crate::managed::without_managed_fields;
+use crate::managed::{apart, without_managed_fields};
 
 /// `metadata.ownerReferences[]`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -380,7 +380,18 @@ impl Object {
 
     /// Parses the whole body, `metadata.resourceVersion` included.
     pub fn value(&self) -> Result<Value, ObjectError> {
-        let mut body: Value = serde_json::from_slice(&self.raw)?;
+        self.parse(&self.raw)
+    }
+
+    /// As [`Object::value`], with `managedFields` left the text they are (empty for none).
+    pub fn value_apart(&self) -> Result<(Value, String), ObjectError> {
+        let Splice::At(at) = self.splice else { return Ok((self.value()?, String::new())) };
+        let (body, managed) = apart(&self.raw, at as usize);
+        Ok((self.parse(&body)?, String::from_utf8_lossy(managed).into_owned()))
+    }
+
+    fn parse(&self, body: &[u8]) -> Result<Value, ObjectError> {
+        let mut body: Value = serde_json::from_slice(body)?;
         if let (Splice::At(_), Some(metadata)) = (self.splice, body.get_mut("metadata").and_then(Value::as_object_mut))
         {
             metadata.insert("resourceVersion".into(), Value::String(self.resource_version.to_string()));

@@ -7,7 +7,7 @@ use meta::decode::Issues;
 use meta::{FieldError, RequestBody, Status, Value, Verb};
 use resources::Resource;
 
-use super::Target;
+use super::{Target, metadata};
 use crate::catalog::Served;
 use crate::server::ApiServer;
 
@@ -111,16 +111,17 @@ fn check(target: &Target<'_>, body: &mut Value, mut issues: Issues) -> Result<()
     report(target, &issues).map_err(Status::bad_request)
 }
 
-/// As [`check`], of what a patch made: the patch is wrong then, and the answer shows what came of it.
-fn check_patched(target: &Target<'_>, body: &mut Value) -> Result<(), Status> {
-    let shown = body.to_string();
-    let refuse = |why: String| {
-        Status::invalid("", "", "", &[FieldError::invalid(&meta::FieldPath::new("patch"), shown.as_str(), why)])
-    };
+/// As [`check`], of what a patch made: the patch is wrong then, for the reason given.
+fn check_patched(target: &Target<'_>, body: &mut Value) -> Result<(), String> {
     let mut issues = Issues::default();
-    let root = target.version.schema.root();
-    meta::schema::prune(root, body, &mut issues).map_err(|error| refuse(error.to_string()))?;
-    report(target, &issues).map_err(refuse)
+    meta::schema::prune(target.version.schema.root(), body, &mut issues).map_err(|error| error.to_string())?;
+    report(target, &issues)
+}
+
+/// The answer to such a patch shows what came of it.
+fn wrong_patch(came: &Value, why: String) -> Status {
+    let path = meta::FieldPath::new("patch");
+    Status::invalid("", "", "", &[FieldError::invalid(&path, came.to_string().as_str(), why)])
 }
 
 /// Checks the query's options, which come before anything the body says.
@@ -257,6 +258,33 @@ pub fn managed_by_creator(target: &Target<'_>, body: &Value, now: &str) -> Optio
     meta::apply::created(root, body, &applied_by(target, now))
 }
 
+/// As [`manage_fields`], with the old body's entries as text: the new ones, likewise (empty for none). Where that cannot be
+/// said in text, both bodies get their entries back, and nothing is returned.
+pub fn manage_fields_apart(
+    target: &Target<'_>,
+    old: &mut Value,
+    body: &mut Value,
+    entries: &str,
+    now: &str,
+) -> Result<Option<String>, Status> {
+    let sent = metadata::of(body)?.remove("managedFields");
+    // Most who send entries send those they read.
+    let theirs = sent.as_ref().is_some_and(|sent| !sent.is_null() && sent.to_string() != entries);
+    let root = target.served.storage().storage_version().schema.root();
+    if !theirs && let Some(managed) = meta::apply::updated(root, old, body, entries, &applied_by(target, now)) {
+        return Ok(Some(managed.into_owned()));
+    }
+    if !entries.is_empty() {
+        let entries: Value = serde_json::from_str(entries).map_err(Status::internal)?;
+        metadata::of(old)?.insert("managedFields".into(), entries);
+    }
+    if let Some(sent) = sent {
+        metadata::of(body)?.insert("managedFields".into(), sent);
+    }
+    manage_fields(target, Some(old), body, now)?;
+    Ok(None)
+}
+
 /// A document that makes a new body of an old one, in the requested version.
 pub enum Document {
     Put(Value),
@@ -359,13 +387,60 @@ impl Document {
 
     /// The changed body, in the storage version.
     pub async fn changed(&self, target: &Target<'_>, old: &Value, now: &str) -> Result<Value, Status> {
-        let served = target.served;
-        let asked = &*target.version.name;
-        let mut seen = Value::Null;
-        if !matches!(self, Self::Put(_)) {
-            seen = old.clone();
-            served.from_storage(&mut seen, asked).await?;
+        let mut body = self.laid_over(target, old, now).await?;
+        if !matches!(self, Self::Put(_) | Self::Apply(_))
+            && let Err(why) = check_patched(target, &mut body)
+        {
+            // Checking left it other than it was.
+            return Err(wrong_patch(&self.laid_over(target, old, now).await?, why));
         }
+        target.served.to_storage(&mut body, &target.version.name).await?;
+        Ok(body)
+    }
+
+    /// The old body as it is shown to a patch, with whatever the patch could look at.
+    async fn shown(&self, target: &Target<'_>, old: &Value) -> Result<Value, Status> {
+        let mut seen = match old {
+            // Entries that stay as they are are taken from the old body in the end.
+            Value::Object(old) if self.leaves_entries() => {
+                let plain = |(key, value): (&String, &Value)| {
+                    let value = match value {
+                        Value::Object(metadata) if key == "metadata" => metadata
+                            .iter()
+                            .filter(|(key, _)| *key != "managedFields")
+                            .map(|(key, value)| (key.clone(), value.clone()))
+                            .collect::<serde_json::Map<_, _>>()
+                            .into(),
+                        value => value.clone(),
+                    };
+                    (key.clone(), value)
+                };
+                Value::Object(old.iter().map(plain).collect())
+            }
+            old => old.clone(),
+        };
+        target.served.from_storage(&mut seen, &target.version.name).await?;
+        Ok(seen)
+    }
+
+    /// Whether `managedFields` may be left out of what the document is laid over.
+    pub fn leaves_entries(&self) -> bool {
+        let plain = |of: &Value| of.get("$patch").is_none() && of.get("$retainKeys").is_none();
+        match self {
+            Self::Put(_) => true,
+            Self::MergePatch(patch) | Self::StrategicPatch(patch) => {
+                plain(patch)
+                    && patch.get("metadata").is_none_or(|metadata| {
+                        metadata.is_object() && plain(metadata) && metadata.get("managedFields").is_none()
+                    })
+            }
+            _ => false,
+        }
+    }
+
+    /// What the document makes of the old body, in the requested version.
+    async fn laid_over(&self, target: &Target<'_>, old: &Value, now: &str) -> Result<Value, Status> {
+        let served = target.served;
         let root = target.version.schema.root();
         let unprocessable = |error: meta::patch::PatchError| match error {
             meta::patch::PatchError::Invalid(message) => Status::bad_request(message),
@@ -381,15 +456,20 @@ impl Document {
             }
         };
         let mut body = match self {
-            Self::Put(body) => body.clone(),
-            Self::JsonPatch(patch) => meta::patch::json(seen, patch).map_err(unprocessable)?,
+            Self::Put(body) => return Ok(body.clone()),
+            Self::JsonPatch(patch) => {
+                meta::patch::json(self.shown(target, old).await?, patch).map_err(unprocessable)?
+            }
             Self::MergePatch(patch) => {
-                let mut body = seen;
+                let mut body = self.shown(target, old).await?;
                 meta::patch::merge(&mut body, patch).map_err(unprocessable)?;
                 body
             }
-            Self::StrategicPatch(patch) => meta::patch::strategic(root, seen, patch).map_err(unprocessable)?,
+            Self::StrategicPatch(patch) => {
+                meta::patch::strategic(root, self.shown(target, old).await?, patch).map_err(unprocessable)?
+            }
             Self::Apply(applied) => {
+                let seen = self.shown(target, old).await?;
                 let mut applied = applied.clone();
                 let resource = &served.resource;
                 if resource.custom
@@ -400,15 +480,11 @@ impl Document {
                     map.remove("status");
                 }
                 let force = target.request.options.force.unwrap_or(false);
-                meta::apply::apply(root, &seen, &applied, force, &applied_by(target, now))
-                    .map_err(|conflicts| conflicts.status(target.group(), target.plural(), &target.request.name))?
+                return meta::apply::apply(root, &seen, &applied, force, &applied_by(target, now))
+                    .map_err(|conflicts| conflicts.status(target.group(), target.plural(), &target.request.name));
             }
         };
-        if !matches!(self, Self::Put(_) | Self::Apply(_)) {
-            expect_kind(target, &mut body)?;
-            check_patched(target, &mut body)?;
-        }
-        served.to_storage(&mut body, asked).await?;
+        expect_kind(target, &mut body)?;
         Ok(body)
     }
 }

@@ -102,7 +102,7 @@ fn drop_empty(metadata: &mut Map<String, Value>) {
 
 /// Restores what an update may not touch. `deletionTimestamp` and its kin are the server's alone.
 pub fn prepare_update(body: &mut Value, old: &Value) -> Result<(), Status> {
-    let before = old["metadata"].as_object().cloned().unwrap_or_default();
+    let before = &old["metadata"];
     let metadata = of(body)?;
     for field in [
         "creationTimestamp",
@@ -150,15 +150,15 @@ pub fn preconditions(target: &Target<'_>, body: &Value, old: &Value) -> Result<b
 pub const MODIFIED: &str =
     "the object has been modified; please apply your changes to the latest version and try again";
 
+/// What the user wants of an object: all fields but those that say what it is, and how it is.
+fn wanted(object: &Value) -> impl Iterator<Item = (&String, &Value)> {
+    let fields = object.as_object().into_iter().flatten();
+    fields.filter(|(k, v)| !matches!(k.as_str(), "metadata" | "status" | "kind" | "apiVersion") && !v.is_null())
+}
+
 /// `generation` counts changes of what the user wants: everything but metadata and status.
 pub fn bump_generation(body: &mut Value, old: &Value) {
-    let wanted = |v: &Value| -> Vec<(String, Value)> {
-        let map = v.as_object().into_iter().flatten();
-        map.filter(|(k, v)| !matches!(k.as_str(), "metadata" | "status" | "kind" | "apiVersion") && !v.is_null())
-            .map(|(k, v)| (k.clone(), v.clone()))
-            .collect()
-    };
-    let changed = wanted(body) != wanted(old);
+    let changed = !wanted(body).eq(wanted(old));
     // Going away is a change of what is wanted, too.
     let deleted = old["metadata"]["deletionTimestamp"].is_null() && !body["metadata"]["deletionTimestamp"].is_null();
     if (changed || deleted)

@@ -244,10 +244,19 @@ impl ApiServer {
             let Some(old_object) = current.clone() else {
                 return self.create_by_change(target, document.as_ref()).await;
             };
-            let mut old = old_object.value().map_err(Status::internal)?;
+            // Who owns what stays text where nobody is shown it.
+            let apart = !resource.custom
+                && document.as_ref().is_none_or(|document| document.leaves_entries())
+                && !admission::is_shown(self)
+                && !target.dry_run()?;
+            let (mut old, entries) = match apart {
+                true => old_object.value_apart().map(|(old, entries)| (old, Some(entries))),
+                false => old_object.value().map(|old| (old, None)),
+            }
+            .map_err(Status::internal)?;
             target.served.renew(&mut old).await?;
-            let made = self.make(&target, &change, document.as_ref(), &old).await;
-            let (body, named_version) = match made {
+            let made = self.make(&target, &change, document.as_ref(), &mut old, entries).await;
+            let (body, managed, named_version) = match made {
                 Ok(made) => made,
                 // What failed may have failed against an old state.
                 Err(status) if !certain && (status.is_conflict() || status.is(meta::Reason::Invalid)) => {
@@ -263,7 +272,8 @@ impl ApiServer {
                 Err(status) => return Err(status),
             };
             let finished = is_finished(resource, &body);
-            let raw = meta::object::encode_stored(&body).map_err(Status::internal)?;
+            let managed = managed.as_deref().filter(|entries| !entries.is_empty());
+            let raw = meta::object::encode_stored_with(&body, managed).map_err(Status::internal)?;
             if target.dry_run()? {
                 let object = Object::from_value(&body).map_err(Status::internal)?;
                 return Ok(Written { object: Arc::new(object), created: false, removed: finished });
@@ -326,14 +336,16 @@ impl ApiServer {
         Ok(Written { object: self.create_object(target, body).await?, created: true, removed: false })
     }
 
-    /// The new body, fit to be stored, and whether the client named the version it changes.
+    /// The new body, fit to be stored, and whether the client named the version it changes. With the old body's
+    /// `entries` given apart, the new one's are too.
     async fn make(
         &self,
         target: &Target<'_>,
         change: &Change<'_>,
         document: Option<&body::Document>,
-        old: &Value,
-    ) -> Result<(Value, bool), Status> {
+        old: &mut Value,
+        entries: Option<String>,
+    ) -> Result<(Value, Option<String>, bool), Status> {
         let resource = &target.served.resource;
         let now = clock::now();
         let cx = context(target, &now);
@@ -365,9 +377,13 @@ impl ApiServer {
         }
         metadata::of(&mut body)?.remove("resourceVersion");
         body::default(target.served, &mut body);
-        if !matches!(document, Some(body::Document::Apply(_))) {
+        let mut managed = None;
+        if let Some(entries) = entries {
+            managed = body::manage_fields_apart(target, old, &mut body, &entries, &now)?;
+        } else if !matches!(document, Some(body::Document::Apply(_))) {
             body::manage_fields(target, Some(old), &mut body, &now)?;
         }
+        let old = &*old;
         let mut attributes = Attributes::new(target, Operation::Update)?;
         admission::mutate(self, &mut attributes, &mut body, Some(old)).await?;
         body::default(target.served, &mut body);
@@ -387,7 +403,7 @@ impl ApiServer {
             target.caller.warn(warning);
         }
         admission::validate(self, &attributes, Some(&body), Some(old)).await?;
-        Ok((body, named_version))
+        Ok((body, managed, named_version))
     }
 }
 

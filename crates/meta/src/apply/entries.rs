@@ -9,7 +9,7 @@ use super::Writer;
 use super::fields::{self, Fields};
 
 /// How many writers of ordinary updates are remembered by name, as upstream. The oldest others share one entry.
-const MAX_UPDATE_MANAGERS: usize = 10;
+pub const MAX_UPDATE_MANAGERS: usize = 10;
 
 /// The manager under which the oldest updates are remembered.
 const ANCIENT: &str = "ancient-changes";

@@ -12,10 +12,12 @@ mod created;
 mod entries;
 mod fields;
 mod last_applied;
+mod opaque;
 mod place;
 
 pub use conflicts::{Conflict, Conflicts};
 pub use created::created;
+pub use opaque::updated;
 
 use serde_json::{Map, Value};
 

@@ -57,7 +57,19 @@ fn bare(object: &Value) -> Value {
 fn updated(root: View<'_>, old: &Value, writer: Writer<'_>, change: impl FnOnce(&mut Value)) -> Value {
     let mut body = old.clone();
     change(&mut body);
-    track_update(root, Some(old), &mut body, &writer);
+    tracked(root, old, body, &writer)
+}
+
+/// An update, whose entries as text say what trees say wherever they say anything.
+fn tracked(root: View<'_>, old: &Value, mut body: Value, writer: &Writer<'_>) -> Value {
+    let text = |object: &Value| entries_of(object).map(|e| Value::from(e.clone()).to_string()).unwrap_or_default();
+    let sent = text(&body);
+    let by_text = super::updated(root, &bare(old), &bare(&body), &text(old), writer).map(String::from);
+    let same_sent = sent == text(old);
+    track_update(root, Some(old), &mut body, writer);
+    if let Some(by_text) = by_text.filter(|_| same_sent) {
+        assert_eq!(by_text, text(&body), "{old} {body}");
+    }
     body
 }
 
