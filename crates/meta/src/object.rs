@@ -385,7 +385,12 @@ impl Object {
 
     /// As [`Object::value`], with `managedFields` left the text they are (empty for none).
     pub fn value_apart(&self) -> Result<(Value, String), ObjectError> {
-        let Splice::At(at) = self.splice else { return Ok((self.value()?, String::new())) };
+        let Splice::At(at) = self.splice else {
+            let mut body = self.value()?;
+            let metadata = body.get_mut("metadata").and_then(Value::as_object_mut);
+            let managed = metadata.and_then(|metadata| metadata.remove(MANAGED_FIELDS));
+            return Ok((body, managed.map(|list| list.to_string()).unwrap_or_default()));
+        };
         let (body, managed) = apart(&self.raw, at as usize);
         Ok((self.parse(&body)?, String::from_utf8_lossy(managed).into_owned()))
     }

@@ -482,6 +482,46 @@ async fn extenders_have_a_say() {
     .await;
 }
 
+#[tokio::test]
+async fn extenders_say_who_may_go() {
+    // Alone the scheduler would remove `low`, on node a; the extender leaves it node b only. It is told of pods by uid, or
+    // whole when it keeps no nodes of its own.
+    for names_only in [true, false] {
+        let url = site(move |path, body| {
+            assert_eq!(path, "/x/preempt");
+            assert_eq!(body["Pod"]["metadata"]["name"], "high");
+            let (told, empty) = if names_only {
+                (&body["NodeNameToMetaVictims"], &body["NodeNameToVictims"])
+            } else {
+                (&body["NodeNameToVictims"], &body["NodeNameToMetaVictims"])
+            };
+            assert!(empty.is_null());
+            let uid = |node: &str| {
+                let pod = &told[node]["Pods"][0];
+                if names_only { pod["UID"].clone() } else { pod["metadata"]["uid"].clone() }
+            };
+            assert_eq!((uid("a"), uid("b")), (json!("uid-low"), json!("uid-mid")));
+            json!({"nodeNameToMetaVictims": {"b": {"pods": [{"uid": uid("b")}], "numPDBViolations": 0}}})
+        })
+        .await;
+        let raw = json!({"apiVersion": "kubescheduler.config.k8s.io/v1", "kind": "KubeSchedulerConfiguration",
+            "extenders": [{"urlPrefix": url, "preemptVerb": "preempt", "nodeCacheCapable": names_only}]});
+        with_options(scheduler::Options::from(&scheduler::config::read(&raw).unwrap()), |api| async move {
+            let sized = |priority: i64| json!({"priority": priority, "containers": cpu("2")["containers"]});
+            api.node("a", "2");
+            api.pod("low", sized(1));
+            api.placed("low", "a").await;
+            api.node("b", "2");
+            api.pod("mid", sized(5));
+            api.placed("mid", "b").await;
+            api.pod("high", sized(9));
+            api.placed("high", "b").await;
+            assert!(api.get("pods", "n/mid").is_none() && api.get("pods", "n/low").is_some());
+        })
+        .await;
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn gangs_are_placed_together_or_not_at_all() {
     let options = scheduler::Options { groups: true, ..scheduler::Options::default() };

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use client::time::rfc3339_micro;
-use client::{Client, Gvr, Informer, Object, Status};
+use client::{Batch, Change, Client, Gvr, Informer, Object, Status};
 use futures::StreamExt;
 use jiff::Timestamp;
 use serde_json::{Value, json};
@@ -64,6 +64,9 @@ async fn renew(
 pub async fn run(client: &Client, nodes: &Informer, grace: Duration) {
     let api = client.dynamic(Gvr::new("coordination.k8s.io", "v1", "leases")).namespaced(NAMESPACE);
     let mut known: HashMap<u32, Arc<Object>> = HashMap::new();
+    // Kept change by change: to look at thousands of nodes each second would cost as much as the renewals.
+    let mut changes = nodes.subscribe();
+    let mut ours: HashMap<u32, Arc<Object>> = HashMap::new();
     let rounds = ticks(grace);
     let mut tick = tokio::time::interval_at(Instant::now(), TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -71,13 +74,30 @@ pub async fn run(client: &Client, nodes: &Informer, grace: Duration) {
     loop {
         tick.tick().await;
         round += 1;
+        while let Some(batch) = changes.try_next() {
+            let changed = match batch {
+                Batch::Changes(changed) => changed,
+                Batch::Resync => {
+                    ours.clear();
+                    let all = nodes.list(None).into_iter();
+                    all.map(|node| Change { key: node.meta.key().into(), old: None, new: Some(node) }).collect()
+                }
+            };
+            for change in changed {
+                let Some(number) = node_number(&change.key) else { continue };
+                match change.new {
+                    Some(node) => ours.insert(number, node),
+                    None => {
+                        known.remove(&number);
+                        ours.remove(&number)
+                    }
+                };
+            }
+        }
         // A new node need not wait for its turn.
-        let due = nodes.list(None).into_iter().filter_map(|node| {
-            let number = node_number(&node.meta.name)?;
-            let its_turn = u64::from(number) % rounds == round % rounds;
-            (its_turn || !known.contains_key(&number)).then_some((number, node))
-        });
-        let due: Vec<_> = due.map(|(number, node)| (number, node, known.get(&number).cloned())).collect();
+        let is_due = |number: u32| u64::from(number) % rounds == round % rounds || !known.contains_key(&number);
+        let due = ours.iter().filter(|(number, _)| is_due(**number));
+        let due: Vec<_> = due.map(|(number, node)| (*number, node.clone(), known.get(number).cloned())).collect();
         let api = &api;
         let written: Vec<_> = futures::stream::iter(due)
             .map(|(number, node, before)| async move { (number, renew(api, &node, grace, before).await) })
@@ -96,8 +116,8 @@ pub async fn run(client: &Client, nodes: &Informer, grace: Duration) {
                 }
             }
         }
-        if round % rounds == 0 && known.len() > nodes.len() {
-            known.retain(|number, _| nodes.get(&super::node_name(*number)).is_some());
+        if round % rounds == 0 {
+            known.retain(|number, _| ours.contains_key(number));
         }
     }
 }
