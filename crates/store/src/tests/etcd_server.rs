@@ -1,6 +1,6 @@
 //! A real etcd for the tests, where one is installed: on loopback, in a temporary directory, killed at the end.
 
-use std::net::TcpListener;
+use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -42,11 +42,21 @@ fn command(dir: &Path, endpoint: &str, peer: &str) -> Command {
 impl Server {
     /// Starts one, or says why there is none.
     pub fn start() -> Option<Self> {
-        let dir = tempfile::tempdir().unwrap();
-        let endpoint = format!("http://127.0.0.1:{}", free_port());
-        let peer = format!("http://127.0.0.1:{}", free_port());
-        let command = command(dir.path(), &endpoint, &peer);
-        Server::run(command, endpoint, peer, dir)
+        for _ in 0..5 {
+            let dir = tempfile::tempdir().unwrap();
+            let endpoint = format!("http://127.0.0.1:{}", free_port());
+            let peer = format!("http://127.0.0.1:{}", free_port());
+            let command = command(dir.path(), &endpoint, &peer);
+            let mut server = Server::run(command, endpoint, peer, dir)?;
+            // A port that was free may be so no more: then it ends at once.
+            while server.process.try_wait().unwrap().is_none() {
+                if TcpStream::connect(server.endpoint.trim_start_matches("http://")).is_ok() {
+                    return Some(server);
+                }
+                std::thread::sleep(Duration::from_millis(10));
+            }
+        }
+        panic!("etcd ends as soon as it is started");
     }
 
     fn run(mut command: Command, endpoint: String, peer: String, dir: tempfile::TempDir) -> Option<Self> {

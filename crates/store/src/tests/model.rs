@@ -230,11 +230,21 @@ impl Walk {
 
 /// All changes of a prefix in `after..=until`.
 pub async fn collect(store: &dyn Backend, prefix: &str, after: Revision, until: Revision) -> Vec<Change> {
+    collect_to(store, prefix, after, || until).await
+}
+
+/// As [`collect`], where the end may come to be known on the way. With an old etcd, asking for progress takes revisions.
+pub async fn collect_to(
+    store: &dyn Backend,
+    prefix: &str,
+    after: Revision,
+    until: impl Fn() -> Revision,
+) -> Vec<Change> {
     let mut stream = store.watch(prefix, after).await.unwrap();
     let mut changes = Vec::new();
     let mut reached = after;
     let mut silences = 0;
-    while reached < until {
+    while reached < until() {
         let Ok(next) = tokio::time::timeout(Duration::from_millis(200), stream.next()).await else {
             // Only now: with an old etcd, asking writes.
             silences += 1;
@@ -242,6 +252,7 @@ pub async fn collect(store: &dyn Backend, prefix: &str, after: Revision, until: 
             store.request_progress().await.unwrap();
             continue;
         };
+        silences = 0;
         match next.expect("the watch ended").unwrap() {
             WatchItem::Changes(some) => {
                 assert!(!some.is_empty());

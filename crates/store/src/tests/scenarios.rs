@@ -3,12 +3,13 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures::StreamExt;
 
-use super::model::collect;
+use super::model::{collect, collect_to};
 use super::{at, commit, delete, put};
 use crate::{Backend, ChangeKind, Key, LeaseId, MAX_TXN_OPS, Op, StoreError, Txn, TxnOutcome, WatchItem, prefix_end};
 
@@ -290,11 +291,14 @@ async fn watchers_see_what_concurrent_writers_wrote(store: Arc<dyn Backend>) {
     const WRITERS: usize = 8;
     const WRITES: usize = 40;
     let before = store.current_revision().await.unwrap();
+    // Where to end is known once all is written.
+    let end = Arc::new(AtomicU64::new(u64::MAX));
     let watches: Vec<_> = (0..4)
         .map(|i| {
-            let store = store.clone();
+            let (store, end) = (store.clone(), end.clone());
             let prefix = if i == 0 { "/c/".to_owned() } else { format!("/c/{i}/") };
-            tokio::spawn(async move { collect(&*store, &prefix, before, before + (WRITERS * WRITES) as u64).await })
+            let until = move || end.load(Ordering::SeqCst);
+            tokio::spawn(async move { collect_to(&*store, &prefix, before, until).await })
         })
         .collect();
     let writers = (0..WRITERS).map(|writer| {
@@ -306,6 +310,7 @@ async fn watchers_see_what_concurrent_writers_wrote(store: Arc<dyn Backend>) {
         })
     });
     futures::future::try_join_all(writers).await.unwrap();
+    end.store(store.current_revision().await.unwrap(), Ordering::SeqCst);
     for (i, watch) in watches.into_iter().enumerate() {
         let changes = watch.await.unwrap();
         assert_eq!(changes.len(), if i == 0 { WRITERS * WRITES } else { WRITES });
