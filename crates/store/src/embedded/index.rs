@@ -343,8 +343,8 @@ impl Index {
         let first = self.first + self.steps.len() as u64;
         let (mut bytes, mut memory_bytes) = (0, 0);
         for (change, target) in changes.iter().zip(targets) {
-            let slot = target.slot.or_else(|| self.keys.find(&change.key));
-            let slot = slot.unwrap_or_else(|| self.keys.add(change.key.clone()));
+            let known = target.slot.or_else(|| self.keys.find(&change.key));
+            let slot = known.unwrap_or_else(|| self.keys.add(change.key.clone()));
             let number = self.first + self.steps.len() as u64;
             let before = change.previous.as_ref().map(|previous| {
                 let spot = self.keys.entry(slot).spot;
@@ -356,7 +356,7 @@ impl Index {
                 past
             });
             let (existed, exists) = (before.is_some(), matches!(change.kind, ChangeKind::Put(_)));
-            if existed != exists {
+            if known.is_some() && existed != exists {
                 self.keys.set_live(slot, exists);
             }
             let entry = self.keys.entry_mut(slot);

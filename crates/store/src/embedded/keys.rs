@@ -133,7 +133,7 @@ impl Keys {
         self.entries.iter().filter(|entry| entry.exists())
     }
 
-    /// Makes a key known that is not: it does not exist yet.
+    /// Makes a key known that is not, and that exists from now on; `mod_revision` is to say the same.
     pub fn add(&mut self, key: Key) -> Slot {
         let hash = self.hash(&key);
         let (piece, at) = self.place(&key);
@@ -189,12 +189,14 @@ impl Keys {
         }
         let piece = &mut self.order[piece];
         piece.slots.insert(at, slot);
+        piece.live += 1;
+        self.live += 1;
         if at == 0 {
             piece.first = key(slot);
         }
     }
 
-    /// Says whether a key exists from now on; `mod_revision` is to say the same.
+    /// Says whether a known key exists from now on; `mod_revision` is to say the same.
     pub fn set_live(&mut self, slot: Slot, live: bool) {
         let (piece, _) = self.place(&self.entry(slot).key);
         let piece = &mut self.order[piece];
@@ -354,8 +356,13 @@ mod tests {
                     model.remove(&key);
                 }
                 (slot, _) => {
-                    let slot = slot.unwrap_or_else(|| keys.add(key.as_str().into()));
-                    keys.set_live(slot, true);
+                    let slot = match slot {
+                        None => keys.add(key.as_str().into()),
+                        Some(slot) => {
+                            keys.set_live(slot, true);
+                            slot
+                        }
+                    };
                     keys.entry_mut(slot).mod_revision = 7;
                     model.insert(key, true);
                 }
