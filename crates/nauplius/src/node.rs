@@ -124,6 +124,7 @@ fn runtime_config(root: &Path, state: &Path, socket: &Path, cgroup: &str) -> Res
         cgroup_parent: cgroup.into(),
         network: runtime::NetworkConfig::default(),
         streaming_address: SocketAddr::from(([127, 0, 0, 1], 0)),
+        registry_dirs: runtime::registry_dirs(),
         shim_exe: std::env::current_exe().context("cannot find this program's own file")?,
     })
 }

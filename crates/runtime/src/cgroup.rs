@@ -30,6 +30,8 @@ struct Hierarchy {
 pub struct Cgroups {
     v1: Vec<Hierarchy>,
     v2: Option<Hierarchy>,
+    /// Hierarchies without controllers: only OCI runtimes make groups there.
+    named: Vec<PathBuf>,
 }
 
 /// What a group has used.
@@ -77,7 +79,7 @@ impl Cgroups {
             "rdma",
             "misc",
         ];
-        let mut found = Cgroups { v1: Vec::new(), v2: None };
+        let mut found = Cgroups { v1: Vec::new(), v2: None, named: Vec::new() };
         for line in table.lines() {
             let mut fields = line.split(' ').skip(1);
             let (Some(at), Some(kind), Some(options)) = (fields.next(), fields.next(), fields.next()) else { continue };
@@ -87,6 +89,7 @@ impl Cgroups {
             let mountpoint = PathBuf::from(at);
             match kind {
                 "cgroup2" if found.v2.is_none() => found.v2 = Some(Hierarchy { controllers: Vec::new(), mountpoint }),
+                "cgroup" if options.split(',').any(|o| o.starts_with("name=")) => found.named.push(mountpoint),
                 "cgroup" => {
                     let controllers: Vec<String> =
                         options.split(',').filter(|o| known.contains(o)).map(str::to_string).collect();
@@ -295,7 +298,8 @@ impl Cgroups {
         }
         let mut left = Ok(());
         for attempt in 0..REMOVE_TRIES {
-            left = self.all().try_for_each(|h| remove_tree(&under(&h.mountpoint, path)));
+            let mountpoints = self.all().map(|h| &h.mountpoint).chain(&self.named);
+            left = mountpoints.map(|m| remove_tree(&under(m, path))).collect();
             match &left {
                 Ok(()) => return Ok(()),
                 Err(_) => {

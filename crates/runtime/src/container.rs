@@ -18,6 +18,7 @@ use crate::spec::bundle::{Mount, PidNamespace, Rootfs};
 use crate::spec::capabilities::bounding_set;
 use crate::spec::cdi;
 use crate::spec::container::{Inputs, build};
+use crate::spec::oci;
 use crate::spec::user::Accounts;
 use cri::v1::{
     ContainerConfig, ContainerEventType, LinuxContainerResources, LinuxContainerSecurityContext, NamespaceMode,
@@ -110,7 +111,7 @@ impl Engine {
         let mut with_devices = config.clone();
         cdi::inject(&mut with_devices, &cdi::DIRECTORIES)
             .map_err(|e| anyhow::anyhow!("CDI device injection failed: {e}"))?;
-        let built = build(Inputs {
+        let mut built = build(Inputs {
             id,
             config: &with_devices,
             hostname: &hostname,
@@ -139,6 +140,17 @@ impl Engine {
             exit_file: dir.join("exit.json"),
         })
         .map_err(anyhow::Error::msg)?;
+        built.bundle.oci = self.oci_runtime(&sandbox.runtime_handler, id)?;
+        if built.bundle.oci.is_some() {
+            let more = oci::More {
+                cgroup: &cgroup,
+                device_rules: built.device_rules.as_deref(),
+                seccomp: crate::spec::seccomp::resolve_oci(&context).map_err(anyhow::Error::msg)?,
+                sandbox_init: sandbox.init_pid,
+            };
+            let config = oci::config(&built.bundle, &more).map_err(anyhow::Error::msg)?;
+            fs::write(dir.join("config.json"), config.to_string())?;
+        }
         fs::write(dir.join("bundle.json"), serde_json::to_vec(&built.bundle)?)?;
         let image_stop = image_config.config.as_ref().and_then(|c| c.stop_signal.as_deref()).unwrap_or("");
         let record = ContainerRecord {
@@ -234,10 +246,10 @@ impl Engine {
                 let message = format!("{error:#}");
                 let at = now();
                 self.container_ended(&container.id, &Exit { code: START_FAILED, at, oom: false }).await;
-                self.update_container(container, |r| {
+                self.end_container(container, |r| {
                     r.reason = "StartError".into();
                     r.message = format!("failed to start container: {message}");
-                })?;
+                });
                 Err(error.context("failed to start container"))
             }
         }

@@ -188,6 +188,29 @@ impl Engine {
         Ok(())
     }
 
+    /// Notes that something of a sandbox has ended, whatever becomes of the disk: on a full one, too, what ends must be
+    /// seen to. A restarted engine finds the end anew.
+    pub fn end_sandbox(&self, sandbox: &Sandbox, change: impl FnOnce(&mut SandboxRecord)) {
+        let mut record = lock(&sandbox.record);
+        change(&mut record);
+        if let Err(error) = records::save(&self.sandbox_dir(&sandbox.id).join("record"), &*record) {
+            tracing::error!(
+                sandbox = sandbox.id,
+                error = format!("{error:#}"),
+                "a sandbox's end could not be recorded"
+            );
+        }
+    }
+
+    /// The same of a container.
+    pub fn end_container(&self, container: &Container, change: impl FnOnce(&mut ContainerRecord)) {
+        let mut record = lock(&container.record);
+        change(&mut record);
+        if let Err(error) = records::save(&self.container_dir(&container.id).join("record"), &*record) {
+            tracing::error!(container = container.id, error = format!("{error:#}"), "an exit could not be recorded");
+        }
+    }
+
     /// Every sandbox.
     pub fn sandboxes(&self) -> Vec<Arc<Sandbox>> {
         self.sandboxes.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
@@ -295,13 +318,16 @@ impl Engine {
         if container.record().finished_at != 0 {
             return;
         }
+        if let Err(error) = self.oci_forget(&container.sandbox_id, id) {
+            tracing::warn!(container = id, error = format!("{error:#}"), "a runtime's record is left");
+        }
         let cgroup = container.record().cgroup;
         let cgroups = self.cgroups.clone();
         let removed = tokio::task::spawn_blocking(move || cgroups.remove(&cgroup)).await;
         if let Ok(Err(error)) = removed {
             tracing::warn!(container = id, error = format!("{error:#}"), "a cgroup is left");
         }
-        let saved = self.update_container(&container, |r| {
+        self.end_container(&container, |r| {
             r.finished_at = exit.at;
             r.exit_code = exit.code;
             r.reason = match (exit.oom, exit.code) {
@@ -314,9 +340,6 @@ impl Engine {
                 r.started_at = exit.at;
             }
         });
-        if let Err(error) = saved {
-            tracing::error!(container = id, error = format!("{error:#}"), "an exit could not be recorded");
-        }
         self.announce(id, ContainerEventType::ContainerStoppedEvent, &container.sandbox_id);
         container.ended.send_replace(true);
     }
@@ -334,13 +357,7 @@ impl Engine {
         sandbox.alive.send_replace(false);
         if sandbox.record().ready {
             tracing::warn!(sandbox = sandbox.id, "the sandbox's shim has ended");
-            if let Err(error) = self.update_sandbox(sandbox, |r| r.ready = false) {
-                tracing::error!(
-                    sandbox = sandbox.id,
-                    error = format!("{error:#}"),
-                    "a sandbox's end could not be recorded"
-                );
-            }
+            self.end_sandbox(sandbox, |r| r.ready = false);
             self.announce(&sandbox.id, ContainerEventType::ContainerStoppedEvent, &sandbox.id);
         }
     }

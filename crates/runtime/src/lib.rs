@@ -9,8 +9,10 @@ mod container;
 mod device_filter;
 mod engine;
 mod exec;
+mod handlers;
 mod image_service;
 mod images;
+mod metrics;
 mod network;
 mod records;
 mod reset;
@@ -32,8 +34,13 @@ pub use network::NetworkConfig;
 pub use reset::reset;
 pub use server::{ImportedImage, image_import, serve};
 
-/// The engine's name, also that of its only runtime handler.
+/// The engine's name, also that of its default runtime handler.
 pub const NAME: &str = "nauplius";
+
+/// Directories with registries' mirrors and authorities, where other engines look too.
+pub fn registry_dirs() -> Vec<PathBuf> {
+    images::hosts::DIRECTORIES.iter().map(PathBuf::from).collect()
+}
 
 /// How an engine is set up.
 #[derive(Debug, Clone)]
@@ -51,6 +58,8 @@ pub struct Config {
     pub network: NetworkConfig,
     /// Where the streaming server listens; a loopback address, port 0 for any.
     pub streaming_address: SocketAddr,
+    /// Where administrators say how registries are reached: `DIR/REGISTRY/hosts.toml` and `ca.crt`, containerd's way.
+    pub registry_dirs: Vec<PathBuf>,
     /// The binary that is re-executed as `BINARY shim …`; it must hand that to [`shim_main`] before starting threads.
     pub shim_exe: PathBuf,
 }

@@ -18,8 +18,6 @@ use cri::v1::*;
 
 /// Items of one message of a streamed list.
 const STREAM_CHUNK: usize = 256;
-/// Handlers that pods may ask for: the default, by its empty name or its own.
-const HANDLERS: [&str; 2] = ["", NAME];
 
 type Answer<T> = Result<Response<T>, Status>;
 type Streamed<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
@@ -104,6 +102,16 @@ impl RuntimeServer {
         stats
     }
 
+    async fn sandbox_metrics_list(&self) -> Vec<PodSandboxMetrics> {
+        let mut metrics = Vec::new();
+        for sandbox in self.engine.sandboxes() {
+            if sandbox.read(|s| s.ready) {
+                metrics.extend(self.engine.sandbox_metrics(&sandbox).await);
+            }
+        }
+        metrics
+    }
+
     async fn sandbox_stats_list(&self, filter: Option<PodSandboxStatsFilter>) -> Vec<PodSandboxStats> {
         let filter = filter.unwrap_or_default();
         let ready = self.sandboxes(Some(PodSandboxFilter {
@@ -155,9 +163,7 @@ impl RuntimeService for RuntimeServer {
         if config.metadata.is_none() {
             return Err(Status::invalid_argument("sandbox config must include metadata"));
         }
-        if !HANDLERS.contains(&runtime_handler.as_str()) {
-            return Err(Status::unknown(format!("no runtime for \"{runtime_handler}\" is configured")));
-        }
+        crate::handlers::find(&runtime_handler).map_err(failed)?;
         let id = spawned(&self.engine, move |engine| async move { engine.run_sandbox(config, runtime_handler).await })
             .await?;
         Ok(Response::new(RunPodSandboxResponse { pod_sandbox_id: id }))
@@ -182,7 +188,7 @@ impl RuntimeService for RuntimeServer {
         let record = self.sandbox(&pod_sandbox_id)?.record();
         let mut info = HashMap::new();
         if verbose {
-            let about = serde_json::json!({"pid": record.shim_pid, "cgroupParent": record.cgroup_parent});
+            let about = serde_json::json!({"pid": record.shim_pid, "init": record.init_pid, "cgroupParent": record.cgroup_parent});
             info.insert("info".to_string(), about.to_string());
         }
         Ok(Response::new(PodSandboxStatusResponse {
@@ -404,17 +410,16 @@ impl RuntimeService for RuntimeServer {
             });
             info.insert("config".to_string(), config.to_string());
         }
-        let own_users = crate::sandbox::user_namespaces();
-        let handler = |name: &str| RuntimeHandler {
+        let handler = |(name, user_namespaces): (&str, bool)| RuntimeHandler {
             name: name.into(),
-            features: Some(RuntimeHandlerFeatures { recursive_read_only_mounts: true, user_namespaces: own_users }),
+            features: Some(RuntimeHandlerFeatures { recursive_read_only_mounts: true, user_namespaces }),
         };
         Ok(Response::new(StatusResponse {
             status: Some(RuntimeStatus {
                 conditions: vec![condition("RuntimeReady", None), condition("NetworkReady", problem)],
             }),
             info,
-            runtime_handlers: HANDLERS.iter().map(|name| handler(name)).collect(),
+            runtime_handlers: crate::handlers::available().into_iter().map(handler).collect(),
             features: Some(RuntimeFeatures {
                 supplemental_groups_policy: true,
                 user_namespaces_host_network: false,
@@ -451,14 +456,14 @@ impl RuntimeService for RuntimeServer {
         &self,
         _: Request<ListMetricDescriptorsRequest>,
     ) -> Answer<ListMetricDescriptorsResponse> {
-        Ok(Response::new(ListMetricDescriptorsResponse::default()))
+        Ok(Response::new(ListMetricDescriptorsResponse { descriptors: crate::metrics::descriptors() }))
     }
 
     async fn list_pod_sandbox_metrics(
         &self,
         _: Request<ListPodSandboxMetricsRequest>,
     ) -> Answer<ListPodSandboxMetricsResponse> {
-        Ok(Response::new(ListPodSandboxMetricsResponse::default()))
+        Ok(Response::new(ListPodSandboxMetricsResponse { pod_metrics: self.sandbox_metrics_list().await }))
     }
 
     type StreamPodSandboxMetricsStream = Streamed<StreamPodSandboxMetricsResponse>;
@@ -466,7 +471,8 @@ impl RuntimeService for RuntimeServer {
         &self,
         _: Request<StreamPodSandboxMetricsRequest>,
     ) -> Answer<Self::StreamPodSandboxMetricsStream> {
-        Ok(Response::new(stream::empty().boxed()))
+        let items = self.sandbox_metrics_list().await;
+        Ok(Response::new(chunks(items, |pod_sandbox_metrics| StreamPodSandboxMetricsResponse { pod_sandbox_metrics })))
     }
 
     async fn runtime_config(&self, _: Request<RuntimeConfigRequest>) -> Answer<RuntimeConfigResponse> {

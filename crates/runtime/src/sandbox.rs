@@ -10,6 +10,7 @@ use anyhow::{Context, Result};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 use crate::engine::{Engine, Sandbox, new_id};
+use crate::handlers;
 use crate::records::SandboxRecord;
 use crate::shim::protocol::{Request, SandboxRequest};
 use crate::shim::sys::now;
@@ -72,7 +73,10 @@ impl Engine {
         let id = new_id();
         let (cgroup_parent, owns_cgroup) = self.sandbox_cgroup(&id, &config);
         let options = namespaces(&config);
-        users(&options).map_err(anyhow::Error::msg)?;
+        let own_users = users(&options).map_err(anyhow::Error::msg)?.is_some();
+        if own_users && handlers::find(&handler)? != handlers::Handler::Own {
+            anyhow::bail!("user namespaces are not supported by the runtime handler \"{handler}\"");
+        }
         for name in config.linux.iter().flat_map(|l| l.sysctls.keys()) {
             check_sysctl(name, &options).map_err(anyhow::Error::msg)?;
         }
@@ -173,7 +177,7 @@ impl Engine {
         let state = self.sandbox_state_dir(&sandbox.id);
         // Recorded first: an engine that dies here goes on stopping it after its restart.
         if was_ready {
-            self.update_sandbox(sandbox, |r| r.ready = false)?;
+            self.end_sandbox(sandbox, |r| r.ready = false);
         }
         let record = sandbox.record();
         let engine = self.clone();

@@ -135,23 +135,7 @@ async fn a_pod_lives_and_dies() {
     for id in [&sandbox, &main, &good, &stubborn] {
         assert_eq!(seen[id], [0, 1, 2, 3], "{id}");
     }
-    nothing_left(&node);
-}
-
-/// No mount, link, cgroup, process or directory of a pod.
-fn nothing_left(node: &Node) {
-    let data = node.dir.path().display().to_string();
-    let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
-    assert!(!mounts.contains(&data), "{mounts}");
-    let links = node.nsenter(&["ip", "-o", "link"]);
-    assert!(!links.contains("veth"), "{links}");
-    for dir in ["root/sandboxes", "root/containers", "state/sandboxes"] {
-        let left: Vec<_> = std::fs::read_dir(node.dir.path().join(dir)).unwrap().collect();
-        assert!(left.is_empty(), "{dir}: {left:?}");
-    }
-    let cgroup = Path::new("/sys/fs/cgroup/memory").join(node.cgroup.trim_start_matches('/'));
-    let groups = std::fs::read_dir(cgroup).map(|d| d.flatten().filter(|e| e.path().is_dir()).count()).unwrap_or(0);
-    assert_eq!(groups, 0);
+    node.nothing_left();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -192,7 +176,7 @@ async fn containers_outlive_the_engine() {
     let numbers: Vec<usize> = text.lines().map(|l| l.parse().unwrap()).collect();
     assert_eq!(numbers, (0..numbers.len()).collect::<Vec<_>>());
     c.remove(&sandbox).await;
-    nothing_left(&node);
+    node.nothing_left();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -291,7 +275,7 @@ async fn security_and_namespaces() {
     let stats = c.runtime.container_stats(ContainerStatsRequest { container_id: limited.clone() }).await.unwrap();
     assert!(stats.into_inner().stats.unwrap().memory.unwrap().working_set_bytes.unwrap().value > 0);
     c.remove(&sandbox).await;
-    nothing_left(&node);
+    node.nothing_left();
 }
 
 /// Proportional memory of a process, in KiB.
@@ -363,7 +347,7 @@ async fn many_pods_at_once() {
             pss(node.server_pid())
         );
         assert!(fds(node.server_pid()) < before);
-        nothing_left(&node);
+        node.nothing_left();
         left.push((fds(node.server_pid()), pss(node.server_pid())));
     }
     eprintln!("descriptors and KiB of the engine after each round: {left:?}");
@@ -420,7 +404,7 @@ async fn host_ports_and_plugins() {
     let (got, code) = c.exec(&main, "ip -4 -o addr show eth0; ping -c1 -W2 10.77.6.1 && ping -c1 127.0.0.1").await;
     assert!(code == 0 && got.contains("10.77.6."), "{got}");
     c.remove(&sandbox).await;
-    nothing_left(&node);
+    node.nothing_left();
     let left: Vec<_> = std::fs::read_dir(conf.path().join("ipam/test")).unwrap().flatten().collect();
     assert!(!left.iter().any(|e| e.file_name().to_string_lossy().starts_with("10.")), "{left:?}");
 }
@@ -512,7 +496,7 @@ async fn mounts_propagate_as_asked() {
     for at in ["inner", "node", ""] {
         umount2(&shared.join(at), MntFlags::MNT_DETACH).unwrap();
     }
-    nothing_left(&node);
+    node.nothing_left();
 }
 
 /// The mounts that the kubelet makes of a pod's image volume and of an ordinary one.
@@ -587,7 +571,7 @@ async fn pods_have_users_of_their_own() {
     let text = log_text(&node.dir.path().join("logs/one/other.log"));
     assert_eq!(text.replace('\r', ""), "1000\n/dev/pts/0\n");
     c.remove(&sandbox).await;
-    nothing_left(&node);
+    node.nothing_left();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -619,7 +603,7 @@ async fn images_are_volumes() {
     let why = c.runtime.start_container(request).await.unwrap_err();
     assert!(why.message().contains("nowhere"), "{why}");
     c.remove(&sandbox).await;
-    nothing_left(&node);
+    node.nothing_left();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -628,38 +612,95 @@ async fn a_killed_shim_takes_its_pod_with_it() {
     let node = Node::start(&["--pod-cidr", "10.77.13.0/24"]).await;
     node.import_busybox("busybox:test").await;
     let mut c = node.clients().await;
+    for pid in [NamespaceMode::Container, NamespaceMode::Pod] {
+        let mut config = pod("one", &node.dir.path().join("logs"));
+        let own = NamespaceOption { pid: pid.into(), ..Default::default() };
+        config.linux.as_mut().unwrap().security_context.as_mut().unwrap().namespace_options = Some(own.clone());
+        let sandbox = c.run(&config).await;
+        let mut main = shell("main", "sleep 1000 & while :; do sleep 1000; done");
+        security(&mut main).namespace_options = Some(own);
+        let main = c.launch(&sandbox, &config, main).await;
+        let request = PodSandboxStatusRequest { pod_sandbox_id: sandbox.clone(), verbose: true };
+        let info = c.runtime.pod_sandbox_status(request.clone()).await.unwrap().into_inner().info;
+        let info: serde_json::Value = serde_json::from_str(&info["info"]).unwrap();
+        let inside = |pid: &serde_json::Value| std::fs::read_link(format!("/proc/{pid}/ns/net")).ok();
+        let network = inside(&info["pid"]).unwrap();
+        let shim = nix::unistd::Pid::from_raw(info["pid"].as_i64().unwrap() as i32);
+        nix::sys::signal::kill(shim, nix::sys::signal::Signal::SIGKILL).unwrap();
+        assert_ne!(c.ended(&main).await.exit_code, 0);
+        let status = c.runtime.pod_sandbox_status(request).await.unwrap().into_inner().status.unwrap();
+        assert_eq!(status.state(), PodSandboxState::SandboxNotready);
+        let left = || {
+            let all = std::fs::read_dir("/proc").unwrap().flatten();
+            all.filter(|p| std::fs::read_link(p.path().join("ns/net")).is_ok_and(|n| n == network)).count()
+        };
+        let deadline = Instant::now() + node::PATIENCE;
+        while left() > 0 {
+            assert!(Instant::now() < deadline, "{} processes are left", left());
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        c.remove(&sandbox).await;
+        node.nothing_left();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_disk_keeps_nobody_from_ending() {
+    able!();
+    let node = Node::start_small(48, &["--pod-cidr", "10.77.27.0/24"]).await;
+    node.import_busybox("busybox:test").await;
+    let mut c = node.clients().await;
     let config = pod("one", &node.dir.path().join("logs"));
     let sandbox = c.run(&config).await;
-    let main = c.launch(&sandbox, &config, shell("main", "sleep 1000 & while :; do sleep 1000; done")).await;
-    let request = PodSandboxStatusRequest { pod_sandbox_id: sandbox.clone(), verbose: true };
-    let info = c.runtime.pod_sandbox_status(request.clone()).await.unwrap().into_inner().info;
-    let info: serde_json::Value = serde_json::from_str(&info["info"]).unwrap();
-    let inside = |pid: &serde_json::Value| std::fs::read_link(format!("/proc/{pid}/ns/net")).ok();
-    let network = inside(&info["pid"]).unwrap();
-    let shim = nix::unistd::Pid::from_raw(info["pid"].as_i64().unwrap() as i32);
-    nix::sys::signal::kill(shim, nix::sys::signal::Signal::SIGKILL).unwrap();
-    assert_ne!(c.ended(&main).await.exit_code, 0);
-    let status = c.runtime.pod_sandbox_status(request).await.unwrap().into_inner().status.unwrap();
-    assert_eq!(status.state(), PodSandboxState::SandboxNotready);
-    let left = std::fs::read_dir("/proc").unwrap().flatten();
-    let left: Vec<_> =
-        left.filter(|p| std::fs::read_link(p.path().join("ns/net")).is_ok_and(|n| n == network)).collect();
-    assert!(left.is_empty(), "{left:?}");
+    let main = c.launch(&sandbox, &config, shell("main", "trap 'exit 3' TERM; while :; do sleep 0.01; done")).await;
+    let filler = node.dir.path().join("filler");
+    let mut file = std::fs::File::create(&filler).unwrap();
+    for size in [1 << 16, 1 << 8, 1] {
+        while std::io::Write::write_all(&mut file, &vec![0; size]).is_ok() {}
+    }
+    let refused = c.runtime.run_pod_sandbox(RunPodSandboxRequest {
+        config: Some(pod("two", &node.dir.path().join("logs"))),
+        runtime_handler: String::new(),
+    });
+    assert!(refused.await.unwrap_err().message().contains("No space left on device"));
+    c.runtime.stop_container(StopContainerRequest { container_id: main.clone(), timeout: 10 }).await.unwrap();
+    let status = c.status(&main).await;
+    assert_eq!((status.state(), status.exit_code), (ContainerState::ContainerExited, 3));
     c.remove(&sandbox).await;
-    nothing_left(&node);
+    drop(file);
+    std::fs::remove_file(filler).unwrap();
+    let again = c.run(&pod("three", &node.dir.path().join("logs"))).await;
+    c.remove(&again).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn pods_that_came_and_went_leave_nothing() {
     able!();
-    const ROUNDS: usize = 4;
-    const PODS: usize = 6;
-    let node = Node::start(&["--pod-cidr", "10.77.14.0/24"]).await;
+    come_and_go(4, 6, "10.77.14.0/24").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "takes minutes"]
+async fn a_thousand_pods_leave_nothing() {
+    able!();
+    come_and_go(25, 40, "10.77.15.0/24").await;
+}
+
+/// The processes that a process has started, by whichever of its threads.
+fn children(pid: i32) -> Vec<i32> {
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let of = |thread: std::fs::DirEntry| std::fs::read_to_string(thread.path().join("children")).unwrap_or_default();
+    threads.flat_map(|t| of(t).split_whitespace().filter_map(|c| c.parse().ok()).collect::<Vec<i32>>()).collect()
+}
+
+/// Rounds of pods at once; after each nothing of them is left: mounts, links, cgroups, records, processes, descriptors.
+async fn come_and_go(rounds: usize, pods: usize, pod_cidr: &str) {
+    let node = Node::start(&["--pod-cidr", pod_cidr]).await;
     node.import_busybox("busybox:test").await;
     let open = |pid: i32| std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count();
     let mut before = 0;
-    for round in 0..ROUNDS {
-        let pods = (0..PODS).map(|n| {
+    for round in 0..rounds {
+        let all = (0..pods).map(|n| {
             let node = &node;
             async move {
                 let mut c = node.clients().await;
@@ -672,14 +713,16 @@ async fn pods_that_came_and_went_leave_nothing() {
                 c.remove(&sandbox).await;
             }
         });
-        futures::future::join_all(pods).await;
-        nothing_left(&node);
+        futures::future::join_all(all).await;
+        node.nothing_left();
+        let shims: Vec<i32> = children(node.server_pid()).into_iter().flat_map(children).collect();
+        assert!(shims.is_empty(), "{shims:?}");
         // The first round opens what stays open.
         let now = open(node.server_pid());
         if round == 1 {
             before = now;
         }
         // A few connections of this test may be closing still.
-        assert!(round <= 1 || now <= before + PODS, "{before} descriptors, then {now}");
+        assert!(round <= 1 || now <= before + pods, "{before} descriptors, then {now}");
     }
 }

@@ -17,6 +17,10 @@ struct Registry {
     /// Blobs longer than this are cut off once, to be continued.
     cut: Mutex<HashMap<String, usize>>,
     requests: AtomicUsize,
+    /// What a request must have in its head; of a mirror, that it names the registry and no user.
+    password: bool,
+    /// Answers never come.
+    stalls: bool,
 }
 
 impl Registry {
@@ -40,6 +44,9 @@ impl Registry {
                 .write_all(b"HTTP/1.0 400 Bad Request\r\n\r\nClient sent an HTTP request to an HTTPS server.\n");
         }
         self.requests.fetch_add(1, Ordering::Relaxed);
+        if self.stalls {
+            std::thread::sleep(std::time::Duration::from_secs(120));
+        }
         let path = lines[0].split(' ').nth(1).unwrap_or("").split('?').next().unwrap_or("").to_string();
         let header = |name: &str| {
             lines.iter().find_map(|l| {
@@ -47,8 +54,11 @@ impl Registry {
                 n.eq_ignore_ascii_case(name).then(|| v.to_string())
             })
         };
+        if !self.password && (header("authorization").is_some() || !lines[0].contains("?ns=127.0.0.1:")) {
+            return stream.write_all(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n");
+        }
         // "user:secret"
-        if header("authorization").as_deref() != Some("Basic dXNlcjpzZWNyZXQ=") {
+        if self.password && header("authorization").as_deref() != Some("Basic dXNlcjpzZWNyZXQ=") {
             return stream.write_all(
                 b"HTTP/1.1 401 Unauthorized\r\nWWW-Authenticate: Basic realm=\"r\"\r\nContent-Length: 0\r\n\r\n",
             );
@@ -99,7 +109,22 @@ fn registry() -> Registry {
     put("manifests", "lie", lie.to_string().as_bytes());
     put("blobs", &digest(b"other"), b"False");
     let cut = HashMap::from([(format!("/v2/team/app/blobs/{}", digest(&blobs[0])), 100_000)]);
-    Registry { content, cut: Mutex::new(cut), requests: AtomicUsize::new(0) }
+    Registry { content, cut: Mutex::new(cut), requests: AtomicUsize::new(0), password: true, stalls: false }
+}
+
+/// Serves a registry on the node's loopback; returns its address.
+fn serve(node: &Node, registry: Registry) -> (Arc<Registry>, String) {
+    let listener = inside(node, || TcpListener::bind("127.0.0.1:0").unwrap()).join().unwrap();
+    let host = listener.local_addr().unwrap().to_string();
+    let registry = Arc::new(registry);
+    let served = registry.clone();
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let served = served.clone();
+            std::thread::spawn(move || served.answer(stream));
+        }
+    });
+    (registry, host)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -110,16 +135,7 @@ async fn images_are_pulled() {
     }
     let node = Node::start(&["--pod-cidr", "10.77.7.0/24"]).await;
     let mut c = node.clients().await;
-    let listener = inside(&node, || TcpListener::bind("127.0.0.1:0").unwrap()).join().unwrap();
-    let host = listener.local_addr().unwrap().to_string();
-    let registry = Arc::new(registry());
-    let served = registry.clone();
-    std::thread::spawn(move || {
-        for stream in listener.incoming().flatten() {
-            let served = served.clone();
-            std::thread::spawn(move || served.answer(stream));
-        }
-    });
+    let (registry, host) = serve(&node, registry());
     let mut pull = async |name: &str, password: &str| {
         let request = PullImageRequest {
             image: Some(ImageSpec { image: format!("{host}/team/app{name}"), ..Default::default() }),
@@ -158,6 +174,71 @@ async fn images_are_pulled() {
     let layers = std::fs::read_dir(node.dir.path().join("root/images/layers")).unwrap().count();
     let ingest = std::fs::read_dir(node.dir.path().join("root/images/ingest")).unwrap().count();
     assert_eq!((layers, ingest), (0, 0));
+}
+
+/// Pulls from a registry with a password through a mirror; returns how often each was asked.
+async fn pulled_through(mirror: Option<Registry>, pod_cidr: &str) -> (usize, usize) {
+    let hosts = tempfile::tempdir().unwrap();
+    let dir = hosts.path().display().to_string();
+    let node = Node::start(&["--pod-cidr", pod_cidr, "--registry-dir", &dir]).await;
+    let (origin, host) = serve(&node, registry());
+    let (mirror, at) = match mirror {
+        Some(mirror) => serve(&node, mirror),
+        // Nobody listens there.
+        None => (Arc::new(registry()), "127.0.0.1:9".to_string()),
+    };
+    std::fs::create_dir(hosts.path().join(&host)).unwrap();
+    std::fs::write(hosts.path().join(&host).join("hosts.toml"), format!("[host.\"http://{at}\"]\n")).unwrap();
+    let request = PullImageRequest {
+        image: Some(ImageSpec { image: format!("{host}/team/app:v1"), ..Default::default() }),
+        auth: Some(AuthConfig { username: "user".into(), password: "secret".into(), ..Default::default() }),
+        sandbox_config: None,
+    };
+    node.clients().await.images.pull_image(request).await.unwrap();
+    (mirror.requests.load(Ordering::Relaxed), origin.requests.load(Ordering::Relaxed))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn mirrors_come_first() {
+    if let Some(why) = node::unable() {
+        eprintln!("skipped: {why}");
+        return;
+    }
+    let mirror = || Registry { password: false, ..registry() };
+    // All is there: index, manifest, configuration, two layers.
+    let whole = Registry { cut: Mutex::default(), ..mirror() };
+    assert_eq!(pulled_through(Some(whole), "10.77.24.0/24").await, (5, 0));
+    // A download that breaks goes on elsewhere.
+    let (asked, origin) = pulled_through(Some(mirror()), "10.77.24.0/24").await;
+    assert!(asked >= 5 && origin >= 1, "{asked} {origin}");
+    let (_, origin) = pulled_through(None, "10.77.24.0/24").await;
+    assert!(origin >= 5, "{origin}");
+    // One that lies about every blob, and one that has only what its index names.
+    let mut lying = mirror();
+    for (path, data) in &mut lying.content {
+        if path.contains("/blobs/") {
+            *data = vec![0; data.len()];
+        }
+    }
+    let (asked, origin) = pulled_through(Some(lying), "10.77.24.0/24").await;
+    assert!(asked >= 5 && origin >= 3, "{asked} {origin}");
+    let mut empty = mirror();
+    empty.content.retain(|path, _| path.contains("/manifests/"));
+    let (asked, origin) = pulled_through(Some(empty), "10.77.24.0/24").await;
+    assert!(asked >= 5 && origin >= 3, "{asked} {origin}");
+}
+
+/// Takes as long as the engine's patience with a registry.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "takes two minutes"]
+async fn a_mirror_that_stalls_is_passed_over() {
+    if let Some(why) = node::unable() {
+        eprintln!("skipped: {why}");
+        return;
+    }
+    let mirror = Registry { password: false, stalls: true, ..registry() };
+    let (_, origin) = pulled_through(Some(mirror), "10.77.25.0/24").await;
+    assert!(origin >= 5, "{origin}");
 }
 
 /// Lays an image out as docker-registry keeps it, and returns its configuration's digest.

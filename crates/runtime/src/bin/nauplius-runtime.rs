@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::{Result, bail};
 
-const USAGE: &str = "usage: nauplius-runtime serve DATA_DIR [--socket PATH] [--pod-cidr CIDR] [--cgroup-parent PATH] [--cni-conf-dir DIR]
+const USAGE: &str = "usage: nauplius-runtime serve DATA_DIR [--socket PATH] [--pod-cidr CIDR] [--cgroup-parent PATH] [--cni-conf-dir DIR] [--registry-dir DIR]
        nauplius-runtime image import SOCKET FILE...
        nauplius-runtime reset DATA_DIR [--socket PATH] [--cgroup-parent PATH]";
 
@@ -59,6 +59,7 @@ fn config(data: &str, flags: &[&str]) -> Result<runtime::Config> {
         cgroup_parent: String::new(),
         network: runtime::NetworkConfig::default(),
         streaming_address: SocketAddr::from(([127, 0, 0, 1], 0)),
+        registry_dirs: runtime::registry_dirs(),
         shim_exe: std::env::current_exe()?,
     };
     for pair in flags.chunks(2) {
@@ -68,6 +69,7 @@ fn config(data: &str, flags: &[&str]) -> Result<runtime::Config> {
                 config.network.pod_cidrs = cidrs.split(',').map(str::parse).collect::<Result<_, _>>()?
             }
             ["--cgroup-parent", path] => config.cgroup_parent = path.to_string(),
+            ["--registry-dir", dir] => config.registry_dirs = vec![dir.into()],
             ["--cni-conf-dir", dir] => config.network.cni_conf_dir = Some(dir.into()),
             _ => bail!("{USAGE}"),
         }

@@ -1,6 +1,7 @@
 //! Images: names, archives, registries, and layers unpacked for overlayfs.
 
 pub mod config;
+pub mod hosts;
 pub mod import;
 pub mod pull;
 pub mod reference;

@@ -15,7 +15,7 @@ use super::config::{Descriptor, Manifest};
 use super::reference::Reference;
 use super::registry::{Registry, RegistryError};
 use super::store::{Image, NewLayer};
-use super::unpack;
+use super::{hosts, unpack};
 use crate::engine::Engine;
 use cri::v1::AuthConfig;
 
@@ -58,6 +58,62 @@ fn wrong(error: impl std::fmt::Display) -> PullError {
     PullError::Image(error.to_string())
 }
 
+/// The places of a registry, in order of preference.
+struct Source(Vec<Registry>);
+
+impl Source {
+    fn new(reference: &Reference, auth: AuthConfig, directories: &[PathBuf]) -> Result<Source, PullError> {
+        let places = hosts::of(&reference.registry, directories).map_err(PullError::Image)?;
+        let of = |place| Registry::new(place, &reference.repository, auth.clone());
+        Ok(Source(places.into_iter().map(of).collect::<Result<_, _>>()?))
+    }
+
+    /// From the first place that has it. What the last says is the error.
+    async fn manifest(&self, tag_or_digest: &str) -> Result<bytes::Bytes, RegistryError> {
+        let by_digest = super::reference::is_digest(tag_or_digest);
+        let mut last = RegistryError::NotFound(tag_or_digest.into());
+        for registry in &self.0 {
+            let place = registry.place();
+            if if by_digest { !place.pull } else { !place.resolve } {
+                continue;
+            }
+            match registry.manifest(tag_or_digest).await {
+                // A mirror that lies is passed over.
+                Ok(bytes) if by_digest && self.0.len() > 1 && unpack::digest_of(&bytes) != tag_or_digest => {
+                    last = RegistryError::Failed(format!("{}: manifest digest mismatch", place.authority));
+                }
+                Ok(bytes) => return Ok(bytes),
+                Err(error) => last = error,
+            }
+            tracing::debug!(host = place.authority, error = %last, "a manifest is not to be had");
+        }
+        Err(last)
+    }
+
+    /// The places for content; each attempt begins with the next.
+    fn for_content(&self, attempt: usize) -> impl Iterator<Item = &Registry> {
+        let able: Vec<&Registry> = self.0.iter().filter(|r| r.place().pull).collect();
+        let count = able.len();
+        able.into_iter().cycle().skip(attempt).take(count)
+    }
+
+    async fn blob(
+        &self,
+        digest: &str,
+        from: u64,
+        attempt: usize,
+    ) -> Result<(hyper::body::Incoming, bool), RegistryError> {
+        let mut last = RegistryError::NotFound(digest.into());
+        for registry in self.for_content(attempt) {
+            match registry.blob(digest, from).await {
+                Ok(answer) => return Ok(answer),
+                Err(error) => last = error,
+            }
+        }
+        Err(last)
+    }
+}
+
 /// A directory of downloads that goes with its owner.
 struct Downloads(PathBuf);
 
@@ -71,7 +127,7 @@ impl Drop for Downloads {
 /// Pulls an image under its name.
 pub async fn pull(engine: &Arc<Engine>, name: &str, auth: AuthConfig) -> Result<Arc<Image>, PullError> {
     let reference = Reference::parse(name).map_err(wrong)?;
-    let registry = Arc::new(Registry::new(&reference, auth)?);
+    let registry = Arc::new(Source::new(&reference, auth, &engine.config.registry_dirs)?);
     let wanted = reference.digest.clone().or(reference.tag.clone()).unwrap_or_default();
     let top = registry.manifest(&wanted).await?;
     let digest = unpack::digest_of(&top);
@@ -121,7 +177,7 @@ pub async fn pull(engine: &Arc<Engine>, name: &str, auth: AuthConfig) -> Result<
 }
 
 /// Follows indexes to the manifest for this machine.
-async fn for_this_machine(registry: &Registry, mut bytes: Vec<u8>) -> Result<(Manifest, u64), PullError> {
+async fn for_this_machine(registry: &Source, mut bytes: Vec<u8>) -> Result<(Manifest, u64), PullError> {
     for _ in 0..MAX_NESTING {
         let manifest: Manifest =
             serde_json::from_slice(&bytes).map_err(|e| wrong(format!("reading a manifest: {e}")))?;
@@ -141,7 +197,7 @@ async fn for_this_machine(registry: &Registry, mut bytes: Vec<u8>) -> Result<(Ma
 }
 
 /// Fetches a blob into a directory and checks it.
-async fn fetch(registry: &Registry, blob: &Descriptor, dir: &Path) -> Result<PathBuf, PullError> {
+async fn fetch(registry: &Source, blob: &Descriptor, dir: &Path) -> Result<PathBuf, PullError> {
     if !super::reference::is_digest(&blob.digest) {
         return Err(wrong(format!("unsupported digest \"{}\"", blob.digest)));
     }
@@ -151,49 +207,63 @@ async fn fetch(registry: &Registry, blob: &Descriptor, dir: &Path) -> Result<Pat
     let place = dir.join(&blob.digest["sha256:".len()..]);
     let mut file = tokio::fs::File::create(&place).await.map_err(wrong)?;
     let mut have = 0u64;
-    let mut last = None;
+    let mut last = wrong("no host to fetch from");
     for attempt in 0..TRIES {
         if attempt > 0 {
             tokio::time::sleep(RETRY_PAUSE * attempt as u32).await;
         }
-        match continue_blob(registry, blob, &mut file, &mut have).await {
-            Ok(()) => {
-                last = None;
-                break;
-            }
+        match continue_blob(registry, blob, &mut file, &mut have, attempt).await {
+            Ok(()) => {}
             Err(PullError::Registry(e @ (RegistryError::NotFound(_) | RegistryError::Denied(_)))) => {
                 return Err(e.into());
             }
-            Err(error) => last = Some(error),
+            Err(error) => {
+                last = error;
+                continue;
+            }
         }
+        file.flush().await.map_err(wrong)?;
+        let got = hash_of(place.clone()).await?;
+        if got == blob.digest {
+            return Ok(place);
+        }
+        let lie = wrong(format!("blob digest mismatch: expected {}, got {got}", blob.digest));
+        // The next place, if there is one, may be more honest.
+        if registry.for_content(0).count() < 2 {
+            return Err(lie);
+        }
+        last = lie;
+        begin_anew(&mut file, &mut have).await?;
     }
-    if let Some(error) = last {
-        return Err(wrong(format!("fetching {}: {error} ({TRIES} tries)", blob.digest)));
-    }
-    file.flush().await.map_err(wrong)?;
-    let (path, expected) = (place.clone(), blob.digest.clone());
-    let got = tokio::task::spawn_blocking(move || unpack::Hashing::new(std::fs::File::open(path)?, MAX_BLOB).finish())
+    Err(wrong(format!("fetching {}: {last} ({TRIES} tries)", blob.digest)))
+}
+
+async fn hash_of(path: PathBuf) -> Result<String, PullError> {
+    tokio::task::spawn_blocking(move || unpack::Hashing::new(std::fs::File::open(path)?, MAX_BLOB).finish())
         .await
         .map_err(wrong)?
-        .map_err(wrong)?;
-    if got.0 != expected {
-        return Err(wrong(format!("blob digest mismatch: expected {expected}, got {}", got.0)));
-    }
-    Ok(place)
+        .map_err(wrong)
+        .map(|(digest, _)| digest)
+}
+
+async fn begin_anew(file: &mut tokio::fs::File, have: &mut u64) -> Result<(), PullError> {
+    use tokio::io::AsyncSeekExt;
+    file.set_len(0).await.map_err(wrong)?;
+    file.rewind().await.map_err(wrong)?;
+    *have = 0;
+    Ok(())
 }
 
 async fn continue_blob(
-    registry: &Registry,
+    registry: &Source,
     blob: &Descriptor,
     file: &mut tokio::fs::File,
     have: &mut u64,
+    attempt: usize,
 ) -> Result<(), PullError> {
-    use tokio::io::AsyncSeekExt;
-    let (mut body, partial) = registry.blob(&blob.digest, *have).await?;
+    let (mut body, partial) = registry.blob(&blob.digest, *have, attempt).await?;
     if !partial && *have > 0 {
-        file.set_len(0).await.map_err(wrong)?;
-        file.rewind().await.map_err(wrong)?;
-        *have = 0;
+        begin_anew(file, have).await?;
     }
     loop {
         match tokio::time::timeout(STALL, body.frame()).await {

@@ -1,9 +1,11 @@
 //! A client of registries: manifests and blobs by the OCI distribution protocol, with the usual ways of logging in.
 //!
-//! Guarantees: HTTPS only, except towards loopback; credentials go only to the registry (and the token service that it
-//! names); every answer is bounded in size, and a connection that stalls is given up.
+//! Guarantees: HTTPS only, except towards loopback and where an administrator wrote `http://`; credentials go only to the
+//! registry (and the token service that it names), never to a mirror; every answer is bounded in size, and a connection
+//! that stalls is given up.
 
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -18,7 +20,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
 use tokio::net::TcpStream;
 
-use super::reference::Reference;
+use super::hosts::Place;
 use cri::v1::AuthConfig;
 
 /// Largest manifest or token answer in bytes.
@@ -30,8 +32,6 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 /// Where this system keeps the authorities that it trusts, one of them.
 const AUTHORITIES: [&str; 3] =
     ["/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem"];
-/// Where administrators put a registry's own authority: `DIR/HOST/ca.crt`.
-const REGISTRY_AUTHORITIES: [&str; 2] = ["/etc/containerd/certs.d", "/etc/docker/certs.d"];
 
 const ACCEPT: &str = "application/vnd.oci.image.index.v1+json, application/vnd.oci.image.manifest.v1+json, \
                       application/vnd.docker.distribution.manifest.list.v2+json, \
@@ -57,46 +57,50 @@ fn failed(what: impl std::fmt::Display, error: impl std::fmt::Display) -> Regist
 
 type Body = Empty<Bytes>;
 
-/// A registry, for one repository and one user.
+/// One place of a registry, for one repository and one user.
 pub struct Registry {
-    host: String,
+    place: Place,
     repository: String,
     auth: AuthConfig,
     tls: Arc<rustls::ClientConfig>,
     /// The Authorization header that worked last.
     authorization: Mutex<Option<HeaderValue>>,
-    /// Plain HTTP turned out to be spoken; loopback only.
+    /// Plain HTTP is spoken: asked for, or found out, the latter on loopback only.
     plain: Mutex<bool>,
 }
 
 impl Registry {
-    /// For a reference's repository.
-    pub fn new(reference: &Reference, auth: AuthConfig) -> Result<Registry, RegistryError> {
-        let host = match reference.registry.as_str() {
-            "docker.io" => "registry-1.docker.io",
-            other => other,
-        };
+    /// For a repository of it.
+    pub fn new(place: Place, repository: &str, auth: AuthConfig) -> Result<Registry, RegistryError> {
         Ok(Registry {
-            tls: tls_config(host)?,
-            host: host.to_string(),
-            repository: reference.repository.clone(),
-            auth,
+            tls: tls_config(&place.authorities)?,
+            repository: repository.to_string(),
+            auth: if place.mirror_of.is_some() { AuthConfig::default() } else { auth },
             authorization: Mutex::new(None),
-            plain: Mutex::new(false),
+            plain: Mutex::new(place.plain),
+            place,
         })
+    }
+
+    /// What it is and what it may be asked for.
+    pub fn place(&self) -> &Place {
+        &self.place
+    }
+
+    fn path(&self, kind: &str, name: &str) -> String {
+        let namespace = self.place.mirror_of.as_ref().map(|of| format!("?ns={}", escape(of))).unwrap_or_default();
+        format!("{}/{}/{kind}/{name}{namespace}", self.place.prefix, self.repository)
     }
 
     /// A manifest or index by tag or digest.
     pub async fn manifest(&self, tag_or_digest: &str) -> Result<Bytes, RegistryError> {
-        let path = format!("/v2/{}/manifests/{tag_or_digest}", self.repository);
-        let response = self.get(&path, Some(ACCEPT), 0).await?;
+        let response = self.get(&self.path("manifests", tag_or_digest), Some(ACCEPT), 0).await?;
         collect(response).await
     }
 
     /// A blob, from an offset on. The second value tells whether the registry heeded the offset.
     pub async fn blob(&self, digest: &str, from: u64) -> Result<(Incoming, bool), RegistryError> {
-        let path = format!("/v2/{}/blobs/{digest}", self.repository);
-        let response = self.get(&path, None, from).await?;
+        let response = self.get(&self.path("blobs", digest), None, from).await?;
         let partial = response.status() == StatusCode::PARTIAL_CONTENT;
         Ok((response.into_body(), partial))
     }
@@ -109,7 +113,7 @@ impl Registry {
             if status.is_success() {
                 return Ok(response);
             }
-            let shown = format!("{}{path}", self.host);
+            let shown = format!("{}{path}", self.place.authority);
             match status {
                 StatusCode::UNAUTHORIZED if !challenged => {
                     challenged = true;
@@ -131,15 +135,18 @@ impl Registry {
     /// One request and the redirects it leads to. Credentials stay with the registry.
     async fn follow(&self, path: &str, accept: Option<&str>, from: u64) -> Result<Response<Incoming>, RegistryError> {
         let scheme = if *self.plain.lock().unwrap_or_else(PoisonError::into_inner) { "http" } else { "https" };
-        let mut uri: Uri = format!("{scheme}://{}{path}", self.host).parse().map_err(|e| failed(path, e))?;
+        let mut uri: Uri = format!("{scheme}://{}{path}", self.place.authority).parse().map_err(|e| failed(path, e))?;
         for _ in 0..MAX_REDIRECTS {
-            let own = uri.authority().is_some_and(|a| a.as_str() == self.host);
+            let own = uri.authority().is_some_and(|a| a.as_str() == self.place.authority);
             let mut request = Request::builder().method(Method::GET).uri(&uri);
             if let (Some(value), true) = (self.authorization(), own) {
                 request = request.header(header::AUTHORIZATION, value);
             }
             if let Some(accept) = accept {
                 request = request.header(header::ACCEPT, accept);
+            }
+            for (name, value) in self.place.headers.iter().filter(|_| own) {
+                request = request.header(name, value);
             }
             if from > 0 {
                 request = request.header(header::RANGE, format!("bytes={from}-"));
@@ -172,7 +179,8 @@ impl Registry {
         let host = uri.host().unwrap_or_default().trim_matches(['[', ']']).to_string();
         let mut secure = uri.scheme_str() != Some("http");
         let loopback = is_loopback(&host);
-        if !secure && !loopback {
+        let asked_for = self.place.plain && uri.authority().is_some_and(|a| a.as_str() == self.place.authority);
+        if !secure && !loopback && !asked_for {
             return Err(failed(&uri, "plain HTTP is spoken only with registries on loopback"));
         }
         let port = uri.port_u16().unwrap_or(if secure { 443 } else { 80 });
@@ -206,8 +214,9 @@ impl Registry {
     async fn log_in(&self, response: &Response<Incoming>) -> Result<(), RegistryError> {
         let challenges: Vec<&str> =
             response.headers().get_all(header::WWW_AUTHENTICATE).iter().filter_map(|v| v.to_str().ok()).collect();
-        let denied =
-            || RegistryError::Denied(format!("{}/{}: no way to log in is offered", self.host, self.repository));
+        let denied = || {
+            RegistryError::Denied(format!("{}/{}: no way to log in is offered", self.place.authority, self.repository))
+        };
         let find = |scheme: &str| {
             challenges.iter().find_map(|c| {
                 let (name, rest) = c.split_once(' ').unwrap_or((c, ""));
@@ -244,7 +253,7 @@ impl Registry {
 
     async fn fetch_token(&self, challenge: &[(String, String)]) -> Result<String, RegistryError> {
         let get = |name: &str| challenge.iter().find(|(n, _)| n == name).map(|(_, v)| v.as_str());
-        let realm = get("realm").ok_or_else(|| failed(&self.host, "a challenge without realm"))?;
+        let realm = get("realm").ok_or_else(|| failed(&self.place.authority, "a challenge without realm"))?;
         let scope = get("scope").map_or_else(|| format!("repository:{}:pull", self.repository), str::to_string);
         let mut uri = format!("{realm}{}scope={}", if realm.contains('?') { '&' } else { '?' }, escape(&scope));
         if let Some(service) = get("service") {
@@ -298,14 +307,13 @@ pub fn is_loopback(host: &str) -> bool {
     host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
-fn tls_config(host: &str) -> Result<Arc<rustls::ClientConfig>, RegistryError> {
+fn tls_config(own: &[PathBuf]) -> Result<Arc<rustls::ClientConfig>, RegistryError> {
     let mut roots = rustls::RootCertStore::empty();
-    let own = REGISTRY_AUTHORITIES.iter().map(|dir| format!("{dir}/{host}/ca.crt"));
     // As other programs have it: the environment may name the file of authorities.
     let system = std::env::var("SSL_CERT_FILE").ok().into_iter().chain(AUTHORITIES.iter().map(|f| f.to_string()));
-    let system = system.into_iter().find(|f| std::path::Path::new(f).exists());
-    for file in own.chain(system) {
-        let Ok(certificates) = CertificateDer::pem_file_iter(&file) else { continue };
+    let system = system.map(PathBuf::from).find(|f| f.exists());
+    for file in own.iter().chain(&system) {
+        let Ok(certificates) = CertificateDer::pem_file_iter(file) else { continue };
         // Certificates that cannot be read are authorities that are not trusted.
         roots.add_parsable_certificates(certificates.flatten());
     }

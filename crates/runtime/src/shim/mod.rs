@@ -10,6 +10,7 @@
 mod attached;
 mod ending;
 mod log;
+mod oci;
 pub mod protocol;
 mod rootfs;
 mod spawn;
@@ -183,6 +184,8 @@ fn spawn_init() -> Result<i32, String> {
         sys::Forked::Parent(pid) => Ok(pid),
         sys::Forked::Child => {
             sys::name_process(c"pause");
+            // A shim that is killed takes it along, and with it everything in its namespace.
+            let _ = sys::end_with_parent();
             let _ = nix::unistd::setsid();
             // Nothing may stay open here, above all not the connection whose end tells the engine of a shim's death.
             sys::close_all_from(0);

@@ -245,6 +245,12 @@ pub fn enter(bundle: &Bundle, users: Option<&OwnedFd>) -> Result<(), Failure> {
     Ok(())
 }
 
+/// Only mounts the root file system, for an OCI runtime that does the rest. Runs in a mount namespace of its own.
+pub fn mount_root(bundle: &Bundle) -> Result<(), Failure> {
+    isolate(bundle)?;
+    mount_overlay(&bundle.rootfs)
+}
+
 /// Cuts this namespace's mounts off from the node's, as far as the pod's mount propagation allows.
 fn isolate(bundle: &Bundle) -> Result<(), Failure> {
     let bidirectional = bundle.mounts.iter().any(|m| m.options.iter().any(|o| o == "rshared" || o == "shared"));

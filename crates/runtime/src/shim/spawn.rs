@@ -14,7 +14,7 @@ use super::sys::{self, Forked};
 use crate::spec::bundle::{Bundle, PidNamespace, Process};
 
 /// How long a child may prepare itself (milliseconds). Mounting a dead network volume must not hang the shim for good.
-const PREPARE_TIMEOUT_MS: u16 = 60_000;
+pub const PREPARE_TIMEOUT_MS: u16 = 60_000;
 /// Where programs are looked for if the environment has no PATH.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
@@ -80,7 +80,8 @@ pub fn exec(
     })
 }
 
-fn step<T>(result: io::Result<T>, what: &str) -> Result<T, Failure> {
+/// A system call's failure, with what it was for.
+pub fn step<T>(result: io::Result<T>, what: &str) -> Result<T, Failure> {
     result.map_err(|e| format!("{what}: {e}"))
 }
 

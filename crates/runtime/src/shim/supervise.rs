@@ -14,6 +14,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use super::attached::{Attached, write_some};
 use super::ending::{oom_killed, signal_cgroup, write_exit};
 use super::log::{Log, Stream};
+use super::oci;
 use super::protocol::{ContainerState, Exit, Reply, Request};
 use super::spawn::{self, Home};
 use super::sys;
@@ -340,7 +341,10 @@ impl Supervisor {
                 outputs[stream] = Some(File::from(read));
             }
         }
-        let spawned = spawn::container(&self.home, &bundle, theirs)?;
+        let spawned = match &bundle.oci {
+            None => spawn::container(&self.home, &bundle, theirs)?,
+            Some(runtime) => oci::container(runtime, &bundle, theirs)?,
+        };
         let started_at = sys::now();
         if let Some(master) = spawned.terminal {
             let master = File::from(master);
@@ -400,9 +404,14 @@ impl Supervisor {
         let (pid, path) = (c.pid, c.bundle.clone());
         let bundle = read_bundle(&path)?;
         let mut process = bundle.process.clone();
-        process.args = args.into_iter().map(Bytes::Text).collect();
         process.terminal = tty;
-        let spawned = spawn::exec(&self.home, &bundle, pid, &process, stdio)?;
+        let spawned = match &bundle.oci {
+            Some(runtime) => oci::exec(runtime, id, &args, tty, stdio)?,
+            None => {
+                process.args = args.into_iter().map(Bytes::Text).collect();
+                spawn::exec(&self.home, &bundle, pid, &process, stdio)?
+            }
+        };
         self.execs.insert(spawned.pid, fd);
         if let Some(connection) = self.connections.get_mut(&fd) {
             connection.role = Role::Exec(spawned.pid, tied);

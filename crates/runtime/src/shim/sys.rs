@@ -444,6 +444,16 @@ pub fn reap(pid: Option<i32>, wait: bool) -> Option<(i32, i32)> {
     }
 }
 
+/// This process is killed when its parent ends.
+pub fn end_with_parent() -> io::Result<()> {
+    prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL as u64, 0)
+}
+
+/// Processes whose parents end become children of this one.
+pub fn adopt_orphans() -> io::Result<()> {
+    prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0)
+}
+
 /// Sends a signal.
 pub fn kill(pid: i32, signal: i32) -> io::Result<()> {
     // SAFETY: takes integers.

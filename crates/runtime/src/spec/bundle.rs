@@ -79,6 +79,20 @@ pub struct Bundle {
     pub stdin_once: bool,
     /// Written when the first process has ended.
     pub exit_file: PathBuf,
+    /// An OCI runtime makes the container; none: the shim itself does.
+    #[serde(default)]
+    pub oci: Option<OciRuntime>,
+}
+
+/// A program with runc's command line, and where it works. A container's OCI bundle is the directory of its own.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OciRuntime {
+    /// The program.
+    pub program: PathBuf,
+    /// Where it keeps what it knows of its containers.
+    pub state: PathBuf,
+    /// The directory with `config.json`.
+    pub bundle: PathBuf,
 }
 
 /// The root file system: an overlay mounted in the container's own mount namespace, so that nothing is left of it

@@ -74,8 +74,7 @@ pub fn bit(name: &str) -> Option<u64> {
 }
 
 /// The names of a mask, lowest first, with `CAP_`.
-#[cfg(test)]
-fn names(mask: u64) -> Vec<String> {
+pub fn names(mask: u64) -> Vec<String> {
     NAMES.iter().enumerate().filter(|(n, _)| mask & (1 << n) != 0).map(|(_, name)| format!("CAP_{name}")).collect()
 }
 

@@ -116,6 +116,7 @@ pub fn build(inputs: Inputs<'_>) -> Result<Built, String> {
         stdin: config.stdin,
         stdin_once: config.stdin_once,
         exit_file: inputs.exit_file,
+        oci: None,
     };
     Ok(Built { bundle, device_rules: devices.rules, identity })
 }

@@ -6,6 +6,7 @@ pub mod capabilities;
 pub mod cdi;
 pub mod container;
 pub mod devices;
+pub mod oci;
 pub mod seccomp;
 mod syscalls;
 pub mod user;

@@ -7,7 +7,8 @@
 
 use std::collections::BTreeSet;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
 use super::syscalls;
 use crate::spec::capabilities;
@@ -33,7 +34,7 @@ const AUDIT_ARCH: u32 = 0xc000_003e;
 const AUDIT_ARCH: u32 = 0xc000_00b7;
 
 /// How an argument is compared.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 enum Operator {
     #[serde(rename = "SCMP_CMP_NE")]
     NotEqual,
@@ -52,7 +53,7 @@ enum Operator {
 }
 
 /// A condition on one argument. For `MaskedEqual`, `value` is the mask and `value_two` what must remain.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Argument {
     index: u32,
@@ -96,35 +97,84 @@ struct Rule {
     action: u32,
 }
 
-/// The program for a container's wish; `None`: unconfined.
-pub fn resolve(context: &LinuxContainerSecurityContext) -> Result<Option<Vec<u8>>, String> {
+/// Which profile a container asked for.
+enum Wanted {
+    Unconfined,
+    /// The default, given these capabilities.
+    Default(u64),
+    File(String),
+}
+
+fn wanted(context: &LinuxContainerSecurityContext) -> Result<Wanted, String> {
     if context.privileged {
-        return Ok(None);
+        return Ok(Wanted::Unconfined);
     }
-    let granted = || {
+    let default = || {
         let all = capabilities::bounding_set();
-        capabilities::resolve(context.capabilities.as_ref(), false, all).map(|sets| sets.permitted)
+        capabilities::resolve(context.capabilities.as_ref(), false, all).map(|sets| Wanted::Default(sets.permitted))
     };
     match &context.seccomp {
         Some(profile) => match profile.profile_type() {
-            ProfileType::Unconfined => Ok(None),
-            ProfileType::RuntimeDefault => default_profile(granted()?).map(Some),
-            ProfileType::Localhost => from_file(&profile.localhost_ref).map(Some),
+            ProfileType::Unconfined => Ok(Wanted::Unconfined),
+            ProfileType::RuntimeDefault => default(),
+            ProfileType::Localhost => Ok(Wanted::File(profile.localhost_ref.clone())),
         },
         // Older kubelets say it by a path.
         #[allow(deprecated)]
         None => match context.seccomp_profile_path.as_str() {
-            "" | "unconfined" => Ok(None),
-            "runtime/default" | "docker/default" => default_profile(granted()?).map(Some),
+            "" | "unconfined" => Ok(Wanted::Unconfined),
+            "runtime/default" | "docker/default" => default(),
             path => match path.strip_prefix("localhost/") {
-                Some(file) => from_file(file).map(Some),
+                Some(file) => Ok(Wanted::File(file.into())),
                 None => Err(format!("unsupported seccomp profile \"{path}\"")),
             },
         },
     }
 }
 
+/// The program for a container's wish; `None`: unconfined.
+pub fn resolve(context: &LinuxContainerSecurityContext) -> Result<Option<Vec<u8>>, String> {
+    match wanted(context)? {
+        Wanted::Unconfined => Ok(None),
+        Wanted::Default(granted) => default_profile(granted).map(Some),
+        Wanted::File(path) => from_file(&path).map(Some),
+    }
+}
+
+/// The same in OCI's words, for a runtime that compiles profiles itself. Two things cannot be said there: that calls
+/// newer than the profile do not exist, and that asking for the execution domain is allowed while changing it is not.
+pub fn resolve_oci(context: &LinuxContainerSecurityContext) -> Result<Option<Value>, String> {
+    let granted = match wanted(context)? {
+        Wanted::Unconfined => return Ok(None),
+        Wanted::Default(granted) => granted,
+        Wanted::File(path) => return read_file(&path).map(Some),
+    };
+    let mut rows = Vec::new();
+    for (name, conditions, action) in default_rules(granted) {
+        if name == "personality" {
+            continue;
+        }
+        rows.push(json!({
+            "names": [name], "action": "SCMP_ACT_ERRNO", "errnoRet": action & 0xffff, "args": conditions,
+        }));
+    }
+    // Each bit but the two harmless ones: several conditions on one argument are alternatives there.
+    for bit in (0..32).map(|n| 1u64 << n).filter(|bit| bit & 0x20008 == 0) {
+        let set = Argument { index: 0, value: bit, value_two: bit, op: Operator::MaskedEqual };
+        rows.push(
+            json!({"names": ["personality"], "action": "SCMP_ACT_ERRNO", "errnoRet": libc::EPERM, "args": [set]}),
+        );
+    }
+    Ok(Some(json!({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": rows})))
+}
+
 fn from_file(path: &str) -> Result<Vec<u8>, String> {
+    let what = |e: &dyn std::fmt::Display| format!("failed to load seccomp profile \"{path}\": {e}");
+    let profile: Profile = serde_json::from_value(read_file(path)?).map_err(|e| what(&e))?;
+    from_profile(&profile).map_err(|e| what(&e))
+}
+
+fn read_file(path: &str) -> Result<Value, String> {
     let path = path.strip_prefix("localhost/").unwrap_or(path);
     let what = |e: &dyn std::fmt::Display| format!("failed to load seccomp profile \"{path}\": {e}");
     let size = std::fs::metadata(path).map_err(|e| what(&e))?.len();
@@ -132,8 +182,7 @@ fn from_file(path: &str) -> Result<Vec<u8>, String> {
         return Err(what(&format!("it has {size} bytes, more than {MAX_PROFILE}")));
     }
     let text = std::fs::read(path).map_err(|e| what(&e))?;
-    let profile: Profile = serde_json::from_slice(&text).map_err(|e| what(&e))?;
-    from_profile(&profile).map_err(|e| what(&e))
+    serde_json::from_slice(&text).map_err(|e| what(&e))
 }
 
 fn action(name: &str, errno: Option<u32>) -> Result<u32, String> {
@@ -235,14 +284,21 @@ const GUARDED: [(&[&str], &[&str]); 14] = [
 ];
 
 fn default_profile(granted: u64) -> Result<Vec<u8>, String> {
+    let missing = RET_ERRNO | libc::ENOSYS as u32;
+    let rules = default_rules(granted)
+        .into_iter()
+        .filter_map(|(name, conditions, action)| Some(Rule { number: syscalls::number(name)?, conditions, action }));
+    compile(&rules.collect::<Vec<_>>(), RET_ALLOW, Some((syscalls::highest(), missing)))
+}
+
+/// What the default profile refuses: names, conditions, what happens.
+fn default_rules(granted: u64) -> Vec<(&'static str, Vec<Argument>, u32)> {
     let has = |names: &[&str]| names.iter().any(|n| capabilities::bit(n).is_some_and(|b| granted & b != 0));
     let refuse = RET_ERRNO | libc::EPERM as u32;
     let missing = RET_ERRNO | libc::ENOSYS as u32;
     let mut rules = Vec::new();
-    let mut rule = |name: &str, conditions: &[Argument], action: u32| {
-        if let Some(number) = syscalls::number(name) {
-            rules.push(Rule { number, conditions: conditions.to_vec(), action });
-        }
+    let mut rule = |name: &'static str, conditions: &[Argument], action: u32| {
+        rules.push((name, conditions.to_vec(), action));
     };
     for (capabilities, names) in GUARDED {
         if !has(capabilities) {
@@ -267,7 +323,7 @@ fn default_profile(granted: u64) -> Result<Vec<u8>, String> {
     // Sockets to the hypervisor.
     let vsock = Argument { index: 0, value: libc::AF_VSOCK as u64, value_two: 0, op: Operator::Equal };
     rule("socket", &[vsock], refuse);
-    compile(&rules, RET_ALLOW, Some((syscalls::highest(), missing)))
+    rules
 }
 
 /// One instruction: code, jumps if true and if false, constant.

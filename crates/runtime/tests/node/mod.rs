@@ -44,8 +44,21 @@ impl Node {
         Node::start_with(flags, &[]).await
     }
 
+    /// One whose data has a disk of its own, of so many MiB.
+    pub async fn start_small(size: usize, flags: &[&str]) -> Node {
+        let dir = tempfile::Builder::new().prefix("nauplius-runtime-").tempdir().unwrap();
+        let options = format!("size={size}m");
+        let flag = nix::mount::MsFlags::empty();
+        nix::mount::mount(Some("tmpfs"), dir.path(), Some("tmpfs"), flag, Some(options.as_str())).unwrap();
+        Node::start_in(dir, flags, &[]).await
+    }
+
     pub async fn start_with(flags: &[&str], env: &[(&str, &str)]) -> Node {
         let dir = tempfile::Builder::new().prefix("nauplius-runtime-").tempdir().unwrap();
+        Node::start_in(dir, flags, env).await
+    }
+
+    async fn start_in(dir: tempfile::TempDir, flags: &[&str], env: &[(&str, &str)]) -> Node {
         let cgroup = format!("/{}", dir.path().file_name().unwrap().to_string_lossy());
         let mut node = Node {
             dir,
@@ -99,9 +112,9 @@ impl Node {
         }
     }
 
-    async fn try_clients(&self) -> Option<Clients> {
+    pub async fn channel(&self) -> Option<Channel> {
         let socket = self.socket();
-        let channel = Endpoint::from_static("http://localhost")
+        Endpoint::from_static("http://localhost")
             .connect_with_connector(tower::service_fn(move |_: http::Uri| {
                 let socket = socket.clone();
                 async move {
@@ -111,7 +124,11 @@ impl Node {
                 }
             }))
             .await
-            .ok()?;
+            .ok()
+    }
+
+    async fn try_clients(&self) -> Option<Clients> {
+        let channel = self.channel().await?;
         let limit = 64 << 20;
         let mut runtime = RuntimeServiceClient::new(channel.clone()).max_decoding_message_size(limit);
         runtime.version(VersionRequest::default()).await.ok()?;
@@ -136,6 +153,24 @@ impl Node {
         let mut command = self.command(&[exe, "reset", &data, "--cgroup-parent", &self.cgroup]);
         let output = command.env("RUST_LOG", "warn").output().unwrap();
         String::from_utf8_lossy(&output.stderr).into_owned()
+    }
+
+    /// No mount, link, cgroup, process or directory of a pod.
+    pub fn nothing_left(&self) {
+        let data = self.dir.path().display().to_string();
+        let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
+        assert!(!mounts.contains(&data), "{mounts}");
+        let links = self.nsenter(&["ip", "-o", "link"]);
+        assert!(!links.contains("veth"), "{links}");
+        for dir in ["root/sandboxes", "root/containers", "state/sandboxes"] {
+            let left: Vec<_> = std::fs::read_dir(self.dir.path().join(dir)).unwrap().collect();
+            assert!(left.is_empty(), "{dir}: {left:?}");
+        }
+        for hierarchy in ["memory", "systemd", "unified", ""] {
+            let cgroup = Path::new("/sys/fs/cgroup").join(hierarchy).join(self.cgroup.trim_start_matches('/'));
+            let groups = std::fs::read_dir(cgroup).map(|d| d.flatten().filter(|e| e.path().is_dir()).count());
+            assert_eq!(groups.unwrap_or(0), 0, "{hierarchy}");
+        }
     }
 
     /// Connects to a TCP address in the node's network.
@@ -176,6 +211,8 @@ impl Drop for Node {
             let _ = server.wait();
         }
         self.reset();
+        // Only one with a disk of its own is mounted.
+        let _ = nix::mount::umount2(self.dir.path(), nix::mount::MntFlags::MNT_DETACH);
         let _ = Command::new("ip").args(["netns", "delete", &self.namespace()]).status();
     }
 }
@@ -326,8 +363,12 @@ pub fn security(config: &mut ContainerConfig) -> &mut LinuxContainerSecurityCont
 
 impl Clients {
     pub async fn run(&mut self, config: &PodSandboxConfig) -> String {
+        self.run_with(config, "").await
+    }
+
+    pub async fn run_with(&mut self, config: &PodSandboxConfig, handler: &str) -> String {
         std::fs::create_dir_all(&config.log_directory).unwrap();
-        let request = RunPodSandboxRequest { config: Some(config.clone()), runtime_handler: String::new() };
+        let request = RunPodSandboxRequest { config: Some(config.clone()), runtime_handler: handler.into() };
         self.runtime.run_pod_sandbox(request).await.unwrap().into_inner().pod_sandbox_id
     }
 
