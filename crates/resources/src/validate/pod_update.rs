@@ -132,7 +132,7 @@ pub fn status(pod: &At<'_>, old: &Value, errors: &mut Errors) {
     }
     // What has ended for good does not start again.
     let policy = old.text("spec.restartPolicy");
-    if policy == "Always" {
+    if policy == "Always" || restarts_all(old.at("spec")) {
         return;
     }
     for list in ["containerStatuses", "initContainerStatuses"] {
@@ -151,6 +151,12 @@ pub fn status(pod: &At<'_>, old: &Value, errors: &mut Errors) {
             }
         }
     }
+}
+
+/// Whether one container's exit may have all of them run anew, whatever their own policies.
+fn restarts_all(spec: &Value) -> bool {
+    let rules = CONTAINERS.iter().flat_map(|list| spec.list(list)).flat_map(|c| c.list("restartPolicyRules"));
+    rules.into_iter().any(|rule| rule.text("action") == "RestartAllContainers")
 }
 
 /// Lines `path: old -> new` of the leaves that differ.
@@ -184,4 +190,26 @@ fn difference(new: &Value, old: &Value) -> String {
     let mut lines = Vec::new();
     walk("", new, old, &mut lines);
     lines.join("\n") + "\n"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn what_ended_for_good_stays_so() {
+        let with = |state: Value, rules: Value| {
+            json!({"spec": {"restartPolicy": "Never", "containers": [{"name": "a", "restartPolicyRules": rules}, {"name": "b"}]},
+                "status": {"containerStatuses": [{"name": "b", "state": state}]}})
+        };
+        let rule = |action: &str| json!([{"action": action, "exitCodes": {"operator": "In", "values": [42]}}]);
+        let (over, runs) = (json!({"terminated": {"exitCode": 1}}), json!({"running": {}}));
+        for (rules, refused) in [(json!([]), true), (rule("Restart"), true), (rule("RestartAllContainers"), false)] {
+            let (old, new) = (with(over.clone(), rules.clone()), with(runs.clone(), rules.clone()));
+            let mut errors = Errors::default();
+            status(&At::root(&new), &old, &mut errors);
+            assert_eq!(!errors.0.is_empty(), refused, "{rules}");
+        }
+    }
 }
