@@ -157,7 +157,10 @@ pub fn plan_claim(
     let known = status.clone();
     status["phase"] = "Bound".into();
     status["accessModes"] = body["spec"]["accessModes"].clone();
-    status["capacity"] = body["spec"]["capacity"].clone();
+    // Only when it becomes so: of a volume that grew, the claim hears once its file system has followed.
+    if known["phase"] != "Bound" {
+        status["capacity"] = body["spec"]["capacity"].clone();
+    }
     if named.is_none() || annotation(BIND_COMPLETED).is_none() {
         let mut annotations = json!({BIND_COMPLETED: "yes"});
         if named.is_none() {
