@@ -26,6 +26,7 @@ use crate::plugins::devices::Devices;
 use crate::pods::allocation::Allocations;
 use crate::pods::{self, Workers};
 use crate::probes::counts::Counts;
+use crate::processors::{self, Processors};
 use crate::references::References;
 use crate::statics::Statics;
 use crate::stats::Stats;
@@ -33,6 +34,7 @@ use crate::user_namespaces::UserNamespaces;
 use crate::volumes::certificates::Certificates;
 use crate::volumes::csi::Csi;
 use crate::volumes::tokens::Tokens;
+use crate::volumes::usage::Places;
 use crate::{cgroups, logs, node, oom, plugins, server, shutdown, spec, statics};
 
 /// Between questions to an engine that is not up yet.
@@ -61,6 +63,8 @@ pub struct Context {
     pub claims: Claims,
     pub allocations: Allocations,
     pub csi: Csi,
+    pub places: Places,
+    pub processors: Processors,
     pub certificates: Certificates,
     pub images: Images,
     pub machine: Machine,
@@ -211,6 +215,8 @@ fn build(config: Config, client: Client) -> anyhow::Result<Arc<Context>> {
         allocations: Allocations::default(),
         certificates: Certificates::default(),
         csi: Csi::new(client.clone(), config.root_dir.clone(), config.node_name.clone()),
+        places: Places::default(),
+        processors: Processors::new(&config)?,
         images: Images::new(&config)?,
         machine,
         host_ips,
@@ -254,6 +260,7 @@ pub async fn run(config: Config, client: Client, cancel: CancellationToken) -> a
     parts.spawn(oom::run(context.clone()));
     parts.spawn(statics::run(context.clone()));
     parts.spawn(plugins::run(context.clone()));
+    parts.spawn(processors::run(context.clone()));
     let devices = context.devices.clone();
     parts.spawn(async move { or_without("device plugins", plugins::devices::serve(devices).await).await });
     let listed = context.clone();

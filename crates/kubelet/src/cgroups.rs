@@ -17,7 +17,8 @@ const ROOT: &str = "/sys/fs/cgroup";
 /// v1 controllers the agent itself writes to or must fill for its children.
 const V1_WRITTEN: [&str; 4] = ["cpu", "memory", "pids", "cpuset"];
 
-fn is_v2() -> bool {
+/// Whether version 2 manages all resources.
+pub fn is_v2() -> bool {
     Path::new(ROOT).join("cgroup.controllers").exists()
 }
 
@@ -170,6 +171,39 @@ pub fn processes(config: &Config, pod: &Pod) -> u64 {
         fs::read_to_string(root.join(path.trim_start_matches('/')).join("pids.current")).ok()?.trim().parse().ok()
     });
     counted.unwrap_or(0)
+}
+
+/// What everything below the node's own cgroup has used; none for a node that is the whole machine.
+pub fn used(config: &Config) -> Option<Used> {
+    let path = config.cgroup_root.trim_matches('/');
+    if path.is_empty() {
+        return None;
+    }
+    let read = |controller: &str, file: &str| {
+        let root = if is_v2() { PathBuf::from(ROOT) } else { Path::new(ROOT).join(controller) };
+        fs::read_to_string(root.join(path).join(file)).ok()
+    };
+    let number = |text: Option<String>| text.and_then(|t| t.trim().parse::<u64>().ok());
+    let row = |text: Option<String>, name: &str| {
+        text?.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix(' ')?.trim().parse::<u64>().ok())
+    };
+    let (cpu_nanos, memory, inactive) = if is_v2() {
+        let cpu = row(read("", "cpu.stat"), "usage_usec").map(|micros| micros * 1000);
+        (cpu, number(read("", "memory.current")), row(read("", "memory.stat"), "inactive_file"))
+    } else {
+        let memory = number(read("memory", "memory.usage_in_bytes"));
+        (number(read("cpuacct", "cpuacct.usage")), memory, row(read("memory", "memory.stat"), "total_inactive_file"))
+    };
+    let memory = memory?;
+    Some(Used { cpu_nanos: cpu_nanos?, memory, working_set: memory.saturating_sub(inactive.unwrap_or(0)) })
+}
+
+/// What a cgroup has used.
+pub struct Used {
+    pub cpu_nanos: u64,
+    pub memory: u64,
+    /// Without what can be dropped easily.
+    pub working_set: u64,
 }
 
 /// Removes a cgroup and those below it; processes still in it are a reason to fail.

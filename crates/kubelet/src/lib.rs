@@ -22,6 +22,7 @@ mod oom;
 pub mod plugins;
 pub mod pods;
 pub mod probes;
+pub mod processors;
 pub mod quantity;
 pub mod references;
 pub mod server;

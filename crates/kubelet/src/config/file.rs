@@ -316,7 +316,11 @@ impl File {
         let ids = self.user_namespaces.as_ref().and_then(|u| u.ids_per_pod);
         let enforced = self.enforce_node_allocatable.iter().flatten();
         for (fine, field, why) in [
-            (is(&self.cpu_manager_policy, "none"), "cpuManagerPolicy", "only none is supported"),
+            (
+                is(&self.cpu_manager_policy, "none") || is(&self.cpu_manager_policy, "static"),
+                "cpuManagerPolicy",
+                "only none and static are supported",
+            ),
             (is(&self.memory_manager_policy, "None"), "memoryManagerPolicy", "only None is supported"),
             (is(&self.topology_manager_policy, "none"), "topologyManagerPolicy", "only none is supported"),
             (is(&self.cgroup_driver, "cgroupfs"), "cgroupDriver", "only cgroupfs is supported"),
@@ -326,7 +330,6 @@ impl File {
             (off(self.run_once), "runOnce", "is not supported"),
             (is(&self.static_pod_url, ""), "staticPodURL", "is not supported; use staticPodPath"),
             (self.read_only_port.unwrap_or(0) == 0, "readOnlyPort", "a port without authentication is not supported"),
-            (is(&self.reserved_system_cpus, ""), "reservedSystemCPUs", "is not supported; use systemReserved"),
             (self.cpu_cfs_quota != Some(false), "cpuCFSQuota", "limits are always enforced"),
             (self.enable_server != Some(false), "enableServer", "the node API cannot be switched off"),
             (ids.is_none_or(|n| n == 65_536), "userNamespaces.idsPerPod", "only 65536 is supported"),
@@ -379,7 +382,9 @@ impl File {
             let field = field.to_string();
             move |why: String| anyhow::anyhow!("invalid configuration: {field}: {why}")
         };
+        set(&mut config.single_process_oom_kill, self.single_process_oom_kill);
         config.shutdown = self.shutdown()?;
+        config.exclusive_processors = self.cpu_manager_policy.is_some_and(|p| p == "static");
         config.listen =
             SocketAddr::new(self.address.unwrap_or(config.listen.ip()), self.port.unwrap_or(config.listen.port()));
         let text = |path: Option<PathBuf>| path.filter(|p| !p.as_os_str().is_empty());
@@ -451,6 +456,14 @@ impl File {
             for (name, amount) in reserved {
                 config.reserve(&name, &amount).map_err(invalid("systemReserved or kubeReserved"))?;
             }
+        }
+        if let Some(text) = self.reserved_system_cpus.filter(|t| !t.is_empty()) {
+            let cpus = crate::processors::core::parse(&text).filter(|c| !c.is_empty());
+            let cpus =
+                cpus.with_context(|| format!("invalid configuration: reservedSystemCPUs: {text:?} is no list"))?;
+            // It says what `cpu` of the two reservations would.
+            config.reserved.insert("cpu".into(), cpus.len().to_string());
+            config.reserved_processors = Some(cpus);
         }
         if let Some(size) = &self.container_log_max_size {
             let quantity: meta::quantity::Quantity =
@@ -543,7 +556,7 @@ mod tests {
         for (text, expect) in [
             ("maxPodz: 1", "unknown field `maxPodz`"),
             ("maxPods: many", "maxPods"),
-            ("cpuManagerPolicy: static", "cpuManagerPolicy: only none is supported"),
+            ("cpuManagerPolicy: odd", "cpuManagerPolicy: only none and static are supported"),
             ("evictionSoft: {memory.available: 1Mi}", "grace period must be specified"),
             ("crashLoopBackOff: {maxContainerRestartPeriod: 301s}", "between 1s and 300s"),
             ("imageGCHighThresholdPercent: 10", "must be less than"),

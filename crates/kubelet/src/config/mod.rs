@@ -3,7 +3,7 @@
 pub mod eviction;
 pub mod file;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -55,6 +55,12 @@ pub struct Config {
     pub pod_pids_limit: Option<i64>,
     /// Kept back from allocatable (resource name to quantity).
     pub reserved: BTreeMap<String, String>,
+    /// Containers that ask for whole processors get them for themselves.
+    pub exclusive_processors: bool,
+    /// Those that nobody gets for itself; as many as are reserved, when not named.
+    pub reserved_processors: Option<BTreeSet<u32>>,
+    /// Out of memory, the kernel kills one process of a container instead of all; version 2 of cgroups asks.
+    pub single_process_oom_kill: bool,
     /// A directory of pod manifests run without the API server.
     pub static_pod_path: Option<PathBuf>,
     pub eviction: Eviction,
@@ -169,6 +175,9 @@ impl Config {
             cgroups_per_qos: true,
             pod_pids_limit: None,
             reserved: BTreeMap::new(),
+            exclusive_processors: false,
+            single_process_oom_kill: false,
+            reserved_processors: None,
             static_pod_path: None,
             eviction: Eviction::default(),
             image_gc: Some(ImageGc::default()),

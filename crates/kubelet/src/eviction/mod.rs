@@ -2,7 +2,7 @@
 //! least deserving first. [`core`] decides; this room measures and carries out.
 
 pub mod core;
-mod local;
+pub mod local;
 mod measure;
 
 use std::collections::HashMap;

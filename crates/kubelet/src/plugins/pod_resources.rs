@@ -63,6 +63,7 @@ impl Lister {
                     name: container.name.clone(),
                     devices: devices.collect(),
                     dynamic_resources: self.claims(pod, &container.name),
+                    cpu_ids: self.0.processors.exclusive(uid, &container.name).into_iter().map(i64::from).collect(),
                     ..Default::default()
                 }
             })
@@ -119,8 +120,7 @@ impl PodResourcesLister for Lister {
             inventory.iter().flat_map(|(resource, list)| by_place(resource, &list.iter().collect::<Vec<_>>()));
         Ok(Response::new(AllocatableResourcesResponse {
             devices: devices.collect(),
-            // No processor is given to one container alone here: all are there for all.
-            cpu_ids: (0..self.0.machine.cpus as i64).collect(),
+            cpu_ids: self.0.processors.allocatable(self.0.machine.cpus).into_iter().map(i64::from).collect(),
             memory: Vec::new(),
         }))
     }

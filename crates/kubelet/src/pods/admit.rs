@@ -17,6 +17,8 @@ pub struct Room<'a> {
     pub memory_pressure: bool,
     pub disk_pressure: bool,
     pub pid_pressure: bool,
+    /// The machine's kernel enforces AppArmor profiles.
+    pub apparmor: bool,
     /// The machine goes down.
     pub shutting_down: bool,
 }
@@ -93,6 +95,9 @@ pub fn admit<'a>(pod: &Pod, room: &Room<'_>, others: impl Iterator<Item = &'a Po
     }
     if let Some(why) = security::forbidden_sysctl(pod, room.allowed_sysctls) {
         return refuse("SysctlForbidden", why);
+    }
+    if let Some(why) = security::unenforceable_apparmor(pod, room.apparmor) {
+        return refuse("AppArmor", why);
     }
     if spec.os.as_ref().is_some_and(|os| os.name != "linux") {
         return refuse("PodOSNotSupported", "Failed to admit pod as the OS field doesn't match node OS".into());
@@ -235,6 +240,7 @@ mod tests {
             memory_pressure: false,
             disk_pressure: false,
             pid_pressure: false,
+            apparmor: false,
             shutting_down: false,
         };
         let affinity = |operator: &str| {
@@ -248,6 +254,8 @@ mod tests {
             (json!({"nodeSelector": {"disk": "hdd"}}), 0, "NodeAffinity"),
             (affinity("In"), 0, "ok"),
             (affinity("NotIn"), 0, "NodeAffinity"),
+            (json!({"securityContext": {"appArmorProfile": {"type": "RuntimeDefault"}}}), 0, "AppArmor"),
+            (json!({"securityContext": {"appArmorProfile": {"type": "Unconfined"}}}), 0, "ok"),
             (json!({"securityContext": {"sysctls": [{"name": "kernel.foo", "value": "1"}]}}), 0, "SysctlForbidden"),
         ] {
             let others: Vec<Pod> = (0..others).map(|_| pod(json!({}))).collect();
@@ -277,6 +285,7 @@ mod tests {
             memory_pressure: false,
             disk_pressure: false,
             pid_pressure: false,
+            apparmor: false,
             shutting_down: false,
         };
         let others = [

@@ -109,6 +109,7 @@ impl Worker {
     async fn release(&self, pod: &Arc<Pod>) {
         let (dir, config, pod) = (self.context.config.pod_dir(&self.uid), self.context.config.clone(), pod.clone());
         let mut patience = RETRY;
+        self.context.places.release(&self.uid);
         loop {
             let (dir, config, pod) = (dir.clone(), config.clone(), pod.clone());
             if let Err(why) = volumes::give_back(&self.context, &self.uid).await {
@@ -135,6 +136,7 @@ impl Worker {
         self.context.probed.release(&self.uid);
         self.context.devices.release(&self.uid);
         self.context.allocations.release(&self.uid);
+        self.context.processors.release(&self.uid);
         self.wake_waiting();
         self.context.references.release(&self.uid);
         self.context.tokens.release(&self.uid);

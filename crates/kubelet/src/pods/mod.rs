@@ -196,10 +196,12 @@ fn arrive(context: &Arc<Context>, pod: Arc<Pod>) {
             allowed_sysctls: &context.config.allowed_unsafe_sysctls,
             memory_pressure: context.evictions.under(Pressure::Memory),
             disk_pressure: context.evictions.under(Pressure::Disk),
+            apparmor: spec::security::apparmor_enabled(),
             shutting_down: context.shutting_down.load(Ordering::Relaxed),
             pid_pressure: context.evictions.under(Pressure::Pid),
         };
-        if let Err(verdict) = admit::admit(&pod, &room, others.iter().map(|p| &**p)) {
+        let taken = admit::admit(&pod, &room, others.iter().map(|p| &**p));
+        if let Err(verdict) = taken.and_then(|()| context.processors.admit(&pod)) {
             let displaced = admit::victims(&pod, &room, &others, &verdict);
             if !displaced.is_empty() {
                 return displace(context, pod, displaced);

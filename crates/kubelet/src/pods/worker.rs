@@ -301,6 +301,10 @@ impl Worker {
 
     /// Why what the pod asks for cannot be granted now.
     fn no_room(&self, pod: &Pod) -> Option<Waiting> {
+        if self.context.processors.has_exclusive(&self.uid) {
+            let message = "Resize is infeasible for Guaranteed Pods alongside CPU Manager static policy";
+            return Some(Waiting { reason: "Infeasible".into(), message: message.into() });
+        }
         let room = self.context.machine.allocatable_amounts(&self.context.config);
         let others: Vec<Arc<Pod>> = self
             .context
@@ -383,6 +387,7 @@ impl Worker {
         let around = start::surroundings(&self.context, pod, seen.ready_sandbox());
         let (volumes, failure) = volumes::prepare(&self.context, pod, &around).await;
         if failure.is_none() || self.volumes.is_none() {
+            self.context.places.set(&self.uid, &volumes.ready);
             self.volumes = Some(volumes);
         }
         failure

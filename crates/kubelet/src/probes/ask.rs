@@ -210,7 +210,12 @@ where
 {
     let (mut sender, connection) = hyper::client::conn::http1::handshake(stream).await.map_err(|e| e.to_string())?;
     let ask = async {
-        let answer = sender.send_request(request).await.map_err(|e| e.to_string())?;
+        // A connection that ends before its answer is called what it is, by whichever side the library saw it first.
+        let ended = |e: hyper::Error| match e.is_canceled() || e.is_incomplete_message() {
+            true => "EOF".to_string(),
+            false => e.to_string(),
+        };
+        let answer = sender.send_request(request).await.map_err(ended)?;
         let status = answer.status().as_u16();
         let location = answer.headers().get("location").and_then(|l| l.to_str().ok()).map(str::to_string);
         let body = match Limited::new(answer.into_body(), MAX_BODY).collect().await {

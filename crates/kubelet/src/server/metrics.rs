@@ -10,6 +10,7 @@ use crate::cri::v1;
 use crate::pods::observed::State;
 use crate::pods::status::is_terminal;
 use crate::spec;
+use crate::volumes::usage::{self, Usage};
 
 /// All metrics.
 pub async fn serve(context: &Context) -> Response<Body> {
@@ -48,5 +49,40 @@ pub async fn serve(context: &Context) -> Response<Body> {
         "Current number of ephemeral containers in pods managed by this kubelet.",
         one(pods.iter().map(|p| spec::spec(p).ephemeral_containers.as_ref().map_or(0, Vec::len)).sum()),
     );
+    volumes(context, &mut gauge).await;
     text(StatusCode::OK, out)
+}
+
+type Pick = fn(&Usage) -> Option<u64>;
+
+/// Numbers of claims' volumes, as monitoring knows them.
+const OF_VOLUMES: [(&str, &str, Pick); 6] = [
+    ("kubelet_volume_stats_available_bytes", "Number of available bytes in the volume", |u| u.available),
+    ("kubelet_volume_stats_capacity_bytes", "Capacity in bytes of the volume", |u| u.capacity),
+    ("kubelet_volume_stats_inodes", "Maximum number of inodes in the volume", |u| u.inodes),
+    ("kubelet_volume_stats_inodes_free", "Number of free inodes in the volume", |u| u.inodes_free),
+    ("kubelet_volume_stats_inodes_used", "Number of used inodes in the volume", |u| u.inodes_used),
+    ("kubelet_volume_stats_used_bytes", "Number of used bytes in the volume", |u| u.used),
+];
+
+async fn volumes(context: &Context, gauge: &mut impl FnMut(&str, &str, Vec<(String, usize)>)) {
+    // A claim that several pods use is one volume.
+    let mut found: BTreeMap<(String, String), Usage> = BTreeMap::new();
+    for pod in context.workers.pods() {
+        for counted in usage::of(context, &pod).await {
+            if let Some(claim) = counted.claim {
+                found.insert((spec::namespace(&pod).to_string(), claim), counted.usage);
+            }
+        }
+    }
+    if found.is_empty() {
+        return;
+    }
+    for (name, help, pick) in OF_VOLUMES {
+        let line = |((namespace, claim), usage): (&(String, String), &Usage)| {
+            let labels = format!("{{namespace=\"{namespace}\",persistentvolumeclaim=\"{claim}\"}}");
+            Some((labels, usize::try_from(pick(usage)?).ok()?))
+        };
+        gauge(name, help, found.iter().filter_map(line).collect());
+    }
 }

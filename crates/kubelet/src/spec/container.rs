@@ -31,6 +31,10 @@ pub struct Prepared {
     /// Devices by their CDI names.
     pub cdi_devices: Vec<String>,
     pub memory_capacity: i64,
+    /// The node's cgroups are of version 2 alone.
+    pub unified: bool,
+    /// Where it runs, in the kernel's words; empty: anywhere.
+    pub processors: String,
 }
 
 /// Where the termination message file of a container start is bound from.
@@ -103,7 +107,15 @@ pub fn config(config: &Config, pod: &Pod, kind: Kind, container: &Container, pre
         stdin_once: container.stdin_once == Some(true),
         tty: container.tty == Some(true),
         linux: Some(LinuxContainerConfig {
-            resources: Some(resources::container(pod, kind, container, prepared.memory_capacity)),
+            resources: Some(v1::LinuxContainerResources {
+                cpuset_cpus: prepared.processors,
+                unified: if config.single_process_oom_kill || !prepared.unified {
+                    HashMap::new()
+                } else {
+                    [("memory.oom.group".to_string(), "1".to_string())].into()
+                },
+                ..resources::container(pod, kind, container, prepared.memory_capacity)
+            }),
             security_context: Some(security),
         }),
         windows: None,

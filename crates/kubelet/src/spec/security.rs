@@ -95,6 +95,21 @@ fn apparmor(context: &SecurityContext) -> Option<SecurityProfile> {
     Some(out)
 }
 
+/// Why a pod that asks for an AppArmor profile cannot have it here, if it asks for one.
+pub fn unenforceable_apparmor(pod: &Pod, enabled: bool) -> Option<String> {
+    let confined = |p: &k8s_openapi::api::core::v1::AppArmorProfile| p.type_ != "Unconfined";
+    let of_pod = super::spec(pod).security_context.as_ref().and_then(|c| c.app_armor_profile.as_ref());
+    let of_container =
+        |c: &Container| c.security_context.as_ref().and_then(|s| s.app_armor_profile.as_ref()).is_some_and(confined);
+    let asked = of_pod.is_some_and(confined) || super::all_containers(pod).any(|(_, c)| of_container(c));
+    (asked && !enabled).then(|| "Cannot enforce AppArmor: AppArmor is not enabled on the host".into())
+}
+
+/// Whether this machine's kernel enforces AppArmor profiles.
+pub fn apparmor_enabled() -> bool {
+    std::fs::read_to_string("/sys/module/apparmor/parameters/enabled").is_ok_and(|t| t.trim() == "Y")
+}
+
 fn selinux(context: &SecurityContext) -> Option<SeLinuxOption> {
     let own = context.se_linux_options.as_ref()?;
     let text = |t: &Option<String>| t.clone().unwrap_or_default();

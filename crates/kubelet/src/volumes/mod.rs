@@ -12,6 +12,7 @@ pub mod ownership;
 pub mod payload;
 pub mod tokens;
 pub mod trust;
+pub mod usage;
 
 use std::collections::{BTreeSet, HashMap};
 use std::fs;
@@ -45,11 +46,25 @@ pub struct Ready {
     pub image: Option<String>,
     /// A raw block device.
     pub block: bool,
+    /// The claim that it is of.
+    pub claim: Option<String>,
+    /// A driver's.
+    pub driver: bool,
+    /// A disk of the node that is a volume.
+    pub local: bool,
 }
 
 impl Ready {
     fn at(path: impl Into<PathBuf>) -> Self {
-        Self { path: path.into(), read_only: false, image: None, block: false }
+        Self {
+            path: path.into(),
+            read_only: false,
+            image: None,
+            block: false,
+            claim: None,
+            driver: false,
+            local: false,
+        }
     }
 }
 
@@ -270,10 +285,15 @@ impl Maker<'_> {
         if published.taken {
             self.context.node_changed.notify_one();
         }
-        Ok(Ready { read_only: wanted.read_only, block: wanted.block, ..Ready::at(published.path) })
+        Ok(Ready { read_only: wanted.read_only, block: wanted.block, driver: true, ..Ready::at(published.path) })
     }
 
     async fn claim(&mut self, claim: &str, read_only: bool) -> Result<Ready, String> {
+        let ready = self.claimed(claim, read_only).await?;
+        Ok(Ready { claim: Some(claim.into()), ..ready })
+    }
+
+    async fn claimed(&mut self, claim: &str, read_only: bool) -> Result<Ready, String> {
         let namespace = spec::namespace(self.pod);
         let api = self.context.client.api::<PersistentVolumeClaim>().namespaced(namespace);
         let claim = api.get(claim).await.map_err(text)?;
@@ -311,7 +331,7 @@ impl Maker<'_> {
                 "PersistentVolume {name}: only hostPath, local and csi volumes are supported by this node"
             ));
         };
-        Ok(Ready { read_only, block, ..Ready::at(path) })
+        Ok(Ready { read_only, block, local: volume_spec.local.is_some(), ..Ready::at(path) })
     }
 
     async fn make(&mut self, volume: &Volume) -> Result<Ready, String> {
@@ -407,6 +427,11 @@ pub async fn prepare(context: &Context, pod: &Pod, around: &Surroundings) -> (Vo
     }
     out.renew_at = maker.renew_at;
     (out, failure)
+}
+
+/// What was recorded of the driver's volume at a place of the pod's.
+fn record_of(pod_dir: &Path, place: &Path) -> Option<csi::record::Record> {
+    csi::record::of_pod(pod_dir).into_iter().find(|found| found.target() == place).map(|found| found.record)
 }
 
 /// Gives drivers' volumes back, before what the agent made itself is removed.

@@ -8,6 +8,7 @@ use tonic::transport::Channel;
 
 use crate::cri;
 use crate::plugins::within;
+use crate::volumes::usage::Usage;
 use v1::node_client::NodeClient;
 use v1::node_service_capability::{Type, rpc};
 
@@ -20,6 +21,8 @@ pub struct Abilities {
     /// Volumes are staged on the node before they are published to pods.
     pub stage: bool,
     pub expand: bool,
+    /// It tells how full volumes are.
+    pub stats: bool,
     pub single_node_multi_writer: bool,
     /// The driver gives volumes to the pod's group itself.
     pub mount_group: bool,
@@ -33,6 +36,7 @@ impl Abilities {
             match rpc.r#type() {
                 rpc::Type::StageUnstageVolume => out.stage = true,
                 rpc::Type::ExpandVolume => out.expand = true,
+                rpc::Type::GetVolumeStats => out.stats = true,
                 rpc::Type::SingleNodeMultiWriter => out.single_node_multi_writer = true,
                 rpc::Type::VolumeMountGroup => out.mount_group = true,
                 _ => {}
@@ -95,6 +99,14 @@ impl Driver {
         within(CALL, self.client.clone().node_unpublish_volume(request)).await.map(drop)
     }
 
+    /// How full a published volume is.
+    pub async fn usage(&self, volume: &str, path: &str) -> Result<Usage, String> {
+        let request =
+            v1::NodeGetVolumeStatsRequest { volume_id: volume.into(), volume_path: path.into(), ..Default::default() };
+        let answer = within(CALL, self.client.clone().node_get_volume_stats(request)).await?;
+        Ok(counted(&answer.usage))
+    }
+
     /// The size afterwards.
     pub async fn expand(&self, request: v1::NodeExpandVolumeRequest) -> Result<i64, Refused> {
         let mut client = self.client.clone();
@@ -114,6 +126,26 @@ impl Driver {
             }),
         }
     }
+}
+
+/// Numbers below zero are not meant, and units are said once.
+fn counted(rows: &[v1::VolumeUsage]) -> Usage {
+    use v1::volume_usage::Unit;
+    let mut out = Usage::default();
+    let number = |n: i64| u64::try_from(n).ok();
+    for row in rows {
+        match row.unit() {
+            Unit::Bytes => {
+                (out.capacity, out.available, out.used) = (number(row.total), number(row.available), number(row.used));
+            }
+            Unit::Inodes => {
+                (out.inodes, out.inodes_free, out.inodes_used) =
+                    (number(row.total), number(row.available), number(row.used));
+            }
+            Unit::Unknown => {}
+        }
+    }
+    out
 }
 
 /// A volume that was not grown.

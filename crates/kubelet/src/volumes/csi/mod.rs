@@ -27,6 +27,7 @@ use serde_json::json;
 use tokio::sync::Mutex as AsyncMutex;
 
 use super::tokens::Tokens;
+use super::usage::Usage;
 use super::{fs_group, ownership};
 use crate::spec;
 use driver::{Driver, carried};
@@ -372,6 +373,15 @@ impl Csi {
         let api = self.client.api::<PersistentVolumeClaim>().namespaced(spec::namespace(pod));
         let name = claim.metadata.name.as_deref().unwrap_or_default();
         api.patch_status(name, Patch::Merge(json!({"status": status}))).await.map(drop).map_err(|e| e.to_string())
+    }
+
+    /// How full a published volume is; none when its driver does not count.
+    pub async fn usage(&self, record: &Record, target: &Path) -> Result<Option<Usage>, String> {
+        let driver = self.driver(&record.driver_name)?;
+        if !driver.abilities.stats {
+            return Ok(None);
+        }
+        driver.usage(&record.volume_handle, &target.to_string_lossy()).await.map(Some)
     }
 
     /// Gives back all of a pod's volumes, and says whether any was attached. What cannot be given back stays recorded, and
