@@ -5,6 +5,8 @@
 //! these, or without a variant's own program, a test says what it lacks and passes. What a killed test left on the machine
 //! the next one removes.
 
+mod attached;
+mod devices;
 mod engine;
 mod faults;
 mod image;
@@ -231,6 +233,10 @@ async fn parts(stage: &mut Stage, variant: &Variant) -> Result<()> {
         done("an image as a volume");
         storage::driver(stage).await?;
         done("a volume driver");
+        attached::disks(stage).await?;
+        done("attached volumes");
+        devices::given(stage).await?;
+        done("devices");
         return Ok(());
     }
     let crashing = faults::Crashing::start(stage).await?;

@@ -24,7 +24,7 @@ const NAME: &str = "small.test.nauplius.dev";
 const LASTING: &str = "lasting";
 
 /// Mounts below a directory, by their places.
-fn mounted(dir: &Path) -> Result<Vec<PathBuf>> {
+pub fn mounted(dir: &Path) -> Result<Vec<PathBuf>> {
     let all = std::fs::read_to_string("/proc/self/mountinfo")?;
     let places = all.lines().filter_map(|line| line.split(' ').nth(4)).map(PathBuf::from);
     Ok(places.filter(|place| place.starts_with(dir)).collect())
@@ -37,35 +37,36 @@ struct Small {
     said: Arc<Mutex<Vec<String>>>,
 }
 
-type Answer<T> = Result<Response<T>, Status>;
+pub type Answer<T> = Result<Response<T>, Status>;
 
-fn failed(error: impl std::fmt::Display) -> Status {
+pub fn failed(error: impl std::fmt::Display) -> Status {
     Status::internal(error.to_string())
+}
+
+/// Again where it is already, nothing: an agent that starts anew asks again.
+pub fn bind(from: &Path, to: &str) -> Result<(), Status> {
+    if mounted(Path::new(to)).map_err(failed)?.iter().any(|place| place == Path::new(to)) {
+        return Ok(());
+    }
+    std::fs::create_dir_all(from).and_then(|()| std::fs::create_dir_all(to)).map_err(failed)?;
+    mount(Some(from), to, None::<&str>, MsFlags::MS_BIND, None::<&str>).map_err(failed)
+}
+
+/// Already gone is what is wanted.
+pub fn unbind(from: &str) -> Result<(), Status> {
+    match umount2(from, MntFlags::UMOUNT_NOFOLLOW) {
+        Ok(()) | Err(Errno::EINVAL | Errno::ENOENT) => {}
+        Err(error) => return Err(failed(error)),
+    }
+    match std::fs::remove_dir(from) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(failed(error)),
+        _ => Ok(()),
+    }
 }
 
 impl Small {
     fn say(&self, what: String) {
         self.said.lock().unwrap_or_else(PoisonError::into_inner).push(what);
-    }
-
-    /// Again where it is already, nothing: an agent that starts anew asks again.
-    fn bind(&self, from: &Path, to: &str) -> Result<(), Status> {
-        if mounted(Path::new(to)).map_err(failed)?.iter().any(|place| place == Path::new(to)) {
-            return Ok(());
-        }
-        std::fs::create_dir_all(from).and_then(|()| std::fs::create_dir_all(to)).map_err(failed)?;
-        mount(Some(from), to, None::<&str>, MsFlags::MS_BIND, None::<&str>).map_err(failed)
-    }
-
-    fn unbind(&self, from: &str) -> Result<(), Status> {
-        match umount2(from, MntFlags::UMOUNT_NOFOLLOW) {
-            Ok(()) | Err(Errno::EINVAL | Errno::ENOENT) => {}
-            Err(error) => return Err(failed(error)),
-        }
-        match std::fs::remove_dir(from) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(failed(error)),
-            _ => Ok(()),
-        }
     }
 
     /// Waits until the driver was told this since the last look, in whatever order, and nothing else.
@@ -109,7 +110,7 @@ impl Node for Small {
     async fn node_stage_volume(&self, r: Request<csi::NodeStageVolumeRequest>) -> Answer<csi::NodeStageVolumeResponse> {
         let r = r.into_inner();
         self.say(format!("stage {}", r.volume_id));
-        self.bind(&self.volumes.join(&r.volume_id), &r.staging_target_path)?;
+        bind(&self.volumes.join(&r.volume_id), &r.staging_target_path)?;
         Ok(Response::new(Default::default()))
     }
 
@@ -118,7 +119,7 @@ impl Node for Small {
         r: Request<csi::NodeUnstageVolumeRequest>,
     ) -> Answer<csi::NodeUnstageVolumeResponse> {
         let r = r.into_inner();
-        self.unbind(&r.staging_target_path)?;
+        unbind(&r.staging_target_path)?;
         self.say(format!("unstage {}", r.volume_id));
         Ok(Response::new(Default::default()))
     }
@@ -132,10 +133,10 @@ impl Node for Small {
         if r.staging_target_path.is_empty() {
             let own = self.volumes.join(&r.volume_id);
             std::fs::create_dir_all(&own).and_then(|()| std::fs::write(own.join("pod"), &pod)).map_err(failed)?;
-            self.bind(&own, &r.target_path)?;
+            bind(&own, &r.target_path)?;
             self.say(format!("publish one of {pod}'s own"));
         } else {
-            self.bind(Path::new(&r.staging_target_path), &r.target_path)?;
+            bind(Path::new(&r.staging_target_path), &r.target_path)?;
             self.say(format!("publish {} to {pod}", r.volume_id));
         }
         Ok(Response::new(Default::default()))
@@ -146,7 +147,7 @@ impl Node for Small {
         r: Request<csi::NodeUnpublishVolumeRequest>,
     ) -> Answer<csi::NodeUnpublishVolumeResponse> {
         let r = r.into_inner();
-        self.unbind(&r.target_path)?;
+        unbind(&r.target_path)?;
         let which = if r.volume_id == LASTING { LASTING } else { "a pod's own" };
         self.say(format!("unpublish {which}"));
         Ok(Response::new(Default::default()))
