@@ -35,6 +35,8 @@ enum Command {
     Kubelet(Box<node::KubeletOptions>),
     /// Run the service proxy alone.
     Proxy(node::ProxyOptions),
+    /// Keep the ways to other nodes' pods alone: routes, or a tunnel.
+    PodNetwork(node::PodNetworkRoleOptions),
     /// Run the cluster's DNS server alone.
     Dns(node::DnsOptions),
     /// Run the container runtime alone.
@@ -157,6 +159,7 @@ fn run(command: Command) -> anyhow::Result<()> {
             Command::ControllerManager(options) => roles::controller_manager(options, cancel).await,
             Command::Kubelet(options) => node::kubelet(*options, cancel).await,
             Command::Proxy(options) => node::proxy(options, cancel).await,
+            Command::PodNetwork(options) => node::pod_network(options, cancel).await,
             Command::Dns(options) => node::dns(options, cancel).await,
             Command::Runtime(options) => node::runtime(options, cancel).await,
             Command::SimulatedNodes(options) => roles::simulated::run(options, cancel).await,

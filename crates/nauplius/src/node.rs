@@ -4,6 +4,7 @@
 //! outside an `up` cluster.
 
 pub mod leftovers;
+mod pod_network_role;
 mod proxy_role;
 
 use std::collections::BTreeMap;
@@ -22,6 +23,7 @@ use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+pub use pod_network_role::{PodNetworkRoleOptions, pod_network};
 pub use proxy_role::{ProxyOptions, proxy};
 
 use crate::cli::ApiAccess;
@@ -55,6 +57,8 @@ pub struct NodePlace {
     pub dns_addresses: Vec<IpAddr>,
     #[serde(default)]
     pub pod_networks: Vec<IpNet>,
+    #[serde(default)]
+    pub pod_network: fabric::PodNetworkOptions,
     pub client_ca: PathBuf,
     pub kubelet_kubeconfig: PathBuf,
     pub proxy_kubeconfig: PathBuf,
@@ -246,6 +250,8 @@ pub struct RuntimeOptions {
     pub cni_conf_dir: PathBuf,
     #[arg(long, value_delimiter = ',', default_value = "/opt/cni/bin,/usr/lib/cni")]
     pub cni_bin_dir: Vec<PathBuf>,
+    #[command(flatten)]
+    pub network: fabric::PodNetworkOptions,
 }
 
 fn own_hostname(asked: Option<String>) -> Result<String> {
@@ -341,6 +347,7 @@ pub async fn runtime(options: RuntimeOptions, cancel: CancellationToken) -> Resu
     let mut config = runtime_config(&options.root, &options.state, &options.socket, &options.cgroup_parent)?;
     config.network.cni_conf_dir = Some(options.cni_conf_dir);
     config.network.cni_bin_dirs = options.cni_bin_dir;
+    config.network.mtu = fabric::pod_mtu(&options.network, &[]).context("cannot find the links' largest packet")?;
     let (ready, opened) = tokio::sync::oneshot::channel();
     tokio::spawn(async move {
         if opened.await.is_ok() {
@@ -366,8 +373,12 @@ pub async fn all(options: NodeOptions, cancel: CancellationToken) -> Result<()> 
         let (place, cancel) = (place.clone(), cancel.clone());
         tasks.spawn(async move {
             supervise::role("runtime", cancel, |own| {
-                let config = place.runtime();
-                async move { runtime::serve(config?, own, tokio::sync::oneshot::channel().0).await }
+                let (config, mtu) = (place.runtime(), fabric::pod_mtu(&place.pod_network, &place.addresses));
+                async move {
+                    let mut config = config?;
+                    config.network.mtu = mtu.context("cannot find the links' largest packet")?;
+                    runtime::serve(config, own, tokio::sync::oneshot::channel().0).await
+                }
             })
             .await;
         });
@@ -389,12 +400,13 @@ pub async fn all(options: NodeOptions, cancel: CancellationToken) -> Result<()> 
     if wanted("kubelet") {
         let (place, cancel) = (place.clone(), cancel.clone());
         tasks.spawn(async move {
-            supervise::role("routes", cancel, |own| {
+            supervise::role("pod-network", cancel, |own| {
                 let place = place.clone();
                 async move {
                     // A kubelet may read no Node but its own; who carries Services may read all.
                     let client = roles::connect(&place.proxy_kubeconfig, "nauplius-routes").await?;
-                    fabric::routes(Informers::new(client), &place.name, own).await.map_err(Into::into)
+                    let informers = Informers::new(client);
+                    fabric::pod_network(&place.pod_network, informers, &place.name, own).await.map_err(Into::into)
                 }
             })
             .await;

@@ -62,6 +62,8 @@ pub struct Options {
     pub container_runtime_endpoint: Option<String>,
     #[command(flatten)]
     pub ranges: Ranges,
+    #[command(flatten)]
+    pub network: crate::fabric::PodNetworkOptions,
     /// Run each role in a process of its own, over HTTPS.
     #[arg(long)]
     pub split: bool,
@@ -98,11 +100,7 @@ pub fn cluster_name(data_dir: &Path) -> String {
     if data_dir == Path::new("/var/lib/nauplius") {
         return "nauplius".into();
     }
-    let hash = data_dir
-        .as_os_str()
-        .as_encoded_bytes()
-        .iter()
-        .fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(*b)).wrapping_mul(0x100_0000_01b3));
+    let hash = crate::fabric::fnv1a_64(data_dir.as_os_str().as_encoded_bytes());
     format!("nauplius-{:06x}", hash & 0xff_ffff)
 }
 

@@ -13,15 +13,17 @@
 //! away exactly what `ensure` made for that cluster name, also after a crash half-way; several clusters coexist. The
 //! fabric has no uplink: a packet for an address outside it is answered "network unreachable" at the bridge.
 //!
-//! It does not know what runs in the namespaces, which node has which pod range ([`routes`] follows the Node objects),
-//! or who listens on what.
+//! It does not know what runs in the namespaces, which node has which pod range ([`pod_network()`] follows the Node
+//! objects), or who listens on what.
 
 mod namespace;
 mod netlink;
 mod nodeports;
+mod pod_network;
 mod routes;
 #[cfg(test)]
 mod tests;
+mod vxlan;
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -34,7 +36,8 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 pub use namespace::{connect_in, enter, listen_in, within};
 use netlink::{Netlink, Route};
 pub use nodeports::publish_node_ports;
-pub use routes::{routes, routes_in};
+pub use pod_network::{PodNetwork, PodNetworkOptions, pod_mtu, pod_network};
+pub use routes::routes_in;
 
 /// The bridge inside the cluster's namespace.
 const BRIDGE: &str = "fabric";
@@ -157,7 +160,8 @@ impl Layout {
         let nodes = [self.node_network.into()].into_iter().chain(v6.then_some(self.node_network_v6.into()));
         let ranges = self.pod_networks.iter().chain(&self.service_networks).copied();
         let all = nodes.chain(ranges).chain(self.balancer_networks());
-        all.map(|destination: IpNet| Route { destination: destination.trunc(), gateway: None, metric }).collect()
+        all.map(|destination: IpNet| Route { destination: destination.trunc(), gateway: None, metric, link: None })
+            .collect()
     }
 
     fn is_node_name(&self, name: &str) -> bool {
@@ -274,7 +278,7 @@ fn raise_bridge(layout: &Layout) -> io::Result<Netlink> {
     netlink.set_up(bridge)?;
     for address in layout.hosts(1) {
         netlink.add_address(bridge, address)?;
-        netlink.replace_route(&Route { destination: everywhere(address), gateway: None, metric: 0 })?;
+        netlink.replace_route(&Route { destination: everywhere(address), gateway: None, metric: 0, link: None })?;
     }
     Ok(netlink)
 }
@@ -306,7 +310,7 @@ fn raise_node(layout: &Layout, n: u32, fabric: &mut Netlink) -> io::Result<()> {
     netlink.set_up(uplink)?;
     for (address, gateway) in layout.hosts(NODE_OFFSET + n).into_iter().zip(layout.hosts(1)) {
         netlink.add_address(uplink, address)?;
-        let out = Route { destination: everywhere(address), gateway: Some(gateway.addr()), metric: 0 };
+        let out = Route { destination: everywhere(address), gateway: Some(gateway.addr()), metric: 0, link: None };
         netlink.replace_route(&out)?;
     }
     Ok(())
@@ -353,7 +357,12 @@ fn port_of(layout: &Layout, name: &str) -> String {
     name.strip_prefix(&*layout.cluster).unwrap_or(name).trim_start_matches('-').to_string()
 }
 
-/// 32-bit FNV-1a: a stable number from a name.
+/// 64-bit FNV-1a: a stable number from a name.
+pub fn fnv1a_64(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, &byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3))
+}
+
+/// The same in 32 bits.
 fn fnv1a(bytes: &[u8]) -> u32 {
     bytes.iter().fold(0x811c_9dc5, |hash, &byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
 }

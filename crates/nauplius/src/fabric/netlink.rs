@@ -4,6 +4,8 @@
 //! using it does later: so one thread can set up many namespaces without spawning `ip` and without a runtime. Every
 //! call waits for the kernel's acknowledgement. It knows nothing of clusters: names and numbers come from the caller.
 
+mod tunnel;
+
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -16,12 +18,14 @@ use netlink_packet_core::{
 use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope};
 use netlink_packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
 use netlink_packet_route::route::{
-    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
+    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{Socket, SocketAddr};
 use nix::errno::Errno;
+
+pub use tunnel::{Hardware, Neighbour, Vxlan};
 
 /// How a route says who made it (`proto 78` in `ip route`): only routes with this mark are ever removed.
 pub const ROUTE_PROTOCOL: u8 = 78;
@@ -37,6 +41,8 @@ pub struct Route {
     pub gateway: Option<IpAddr>,
     /// Smaller is preferred; routes that differ only in this live side by side. 0: the usual one.
     pub metric: u32,
+    /// The link the next hop is on, where no address of it says so.
+    pub link: Option<u32>,
 }
 
 /// A request-and-acknowledge channel to one namespace's network configuration.
@@ -247,6 +253,10 @@ fn route_message(route: &Route) -> RouteMessage {
     if let Some(gateway) = route.gateway {
         message.attributes.push(RouteAttribute::Gateway(route_address(gateway)));
     }
+    if let Some(link) = route.link {
+        message.header.flags = RouteFlags::Onlink;
+        message.attributes.push(RouteAttribute::Oif(link));
+    }
     message
 }
 
@@ -265,18 +275,20 @@ fn ours(message: &RouteMessage) -> Option<Route> {
     let mut destination: IpAddr =
         if v6 { std::net::Ipv6Addr::UNSPECIFIED.into() } else { std::net::Ipv4Addr::UNSPECIFIED.into() };
     let mut gateway = None;
-    let mut metric = 0;
+    let (mut metric, mut link) = (0, None);
+    let on_link = header.flags.contains(RouteFlags::Onlink);
     for attribute in &message.attributes {
         match attribute {
             RouteAttribute::Destination(address) => destination = read(address)?,
             RouteAttribute::Gateway(address) => gateway = read(address),
             RouteAttribute::Priority(priority) if v6 && *priority == IPV6_METRIC => {}
             RouteAttribute::Priority(priority) => metric = *priority,
+            RouteAttribute::Oif(index) if on_link => link = Some(*index),
             _ => {}
         }
     }
     let destination = IpNet::new(destination, header.destination_prefix_length).ok()?;
-    Some(Route { destination, gateway, metric })
+    Some(Route { destination, gateway, metric, link })
 }
 
 fn is(error: &io::Error, errno: Errno) -> bool {

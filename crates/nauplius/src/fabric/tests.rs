@@ -180,6 +180,138 @@ fn routes_follow_the_node_object() {
     }
 }
 
+fn node(name: &str, ranges: &[&str], addresses: &[&str]) -> std::sync::Arc<k8s_openapi::api::core::v1::Node> {
+    let addresses: Vec<_> = addresses.iter().map(|a| serde_json::json!({"type": "InternalIP", "address": a})).collect();
+    let body = serde_json::json!({"metadata": {"name": name}, "spec": {"podCIDRs": ranges},
+        "status": {"addresses": addresses}});
+    std::sync::Arc::new(serde_json::from_value(body).unwrap())
+}
+
+/// Ends of the tunnel, next hops and routes, from the Nodes alone.
+#[test]
+fn a_tunnel_is_planned_from_the_nodes() {
+    let own = node("a", &["10.244.0.0/24", "fd00:10:244::/64"], &["192.0.2.1", "2001:db8::1"]);
+    let show = |others: &[std::sync::Arc<k8s_openapi::api::core::v1::Node>]| {
+        let tunnel = vxlan::Tunnel::plan(&own, others.iter().map(|node| &**node)).unwrap();
+        assert_eq!(tunnel.local.to_string(), "192.0.2.1");
+        let said = tunnel.neighbours.iter().map(|neighbour| match neighbour {
+            netlink::Neighbour::Near(address, hardware) => format!("{address} is {:02x?}", &hardware[..2]),
+            netlink::Neighbour::Behind(hardware, address) => format!("{:02x?} behind {address}", &hardware[..2]),
+        });
+        said.map(|text| text.split(' ').map(|w| w.trim_matches(['[', ']', ','])).collect::<Vec<_>>().join(" "))
+            .collect::<Vec<_>>()
+    };
+    assert!(show(&[]).is_empty());
+    let other = node("b", &["10.244.1.0/24", "fd00:10:244:1::/64"], &["2001:db8::2", "192.0.2.2"]);
+    let said = show(&[other.clone()]);
+    assert_eq!(said.len(), 3, "{said:?}");
+    assert!(said[0].starts_with("10.244.1.0 is 06") && said[1].starts_with("fd00:10:244:1:: is 06"), "{said:?}");
+    assert!(said[2].ends_with("behind 192.0.2.2"), "{said:?}");
+    // A node that cannot be an end of this tunnel, or has no pods, is none.
+    assert!(show(&[node("c", &["10.244.2.0/24"], &["2001:db8::3"]), node("d", &[], &["192.0.2.4"])]).is_empty());
+    // A node without an address is not yet one.
+    assert!(vxlan::Tunnel::plan(&node("a", &["10.244.0.0/24"], &[]), std::iter::empty()).is_none());
+    // Two nodes are two ends, and each is told apart by its name alone.
+    assert_eq!(show(&[other, node("c", &["10.244.2.0/24"], &["192.0.2.3"])]).len(), 5);
+}
+
+/// Three nodes with a tunnel between, in both families: for a node that comes, changes its address, and goes; as large as
+/// asked; and nothing is left of it when nodes route again.
+#[test]
+fn a_tunnel_carries_pods_packets() {
+    if !root() {
+        return;
+    }
+    let layout = layout("tunnel", 3);
+    let _cleared = Cleared(layout.clone());
+    Fabric::ensure(&layout).unwrap();
+    let range = |n: u32| [format!("198.19.{n}.0/24"), format!("fd00:198:19:{n}::/64")];
+    let pod = |n: u32| [format!("198.19.{n}.9").parse().unwrap(), format!("fd00:198:19:{n}::9").parse().unwrap()];
+    let object = |n: u32, addresses: &[IpAddr]| {
+        let (ranges, addresses) = (range(n), addresses.iter().map(ToString::to_string).collect::<Vec<_>>());
+        node(
+            &format!("node-{n}"),
+            &ranges.iter().map(String::as_str).collect::<Vec<_>>(),
+            &addresses.iter().map(String::as_str).collect::<Vec<_>>(),
+        )
+    };
+    let mut netlinks: Vec<Netlink> =
+        (1..=3).map(|n| within(&layout.node_namespace(n), Netlink::here).unwrap()).collect();
+    for (n, netlink) in (1..).zip(&mut netlinks) {
+        // A pod's address, as if a pod were there.
+        for address in pod(n) {
+            netlink.add_address(LOOPBACK, IpNet::from(address)).unwrap();
+        }
+    }
+    let tunnel = PodNetworkOptions { pod_network: PodNetwork::Vxlan, ..Default::default() };
+    let mut update = |options: &PodNetworkOptions, nodes: &[std::sync::Arc<k8s_openapi::api::core::v1::Node>]| {
+        for (n, netlink) in (1..).zip(&mut netlinks) {
+            pod_network::update(netlink, options, &format!("node-{n}"), nodes).unwrap();
+        }
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let reach = |from: u32, to: u32| -> io::Result<Vec<IpAddr>> {
+        pod(to)
+            .into_iter()
+            .map(|address| {
+                let listener = listen_in(&layout.node_namespace(to), SocketAddr::new(address, 0))?;
+                let target = listener.local_addr()?;
+                let namespace = layout.node_namespace(from);
+                runtime.block_on(async {
+                    tokio::time::timeout(Duration::from_secs(1), connect_in(&namespace, target)).await
+                })??;
+                Ok(listener.accept()?.1.ip())
+            })
+            .collect()
+    };
+    let mtu = |n: u32| {
+        let (namespace, addresses) = (layout.node_namespace(n), layout.node_addresses(n));
+        within(&namespace, || pod_mtu(&tunnel, &addresses)).unwrap()
+    };
+    assert_eq!(mtu(1), 1450);
+
+    let mut nodes: Vec<_> = (1..=2).map(|n| object(n, &layout.node_addresses(n))).collect();
+    update(&tunnel, &nodes);
+    // The node's own packets come out of the tunnel under its pods' first address.
+    let seen: Vec<String> = reach(1, 2).unwrap().iter().map(IpAddr::to_string).collect();
+    assert_eq!(seen, ["198.19.1.0", "fd00:198:19:1::"]);
+    assert!(reach(1, 3).is_err());
+    // A node comes.
+    nodes.push(object(3, &layout.node_addresses(3)));
+    update(&tunnel, &nodes);
+    update(&tunnel, &nodes);
+    for (from, to) in [(1, 3), (3, 1), (2, 3), (3, 2)] {
+        reach(from, to).unwrap();
+    }
+    // Its address changes.
+    let moved: IpAddr = "198.18.0.77".parse().unwrap();
+    {
+        let mut netlink = within(&layout.node_namespace(3), Netlink::here).unwrap();
+        let uplink = netlink.expect_link(UPLINK).unwrap();
+        netlink.add_address(uplink, IpNet::new(moved, 24).unwrap()).unwrap();
+    }
+    nodes[2] = object(3, &[moved]);
+    update(&tunnel, &nodes);
+    for (from, to) in [(1, 3), (3, 1)] {
+        reach(from, to).unwrap();
+    }
+    // It goes.
+    nodes.pop();
+    update(&tunnel, &nodes);
+    assert!(reach(1, 3).is_err());
+    reach(2, 1).unwrap();
+    // A smaller packet, as asked: the link is another.
+    let small = PodNetworkOptions { pod_mtu: Some(1400), ..tunnel.clone() };
+    update(&small, &nodes);
+    let link = within(&layout.node_namespace(1), || Netlink::here()?.vxlan(vxlan::LINK)).unwrap().unwrap();
+    assert_eq!((link.mtu, link.number), (1400, vxlan::NUMBER));
+    reach(2, 1).unwrap();
+    // By routes again: no link, no tunnel.
+    update(&PodNetworkOptions::default(), &nodes);
+    assert_eq!(within(&layout.node_namespace(1), || Netlink::here()?.link(vxlan::LINK)).unwrap(), None);
+    reach(2, 1).unwrap();
+}
+
 #[test]
 fn load_balancers_are_reached_through_a_ready_node() {
     use k8s_openapi::api::core::v1::Node;

@@ -145,6 +145,7 @@ impl Child {
             addresses: layout.node_addresses(n),
             dns_addresses: options.ranges.dns(),
             pod_networks: options.ranges.cluster_cidr.clone(),
+            pod_network: options.network.clone(),
             client_ca: pki.ca_file(),
             kubelet_kubeconfig: identities.kubeconfig(
                 &name,

@@ -15,8 +15,6 @@ use super::netlink::Netlink;
 
 /// The interface's name in a pod.
 pub const POD_INTERFACE: &str = "eth0";
-/// Largest packet on pod links: a standard Ethernet's.
-const MTU: u32 = 1500;
 
 /// The node's end of a pod's link. Names may have 15 characters.
 pub fn host_interface(sandbox: &str) -> String {
@@ -55,10 +53,10 @@ pub fn ensure(netlink: &mut Netlink, name: &str, pools: &[Arc<Ipam>]) -> Result<
     Ok(index)
 }
 
-/// Connects a pod and returns its addresses, one of each pool.
+/// Connects a pod by a link of this largest packet, and returns its addresses, one of each pool.
 pub fn attach(
     netlink: &mut Netlink,
-    bridge: u32,
+    (bridge, mtu): (u32, u32),
     pools: &[Arc<Ipam>],
     sandbox: &str,
     namespace: &OwnedFd,
@@ -67,7 +65,7 @@ pub fn attach(
     let addresses: Vec<IpAddr> = addresses.collect::<io::Result<_>>().context("allocating an address")?;
     let name = host_interface(sandbox);
     netlink.delete_link(&name)?;
-    netlink.add_veth(&name, bridge, POD_INTERFACE, namespace.as_raw_fd(), MTU).context("creating a veth pair")?;
+    netlink.add_veth(&name, bridge, POD_INTERFACE, namespace.as_raw_fd(), mtu).context("creating a veth pair")?;
     let port = netlink.link(&name)?.map(|l| l.index).context("the veth pair has vanished")?;
     netlink.set_hairpin(port).context("setting hairpin mode")?;
     let mut inside = Netlink::open_in(std::os::fd::AsFd::as_fd(namespace)).context("entering the pod's network")?;

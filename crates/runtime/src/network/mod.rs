@@ -32,6 +32,8 @@ pub struct NetworkConfig {
     pub cni_bin_dirs: Vec<PathBuf>,
     /// The built-in bridge's name.
     pub bridge: String,
+    /// The largest packet of the built-in bridge's pods in bytes: what gets to other nodes whole.
+    pub mtu: u32,
     /// The node's pod ranges, one of each address family, if known from the start; otherwise `UpdateRuntimeConfig` brings
     /// them.
     pub pod_cidrs: Vec<IpNet>,
@@ -45,6 +47,7 @@ impl Default for NetworkConfig {
             cni_conf_dir: None,
             cni_bin_dirs: vec!["/opt/cni/bin".into(), "/usr/lib/cni".into()],
             bridge: "cni0".into(),
+            mtu: 1500,
             pod_cidrs: Vec::new(),
             masquerade_except: Vec::new(),
         }
@@ -154,7 +157,7 @@ impl Network {
         let addresses = {
             let mut node = self.node.lock().unwrap_or_else(PoisonError::into_inner);
             let index = bridge::ensure(&mut node, &self.config.bridge, &pools)?;
-            bridge::attach(&mut node, index, &pools, sandbox, namespace)?
+            bridge::attach(&mut node, (index, self.config.mtu), &pools, sandbox, namespace)?
         };
         let ranges: Vec<IpNet> = pools.iter().map(|pool| pool.range()).collect();
         self.hostports.ensure_masquerade(&ranges, &self.config.masquerade_except)?;
