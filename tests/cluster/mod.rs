@@ -1,8 +1,8 @@
 //! Whole clusters with real containers, driven as a person would: images, applications, services, faults, the end.
 //!
 //! One cluster a variant, one after the other: all in one process, split into one process a role, over a real etcd, with
-//! Debian's containerd; and a short one with a CSI driver. They need root, namespaces, busybox-static and nftables; without
-//! these, or without a variant's own program, a test says what it lacks and passes. What a killed test left on the machine
+//! Debian's containerd; and two short ones, with a CSI driver and for the network of three nodes. They need root, namespaces,
+//! busybox-static and nftables; without these, or without a variant's own program, a test says what it lacks and passes. What a killed test left on the machine
 //! the next one removes.
 
 mod attached;
@@ -10,6 +10,8 @@ mod devices;
 mod engine;
 mod faults;
 mod image;
+mod network;
+mod place;
 mod process;
 mod storage;
 mod workloads;
@@ -46,6 +48,8 @@ struct Variant {
     faults: bool,
     /// Its parts are volumes' alone: a driver's and an image's.
     driver: bool,
+    /// Its parts are the network's alone.
+    network: bool,
 }
 
 /// A cluster that runs, and what the parts of a test need of it.
@@ -239,6 +243,9 @@ async fn parts(stage: &mut Stage, variant: &Variant) -> Result<()> {
         done("devices");
         return Ok(());
     }
+    if variant.network {
+        return network::packets(stage, &done).await;
+    }
     let crashing = faults::Crashing::start(stage).await?;
     workloads::application(stage).await?;
     done("application");
@@ -318,6 +325,27 @@ async fn over_etcd() -> Result<()> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn with_containerd() -> Result<()> {
     run(Variant { name: "with containerd", nodes: 1, containerd: true, ..Default::default() }).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn three_nodes_through_a_tunnel() -> Result<()> {
+    if server::program("ip").is_none() {
+        println!("skipped: the network's test needs iproute2");
+        return Ok(());
+    }
+    run(Variant {
+        name: "three nodes through a tunnel",
+        arguments: &[
+            "--pod-network=vxlan",
+            "--cluster-cidr=10.244.0.0/16,fd00:10:244::/56",
+            "--service-cluster-ip-range=10.96.0.0/12,fd00:10:96::/112",
+            "--node-monitor-grace-period=15s",
+        ],
+        nodes: 3,
+        network: true,
+        ..Default::default()
+    })
+    .await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
