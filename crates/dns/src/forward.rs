@@ -1,32 +1,42 @@
 //! Questions about other names, asked of other servers.
 //!
 //! One socket a question, so that each has a port nobody can guess; over TCP when the answer does not fit. A server that
-//! does not answer in time is passed over for the next.
+//! does not answer in time, or says that it cannot, is passed over for the next.
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
-use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query};
+use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query, ResponseCode};
 use hickory_proto::rr::{Name, RecordType};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UdpSocket};
+
+use crate::upstreams::Servers;
 
 /// For one server; clients wait about five seconds for us in all.
 const SERVER_TIMEOUT: Duration = Duration::from_secs(2);
 const PACKET_BYTES: usize = 4096;
 
-/// The first answer of the servers, in order.
-pub async fn ask(servers: &[SocketAddr], name: &Name, kind: RecordType) -> io::Result<Message> {
-    let mut last = io::Error::other("no server to ask");
-    for server in servers {
-        match tokio::time::timeout(SERVER_TIMEOUT, ask_one(*server, name, kind)).await {
-            Ok(Ok(message)) => return Ok(message),
-            Ok(Err(error)) => last = error,
-            Err(_) => last = io::Error::new(io::ErrorKind::TimedOut, format!("{server} did not answer")),
-        }
+/// The first answer of the servers, in turn; when none has one, what the last one says instead.
+pub async fn ask(servers: &Servers, name: &Name, kind: RecordType) -> io::Result<Message> {
+    let mut last = Err(io::Error::other("no server to ask"));
+    for server in servers.in_turn() {
+        last = match tokio::time::timeout(SERVER_TIMEOUT, ask_one(server, name, kind)).await {
+            Ok(Ok(message)) if knows(&message) => {
+                servers.answered(server);
+                return Ok(message);
+            }
+            Ok(said) => said,
+            Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, format!("{server} did not answer"))),
+        };
     }
-    Err(last)
+    last
+}
+
+/// Whether a server has something to say about the name, and be it that there is none.
+fn knows(message: &Message) -> bool {
+    matches!(message.metadata.response_code, ResponseCode::NoError | ResponseCode::NXDomain)
 }
 
 async fn ask_one(server: SocketAddr, name: &Name, kind: RecordType) -> io::Result<Message> {

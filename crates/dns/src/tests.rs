@@ -27,6 +27,22 @@ fn put(zone: &mut Zone, name: &str, spec: Value, endpoints: Value) {
     zone.set_service(&format!("ns/{name}"), made);
 }
 
+fn put_slices(zone: &mut Zone, key: &str, spec: Value, slices: &[Value]) {
+    let (namespace, name) = key.split_once('/').unwrap();
+    let metadata = json!({"name": name, "namespace": namespace});
+    let service: Service = serde_json::from_value(json!({"metadata": metadata.clone(), "spec": spec})).unwrap();
+    let slices: Vec<EndpointSlice> = slices
+        .iter()
+        .map(|slice| {
+            let mut slice = slice.clone();
+            slice["metadata"] = metadata.clone();
+            serde_json::from_value(slice).unwrap()
+        })
+        .collect();
+    let made = records(&service, &slices, &zone.origin);
+    zone.set_service(key, made);
+}
+
 fn zone() -> Zone {
     let mut zone = Zone::new("cluster.local", 5).unwrap();
     zone.set_namespaces(HashSet::from(["ns".to_string()]));
@@ -51,6 +67,18 @@ fn zone() -> Zone {
     put(&mut zone, "in", json!({"type": "ExternalName", "externalName": "plain.ns.svc.cluster.local"}), json!([]));
     put(&mut zone, "round", json!({"type": "ExternalName", "externalName": "round.ns.svc.cluster.local"}), json!([]));
     put(&mut zone, "dead", json!({"type": "ExternalName", "externalName": "gone.ns.svc.cluster.local"}), json!([]));
+    put_slices(
+        &mut zone,
+        "ns/six",
+        json!({"clusterIP": "None"}),
+        &[
+            json!({"addressType": "IPv6", "ports": [{"name": "db", "port": 5432}], "endpoints": [
+            {"addresses": ["fd00::a"], "hostname": "six-0"}, {"addresses": ["fd00::b"]}]}),
+            json!({"addressType": "IPv4", "ports": [{"name": "db", "port": 5432}], "endpoints": [
+            {"addresses": ["10.244.3.1"], "hostname": "six-0"}]}),
+        ],
+    );
+    put_slices(&mut zone, "kube-system/kube-dns", json!({"clusterIP": "10.96.0.10", "ports": []}), &[]);
     zone.complete();
     zone
 }
@@ -87,6 +115,7 @@ fn show((outcome, _): (Outcome, Option<u16>)) -> String {
         out.push_str(" aa");
     }
     for record in &reply.answers {
+        assert_eq!(record.ttl, 5, "{record}");
         out.push_str(&format!("; {} {}", record.record_type(), record.data));
     }
     for record in &reply.additionals {
@@ -100,7 +129,7 @@ fn show((outcome, _): (Outcome, Option<u16>)) -> String {
 
 #[test]
 fn questions_and_answers() {
-    use RecordType::{A, AAAA, ANY, CNAME, MX, NS, PTR, SOA, SRV, TXT};
+    use RecordType::{A, AAAA, ANY, CNAME, DNSKEY, DS, HTTPS, MX, NS, PTR, SOA, SRV, TXT};
     let zone = zone();
     for (name, kind, expect) in [
         ("web.ns.svc.cluster.local.", A, "NoError aa; A 10.96.0.5"),
@@ -113,6 +142,21 @@ fn questions_and_answers() {
         ("web.other.svc.cluster.local.", A, "NXDomain aa; soa"),
         ("example.com.ns.svc.cluster.local.", A, "NXDomain aa; soa"),
         ("x.web.ns.svc.cluster.local.", A, "NXDomain aa; soa"),
+        // What a resolver makes of a name by its search path.
+        ("web.ns.svc.cluster.local.ns.svc.cluster.local.", A, "NXDomain aa; soa"),
+        ("web.ns.svc.cluster.local.svc.cluster.local.", A, "NXDomain aa; soa"),
+        ("web.ns.svc.cluster.local.cluster.local.", A, "NXDomain aa; soa"),
+        ("web.svc.cluster.local.", A, "NXDomain aa; soa"),
+        ("web.cluster.local.", A, "NXDomain aa; soa"),
+        // Types a name has nothing of.
+        ("web.ns.svc.cluster.local.", HTTPS, "NoError aa; soa"),
+        ("web.ns.svc.cluster.local.", SOA, "NoError aa; soa"),
+        ("web.ns.svc.cluster.local.", CNAME, "NoError aa; soa"),
+        ("web.ns.svc.cluster.local.", PTR, "NoError aa; soa"),
+        ("cluster.local.", DNSKEY, "NoError aa; soa"),
+        ("cluster.local.", DS, "NoError aa; soa"),
+        ("dns-version.cluster.local.", A, "NoError aa; soa"),
+        ("ns.dns.cluster.local.", A, "NoError aa; A 10.96.0.10"),
         // Names that only have names below them.
         ("cluster.local.", A, "NoError aa; soa"),
         ("svc.cluster.local.", A, "NoError aa; soa"),
@@ -126,6 +170,22 @@ fn questions_and_answers() {
             SRV,
             "NoError aa; SRV 0 100 80 web.ns.svc.cluster.local.; + web.ns.svc.cluster.local. A 10.96.0.5; + web.ns.svc.cluster.local. AAAA fd00::5",
         ),
+        // Without a port's name, all of them; a port without a name has none of its own.
+        (
+            "web.ns.svc.cluster.local.",
+            SRV,
+            "NoError aa; SRV 0 100 80 web.ns.svc.cluster.local.; SRV 0 100 53 web.ns.svc.cluster.local.; \
+             + web.ns.svc.cluster.local. A 10.96.0.5; + web.ns.svc.cluster.local. AAAA fd00::5",
+        ),
+        (
+            "plain.ns.svc.cluster.local.",
+            SRV,
+            "NoError aa; SRV 0 100 80 plain.ns.svc.cluster.local.; + plain.ns.svc.cluster.local. A 10.96.0.6",
+        ),
+        ("_._tcp.plain.ns.svc.cluster.local.", SRV, "NXDomain aa; soa"),
+        ("http._tcp.web.ns.svc.cluster.local.", SRV, "NXDomain aa; soa"),
+        ("_http._tcp.db-0.db.ns.svc.cluster.local.", SRV, "NXDomain aa; soa"),
+        ("_http._tcp.none.ns.svc.cluster.local.", SRV, "NXDomain aa; soa"),
         ("_http._udp.web.ns.svc.cluster.local.", SRV, "NXDomain aa; soa"),
         ("_http._tcp.web.ns.svc.cluster.local.", A, "NoError aa; soa"),
         (
@@ -139,10 +199,28 @@ fn questions_and_answers() {
         ("db-0.db.ns.svc.cluster.local.", A, "NoError aa; A 10.244.0.2"),
         ("10-244-1-2.db.ns.svc.cluster.local.", A, "NoError aa; A 10.244.1.2"),
         ("10-244-1-3.db.ns.svc.cluster.local.", A, "NXDomain aa; soa"),
+        ("db.ns.svc.cluster.local.", AAAA, "NoError aa; soa"),
+        ("db-0.db.ns.svc.cluster.local.", AAAA, "NoError aa; soa"),
+        ("DB-0.db.ns.svc.cluster.local.", A, "NoError aa; A 10.244.0.2"),
+        // A pod with a name is not there by its address too.
+        ("10-244-0-2.db.ns.svc.cluster.local.", A, "NXDomain aa; soa"),
+        ("six.ns.svc.cluster.local.", AAAA, "NoError aa; AAAA fd00::a; AAAA fd00::b"),
+        ("six.ns.svc.cluster.local.", A, "NoError aa; A 10.244.3.1"),
+        ("six-0.six.ns.svc.cluster.local.", ANY, "NoError aa; AAAA fd00::a; A 10.244.3.1"),
+        ("fd00--b.six.ns.svc.cluster.local.", AAAA, "NoError aa; AAAA fd00::b"),
+        (
+            "_db._tcp.six.ns.svc.cluster.local.",
+            SRV,
+            "NoError aa; SRV 0 100 5432 six-0.six.ns.svc.cluster.local.; SRV 0 100 5432 fd00--b.six.ns.svc.cluster.local.; \
+             + fd00--b.six.ns.svc.cluster.local. AAAA fd00::b; + six-0.six.ns.svc.cluster.local. AAAA fd00::a; \
+             + six-0.six.ns.svc.cluster.local. A 10.244.3.1",
+        ),
         ("none.ns.svc.cluster.local.", A, "NoError aa; soa"),
         // Aliases.
         ("out.ns.svc.cluster.local.", A, "NoError aa; CNAME example.com."),
+        ("out.ns.svc.cluster.local.", AAAA, "NoError aa; CNAME example.com."),
         ("out.ns.svc.cluster.local.", CNAME, "NoError aa; CNAME example.com."),
+        ("x.out.ns.svc.cluster.local.", A, "NXDomain aa; soa"),
         ("in.ns.svc.cluster.local.", A, "NoError aa; CNAME plain.ns.svc.cluster.local.; A 10.96.0.6"),
         ("in.ns.svc.cluster.local.", CNAME, "NoError aa; CNAME plain.ns.svc.cluster.local."),
         ("dead.ns.svc.cluster.local.", A, "NXDomain aa; CNAME gone.ns.svc.cluster.local.; soa"),
@@ -150,6 +228,10 @@ fn questions_and_answers() {
         ("10-244-1-9.ns.pod.cluster.local.", A, "NoError aa; A 10.244.1.9"),
         ("fd00--9.ns.pod.cluster.local.", AAAA, "NoError aa; AAAA fd00::9"),
         ("10-244-1-9.ns.pod.cluster.local.", AAAA, "NoError aa; soa"),
+        ("fd00--9.ns.pod.cluster.local.", A, "NoError aa; soa"),
+        ("ns.pod.cluster.local.", A, "NoError aa; soa"),
+        ("pod.cluster.local.", A, "NoError aa; soa"),
+        ("x.10-244-1-9.ns.pod.cluster.local.", A, "NXDomain aa; soa"),
         ("10-244-1-9.other.pod.cluster.local.", A, "NXDomain aa; soa"),
         ("nonsense.ns.pod.cluster.local.", A, "NXDomain aa; soa"),
         // Addresses.
@@ -157,6 +239,13 @@ fn questions_and_answers() {
         ("2.0.244.10.in-addr.arpa.", PTR, "NoError aa; PTR db-0.db.ns.svc.cluster.local."),
         ("2.1.244.10.in-addr.arpa.", PTR, "NoError aa; PTR 10-244-1-2.db.ns.svc.cluster.local."),
         ("9.9.9.9.in-addr.arpa.", PTR, "NXDomain"),
+        ("5.0.96.10.in-addr.arpa.", A, "NoError aa; soa"),
+        ("96.10.in-addr.arpa.", PTR, "NXDomain"),
+        (
+            "a.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.d.f.ip6.arpa.",
+            PTR,
+            "NoError aa; PTR six-0.six.ns.svc.cluster.local.",
+        ),
         (
             "5.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.d.f.ip6.arpa.",
             PTR,
@@ -331,9 +420,13 @@ fn the_longest_stub_domain_is_asked() {
     ];
     for (name, expect) in cases {
         let servers = upstreams.servers(&Name::from_ascii(name).unwrap());
-        let got: Vec<String> = servers.iter().map(SocketAddr::to_string).collect();
+        let got: Vec<String> = servers.in_turn().map(|server| server.to_string()).collect();
         assert_eq!(got.join(" "), expect, "{name}");
     }
+    // Who answered last is asked first.
+    let deep = upstreams.servers(&Name::from_ascii("deep.corp.example.").unwrap());
+    deep.answered("[2001:db8::1]:53".parse().unwrap());
+    assert_eq!(deep.in_turn().map(|server| server.port()).collect::<Vec<_>>(), [53, 5353]);
     let alone = Upstreams::new(Vec::new(), &stubs).unwrap();
     assert!(alone.servers(&Name::from_ascii("example.").unwrap()).is_empty());
     for bad in ["corp.example", "=192.0.2.1", "corp.example=server", "a..b=192.0.2.1"] {

@@ -92,6 +92,23 @@ fn addresses(message: &Message) -> Vec<IpAddr> {
     message.answers.iter().filter_map(|record| record.data.ip_addr()).collect()
 }
 
+/// Says that it failed, whatever it is asked.
+async fn useless_server() -> SocketAddr {
+    let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let address = socket.local_addr().unwrap();
+    tokio::spawn(async move {
+        let mut buffer = [0; 4096];
+        while let Ok((length, peer)) = socket.recv_from(&mut buffer).await {
+            let request = Message::from_vec(&buffer[..length]).unwrap();
+            let mut reply = Message::new(request.metadata.id, MessageType::Response, OpCode::Query);
+            reply.queries = request.queries.clone();
+            reply.metadata.response_code = ResponseCode::ServFail;
+            socket.send_to(&reply.to_vec().unwrap(), peer).await.unwrap();
+        }
+    });
+    address
+}
+
 /// Knows `example.com`, by UDP only.
 async fn other_server() -> SocketAddr {
     let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
@@ -127,7 +144,10 @@ async fn it_serves() {
     drop(probe);
     let (let_through, second) = watch::channel(false);
     let cancel = CancellationToken::new();
-    let config = dns::Config { listen: vec![server], upstreams: vec![other_server().await], ..dns::Config::default() };
+    // Of three servers two are of no use: one is not there, one knows nothing.
+    let gone = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap().local_addr().unwrap();
+    let upstreams = vec![gone, useless_server().await, other_server().await];
+    let config = dns::Config { listen: vec![server], upstreams, ..dns::Config::default() };
     let running = tokio::spawn(dns::run(config, Client::new(Api { second }), cancel.clone()));
 
     // Until the first lists are in the answer is "try again"; a connection tells that the sockets are there.

@@ -11,10 +11,57 @@ use serde_json::Value;
 
 use crate::{Config, Locality};
 
-const API_VERSION: &str = "kubeproxy.config.k8s.io/v1alpha1";
+pub(crate) const API_VERSION: &str = "kubeproxy.config.k8s.io/v1alpha1";
+/// Every field upstream's type has; another one is a mistake of its writer.
+const FIELDS: [&str; 26] = [
+    "apiVersion",
+    "kind",
+    "featureGates",
+    "clientConnection",
+    "logging",
+    "hostnameOverride",
+    "bindAddress",
+    "healthzBindAddress",
+    "metricsBindAddress",
+    "bindAddressHardFail",
+    "enableProfiling",
+    "showHiddenMetricsForVersion",
+    "mode",
+    "iptables",
+    "ipvs",
+    "nftables",
+    "winkernel",
+    "detectLocalMode",
+    "detectLocal",
+    "clusterCIDR",
+    "nodePortAddresses",
+    "oomScoreAdj",
+    "conntrack",
+    "configSyncPeriod",
+    "portRange",
+    "windowsRunAsService",
+];
+/// Those of the parts this proxy goes by.
+const PARTS: [(&str, &[&str]); 4] = [
+    (
+        "conntrack",
+        &[
+            "maxPerCore",
+            "min",
+            "tcpEstablishedTimeout",
+            "tcpCloseWaitTimeout",
+            "tcpBeLiberal",
+            "udpTimeout",
+            "udpStreamTimeout",
+        ],
+    ),
+    ("detectLocal", &["bridgeInterface", "interfaceNamePrefix"]),
+    ("nftables", &["masqueradeBit", "masqueradeAll", "syncPeriod", "minSyncPeriod"]),
+    ("clientConnection", &["kubeconfig", "acceptContentTypes", "contentType", "qps", "burst"]),
+];
 /// The kernel's limit of a link's name, with its end.
 const MAX_LINK_BYTES: usize = 16;
-const KIND: &str = "KubeProxyConfiguration";
+pub(crate) const KIND: &str = "KubeProxyConfiguration";
 
 /// What a document says.
 #[derive(Clone, Debug)]
@@ -35,6 +82,16 @@ pub fn read(document: &Value, mut config: Config) -> Result<Configuration, Strin
     }
     let mut warnings = Vec::new();
     let text = |value: &Value| value.as_str().filter(|text| !text.is_empty()).map(str::to_string);
+    let unknown = |part: &Value, known: &[&str]| {
+        let names = part.as_object().into_iter().flatten().map(|(name, _)| name.clone());
+        names.filter(|name| !known.contains(&name.as_str())).collect::<Vec<_>>()
+    };
+    let of_parts = PARTS.iter().flat_map(|(part, known)| {
+        unknown(&document[*part], known).into_iter().map(move |name| format!("{part}.{name}"))
+    });
+    for field in unknown(document, &FIELDS).into_iter().chain(of_parts) {
+        warnings.push(format!("unknown field {field:?}"));
+    }
     match document["mode"].as_str() {
         None | Some("" | "nftables") => {}
         Some(other @ ("iptables" | "ipvs")) => {
@@ -73,11 +130,32 @@ pub fn read(document: &Value, mut config: Config) -> Result<Configuration, Strin
     config.metrics = bind("metricsBindAddress", &document["metricsBindAddress"], 10249, config.metrics)?;
     config.masquerade_all |=
         ["nftables", "iptables", "ipvs"].iter().any(|mode| document[mode]["masqueradeAll"] == Value::Bool(true));
+    // This proxy's own mode's bit; a document for another mode may have it there.
+    for mode in ["iptables", "ipvs", "nftables"] {
+        if let Some(bit) = document[mode]["masqueradeBit"].as_i64() {
+            let mark = u32::try_from(bit).ok().and_then(|bit| 1u32.checked_shl(bit));
+            config.masquerade_mark =
+                mark.ok_or_else(|| format!("{mode}.masqueradeBit: {bit}: must be within the range [0, 31]"))?;
+        }
+    }
+    if let Some(score) = document["oomScoreAdj"].as_i64() {
+        let score = i32::try_from(score).ok().filter(|score| (-1000..=1000).contains(score));
+        config.oom_score_adj = Some(score.ok_or("oomScoreAdj: must be within the range [-1000, 1000]".to_string())?);
+    }
+    config.bind_hard_fail |= document["bindAddressHardFail"] == Value::Bool(true);
+    if let Some(text) = text(&document["bindAddress"])
+        && text.parse::<std::net::IpAddr>().is_err()
+    {
+        return Err(format!("bindAddress: {text:?} is no address"));
+    }
     let conntrack = &document["conntrack"];
-    let number = |value: &Value| value.as_u64().and_then(|number| u32::try_from(number).ok());
     let settings = &mut config.conntrack;
-    settings.max_per_core = number(&conntrack["maxPerCore"]).unwrap_or(settings.max_per_core);
-    settings.min = number(&conntrack["min"]).unwrap_or(settings.min);
+    for (field, target) in [("maxPerCore", &mut settings.max_per_core), ("min", &mut settings.min)] {
+        if let Some(number) = conntrack[field].as_i64() {
+            *target = u32::try_from(number)
+                .map_err(|_| format!("conntrack.{field}: {number}: must be greater than or equal to 0"))?;
+        }
+    }
     settings.tcp_be_liberal = conntrack["tcpBeLiberal"].as_bool().unwrap_or(settings.tcp_be_liberal);
     for (field, target) in [
         ("tcpEstablishedTimeout", &mut settings.tcp_established),
@@ -211,6 +289,13 @@ mod tests {
                 json!({"detectLocalMode": "InterfaceNamePrefix", "detectLocal": {"interfaceNamePrefix": "a\" drop"}}),
                 "detectLocal.interfaceNamePrefix: \"a\\\" drop\" is no name of a network link",
             ),
+            (
+                json!({"nftables": {"masqueradeBit": 32}}),
+                "nftables.masqueradeBit: 32: must be within the range [0, 31]",
+            ),
+            (json!({"oomScoreAdj": -1001}), "oomScoreAdj: must be within the range [-1000, 1000]"),
+            (json!({"bindAddress": "here"}), "bindAddress: \"here\" is no address"),
+            (json!({"conntrack": {"min": -1}}), "conntrack.min: -1: must be greater than or equal to 0"),
             (json!({"clusterCIDR": "pods"}), "clusterCIDR: \"pods\" is no range of addresses"),
             (json!({"healthzBindAddress": "x:y"}), "healthzBindAddress: \"x:y\" is no address and port"),
             (

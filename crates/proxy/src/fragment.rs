@@ -19,8 +19,6 @@ use crate::program::NodeView;
 use crate::service::{Front, Service};
 use crate::{Config, Family, Locality};
 
-/// Set on a packet whose source must be rewritten when it leaves; taken off again at that point.
-pub(crate) const MASQUERADE_MARK: u32 = 0x4000;
 /// Node-local endpoints of a port live in the same map as the cluster-wide ones, from this index on.
 const LOCAL_OFFSET: usize = 0x8000;
 /// Endpoints of one port beyond this are left out: indexes of the two sets must not meet.
@@ -48,6 +46,8 @@ pub struct Fragment {
     pub(crate) sets: BTreeMap<Arc<str>, Arc<str>>,
     /// The health check port and how many local endpoints it reports.
     pub health: Option<(u16, usize)>,
+    /// Local traffic policy without an endpoint here, though there are some elsewhere: internal, external.
+    pub without_local: [bool; 2],
 }
 
 /// Compiles one Service; `None` when there is nothing to do for it. `previous` is what it compiled to before: endpoints
@@ -78,6 +78,11 @@ pub fn compile<'a>(
             protocol: port.protocol.to_string(),
             seconds,
         });
+        for (missing, policy) in
+            compiler.fragment.without_local.iter_mut().zip([service.internal_local, service.external_local])
+        {
+            *missing |= policy && local.is_empty() && !cluster.is_empty();
+        }
         let internal = Reach::Internal { local: service.internal_local };
         let external = Reach::External { local: service.external_local };
         let front = |ip: &IpAddr| Front::Address(*ip, port.protocol, port.port);
@@ -270,16 +275,13 @@ impl Compiler<'_> {
         }
         let Some(outside) = self.of_pods("!= ") else { return format!("goto {picker}") };
         let name = format!("inside-{picker}");
-        self.chain(
-            &name,
-            [format!("{outside} meta mark set meta mark or {MASQUERADE_MARK:#x}"), format!("goto {picker}")],
-        );
+        self.chain(&name, [format!("{outside} {}", mark(self.config)), format!("goto {picker}")]);
         format!("goto {name}")
     }
 
     fn masqueraded(&mut self, picker: &str) -> String {
         let name = format!("masquerade-{picker}");
-        self.chain(&name, [format!("meta mark set meta mark or {MASQUERADE_MARK:#x}"), format!("goto {picker}")]);
+        self.chain(&name, [mark(self.config), format!("goto {picker}")]);
         format!("goto {name}")
     }
 
@@ -289,7 +291,7 @@ impl Compiler<'_> {
         let name = format!("outside-{anywhere}-{}", here.unwrap_or("none"));
         let mut rules: Vec<String> =
             self.of_pods("").map(|pods| format!("{pods} goto {anywhere}")).into_iter().collect();
-        rules.push(format!("fib saddr type local meta mark set meta mark or {MASQUERADE_MARK:#x} goto {anywhere}"));
+        rules.push(format!("fib saddr type local {} goto {anywhere}", mark(self.config)));
         rules.push(here.map_or("drop".to_string(), |here| format!("goto {here}")));
         self.chain(&name, rules);
         format!("goto {name}")
@@ -307,6 +309,11 @@ impl Compiler<'_> {
     fn chain(&mut self, name: &str, rules: impl IntoIterator<Item = String>) {
         self.fragment.chains.entry(name.into()).or_insert_with(|| rules.into_iter().collect());
     }
+}
+
+/// Has the packet's source rewritten when it leaves.
+fn mark(config: &Config) -> String {
+    format!("meta mark set meta mark or {:#x}", config.masquerade_mark)
 }
 
 /// Whether a chain is the same for all Services with as many endpoints.

@@ -8,7 +8,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -17,6 +17,7 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::metrics::Metrics;
+use crate::{Config, pages};
 
 /// Bytes of a request's head.
 const MAX_HEAD_BYTES: usize = 8 << 10;
@@ -169,22 +170,21 @@ impl Health {
     }
 }
 
-/// The proxy's own two servers. An address that is taken is reported, and the proxy works without.
-pub async fn own_servers(
-    healthz: Option<SocketAddr>,
-    metrics_address: Option<SocketAddr>,
-    health: &Arc<Health>,
-    metrics: &Arc<Metrics>,
-) -> Vec<DropGuard> {
+/// The proxy's own two servers. An address that is taken is reported, and the proxy works without unless it must not.
+pub async fn own_servers(config: &Config, health: &Arc<Health>, metrics: &Arc<Metrics>) -> io::Result<Vec<DropGuard>> {
     let mut out = Vec::new();
-    let bind = async |address: Option<SocketAddr>| match TcpListener::bind(address?).await {
-        Ok(listener) => Some(listener),
-        Err(error) => {
-            tracing::warn!("the proxy does not answer on {address:?}: {error}");
-            None
+    let bind = async |address: Option<SocketAddr>| {
+        let Some(address) = address else { return Ok(None) };
+        match TcpListener::bind(address).await {
+            Ok(listener) => Ok(Some(listener)),
+            Err(error) if config.bind_hard_fail => Err(io::Error::new(error.kind(), format!("{address}: {error}"))),
+            Err(error) => {
+                tracing::warn!("the proxy does not answer on {address}: {error}");
+                Ok(None)
+            }
         }
     };
-    if let Some(listener) = bind(healthz).await {
+    if let Some(listener) = bind(config.healthz).await? {
         let (health, metrics) = (health.clone(), metrics.clone());
         out.push(serve(listener, move |path| match path {
             "/healthz" => {
@@ -198,16 +198,19 @@ pub async fn own_servers(
             _ => Answer::text(404, "404 page not found\n"),
         }));
     }
-    if let Some(listener) = bind(metrics_address).await {
-        let (health, metrics) = (health.clone(), metrics.clone());
+    if let Some(listener) = bind(config.metrics).await? {
+        let (metrics, config, began) = (metrics.clone(), config.clone(), SystemTime::now());
         out.push(serve(listener, move |path| match path {
             "/metrics" => Answer { content_type: "text/plain; version=0.0.4", ..Answer::text(200, metrics.render()) },
             "/proxyMode" => Answer::text(200, "nftables"),
-            "/healthz" => health.answer(health.healthy()),
+            "/healthz" => Answer::text(200, "ok"),
+            "/configz" => Answer { content_type: "application/json", ..Answer::text(200, pages::configz(&config)) },
+            "/statusz" => Answer::text(200, pages::statusz(began, SystemTime::now())),
+            "/flagz" => Answer::text(200, pages::flagz(&config)),
             _ => Answer::text(404, "404 page not found\n"),
         }));
     }
-    out
+    Ok(out)
 }
 
 /// The health check node ports, one server a port and address.

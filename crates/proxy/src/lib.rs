@@ -28,6 +28,7 @@ pub mod fragment;
 pub mod health;
 pub mod metrics;
 pub mod nft;
+mod pages;
 pub mod policies;
 pub mod policy;
 pub mod program;
@@ -48,6 +49,9 @@ pub use run::{clean_up, run};
 
 /// The table, one in each address family asked for.
 pub const TABLE: &str = "nauplius-proxy";
+
+/// The bit upstream's `masqueradeBit` names when nobody does.
+pub const DEFAULT_MASQUERADE_MARK: u32 = 1 << 14;
 
 /// An address family; each has its own table, its own Services' addresses and its own EndpointSlices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -107,14 +111,20 @@ pub struct Config {
     pub locality: Locality,
     /// Masquerade everything that goes through a cluster IP.
     pub masquerade_all: bool,
+    /// Set on a packet whose source must be rewritten when it leaves; taken off again at that point. One bit.
+    pub masquerade_mark: u32,
     /// Enforce NetworkPolicies; needs to read them, Pods and Namespaces. Pods are followed once there is a policy.
     pub network_policies: bool,
     /// What the kernel's connection tracking is set to.
     pub conntrack: settings::Conntrack,
     /// `/healthz` and `/livez`; upstream's is `0.0.0.0:10256`.
     pub healthz: Option<SocketAddr>,
-    /// `/metrics` and `/proxyMode`; upstream's is `127.0.0.1:10249`.
+    /// `/metrics`, `/proxyMode`, `/configz`, `/statusz`, `/flagz`; upstream's is `127.0.0.1:10249`.
     pub metrics: Option<SocketAddr>,
+    /// An address of these two that is taken ends the proxy; otherwise it works without.
+    pub bind_hard_fail: bool,
+    /// How soon the kernel ends this process for its memory; `None` leaves that alone.
+    pub oom_score_adj: Option<i32>,
 }
 
 impl Config {
@@ -128,10 +138,13 @@ impl Config {
             cluster_cidrs: Vec::new(),
             locality: Locality::default(),
             masquerade_all: false,
+            masquerade_mark: DEFAULT_MASQUERADE_MARK,
             network_policies: false,
             conntrack: settings::Conntrack::default(),
             healthz: Some(SocketAddr::from(([127, 0, 0, 1], 10256))),
             metrics: Some(SocketAddr::from(([127, 0, 0, 1], 10249))),
+            bind_hard_fail: false,
+            oom_score_adj: None,
         }
     }
 }

@@ -8,17 +8,38 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 const BUCKETS: [f64; 15] =
     [0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512, 1.024, 2.048, 4.096, 8.192, 16.384];
 
-#[derive(Clone, Debug, Default)]
+/// Of the whole way from a pod's change to rules: fine up to a minute, then coarser up to five.
+fn programming_buckets() -> Vec<f64> {
+    let linear = |start: f64, step: f64, count: u32| (0..count).map(move |n| start + step * f64::from(n));
+    linear(0.25, 0.25, 2)
+        .chain(linear(1.0, 1.0, 59))
+        .chain(linear(60.0, 5.0, 12))
+        .chain(linear(120.0, 30.0, 7))
+        .collect()
+}
+
+#[derive(Clone, Debug)]
 struct Histogram {
-    buckets: [u64; BUCKETS.len()],
+    bounds: Vec<f64>,
+    buckets: Vec<u64>,
     count: u64,
     sum: f64,
 }
 
+impl Default for Histogram {
+    fn default() -> Histogram {
+        Histogram::new(BUCKETS.to_vec())
+    }
+}
+
 impl Histogram {
+    fn new(bounds: Vec<f64>) -> Histogram {
+        Histogram { buckets: vec![0; bounds.len()], bounds, count: 0, sum: 0.0 }
+    }
+
     fn observe(&mut self, seconds: f64) {
-        for (count, bound) in self.buckets.iter_mut().zip(BUCKETS) {
-            *count += u64::from(seconds <= bound);
+        for (count, bound) in self.buckets.iter_mut().zip(&self.bounds) {
+            *count += u64::from(seconds <= *bound);
         }
         self.count += 1;
         self.sum += seconds;
@@ -26,7 +47,7 @@ impl Histogram {
 
     fn write(&self, name: &str, help: &str, out: &mut String) {
         let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} histogram");
-        for (count, bound) in self.buckets.iter().zip(BUCKETS) {
+        for (count, bound) in self.buckets.iter().zip(&self.bounds) {
             let _ = writeln!(out, "{name}_bucket{{le=\"{bound}\"}} {count}");
         }
         let _ =
@@ -34,8 +55,21 @@ impl Histogram {
     }
 }
 
+#[derive(Debug)]
+struct Programming(Histogram);
+
+impl Default for Programming {
+    fn default() -> Programming {
+        Programming(Histogram::new(programming_buckets()))
+    }
+}
+
 #[derive(Debug, Default)]
 struct Numbers {
+    programming: Programming,
+    conntrack: Histogram,
+    /// Services whose local traffic policy finds no endpoint here: internal, external.
+    without_local: [usize; 2],
     all: Histogram,
     partial: Histogram,
     full: Histogram,
@@ -79,6 +113,18 @@ impl Metrics {
         numbers.last_sync_seconds = seconds_now();
     }
 
+    /// Changes of these times are in effect.
+    pub fn programmed(&self, triggers: impl IntoIterator<Item = SystemTime>) {
+        let (mut numbers, now) = (self.numbers(), SystemTime::now());
+        for trigger in triggers {
+            numbers.programming.0.observe(now.duration_since(trigger).unwrap_or_default().as_secs_f64());
+        }
+    }
+
+    pub fn without_local(&self, counts: [usize; 2]) {
+        self.numbers().without_local = counts;
+    }
+
     pub fn failed(&self) {
         self.numbers().failures += 1;
     }
@@ -87,8 +133,11 @@ impl Metrics {
         self.numbers().put_back += 1;
     }
 
-    pub fn forgotten(&self, connections: usize) {
-        self.numbers().forgotten += connections as u64;
+    /// The kernel's connections were looked through, and so many forgotten.
+    pub fn forgotten(&self, connections: usize, took: Duration) {
+        let mut numbers = self.numbers();
+        numbers.forgotten += connections as u64;
+        numbers.conntrack.observe(took.as_secs_f64());
     }
 
     pub fn changed(&self, services: usize, endpoints: usize) {
@@ -124,6 +173,16 @@ impl Metrics {
         numbers.full.write(
             "kubeproxy_sync_full_proxy_rules_duration_seconds",
             "Seconds to write the whole table.",
+            &mut out,
+        );
+        numbers.programming.0.write(
+            "kubeproxy_network_programming_duration_seconds",
+            "Seconds from a pod's change to rules that know of it.",
+            &mut out,
+        );
+        numbers.conntrack.write(
+            "kubeproxy_conntrack_reconciler_sync_duration_seconds",
+            "Seconds to look through the kernel's connections.",
             &mut out,
         );
         let plain: [(&str, &str, &str, f64); 10] = [
@@ -185,6 +244,11 @@ impl Metrics {
         ];
         for (name, kind, help, value) in plain {
             let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {value}");
+        }
+        let name = "kubeproxy_sync_proxy_rules_no_local_endpoints_total";
+        let _ = writeln!(out, "# HELP {name} Services whose local policy finds no endpoint here.\n# TYPE {name} gauge");
+        for (policy, count) in ["internal", "external"].iter().zip(numbers.without_local) {
+            let _ = writeln!(out, "{name}{{traffic_policy=\"{policy}\"}} {count}");
         }
         for (name, counts) in [("healthz", numbers.healthz), ("livez", numbers.livez)] {
             let name = format!("kubeproxy_proxy_{name}_total");

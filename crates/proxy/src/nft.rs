@@ -12,7 +12,6 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use crate::elements::Change;
-use crate::fragment::MASQUERADE_MARK;
 use crate::program::{Delta, NodeView, Ruleset};
 use crate::service::Protocol;
 use crate::{Config, Family, TABLE};
@@ -128,6 +127,7 @@ pub(crate) fn base(family: Family, node: &NodeView, config: &Config) -> Vec<Stri
         Family::V6 => ("ip6", "ipv6_addr"),
     };
     let mine = |ip: &&IpAddr| Family::of(**ip) == family;
+    let mark = config.masquerade_mark;
     let mut out = vec![
         format!("add map frontends {{ type {address} . inet_proto . inet_service : verdict ; }}"),
         "add map node-ports { type inet_proto . inet_service : verdict ; }".to_string(),
@@ -137,6 +137,7 @@ pub(crate) fn base(family: Family, node: &NodeView, config: &Config) -> Vec<Stri
         format!("add set sources {{ type {address} . inet_proto . inet_service . {address} ; flags interval ; }}"),
         format!("add set node-addresses {{ type {address} ; }}"),
         format!("add set pod-networks {{ type {address} ; flags interval ; auto-merge ; }}"),
+        format!("add set service-networks {{ type {address} ; flags interval ; auto-merge ; }}"),
         "add chain services".to_string(),
         "add chain refuse".to_string(),
         "add rule refuse reject".to_string(),
@@ -152,10 +153,12 @@ pub(crate) fn base(family: Family, node: &NodeView, config: &Config) -> Vec<Stri
         format!("add rule services {ip} daddr . meta l4proto . th dport vmap @frontends"),
         format!("add rule services {ip} daddr @node-addresses meta l4proto . th dport vmap @node-ports"),
         format!("add rule services {ip} daddr @cluster-ips meta l4proto {{ tcp, udp, sctp }} goto refuse"),
+        // Nobody's yet: whoever has it by the time the client asks again must be asked anew.
+        format!("add rule services {ip} daddr @service-networks fib daddr type != local drop"),
         "add chain postrouting { type nat hook postrouting priority srcnat ; }".to_string(),
         format!("add rule postrouting ct status dnat {ip} saddr . {ip} daddr @hairpin masquerade fully-random"),
-        format!("add rule postrouting meta mark and {MASQUERADE_MARK:#x} == 0 return"),
-        format!("add rule postrouting meta mark set meta mark xor {MASQUERADE_MARK:#x}"),
+        format!("add rule postrouting meta mark and {mark:#x} == 0 return"),
+        format!("add rule postrouting meta mark set meta mark xor {mark:#x}"),
         "add rule postrouting masquerade fully-random".to_string(),
     ];
     for protocol in [Protocol::Tcp, Protocol::Udp, Protocol::Sctp] {
@@ -175,6 +178,9 @@ pub(crate) fn base(family: Family, node: &NodeView, config: &Config) -> Vec<Stri
     }
     for net in node.pod_networks.iter().filter(|net| Family::of(net.addr()) == family) {
         out.push(format!("add element pod-networks {{ {} }}", net.trunc()));
+    }
+    for net in node.service_networks.iter().filter(|net| Family::of(net.addr()) == family) {
+        out.push(format!("add element service-networks {{ {} }}", net.trunc()));
     }
     out
 }

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::networking::v1::ServiceCIDR;
 
 use crate::fragment::{Behind, Fragment, compile, is_common};
 use crate::nft::{Map, base};
@@ -31,6 +32,8 @@ pub struct NodeView {
     pub addresses: Vec<IpAddr>,
     /// The pod ranges a source in them is taken for a pod's, when that is how pods are told.
     pub pod_networks: Vec<IpNet>,
+    /// The ranges of cluster IPs, as far as they are known.
+    pub service_networks: Vec<IpNet>,
 }
 
 impl NodeView {
@@ -50,7 +53,8 @@ impl NodeView {
             Locality::NodeCidr => own().filter_map(|range| range.parse().ok()).collect(),
             Locality::Interface(_) => Vec::new(),
         };
-        let mut view = NodeView { name: config.node_name.clone(), zone, addresses, pod_networks };
+        let name = config.node_name.clone();
+        let mut view = NodeView { name, zone, addresses, pod_networks, service_networks: Vec::new() };
         view.keep_addresses(&config.node_port_addresses);
         view
     }
@@ -61,6 +65,15 @@ impl NodeView {
             self.addresses.extend(links);
             self.keep_addresses(&config.node_port_addresses);
         }
+        self
+    }
+
+    /// With the ranges cluster IPs are given out of: every ServiceCIDR there is.
+    pub fn with_service_networks<'a>(mut self, ranges: impl IntoIterator<Item = &'a ServiceCIDR>) -> NodeView {
+        let specs = ranges.into_iter().filter_map(|range| range.spec.as_ref());
+        let texts = specs.flat_map(|spec| spec.cidrs.iter().flatten());
+        self.service_networks = texts.filter_map(|text| text.parse().ok()).collect();
+        self.service_networks.sort();
         self
     }
 
@@ -94,6 +107,8 @@ pub struct Ruleset {
     pub(crate) sets: BTreeMap<Arc<str>, (Arc<str>, u32)>,
     idle_chains: usize,
     services: usize,
+    /// Services whose local traffic policy finds nobody here: internal, external.
+    without_local: [usize; 2],
     /// The health check port of Services that have one, and their count of endpoints here.
     health: BTreeMap<Arc<str>, (u16, usize)>,
 }
@@ -144,6 +159,7 @@ impl Ruleset {
             sets: BTreeMap::new(),
             idle_chains: 0,
             services: 0,
+            without_local: [0; 2],
             health: BTreeMap::new(),
         }
     }
@@ -151,6 +167,11 @@ impl Ruleset {
     /// How many Services there are in the table.
     pub fn services(&self) -> usize {
         self.services
+    }
+
+    /// How many Services' local traffic policy, internal and external, finds no endpoint here though there are some.
+    pub fn without_local(&self) -> [usize; 2] {
+        self.without_local
     }
 
     /// Services with a health check port: key, port, endpoints on this node.
@@ -245,6 +266,12 @@ impl Ruleset {
         }
         if is_service(&key) {
             self.services = self.services + usize::from(new.is_some()) - usize::from(old.is_some());
+            let missing = |fragment: &Option<Arc<Fragment>>, policy: usize| {
+                usize::from(fragment.as_ref().is_some_and(|fragment| fragment.without_local[policy]))
+            };
+            for (policy, count) in self.without_local.iter_mut().enumerate() {
+                *count = *count + missing(&new, policy) - missing(&old, policy);
+            }
             match new.as_ref().and_then(|new| new.health) {
                 Some(health) => self.health.insert(key, health),
                 None => self.health.remove(&key),

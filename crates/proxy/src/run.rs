@@ -8,12 +8,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::process::Stdio;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, bail};
 use client::{Batch, Client, Informer, Informers};
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::networking::v1::ServiceCIDR;
 use serde::de::DeserializeOwned;
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
@@ -34,10 +35,16 @@ use crate::{Config, Family, TABLE};
 const BY_SERVICE: &str = "kubernetes.io/service-name";
 /// Put on a node before the cluster autoscaler removes it.
 const LEAVING_TAINT: &str = "ToBeDeletedByClusterAutoscaler";
+/// Put on a slice by its controller: when the pods changed that it was written for.
+const TRIGGERED: &str = "endpoints.kubernetes.io/last-change-trigger-time";
+/// Changes remembered for one write, for the metric's sake.
+const MAX_TRIGGERS: usize = 10_000;
 /// How often the rule set's generation is looked at, to see whether somebody else changed something.
 const LOOK: Duration = Duration::from_secs(5);
 /// How long the first table waits for the policies.
 const POLICIES_WITHIN: Duration = Duration::from_secs(10);
+/// How long the first table waits for the ranges of cluster IPs.
+const RANGES_WITHIN: Duration = Duration::from_millis(300);
 /// After a failed write: doubling from the first to the last.
 const RETRY_FIRST: Duration = Duration::from_millis(500);
 const RETRY_LAST: Duration = Duration::from_secs(30);
@@ -47,20 +54,28 @@ const NFT_TIMEOUT: Duration = Duration::from_secs(60);
 /// Runs the proxy in the network namespace of this process until cancelled.
 pub async fn run(config: Config, client: Client, cancel: CancellationToken) -> Result<()> {
     config.conntrack.apply();
+    if let Some(score) = config.oom_score_adj
+        && let Err(error) = std::fs::write("/proc/self/oom_score_adj", score.to_string())
+    {
+        tracing::warn!("cannot set this process's OOM score to {score}: {error}");
+    }
     let informers = Informers::new(client);
     let services = informers.get::<core::Service>();
     let slices = informers.get::<EndpointSlice>();
     let nodes = informers.get::<core::Node>();
+    let ranges = informers.get::<ServiceCIDR>();
     slices.add_index(BY_SERVICE, |slice| slice_owner(slice).into_iter().collect());
-    let (mut service_changes, mut slice_changes, mut node_changes) =
-        (services.subscribe(), slices.subscribe(), nodes.subscribe());
+    let (mut service_changes, mut slice_changes) = (services.subscribe(), slices.subscribe());
+    let (mut node_changes, mut range_changes) = (nodes.subscribe(), ranges.subscribe());
     let health = Arc::new(Health::default());
     let metrics = Arc::new(Metrics::default());
-    let _servers = own_servers(config.healthz, config.metrics, &health, &metrics).await;
+    let _servers = own_servers(&config, &health, &metrics).await?;
     let ready = async { tokio::join!(services.synced(), slices.synced(), nodes.synced()) };
     if cancel.run_until_cancelled(ready).await.is_none() {
         return Ok(());
     }
+    // Servers before v1.31 have none, and say so again and again.
+    let _ = tokio::time::timeout(RANGES_WITHIN, ranges.synced()).await;
     let mut watch = config.network_policies.then(|| Watch::start(&informers, &config.node_name));
     if let Some(watch) = &mut watch {
         // What a restart finds in the kernel is better than a table without policies; but Services cannot wait for ever.
@@ -78,6 +93,7 @@ pub async fn run(config: Config, client: Client, cancel: CancellationToken) -> R
         node: NodeView::default(),
         tables: Vec::new(),
         dirty: BTreeSet::new(),
+        triggers: Vec::new(),
         rewrite: true,
         written: false,
         known_generation,
@@ -87,6 +103,7 @@ pub async fn run(config: Config, client: Client, cancel: CancellationToken) -> R
         services,
         slices,
         nodes,
+        ranges,
         netfilter,
         health,
         metrics,
@@ -101,7 +118,7 @@ pub async fn run(config: Config, client: Client, cancel: CancellationToken) -> R
         while let Some(batch) = slice_changes.try_next() {
             shell.slices_changed(batch);
         }
-        while node_changes.try_next().is_some() {}
+        while node_changes.try_next().is_some() || range_changes.try_next().is_some() {}
         if let Some(watch) = &mut watch {
             watch.absorb();
         }
@@ -122,6 +139,7 @@ pub async fn run(config: Config, client: Client, cancel: CancellationToken) -> R
                 None => std::future::pending().await,
             } } => {}
             batch = node_changes.next() => if batch.is_none() { return Ok(()) },
+            batch = range_changes.next() => if batch.is_none() { return Ok(()) },
             _ = look.tick() => shell.look().await,
             () = tokio::time::sleep(pause.unwrap_or_default()), if pause.is_some() => {}
         }
@@ -142,6 +160,21 @@ fn slice_owner(slice: &client::Object) -> Option<String> {
     Some(format!("{}/{}", slice.meta.namespace, slice.meta.label(BY_SERVICE)?))
 }
 
+/// When the pods changed that a slice was written for.
+fn triggered(slice: &client::Object) -> Option<SystemTime> {
+    #[derive(serde::Deserialize)]
+    struct Slice {
+        metadata: Metadata,
+    }
+    #[derive(serde::Deserialize)]
+    struct Metadata {
+        #[serde(default)]
+        annotations: BTreeMap<String, String>,
+    }
+    let time = parse::<Slice>(slice).ok()?.metadata.annotations.remove(TRIGGERED)?;
+    Some(time.parse::<jiff::Timestamp>().ok()?.into())
+}
+
 /// Reads an object without keeping the parsed form beside it: what is compiled from it is all that is needed later.
 pub(crate) fn parse<T: DeserializeOwned>(object: &client::Object) -> serde_json::Result<T> {
     serde_json::from_slice(object.raw())
@@ -153,6 +186,8 @@ struct Shell {
     tables: Vec<Ruleset>,
     /// Services to compile again.
     dirty: BTreeSet<String>,
+    /// When the pods changed that the next write brings into effect.
+    triggers: Vec<SystemTime>,
     /// The whole table is to be written: at the start, when the node changed, after a failure or a disturbance.
     rewrite: bool,
     /// Something has been written by this process.
@@ -162,6 +197,7 @@ struct Shell {
     services: Arc<Informer>,
     slices: Arc<Informer>,
     nodes: Arc<Informer>,
+    ranges: Arc<Informer>,
     netfilter: Netfilter,
     health: Arc<Health>,
     metrics: Arc<Metrics>,
@@ -183,6 +219,8 @@ impl Shell {
         match batch {
             Batch::Changes(changes) => {
                 self.metrics.changed(0, changes.len());
+                self.triggers.extend(changes.iter().filter_map(|change| triggered(change.new.as_deref()?)));
+                self.triggers.truncate(MAX_TRIGGERS);
                 let objects = changes.iter().flat_map(|change| [&change.old, &change.new]).flatten();
                 self.dirty.extend(objects.filter_map(|slice| slice_owner(slice)));
             }
@@ -195,7 +233,11 @@ impl Shell {
         let node = self.nodes.get(&self.config.node_name).and_then(|node| node.typed::<core::Node>().ok());
         self.health.leaving(node.as_deref().is_some_and(is_leaving));
         let links = if self.config.node_port_addresses.is_empty() { Vec::new() } else { link_addresses() };
-        let view = NodeView::new(node.as_deref(), &self.config).on_links(links, &self.config);
+        let ranges: Vec<Arc<ServiceCIDR>> =
+            self.ranges.list(None).iter().filter_map(|object| object.typed().ok()).collect();
+        let view = NodeView::new(node.as_deref(), &self.config)
+            .on_links(links, &self.config)
+            .with_service_networks(ranges.iter().map(|range| &**range));
         if view != self.node {
             self.node = view;
             self.rewrite = true;
@@ -236,6 +278,10 @@ impl Shell {
         self.health.done();
         let services = self.tables.first().map_or(0, Ruleset::services);
         self.metrics.synced(began.elapsed(), full, services);
+        self.metrics.programmed(self.triggers.drain(..));
+        let missing =
+            self.tables.iter().map(Ruleset::without_local).fold([0; 2], |[a, b], [c, d]| [a.max(c), b.max(d)]);
+        self.metrics.without_local(missing);
         tracing::debug!(full, services, took = ?began.elapsed(), "proxy rules written");
         if connectionless {
             self.forget_stale();
@@ -348,13 +394,13 @@ impl Shell {
     /// Has the kernel forget UDP and SCTP connections that the program no longer would make.
     fn forget_stale(&mut self) {
         for table in &self.tables {
+            let began = Instant::now();
             let forgotten = self.netfilter.connections(table.family).and_then(|connections| {
                 let stale = stale(&connections, table, &self.node);
                 stale.iter().try_for_each(|connection| self.netfilter.forget(connection)).map(|()| stale.len())
             });
             match forgotten {
-                Ok(0) => {}
-                Ok(count) => self.metrics.forgotten(count),
+                Ok(count) => self.metrics.forgotten(count, began.elapsed()),
                 Err(error) => tracing::warn!("cannot clean up connections whose endpoint is gone: {error}"),
             }
         }

@@ -38,6 +38,7 @@ pub(crate) fn view() -> NodeView {
         zone: "a".into(),
         addresses: vec!["192.0.2.1".parse().unwrap()],
         pod_networks: config().cluster_cidrs,
+        ..NodeView::default()
     }
 }
 
