@@ -81,7 +81,11 @@ impl NodePlace {
     }
 
     fn kubelet(&self) -> kubelet::Config {
+        let usual = kubelet::Config::new(&self.name, self.dir.join("kubelet"), self.endpoint());
+        let six_first = self.addresses.first().is_some_and(IpAddr::is_ipv6);
         kubelet::Config {
+            // Where the API server looks for it: at the node's first address.
+            listen: SocketAddr::new(if six_first { [0u16; 8].into() } else { usual.listen.ip() }, usual.listen.port()),
             client_ca: Some(self.client_ca.clone()),
             node_ips: self.addresses.clone(),
             hostname: Some(self.name.clone()),
@@ -98,7 +102,7 @@ impl NodePlace {
                 .with(Signal::ImagefsBytes, Amount::Percent(1.0))
                 .with(Signal::ImagefsInodes, Amount::Percent(1.0)),
             labels: BTreeMap::new(),
-            ..kubelet::Config::new(&self.name, self.dir.join("kubelet"), self.endpoint())
+            ..usual
         }
     }
 

@@ -14,6 +14,7 @@ use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 
 use crate::endpoints::{self, Endpoint};
+use crate::few::Few;
 use crate::nft::Map;
 use crate::program::NodeView;
 use crate::service::{Front, Service};
@@ -31,19 +32,19 @@ const MAX_AFFINE_CLIENTS: usize = 65_535;
 pub struct Behind {
     pub cluster: Vec<Endpoint>,
     pub local: Vec<Endpoint>,
-    pub(crate) elements: BTreeMap<(Map, Arc<str>), Arc<str>>,
+    pub(crate) elements: Few<(Map, Arc<str>), Arc<str>>,
 }
 
 /// What one Service contributes to the table.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Fragment {
-    pub(crate) fronts: BTreeMap<Front, Behind>,
+    pub(crate) fronts: Few<Front, Behind>,
     /// Elements that several fragments may share, with their values; most have none.
-    pub(crate) shared: BTreeMap<(Map, Arc<str>), Arc<str>>,
+    pub(crate) shared: Few<(Map, Arc<str>), Arc<str>>,
     /// Chains by name with their rules; the name of a shared chain says all that is in it.
-    pub(crate) chains: BTreeMap<Arc<str>, Arc<[String]>>,
+    pub(crate) chains: Few<Arc<str>, Arc<[String]>>,
     /// Sets by name with their declaration.
-    pub(crate) sets: BTreeMap<Arc<str>, Arc<str>>,
+    pub(crate) sets: Few<Arc<str>, Arc<str>>,
     /// The health check port and how many local endpoints it reports.
     pub health: Option<(u16, usize)>,
     /// Local traffic policy without an endpoint here, though there are some elsewhere: internal, external.
@@ -102,6 +103,11 @@ pub fn compile<'a>(
         }
     }
     compiler.fragment.health = service.health_port.map(|port| (port, local_count.len()));
+    let Fragment { fronts, shared, chains, sets, .. } = &mut compiler.fragment;
+    fronts.shrink();
+    shared.shrink();
+    chains.shrink();
+    sets.shrink();
     Some(compiler.fragment)
 }
 
@@ -152,12 +158,13 @@ impl Compiler<'_> {
                 }
                 _ => Vec::new(),
             },
-            elements: BTreeMap::new(),
+            elements: Few::default(),
         };
+        let mut elements = BTreeMap::new();
         let verdict = match reach {
             Reach::Internal { local } => {
                 let here = if local { &behind.local } else { &behind.cluster };
-                match self.picker(&front, here, local, affinity, &mut behind.elements) {
+                match self.picker(&front, here, local, affinity, &mut elements) {
                     Some(picker) => self.inside(&picker),
                     // Endpoints there are, but not here: silence, as upstream; else nobody could ever answer.
                     None if local && !cluster.is_empty() => "drop".to_string(),
@@ -165,14 +172,14 @@ impl Compiler<'_> {
                 }
             }
             Reach::External { local: false } => {
-                match self.picker(&front, &behind.cluster, false, affinity, &mut behind.elements) {
+                match self.picker(&front, &behind.cluster, false, affinity, &mut elements) {
                     Some(picker) => self.masqueraded(&picker),
                     None => "goto refuse".to_string(),
                 }
             }
             Reach::External { local: true } => {
-                let anywhere = self.picker(&front, &behind.cluster, false, affinity, &mut behind.elements);
-                let here = self.picker(&front, &behind.local, true, affinity, &mut behind.elements);
+                let anywhere = self.picker(&front, &behind.cluster, false, affinity, &mut elements);
+                let here = self.picker(&front, &behind.local, true, affinity, &mut elements);
                 match anywhere {
                     Some(anywhere) => self.short_circuit(&anywhere, here.as_deref()),
                     None => match here {
@@ -187,12 +194,13 @@ impl Compiler<'_> {
             Front::NodePort(protocol, port) => (Map::NodePorts, format!("{protocol} . {port}")),
         };
         if !sources.is_empty() {
-            behind.elements.insert((Map::Restricted, key.as_str().into()), "".into());
+            elements.insert((Map::Restricted, key.as_str().into()), "".into());
             for source in sources {
-                behind.elements.insert((Map::Sources, format!("{key} . {source}").into()), "".into());
+                elements.insert((Map::Sources, format!("{key} . {source}").into()), "".into());
             }
         }
-        behind.elements.insert((map, key.into()), verdict.into());
+        elements.insert((map, key.into()), verdict.into());
+        behind.elements = elements.into();
         self.fragment.fronts.insert(front, behind);
     }
 
@@ -307,7 +315,7 @@ impl Compiler<'_> {
     }
 
     fn chain(&mut self, name: &str, rules: impl IntoIterator<Item = String>) {
-        self.fragment.chains.entry(name.into()).or_insert_with(|| rules.into_iter().collect());
+        self.fragment.chains.insert_new(name.into(), || rules.into_iter().collect());
     }
 }
 

@@ -24,6 +24,7 @@ pub mod configuration;
 pub mod conntrack;
 pub mod elements;
 pub mod endpoints;
+mod few;
 pub mod fragment;
 pub mod health;
 pub mod metrics;
@@ -37,6 +38,7 @@ pub mod service;
 pub mod settings;
 #[cfg(test)]
 mod tests;
+mod update;
 mod watch;
 
 use std::net::{IpAddr, SocketAddr};

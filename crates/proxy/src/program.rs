@@ -101,7 +101,8 @@ pub struct Ruleset {
     /// The fixed part: maps, base chains, this node's addresses.
     pub(crate) base: Arc<[String]>,
     pub(crate) fragments: BTreeMap<Arc<str>, Arc<Fragment>>,
-    owners: HashMap<Front, BTreeSet<Arc<str>>>,
+    /// In the order of their names; mostly one.
+    owners: HashMap<Front, Vec<Arc<str>>>,
     pub(crate) elements: BTreeMap<(Map, Arc<str>), (Arc<str>, u32)>,
     pub(crate) chains: BTreeMap<Arc<str>, (Arc<[String]>, u32)>,
     pub(crate) sets: BTreeMap<Arc<str>, (Arc<str>, u32)>,
@@ -206,8 +207,8 @@ impl Ruleset {
         // Taken off with the old owners in place, put on with the new ones.
         for front in &fronts {
             if let Some(behind) = self.behind(front).map(|behind| behind.elements.clone()) {
-                for element in behind.into_keys() {
-                    self.drop_element(element, delta);
+                for element in behind.keys() {
+                    self.drop_element(element.clone(), delta);
                 }
             }
             delta.connectionless |= front.protocol() != Protocol::Tcp;
@@ -228,30 +229,30 @@ impl Ruleset {
             None => self.fragments.remove(&key),
         };
         for front in &fronts {
-            let owners = self.owners.entry(*front).or_default();
-            if new.as_ref().is_some_and(|new| new.fronts.contains_key(front)) {
-                owners.insert(key.clone());
-            } else {
-                owners.remove(&key);
+            let owners = self.owners.entry(*front).or_insert_with(|| Vec::with_capacity(1));
+            match (owners.binary_search(&key), new.as_ref().is_some_and(|new| new.fronts.contains_key(front))) {
+                (Err(at), true) => owners.insert(at, key.clone()),
+                (Ok(at), false) => _ = owners.remove(at),
+                _ => {}
             }
             if owners.is_empty() {
                 self.owners.remove(front);
             }
             if let Some(behind) = self.behind(front).map(|behind| behind.elements.clone()) {
-                for (element, value) in behind {
-                    self.add_element(element, value, delta);
+                for (element, value) in behind.iter() {
+                    self.add_element(element.clone(), value.clone(), delta);
                 }
             }
         }
         if let Some(new) = &new {
-            for (element, value) in &new.shared {
+            for (element, value) in new.shared.iter() {
                 self.add_element(element.clone(), value.clone(), delta);
             }
-            for (name, rules) in &new.chains {
+            for (name, rules) in new.chains.iter() {
                 self.idle_chains -= usize::from(self.chains.get(name).is_some_and(|(_, count)| *count == 0));
                 add_counted(&mut self.chains, name, rules, &mut delta.chains);
             }
-            for (name, declaration) in &new.sets {
+            for (name, declaration) in new.sets.iter() {
                 add_counted(&mut self.sets, name, declaration, &mut delta.sets);
             }
         }

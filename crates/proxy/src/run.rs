@@ -6,28 +6,25 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::process::Stdio;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use client::{Batch, Client, Informer, Informers};
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::ServiceCIDR;
 use serde::de::DeserializeOwned;
-use tokio::io::AsyncWriteExt;
-use tokio::process::Command;
 use tokio_util::sync::CancellationToken;
 
 use crate::conntrack::{Netfilter, stale};
-use crate::elements::Change;
 use crate::fragment::{Fragment, compile};
 use crate::health::{Health, HealthPorts, own_servers};
 use crate::metrics::Metrics;
 use crate::nft::{self, Transaction};
 use crate::policies::{Policies, is_service};
 use crate::program::{Delta, NodeView, Ruleset};
+use crate::update::{Update, apply, listing, tables_absent};
 use crate::watch::Watch;
 use crate::{Config, Family, TABLE};
 
@@ -48,8 +45,6 @@ const RANGES_WITHIN: Duration = Duration::from_millis(300);
 /// After a failed write: doubling from the first to the last.
 const RETRY_FIRST: Duration = Duration::from_millis(500);
 const RETRY_LAST: Duration = Duration::from_secs(30);
-/// The longest a run of nft may take; the whole table of 10,000 Services takes a second or two.
-const NFT_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Runs the proxy in the network namespace of this process until cancelled.
 pub async fn run(config: Config, client: Client, cancel: CancellationToken) -> Result<()> {
@@ -255,7 +250,7 @@ impl Shell {
             if full { self.whole(policies.as_deref()) } else { self.changed(policies.as_deref()) };
         if !update.is_empty() {
             let before = self.netfilter.generation().unwrap_or(self.known_generation);
-            let written = self.write(&update).await;
+            let written = update.write(&mut self.netfilter).await;
             self.written = true;
             if let Err(error) = &written {
                 self.metrics.failed();
@@ -351,23 +346,6 @@ impl Shell {
         (Update::of(&deltas, &self.tables), connectionless)
     }
 
-    /// By the shortest way; how many commits that took.
-    async fn write(&mut self, update: &Update) -> Result<u32> {
-        match update {
-            Update::Text(transaction) => apply(transaction).await?,
-            Update::First(skeleton, elements) => {
-                apply(skeleton).await?;
-                return self.netfilter.fill(elements).map(|more| 1 + more).context("the kernel refused elements");
-            }
-            Update::Elements(changes, instead) => match self.netfilter.change_elements(changes) {
-                Ok(true) => {}
-                Ok(false) => apply(instead).await?,
-                Err(error) => return Err(error).context("the kernel refused the change"),
-            },
-        }
-        Ok(1)
-    }
-
     fn compile(
         &self,
         key: &str,
@@ -445,76 +423,4 @@ fn link_addresses() -> Vec<IpAddr> {
             Vec::new()
         }
     }
-}
-
-fn tables_absent(netfilter: &mut Netfilter, families: &[Family]) -> bool {
-    families.iter().all(|family| netfilter.has_table(*family, TABLE).is_ok_and(|there| !there))
-}
-
-/// What is to be written.
-enum Update {
-    Text(Transaction),
-    /// The first table, where there was none: without elements, then those.
-    First(Transaction, Vec<(Family, Change)>),
-    /// Elements only, for the kernel itself; and as text, in case that cannot be.
-    Elements(Vec<(Family, Change)>, Transaction),
-}
-
-impl Update {
-    fn of(deltas: &[Delta], tables: &[Ruleset]) -> Update {
-        let mut text = Transaction::default();
-        let mut elements = Some(Vec::new());
-        for (delta, table) in deltas.iter().zip(tables) {
-            text.append(nft::changes(delta, table));
-            match (&mut elements, nft::element_changes(delta, table)) {
-                (Some(all), Some(some)) => all.extend(some.into_iter().map(|change| (table.family, change))),
-                _ => elements = None,
-            }
-        }
-        match elements {
-            Some(elements) => Update::Elements(elements, text),
-            None => Update::Text(text),
-        }
-    }
-
-    fn is_empty(&self) -> bool {
-        match self {
-            Update::Text(text) | Update::First(text, _) => text.is_empty(),
-            Update::Elements(elements, _) => elements.is_empty(),
-        }
-    }
-}
-
-/// The table as nft shows it; `None` when there is none.
-async fn listing(family: Family) -> Option<serde_json::Value> {
-    let output = Command::new("nft").args(["-j", "list", "table", family.nft(), TABLE]).kill_on_drop(true).output();
-    let output = tokio::time::timeout(NFT_TIMEOUT, output).await.ok()?.ok()?;
-    output.status.success().then(|| serde_json::from_slice(&output.stdout).ok())?
-}
-
-/// One commit.
-async fn apply(transaction: &Transaction) -> Result<()> {
-    let mut child = Command::new("nft")
-        .args(["-f", "-"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .kill_on_drop(true)
-        .spawn()
-        .context("cannot run nft: install the package nftables")?;
-    let mut stdin = child.stdin.take().context("nft has no input")?;
-    let text = transaction.text.clone();
-    let writing = tokio::spawn(async move { stdin.write_all(text.as_bytes()).await });
-    let output = tokio::time::timeout(NFT_TIMEOUT, child.wait_with_output()).await.context("nft did not finish")??;
-    // A broken pipe means that nft gave up; its own words say why.
-    let _ = writing.await;
-    if !output.status.success() {
-        let said = String::from_utf8_lossy(&output.stderr);
-        bail!(
-            "nft refused the transaction ({}): {}",
-            output.status,
-            said.lines().take(6).collect::<Vec<_>>().join(" / ")
-        );
-    }
-    Ok(())
 }

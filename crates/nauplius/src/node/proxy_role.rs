@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 use proxy::Family;
+use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use super::own_hostname;
@@ -26,6 +27,8 @@ pub struct ProxyOptions {
     pub masquerade_all: Option<bool>,
     #[arg(long, value_delimiter = ',')]
     pub nodeport_addresses: Vec<ipnet::IpNet>,
+    #[command(flatten)]
+    pub document: DocumentFlags,
     #[arg(long)]
     pub healthz_bind_address: Option<SocketAddr>,
     #[arg(long)]
@@ -40,6 +43,57 @@ pub struct ProxyOptions {
     pub taken: TakenFlags,
 }
 
+/// Flags that say what a configuration file's fields would, and are read as such.
+#[derive(clap::Args, Clone, Default)]
+pub struct DocumentFlags {
+    #[arg(long)]
+    detect_local_mode: Option<String>,
+    #[arg(long)]
+    pod_bridge_interface: Option<String>,
+    #[arg(long)]
+    pod_interface_name_prefix: Option<String>,
+    #[arg(long)]
+    conntrack_max_per_core: Option<i64>,
+    #[arg(long)]
+    conntrack_min: Option<i64>,
+    #[arg(long, num_args = 0..=1, default_missing_value = "true")]
+    conntrack_tcp_be_liberal: Option<bool>,
+    #[arg(long)]
+    conntrack_tcp_timeout_established: Option<String>,
+    #[arg(long)]
+    conntrack_tcp_timeout_close_wait: Option<String>,
+    #[arg(long)]
+    conntrack_udp_timeout: Option<String>,
+    #[arg(long)]
+    conntrack_udp_timeout_stream: Option<String>,
+    #[arg(long, num_args = 0..=1, default_missing_value = "true")]
+    bind_address_hard_fail: Option<bool>,
+    #[arg(long, allow_hyphen_values = true)]
+    oom_score_adj: Option<i64>,
+}
+
+impl DocumentFlags {
+    /// As a configuration file would say it.
+    fn document(&self) -> Value {
+        json!({
+            "apiVersion": "kubeproxy.config.k8s.io/v1alpha1", "kind": "KubeProxyConfiguration",
+            "detectLocalMode": self.detect_local_mode,
+            "detectLocal": {
+                "bridgeInterface": self.pod_bridge_interface, "interfaceNamePrefix": self.pod_interface_name_prefix,
+            },
+            "conntrack": {
+                "maxPerCore": self.conntrack_max_per_core, "min": self.conntrack_min,
+                "tcpBeLiberal": self.conntrack_tcp_be_liberal,
+                "tcpEstablishedTimeout": self.conntrack_tcp_timeout_established,
+                "tcpCloseWaitTimeout": self.conntrack_tcp_timeout_close_wait,
+                "udpTimeout": self.conntrack_udp_timeout, "udpStreamTimeout": self.conntrack_udp_timeout_stream,
+            },
+            "bindAddressHardFail": self.bind_address_hard_fail,
+            "oomScoreAdj": self.oom_score_adj,
+        })
+    }
+}
+
 /// Flags of upstream's that are taken so that its manifests start us, and that change nothing: this proxy has one mode and
 /// writes at once what changed.
 #[derive(clap::Args, Clone, Default)]
@@ -48,8 +102,6 @@ pub struct TakenFlags {
     proxy_mode: Option<String>,
     #[arg(long, hide = true)]
     bind_address: Option<String>,
-    #[arg(long, hide = true, num_args = 0..=1, default_missing_value = "true")]
-    bind_address_hard_fail: Option<String>,
     #[arg(long, hide = true)]
     feature_gates: Option<String>,
     #[arg(long, hide = true)]
@@ -58,8 +110,6 @@ pub struct TakenFlags {
     iptables_sync_period: Option<String>,
     #[arg(long, hide = true)]
     config_sync_period: Option<String>,
-    #[arg(long, hide = true)]
-    oom_score_adj: Option<String>,
     #[arg(short, long, hide = true)]
     v: Option<String>,
 }
@@ -78,6 +128,8 @@ pub async fn proxy(options: ProxyOptions, cancel: CancellationToken) -> Result<(
     };
     config.healthz = options.healthz_bind_address.or(config.healthz);
     config.metrics = options.metrics_bind_address.or(config.metrics);
+    let told = |error: String| anyhow::anyhow!("the flags: {error}");
+    config = proxy::configuration::read(&options.document.document(), config).map_err(told)?.config;
     let mut kubeconfig = options.kubeconfig;
     if let Some(file) = &options.config {
         let text = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
