@@ -19,6 +19,8 @@ const CREATE: u16 = 0x400 | 0x200;
 const LOOPBACK: u32 = 1;
 /// Valid on this host only.
 const SCOPE_HOST: u8 = 254;
+/// Usable at once: nobody else on `lo` could have it.
+const NO_DETECTION: u8 = 2;
 /// The attributes `IFA_ADDRESS` and `IFA_LOCAL`.
 const ATTRIBUTES: [u16; 2] = [1, 2];
 
@@ -48,7 +50,7 @@ fn request(kind: u16, flags: u16, address: IpAddr) -> io::Result<()> {
         IpAddr::V4(v4) => (2, v4.octets().to_vec()),
         IpAddr::V6(v6) => (10, v6.octets().to_vec()),
     };
-    let mut body = vec![family, octets.len() as u8 * 8, 0, SCOPE_HOST];
+    let mut body = vec![family, octets.len() as u8 * 8, if address.is_ipv6() { NO_DETECTION } else { 0 }, SCOPE_HOST];
     body.extend(LOOPBACK.to_ne_bytes());
     for attribute in ATTRIBUTES {
         body.extend((octets.len() as u16 + 4).to_ne_bytes());

@@ -20,6 +20,7 @@ use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, PolicyRule, Ro
 use kubelet::certificates;
 use kubelet::config::eviction::{Amount, Eviction, Signal};
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -475,10 +476,24 @@ pub async fn publish_dns_service(admin: &Client, addresses: &[IpAddr]) -> Result
     service.metadata.namespace = Some("kube-system".into());
     service.metadata.labels =
         Some([("k8s-app", "kube-dns"), ("kubernetes.io/name", "CoreDNS")].map(|(k, v)| (k.into(), v.into())).into());
-    match admin.api::<Service>().namespaced("kube-system").create(&service).await {
-        Err(status) if !status.is_already_exists() => Err(status).context("Service kube-dns"),
-        _ => Ok(()),
+    let services = admin.api::<Service>().namespaced("kube-system");
+    match services.create(&service).await {
+        Ok(_) => return Ok(()),
+        Err(status) if !status.is_already_exists() => return Err(status).context("Service kube-dns"),
+        Err(_) => {}
     }
+    // A cluster that got a second address family, or lost it, since it was made.
+    let known = services.get("kube-dns").await.context("Service kube-dns")?;
+    let now = known.spec.as_ref().and_then(|spec| spec.cluster_ips.clone()).unwrap_or_default();
+    let wanted = service.spec.unwrap_or_default();
+    let ips = wanted.cluster_ips.unwrap_or_default();
+    if now.len() != ips.len() && now.first() == ips.first() {
+        let patch = json!({"spec": {"ipFamilyPolicy": wanted.ip_family_policy, "clusterIPs": ips, "ipFamilies": null}});
+        if let Err(status) = services.patch("kube-dns", client::Patch::Merge(patch)).await {
+            tracing::warn!("Service kube-dns keeps the addresses it has: {status}");
+        }
+    }
+    Ok(())
 }
 
 /// What the proxy may read beyond upstream's role for it, so that it can enforce NetworkPolicies.

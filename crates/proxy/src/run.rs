@@ -283,7 +283,9 @@ impl Shell {
         }
         let mut wanted = BTreeMap::new();
         for (key, port, count) in self.tables.iter().flat_map(Ruleset::health) {
-            wanted.entry(port).or_insert((key.to_string(), 0usize)).1 += count;
+            // A pod with an address of each family is one endpoint.
+            let known = wanted.entry(port).or_insert((key.to_string(), 0usize));
+            known.1 = known.1.max(count);
         }
         self.health_ports.set(&wanted, &self.node.addresses, &self.health).await;
         Ok(None)
