@@ -269,7 +269,8 @@ pub fn manage_fields_apart(
 ) -> Result<Option<String>, Status> {
     let sent = metadata::of(body)?.remove("managedFields");
     // Most who send entries send those they read.
-    let theirs = sent.as_ref().is_some_and(|sent| !sent.is_null() && sent.to_string() != entries);
+    let told = sent.as_ref().filter(|sent| !sent.is_null()).map(Value::to_string);
+    let theirs = told.is_some_and(|told| told != entries);
     let root = target.served.storage().storage_version().schema.root();
     if !theirs && let Some(managed) = meta::apply::updated(root, old, body, entries, &applied_by(target, now)) {
         return Ok(Some(managed.into_owned()));
