@@ -50,6 +50,8 @@ struct Variant {
     driver: bool,
     /// Its parts are the network's alone.
     network: bool,
+    /// Its parts are attached volumes and devices alone.
+    devices: bool,
 }
 
 /// A cluster that runs, and what the parts of a test need of it.
@@ -232,15 +234,18 @@ async fn on_a_cluster(variant: &Variant) -> Result<()> {
 async fn parts(stage: &mut Stage, variant: &Variant) -> Result<()> {
     let began = Instant::now();
     let done = |part: &str| println!("{}: {part}: {:.1} s", variant.name, began.elapsed().as_secs_f32());
+    if variant.devices {
+        attached::disks(stage).await?;
+        done("attached volumes");
+        devices::given(stage).await?;
+        done("devices");
+        return Ok(());
+    }
     if variant.driver {
         storage::image_files(stage).await?;
         done("an image as a volume");
         storage::driver(stage).await?;
         done("a volume driver");
-        attached::disks(stage).await?;
-        done("attached volumes");
-        devices::given(stage).await?;
-        done("devices");
         return Ok(());
     }
     if variant.network {
@@ -351,4 +356,10 @@ async fn three_nodes_through_a_tunnel() -> Result<()> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn with_a_volume_driver() -> Result<()> {
     run(Variant { name: "with a volume driver", nodes: 1, driver: true, ..Default::default() }).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "by command: attaching, secrets, groups and raw devices have run through; growth and devices have not yet"]
+async fn with_disks_and_devices() -> Result<()> {
+    run(Variant { name: "with disks and devices", nodes: 1, devices: true, ..Default::default() }).await
 }
