@@ -64,7 +64,7 @@ impl Stage {
             advertise_address: None,
             ranges: self.ranges.clone(),
             network_namespace: None,
-            gates: Default::default(),
+            serving: Default::default(),
             store: Default::default(),
         };
         let cancel = CancellationToken::new();

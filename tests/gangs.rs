@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use client::{Client, DynamicApi, Gvr};
-use nauplius::roles::{self, FeatureGates};
+use nauplius::roles::{self, FeatureGates, Serving};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
@@ -53,7 +53,8 @@ fn said(group: &Value) -> Option<(&str, &str)> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_gang_goes_together_or_not_at_all() -> Result<()> {
     let gates = FeatureGates { feature_gates: vec!["GenericWorkload=true".parse().map_err(anyhow::Error::msg)?] };
-    let server = InProcess::with_gates(Default::default(), gates.clone()).await?;
+    let runtime_config = vec!["scheduling.k8s.io/v1beta1=true".into()];
+    let server = InProcess::serving(Default::default(), Serving { runtime_config, gates: gates.clone() }).await?;
     let client = Client::from_kubeconfig(&server.kubeconfig, "test").await?;
     let cancel = CancellationToken::new();
     let _ends = cancel.clone().drop_guard();

@@ -24,10 +24,10 @@ pub struct InProcess {
 
 impl InProcess {
     pub async fn start(store: apiserver::StoreOptions) -> Result<Self> {
-        Self::with_gates(store, Default::default()).await
+        Self::serving(store, Default::default()).await
     }
 
-    pub async fn with_gates(store: apiserver::StoreOptions, gates: roles::FeatureGates) -> Result<Self> {
+    pub async fn serving(store: apiserver::StoreOptions, serving: roles::Serving) -> Result<Self> {
         nauplius::tls::install_provider();
         let dir = tempfile::tempdir()?;
         let pki = Pki::open(&dir.path().join("pki"))?;
@@ -41,7 +41,7 @@ impl InProcess {
             advertise_address: None,
             ranges: ranges.clone(),
             network_namespace: None,
-            gates,
+            serving,
             store,
         };
         let cancel = CancellationToken::new();

@@ -42,7 +42,8 @@ fn config() -> Config {
         service_account_key: key(),
         kubelet: KubeletConnection { tls: Arc::new(tls), dial: Arc::new(DirectDial) },
         front_proxy: None,
-        gates: Vec::new(),
+        enabled: Default::default(),
+        flags: Default::default(),
     }
 }
 

@@ -98,12 +98,13 @@ pub fn resource_list(catalog: &Catalog, group: &str, version: &str) -> Option<Va
         }
         out.push(entry);
         for sub in &r.subresources {
+            let body = r.body(sub, version);
             let mut entry = json!({
-                "name": format!("{}/{}", r.plural, sub.name), "singularName": "", "namespaced": r.namespaced, "kind": &*sub.body.kind, "verbs": sub.verbs,
+                "name": format!("{}/{}", r.plural, sub.name), "singularName": "", "namespaced": r.namespaced, "kind": &*body.kind, "verbs": sub.verbs,
             });
-            if &*sub.body.group != group || &*sub.body.version != version {
-                entry["group"] = (&*sub.body.group).into();
-                entry["version"] = (&*sub.body.version).into();
+            if &*body.group != group || &*body.version != version {
+                entry["group"] = (&*body.group).into();
+                entry["version"] = (&*body.version).into();
             }
             out.push(entry);
         }
@@ -158,7 +159,10 @@ fn aggregated_version(catalog: &Catalog, group: &str, version: &str) -> Value {
         let subs: Vec<Value> = r
             .subresources
             .iter()
-            .map(|sub| json!({"subresource": &*sub.name, "responseKind": kind(&sub.body.group, &sub.body.version, &sub.body.kind), "verbs": sub.verbs}))
+            .map(|sub| {
+                let body = r.body(sub, version);
+                json!({"subresource": &*sub.name, "responseKind": kind(&body.group, &body.version, &body.kind), "verbs": sub.verbs})
+            })
             .collect();
         if !subs.is_empty() {
             entry["subresources"] = subs.into();

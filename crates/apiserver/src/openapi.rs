@@ -96,15 +96,31 @@ fn versions(catalog: &Catalog, services: &Services) -> Vec<GroupVersion> {
     out
 }
 
+/// Our own versions, in order.
+fn own_versions(catalog: &Catalog) -> Vec<GroupVersion> {
+    let served = catalog.kinds().iter().map(|served| &served.resource);
+    let mut out: Vec<GroupVersion> =
+        served.flat_map(|r| r.versions.iter().filter(|v| v.served).map(|v| r.group_version(&v.name))).collect();
+    out.sort();
+    out.dedup();
+    out
+}
+
+/// Paths beside the versions that have v3 documents too.
+fn told(catalog: &Catalog) -> Vec<String> {
+    let mut out =
+        [".well-known/openid-configuration", "api", "apis", "openid/v1/jwks", "version"].map(String::from).to_vec();
+    let mut groups: Vec<Arc<str>> = own_versions(catalog).into_iter().map(|gv| gv.group).collect();
+    groups.dedup();
+    out.extend(groups.iter().filter(|group| !group.is_empty()).map(|group| format!("apis/{group}")));
+    out
+}
+
 fn kind_of<'a>(resource: &'a Resource, version: &'a ResourceVersion) -> Kind<'a> {
     let null = &Value::Null;
     let own = Gvk::new(&resource.group, &version.name, &resource.kind);
     let part = |sub: &'a resources::Subresource| {
-        let body = if sub.body.kind == resource.kind && sub.body.group == resource.group {
-            own.clone()
-        } else {
-            sub.body.clone()
-        };
+        let body = resource.body(sub, &version.name);
         let schema = if body == own { None } else { meta::schema::builtin().kind(&body) };
         Part { name: &sub.name, verbs: sub.verbs, body, schema, connect: sub.kind == SubresourceKind::Connect }
     };
@@ -202,6 +218,23 @@ impl OpenApi {
         })
     }
 
+    fn v3_of_path(
+        &self,
+        catalog: &Catalog,
+        services: &Services,
+        path: &str,
+        sentences: &Sentences,
+    ) -> Result<Document, Status> {
+        self.with(catalog, services, |made| {
+            if let Some(document) = made.v3.get(path) {
+                return Ok(document.clone());
+            }
+            let document = Document::json(&meta::openapi::v3_of_path(path, &own_versions(catalog), &**sentences))?;
+            made.v3.insert(path.to_string(), document.clone());
+            Ok(document)
+        })
+    }
+
     /// Serves the paths below `/openapi`.
     pub fn serve(
         &self,
@@ -225,10 +258,19 @@ impl OpenApi {
                     let url = format!("/openapi/v3/{path}?hash={}", document.hash);
                     paths.insert(path, json!({"serverRelativeURL": url}));
                 }
+                for path in told(catalog) {
+                    let document = self.v3_of_path(catalog, services, &path, &sentences)?;
+                    let url = format!("/openapi/v3/{path}?hash={}", document.hash);
+                    paths.insert(path, json!({"serverRelativeURL": url}));
+                }
                 respond(&Document::json(&json!({"paths": paths}))?, "application/json", parts)
             }
             ["v3", rest @ ..] => {
                 let wanted = rest.join("/");
+                if told(catalog).contains(&wanted) {
+                    let document = self.v3_of_path(catalog, services, &wanted, &sentences)?;
+                    return respond(&document, "application/json", parts);
+                }
                 let gv = versions(catalog, services).into_iter().find(|gv| path_of(gv) == wanted);
                 let gv = gv.ok_or_else(Status::unknown_path)?;
                 respond(&self.v3(catalog, services, &gv, &sentences)?, "application/json", parts)

@@ -33,8 +33,10 @@ pub struct Config {
     pub kubelet: KubeletConnection,
     /// Who may speak for others, and how this server does so to extension servers; none takes no such calls.
     pub front_proxy: Option<Arc<FrontProxy>>,
-    /// Open feature gates, which may bring kinds of their own.
-    pub gates: Vec<String>,
+    /// Feature gates, and which kinds are served in which versions.
+    pub enabled: resources::enablement::Enablement,
+    /// How this server was told to be, by upstream's names of flags; for people to look at.
+    pub flags: std::collections::BTreeMap<String, String>,
 }
 
 /// The authority of front proxies, apart from the clients' own; and this server's certificate of it. All PEM.
@@ -107,7 +109,7 @@ impl ApiServer {
         let keys = TokenKeys::new(&config.service_account_key, &config.issuer)?;
         let front_proxies =
             config.front_proxy.as_deref().map(crate::authn::front_proxy::FrontProxies::new).transpose()?;
-        let catalog = Catalog::new(builtin_kinds(&config.gates), 1);
+        let catalog = Catalog::new(builtin_kinds(&config.enabled), 1);
         let feed = Feed::new(store.clone());
         let mut caches: Vec<_> = catalog.kinds().iter().filter_map(|served| served.cache.clone()).collect();
         caches.sort_by(|a, b| a.prefix().cmp(b.prefix()));
@@ -278,10 +280,10 @@ impl ApiServer {
 }
 
 /// The built-in rows, rows of one prefix over one cache.
-fn builtin_kinds(gates: &[String]) -> Vec<Arc<Served>> {
+fn builtin_kinds(enabled: &resources::enablement::Enablement) -> Vec<Arc<Served>> {
     let mut kinds: Vec<Arc<Served>> = Vec::new();
     let types = meta::schema::builtin();
-    for resource in resources::builtin::table(types).into_iter().chain(resources::builtin::gated(types, gates)) {
+    for resource in resources::builtin::table(types, enabled) {
         let owner =
             kinds.iter().find(|served| !resource.prefix.is_empty() && served.resource.prefix == resource.prefix);
         kinds.push(match owner {

@@ -8,7 +8,7 @@ use super::*;
 use crate::testing::{Fixture, admin, said};
 
 fn row(group: &str, plural: &str) -> Resource {
-    let mut rows = resources::builtin::table(meta::schema::builtin()).into_iter();
+    let mut rows = resources::builtin::table(meta::schema::builtin(), &Default::default()).into_iter();
     rows.find(|r| &*r.group == group && &*r.plural == plural).unwrap()
 }
 
@@ -143,7 +143,7 @@ fn every_kind_upstream_stores_is_read() {
         println!("skipped: no reference data (set NAUPLIUS_REFERENCE)");
         return;
     };
-    let rows = resources::builtin::table(meta::schema::builtin());
+    let rows = resources::builtin::table(meta::schema::builtin(), &Default::default());
     let (mut tried, mut foreign) = (0, Vec::new());
     for path in fixtures.map(|entry| entry.unwrap().path()).filter(|p| p.extension().is_some_and(|e| e == "pb")) {
         let bytes = std::fs::read(&path).unwrap();

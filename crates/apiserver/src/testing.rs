@@ -64,7 +64,8 @@ impl Fixture {
             service_account_key: key(),
             kubelet: KubeletConnection { tls: Arc::new(tls), dial: Arc::new(DirectDial) },
             front_proxy: None,
-            gates: Vec::new(),
+            enabled: Default::default(),
+            flags: Default::default(),
         };
         let cancel = CancellationToken::new();
         let server = ApiServer::start(config, store, cancel.clone()).await.unwrap();

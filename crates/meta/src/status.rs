@@ -175,6 +175,12 @@ impl Status {
         }
     }
 
+    /// A path that is there, but not for this method.
+    pub fn wrong_method() -> Self {
+        let message = "the server does not allow this method on the requested resource";
+        Self { details: Some(Box::default()), ..Self::new(Reason::MethodNotAllowed, message) }
+    }
+
     pub fn already_exists(group: &str, resource: &str, name: &str) -> Self {
         let what = crate::names::group_resource(group, resource);
         Self::named(Reason::AlreadyExists, group, resource, name, format!("{what} \"{name}\" already exists"))

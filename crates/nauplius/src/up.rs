@@ -74,7 +74,7 @@ pub struct Options {
     #[arg(long, num_args = 0..=1, default_missing_value = "true", default_value_t = true, action = clap::ArgAction::Set, hide = true)]
     pub allocate_node_cidrs: bool,
     #[command(flatten)]
-    pub gates: roles::FeatureGates,
+    pub serving: roles::Serving,
 }
 
 /// Where a cluster's files are when no one says.
@@ -135,6 +135,7 @@ pub async fn run(options: Options, cancel: CancellationToken) -> Result<()> {
     if with_nodes {
         preflight::node()?;
     }
+    options.serving.read_for_all()?;
     if options.split && options.listen.port() == 0 {
         bail!("--split needs a port that all its processes know: name one with --listen");
     }
@@ -165,7 +166,7 @@ pub async fn run(options: Options, cancel: CancellationToken) -> Result<()> {
         ranges: options.ranges.clone(),
         network_namespace: fabric.as_ref().map(|f| f.layout.fabric_namespace()),
         store: options.store.clone(),
-        gates: options.gates.clone(),
+        serving: options.serving.clone(),
     };
     let mut children = Children::new(cancel.clone(), &claim);
     // Ended after everything that still talks to it.
@@ -208,13 +209,13 @@ pub async fn run(options: Options, cancel: CancellationToken) -> Result<()> {
     };
     match &running {
         Some(running) => {
-            start_in_process(&mut roles_tasks, running, controller_options, options.gates.clone(), &cancel);
+            start_in_process(&mut roles_tasks, running, controller_options, options.serving.gates.clone(), &cancel);
         }
         None => {
             let scheduler = identities.kubeconfig("scheduler", "system:kube-scheduler", &[], false)?;
             let controllers =
                 identities.kubeconfig("controller-manager", "system:kube-controller-manager", &[], false)?;
-            children.start(Child::scheduler(&scheduler, &options.gates)?, cancel.clone());
+            children.start(Child::scheduler(&scheduler, &options.serving.gates)?, cancel.clone());
             children.start(
                 Child::controller_manager(
                     &controllers,

@@ -1,4 +1,6 @@
-//! The static half of the kind table: every built-in resource of v1.37 that is on by default, a row a line or two.
+//! The static half of the kind table: every built-in resource of v1.37, a row a line or two.
+//!
+//! A row tells versions that are served by default from those that are not; [`Enablement`] has the last word.
 //!
 //! What can be derived from a row's few words (list kind, singular, prefix, schema name, subresource bodies) is derived.
 //! Groups stand in the order discovery lists them. Behaviour and columns live with the kinds ([`crate::kinds`]).
@@ -8,6 +10,7 @@ use std::sync::Arc;
 use meta::Gvk;
 use meta::schema::{Node, Schema, Shape, Struct, TypeId, Types};
 
+use crate::enablement::Enablement;
 use crate::kinds::Kind;
 use crate::kinds::*;
 use crate::{
@@ -69,7 +72,12 @@ struct Row {
     kind: &'static str,
     plural: &'static str,
     namespaced: bool,
+    /// Served by default, in order of preference.
     versions: &'static [&'static str],
+    /// Served on demand, after those.
+    off: &'static [&'static str],
+    /// The feature gate without which the kind is not there.
+    gate: Option<&'static str>,
     short: &'static [&'static str],
     categories: &'static [&'static str],
     verbs: Verbs,
@@ -96,6 +104,8 @@ const fn row(group: &'static str, kind: &'static str, plural: &'static str) -> R
         plural,
         namespaced: true,
         versions: &["v1"],
+        off: &[],
+        gate: None,
         short: &[],
         categories: &[],
         verbs: Verbs::All,
@@ -118,6 +128,15 @@ const fn cluster(group: &'static str, kind: &'static str, plural: &'static str) 
 impl Row {
     const fn is<K: Kind>(self) -> Self {
         Self { strategy: strategy::<K>, columns: K::COLUMNS, ..self }
+    }
+    const fn versions(self, versions: &'static [&'static str], off: &'static [&'static str]) -> Self {
+        Self { versions, off, ..self }
+    }
+    const fn off(self, off: &'static [&'static str]) -> Self {
+        Self { off, ..self }
+    }
+    const fn behind(self, gate: &'static str) -> Self {
+        Self { gate: Some(gate), ..self }
     }
     const fn short(self, short: &'static [&'static str]) -> Self {
         Self { short, ..self }
@@ -162,7 +181,11 @@ const FLOW: &str = "flowcontrol.apiserver.k8s.io";
 const NETWORKING: &str = "networking.k8s.io";
 const RBAC: &str = "rbac.authorization.k8s.io";
 const RESOURCE: &str = "resource.k8s.io";
+const SCHEDULING: &str = "scheduling.k8s.io";
 const STORAGE: &str = "storage.k8s.io";
+
+/// Earlier versions of devices' kinds.
+const DEVICES_OFF: &[&str] = &["v1beta2", "v1beta1"];
 
 #[rustfmt::skip]
 static ROWS: &[Row] = &[
@@ -194,7 +217,7 @@ static ROWS: &[Row] = &[
             Sub::Part("resize"), Sub::Status])
         .selects(&[("spec.nodeName", Path), ("spec.host", At("spec.nodeName")), ("spec.restartPolicy", Path),
             ("spec.schedulerName", Path), ("spec.serviceAccountName", Path), ("spec.hostNetwork", PathOr("false")),
-            ("status.phase", Path), ("status.podIP", Path), ("status.nominatedNodeName", Path)]),
+            ("status.phase", Path), ("status.podIP", Path), ("status.podIPs", Path), ("status.nominatedNodeName", Path)]),
     row("", "PodTemplate", "podtemplates").returned().is::<apps::PodTemplate>(),
     row("", "ReplicationController", "replicationcontrollers").short(&["rc"]).all().at("controllers")
         .subs(&[Sub::Scale, Sub::Status]).is::<apps::ReplicationController>().selects(&[("status.replicas", PathOr("0"))]),
@@ -232,7 +255,7 @@ static ROWS: &[Row] = &[
     cluster(AUTHZ, "SelfSubjectRulesReview", "selfsubjectrulesreviews").review(),
     cluster(AUTHZ, "SubjectAccessReview", "subjectaccessreviews").review(),
 
-    Row { versions: &["v2", "v1"], ..row("autoscaling", "HorizontalPodAutoscaler", "horizontalpodautoscalers") }
+    row("autoscaling", "HorizontalPodAutoscaler", "horizontalpodautoscalers").versions(&["v2", "v1"], &[])
         .short(&["hpa"]).all().status().is::<autoscaling::HorizontalPodAutoscaler>(),
 
     row("batch", "CronJob", "cronjobs").short(&["cj"]).all().status().is::<batch::CronJob>(),
@@ -241,9 +264,10 @@ static ROWS: &[Row] = &[
     cluster(CERTIFICATES, "CertificateSigningRequest", "certificatesigningrequests").short(&["csr"])
         .subs(&[Sub::Part("approval"), Sub::Status]).is::<certificates::CertificateSigningRequest>()
         .selects(&[("spec.signerName", Path)]),
-    cluster(CERTIFICATES, "ClusterTrustBundle", "clustertrustbundles").is::<certificates::ClusterTrustBundle>()
+    cluster(CERTIFICATES, "ClusterTrustBundle", "clustertrustbundles").off(&["v1beta1"]).behind("ClusterTrustBundle").is::<certificates::ClusterTrustBundle>()
         .selects(&[("spec.signerName", Path)]),
-    row(CERTIFICATES, "PodCertificateRequest", "podcertificaterequests").status()
+    row(CERTIFICATES, "PodCertificateRequest", "podcertificaterequests").off(&["v1beta1"]).behind("PodCertificateRequest").status()
+        .is::<pod_certificate::PodCertificateRequest>()
         .selects(&[("spec.signerName", Path), ("spec.podName", Path), ("spec.nodeName", Path)]),
 
     row(NETWORKING, "Ingress", "ingresses").short(&["ing"]).status().at("ingress").is::<networking::Ingress>(),
@@ -267,9 +291,10 @@ static ROWS: &[Row] = &[
     cluster(STORAGE, "VolumeAttachment", "volumeattachments").returned().status().is::<storage::VolumeAttachment>(),
     cluster(STORAGE, "VolumeAttributesClass", "volumeattributesclasses").returned().short(&["vac"]).is::<storage::VolumeAttributesClass>(),
 
-    cluster(ADMISSION, "MutatingAdmissionPolicy", "mutatingadmissionpolicies").extension().is::<admission::MutatingPolicy>(),
-    cluster(ADMISSION, "MutatingAdmissionPolicyBinding", "mutatingadmissionpolicybindings").extension()
-        .is::<admission::PolicyBinding>(),
+    cluster(ADMISSION, "MutatingAdmissionPolicy", "mutatingadmissionpolicies").off(&["v1beta1", "v1alpha1"]).behind("MutatingAdmissionPolicy")
+        .extension().is::<admission::MutatingPolicy>(),
+    cluster(ADMISSION, "MutatingAdmissionPolicyBinding", "mutatingadmissionpolicybindings").off(&["v1beta1", "v1alpha1"]).behind("MutatingAdmissionPolicy")
+        .extension().is::<admission::PolicyBinding>(),
     cluster(ADMISSION, "MutatingWebhookConfiguration", "mutatingwebhookconfigurations").extension().is::<admission::Webhooks>(),
     cluster(ADMISSION, "ValidatingAdmissionPolicy", "validatingadmissionpolicies").extension().status()
         .is::<admission::ValidatingPolicy>(),
@@ -280,9 +305,17 @@ static ROWS: &[Row] = &[
     cluster("apiextensions.k8s.io", "CustomResourceDefinition", "customresourcedefinitions").short(&["crd", "crds"]).extension()
         .status().at("apiextensions.k8s.io/customresourcedefinitions").is::<extensions::CustomResourceDefinition>(),
 
-    cluster("scheduling.k8s.io", "PriorityClass", "priorityclasses").short(&["pc"]).is::<scheduling::PriorityClass>(),
+    row(SCHEDULING, "CompositePodGroup", "compositepodgroups").versions(&[], &["v1alpha3"]).behind("CompositePodGroup").status(),
+    row(SCHEDULING, "PodGroup", "podgroups").versions(&[], &["v1beta1", "v1alpha3"]).behind("GenericWorkload").status(),
+    cluster(SCHEDULING, "PriorityClass", "priorityclasses").short(&["pc"]).is::<scheduling::PriorityClass>(),
+    row(SCHEDULING, "Workload", "workloads").versions(&[], &["v1beta1", "v1alpha3"]).behind("GenericWorkload"),
 
     row("coordination.k8s.io", "Lease", "leases").is::<scheduling::Lease>(),
+    row("coordination.k8s.io", "LeaseCandidate", "leasecandidates").versions(&[], &["v1beta1", "v1alpha2"])
+        .behind("CoordinatedLeaderElection").is::<scheduling::LeaseCandidate>(),
+
+    row("lifecycle.k8s.io", "Eviction", "evictions").versions(&[], &["v1alpha1"]).behind("EvictionRequestAPI").status(),
+    row("lifecycle.k8s.io", "EvictionRequest", "evictionrequests").versions(&[], &["v1alpha1"]).behind("EvictionRequestAPI").status(),
 
     cluster("node.k8s.io", "RuntimeClass", "runtimeclasses").is::<node::RuntimeClass>(),
 
@@ -291,25 +324,52 @@ static ROWS: &[Row] = &[
     cluster(FLOW, "FlowSchema", "flowschemas").status().is::<flowcontrol::FlowSchema>(),
     cluster(FLOW, "PriorityLevelConfiguration", "prioritylevelconfigurations").status().is::<flowcontrol::PriorityLevel>(),
 
-    cluster(RESOURCE, "DeviceClass", "deviceclasses").returned().is::<resource::NameAge>(),
-    cluster(RESOURCE, "DeviceTaintRule", "devicetaintrules").returned().status().is::<resource::NameAge>(),
-    row(RESOURCE, "ResourceClaim", "resourceclaims").returned().status().is::<resource::ResourceClaim>(),
-    row(RESOURCE, "ResourceClaimTemplate", "resourceclaimtemplates").returned().is::<resource::ResourceClaimTemplate>(),
-    cluster(RESOURCE, "ResourceSlice", "resourceslices").returned().is::<resource::ResourceSlice>()
+    cluster(RESOURCE, "DeviceClass", "deviceclasses").off(DEVICES_OFF).returned().is::<resource::NameAge>(),
+    cluster(RESOURCE, "DeviceTaintRule", "devicetaintrules").off(&["v1beta2", "v1alpha3"]).behind("DRADeviceTaintRules")
+        .returned().status().is::<resource::NameAge>(),
+    row(RESOURCE, "ResourceClaim", "resourceclaims").off(DEVICES_OFF).returned().status().is::<resource::ResourceClaim>(),
+    row(RESOURCE, "ResourceClaimTemplate", "resourceclaimtemplates").off(DEVICES_OFF).returned()
+        .is::<resource::ResourceClaimTemplate>(),
+    cluster(RESOURCE, "ResourcePoolStatusRequest", "resourcepoolstatusrequests").versions(&[], &["v1alpha3"])
+        .behind("DRAResourcePoolStatus").status(),
+    cluster(RESOURCE, "ResourceSlice", "resourceslices").off(DEVICES_OFF).returned().is::<resource::ResourceSlice>()
         .selects(&[("spec.nodeName", Path), ("spec.driver", Path)]),
 
     // Computed from what kubelets say; the plurals are upstream's, though other kinds have them too.
-    Row { versions: &["v1beta1"], ..cluster("metrics.k8s.io", "NodeMetrics", "nodes") }.verbs(Verbs::ReadOnly),
-    Row { versions: &["v1beta1"], ..row("metrics.k8s.io", "PodMetrics", "pods") }.verbs(Verbs::ReadOnly),
+    cluster("metrics.k8s.io", "NodeMetrics", "nodes").versions(&["v1beta1"], &[]).verbs(Verbs::ReadOnly),
+    row("metrics.k8s.io", "PodMetrics", "pods").versions(&["v1beta1"], &[]).verbs(Verbs::ReadOnly),
 
-    cluster("storagemigration.k8s.io", "StorageVersionMigration", "storageversionmigrations").status(),
+    cluster("internal.apiserver.k8s.io", "StorageVersion", "storageversions").versions(&[], &["v1alpha1"]).status()
+        .is::<extensions::StorageVersion>(),
+
+    cluster("storagemigration.k8s.io", "StorageVersionMigration", "storageversionmigrations").off(&["v1beta1"])
+        .behind("StorageVersionMigrator").status(),
 ];
+
+/// Versions served on demand that are deprecated: since which minor version, and from which on they are gone.
+const GOING: &[(&str, &str, u32, u32)] = &[
+    (ADMISSION, "v1alpha1", 35, 38),
+    (ADMISSION, "v1beta1", 37, 40),
+    (CERTIFICATES, "v1beta1", 37, 40),
+    ("coordination.k8s.io", "v1alpha2", 35, 38),
+    ("coordination.k8s.io", "v1beta1", 36, 39),
+    (RESOURCE, "v1beta1", 35, 38),
+    (RESOURCE, "v1beta2", 36, 39),
+    ("storagemigration.k8s.io", "v1beta1", 37, 40),
+];
+
+/// The warning each request for a deprecated version gets.
+fn going(group: &str, version: &str, kind: &str) -> Option<Arc<str>> {
+    let (.., since, until) = GOING.iter().find(|(g, v, ..)| *g == group && *v == version)?;
+    Some(format!("{group}/{version} {kind} is deprecated in v1.{since}+, unavailable in v1.{until}+").into())
+}
 
 /// The OpenAPI name of a built-in kind.
 fn schema_name(group: &str, version: &str, kind: &str) -> String {
     match group {
         "" => format!("io.k8s.api.core.{version}.{kind}"),
         "apiextensions.k8s.io" => format!("io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.{version}.{kind}"),
+        "internal.apiserver.k8s.io" => format!("io.k8s.api.apiserverinternal.{version}.{kind}"),
         "apiregistration.k8s.io" => format!("io.k8s.kube-aggregator.pkg.apis.apiregistration.{version}.{kind}"),
         _ => format!("io.k8s.api.{}.{version}.{kind}", group.split('.').next().unwrap_or(group)),
     }
@@ -350,13 +410,15 @@ pub fn columns(notation: &str) -> Arc<[Column]> {
 }
 
 impl Row {
-    fn build(&self, types: &Arc<Types>) -> Resource {
+    fn build(&self, types: &Arc<Types>, enabled: &Enablement) -> Resource {
         let arcs = |texts: &[&str]| texts.iter().map(|t| Arc::from(*t)).collect();
         let columns = columns(self.columns);
+        let names = || self.versions.iter().chain(self.off);
+        let stored_version = names().next().copied().unwrap_or_default();
         let version = |name: &&str| ResourceVersion {
             name: (*name).into(),
-            served: true,
-            deprecation: self.deprecation.map(Into::into),
+            served: enabled.serves(self.group, name, self.plural, self.gate, self.versions.contains(name)),
+            deprecation: self.deprecation.map(Into::into).or_else(|| going(self.group, name, self.kind)),
             schema: match types.names.get(schema_name(self.group, name, self.kind).as_str()) {
                 Some(root) => Schema { types: types.clone(), root: *root },
                 None => unknown(),
@@ -374,11 +436,11 @@ impl Row {
             short_names: arcs(self.short),
             categories: arcs(self.categories),
             namespaced: self.namespaced,
-            versions: self.versions.iter().map(version).collect(),
+            versions: names().map(version).collect(),
             storage: 0,
             prefix: if stored { format!("/registry/{}", self.prefix.unwrap_or(self.plural)).into() } else { "".into() },
             verbs: self.verbs,
-            subresources: self.subs.iter().map(|s| s.build(self.group, self.versions[0], self.kind)).collect(),
+            subresources: self.subs.iter().map(|s| s.build(self.group, stored_version, self.kind)).collect(),
             selectable: self
                 .selectable
                 .iter()
@@ -392,20 +454,9 @@ impl Row {
     }
 }
 
-/// Rows that are served only where a feature gate is open.
-const GATED: &[(&str, Row)] = &[
-    ("GenericWorkload", Row { versions: &["v1beta1"], ..row("scheduling.k8s.io", "PodGroup", "podgroups") }.status()),
-    ("GenericWorkload", Row { versions: &["v1beta1"], ..row("scheduling.k8s.io", "Workload", "workloads") }),
-];
-
-/// The resources that these gates open.
-pub fn gated(types: &Arc<Types>, open: &[String]) -> Vec<Resource> {
-    GATED.iter().filter(|(gate, _)| open.iter().any(|g| g == gate)).map(|(_, row)| row.build(types)).collect()
-}
-
-/// Every built-in resource, its schemas taken from `types`.
-pub fn table(types: &Arc<Types>) -> Vec<Resource> {
-    ROWS.iter().map(|row| row.build(types)).collect()
+/// Every built-in resource that is served in any version, its schemas taken from `types`.
+pub fn table(types: &Arc<Types>, enabled: &Enablement) -> Vec<Resource> {
+    ROWS.iter().map(|row| row.build(types, enabled)).filter(|r| r.versions.iter().any(|v| v.served)).collect()
 }
 
 #[cfg(test)]
@@ -415,7 +466,7 @@ mod tests {
     use super::*;
 
     fn rows() -> Vec<Resource> {
-        table(&Arc::new(Types::default()))
+        table(&Arc::new(Types::default()), &Enablement::default())
     }
 
     #[test]
@@ -445,16 +496,28 @@ mod tests {
         check("apiregistration.k8s.io", "apiservices", "/registry/apiregistration.k8s.io/apiservices/x");
     }
 
-    #[test]
-    fn gates_open_rows_of_their_own() {
+    /// Everything, whatever its default.
+    fn all() -> Vec<Resource> {
+        let gates = crate::gates::known().filter(|g| !g.locked).map(|g| (g.name.to_string(), true));
+        let gates = crate::gates::Gates::new(gates).unwrap();
         let types = meta::schema::builtin();
-        assert!(gated(types, &[]).is_empty() && gated(types, &["Other".into()]).is_empty());
-        let open = gated(types, &["GenericWorkload".into()]);
-        let keys: Vec<String> = open.iter().map(|r| r.key("ns", "x")).collect();
-        assert_eq!(keys, ["/registry/podgroups/ns/x", "/registry/workloads/ns/x"]);
-        for row in &open {
-            assert!(types.kind(&Gvk::new("scheduling.k8s.io", "v1beta1", &row.kind)).is_some(), "{}", row.kind);
-        }
+        table(types, &Enablement::new(["api/all=true"], gates).unwrap())
+    }
+
+    #[test]
+    fn rows_off_by_default_are_served_on_demand() {
+        let served = |rows: Vec<Resource>| -> Vec<String> {
+            let of = |r: &Resource| {
+                let named = |v: &ResourceVersion| format!("{}/{}/{}", r.group, v.name, r.plural);
+                r.versions.iter().filter(|v| v.served).map(named).collect::<Vec<_>>()
+            };
+            rows.iter().flat_map(of).collect()
+        };
+        let usual = served(table(meta::schema::builtin(), &Enablement::default()));
+        let on_demand: Vec<String> = served(all()).into_iter().filter(|name| !usual.contains(name)).collect();
+        assert_eq!(ROWS.iter().map(|row| row.off.len()).sum::<usize>(), on_demand.len());
+        assert!(on_demand.contains(&"scheduling.k8s.io/v1beta1/podgroups".into()));
+        assert!(usual.iter().all(|name| !name.contains("alpha")));
     }
 
     #[test]
@@ -472,7 +535,7 @@ mod tests {
     #[test]
     fn every_row_has_its_schema() {
         // The metrics kinds are computed and read only: no proto of `kubernetes/api` has them.
-        for row in table(meta::schema::builtin()).iter().filter(|row| &*row.group != "metrics.k8s.io") {
+        for row in all().iter().filter(|row| &*row.group != "metrics.k8s.io") {
             for version in &row.versions {
                 let Shape::Struct(root) = version.schema.root().shape() else { panic!("{} is no struct", row.kind) };
                 assert!(!root.preserve_unknown && !root.fields.is_empty(), "{} {}: no facts", row.kind, version.name);
@@ -540,7 +603,7 @@ mod tests {
     #[test]
     fn no_strategy_falls_over_what_clients_send() {
         let mut dice = Dice(1);
-        for row in table(meta::schema::builtin()) {
+        for row in all() {
             let root = row.storage_version().schema.root();
             for subresource in ["", "status", "approval", "finalize", "resize", "ephemeralcontainers"] {
                 for _ in 0..20 {
@@ -576,7 +639,7 @@ mod tests {
     #[test]
     fn defaults_are_filled_in_once() {
         let mut dice = Dice(2);
-        for row in table(meta::schema::builtin()) {
+        for row in all() {
             for _ in 0..20 {
                 let mut object = invent(row.storage_version().schema.root(), 9, &mut dice);
                 if object.is_object() {

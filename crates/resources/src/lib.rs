@@ -10,6 +10,8 @@
 pub mod builtin;
 pub mod cells;
 pub mod defaults;
+pub mod enablement;
+pub mod gates;
 pub mod kinds;
 pub mod metadata;
 pub mod strategy;
@@ -174,6 +176,12 @@ impl Resource {
 
     pub fn subresource(&self, name: &str) -> Option<&Subresource> {
         self.subresources.iter().find(|s| &*s.name == name)
+    }
+
+    /// The kind of a subresource's body, asked for below `version`.
+    pub fn body(&self, sub: &Subresource, version: &str) -> Gvk {
+        let own = sub.body.kind == self.kind && sub.body.group == self.group;
+        if own { Gvk { version: version.into(), ..sub.body.clone() } } else { sub.body.clone() }
     }
 
     pub fn has_status(&self) -> bool {

@@ -92,19 +92,20 @@ impl Negotiated {
                 "application/vnd.kubernetes.protobuf" => Format::Protobuf,
                 _ => continue,
             };
-            let mut view = View::Whole;
+            let (mut view, mut strange) = (View::Whole, false);
             let (mut group, mut version) = ("meta.k8s.io", "v1");
             for part in parts {
                 match part.split_once('=').unwrap_or((part, "")) {
                     ("as", "Table") => view = View::Table,
                     ("as", "PartialObjectMetadata" | "PartialObjectMetadataList") => view = View::Metadata,
+                    ("as", _) => strange = true,
                     ("g", g) => group = g,
                     ("v", v) => version = v,
                     _ => {}
                 }
             }
             let known = view == View::Whole || (group == "meta.k8s.io" && matches!(version, "v1" | "v1beta1"));
-            if known && !(view != View::Whole && format == Format::Yaml) {
+            if known && !strange && !(view != View::Whole && format == Format::Yaml) {
                 best = best.or(Some((format, view)));
                 if view == View::Whole {
                     json_too |= format == Format::Json;

@@ -1,83 +1,392 @@
-//! Request counts and times, under upstream's names.
+//! `/metrics`: requests counted and timed, and what this process is, under upstream's names.
 
-use std::collections::BTreeMap;
+use std::collections::HashMap;
 use std::fmt::Write;
+use std::hash::{BuildHasher, Hash, RandomState};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{LazyLock, Mutex};
 use std::time::Duration;
 
-use http::{Method, StatusCode};
+use http::{Method, Request, StatusCode, Uri, header};
+
+use super::paths;
+use crate::server::ApiServer;
 
 /// Upper bounds of the latency histogram, seconds.
-const BUCKETS: [f64; 12] = [0.005, 0.025, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0, 2.0, 5.0, 30.0];
+const BUCKETS: [f64; 23] = [
+    0.005, 0.025, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0, 1.25, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 15.0, 20.0, 30.0,
+    45.0, 60.0,
+];
+/// Most kinds of requests that are told apart; more than all resources, verbs and scopes of a large cluster.
+const MAX_SERIES: usize = 20_000;
 
-#[derive(Default)]
+/// Requests being answered: those that write, and those that only read.
+static IN_FLIGHT: [AtomicI64; 2] = [AtomicI64::new(0), AtomicI64::new(0)];
+static HANDSHAKE_ERRORS: AtomicU64 = AtomicU64::new(0);
+
+/// Requests alike: what is asked of what.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+struct Asked<'p> {
+    verb: &'static str,
+    group: &'p str,
+    version: &'p str,
+    resource: &'p str,
+    subresource: &'p str,
+    scope: &'static str,
+    dry_run: bool,
+}
+
+impl<'p> Asked<'p> {
+    /// `None` for paths that are no resources.
+    fn of(method: &Method, uri: &'p Uri, apply: bool) -> Option<Self> {
+        let mut parts = uri.path().trim_matches('/').split('/').peekable();
+        let (group, version) = match parts.next()? {
+            "api" => ("", parts.next()?),
+            "apis" => (parts.next()?, parts.next()?),
+            _ => return None,
+        };
+        let old_watch = parts.next_if_eq(&"watch").is_some();
+        let mut first = parts.next()?;
+        let mut namespaced = false;
+        let mut name = parts.next();
+        let mut subresource = parts.next();
+        if first == "namespaces" && subresource.is_some_and(|s| !matches!(s, "status" | "finalize")) {
+            (namespaced, first) = (true, subresource?);
+            (name, subresource) = (parts.next(), parts.next());
+        }
+        let subresource = subresource.unwrap_or_default();
+        let query = uri.query().unwrap_or_default();
+        let watch =
+            old_watch || (query.contains("watch=") && !query.contains("watch=false") && !query.contains("watch=0"));
+        let connects = matches!(subresource, "exec" | "attach" | "portforward" | "proxy") || subresource == "log";
+        let verb = match (method.as_str(), name) {
+            _ if connects => "CONNECT",
+            ("GET" | "HEAD", None) if watch => "WATCH",
+            ("GET" | "HEAD", Some(_)) if old_watch => "WATCH",
+            ("GET" | "HEAD", None) => "LIST",
+            ("GET" | "HEAD", Some(_)) => "GET",
+            ("POST", _) => "POST",
+            ("PUT", _) => "PUT",
+            ("PATCH", _) => {
+                if apply {
+                    "APPLY"
+                } else {
+                    "PATCH"
+                }
+            }
+            ("DELETE", None) => "DELETECOLLECTION",
+            ("DELETE", Some(_)) => "DELETE",
+            _ => "OTHER",
+        };
+        let scope = match (name.is_some() || verb == "POST", namespaced) {
+            (true, _) => "resource",
+            (false, true) => "namespace",
+            (false, false) => "cluster",
+        };
+        let dry_run = query.contains("dryRun=All");
+        Some(Self { verb, group, version, resource: first, subresource, scope, dry_run })
+    }
+}
+
 struct Series {
-    count: u64,
+    labels: String,
+    /// Where the row is found that may be deprecated.
+    group: String,
+    version: String,
+    resource: String,
+    subresource: String,
+    /// By status code.
+    counts: Vec<(u16, u64)>,
     seconds: f64,
     buckets: [u64; BUCKETS.len()],
 }
 
-type Key = (String, String, String, u16);
-
-/// Keyed by verb, group, resource and code: all bounded by what the server knows.
-static REQUESTS: LazyLock<Mutex<BTreeMap<Key, Series>>> = LazyLock::new(Mutex::default);
-
-pub fn observe(method: &Method, path: &str, code: StatusCode, took: Duration) {
-    let parts: Vec<&str> = path.trim_matches('/').split('/').collect();
-    let (group, rest) = match &parts[..] {
-        ["api", _, rest @ ..] => ("", rest),
-        ["apis", group, _, rest @ ..] => (*group, rest),
-        _ => return,
-    };
-    let resource = match rest {
-        ["namespaces", _, resource, ..] | [resource, ..] => *resource,
-        [] => return,
-    };
-    // A path that named nothing must not grow the table.
-    if code == StatusCode::NOT_FOUND || code == StatusCode::FORBIDDEN {
-        return;
+impl Series {
+    fn of(asked: &Asked<'_>) -> Self {
+        let Asked { verb, group, version, resource, subresource, scope, dry_run } = asked;
+        let dry_run = if *dry_run { "All" } else { "" };
+        Self {
+            labels: format!(
+                "component=\"apiserver\",dry_run=\"{dry_run}\",group=\"{group}\",resource=\"{resource}\",scope=\"{scope}\",subresource=\"{subresource}\",verb=\"{verb}\",version=\"{version}\""
+            ),
+            group: group.to_string(),
+            version: version.to_string(),
+            resource: resource.to_string(),
+            subresource: subresource.to_string(),
+            counts: Vec::new(),
+            seconds: 0.0,
+            buckets: [0; BUCKETS.len()],
+        }
     }
-    let key = (method.to_string(), group.to_string(), resource.to_string(), code.as_u16());
-    let mut requests = REQUESTS.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    let series = requests.entry(key).or_default();
-    let seconds = took.as_secs_f64();
-    series.count += 1;
-    series.seconds += seconds;
-    if let Some(at) = BUCKETS.iter().position(|bound| seconds <= *bound) {
-        series.buckets[at] += 1;
+
+    fn count(&self) -> u64 {
+        self.counts.iter().map(|(_, n)| n).sum()
     }
 }
 
-/// The text exposition format.
-pub fn render(stored: &[(String, usize)]) -> String {
-    let mut out = String::new();
-    let requests = REQUESTS.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    // Writing to a String does not fail.
-    let mut line = |text: std::fmt::Arguments<'_>| {
-        let _ = writeln!(out, "{text}");
-    };
-    line(format_args!("# TYPE apiserver_request_total counter"));
-    for ((verb, group, resource, code), series) in requests.iter() {
-        line(format_args!(
-            "apiserver_request_total{{code=\"{code}\",group=\"{group}\",resource=\"{resource}\",verb=\"{verb}\"}} {}",
-            series.count
-        ));
+/// By a hash of what was asked, so that a request that is known costs no memory.
+static REQUESTS: LazyLock<(RandomState, Mutex<HashMap<u64, Series>>)> = LazyLock::new(Default::default);
+
+/// A request on its way; counted when it is answered.
+pub struct Observed {
+    method: Method,
+    uri: Uri,
+    apply: bool,
+    began: std::time::Instant,
+}
+
+impl Observed {
+    pub fn begin<B>(request: &Request<B>) -> Self {
+        let content_type = request.headers().get(header::CONTENT_TYPE).map(|v| v.as_bytes());
+        let observed = Self {
+            method: request.method().clone(),
+            uri: request.uri().clone(),
+            apply: content_type.is_some_and(|t| t.starts_with(b"application/apply-patch")),
+            began: std::time::Instant::now(),
+        };
+        observed.in_flight().fetch_add(1, Ordering::Relaxed);
+        observed
     }
-    line(format_args!("# TYPE apiserver_request_duration_seconds histogram"));
-    for ((verb, group, resource, code), series) in requests.iter() {
-        let labels = format!("code=\"{code}\",group=\"{group}\",resource=\"{resource}\",verb=\"{verb}\"");
-        let mut total = 0;
-        for (bound, count) in BUCKETS.iter().zip(series.buckets) {
-            total += count;
-            line(format_args!("apiserver_request_duration_seconds_bucket{{{labels},le=\"{bound}\"}} {total}"));
+
+    fn in_flight(&self) -> &'static AtomicI64 {
+        &IN_FLIGHT[usize::from(matches!(self.method, Method::GET | Method::HEAD))]
+    }
+
+    pub fn method(&self) -> &Method {
+        &self.method
+    }
+
+    pub fn path(&self) -> &str {
+        self.uri.path()
+    }
+
+    pub fn took(&self) -> Duration {
+        self.began.elapsed()
+    }
+
+    pub fn end(&self, code: StatusCode) {
+        // A path that named nothing must not grow the table.
+        if code == StatusCode::NOT_FOUND || code == StatusCode::FORBIDDEN {
+            return;
         }
-        line(format_args!("apiserver_request_duration_seconds_bucket{{{labels},le=\"+Inf\"}} {}", series.count));
-        line(format_args!("apiserver_request_duration_seconds_sum{{{labels}}} {}", series.seconds));
-        line(format_args!("apiserver_request_duration_seconds_count{{{labels}}} {}", series.count));
+        let Some(asked) = Asked::of(&self.method, &self.uri, self.apply) else { return };
+        let (hasher, requests) = &*REQUESTS;
+        let key = hasher.hash_one(asked);
+        let mut requests = requests.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if requests.len() >= MAX_SERIES && !requests.contains_key(&key) {
+            return;
+        }
+        let series = requests.entry(key).or_insert_with(|| Series::of(&asked));
+        let seconds = self.took().as_secs_f64();
+        series.seconds += seconds;
+        if let Some(at) = BUCKETS.iter().position(|bound| seconds <= *bound) {
+            series.buckets[at] += 1;
+        }
+        match series.counts.iter_mut().find(|(known, _)| *known == code.as_u16()) {
+            Some((_, count)) => *count += 1,
+            None => series.counts.push((code.as_u16(), 1)),
+        }
     }
-    line(format_args!("# TYPE apiserver_storage_objects gauge"));
-    for (resource, count) in stored {
-        line(format_args!("apiserver_storage_objects{{resource=\"{resource}\"}} {count}"));
+}
+
+impl Drop for Observed {
+    fn drop(&mut self) {
+        self.in_flight().fetch_sub(1, Ordering::Relaxed);
     }
-    out
+}
+
+pub fn handshake_failed() {
+    HANDSHAKE_ERRORS.fetch_add(1, Ordering::Relaxed);
+}
+
+/// The text exposition format, being written.
+struct Text(String);
+
+impl Text {
+    fn head(&mut self, name: &str, kind: &str, help: &str) {
+        self.line(format_args!("# HELP {name} {help}\n# TYPE {name} {kind}"));
+    }
+
+    fn line(&mut self, text: std::fmt::Arguments<'_>) {
+        // Writing to a String does not fail.
+        let _ = self.0.write_fmt(text);
+        self.0.push('\n');
+    }
+
+    fn requests(&mut self, server: &ApiServer) {
+        let requests = REQUESTS.1.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut all: Vec<&Series> = requests.values().collect();
+        all.sort_by(|a, b| a.labels.cmp(&b.labels));
+        self.head(
+            "apiserver_request_total",
+            "counter",
+            "[STABLE] Requests by what was asked of what, and how it was answered.",
+        );
+        for series in &all {
+            for (code, count) in &series.counts {
+                self.line(format_args!("apiserver_request_total{{code=\"{code}\",{}}} {count}", series.labels));
+            }
+        }
+        let name = "apiserver_request_duration_seconds";
+        self.head(name, "histogram", "[STABLE] Seconds until the answer began.");
+        for series in &all {
+            let (labels, count) = (&series.labels, series.count());
+            let mut total = 0;
+            for (bound, within) in BUCKETS.iter().zip(series.buckets) {
+                total += within;
+                self.line(format_args!("{name}_bucket{{{labels},le=\"{bound}\"}} {total}"));
+            }
+            self.line(format_args!("{name}_bucket{{{labels},le=\"+Inf\"}} {count}"));
+            self.line(format_args!("{name}_sum{{{labels}}} {}", series.seconds));
+            self.line(format_args!("{name}_count{{{labels}}} {count}"));
+        }
+        let name = "apiserver_requested_deprecated_apis";
+        self.head(name, "gauge", "[STABLE] Deprecated APIs that were asked for, and the release that lacks them.");
+        let catalog = server.catalog();
+        let mut told: Vec<String> = Vec::new();
+        for Series { group, version, resource, subresource, .. } in &all {
+            let text = catalog
+                .get(&meta::Gvr::new(group, version, resource))
+                .and_then(|(served, at)| served.resource.versions[at].deprecation.clone());
+            let Some(text) = text else { continue };
+            let removed =
+                text.split_once("unavailable in v").map_or("", |(_, v)| v.split('+').next().unwrap_or_default());
+            told.push(format!(
+                "{name}{{group=\"{group}\",removed_release=\"{removed}\",resource=\"{resource}\",subresource=\"{subresource}\",version=\"{version}\"}} 1"
+            ));
+        }
+        told.sort();
+        told.dedup();
+        told.iter().for_each(|line| self.line(format_args!("{line}")));
+    }
+
+    fn server(&mut self, server: &ApiServer) {
+        let name = "apiserver_current_inflight_requests";
+        self.head(name, "gauge", "[STABLE] Requests being answered.");
+        for (kind, count) in ["mutating", "readOnly"].iter().zip(&IN_FLIGHT) {
+            self.line(format_args!("{name}{{request_kind=\"{kind}\"}} {}", count.load(Ordering::Relaxed)));
+        }
+        self.head("apiserver_tls_handshake_errors_total", "counter", "[ALPHA] Connections that never got to speak.");
+        let failed = HANDSHAKE_ERRORS.load(Ordering::Relaxed);
+        self.line(format_args!("apiserver_tls_handshake_errors_total {failed}"));
+        let mut stored: Vec<(String, String, usize)> = Vec::new();
+        for served in server.catalog().kinds() {
+            if let Some(cache) = &served.cache {
+                stored.push((served.resource.group.to_string(), served.resource.plural.to_string(), cache.size().0));
+            }
+        }
+        stored.sort();
+        self.head("apiserver_storage_objects", "gauge", "[STABLE] Objects stored.");
+        for (group, plural, count) in &stored {
+            let resource = meta::names::group_resource(group, plural);
+            self.line(format_args!("apiserver_storage_objects{{resource=\"{resource}\"}} {count}"));
+        }
+        self.head("apiserver_resource_objects", "gauge", "[ALPHA] Objects stored.");
+        for (group, resource, count) in &stored {
+            self.line(format_args!("apiserver_resource_objects{{group=\"{group}\",resource=\"{resource}\"}} {count}"));
+        }
+        self.head("kubernetes_feature_enabled", "gauge", "[BETA] Feature gates, and whether they are open.");
+        for (gate, open) in server.config().enabled.gates.all() {
+            let (name, stage) = (gate.name, gate.stage.as_str());
+            self.line(format_args!(
+                "kubernetes_feature_enabled{{name=\"{name}\",stage=\"{stage}\"}} {}",
+                u8::from(open)
+            ));
+        }
+        self.head("kubernetes_build_info", "gauge", "[ALPHA] What this was built from.");
+        let version = paths::version();
+        let labels: Vec<String> = [
+            ("build_date", "buildDate"),
+            ("compiler", "compiler"),
+            ("git_commit", "gitCommit"),
+            ("git_tree_state", "gitTreeState"),
+            ("git_version", "gitVersion"),
+            ("go_version", "goVersion"),
+            ("major", "major"),
+            ("minor", "minor"),
+            ("platform", "platform"),
+        ]
+        .iter()
+        .map(|(label, field)| format!("{label}={}", version[*field]))
+        .collect();
+        self.line(format_args!("kubernetes_build_info{{{}}} 1", labels.join(",")));
+    }
+
+    /// What the kernel says of this process; nothing where it says nothing.
+    fn process(&mut self, uptime: Duration) {
+        const PAGE: u64 = 4096;
+        const TICKS: f64 = 100.0;
+        let mut tell = |name: &str, kind: &str, help: &str, value: Option<f64>| {
+            if let Some(value) = value {
+                self.head(name, kind, help);
+                self.line(format_args!("{name} {value}"));
+            }
+        };
+        let read = |file: &str| std::fs::read_to_string(format!("/proc/self/{file}")).unwrap_or_default();
+        // The command's name may hold anything; what follows its closing parenthesis is numbers.
+        let stat = read("stat");
+        let numbers: Vec<u64> = stat
+            .rsplit_once(')')
+            .map(|(_, rest)| rest.split_whitespace().skip(1).filter_map(|n| n.parse().ok()).collect())
+            .unwrap_or_default();
+        let ticks = numbers.get(10).zip(numbers.get(11)).map(|(user, system)| (user + system) as f64 / TICKS);
+        tell("process_cpu_seconds_total", "counter", "Processor time spent, seconds.", ticks);
+        let statm: Vec<u64> = read("statm").split_whitespace().filter_map(|n| n.parse().ok()).collect();
+        let pages = |at: usize| statm.get(at).map(|n| (n * PAGE) as f64);
+        tell("process_resident_memory_bytes", "gauge", "Memory in use.", pages(1));
+        tell("process_virtual_memory_bytes", "gauge", "Address space in use.", pages(0));
+        let open = std::fs::read_dir("/proc/self/fd").ok().map(|entries| entries.count() as f64);
+        tell("process_open_fds", "gauge", "Descriptors in use.", open);
+        let limits = read("limits");
+        let files =
+            limits.lines().find_map(|l| l.strip_prefix("Max open files")?.split_whitespace().next()?.parse().ok());
+        tell("process_max_fds", "gauge", "Descriptors that may be in use.", files);
+        let began = std::time::SystemTime::now()
+            .duration_since(std::time::UNIX_EPOCH)
+            .ok()
+            .map(|now| now.saturating_sub(uptime));
+        tell(
+            "process_start_time_seconds",
+            "gauge",
+            "When this began, seconds since 1970.",
+            began.map(|d| d.as_secs_f64()),
+        );
+    }
+}
+
+pub fn render(server: &ApiServer) -> String {
+    let mut text = Text(String::new());
+    text.requests(server);
+    text.server(server);
+    text.process(server.uptime());
+    text.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_are_told_apart_as_upstream_does() {
+        let check = |method: &str, uri: &str, expect: &str| {
+            let uri: Uri = uri.parse().unwrap();
+            let said = Asked::of(&method.parse().unwrap(), &uri, false).map_or(String::new(), |a| {
+                format!(
+                    "{} {}/{} {}/{} {} {}",
+                    a.verb, a.group, a.version, a.resource, a.subresource, a.scope, a.dry_run
+                )
+            });
+            assert_eq!(said, expect, "{method} {uri}");
+        };
+        check("GET", "/api/v1/pods", "LIST /v1 pods/ cluster false");
+        check("GET", "/api/v1/pods?watch=true", "WATCH /v1 pods/ cluster false");
+        check("GET", "/api/v1/namespaces/a/pods", "LIST /v1 pods/ namespace false");
+        check("GET", "/api/v1/namespaces/a", "GET /v1 namespaces/ resource false");
+        check("PUT", "/api/v1/namespaces/a/status", "PUT /v1 namespaces/status resource false");
+        check("POST", "/apis/apps/v1/namespaces/a/deployments?dryRun=All", "POST apps/v1 deployments/ resource true");
+        check("GET", "/api/v1/namespaces/a/pods/b/log", "CONNECT /v1 pods/log resource false");
+        check("DELETE", "/api/v1/namespaces/a/pods", "DELETECOLLECTION /v1 pods/ namespace false");
+        check("GET", "/apis/apps/v1", "");
+        check("GET", "/healthz", "");
+    }
 }

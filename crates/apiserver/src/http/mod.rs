@@ -4,12 +4,14 @@
 //! pipeline and encodes what comes back. Every body is bounded. A handler that panics is answered with a 500 and counted.
 
 pub mod encode;
+mod health;
 mod jsonpath;
 mod metrics;
 mod paths;
 pub mod route;
 mod table;
 mod websocket;
+mod zpages;
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -85,8 +87,14 @@ pub async fn serve(
             let _ = stream.set_nodelay(true);
             match tokio::time::timeout(HEAD_TIMEOUT, acceptor.accept(stream)).await {
                 Ok(Ok(stream)) => connection(server, stream, cancel).await,
-                Ok(Err(error)) => tracing::debug!(%error, "TLS handshake"),
-                Err(_) => tracing::debug!("TLS handshake timed out"),
+                Ok(Err(error)) => {
+                    metrics::handshake_failed();
+                    tracing::debug!(%error, "TLS handshake");
+                }
+                Err(_) => {
+                    metrics::handshake_failed();
+                    tracing::debug!("TLS handshake timed out");
+                }
             }
         });
     }
@@ -153,15 +161,20 @@ async fn guarded(
     request: http::Request<Incoming>,
     ending: CancellationToken,
 ) -> Response<Body> {
-    let started = std::time::Instant::now();
-    let (method, path) = (request.method().clone(), request.uri().path().to_string());
+    let observed = metrics::Observed::begin(&request);
     let handled = std::panic::AssertUnwindSafe(handle(server, peer, request, ending)).catch_unwind().await;
     let response = handled.unwrap_or_else(|_| {
-        tracing::error!(%method, path, "a request handler panicked");
+        tracing::error!(method = %observed.method(), path = observed.path(), "a request handler panicked");
         error(&Status::internal("this request caused apiserver to panic. Look in log for details"))
     });
-    metrics::observe(&method, &path, response.status(), started.elapsed());
-    tracing::debug!(%method, path, status = response.status().as_u16(), ms = started.elapsed().as_secs_f64() * 1e3, "request");
+    observed.end(response.status());
+    tracing::debug!(
+        method = %observed.method(),
+        path = observed.path(),
+        status = response.status().as_u16(),
+        ms = observed.took().as_secs_f64() * 1e3,
+        "request"
+    );
     response
 }
 
@@ -275,12 +288,9 @@ async fn dispatch(
                 authz::require(server, &caller.user, &authz::Attributes::path(&verb, parts.uri.path()))?;
             }
             if !matches!(parts.method, Method::GET | Method::HEAD) {
-                return Err(Status::new(
-                    Reason::MethodNotAllowed,
-                    "the server does not allow this method on the requested resource",
-                ));
+                return Err(Status::wrong_method());
             }
-            paths::serve(server, &parts)
+            paths::serve(server, &parts, ending.is_cancelled()).await
         }
         Route::Connect(call) => {
             let verb = call.verb(&parts.method);
@@ -386,7 +396,7 @@ pub async fn get_path(server: &Arc<ApiServer>, user: &Arc<User>, path_and_query:
     let request = http::Request::get(path_and_query).body(()).map_err(|e| Status::bad_request(e.to_string()))?;
     let (parts, ()) = request.into_parts();
     authz::require(server, user, &authz::Attributes::path("get", parts.uri.path()))?;
-    let response = paths::serve(server, &parts)?;
+    let response = paths::serve(server, &parts, false).await?;
     let status = response.status();
     let body = match response.into_body().collect().await {
         Ok(body) => body.to_bytes(),

@@ -1,13 +1,13 @@
-//! Paths that are not resources: health, version, discovery, OpenAPI, metrics, token keys.
+//! Paths that are not resources: version, discovery, OpenAPI, token keys, and the way to those with rooms of their own.
 
 use std::sync::Arc;
 
 use http::request::Parts;
-use http::{HeaderValue, Response, StatusCode, header};
+use http::{HeaderValue, Response, header};
 use meta::{Status, Value};
 use serde_json::json;
 
-use super::{Body, full};
+use super::{Body, full, health, metrics, zpages};
 use crate::discovery;
 use crate::server::ApiServer;
 
@@ -15,12 +15,31 @@ use crate::server::ApiServer;
 pub const MAJOR: &str = "1";
 pub const MINOR: &str = "37";
 pub const GIT_VERSION: &str = "v1.37.0";
+/// Clients expect one.
+pub const GO_VERSION: &str = "go1.25.0";
+
+/// What there is besides APIs and health checks, in order.
+const PLAIN: [&str; 10] = [
+    "/.well-known/openid-configuration",
+    "/flagz",
+    "/metrics",
+    "/metrics/slis",
+    "/openapi/v2",
+    "/openapi/v3",
+    "/openapi/v3/",
+    "/openid/v1/jwks",
+    "/statusz",
+    "/version",
+];
 
 /// The commit this was built from; zeroes where the builder did not say.
 const COMMIT: &str = match option_env!("NAUPLIUS_COMMIT") {
     Some(commit) => commit,
     None => "0000000000000000000000000000000000000000",
 };
+
+/// The text exposition format.
+const METRICS: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 const AGGREGATED: &str = "g=apidiscovery.k8s.io";
 
@@ -29,18 +48,43 @@ pub fn is_public(_path: &str) -> bool {
     false
 }
 
-fn json_response(value: &Value) -> Response<Body> {
+pub fn json_response(value: &Value) -> Response<Body> {
     with_type(value.to_string() + "\n", "application/json")
 }
 
-fn with_type(text: impl Into<bytes::Bytes>, content_type: &'static str) -> Response<Body> {
+pub fn with_type(text: impl Into<bytes::Bytes>, content_type: &'static str) -> Response<Body> {
     let mut response = Response::new(full(text));
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
     response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
     response
 }
 
-pub fn serve(server: &Arc<ApiServer>, parts: &Parts) -> Result<Response<Body>, Status> {
+/// JSON for people.
+fn indented(value: &Value) -> Response<Body> {
+    with_type(format!("{value:#}"), "application/json")
+}
+
+/// Keys and their whereabouts change rarely.
+fn kept(mut response: Response<Body>) -> Response<Body> {
+    response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("public, max-age=3600"));
+    response
+}
+
+/// Every path below which something is.
+fn index(catalog: &crate::catalog::Catalog, services: &crate::aggregation::Services) -> Value {
+    let mut paths: Vec<String> = ["/api", "/api/v1", "/apis", "/apis/"].map(String::from).into();
+    for (group, versions) in services.groups(catalog).into_iter().filter(|(group, _)| !group.is_empty()) {
+        paths.push(format!("/apis/{group}"));
+        paths.extend(versions.iter().map(|version| format!("/apis/{group}/{version}")));
+    }
+    paths.extend(health::paths());
+    paths.extend(PLAIN.map(String::from));
+    paths.sort();
+    json!({"paths": paths})
+}
+
+/// Answers; `ending` once the server means to stop.
+pub async fn serve(server: &Arc<ApiServer>, parts: &Parts, ending: bool) -> Result<Response<Body>, Status> {
     let accept = parts.headers.get(header::ACCEPT).and_then(|v| v.to_str().ok()).unwrap_or_default();
     let path = parts.uri.path().trim_end_matches('/');
     let segments: Vec<&str> = path.trim_start_matches('/').split('/').collect();
@@ -53,14 +97,12 @@ pub fn serve(server: &Arc<ApiServer>, parts: &Parts) -> Result<Response<Body>, S
         .split(',')
         .any(|clause| clause.contains(AGGREGATED) && clause.contains("v=v2") && !clause.contains("v2beta1"));
     match &segments[..] {
-        [""] => {
-            let list = json!({"paths": ["/api", "/api/v1", "/apis", "/healthz", "/livez", "/metrics", "/openapi/v2", "/openapi/v3", "/openid/v1/jwks", "/readyz", "/version"]});
-            Ok(json_response(&list))
+        [""] => Ok(indented(&index(&catalog, &services))),
+        [asker @ ("healthz" | "livez" | "readyz"), check @ ..] => {
+            let query = parts.uri.query().unwrap_or_default();
+            health::serve(server, asker, &check.join("/"), query, ending).await.ok_or_else(Status::unknown_path)
         }
-        ["healthz" | "livez" | "readyz", check @ ..] => {
-            Ok(health(server, segments[0], check, parts.uri.query().unwrap_or_default()))
-        }
-        ["version"] => Ok(json_response(&version())),
+        ["version"] => Ok(indented(&version())),
         ["api"] if wants_aggregated => Ok(aggregated(true)),
         ["api"] => Ok(json_response(&discovery::core_versions(&server.config().advertise.to_string()))),
         ["apis"] if wants_aggregated => Ok(aggregated(false)),
@@ -74,22 +116,15 @@ pub fn serve(server: &Arc<ApiServer>, parts: &Parts) -> Result<Response<Body>, S
         ["apis", group, version] => discovery::resource_list(&catalog, group, version)
             .map(|v| json_response(&v))
             .ok_or_else(Status::unknown_path),
-        [".well-known", "openid-configuration"] => Ok(json_response(&server.token_keys().openid_configuration())),
-        ["openid", "v1", "jwks"] => Ok(with_type(server.token_keys().jwks().to_string(), "application/jwk-set+json")),
-        ["openapi", rest @ ..] => server.openapi().serve(&catalog, &services, rest, parts),
-        ["metrics"] => {
-            let stored: Vec<(String, usize)> = catalog
-                .kinds()
-                .iter()
-                .filter_map(|served| {
-                    Some((
-                        meta::names::group_resource(&served.resource.group, &served.resource.plural),
-                        served.cache.as_ref()?.size().0,
-                    ))
-                })
-                .collect();
-            Ok(with_type(super::metrics::render(&stored), "text/plain; version=0.0.4; charset=utf-8"))
+        [".well-known", "openid-configuration"] => Ok(kept(json_response(&server.token_keys().openid_configuration()))),
+        ["openid", "v1", "jwks"] => {
+            Ok(kept(with_type(server.token_keys().jwks().to_string(), "application/jwk-set+json")))
         }
+        ["openapi", rest @ ..] => server.openapi().serve(&catalog, &services, rest, parts),
+        ["statusz"] => zpages::statusz(server, accept, &PLAIN),
+        ["flagz"] => zpages::flagz(server, accept),
+        ["metrics"] => Ok(with_type(metrics::render(server), METRICS)),
+        ["metrics", "slis"] => Ok(with_type(health::slis(), METRICS)),
         _ => Err(Status::unknown_path()),
     }
 }
@@ -97,7 +132,7 @@ pub fn serve(server: &Arc<ApiServer>, parts: &Parts) -> Result<Response<Body>, S
 pub fn version() -> Value {
     json!({
         "major": MAJOR, "minor": MINOR, "gitVersion": GIT_VERSION, "gitCommit": COMMIT,
-        "gitTreeState": "clean", "buildDate": "2026-08-01T00:00:00Z", "goVersion": "go1.25.0", "compiler": "gc", "platform": format!("linux/{}", platform()),
+        "gitTreeState": "clean", "buildDate": "2026-08-01T00:00:00Z", "goVersion": GO_VERSION, "compiler": "gc", "platform": format!("linux/{}", platform()),
         "emulationMajor": MAJOR, "emulationMinor": MINOR, "minCompatibilityMajor": MAJOR, "minCompatibilityMinor": "36",
     })
 }
@@ -108,49 +143,4 @@ fn platform() -> &'static str {
         "aarch64" => "arm64",
         other => other,
     }
-}
-
-fn health(server: &ApiServer, which: &str, check: &[&str], query: &str) -> Response<Body> {
-    let query: Vec<(String, String)> = super::route::pairs(query).collect();
-    let excluded: Vec<&str> = query.iter().filter(|(k, _)| k == "exclude").map(|(_, v)| &**v).collect();
-    // Answering at all is the ping; the caches answer for the store; bootstrap is the one thing that takes time.
-    let checks = [
-        ("ping", true),
-        ("log", true),
-        ("etcd", true),
-        ("informer-sync", true),
-        ("poststarthook/rbac/bootstrap-roles", server.is_ready()),
-    ];
-    let checks: Vec<_> = checks
-        .into_iter()
-        .filter(|(name, _)| (check.is_empty() || check.join("/") == *name) && !excluded.contains(name))
-        .collect();
-    if checks.is_empty() {
-        let mut response = with_type("404 page not found\n", "text/plain; charset=utf-8");
-        *response.status_mut() = StatusCode::NOT_FOUND;
-        return response;
-    }
-    let fine = checks.iter().all(|(_, fine)| *fine);
-    let verbose = query.iter().any(|(k, _)| k == "verbose");
-    let text = if verbose || !fine {
-        let mut text: String = checks
-            .iter()
-            .map(|(name, fine)| {
-                format!(
-                    "[{}]{name} {}\n",
-                    if *fine { '+' } else { '-' },
-                    if *fine { "ok" } else { "failed: not finished" }
-                )
-            })
-            .collect();
-        text += &format!("{which} check {}\n", if fine { "passed" } else { "failed" });
-        text
-    } else {
-        "ok".to_string()
-    };
-    let mut response = with_type(text, "text/plain; charset=utf-8");
-    if !fine {
-        *response.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
-    }
-    response
 }

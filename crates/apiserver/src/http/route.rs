@@ -78,23 +78,25 @@ pub fn pairs(query: &str) -> impl Iterator<Item = (String, String)> {
 fn options(query: &str) -> Result<(Options, bool), Status> {
     let mut out = Options::default();
     let mut watch = false;
-    let truth = |value: &str| matches!(value, "" | "1" | "true" | "True");
-    let number = |name: &str, value: &str| {
-        value
-            .parse::<u64>()
-            .map_err(|_| Status::bad_request(format!("strconv.ParseInt: parsing {value:?}: invalid syntax ({name})")))
+    // As upstream reads them: whatever is not plainly false is true, and a number below zero is as good as none.
+    let truth = |value: &str| !value.eq_ignore_ascii_case("false") && value != "0";
+    let number = |value: &str| {
+        let number: Result<i64, _> = value.parse();
+        let number =
+            number.map_err(|_| Status::bad_request(format!("strconv.ParseInt: parsing {value:?}: invalid syntax")))?;
+        Ok::<_, Status>(u64::try_from(number).ok())
     };
     for (key, value) in pairs(query) {
         match &*key {
             "labelSelector" => out.label_selector = Some(value),
             "fieldSelector" => out.field_selector = Some(value),
-            "limit" if !value.is_empty() => out.limit = Some(number("limit", &value)?),
+            "limit" if !value.is_empty() => out.limit = number(&value)?,
             "continue" => out.continue_token = Some(value),
             "resourceVersion" => out.resource_version = Some(value),
             "resourceVersionMatch" => out.resource_version_match = Some(value),
             "allowWatchBookmarks" => out.allow_watch_bookmarks = truth(&value),
             "sendInitialEvents" => out.send_initial_events = Some(truth(&value)),
-            "timeoutSeconds" if !value.is_empty() => out.timeout_seconds = Some(number("timeoutSeconds", &value)?),
+            "timeoutSeconds" if !value.is_empty() => out.timeout_seconds = number(&value)?,
             "watch" => watch = truth(&value),
             "dryRun" => out.dry_run.push(value),
             "fieldManager" => out.field_manager = Some(value),
@@ -173,10 +175,7 @@ pub fn parse(method: &Method, path: &str, query: &str) -> Result<Route, Status> 
         (&Method::PATCH, false) => Verb::Patch,
         (&Method::DELETE, true) => Verb::DeleteCollection,
         (&Method::DELETE, false) => Verb::Delete,
-        _ => {
-            let message = "the server does not allow this method on the requested resource";
-            return Err(Status::new(meta::Reason::MethodNotAllowed, message));
-        }
+        _ => return Err(Status::wrong_method()),
     };
     Ok(Route::Resource(request))
 }

@@ -125,7 +125,7 @@ fn published() -> Option<Value> {
 
 /// Every built-in kind in every version that is served by default.
 fn ours() -> Value {
-    let rows = resources::builtin::table(builtin());
+    let rows = resources::builtin::table(builtin(), &Default::default());
     let mut kinds: Vec<Kind<'_>> = Vec::new();
     for row in rows.iter().filter(|row| &*row.group != "metrics.k8s.io") {
         kinds.extend(row.versions.iter().filter(|v| v.served).map(|v| kind_of(row, v)));

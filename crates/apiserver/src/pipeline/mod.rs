@@ -6,6 +6,7 @@
 
 pub mod body;
 pub mod delete;
+mod list_options;
 pub mod metadata;
 pub mod read;
 pub mod write;
@@ -109,11 +110,8 @@ impl ApiServer {
         if let Some(text) = &version.deprecation {
             caller.warn(&**text);
         }
-        if resource.namespaced
-            && request.namespace.is_empty()
-            && !matches!(request.verb, Verb::List | Verb::Watch | Verb::Create)
-        {
-            return Err(Status::unknown_path());
+        if resource.namespaced && request.namespace.is_empty() && !matches!(request.verb, Verb::List | Verb::Watch) {
+            return Err(if request.verb == Verb::Create { Status::wrong_method() } else { Status::unknown_path() });
         }
         let target = Target { caller, served, version, request: &request };
         // Each kind of request in a place of its own: a future is as large as its largest branch, and all those around it

@@ -64,24 +64,13 @@ fn parse_revision(text: &str) -> Result<Revision, Status> {
 fn freshness(options: &Options) -> Result<Freshness, Status> {
     let version = options.resource_version.as_deref().unwrap_or_default();
     let matching = options.resource_version_match.as_deref().unwrap_or_default();
-    let forbidden = |why: &str| {
-        let error = meta::FieldError::forbidden(&meta::FieldPath::new("resourceVersionMatch"), why);
-        Err(Status::invalid("meta.k8s.io", "ListOptions", "", &[error]))
-    };
     match (version, matching) {
-        ("", "") => Ok(Freshness::Consistent),
-        ("", _) => forbidden("resourceVersionMatch is forbidden unless resourceVersion is provided"),
-        ("0", "Exact") => forbidden("resourceVersionMatch \"exact\" is forbidden for resourceVersion \"0\""),
+        ("", _) => Ok(Freshness::Consistent),
         ("0", _) => Ok(Freshness::Any),
         (n, "Exact") => Ok(Freshness::Exactly(parse_revision(n)?)),
         // Before resourceVersionMatch existed, a limit made a version exact.
         (n, "") if options.limit.unwrap_or(0) > 0 => Ok(Freshness::Exactly(parse_revision(n)?)),
-        (n, "" | "NotOlderThan") => Ok(Freshness::AtLeast(parse_revision(n)?)),
-        (_, other) => {
-            let path = meta::FieldPath::new("resourceVersionMatch");
-            let error = meta::FieldError::not_supported(&path, other, &["Exact", "NotOlderThan"]);
-            Err(Status::invalid("meta.k8s.io", "ListOptions", "", &[error]))
-        }
+        (n, _) => Ok(Freshness::AtLeast(parse_revision(n)?)),
     }
 }
 
@@ -167,6 +156,7 @@ impl ApiServer {
     /// A list in the storage version.
     pub async fn list_stored(&self, target: Target<'_>) -> Result<List, Status> {
         let options = &target.request.options;
+        super::list_options::check(options, false)?;
         let selection = selection(&target)?;
         let limit = options.limit.filter(|n| *n > 0).map_or(usize::MAX, |n| usize::try_from(n).unwrap_or(usize::MAX));
         let token = options.continue_token.as_deref().filter(|t| !t.is_empty()).map(parse_token).transpose()?;
@@ -235,11 +225,12 @@ impl ApiServer {
     ) -> Result<Page, Status> {
         let cache = target.served.cache()?;
         let end = store::prefix_end(&selection.prefix);
+        let goes_on = after.is_some();
         let mut start = after.map_or_else(|| selection.prefix.to_string(), |key| key + "\0");
         let mut page = Page { revision, ..Page::default() };
         loop {
             let range = self.store().range(&start, &end, HISTORY_PAGE, Some(revision)).await.map_err(|error| match error {
-                StoreError::Compacted { .. } => Status::expired(
+                StoreError::Compacted { .. } if goes_on => Status::expired(
                     "The provided continue parameter is too old to display a consistent list result. You can start a new list without the continue parameter, or use the continue token in this response to retrieve the remainder of the results. Continuing with the provided token results in an inconsistent list - objects that were created, modified, or deleted between the time the first chunk was returned and now may show up in the list.",
                 ),
                 other => store_error(other),
@@ -262,18 +253,11 @@ impl ApiServer {
 
     pub(super) async fn watch(&self, target: Target<'_>) -> Result<Reply, Status> {
         let options = &target.request.options;
+        super::list_options::check(options, true)?;
         let selection = selection(&target)?;
         let cache = target.served.cache()?.clone();
         let version = options.resource_version.as_deref().unwrap_or_default();
         let streaming_list = options.send_initial_events == Some(true);
-        if streaming_list && options.resource_version_match.as_deref() != Some("NotOlderThan") {
-            let path = meta::FieldPath::new("resourceVersionMatch");
-            let error = meta::FieldError::forbidden(
-                &path,
-                "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan",
-            );
-            return Err(Status::invalid("meta.k8s.io", "ListOptions", "", &[error]));
-        }
         let initial = streaming_list || (matches!(version, "" | "0") && options.send_initial_events.is_none());
         let mut start = Start {
             initial: Vec::new(),

@@ -112,6 +112,12 @@ const REGISTERED: &[(&str, &[&str])] = &[
     ("storagemigration.k8s.io", &["v1beta1"]),
 ];
 
+/// Whether upstream's types know a version of a group, served or not.
+pub fn is_registered(group: &str, version: &str) -> bool {
+    builtin().kinds.keys().any(|k| &*k.group == group && &*k.version == version)
+        || REGISTERED.iter().any(|(g, versions)| *g == group && versions.contains(&version))
+}
+
 /// Collects definitions: each is written when something first refers to it.
 pub(super) struct Definitions<'a> {
     version: Version,

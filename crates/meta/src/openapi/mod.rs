@@ -15,6 +15,7 @@ use crate::schema::View;
 use crate::{GroupVersion, Gvk};
 use definitions::Definitions;
 
+pub use definitions::is_registered;
 pub use gnostic::encode as gnostic;
 
 /// The media type of [`gnostic`]'s bytes.
@@ -78,14 +79,22 @@ enum Version {
 pub fn v3(kinds: &[Kind<'_>], descriptions: &dyn Descriptions) -> Value {
     let mut definitions = Definitions::new(Version::V3, versions(kinds), descriptions);
     let paths = paths::paths(Version::V3, kinds, &mut definitions);
+    document(paths, definitions.finish())
+}
+
+/// The v3 document of a path that tells about the server or its versions: `api`, `apis/apps`, `version`, …
+pub fn v3_of_path(path: &str, versions: &[GroupVersion], descriptions: &dyn Descriptions) -> Value {
+    let mut definitions = Definitions::new(Version::V3, Vec::new(), descriptions);
+    let paths = paths::lookup(&format!("/{path}/"), versions, &mut definitions);
+    document(paths, definitions.finish())
+}
+
+fn document(paths: Value, schemas: Value) -> Value {
     json!({
         "openapi": "3.0.0",
         "info": {"title": "Kubernetes", "version": "unversioned"},
         "paths": paths,
-        "components": {
-            "schemas": definitions.finish(),
-            "securitySchemes": {"BearerToken": bearer()},
-        },
+        "components": {"schemas": schemas, "securitySchemes": {"BearerToken": bearer()}},
     })
 }
 

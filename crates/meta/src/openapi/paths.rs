@@ -92,9 +92,24 @@ pub(super) fn paths(version: Version, kinds: &[Kind<'_>], definitions: &mut Defi
     let versions = versions(kinds);
     versions.iter().for_each(|gv| writer.resources(gv));
     if version == Version::V2 {
-        writer.discovery(&versions);
+        writer.discovery(&versions, |_| true);
     }
     writer.paths.into()
+}
+
+/// The path that tells something other than a version's resources, if there is such a path.
+pub(super) fn lookup(path: &str, versions: &[GroupVersion], definitions: &mut Definitions<'_>) -> Value {
+    let mut writer = Writer { version: Version::V3, definitions, paths: Map::new() };
+    writer.discovery(versions, |known| known == path);
+    writer.paths.into()
+}
+
+/// What such a path answers with.
+enum Told {
+    /// A kind of metadata.
+    Meta(&'static str),
+    Version,
+    Text(&'static str),
 }
 
 struct Writer<'w, 'd> {
@@ -169,22 +184,34 @@ impl Writer<'_, '_> {
         self.lookup(&path, &format!("get{}APIResources", camel(&gvk)), &tag(&gvk), &answer, TYPES, TYPES);
     }
 
-    /// Which groups and versions there are, and who answers.
-    fn discovery(&mut self, versions: &[GroupVersion]) {
-        let named = |writer: &mut Self, name: &str| writer.definitions.named(&format!("{META}.{name}"));
-        let answer = named(self, "APIVersions");
-        self.lookup("/api/", "getCoreAPIVersions", "core", &answer, TYPES, TYPES);
-        let answer = named(self, "APIGroupList");
-        self.lookup("/apis/", "getAPIVersions", "apis", &answer, TYPES, TYPES);
-        let answer = named(self, "APIGroup");
-        for group in versions.iter().map(|gv| &gv.group).filter(|group| !group.is_empty()) {
+    /// Which groups and versions there are, and who answers; of this, what is wanted by path.
+    fn discovery(&mut self, versions: &[GroupVersion], wanted: impl Fn(&str) -> bool) {
+        let mut all: Vec<(String, String, String, Told)> = vec![
+            ("/api/".into(), "getCoreAPIVersions".into(), "core".into(), Told::Meta("APIVersions")),
+            ("/apis/".into(), "getAPIVersions".into(), "apis".into(), Told::Meta("APIGroupList")),
+            ("/version/".into(), "getCodeVersion".into(), "version".into(), Told::Version),
+        ];
+        let mut groups: Vec<&str> = versions.iter().map(|gv| &*gv.group).filter(|group| !group.is_empty()).collect();
+        groups.dedup();
+        for group in groups {
             let id = format!("get{}APIGroup", capital(&words(group)));
-            self.lookup(&format!("/apis/{group}/"), &id, &words(group), &answer, TYPES, TYPES);
+            all.push((format!("/apis/{group}/"), id, words(group), Told::Meta("APIGroup")));
         }
-        let (answer, json) = (self.definitions.version(), &["application/json"]);
-        self.lookup("/version/", "getCodeVersion", "version", &answer, json, json);
         for (path, id, tag, ty) in IDENTITY {
-            self.lookup(path, id, tag, &json!({"type": "string"}), &[], &[ty]);
+            all.push((path.to_string(), id.to_string(), tag.to_string(), Told::Text(ty)));
+        }
+        for (path, id, tag, told) in all.iter().filter(|(path, ..)| wanted(path)) {
+            match told {
+                Told::Meta(name) => {
+                    let answer = self.definitions.named(&format!("{META}.{name}"));
+                    self.lookup(path, id, tag, &answer, TYPES, TYPES);
+                }
+                Told::Version => {
+                    let (answer, json) = (self.definitions.version(), &["application/json"]);
+                    self.lookup(path, id, tag, &answer, json, json);
+                }
+                Told::Text(ty) => self.lookup(path, id, tag, &json!({"type": "string"}), &[], &[ty]),
+            }
         }
     }
 

@@ -1,5 +1,6 @@
 //! The API server as a role: its store, its certificates, its listeners.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -44,7 +45,7 @@ pub struct Options {
     #[command(flatten)]
     pub store: StoreOptions,
     #[command(flatten)]
-    pub gates: super::FeatureGates,
+    pub serving: super::Serving,
 }
 
 /// Where objects are kept.
@@ -136,6 +137,29 @@ impl Running {
     }
 }
 
+/// What was asked for, as upstream's flags would say it.
+fn flags(options: &Options, address: SocketAddr) -> BTreeMap<String, String> {
+    let (store, gates) = (&options.store, options.serving.gates.flag());
+    let file = |path: &Option<PathBuf>| path.as_ref().map(|p| p.display().to_string());
+    let ranges: Vec<String> = options.ranges.service_cluster_ip_range.iter().map(ToString::to_string).collect();
+    let said = [
+        ("advertise-address", options.advertise_address.map(|a| a.to_string())),
+        ("authorization-mode", Some("Node,RBAC".into())),
+        ("bind-address", Some(address.ip().to_string())),
+        ("encryption-provider-config", file(&store.encryption_provider_config)),
+        ("etcd-cafile", file(&store.etcd_cafile)),
+        ("etcd-certfile", file(&store.etcd_certfile)),
+        ("etcd-keyfile", file(&store.etcd_keyfile)),
+        ("etcd-servers", Some(store.etcd_servers.join(","))),
+        ("feature-gates", gates),
+        ("runtime-config", Some(options.serving.runtime_config.join(","))),
+        ("secure-port", Some(address.port().to_string())),
+        ("service-account-issuer", Some(ISSUER.into())),
+        ("service-cluster-ip-range", Some(ranges.join(","))),
+    ];
+    said.into_iter().map(|(name, value)| (name.to_string(), value.unwrap_or_default())).collect()
+}
+
 /// Opens the store and serves. Ready when this returns.
 pub async fn start(options: &Options, pki: &Pki, cancel: CancellationToken) -> Result<Running> {
     let listener = super::listen(options.listen).await?;
@@ -167,7 +191,8 @@ pub async fn start(options: &Options, pki: &Pki, cancel: CancellationToken) -> R
             certificate,
             key,
         })),
-        gates: options.gates.open(),
+        enabled: options.serving.read()?,
+        flags: flags(options, address),
     };
     let store = open_store(&options.store, &options.data_dir).await?;
     let server = ApiServer::start(config, store, cancel.clone()).await.map_err(|e| anyhow!(e))?;

@@ -64,7 +64,7 @@ struct Key {
 /// Reads the file: its content, and the rules in it.
 pub fn read(file: &Path) -> Result<(Vec<u8>, ByPrefix)> {
     let bytes = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
-    let rules = parse(&bytes, &resources::builtin::table(meta::schema::builtin()))
+    let rules = parse(&bytes, &resources::builtin::table(meta::schema::builtin(), &Default::default()))
         .with_context(|| format!("encryption provider configuration {}", file.display()))?;
     Ok((bytes, rules))
 }
@@ -199,12 +199,12 @@ mod tests {
             "apiVersion: apiserver.config.k8s.io/v1\nkind: EncryptionConfiguration\nresources:\n{}",
             entries.replace("KEY", KEY)
         );
-        parse(text.as_bytes(), &resources::builtin::table(meta::schema::builtin()))
+        parse(text.as_bytes(), &resources::builtin::table(meta::schema::builtin(), &Default::default()))
     }
 
     #[test]
     fn resources_have_their_places() {
-        let builtin = resources::builtin::table(meta::schema::builtin());
+        let builtin = resources::builtin::table(meta::schema::builtin(), &Default::default());
         for (resource, expected) in [
             ("secrets", vec!["/registry/secrets/"]),
             ("services", vec!["/registry/services/specs/"]),

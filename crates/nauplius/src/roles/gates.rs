@@ -1,8 +1,12 @@
-//! `--feature-gates`, as upstream writes it. Gates without a meaning here are taken and do nothing.
+//! `--feature-gates` and `--runtime-config`, as upstream writes them.
 
 use std::str::FromStr;
 
-/// Pod groups (`scheduling.k8s.io/v1beta1`): served, and placed together.
+use anyhow::{Result, anyhow, ensure};
+use resources::enablement::Enablement;
+use resources::gates::Gates;
+
+/// Pod groups (`scheduling.k8s.io/v1beta1`): served on demand, and placed together.
 const GENERIC_WORKLOAD: &str = "GenericWorkload";
 
 #[derive(clap::Args, Clone, Debug, Default)]
@@ -24,29 +28,58 @@ impl FromStr for Gate {
         let open = match value {
             "true" | "True" | "TRUE" | "1" | "t" | "T" => true,
             "false" | "False" | "FALSE" | "0" | "f" | "F" => false,
-            _ => return Err(format!("invalid value of {name}={value}")),
+            _ => {
+                let why = format!("strconv.ParseBool: parsing {value:?}: invalid syntax");
+                return Err(format!("invalid value of {name}: {value}, err: {why}"));
+            }
         };
-        Ok(Self(name.trim().into(), open))
+        // Gates of components that version apart would stand behind another word than this one.
+        Ok(Self(name.trim().trim_start_matches("kube:").into(), open))
     }
 }
 
 impl FeatureGates {
-    /// The open ones.
-    pub fn open(&self) -> Vec<String> {
-        let last = |name: &str| self.feature_gates.iter().rev().find(|g| g.0 == name).is_some_and(|g| g.1);
-        let mut names: Vec<String> = self.feature_gates.iter().map(|g| g.0.clone()).filter(|n| last(n)).collect();
-        names.sort();
-        names.dedup();
-        names
+    /// The gates as set, if they can be set so.
+    pub fn read(&self) -> Result<Gates> {
+        Gates::new(self.feature_gates.iter().map(|g| (g.0.clone(), g.1))).map_err(|e| anyhow!(e))
     }
 
-    pub fn groups(&self) -> bool {
-        self.open().iter().any(|g| g == GENERIC_WORKLOAD)
+    /// Whether the scheduler places pods by groups.
+    pub fn groups(&self) -> Result<bool> {
+        Ok(self.read()?.is_open(GENERIC_WORKLOAD))
     }
 
-    /// The flag's value for another process; `None` when nothing is open.
+    /// The flag's value for another process; `None` when nothing was said.
     pub fn flag(&self) -> Option<String> {
-        let open: Vec<String> = self.open().into_iter().map(|g| format!("{g}=true")).collect();
-        (!open.is_empty()).then(|| open.join(","))
+        let said: Vec<String> = self.feature_gates.iter().map(|g| format!("{}={}", g.0, g.1)).collect();
+        (!said.is_empty()).then(|| said.join(","))
+    }
+}
+
+/// Which kinds are served.
+#[derive(clap::Args, Clone, Debug, Default)]
+pub struct Serving {
+    /// Built-in APIs to turn on or off: GROUP/VERSION=BOOL, GROUP/VERSION/RESOURCE=BOOL, or api/all, api/ga, api/beta, api/alpha.
+    #[arg(long, value_name = "KEY=BOOL")]
+    pub runtime_config: Vec<String>,
+    #[command(flatten)]
+    pub gates: FeatureGates,
+}
+
+impl Serving {
+    pub fn read(&self) -> Result<Enablement> {
+        let said = self.runtime_config.iter().map(String::as_str);
+        Enablement::new(said, self.gates.read()?).map_err(|e| anyhow!(e))
+    }
+
+    /// As `read`, where a scheduler with the same gates runs beside, which needs what it places by.
+    pub fn read_for_all(&self) -> Result<Enablement> {
+        let enabled = self.read()?;
+        let serves = enabled.serves("scheduling.k8s.io", "v1beta1", "podgroups", Some(GENERIC_WORKLOAD), false);
+        ensure!(
+            serves || !self.gates.groups()?,
+            "{GENERIC_WORKLOAD} needs its kinds served: add --runtime-config scheduling.k8s.io/v1beta1=true"
+        );
+        Ok(enabled)
     }
 }

@@ -15,7 +15,7 @@ use client::Client;
 use tokio_util::sync::CancellationToken;
 
 pub use controller_manager::{ControllerManagerOptions, controller_manager, run_controllers};
-pub use gates::FeatureGates;
+pub use gates::{FeatureGates, Serving};
 pub use scheduler::{SchedulerOptions, run_scheduler, scheduler};
 
 pub const SCHEDULER: &str = "kube-scheduler";

@@ -69,7 +69,8 @@ impl Child {
         if let Some(namespace) = &options.network_namespace {
             arguments.push(arg("network-namespace", namespace));
         }
-        arguments.extend(options.gates.flag().map(|gates| arg("feature-gates", gates)));
+        arguments.extend(options.serving.gates.flag().map(|gates| arg("feature-gates", gates)));
+        arguments.extend(options.serving.runtime_config.iter().map(|said| arg("runtime-config", said)));
         if !options.store.etcd_servers.is_empty() {
             arguments.push(arg("etcd-servers", options.store.etcd_servers.join(",")));
         }

@@ -62,7 +62,7 @@ fn merge_conditions(object: &mut Value, old: &Value, theirs: impl Fn(&Value) -> 
 }
 
 /// A signer's name: `example.com/signer`.
-fn check_signer(at: &At<'_>, errors: &mut Errors) {
+pub(super) fn check_signer(at: &At<'_>, errors: &mut Errors) {
     if !errors.need(at, "") {
         return;
     }

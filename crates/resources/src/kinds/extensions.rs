@@ -3,15 +3,19 @@
 use meta::{FieldError, Value};
 use serde_json::{Map, json};
 
-use crate::cells::{age, name};
+use crate::cells::{age, name, some_of};
 use crate::kinds::Plain;
 use crate::strategy::{Context, Strategy};
 use crate::tree::Tree;
 use crate::validate::{At, Errors, formats, rules, structural};
 
+/// API servers of a storage version shown before the rest is counted.
+const SERVERS_SHOWN: usize = 3;
+
 kinds! {
     CustomResourceDefinition: "Name|Created At";
     ApiService: "Name|Service|Available|Age";
+    StorageVersion: "Name|CommonEncodingVersion|StorageVersions|Age";
 }
 
 const COLUMN_TYPES: [&str; 5] = ["boolean", "date", "integer", "number", "string"];
@@ -425,6 +429,19 @@ impl Strategy for ApiService {
             Some(c) => c.text("status").to_string(),
         };
         vec![name(object), service.into(), available.into(), age(object, now)]
+    }
+}
+
+impl Strategy for StorageVersion {
+    fn table_row(&self, object: &Value, now: &str) -> Vec<Value> {
+        let servers = object.list("status.storageVersions").iter();
+        let each = servers.map(|s| format!("{}={}", s.text("apiServerID"), s.text("encodingVersion")));
+        vec![
+            name(object),
+            object.at("status.commonEncodingVersion").as_str().unwrap_or("<unset>").into(),
+            some_of(each, SERVERS_SHOWN, ",", "<unset>"),
+            age(object, now),
+        ]
     }
 }
 

@@ -40,6 +40,7 @@ pub mod flowcontrol;
 pub mod networking;
 pub mod node;
 pub mod pod;
+pub mod pod_certificate;
 pub mod pod_columns;
 pub mod policy;
 pub mod rbac;

@@ -1,6 +1,6 @@
 //! resource.k8s.io: claims on devices and the slices that offer them.
 
-use meta::{FieldError, Value};
+use meta::{FieldError, Status, Value};
 
 use crate::cells::{age, name, or_none};
 use crate::strategy::{Context, Strategy};
@@ -68,7 +68,61 @@ fn check_claim(spec: &At<'_>, errors: &mut Errors) {
     errors.unique(requests.items().map(|r| r.child("name")));
 }
 
+/// What v1beta1 says of a request itself, and later versions of what is asked for exactly.
+const REQUESTED: [&str; 7] =
+    ["deviceClassName", "selectors", "allocationMode", "count", "adminAccess", "tolerations", "capacity"];
+/// What v1beta1 says of a basic device, and later versions of any.
+const OF_DEVICES: [&str; 12] = [
+    "attributes",
+    "capacity",
+    "consumesCounters",
+    "nodeName",
+    "nodeSelector",
+    "allNodes",
+    "taints",
+    "bindsToNode",
+    "bindingConditions",
+    "bindingFailureConditions",
+    "allowMultipleAllocations",
+    "nodeAllocatableResources",
+];
+const FLAT: &str = "v1beta1";
+
+/// Moves fields from an object to one inside it, which is there only if any of them is.
+fn nest(object: &mut Value, inside: &str, fields: &[&str]) {
+    for field in fields {
+        let value = object.as_object_mut().and_then(|o| o.remove(*field)).filter(|v| *v != "");
+        if let Some(value) = value {
+            object.put(&format!("{inside}.{field}"), value);
+        }
+    }
+}
+
+/// The other way.
+fn unnest(object: &mut Value, inside: &str) {
+    let Some(object) = object.as_object_mut() else { return };
+    if let Some(Value::Object(fields)) = object.remove(inside) {
+        object.extend(fields);
+    }
+}
+
+fn convert_claim(spec: Option<&mut Value>, from: &str, to: &str) {
+    let Some(spec) = spec.filter(|_| (from == FLAT) != (to == FLAT)) else { return };
+    for request in spec.list_mut("devices.requests") {
+        if to == FLAT {
+            unnest(request, "exactly");
+        } else {
+            nest(request, "exactly", &REQUESTED);
+        }
+    }
+}
+
 impl Strategy for ResourceClaimTemplate {
+    fn convert(&self, object: &mut Value, from: &str, to: &str) -> Result<(), Status> {
+        convert_claim(object.at_mut("spec.spec"), from, to);
+        Ok(())
+    }
+
     fn default(&self, object: &mut Value) {
         if let Some(spec) = object.at_mut("spec.spec") {
             default_claim(spec);
@@ -94,6 +148,11 @@ impl Strategy for ResourceClaimTemplate {
 }
 
 impl Strategy for ResourceClaim {
+    fn convert(&self, object: &mut Value, from: &str, to: &str) -> Result<(), Status> {
+        convert_claim(object.at_mut("spec"), from, to);
+        Ok(())
+    }
+
     fn default(&self, object: &mut Value) {
         if let Some(spec) = object.at_mut("spec") {
             default_claim(spec);
@@ -137,6 +196,17 @@ impl Strategy for ResourceClaim {
 }
 
 impl Strategy for ResourceSlice {
+    fn convert(&self, object: &mut Value, from: &str, to: &str) -> Result<(), Status> {
+        for device in object.list_mut("spec.devices") {
+            match (from == FLAT, to == FLAT) {
+                (false, true) => nest(device, "basic", &OF_DEVICES),
+                (true, false) => unnest(device, "basic"),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
     fn validate_create(&self, _cx: &Context<'_>, object: &Value) -> Vec<FieldError> {
         let (spec, mut errors) = (At::new(object.at("spec"), "spec"), Errors::default());
         errors.need_format(&spec.child("driver"), formats::dns_subdomain);

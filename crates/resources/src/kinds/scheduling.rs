@@ -1,4 +1,4 @@
-//! Priority classes and leases.
+//! Priority classes, leases and who would hold them.
 
 use meta::{FieldError, Value};
 
@@ -10,6 +10,7 @@ use crate::validate::{At, Errors};
 kinds! {
     PriorityClass: "Name|Value#|Global-Default?|PreemptionPolicy|Age";
     Lease: "Name|Holder|Age";
+    LeaseCandidate: "Name|LeaseName|BinaryVersion|EmulationVersion|PingTime|RenewTime|Strategy";
 }
 
 const HIGHEST_USER_PRIORITY: i64 = 1_000_000_000;
@@ -99,6 +100,31 @@ impl Strategy for Lease {
 
     fn table_row(&self, object: &Value, now: &str) -> Vec<Value> {
         vec![name(object), object.text("spec.holderIdentity").into(), age(object, now)]
+    }
+}
+
+impl Strategy for LeaseCandidate {
+    fn validate_create(&self, _cx: &Context<'_>, object: &Value) -> Vec<FieldError> {
+        let (spec, mut errors) = (At::new(object.at("spec"), "spec"), Errors::default());
+        errors.need(&spec.child("leaseName"), "");
+        errors.need(&spec.child("binaryVersion"), "");
+        errors.need(&spec.child("strategy"), "");
+        errors.0
+    }
+
+    fn validate_update(&self, cx: &Context<'_>, object: &Value, old: &Value) -> Vec<FieldError> {
+        let mut errors = Errors(self.validate_create(cx, object));
+        errors.immutable(&At::root(object).child("spec.leaseName"), old.at("spec.leaseName"));
+        errors.0
+    }
+
+    fn allow_unconditional_update(&self) -> bool {
+        false
+    }
+
+    fn table_row(&self, object: &Value, _now: &str) -> Vec<Value> {
+        let fields = ["leaseName", "binaryVersion", "emulationVersion", "pingTime", "renewTime", "strategy"];
+        std::iter::once(name(object)).chain(fields.map(|f| object.at("spec").text(f).into())).collect()
     }
 }
 
