@@ -180,12 +180,26 @@ async fn what_another_server_wrote_is_served_and_what_nobody_reads_is_told() {
     };
     let ask = async |verb, name: &str, body: Value| f.ask(&admin(), verb, "configmaps", "default", name, body).await;
 
+    // An update that changes nothing changes the form, once.
+    let stored = async || {
+        let (stored, _) = f.server.store().get("/registry/configmaps/default/a", None).await.unwrap();
+        stored.unwrap()
+    };
+    put("a", sealed("v1")).await;
+    let same = ask(Verb::Get, "a", Value::Null).await.unwrap();
+    ask(Verb::Update, "a", same).await.unwrap();
+    let migrated = stored().await;
+    assert!(migrated.value.starts_with(b"{"));
+    f.server.await_newest().await.unwrap();
+    let same = ask(Verb::Get, "a", Value::Null).await.unwrap();
+    ask(Verb::Update, "a", same).await.unwrap();
+    assert_eq!(stored().await.mod_revision, migrated.mod_revision);
+
     put("a", sealed("v1")).await;
     let mut body = ask(Verb::Get, "a", Value::Null).await.unwrap();
     body["data"]["k"] = "2".into();
     assert_eq!(ask(Verb::Update, "a", body).await.unwrap()["data"]["k"], "2");
-    let (written, _) = f.server.store().get("/registry/configmaps/default/a", None).await.unwrap();
-    assert!(written.unwrap().value.starts_with(br#"{"kind":"ConfigMap","apiVersion":"v1","metadata":{"#));
+    assert!(stored().await.value.starts_with(br#"{"kind":"ConfigMap","apiVersion":"v1","metadata":{"#));
 
     // Of a version nobody knows: left out of lists, named when asked for.
     put("b", sealed("v9")).await;

@@ -154,6 +154,18 @@ async fn connection(
     }
 }
 
+/// What a request is called by everybody who tells of it.
+const AUDIT_ID: header::HeaderName = header::HeaderName::from_static("audit-id");
+
+/// The client's name for its request, or a new one.
+fn audit_id(headers: &HeaderMap) -> HeaderValue {
+    let mut buffer = uuid::Uuid::encode_buffer();
+    headers.get(AUDIT_ID).filter(|id| !id.is_empty()).cloned().unwrap_or_else(|| {
+        let new = uuid::Uuid::new_v4();
+        HeaderValue::from_str(new.hyphenated().encode_lower(&mut buffer)).unwrap_or(HeaderValue::from_static(""))
+    })
+}
+
 /// Answers a request, whatever happens to its handler.
 async fn guarded(
     server: &Arc<ApiServer>,
@@ -162,11 +174,13 @@ async fn guarded(
     ending: CancellationToken,
 ) -> Response<Body> {
     let observed = metrics::Observed::begin(&request);
+    let audit_id = audit_id(request.headers());
     let handled = std::panic::AssertUnwindSafe(handle(server, peer, request, ending)).catch_unwind().await;
-    let response = handled.unwrap_or_else(|_| {
+    let mut response = handled.unwrap_or_else(|_| {
         tracing::error!(method = %observed.method(), path = observed.path(), "a request handler panicked");
         error(&Status::internal("this request caused apiserver to panic. Look in log for details"))
     });
+    response.headers_mut().insert(AUDIT_ID, audit_id);
     observed.end(response.status());
     tracing::debug!(
         method = %observed.method(),

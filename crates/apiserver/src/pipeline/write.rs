@@ -278,9 +278,9 @@ impl ApiServer {
                 let object = Object::from_value(&body).map_err(Status::internal)?;
                 return Ok(Written { object: Arc::new(object), created: false, removed: finished });
             }
-            // The same value is written again where that encrypts it with today's key.
+            // The same value is written again where the store holds it in another form, or encrypted with a key of the past.
             let idle = raw == *old_object.raw() && !finished;
-            if idle && self.store().is_current(&key).await.map_err(store_error)? {
+            if idle && self.holds(&key, &raw).await? {
                 return Ok(Written { object: old_object, created: false, removed: false });
             }
             let op = if finished {
@@ -310,6 +310,13 @@ impl ApiServer {
             }
         }
         Err(self.modified(&target))
+    }
+
+    /// Whether the store holds these very bytes, as it would keep them today.
+    async fn holds(&self, key: &store::Key, raw: &bytes::Bytes) -> Result<bool, Status> {
+        let current = self.store().is_current(key).await.map_err(store_error)?;
+        let stored = if current { self.store().get(key, None).await.map_err(store_error)?.0 } else { None };
+        Ok(stored.is_some_and(|stored| stored.value == *raw))
     }
 
     fn modified(&self, target: &Target<'_>) -> Status {
