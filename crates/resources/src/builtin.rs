@@ -187,6 +187,9 @@ const STORAGE: &str = "storage.k8s.io";
 /// Earlier versions of devices' kinds.
 const DEVICES_OFF: &[&str] = &["v1beta2", "v1beta1"];
 
+/// Upstream takes this field in selectors, and finds nothing there.
+const NOTHING: SelectableValue = At("-");
+
 #[rustfmt::skip]
 static ROWS: &[Row] = &[
     row("", "Binding", "bindings").review(),
@@ -217,7 +220,7 @@ static ROWS: &[Row] = &[
             Sub::Part("resize"), Sub::Status])
         .selects(&[("spec.nodeName", Path), ("spec.host", At("spec.nodeName")), ("spec.restartPolicy", Path),
             ("spec.schedulerName", Path), ("spec.serviceAccountName", Path), ("spec.hostNetwork", PathOr("false")),
-            ("status.phase", Path), ("status.podIP", Path), ("status.podIPs", Path), ("status.nominatedNodeName", Path)]),
+            ("status.phase", Path), ("status.podIP", Path), ("status.podIPs", NOTHING), ("status.nominatedNodeName", Path)]),
     row("", "PodTemplate", "podtemplates").returned().is::<apps::PodTemplate>(),
     row("", "ReplicationController", "replicationcontrollers").short(&["rc"]).all().at("controllers")
         .subs(&[Sub::Scale, Sub::Status]).is::<apps::ReplicationController>().selects(&[("status.replicas", PathOr("0"))]),

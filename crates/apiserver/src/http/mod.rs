@@ -161,7 +161,7 @@ const AUDIT_ID: header::HeaderName = header::HeaderName::from_static("audit-id")
 fn audit_id(headers: &HeaderMap) -> HeaderValue {
     let mut buffer = uuid::Uuid::encode_buffer();
     headers.get(AUDIT_ID).filter(|id| !id.is_empty()).cloned().unwrap_or_else(|| {
-        let new = uuid::Uuid::new_v4();
+        let new = uuid::Builder::from_random_bytes(rand::random()).into_uuid();
         HeaderValue::from_str(new.hyphenated().encode_lower(&mut buffer)).unwrap_or(HeaderValue::from_static(""))
     })
 }
