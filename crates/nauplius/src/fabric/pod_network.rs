@@ -14,8 +14,8 @@ use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
 use super::netlink::Netlink;
-use super::vxlan::{self, Tunnel};
-use super::{routes, vxlan::LINK};
+use super::routes;
+use super::vxlan::{self, LINK, Tunnel};
 
 /// What a link holds when nobody can say: Ethernet's.
 const USUAL_MTU: u32 = 1500;
