@@ -359,7 +359,6 @@ async fn with_a_volume_driver() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "by command: attaching, secrets, groups and raw devices have run through; growth and devices have not yet"]
 async fn with_disks_and_devices() -> Result<()> {
     run(Variant { name: "with disks and devices", nodes: 1, devices: true, ..Default::default() }).await
 }
