@@ -361,18 +361,18 @@ impl Rollout<'_> {
         self.status["observedGeneration"] = self.object.meta.generation.into();
         // Nothing is of the new template yet: who follows the rollout must not take the old set's pods for its end.
         conditions::count(&mut self.status, "updatedReplicas", 0);
-        self.plan.act(Action::status(&client::gvr_of::<Deployment>(), self.object, self.status.clone())?);
-        self.annotate_revision(&revision.to_string());
+        self.report(&revision.to_string())?;
         Ok(self.plan)
     }
 
-    /// The Deployment's own revision annotation follows its current set's.
-    fn annotate_revision(&mut self, revision: &str) {
-        let known = self.deployment.metadata.annotations.as_ref().and_then(|a| a.get(REVISION));
-        if known.map(String::as_str) != Some(revision) {
-            let patch = client::Patch::Merge(json!({"metadata": {"annotations": {REVISION: revision}}}));
-            self.plan.act(Action::patch(&client::gvr_of::<Deployment>(), self.object, "", patch));
-        }
+    /// Tells how the Deployment is, in one write with its revision, which follows its current set's. Upstream, too, writes
+    /// that annotation with the status: written with the rest it would count as a new generation.
+    fn report(&mut self, revision: &str) -> Result<(), meta::Status> {
+        let mut body = self.object.value().map_err(meta::Status::internal)?;
+        body["status"] = self.status.clone();
+        body["metadata"]["annotations"][REVISION] = revision.into();
+        self.plan.act(Action::update_subresource(&client::gvr_of::<Deployment>(), self.object, "status", body));
+        Ok(())
     }
 
     /// A change of size, while paused or in the middle of a rollout: all sets grow or shrink in proportion.
@@ -522,11 +522,14 @@ impl Rollout<'_> {
         if rolling_out {
             self.judge_progress(&known);
         }
-        if self.status != known {
-            self.plan.act(Action::status(&client::gvr_of::<Deployment>(), self.object, self.status.clone())?);
-        }
-        if let Some(revision) = self.new.as_ref().and_then(|n| n.annotations.get(REVISION)).cloned() {
-            self.annotate_revision(&revision);
+        let said = self.deployment.metadata.annotations.as_ref().and_then(|a| a.get(REVISION));
+        let revision = self.new.as_ref().and_then(|n| n.annotations.get(REVISION)).or(said).cloned();
+        match revision {
+            Some(revision) if self.status != known || said != Some(&revision) => self.report(&revision)?,
+            None if self.status != known => {
+                self.plan.act(Action::status(&client::gvr_of::<Deployment>(), self.object, self.status.clone())?);
+            }
+            _ => {}
         }
         Ok(())
     }

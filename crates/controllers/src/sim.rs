@@ -247,9 +247,13 @@ impl Sim {
                     return Err(conflict());
                 }
                 if request.subresource == "status" {
-                    let status = next["status"].take();
+                    // As the server's: all but status and what is noted about the object stays.
+                    let (status, noted) = (next["status"].take(), next["metadata"]["annotations"].take());
                     next = current.clone();
                     next["status"] = status;
+                    if !noted.is_null() {
+                        next["metadata"]["annotations"] = noted;
+                    }
                 } else if let Some(status) = current.get("status") {
                     next["status"] = status.clone();
                 }

@@ -50,6 +50,12 @@ pub trait Strategy: Send + Sync + 'static {
         has_status
     }
 
+    /// Whether a change of annotations counts in `metadata.generation` as well: a Deployment's controller copies them to
+    /// its ReplicaSets, so they are part of what is wanted.
+    fn counts_annotations(&self) -> bool {
+        false
+    }
+
     /// Whether a status subresource keeps `status` out of ordinary creates and updates. False for kinds whose clients
     /// write both at once.
     fn drops_status_on_create(&self) -> bool {

@@ -156,9 +156,11 @@ fn wanted(object: &Value) -> impl Iterator<Item = (&String, &Value)> {
     fields.filter(|(k, v)| !matches!(k.as_str(), "metadata" | "status" | "kind" | "apiVersion") && !v.is_null())
 }
 
-/// `generation` counts changes of what the user wants: everything but metadata and status.
-pub fn bump_generation(body: &mut Value, old: &Value) {
-    let changed = !wanted(body).eq(wanted(old));
+/// `generation` counts changes of what the user wants: everything but metadata and status, and `annotations` where a kind
+/// counts those.
+pub fn bump_generation(body: &mut Value, old: &Value, annotations: bool) {
+    let noted = |object: &Value| object["metadata"]["annotations"].as_object().cloned().unwrap_or_default();
+    let changed = !wanted(body).eq(wanted(old)) || annotations && noted(body) != noted(old);
     // Going away is a change of what is wanted, too.
     let deleted = old["metadata"]["deletionTimestamp"].is_null() && !body["metadata"]["deletionTimestamp"].is_null();
     if (changed || deleted)

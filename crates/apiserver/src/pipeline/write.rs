@@ -398,7 +398,8 @@ impl ApiServer {
             resource.strategy.prepare_update(&cx, &mut body, old);
         }
         if resource.strategy.tracks_generation(resource.has_status()) {
-            metadata::bump_generation(&mut body, old);
+            let annotations = target.request.subresource.is_empty() && resource.strategy.counts_annotations();
+            metadata::bump_generation(&mut body, old, annotations);
         }
         if matches!(change, Change::Request) {
             let mut errors = resources::metadata::validate_update(&body, old);

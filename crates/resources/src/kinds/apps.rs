@@ -39,6 +39,10 @@ pub(super) fn template_warnings(object: &Value) -> Vec<String> {
 }
 
 impl Strategy for Deployment {
+    fn counts_annotations(&self) -> bool {
+        true
+    }
+
     fn default(&self, object: &mut Value) {
         defaults::zero_counts(object, &[]);
         let Some(spec) = object.at_mut("spec") else { return };
