@@ -152,7 +152,9 @@ pub fn plan(resource: &Gvr, object: &Object, standing: &[Standing], dependents: 
         Propagation::Background
     };
     if propagation == Propagation::Foreground {
-        // Owners in a circle would wait for each other forever: dependents that wait themselves let this one go.
+        // Owners in a circle would wait for each other forever: dependents that wait themselves let this one go. That is
+        // done first or not at all: once this one waits, nobody breaks the circle any more.
+        plan.stop_at_failure = true;
         for (r, d) in dependents.iter().filter(|(_, d)| is_waiting(d)) {
             let unblock = |o: &OwnerReference| match *o.uid == *object.meta.uid {
                 true => reference_value(&OwnerReference { block_owner_deletion: Some(false), ..o.clone() }),

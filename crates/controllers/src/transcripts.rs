@@ -51,6 +51,21 @@ fn status_written(plan: &Plan) -> Value {
     bodies.reduce(|_, last| last).unwrap_or(Value::Null)
 }
 
+/// Three pods own each other; the first two wait already. Once the last waits, too, nobody breaks the circle any more.
+#[test]
+fn a_circle_of_owners_is_broken_before_its_last_member_waits() {
+    let owner = |of: &str| json!([{"apiVersion": "v1", "kind": "Pod", "name": of, "uid": format!("uid-{of}"), "blockOwnerDeletion": true}]);
+    let waits = json!({"metadata": {"ownerReferences": owner("c"), "deletionTimestamp": "2026-01-01T00:00:00Z",
+        "finalizers": ["foregroundDeletion"]}});
+    let gvr = Gvr::new("", "v1", "pods");
+    let (a, c) = (object("Pod", "a", waits), object("Pod", "c", json!({"metadata": {"ownerReferences": owner("b")}})));
+    let plan = crate::garbage::plan(&gvr, &c, &[Standing::Waiting], &[(gvr.clone(), a)]);
+    let [unblock, delete] = &plan.actions[..] else { panic!("{plan:?}") };
+    assert!(matches!(&unblock.what, What::Patch { name, .. } if name == "a"), "{unblock:?}");
+    assert!(matches!(&delete.what, What::Delete { name, .. } if name == "c"), "{delete:?}");
+    assert!(plan.stop_at_failure, "a patch that fails leaves the pod undeleted, to be tried again");
+}
+
 #[test]
 fn owners_decide_what_is_garbage() {
     use Standing::*;
