@@ -20,7 +20,7 @@ pub use restart::{resized, restarts, round};
 
 use super::observed::{Container, Observed, State};
 use crate::spec::{self, Kind, names};
-use back_off::go_duration;
+use back_off::{END_TOLD, go_duration};
 
 /// What probes have found about one container.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -179,6 +179,11 @@ impl Planner<'_> {
                 go_duration(back_off.delay),
                 spec::described(self.pod)
             );
+            // Its end is told first: who looks now and then would never see it otherwise.
+            let told = finished.checked_add(END_TOLD).map_or(until, |told| told.min(until));
+            if told > self.now {
+                return self.wake(told);
+            }
             self.wait(name, "CrashLoopBackOff", &message);
             return self.wake(until);
         }

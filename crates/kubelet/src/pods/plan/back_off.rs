@@ -7,6 +7,10 @@ pub(super) const FIRST_BACK_OFF: SignedDuration = SignedDuration::from_secs(10);
 /// The longest, unless the node is told another.
 pub const MAX_BACK_OFF: SignedDuration = SignedDuration::from_secs(300);
 
+/// How long a container that ended shows how, before it shows that it waits. Upstream's kubelet tells the wait with its
+/// next look at the pod, seconds after the end.
+pub(super) const END_TOLD: SignedDuration = SignedDuration::from_secs(3);
+
 /// The wait a container earned by its last restart.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct BackOff {

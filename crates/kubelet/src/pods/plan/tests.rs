@@ -204,7 +204,11 @@ fn waiting_and_probes() {
     let always = pod("Always", json!({}));
     let back_off = BackOff { delay: FIRST_BACK_OFF, at: at(-30) };
     let memory = Memory { back_off: [("main".to_string(), back_off)].into(), ..Memory::default() };
-    check(&always, ready(), "main=1", &memory, "wait:main:CrashLoopBackOff");
+    check(&always, ready(), "main=1", &memory, "");
+    let seen = Observed { sandboxes: ready(), containers: containers("main=1") };
+    let wakes = |now| plan(&always, &seen, &memory, at(now)).wake;
+    assert_eq!((wakes(1), wakes(3)), (Some(at(3)), Some(at(10))), "its end, then the wait, then the start");
+    assert_eq!(words(&plan(&always, &seen, &memory, at(3))), "wait:main:CrashLoopBackOff");
     let old = BackOff { delay: FIRST_BACK_OFF, at: at(-1000) };
     let memory = Memory { back_off: [("main".to_string(), old)].into(), ..Memory::default() };
     check(&always, ready(), "main=1", &memory, "start:main/1");
