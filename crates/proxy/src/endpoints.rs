@@ -8,13 +8,9 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
-use k8s_openapi::api::discovery::v1::EndpointSlice;
-
-use crate::service::{Protocol, ServicePort};
+use crate::service::ServicePort;
+use crate::slice::{Hints, Slice};
 use crate::{Family, NodeView};
-
-/// A slice with this label belongs to a headless Service: DNS only.
-const HEADLESS_LABEL: &str = "service.kubernetes.io/headless";
 
 /// Where traffic goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -43,49 +39,28 @@ pub struct Candidate {
 
 /// All endpoints of one port, over all slices of one family.
 pub fn candidates<'a>(
-    slices: impl IntoIterator<Item = &'a EndpointSlice>,
+    slices: impl IntoIterator<Item = &'a Slice>,
     port: &ServicePort,
     family: Family,
     node: &NodeView,
 ) -> BTreeMap<Endpoint, Candidate> {
     let mut out = BTreeMap::new();
-    for slice in slices {
-        let labels = slice.metadata.labels.as_ref();
-        if slice.address_type != family.address_type() || labels.is_some_and(|l| l.contains_key(HEADLESS_LABEL)) {
-            continue;
-        }
-        let ports = slice.ports.iter().flatten().filter(|p| {
-            p.name.as_deref().unwrap_or_default() == port.name
-                && Protocol::parse(p.protocol.as_deref()) == Some(port.protocol)
-        });
-        for number in ports.filter_map(|p| u16::try_from(p.port?).ok()).filter(|number| *number != 0) {
-            for endpoint in slice.endpoints.iter().flatten() {
-                // All addresses of one endpoint are one pod's: the first stands for it.
-                let Some(address) = endpoint.addresses.first().and_then(|a| a.parse::<IpAddr>().ok()) else { continue };
-                if Family::of(address) != family {
-                    continue;
-                }
-                let conditions = endpoint.conditions.as_ref();
-                let ready = conditions.and_then(|c| c.ready).unwrap_or(true);
-                let hints = endpoint.hints.as_ref();
+    for slice in slices.into_iter().filter(|slice| slice.family == Some(family)) {
+        let ports = slice.ports.iter().filter(|p| *p.name == *port.name && p.protocol == port.protocol);
+        for number in ports.map(|p| p.number) {
+            for endpoint in &slice.endpoints {
+                let hints = |which: fn(&Hints) -> &Vec<String>| endpoint.hints.as_deref().map(which);
                 let candidate = Candidate {
-                    local: endpoint.node_name.as_deref() == Some(&node.name),
-                    ready,
-                    serving: conditions.and_then(|c| c.serving).unwrap_or(ready),
-                    terminating: conditions.and_then(|c| c.terminating).unwrap_or(false),
-                    for_zones: hints
-                        .iter()
-                        .flat_map(|h| h.for_zones.iter().flatten())
-                        .map(|z| z.name.clone())
-                        .collect(),
-                    for_nodes: hints
-                        .iter()
-                        .flat_map(|h| h.for_nodes.iter().flatten())
-                        .map(|n| n.name.clone())
-                        .collect(),
+                    local: *endpoint.node == *node.name && !node.name.is_empty(),
+                    ready: endpoint.ready,
+                    serving: endpoint.serving,
+                    terminating: endpoint.terminating,
+                    for_zones: hints(|hints| &hints.zones).cloned().unwrap_or_default(),
+                    for_nodes: hints(|hints| &hints.nodes).cloned().unwrap_or_default(),
                 };
                 // The same address may be in two slices while an endpoint moves from one to the other.
-                let known = out.entry(Endpoint { address, port: number }).or_insert_with(|| candidate.clone());
+                let at = Endpoint { address: endpoint.address, port: number };
+                let known = out.entry(at).or_insert_with(|| candidate.clone());
                 if candidate.ready && !known.ready {
                     *known = candidate;
                 }

@@ -18,6 +18,7 @@ use crate::few::Few;
 use crate::nft::Map;
 use crate::program::NodeView;
 use crate::service::{Front, Service};
+use crate::slice::Slice;
 use crate::{Config, Family, Locality};
 
 /// Node-local endpoints of a port live in the same map as the cluster-wide ones, from this index on.
@@ -56,7 +57,21 @@ pub struct Fragment {
 pub fn compile<'a>(
     key: &str,
     service: &core::Service,
-    slices: impl IntoIterator<Item = &'a EndpointSlice> + Clone,
+    slices: impl IntoIterator<Item = &'a EndpointSlice>,
+    family: Family,
+    node: &NodeView,
+    config: &Config,
+    previous: Option<&Fragment>,
+) -> Option<Fragment> {
+    let slices: Vec<Slice> = slices.into_iter().map(Slice::from).collect();
+    compile_kept(key, service, &slices.iter().collect::<Vec<_>>(), family, node, config, previous)
+}
+
+/// The same from slices as they are kept.
+pub fn compile_kept(
+    key: &str,
+    service: &core::Service,
+    slices: &[&Slice],
     family: Family,
     node: &NodeView,
     config: &Config,
@@ -66,7 +81,7 @@ pub fn compile<'a>(
     let mut compiler = Compiler { family, config, node, fragment: Fragment::default(), previous };
     let mut local_count = BTreeSet::new();
     for port in &service.ports {
-        let candidates = endpoints::candidates(slices.clone(), port, family, node);
+        let candidates = endpoints::candidates(slices.iter().copied(), port, family, node);
         let cluster = endpoints::cluster_wide(&candidates, node);
         let local = endpoints::node_local(&candidates);
         local_count.extend(candidates.iter().filter(|(_, c)| c.local && c.ready).map(|(e, _)| e.address));

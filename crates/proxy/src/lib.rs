@@ -36,6 +36,7 @@ pub mod program;
 mod run;
 pub mod service;
 pub mod settings;
+pub mod slice;
 #[cfg(test)]
 mod tests;
 mod update;

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result};
-use client::{Batch, Client, Informer, Informers};
+use client::{Batch, Change, Client, Informer, Informers, Keep, Scope, gvr_of};
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::ServiceCIDR;
@@ -18,12 +18,13 @@ use serde::de::DeserializeOwned;
 use tokio_util::sync::CancellationToken;
 
 use crate::conntrack::{Netfilter, stale};
-use crate::fragment::{Fragment, compile};
+use crate::fragment::{Fragment, compile_kept};
 use crate::health::{Health, HealthPorts, own_servers};
 use crate::metrics::Metrics;
 use crate::nft::{self, Transaction};
 use crate::policies::{Policies, is_service};
 use crate::program::{Delta, NodeView, Ruleset};
+use crate::slice::Slice;
 use crate::update::{Update, apply, listing, tables_absent};
 use crate::watch::Watch;
 use crate::{Config, Family, TABLE};
@@ -32,8 +33,6 @@ use crate::{Config, Family, TABLE};
 const BY_SERVICE: &str = "kubernetes.io/service-name";
 /// Put on a node before the cluster autoscaler removes it.
 const LEAVING_TAINT: &str = "ToBeDeletedByClusterAutoscaler";
-/// Put on a slice by its controller: when the pods changed that it was written for.
-const TRIGGERED: &str = "endpoints.kubernetes.io/last-change-trigger-time";
 /// Changes remembered for one write, for the metric's sake.
 const MAX_TRIGGERS: usize = 10_000;
 /// How often the rule set's generation is looked at, to see whether somebody else changed something.
@@ -56,7 +55,7 @@ pub async fn run(config: Config, client: Client, cancel: CancellationToken) -> R
     }
     let informers = Informers::new(client);
     let services = informers.get::<core::Service>();
-    let slices = informers.get::<EndpointSlice>();
+    let slices = informers.get_scope(Scope::all(gvr_of::<EndpointSlice>()).keeping(Keep::view::<Slice>()));
     let nodes = informers.get::<core::Node>();
     let ranges = informers.get::<ServiceCIDR>();
     slices.add_index(BY_SERVICE, |slice| slice_owner(slice).into_iter().collect());
@@ -155,21 +154,6 @@ fn slice_owner(slice: &client::Object) -> Option<String> {
     Some(format!("{}/{}", slice.meta.namespace, slice.meta.label(BY_SERVICE)?))
 }
 
-/// When the pods changed that a slice was written for.
-fn triggered(slice: &client::Object) -> Option<SystemTime> {
-    #[derive(serde::Deserialize)]
-    struct Slice {
-        metadata: Metadata,
-    }
-    #[derive(serde::Deserialize)]
-    struct Metadata {
-        #[serde(default)]
-        annotations: BTreeMap<String, String>,
-    }
-    let time = parse::<Slice>(slice).ok()?.metadata.annotations.remove(TRIGGERED)?;
-    Some(time.parse::<jiff::Timestamp>().ok()?.into())
-}
-
 /// Reads an object without keeping the parsed form beside it: what is compiled from it is all that is needed later.
 pub(crate) fn parse<T: DeserializeOwned>(object: &client::Object) -> serde_json::Result<T> {
     serde_json::from_slice(object.raw())
@@ -214,7 +198,8 @@ impl Shell {
         match batch {
             Batch::Changes(changes) => {
                 self.metrics.changed(0, changes.len());
-                self.triggers.extend(changes.iter().filter_map(|change| triggered(change.new.as_deref()?)));
+                let read = |change: &Change| change.new.as_ref()?.typed::<Slice>().ok()?.triggered;
+                self.triggers.extend(changes.iter().filter_map(read));
                 self.triggers.truncate(MAX_TRIGGERS);
                 let objects = changes.iter().flat_map(|change| [&change.old, &change.new]).flatten();
                 self.dirty.extend(objects.filter_map(|slice| slice_owner(slice)));
@@ -366,9 +351,10 @@ impl Shell {
                 return None;
             }
         };
-        let slices: Vec<EndpointSlice> =
-            self.slices.by_index(BY_SERVICE, key).iter().filter_map(|slice| parse(slice).ok()).collect();
-        compile(key, &service, &slices, family, &self.node, &self.config, previous)
+        let slices: Vec<Arc<Slice>> =
+            self.slices.by_index(BY_SERVICE, key).iter().filter_map(|slice| slice.typed().ok()).collect();
+        let slices: Vec<&Slice> = slices.iter().map(|slice| &**slice).collect();
+        compile_kept(key, &service, &slices, family, &self.node, &self.config, previous)
     }
 
     /// Has the kernel forget UDP and SCTP connections that the program no longer would make.
