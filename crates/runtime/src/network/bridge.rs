@@ -53,6 +53,17 @@ pub fn ensure(netlink: &mut Netlink, name: &str, pools: &[Arc<Ipam>]) -> Result<
     Ok(index)
 }
 
+/// A pod's hardware address, told by its own: who knew the pod that had this address before finds the one that has it now.
+/// A random one would leave neighbour tables wrong for seconds, longer than a probe waits.
+fn hardware_address(address: IpAddr) -> [u8; 6] {
+    let [a, b, c, d] = match address {
+        IpAddr::V4(v4) => v4.octets(),
+        // The end's own part: what precedes it is the same for all pods of a node.
+        IpAddr::V6(v6) => v6.octets().last_chunk::<4>().copied().unwrap_or_default(),
+    };
+    [0x0a, 0x58, a, b, c, d]
+}
+
 /// Connects a pod by a link of this largest packet, and returns its addresses, one of each pool.
 pub fn attach(
     netlink: &mut Netlink,
@@ -70,6 +81,9 @@ pub fn attach(
     netlink.set_hairpin(port).context("setting hairpin mode")?;
     let mut inside = Netlink::open_in(std::os::fd::AsFd::as_fd(namespace)).context("entering the pod's network")?;
     let eth0 = inside.link(POD_INTERFACE)?.context("the pod's interface has vanished")?.index;
+    if let Some(first) = addresses.first() {
+        inside.set_address(eth0, &hardware_address(*first)).context("setting the pod's hardware address")?;
+    }
     for (pool, address) in pools.iter().zip(&addresses) {
         let prefix = pool.range().prefix_len();
         inside.add_address(eth0, *address, prefix).context("giving the pod its address")?;
@@ -95,4 +109,18 @@ pub fn detach(netlink: &mut Netlink, pools: &[Arc<Ipam>], sandbox: &str) -> Resu
         pool.release(sandbox).context("releasing the pod's address")?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hardware_addresses_follow_addresses() {
+        for (address, expect) in
+            [("10.244.1.51", [0x0a, 0x58, 10, 244, 1, 51]), ("fd00::1:51", [0x0a, 0x58, 0, 1, 0, 0x51])]
+        {
+            assert_eq!(hardware_address(address.parse().expect("an address")), expect, "{address}");
+        }
+    }
 }
