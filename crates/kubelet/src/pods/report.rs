@@ -4,6 +4,7 @@
 //! others own.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use client::{Client, Patch};
@@ -68,8 +69,22 @@ pub fn difference(before: &PodStatus, after: &PodStatus, uid: &str) -> Option<Va
     (!changed.is_empty()).then(|| json!({"metadata": {"uid": uid}, "status": changed}))
 }
 
+/// Whether the API says something else than this agent does where only the agent should: a node that was thought lost has
+/// its pods marked as not ready, for one, and is back.
+fn is_overwritten(there: &PodStatus, said: &PodStatus) -> bool {
+    let wrong = |patch: Value| ["phase", "conditions"].iter().any(|field| patch["status"].get(field).is_some());
+    difference(there, said, "").is_some_and(wrong)
+}
+
+/// Versions of one cluster's objects are numbers that only grow.
+fn version(pod: &Pod) -> u64 {
+    pod.metadata.resource_version.as_deref().and_then(|v| v.parse().ok()).unwrap_or(0)
+}
+
 /// Reports one pod.
 pub struct Reporter {
+    /// The pod's version as of the last write; what is older says nothing about it.
+    written: Arc<AtomicU64>,
     wanted: watch::Sender<Option<Arc<PodStatus>>>,
     sent: watch::Receiver<Option<Arc<PodStatus>>>,
     _task: AbortOnDropHandle<()>,
@@ -80,6 +95,8 @@ impl Reporter {
     pub fn start(client: Client, pod: &Pod, before: PodStatus) -> Self {
         let (wanted, mut next) = watch::channel::<Option<Arc<PodStatus>>>(None);
         let (done, sent) = watch::channel::<Option<Arc<PodStatus>>>(None);
+        let written = Arc::new(AtomicU64::new(version(pod)));
+        let latest = written.clone();
         let (namespace, name, uid) =
             (spec::namespace(pod).to_string(), spec::name(pod).to_string(), spec::uid(pod).to_string());
         // The API knows a static pod only by its mirror, which has another uid and may come later.
@@ -101,7 +118,7 @@ impl Reporter {
                         }
                         let api = client.dynamic(client::Gvr::new("", "v1", "pods")).namespaced(&namespace);
                         match api.patch_subresource(&name, "status", Patch::Strategic(patch)).await {
-                            Ok(_) => {}
+                            Ok(object) => latest.store(object.resource_version, Ordering::Release),
                             // Gone, or another pod of the same name: nobody is left to tell.
                             Err(error) if error.is_conflict() || (error.is_not_found() && !is_static) => {}
                             Err(error) => {
@@ -123,7 +140,7 @@ impl Reporter {
                 }
             }
         });
-        Self { wanted, sent, _task: AbortOnDropHandle::new(task) }
+        Self { written, wanted, sent, _task: AbortOnDropHandle::new(task) }
     }
 
     /// Reports this next, instead of whatever was waiting.
@@ -137,6 +154,14 @@ impl Reporter {
         });
     }
 
+    /// Whether somebody else changed what was reported, as this version of the pod, newer than the report, shows.
+    pub fn is_overwritten(&self, pod: &Pod) -> bool {
+        let Some(said) = self.wanted.borrow().clone() else { return false };
+        self.sent.borrow().as_ref().is_some_and(|sent| Arc::ptr_eq(sent, &said))
+            && version(pod) > self.written.load(Ordering::Acquire)
+            && is_overwritten(pod.status.as_ref().unwrap_or(&PodStatus::default()), &said)
+    }
+
     /// Waits until the last status is written.
     pub async fn flush(&mut self) {
         let Some(wanted) = self.wanted.borrow().clone() else { return };
@@ -148,6 +173,22 @@ impl Reporter {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_others_change_is_noticed() {
+        let status = |ready: &str, theirs: &str| -> PodStatus {
+            let conditions = json!([{"type": "Ready", "status": ready}, {"type": "Theirs", "status": theirs}]);
+            serde_json::from_value(json!({"phase": "Running", "conditions": conditions})).unwrap()
+        };
+        let said =
+            serde_json::from_value(json!({"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]}));
+        let said: PodStatus = said.unwrap();
+        for (there, expect) in
+            [(status("True", "False"), false), (status("False", "True"), true), (PodStatus::default(), true)]
+        {
+            assert_eq!(is_overwritten(&there, &said), expect, "{there:?}");
+        }
+    }
 
     #[test]
     fn only_what_changed_is_sent() {

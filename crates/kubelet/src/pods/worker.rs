@@ -30,6 +30,8 @@ use crate::probes::Probes;
 use crate::spec::{self, container::message_file, names};
 use crate::volumes::{self, Volumes};
 
+/// How long others' changes of a status are left; upstream looks for them every ten seconds.
+const OVERWRITTEN: SignedDuration = SignedDuration::from_secs(5);
 /// Between attempts while the engine or the API server does not answer.
 const RETRY: Duration = Duration::from_secs(1);
 /// Failed volumes are tried again after this, doubling up to the longest.
@@ -63,6 +65,8 @@ pub struct Worker {
     volume_delay: SignedDuration,
     messages: BTreeMap<String, String>,
     verdict: Option<Verdict>,
+    /// When to report again what somebody else changed.
+    take_back_at: Option<Timestamp>,
     /// A grace the verdict imposes.
     pub(super) verdict_grace: Option<Duration>,
 }
@@ -100,6 +104,7 @@ impl Worker {
             volume_delay: VOLUME_RETRY,
             messages: BTreeMap::new(),
             verdict: None,
+            take_back_at: None,
             verdict_grace: None,
         }
     }
@@ -125,7 +130,7 @@ impl Worker {
                 Next::Wait(at) => tokio::select! {
                     () = ending.cancelled() => break,
                     () = self.inbox.woken() => {}
-                    () = sleep_until(at) => {}
+                    () = sleep_until(at.into_iter().chain(self.take_back_at).min()) => {}
                 },
             }
         }
@@ -197,6 +202,21 @@ impl Worker {
         None
     }
 
+    /// What others changed in the status is put right, but not at once: they, and who waits for them, may want to see it.
+    fn take_back(&mut self, pod: &Pod) {
+        let now = Timestamp::now();
+        self.take_back_at = match (self.reporter.is_overwritten(pod), self.take_back_at) {
+            (false, _) => None,
+            (true, None) => now.checked_add(OVERWRITTEN).ok(),
+            (true, Some(at)) if at > now => Some(at),
+            (true, Some(_)) => {
+                let there = pod.status.clone().unwrap_or_default();
+                self.reporter = Reporter::start(self.context.client.clone(), pod, there);
+                None
+            }
+        };
+    }
+
     async fn step(&mut self, pod: &Arc<Pod>) -> Next {
         let seen = match self.known.look(&self.context.engine, &self.uid).await {
             Ok(seen) => seen,
@@ -218,6 +238,7 @@ impl Worker {
         if self.inbox.take_resend() {
             self.reporter = Reporter::start(self.context.client.clone(), pod, PodStatus::default());
         }
+        self.take_back(pod);
         let pod = &self.judge_resize(pod, &seen);
         self.memory.devices = device_health(&self.context, pod);
         let now = Timestamp::now();
