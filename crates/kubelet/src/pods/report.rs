@@ -41,6 +41,15 @@ pub fn difference(before: &PodStatus, after: &PodStatus, uid: &str) -> Option<Va
             let old = before.get(key).and_then(Value::as_array).cloned().unwrap_or_default();
             let new = value.as_array().cloned().unwrap_or_default();
             let mut items: Vec<Value> = new.iter().filter(|item| !old.contains(item)).cloned().collect();
+            // Items are merged, too: what one said before and says no more has to be taken back.
+            for item in &mut items {
+                let was = old.iter().find(|o| o[*merge_key] == item[*merge_key]);
+                for key in was.and_then(Value::as_object).into_iter().flat_map(Map::keys) {
+                    if item.get(key).is_none() {
+                        item[key.as_str()] = Value::Null;
+                    }
+                }
+            }
             if *merge_key == "ip" {
                 let gone = old.iter().filter(|o| !new.iter().any(|n| n["ip"] == o["ip"]));
                 items.extend(gone.map(|o| json!({"$patch": "delete", "ip": o["ip"]})));
@@ -199,6 +208,12 @@ mod tests {
         );
         let b = status(json!({"phase": "Running", "podIPs": [{"ip": "2"}], "conditions": [ready("True")]}));
         assert_eq!(difference(&a, &a, "u"), None);
+        let unready = json!({"type": "Ready", "status": "False", "reason": "ContainersNotReady", "message": "m"});
+        assert_eq!(
+            difference(&status(json!({"conditions": [unready]})), &status(json!({"conditions": [ready("True")]})), "u")
+                .unwrap()["status"],
+            json!({"conditions": [{"type": "Ready", "status": "True", "reason": null, "message": null}]})
+        );
         assert_eq!(
             difference(&a, &b, "u").unwrap(),
             json!({"metadata": {"uid": "u"}, "status": {
