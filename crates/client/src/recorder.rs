@@ -2,7 +2,8 @@
 //!
 //! Recording never waits and never fails: events go through a bounded channel to one task, which counts repeats on one
 //! Event object, folds floods of similar ones together, and drops what exceeds an object's rate, as upstream's recorder
-//! does. What cannot be written is dropped; events are not state.
+//! does. It writes no faster than upstream's components may by default: in a burst, events must not cost the server more
+//! than what they tell of. What cannot be written is dropped; events are not state.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::hash::Hash;
@@ -21,6 +22,9 @@ use crate::{Client, Patch};
 
 /// Events waiting to be written; beyond that, new ones are dropped.
 const BACKLOG: usize = 1000;
+/// Events a component writes at once, and a second in the long run; later ones wait in the backlog.
+const WRITES_AT_ONCE: f64 = 100.0;
+const WRITES_A_SECOND: f64 = 50.0;
 /// Objects, and events, remembered for counting and rates.
 const REMEMBERED: usize = 4096;
 /// Events an object may cause at once, and how long until it may cause one more.
@@ -88,6 +92,7 @@ impl Recorder {
             known: Memory::new(),
             similar: Memory::new(),
             tokens: Memory::new(),
+            writes: Tokens::full(WRITES_AT_ONCE),
         };
         tokio::spawn(async move { writer.run(receive).await });
         Self { send }
@@ -178,9 +183,28 @@ struct Similar {
     messages: BTreeSet<String>,
 }
 
+/// A bucket of tokens that fills up again.
 struct Tokens {
     left: f64,
     at: Instant,
+}
+
+impl Tokens {
+    fn full(most: f64) -> Self {
+        Self { left: most, at: Instant::now() }
+    }
+
+    /// Takes one, if there is one; else says how long until there is.
+    fn take(&mut self, most: f64, a_second: f64) -> Result<(), Duration> {
+        let now = Instant::now();
+        let gained = now.duration_since(self.at).as_secs_f64() * a_second;
+        (self.left, self.at) = ((self.left + gained).min(most), now);
+        if self.left < 1.0 {
+            return Err(Duration::from_secs_f64((1.0 - self.left) / a_second));
+        }
+        self.left -= 1.0;
+        Ok(())
+    }
 }
 
 struct Writer {
@@ -190,6 +214,7 @@ struct Writer {
     known: Memory<(About, EventType, String, String), Written>,
     similar: Memory<(About, EventType, String), Similar>,
     tokens: Memory<About, Tokens>,
+    writes: Tokens,
 }
 
 impl Writer {
@@ -201,16 +226,15 @@ impl Writer {
 
     /// Takes one token of the object's bucket.
     fn allowed(&mut self, about: &About) -> bool {
-        let now = Instant::now();
-        let tokens = self.tokens.entry(about.clone(), || Tokens { left: BURST, at: now });
-        let gained = now.duration_since(tokens.at).as_secs_f64() / REFILL.as_secs_f64();
-        tokens.left = (tokens.left + gained).min(BURST);
-        tokens.at = now;
-        if tokens.left < 1.0 {
-            return false;
+        let tokens = self.tokens.entry(about.clone(), || Tokens::full(BURST));
+        tokens.take(BURST, 1.0 / REFILL.as_secs_f64()).is_ok()
+    }
+
+    /// Waits for the component's own turn to write.
+    async fn turn(&mut self) {
+        while let Err(wait) = self.writes.take(WRITES_AT_ONCE, WRITES_A_SECOND) {
+            tokio::time::sleep(wait).await;
         }
-        tokens.left -= 1.0;
-        true
     }
 
     /// Folds floods of differing messages: (what repeats are recognized by, the message to write).
@@ -237,6 +261,7 @@ impl Writer {
         if !self.allowed(&about) {
             return;
         }
+        self.turn().await;
         let namespace = if about.namespace.is_empty() { "default" } else { &about.namespace }.to_string();
         let api = self.client.dynamic(Gvr::new("", "v1", "events")).namespaced(&namespace);
         let at = rfc3339(o.at);

@@ -33,7 +33,7 @@ pub mod metrics;
 mod namespace;
 mod node_ipam;
 mod node_lifecycle;
-mod node_ttl;
+mod node_upkeep;
 mod nodes;
 mod owners;
 mod plan;
@@ -169,6 +169,13 @@ struct Context {
     options: Arc<Options>,
 }
 
+impl Context {
+    /// Whether a controller is among those that run.
+    fn runs(&self, name: &str) -> bool {
+        CONTROLLERS.iter().any(|c| c.0 == name && is_enabled(name, c.1, &self.options.controllers))
+    }
+}
+
 type Make = fn(&Context) -> Controller;
 
 /// Every controller: its name, whether `*` includes it, and how it is made.
@@ -207,7 +214,7 @@ const CONTROLLERS: &[(&str, bool, Make)] = &[
     ("kube-apiserver-serving-clustertrustbundle-publisher-controller", true, trust_bundles::publisher),
     ("bootstrap-signer-controller", false, tokens::bootstrap_signer),
     ("token-cleaner-controller", false, tokens::token_cleaner),
-    ("ttl-controller", true, node_ttl::ttl),
+    ("ttl-controller", true, node_upkeep::ttl),
     ("service-cidr-controller", true, service_cidr::service_cidrs),
     ("horizontal-pod-autoscaler-controller", true, horizontal_pod_autoscaler::autoscaler),
     ("persistentvolume-attach-detach-controller", true, attach_detach::attach_detach),

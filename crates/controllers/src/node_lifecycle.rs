@@ -16,6 +16,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use meta::{Object, Status};
 use serde_json::{Value, json};
 
+use crate::node_upkeep;
 use crate::nodes::{self, NOT_READY, UNREACHABLE};
 use crate::plan::{Action, Note, Plan};
 use crate::pod_facts::{self, facts};
@@ -38,10 +39,6 @@ const TAINTS: &[(&str, &str, &str)] = &[
     ("PIDPressure", "True", nodes::PID_PRESSURE),
     ("NetworkUnavailable", "True", nodes::NETWORK_UNAVAILABLE),
 ];
-
-/// Labels that follow others: their names from before, which some still select by.
-const LABELS: &[(&str, &str)] =
-    &[("beta.kubernetes.io/os", "kubernetes.io/os"), ("beta.kubernetes.io/arch", "kubernetes.io/arch")];
 
 pub fn index_pods_by_node(pods: &client::Informer) {
     pods.add_index(BY_NODE, |o| facts(o).map(|f| f.node.to_string()).filter(|n| !n.is_empty()).into_iter().collect());
@@ -115,15 +112,6 @@ pub fn plan(object: &Object, node: &Node, health: Health, pods: &[PodView], now:
             "",
             client::Patch::Merge(json!({"metadata": metadata, "spec": {"taints": taints}})),
         ));
-    }
-    let missing: serde_json::Map<String, Value> = LABELS
-        .iter()
-        .filter_map(|(old, new)| Some((*old, object.meta.label(new)?)).filter(|(o, v)| object.meta.label(o) != Some(v)))
-        .map(|(old, value)| (old.to_string(), value.into()))
-        .collect();
-    if !missing.is_empty() {
-        let patch = json!({"metadata": {"labels": missing}});
-        plan.act(Action::patch(&resource, object, "", client::Patch::Merge(patch)));
     }
     if ready_status(node) == "Unknown" && nodes::condition(node, "Ready").is_some() {
         for pod in pods.iter().filter(|p| p.is_ready()) {
@@ -255,6 +243,8 @@ pub fn node_lifecycle(cx: &Context) -> Controller {
         }
     };
     let period = cx.options.node_monitor_period;
+    // Else they go with what the other writes.
+    let labels = !cx.runs("ttl-controller");
     Controller::new("node-lifecycle-controller", move |ask| {
         let Some(object) = of.get(&ask.key) else {
             let known = memory.lock().unwrap_or_else(PoisonError::into_inner).heard.remove(&*ask.key);
@@ -317,6 +307,9 @@ pub fn node_lifecycle(cx: &Context) -> Controller {
             Vec::new()
         };
         let mut plan = plan(&object, &node, health, &views, ask.now)?;
+        if labels && let Some(patch) = node_upkeep::upkeep(&object, None, true) {
+            plan.act(Action::patch(&client::gvr_of::<Node>(), &object, "", client::Patch::Merge(patch)));
+        }
         if is_new {
             let said = format!("Registered Node {} in Controller", ask.key);
             plan.note(told(&ask.key, &object.meta.uid, "RegisteredNode", &said));

@@ -63,6 +63,7 @@ pub struct Controller {
     reads: Vec<Arc<Informer>>,
     tick: Option<(Duration, &'static str)>,
     feed: Option<Feed>,
+    settling: Duration,
     reconcile: Reconcile,
     workers: usize,
     /// What it does follows from informers alone, so a look without an event must find nothing.
@@ -91,6 +92,7 @@ impl Controller {
             reads: Vec::new(),
             tick: None,
             feed: None,
+            settling: Duration::ZERO,
             reconcile: Box::new(reconcile),
             workers: 5,
             is_pure: false,
@@ -122,6 +124,12 @@ impl Controller {
     pub fn feed(mut self, feed: impl FnOnce(Queue<Arc<str>>) -> BoxFuture<'static, ()> + Send + 'static) -> Self {
         self.feed = Some(Box::new(feed));
         self.is_pure = false;
+        self
+    }
+
+    /// Lets what changed settle for so long before it is looked at: for what nobody waits for.
+    pub fn settling(mut self, settling: Duration) -> Self {
+        self.settling = settling;
         self
     }
 
@@ -160,7 +168,7 @@ impl Controller {
         let mut tasks = JoinSet::new();
         let watches: Vec<Arc<Watch>> = self.watches.into_iter().map(Arc::new).collect();
         for watch in &watches {
-            tasks.spawn(follow(watch.clone(), running.clone()));
+            tasks.spawn(follow(watch.clone(), running.clone(), self.settling));
         }
         if self.is_pure {
             tasks.spawn(resync(watches, running.clone(), every));
@@ -185,7 +193,7 @@ impl Controller {
 }
 
 /// Turns one informer's changes into dirty keys.
-async fn follow(watch: Arc<Watch>, running: Arc<Running>) {
+async fn follow(watch: Arc<Watch>, running: Arc<Running>, settling: Duration) {
     let mut subscription = watch.informer.subscribe();
     while let Some(batch) = subscription.next().await {
         let changes = match batch {
@@ -196,7 +204,7 @@ async fn follow(watch: Arc<Watch>, running: Arc<Running>) {
             for key in (watch.map)(change) {
                 let key: Arc<str> = key.into();
                 running.unheard().remove(&key);
-                running.queue.add(key);
+                running.queue.add_after(key, settling);
             }
         }
     }
