@@ -102,15 +102,6 @@ pub fn loopback(namespace: &OwnedFd) -> Result<()> {
     inside.set_up(lo).context("bringing loopback up")
 }
 
-/// Disconnects a pod; idempotent.
-pub fn detach(netlink: &mut Netlink, pools: &[Arc<Ipam>], sandbox: &str) -> Result<()> {
-    netlink.delete_link(&host_interface(sandbox)).context("removing the pod's link")?;
-    for pool in pools {
-        pool.release(sandbox).context("releasing the pod's address")?;
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

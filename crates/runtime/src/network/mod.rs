@@ -4,6 +4,7 @@
 
 mod bridge;
 mod cni;
+mod departures;
 mod hostport;
 mod ipam;
 pub mod namespace;
@@ -62,6 +63,7 @@ pub struct Network {
     pools: RwLock<Vec<Arc<Ipam>>>,
     /// The node's routing socket and the bridge's number: one change at a time.
     node: Mutex<Netlink>,
+    departures: departures::Departures,
     hostports: hostport::HostPorts,
 }
 
@@ -82,6 +84,7 @@ impl Network {
             dir,
             pools: RwLock::default(),
             node: Mutex::new(Netlink::open().context("opening a netlink socket")?),
+            departures: departures::Departures::new().context("opening a netlink socket")?,
         };
         network.set_ranges(&ranges)?;
         Ok(network)
@@ -173,8 +176,9 @@ impl Network {
             return cni::delete_cached(&call, &self.dir);
         }
         self.hostports.close(sandbox)?;
-        let mut node = self.node.lock().unwrap_or_else(PoisonError::into_inner);
-        bridge::detach(&mut node, &self.pools(), sandbox)
+        let link = bridge::host_interface(sandbox);
+        self.departures.remove(&self.node, &link).context("removing the pod's link")?;
+        self.pools().iter().try_for_each(|pool| pool.release(sandbox)).context("releasing the pod's address")
     }
 
     /// After a restart: forgets addresses of sandboxes that are no more, and writes the host ports of those that are.

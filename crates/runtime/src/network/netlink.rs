@@ -32,6 +32,7 @@ const IFLA_MASTER: u16 = 10;
 const IFLA_PROTINFO: u16 = 12;
 const IFLA_LINKINFO: u16 = 18;
 const IFLA_STATS64: u16 = 23;
+const IFLA_GROUP: u16 = 27;
 const IFLA_NET_NS_FD: u16 = 28;
 const IFLA_INFO_KIND: u16 = 1;
 const IFLA_INFO_DATA: u16 = 2;
@@ -247,6 +248,24 @@ impl Netlink {
     /// Removes a link; absence is fine.
     pub fn delete_link(&mut self, name: &str) -> io::Result<()> {
         match self.tell(Message::new(RTM_DELLINK, NLM_F_ACK).link(0, 0, 0, 0).name(IFLA_IFNAME, name)) {
+            Err(e) if e.raw_os_error() == Some(libc::ENODEV) => Ok(()),
+            other => other,
+        }
+    }
+
+    /// Puts a link into a group; false when there is no such link.
+    pub fn set_group(&mut self, name: &str, group: u32) -> io::Result<bool> {
+        // Not NEWLINK, which without that link would take the whole group for meant.
+        let message = Message::new(RTM_SETLINK, NLM_F_ACK).link(0, 0, 0, 0).name(IFLA_IFNAME, name);
+        match self.tell(message.number(IFLA_GROUP, group)) {
+            Err(e) if e.raw_os_error() == Some(libc::ENODEV) => Ok(false),
+            other => other.map(|()| true),
+        }
+    }
+
+    /// Removes every link of a group; an empty group is fine.
+    pub fn delete_group(&mut self, group: u32) -> io::Result<()> {
+        match self.tell(Message::new(RTM_DELLINK, NLM_F_ACK).link(0, 0, 0, 0).number(IFLA_GROUP, group)) {
             Err(e) if e.raw_os_error() == Some(libc::ENODEV) => Ok(()),
             other => other,
         }
