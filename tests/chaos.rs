@@ -62,6 +62,7 @@ impl Stage {
             data_dir: self.dir.path().into(),
             listen: "127.0.0.1:0".parse()?,
             advertise_address: None,
+            audit: Default::default(),
             ranges: self.ranges.clone(),
             network_namespace: None,
             serving: Default::default(),

@@ -43,6 +43,7 @@ impl InProcess {
             network_namespace: None,
             serving,
             store,
+            audit: Default::default(),
         };
         let cancel = CancellationToken::new();
         let running = apiserver::start(&options, &pki, cancel.clone()).await?;

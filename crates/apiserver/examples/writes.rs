@@ -43,6 +43,7 @@ fn config() -> Config {
         kubelet: KubeletConnection { tls: Arc::new(tls), dial: Arc::new(DirectDial) },
         front_proxy: None,
         enabled: Default::default(),
+        audit: None,
         flags: Default::default(),
     }
 }

@@ -35,6 +35,8 @@ pub struct Config {
     pub front_proxy: Option<Arc<FrontProxy>>,
     /// Feature gates, and which kinds are served in which versions.
     pub enabled: resources::enablement::Enablement,
+    /// Who is told of requests; nobody where absent.
+    pub audit: Option<Arc<crate::audit::Audit>>,
     /// How this server was told to be, by upstream's names of flags; for people to look at.
     pub flags: std::collections::BTreeMap<String, String>,
 }

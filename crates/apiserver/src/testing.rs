@@ -48,8 +48,22 @@ impl Fixture {
         Self::over(store, Some(dir)).await
     }
 
+    /// Whose requests are told to an audit log.
+    pub async fn audited(dir: tempfile::TempDir, audit: Arc<crate::audit::Audit>) -> Self {
+        let store = Arc::new(store::embedded::open(dir.path(), store::embedded::Options::default()).unwrap());
+        Self::with(store, Some(dir), Some(audit)).await
+    }
+
     /// Over a store, in a directory of the fixture's own if it has one.
     pub async fn over(store: Arc<dyn store::Backend>, dir: Option<tempfile::TempDir>) -> Self {
+        Self::with(store, dir, None).await
+    }
+
+    async fn with(
+        store: Arc<dyn store::Backend>,
+        dir: Option<tempfile::TempDir>,
+        audit: Option<Arc<crate::audit::Audit>>,
+    ) -> Self {
         let tls = rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()));
         let tls = tls
             .with_safe_default_protocol_versions()
@@ -65,6 +79,7 @@ impl Fixture {
             kubelet: KubeletConnection { tls: Arc::new(tls), dial: Arc::new(DirectDial) },
             front_proxy: None,
             enabled: Default::default(),
+            audit,
             flags: Default::default(),
         };
         let cancel = CancellationToken::new();

@@ -54,13 +54,16 @@ fn chain(error: &dyn std::error::Error) -> String {
 
 impl Remote {
     pub async fn from_kubeconfig(path: &Path, user_agent: &str) -> Result<Self, Status> {
+        Self::from_config(Self::configuration(path).await?, user_agent)
+    }
+
+    async fn configuration(path: &Path) -> Result<kube::Config, Status> {
         let shown = path.display();
         let kubeconfig = Kubeconfig::read_from(path)
             .map_err(|e| Status::bad_request(format!("kubeconfig {shown}: {}", chain(&e))))?;
-        let config = kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
+        kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
             .await
-            .map_err(|e| Status::bad_request(format!("kubeconfig {shown}: {}", chain(&e))))?;
-        Self::from_config(config, user_agent)
+            .map_err(|e| Status::bad_request(format!("kubeconfig {shown}: {}", chain(&e))))
     }
 
     pub fn in_cluster(user_agent: &str) -> Result<Self, Status> {
@@ -103,6 +106,30 @@ impl Remote {
             Ok(result) => result,
             Err(_) => Err(Status::timeout("the server gave no answer in time", 0)),
         }
+    }
+}
+
+/// One address that takes documents: an audit webhook.
+pub struct Post {
+    remote: Remote,
+    path: String,
+}
+
+impl Post {
+    /// The server's whole URL is where documents go.
+    pub async fn from_kubeconfig(path: &Path, user_agent: &str) -> Result<Self, Status> {
+        let mut config = Remote::configuration(path).await?;
+        let mut parts = std::mem::take(&mut config.cluster_url).into_parts();
+        let asked = parts.path_and_query.replace(http::uri::PathAndQuery::from_static("/"));
+        config.cluster_url = http::Uri::from_parts(parts).map_err(|e| Status::bad_request(e.to_string()))?;
+        let path = asked.map_or_else(|| "/".into(), |p| p.to_string());
+        Ok(Self { remote: Remote::from_config(config, user_agent)?, path })
+    }
+
+    pub async fn json(&self, body: Bytes) -> Result<(), Status> {
+        let request = http::Request::post(&self.path).header(header::CONTENT_TYPE, "application/json");
+        let request = request.body(Body::from(body)).map_err(|e| Status::bad_request(e.to_string()))?;
+        self.remote.exchange(request).await.map(drop)
     }
 }
 

@@ -5,7 +5,6 @@
 
 use std::sync::Arc;
 
-use apiserver::pipeline::Caller;
 use apiserver::{ApiServer, User};
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -36,8 +35,7 @@ impl Local {
 #[async_trait]
 impl Transport for Local {
     async fn call(&self, request: Request) -> Result<Reply, Status> {
-        let caller = Caller::new(self.user.clone(), &self.user_agent);
-        self.server.call(&caller, request).await
+        self.server.call_within(&self.user, &self.user_agent, request).await
     }
 
     async fn get_path(&self, path_and_query: &str) -> Result<Bytes, Status> {

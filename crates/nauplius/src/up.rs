@@ -75,6 +75,8 @@ pub struct Options {
     pub allocate_node_cidrs: bool,
     #[command(flatten)]
     pub serving: roles::Serving,
+    #[command(flatten)]
+    pub audit: roles::AuditOptions,
 }
 
 /// Where a cluster's files are when no one says.
@@ -167,6 +169,7 @@ pub async fn run(options: Options, cancel: CancellationToken) -> Result<()> {
         network_namespace: fabric.as_ref().map(|f| f.layout.fabric_namespace()),
         store: options.store.clone(),
         serving: options.serving.clone(),
+        audit: options.audit.clone(),
     };
     let mut children = Children::new(cancel.clone(), &claim);
     // Ended after everything that still talks to it.

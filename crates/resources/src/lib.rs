@@ -69,6 +69,14 @@ pub struct ResourceVersion {
     pub published: Option<Arc<Value>>,
 }
 
+impl ResourceVersion {
+    /// The release without it, as its warning names it.
+    pub fn removed_release(&self) -> Option<&str> {
+        let (_, version) = self.deprecation.as_deref()?.split_once("unavailable in v")?;
+        version.split('+').next()
+    }
+}
+
 /// Which verbs the resource itself offers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verbs {

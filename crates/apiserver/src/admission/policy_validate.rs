@@ -3,12 +3,15 @@
 //! Follows `k8s.io/apiserver/pkg/admission/plugin/policy/validating`. A policy is compiled once, with the object that holds
 //! it, and runs for each of its bindings and each of a binding's parameters.
 
+use std::collections::BTreeMap;
+
 use async_trait::async_trait;
 use cel::Value as Cel;
 use meta::status::Cause;
 use meta::{Reason, Status, Value};
 use resources::validate::expressions::{Purpose, Scope};
 use serde::Deserialize;
+use serde_json::json;
 
 use super::policy::{Asker, BUDGET, Conditions, Expression, Inputs, Session, Stop};
 use super::policy_match::{self, GROUP};
@@ -18,6 +21,11 @@ use crate::webhook::admission::Subject;
 
 /// Bytes of a message that an expression makes.
 const MAX_MESSAGE: usize = 5 * 1024;
+/// Characters of an audit annotation that an expression makes.
+const MAX_ANNOTATION: usize = 10 * 1024;
+
+/// Where the audit log is told what validations failed that only note so.
+const FAILURE_KEY: &str = "validation.policy.admission.k8s.io/validation_failure";
 
 struct Validation {
     expression: Expression,
@@ -33,7 +41,8 @@ pub struct Policy {
     variables: Vec<(String, Expression)>,
     conditions: Conditions,
     validations: Vec<Validation>,
-    audits: Vec<Expression>,
+    /// By key.
+    audits: Vec<(String, Expression)>,
 }
 
 /// The variables of a policy, each knowing those before it.
@@ -66,7 +75,9 @@ impl Policy {
             name: text(&object["metadata"]["name"]),
             conditions: Conditions::of(&scope, &spec["matchConditions"]),
             validations: validations.collect(),
-            audits: audits.map(|a| Expression::new(&scope, &a["valueExpression"], Purpose::AuditValue)).collect(),
+            audits: audits
+                .map(|a| (text(&a["key"]), Expression::new(&scope, &a["valueExpression"], Purpose::AuditValue)))
+                .collect(),
             variables,
             spec,
         }
@@ -76,13 +87,13 @@ impl Policy {
         self.spec["failurePolicy"] == "Ignore"
     }
 
-    /// What the policy has against a request.
-    fn run(&self, inputs: &Inputs<'_>) -> Vec<Denial> {
+    /// What the policy has against a request; annotations it makes are put with the others.
+    fn run(&self, inputs: &Inputs<'_>, annotations: &mut Annotations) -> Vec<Denial> {
         let failed = |message: String| {
             if self.fails_open() {
                 Vec::new()
             } else {
-                vec![Denial { message, reason: Reason::Invalid, always: false }]
+                vec![Denial { message, reason: Reason::Invalid, at: 0, always: false }]
             }
         };
         match self.conditions.hold(inputs, &self.variables) {
@@ -99,14 +110,15 @@ impl Policy {
                 outcome => outcomes.push(outcome),
             }
         }
-        for (validation, outcome) in self.validations.iter().zip(outcomes) {
+        for (at, (validation, outcome)) in self.validations.iter().zip(outcomes).enumerate() {
             match outcome {
                 Ok(Cel::Bool(true)) => {}
                 Ok(_) => {
                     let made = validation.message_expression.as_ref().map(|e| session.eval(e));
                     let message = match made {
                         Some(Err(Stop::Spent)) => {
-                            denials.extend(failed(format!("failed messageExpression: {}", Stop::Spent.text())));
+                            let spent = failed(format!("failed messageExpression: {}", Stop::Spent.text()));
+                            denials.extend(spent.into_iter().map(|denial| Denial { at, ..denial }));
                             continue;
                         }
                         Some(Ok(Cel::String(text))) => text.trim().to_string(),
@@ -118,23 +130,36 @@ impl Policy {
                         (false, false) => validation.message.clone(),
                         (false, true) => format!("failed expression: {}", validation.expression.text.trim()),
                     };
-                    denials.push(Denial { message, reason: reason(&validation.reason), always: false });
+                    denials.push(Denial { message, reason: reason(&validation.reason), at, always: false });
                 }
-                Err(stop) => denials.extend(failed(stop.text())),
+                Err(stop) => denials.extend(failed(stop.text()).into_iter().map(|denial| Denial { at, ..denial })),
             }
         }
-        denials.extend(self.audit(inputs));
+        denials.extend(self.audit(inputs, annotations));
         denials
     }
 
-    /// Annotations are worked out for their errors' sake: no audit log takes them yet.
-    fn audit(&self, inputs: &Inputs<'_>) -> Vec<Denial> {
+    /// Works out annotations. What fails counts whether or not anybody reads them.
+    fn audit(&self, inputs: &Inputs<'_>, annotations: &mut Annotations) -> Vec<Denial> {
         let mut session = Session::new(inputs, &self.variables, BUDGET);
-        let outcomes = self.audits.iter().filter_map(|audit| session.eval(audit).err());
-        if self.fails_open() {
-            return Vec::new();
+        let mut denials = Vec::new();
+        for (key, expression) in &self.audits {
+            match session.eval(expression) {
+                Ok(Cel::String(value)) => {
+                    let value: String = value.trim().chars().take(MAX_ANNOTATION).collect();
+                    let values = annotations.entry(format!("{}/{key}", self.name)).or_default();
+                    if !value.is_empty() && !values.contains(&value) {
+                        values.push(value);
+                    }
+                }
+                Ok(_) => {}
+                Err(_) if self.fails_open() => {}
+                Err(stop) => {
+                    denials.push(Denial { message: stop.text(), reason: Reason::Invalid, at: 0, always: true });
+                }
+            }
         }
-        outcomes.map(|stop| Denial { message: stop.text(), reason: Reason::Invalid, always: true }).collect()
+        denials
     }
 }
 
@@ -144,9 +169,14 @@ impl<'de> Deserialize<'de> for Policy {
     }
 }
 
+/// What policies tell the audit log: by key, each value once.
+type Annotations = BTreeMap<String, Vec<String>>;
+
 struct Denial {
     message: String,
     reason: Reason,
+    /// Which of the policy's validations.
+    at: usize,
     /// Denies whatever the binding's actions are.
     always: bool,
 }
@@ -168,6 +198,7 @@ pub async fn validate(
     old: Option<&Value>,
 ) -> Result<(), Status> {
     let mut first: Option<(String, Reason)> = None;
+    let (mut annotations, mut failures) = (Annotations::new(), Vec::new());
     let mut deny = |message: String, reason: Reason| {
         first.get_or_insert((message, reason));
     };
@@ -216,26 +247,32 @@ pub async fn validate(
                 |wanted: &str| spec["validationActions"].as_array().is_some_and(|a| a.iter().any(|a| a == wanted));
             for param in params {
                 let param = param.map(|p| p.value()).transpose().map_err(Status::internal)?;
-                for denial in policy.run(&seen.inputs(&Asker { server, user: &subject.caller.user }, param.as_ref())) {
+                let asker = Asker { server, user: &subject.caller.user };
+                for denial in policy.run(&seen.inputs(&asker, param.as_ref()), &mut annotations) {
                     if action("Warn") && !denial.always {
                         subject.caller.warn(format!(
                             "Validation failed for ValidatingAdmissionPolicy '{}' with binding '{name}': {}",
                             policy.name, denial.message
                         ));
                     }
+                    if action("Audit") && !denial.always {
+                        failures.push(json!({
+                            "message": denial.message, "policy": policy.name, "binding": name,
+                            "expressionIndex": denial.at, "validationActions": spec["validationActions"],
+                        }));
+                    }
                     if action("Deny") || denial.always {
                         deny(denied(&denial.message), denial.reason);
-                    } else if action("Audit") {
-                        tracing::info!(
-                            policy = policy.name,
-                            binding = name,
-                            denial.message,
-                            "policy validation failed"
-                        );
                     }
                 }
             }
         }
+    }
+    for (key, values) in annotations.into_iter().filter(|(_, values)| !values.is_empty()) {
+        subject.caller.annotate(key, values.join(", "));
+    }
+    if !failures.is_empty() {
+        subject.caller.annotate(FAILURE_KEY, Value::from(failures).to_string());
     }
     let Some((message, reason)) = first else { return Ok(()) };
     let resource = &subject.forms[0];

@@ -12,6 +12,7 @@ mod tests;
 use meta::{Request, Status, Verb};
 
 use crate::authn::{MASTERS, User};
+use crate::pipeline::Caller;
 use crate::server::ApiServer;
 
 /// What is to be done, as rules describe it.
@@ -95,9 +96,27 @@ pub fn decide(server: &ApiServer, user: &User, attributes: &Attributes<'_>) -> D
     }
 }
 
+/// As [`require`], for the request itself: the audit log is told.
+pub fn admit(server: &ApiServer, caller: &Caller, attributes: &Attributes<'_>) -> Result<(), Status> {
+    let decision = decide(server, &caller.user, attributes);
+    if let Some(trail) = &caller.trail {
+        let (word, reason) = match &decision {
+            Decision::Allow(reason) => ("allow", reason),
+            Decision::NoOpinion(reason) => ("forbid", reason),
+        };
+        trail.annotate("authorization.k8s.io/decision", word);
+        trail.annotate("authorization.k8s.io/reason", reason.as_str());
+    }
+    verdict(decision, &caller.user, attributes)
+}
+
 /// A 403 in upstream's words unless allowed.
 pub fn require(server: &ApiServer, user: &User, attributes: &Attributes<'_>) -> Result<(), Status> {
-    let Decision::NoOpinion(reason) = decide(server, user, attributes) else { return Ok(()) };
+    verdict(decide(server, user, attributes), user, attributes)
+}
+
+fn verdict(decision: Decision, user: &User, attributes: &Attributes<'_>) -> Result<(), Status> {
+    let Decision::NoOpinion(reason) = decision else { return Ok(()) };
     let why = match attributes.path {
         Some(path) => format!("User {:?} cannot {} path {path:?}", user.name, attributes.verb),
         None => {

@@ -182,6 +182,18 @@ impl Shape {
     }
 }
 
+/// A reply again as JSON, in the view the client gets; nothing of a watch.
+pub fn as_json(reply: &Reply, shape: &Shape, negotiated: &Negotiated) -> Result<Option<Response<Body>>, Status> {
+    let copy = match reply {
+        Reply::Object { object, created } => Reply::Object { object: object.clone(), created: *created },
+        Reply::List(list) => Reply::List(list.clone()),
+        Reply::Value { value, code } => Reply::Value { value: value.clone(), code: *code },
+        Reply::Watch(_) => return Ok(None),
+    };
+    let plain = Negotiated { format: Format::Json, plain: Some(Format::Json), gzip: false, ..negotiated.clone() };
+    self::reply(copy, shape, &plain, &CancellationToken::new()).map(Some)
+}
+
 pub fn reply(
     reply: Reply,
     shape: &Shape,

@@ -245,12 +245,12 @@ impl Text {
         let catalog = server.catalog();
         let mut told: Vec<String> = Vec::new();
         for Series { group, version, resource, subresource, .. } in &all {
-            let text = catalog
-                .get(&meta::Gvr::new(group, version, resource))
-                .and_then(|(served, at)| served.resource.versions[at].deprecation.clone());
-            let Some(text) = text else { continue };
-            let removed =
-                text.split_once("unavailable in v").map_or("", |(_, v)| v.split('+').next().unwrap_or_default());
+            let Some((served, at)) = catalog.get(&meta::Gvr::new(group, version, resource)) else { continue };
+            let of = &served.resource.versions[at];
+            if of.deprecation.is_none() {
+                continue;
+            }
+            let removed = of.removed_release().unwrap_or_default();
             told.push(format!(
                 "{name}{{group=\"{group}\",removed_release=\"{removed}\",resource=\"{resource}\",subresource=\"{subresource}\",version=\"{version}\"}} 1"
             ));
@@ -312,6 +312,19 @@ impl Text {
         self.line(format_args!("kubernetes_build_info{{{}}} 1", labels.join(",")));
     }
 
+    fn audit(&mut self, audit: &crate::audit::Audit) {
+        self.head("apiserver_audit_event_total", "counter", "[ALPHA] Audit events told.");
+        self.line(format_args!("apiserver_audit_event_total {}", audit.events()));
+        self.head("apiserver_audit_level_total", "counter", "[ALPHA] Requests by what the audit policy tells of them.");
+        for (level, count) in audit.levels() {
+            self.line(format_args!("apiserver_audit_level_total{{level=\"{}\"}} {count}", level.as_str()));
+        }
+        self.head("apiserver_audit_error_total", "counter", "[ALPHA] Audit events that were lost.");
+        for (plugin, count) in audit.errors() {
+            self.line(format_args!("apiserver_audit_error_total{{plugin=\"{plugin}\"}} {count}"));
+        }
+    }
+
     /// What the kernel says of this process; nothing where it says nothing.
     fn process(&mut self, uptime: Duration) {
         const PAGE: u64 = 4096;
@@ -358,6 +371,9 @@ pub fn render(server: &ApiServer) -> String {
     let mut text = Text(String::new());
     text.requests(server);
     text.server(server);
+    if let Some(audit) = &server.config().audit {
+        text.audit(audit);
+    }
     text.process(server.uptime());
     text.0
 }

@@ -3,6 +3,7 @@
 //! Accepts TLS connections (HTTP/1.1 and HTTP/2), learns the caller from the client certificate or token, routes, calls the
 //! pipeline and encodes what comes back. Every body is bounded. A handler that panics is answered with a 500 and counted.
 
+mod audited;
 pub mod encode;
 mod health;
 mod jsonpath;
@@ -14,6 +15,7 @@ mod websocket;
 mod zpages;
 
 use std::convert::Infallible;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -69,7 +71,7 @@ pub async fn serve(
             place = places.clone().acquire_owned() => place,
         };
         let Ok(place) = place else { break };
-        let (stream, _) = tokio::select! {
+        let (stream, from) = tokio::select! {
             () = cancel.cancelled() => break,
             accepted = listener.accept() => match accepted {
                 Ok(accepted) => accepted,
@@ -86,7 +88,7 @@ pub async fn serve(
             let _place = place;
             let _ = stream.set_nodelay(true);
             match tokio::time::timeout(HEAD_TIMEOUT, acceptor.accept(stream)).await {
-                Ok(Ok(stream)) => connection(server, stream, cancel).await,
+                Ok(Ok(stream)) => connection(server, stream, from.ip(), cancel).await,
                 Ok(Err(error)) => {
                     metrics::handshake_failed();
                     tracing::debug!(%error, "TLS handshake");
@@ -107,15 +109,20 @@ struct Peer {
     user: Result<Option<Arc<User>>, Status>,
     /// It may name others.
     speaks: bool,
+    /// Where it is.
+    address: IpAddr,
 }
 
 impl Peer {
-    fn of(server: &ApiServer, chain: &[rustls::pki_types::CertificateDer<'_>]) -> Self {
+    fn of(server: &ApiServer, chain: &[rustls::pki_types::CertificateDer<'_>], address: IpAddr) -> Self {
         match server.front_proxies() {
-            Some(proxies) if proxies.signed(chain) => Self { user: Ok(None), speaks: proxies.may_speak(chain) },
+            Some(proxies) if proxies.signed(chain) => {
+                Self { user: Ok(None), speaks: proxies.may_speak(chain), address }
+            }
             _ => Self {
                 user: chain.first().map(|der| authn::user_of_certificate(der).map(Arc::new)).transpose(),
                 speaks: false,
+                address,
             },
         }
     }
@@ -124,9 +131,10 @@ impl Peer {
 async fn connection(
     server: Arc<ApiServer>,
     stream: tokio_rustls::server::TlsStream<tokio::net::TcpStream>,
+    address: IpAddr,
     cancel: CancellationToken,
 ) {
-    let peer = Arc::new(Peer::of(&server, stream.get_ref().1.peer_certificates().unwrap_or_default()));
+    let peer = Arc::new(Peer::of(&server, stream.get_ref().1.peer_certificates().unwrap_or_default(), address));
     let ending = cancel.clone();
     let service = hyper::service::service_fn(move |request| {
         let (server, peer, ending) = (server.clone(), peer.clone(), ending.clone());
@@ -175,11 +183,17 @@ async fn guarded(
 ) -> Response<Body> {
     let observed = metrics::Observed::begin(&request);
     let audit_id = audit_id(request.headers());
-    let handled = std::panic::AssertUnwindSafe(handle(server, peer, request, ending)).catch_unwind().await;
-    let mut response = handled.unwrap_or_else(|_| {
-        tracing::error!(method = %observed.method(), path = observed.path(), "a request handler panicked");
-        error(&Status::internal("this request caused apiserver to panic. Look in log for details"))
-    });
+    let told = audited::Slot::default();
+    let handled = handle(server, peer, request, (&audit_id, &told), ending);
+    let handled = std::panic::AssertUnwindSafe(handled).catch_unwind().await;
+    let mut response = match handled {
+        Ok(response) => told.ended(response).await,
+        Err(why) => {
+            tracing::error!(method = %observed.method(), path = observed.path(), "a request handler panicked");
+            told.panicked(why).await;
+            error(&Status::internal("this request caused apiserver to panic. Look in log for details"))
+        }
+    };
     response.headers_mut().insert(AUDIT_ID, audit_id);
     observed.end(response.status());
     tracing::debug!(
@@ -214,6 +228,7 @@ async fn handle(
     server: &Arc<ApiServer>,
     peer: &Peer,
     mut request: http::Request<Incoming>,
+    (audit_id, told): (&HeaderValue, &audited::Slot),
     ending: CancellationToken,
 ) -> Response<Body> {
     let spoken_for = if peer.speaks { authn::front_proxy::user_of_headers(request.headers_mut()) } else { None };
@@ -222,16 +237,20 @@ async fn handle(
         (None, Ok(user)) => server.authenticate(user.as_ref(), text_of(request.headers(), header::AUTHORIZATION)).await,
         (None, Err(status)) => Err(status.clone()),
     };
+    if let Some(audit) = &server.config().audit {
+        Box::pin(told.begin(audit, &mut request, user.as_deref().ok(), peer.address, audit_id)).await;
+    }
     let user = match user {
         Ok(user) => user,
         Err(status) => return error(&status),
     };
-    let user = match impersonate(server, user, request.headers()) {
+    let user = match impersonate(server, user, request.headers(), told) {
         Ok(user) => user,
-        Err(status) => return error(&status),
+        Err(status) => return told.refused(&status),
     };
-    let caller = Caller::new(user, text_of(request.headers(), header::USER_AGENT).unwrap_or_default());
-    let mut response = answer(server, &caller, request, ending).await.unwrap_or_else(|status| error(&status));
+    let agent = text_of(request.headers(), header::USER_AGENT).unwrap_or_default();
+    let caller = Caller::new(user, agent).told_to(told.trail());
+    let mut response = answer(server, &caller, request, ending).await.unwrap_or_else(|status| told.refused(&status));
     for warning in caller.take_warnings() {
         let quoted = warning.replace('\\', "\\\\").replace('"', "\\\"").replace(['\n', '\r'], " ");
         if let Ok(value) = HeaderValue::from_str(&format!("299 - \"{quoted}\"")) {
@@ -265,24 +284,26 @@ async fn answer(
         if (lines || log)
             && let Some(upgrade) = websocket::Upgrade::take(&mut request, lines)
         {
-            return Ok(upgrade.carry(Box::pin(dispatch(server, caller, route, request, ending)).await?));
+            let response = Box::pin(dispatch(server, caller, route, request, ending)).await?;
+            return Ok(upgrade.carry(audited::until_its_end(response, caller)));
         }
     }
-    dispatch(server, caller, route, request, ending).await
+    let response = dispatch(server, caller, route, request, ending).await?;
+    Ok(audited::until_its_end(response, caller))
 }
 
 /// Authorizes a call that another server answers: paths there may be longer than ours.
 fn authorize_elsewhere<B>(server: &ApiServer, caller: &Caller, request: &http::Request<B>) -> Result<(), Status> {
     let (method, path) = (request.method(), request.uri().path());
     match route::parse(method, path, request.uri().query().unwrap_or_default()) {
-        Ok(Route::Resource(asked)) => authz::require(server, &caller.user, &authz::Attributes::of(&asked)),
+        Ok(Route::Resource(asked)) => authz::admit(server, caller, &authz::Attributes::of(&asked)),
         Ok(Route::Connect(call)) => {
             let attributes = authz::Attributes { verb: call.verb(method), ..authz::Attributes::of(&call.request) };
-            authz::require(server, &caller.user, &attributes)
+            authz::admit(server, caller, &attributes)
         }
         Ok(Route::Path) | Err(_) => {
             let verb = method.as_str().to_ascii_lowercase();
-            authz::require(server, &caller.user, &authz::Attributes::path(&verb, path))
+            authz::admit(server, caller, &authz::Attributes::path(&verb, path))
         }
     }
 }
@@ -298,9 +319,7 @@ async fn dispatch(
     match route {
         Route::Path => {
             let verb = parts.method.as_str().to_ascii_lowercase();
-            if !paths::is_public(parts.uri.path()) {
-                authz::require(server, &caller.user, &authz::Attributes::path(&verb, parts.uri.path()))?;
-            }
+            authz::admit(server, caller, &authz::Attributes::path(&verb, parts.uri.path()))?;
             if !matches!(parts.method, Method::GET | Method::HEAD) {
                 return Err(Status::wrong_method());
             }
@@ -308,7 +327,7 @@ async fn dispatch(
         }
         Route::Connect(call) => {
             let verb = call.verb(&parts.method);
-            authz::require(server, &caller.user, &authz::Attributes { verb, ..authz::Attributes::of(&call.request) })?;
+            authz::admit(server, caller, &authz::Attributes { verb, ..authz::Attributes::of(&call.request) })?;
             if crate::webhook::admission::is_connect(&call.request) {
                 let (subject, options) =
                     crate::webhook::admission::Subject::of_connect(caller, &call.request, &call.query);
@@ -328,6 +347,12 @@ async fn dispatch(
             }
             let shape = encode::Shape::of(server, &request)?;
             let reply = server.call(caller, request).await?;
+            if let Some(trail) = &caller.trail {
+                let shown = audited::wanted(trail, &reply, &shape, &negotiated)?;
+                if let Some(shown) = shown {
+                    Box::pin(audited::answered(trail, shown)).await;
+                }
+            }
             encode::reply(reply, &shape, &negotiated, &ending)
         }
     }
@@ -344,7 +369,12 @@ async fn read_body(body: Incoming) -> Result<Bytes, Status> {
 }
 
 /// `Impersonate-User` and its kin: act as another, if allowed to.
-fn impersonate(server: &ApiServer, user: Arc<User>, headers: &HeaderMap) -> Result<Arc<User>, Status> {
+fn impersonate(
+    server: &ApiServer,
+    user: Arc<User>,
+    headers: &HeaderMap,
+    told: &audited::Slot,
+) -> Result<Arc<User>, Status> {
     const EXTRA: &str = "impersonate-extra-";
     let one = |name: &str| headers.get(name).and_then(|v| v.to_str().ok()).map(String::from);
     let groups: Vec<String> =
@@ -401,6 +431,9 @@ fn impersonate(server: &ApiServer, user: Arc<User>, headers: &HeaderMap) -> Resu
     let group = if outsider { authn::UNAUTHENTICATED } else { authn::AUTHENTICATED };
     if !target.in_group(group) {
         target.groups.push(group.into());
+    }
+    if let Some(trail) = told.trail() {
+        trail.impersonating(&target);
     }
     Ok(Arc::new(target))
 }

@@ -43,11 +43,6 @@ const METRICS: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 const AGGREGATED: &str = "g=apidiscovery.k8s.io";
 
-/// Paths anyone may read, whatever RBAC says: none beyond what `system:public-info-viewer` grants.
-pub fn is_public(_path: &str) -> bool {
-    false
-}
-
 pub fn json_response(value: &Value) -> Response<Body> {
     with_type(value.to_string() + "\n", "application/json")
 }

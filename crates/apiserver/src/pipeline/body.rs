@@ -156,6 +156,14 @@ pub fn decode_object(_server: &ApiServer, target: &Target<'_>, body: &RequestBod
     Ok(value)
 }
 
+/// The same for those who only look: nothing is said of what is wrong with it.
+pub fn decode_quietly(target: &Target<'_>) -> Option<Value> {
+    let (mut value, mut issues) = parse(&target.request.body).ok()?;
+    expect_kind(target, &mut value).ok()?;
+    prune(target, &mut value, &mut issues).ok()?;
+    Some(value)
+}
+
 /// A body of another kind or version than the URL's, as upstream's decoders word it.
 fn other_kind(target: &Target<'_>, api_version: &str, kind: &str) -> Status {
     let resource = &target.served.resource;

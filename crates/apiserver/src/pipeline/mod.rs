@@ -17,6 +17,7 @@ use std::time::Duration;
 use meta::{Reply, Request, Status, Verb};
 use resources::{ResourceVersion, SubresourceKind, Verbs};
 
+use crate::audit::Trail;
 use crate::authn::User;
 use crate::authz;
 use crate::catalog::Served;
@@ -31,12 +32,25 @@ const MAX_WARNINGS: usize = 64;
 pub struct Caller {
     pub user: Arc<User>,
     pub user_agent: String,
+    /// Where the audit log is told of this request, if it is.
+    pub trail: Option<Arc<Trail>>,
     warnings: Mutex<Vec<String>>,
 }
 
 impl Caller {
     pub fn new(user: Arc<User>, user_agent: &str) -> Self {
-        Self { user, user_agent: user_agent.to_string(), warnings: Mutex::default() }
+        Self { user, user_agent: user_agent.to_string(), trail: None, warnings: Mutex::default() }
+    }
+
+    pub fn told_to(self, trail: Option<Arc<Trail>>) -> Self {
+        Self { trail, ..self }
+    }
+
+    /// Adds a word to what the audit log is told.
+    pub fn annotate(&self, key: impl Into<String>, value: impl Into<String>) {
+        if let Some(trail) = &self.trail {
+            trail.annotate(key, value);
+        }
     }
 
     /// Adds a text for a `Warning` header, once.
@@ -92,7 +106,7 @@ impl Target<'_> {
 impl ApiServer {
     /// Serves one request of a known caller, authorization included.
     pub async fn call(&self, caller: &Caller, request: Request) -> Result<Reply, Status> {
-        authz::require(self, &caller.user, &authz::Attributes::of(&request))?;
+        authz::admit(self, caller, &authz::Attributes::of(&request))?;
         // Calls from this process come here first; those over HTTPS were sent on before they were routed.
         let services = self.aggregation().services();
         if let Some(remote) = services.remote(&request.resource.group, &request.resource.version) {
@@ -109,11 +123,18 @@ impl ApiServer {
         let version = &resource.versions[version];
         if let Some(text) = &version.deprecation {
             caller.warn(&**text);
+            caller.annotate("k8s.io/deprecated", "true");
+            if let Some(release) = version.removed_release() {
+                caller.annotate("k8s.io/removed-release", release);
+            }
         }
         if resource.namespaced && request.namespace.is_empty() && !matches!(request.verb, Verb::List | Verb::Watch) {
             return Err(if request.verb == Verb::Create { Status::wrong_method() } else { Status::unknown_path() });
         }
         let target = Target { caller, served, version, request: &request };
+        if let Some(trail) = &caller.trail {
+            Box::pin(tell_body(trail, &target)).await;
+        }
         // Each kind of request in a place of its own: a future is as large as its largest branch, and all those around it
         // are copied as they are made.
         if !request.subresource.is_empty() {
@@ -148,5 +169,23 @@ impl ApiServer {
             (_, Verb::Delete) => Box::pin(self.delete(target)).await,
             (_, Verb::DeleteCollection) => Box::pin(self.delete_collection(target)).await,
         }
+    }
+}
+
+/// Tells the audit log what was sent, where that is needed.
+async fn tell_body(trail: &Trail, target: &Target<'_>) {
+    let request = target.request;
+    let stored = match (target.served.resource.verbs, request.verb) {
+        (Verbs::CreateOnly, _) => false,
+        (_, Verb::Create) => request.subresource.is_empty(),
+        (_, Verb::Update) => {
+            let sub = target.served.resource.subresource(&request.subresource);
+            sub.is_none_or(|sub| matches!(sub.kind, SubresourceKind::Status | SubresourceKind::Part))
+        }
+        _ => false,
+    };
+    match stored.then(|| body::decode_quietly(target)).flatten() {
+        Some(body) => trail.sent(target, &body).await,
+        None => trail.sent_as_it_is(&request.body),
     }
 }

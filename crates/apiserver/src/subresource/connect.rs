@@ -395,6 +395,8 @@ where
         }
     });
     let client_side = upgrade.then(|| hyper::upgrade::on(&mut request));
+    // The request is over when its streams are.
+    let trail = request.extensions_mut().remove::<Arc<crate::audit::Trail>>();
     let (mut parts, body) = request.into_parts();
     for name in NOT_FORWARDED {
         parts.headers.remove(name);
@@ -413,6 +415,7 @@ where
         tokio::spawn(async move {
             let (Ok(client), Ok(node)) = (client_side.await, node_side.await) else { return };
             let _ = tokio::io::copy_bidirectional(&mut TokioIo::new(client), &mut TokioIo::new(node)).await;
+            drop(trail);
         });
         let (parts, _) = response.into_parts();
         return Ok(Response::from_parts(parts, crate::http::full(bytes::Bytes::new())));

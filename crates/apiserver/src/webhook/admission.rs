@@ -347,7 +347,10 @@ fn webhooks(server: &ApiServer, plural: &str) -> Vec<Webhook> {
     let mut found = Vec::new();
     for object in server.lookup_all(GROUP, plural, "") {
         match object.typed::<Configuration>() {
-            Ok(configuration) => found.extend(configuration.webhooks.iter().cloned()),
+            Ok(configuration) => {
+                let named = |hook: &Webhook| Webhook { configuration: object.meta.name.to_string(), ..hook.clone() };
+                found.extend(configuration.webhooks.iter().map(named));
+            }
             Err(error) => {
                 tracing::error!(configuration = %object.meta.name, %error, "webhook configuration cannot be read")
             }
@@ -399,6 +402,9 @@ async fn ask(server: &ApiServer, subject: &Subject<'_>, hook: &Webhook, review: 
             )));
         }
     }
+    for (key, value) in response["auditAnnotations"].as_object().into_iter().flatten() {
+        subject.caller.annotate(format!("{}/{key}", hook.name), value.as_str().unwrap_or_default());
+    }
     for warning in response["warnings"].as_array().into_iter().flatten().filter_map(Value::as_str) {
         subject.caller.warn(warning);
     }
@@ -442,12 +448,13 @@ fn denial(name: &str, said: &Value) -> Status {
     status
 }
 
-/// A failure, if the webhook's policy lets it count.
-fn judge(hook: &Webhook, failure: Failure) -> Result<(), Status> {
+/// A failure, if the webhook's policy lets it count; `place` is where the audit log is told if it does not.
+fn judge(caller: &Caller, hook: &Webhook, place: &str, failure: Failure) -> Result<(), Status> {
     match failure {
         Failure::Refused(status) => Err(status),
         Failure::Calling(why) if hook.ignores_failure() => {
             tracing::warn!(webhook = hook.name, why, "failed calling webhook, failing open");
+            caller.annotate(format!("failed-open.{place}"), &*hook.name);
             Ok(())
         }
         Failure::Calling(why) => Err(Status::internal(format!("failed calling webhook {:?}: {why}", hook.name))),
@@ -511,26 +518,66 @@ impl Round {
                 continue;
             }
             let (review, sent) = subject.review(server, hook, form, Some(object), old).await?;
+            let told = Told { caller: subject.caller, hook, at: (u8::from(self.second), place) };
             let patch = match ask(server, subject, hook, &review).await {
                 Ok(answer) => answer.patch,
                 Err(failure) => {
-                    judge(hook, failure)?;
+                    told.mutated(false);
+                    judge(subject.caller, hook, &told.key("mutation"), failure)?;
                     None
                 }
             };
+            let mut mutated = false;
             if let (Some(patch), Some(sent)) = (patch, sent) {
+                told.patch(&patch);
                 let changed = patched(server, subject, form, object, sent, &patch).await?;
                 if changed != *object {
                     *object = changed;
                     self.changes += 1;
+                    mutated = true;
                 }
             }
+            told.mutated(mutated);
             match earlier {
                 Some(earlier) => self.asked[earlier].2 = self.changes,
                 None => self.asked.push((place, hook.name.clone(), self.changes)),
             }
         }
         Ok(self.changes != before)
+    }
+}
+
+/// What the audit log is told of a mutating webhook's answer.
+struct Told<'a> {
+    caller: &'a Caller,
+    hook: &'a Webhook,
+    /// Round and place.
+    at: (u8, usize),
+}
+
+impl Told<'_> {
+    fn key(&self, what: &str) -> String {
+        format!("{what}.webhook.admission.k8s.io/round_{}_index_{}", self.at.0, self.at.1)
+    }
+
+    fn annotate(&self, what: &str, fields: Value) {
+        let mut value = json!({"configuration": self.hook.configuration, "webhook": self.hook.name});
+        if let (Some(value), Value::Object(fields)) = (value.as_object_mut(), fields) {
+            value.extend(fields);
+        }
+        self.caller.annotate(self.key(what), value.to_string());
+    }
+
+    fn mutated(&self, mutated: bool) {
+        if self.caller.trail.is_some() {
+            self.annotate("mutation", json!({"mutated": mutated}));
+        }
+    }
+
+    fn patch(&self, patch: &Value) {
+        if self.caller.trail.as_ref().is_some_and(|trail| trail.wants_bodies()) {
+            self.annotate("patch", json!({"patch": patch, "patchType": "JSONPatch"}));
+        }
     }
 }
 
@@ -633,7 +680,7 @@ async fn validate_with(
     old: Option<&Value>,
 ) -> Result<(), Status> {
     let mut calls = Vec::new();
-    for hook in hooks {
+    for (place, hook) in hooks.iter().enumerate() {
         if let Some(form) = subject.wanted(server, hook, object, old)? {
             calls.push(async move {
                 if !conditions::hold(server, subject, hook, form, object, old).await? {
@@ -642,7 +689,10 @@ async fn validate_with(
                 let (review, _) = subject.review(server, hook, form, object, old).await?;
                 match ask(server, subject, hook, &review).await {
                     Ok(_) => Ok(()),
-                    Err(failure) => judge(hook, failure),
+                    Err(failure) => {
+                        let at = format!("validating.webhook.admission.k8s.io/round_0_index_{place}");
+                        judge(subject.caller, hook, &at, failure)
+                    }
                 }
             });
         }

@@ -19,6 +19,9 @@ pub struct Configuration {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct Webhook {
+    /// Where it stands.
+    #[serde(skip)]
+    pub configuration: String,
     pub name: String,
     pub client_config: WebhookClientConfig,
     pub rules: Vec<Rule>,

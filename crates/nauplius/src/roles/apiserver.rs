@@ -46,6 +46,8 @@ pub struct Options {
     pub store: StoreOptions,
     #[command(flatten)]
     pub serving: super::Serving,
+    #[command(flatten)]
+    pub audit: super::AuditOptions,
 }
 
 /// Where objects are kept.
@@ -134,6 +136,9 @@ impl Running {
         for task in self.tasks {
             let _ = task.await;
         }
+        if let Some(audit) = &self.server.config().audit {
+            audit.flush().await;
+        }
     }
 }
 
@@ -157,7 +162,8 @@ fn flags(options: &Options, address: SocketAddr) -> BTreeMap<String, String> {
         ("service-account-issuer", Some(ISSUER.into())),
         ("service-cluster-ip-range", Some(ranges.join(","))),
     ];
-    said.into_iter().map(|(name, value)| (name.to_string(), value.unwrap_or_default())).collect()
+    let audit = options.audit.flags().into_iter().map(|(name, value)| (name, Some(value.display().to_string())));
+    said.into_iter().chain(audit).map(|(name, value)| (name.to_string(), value.unwrap_or_default())).collect()
 }
 
 /// Opens the store and serves. Ready when this returns.
@@ -192,6 +198,7 @@ pub async fn start(options: &Options, pki: &Pki, cancel: CancellationToken) -> R
             key,
         })),
         enabled: options.serving.read()?,
+        audit: options.audit.open().await?,
         flags: flags(options, address),
     };
     let store = open_store(&options.store, &options.data_dir).await?;

@@ -1,6 +1,7 @@
 //! One component each, over whatever client it is given: in this process or in one of its own.
 
 pub mod apiserver;
+mod audit;
 pub mod controller_manager;
 mod encryption;
 mod gates;
@@ -14,6 +15,7 @@ use anyhow::{Context, Result};
 use client::Client;
 use tokio_util::sync::CancellationToken;
 
+pub use audit::AuditOptions;
 pub use controller_manager::{ControllerManagerOptions, controller_manager, run_controllers};
 pub use gates::{FeatureGates, Serving};
 pub use scheduler::{SchedulerOptions, run_scheduler, scheduler};

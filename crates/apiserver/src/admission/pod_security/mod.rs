@@ -98,6 +98,9 @@ impl Plugin for PodSecurity {
             .collect::<serde_json::Map<_, _>>()
             .into();
         let (enforce, named) = policy(&labels, "enforce");
+        if template.is_none() {
+            a.target.caller.annotate(format!("{PREFIX}enforce-policy"), &*named);
+        }
         if template.is_none()
             && let Some(why) = violations(enforce, pod)
         {
@@ -105,6 +108,13 @@ impl Plugin for PodSecurity {
                 object["metadata"]["name"].as_str().unwrap_or_default(),
                 format!("violates PodSecurity {named:?}: {why}"),
             ));
+        }
+        let (audit, named) = policy(&labels, "audit");
+        if a.target.caller.trail.is_some()
+            && let Some(why) = violations(audit, pod)
+        {
+            let said = format!("would violate PodSecurity {named:?}: {why}");
+            a.target.caller.annotate(format!("{PREFIX}audit-violations"), said);
         }
         let (warn, named) = policy(&labels, "warn");
         if let Some(why) = violations(warn, pod) {
