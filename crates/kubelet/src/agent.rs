@@ -20,12 +20,12 @@ use crate::cri::{Engine, v1};
 use crate::events::Events;
 use crate::eviction::{self, Evictions};
 use crate::images::{self, Images};
+use crate::metrics::Metrics;
 use crate::node::machine::{self, Machine};
 use crate::plugins::claims::Claims;
 use crate::plugins::devices::Devices;
 use crate::pods::allocation::Allocations;
 use crate::pods::{self, Workers};
-use crate::probes::counts::Counts;
 use crate::processors::{self, Processors};
 use crate::references::References;
 use crate::statics::Statics;
@@ -58,7 +58,9 @@ pub struct Context {
     pub references: References,
     pub tokens: Tokens,
     pub users: UserNamespaces,
-    pub probed: Counts,
+    pub metrics: Arc<Metrics>,
+    /// When the agent began.
+    pub began: std::time::Instant,
     pub devices: Devices,
     pub claims: Claims,
     pub allocations: Allocations,
@@ -203,13 +205,15 @@ fn build(config: Config, client: Client) -> anyhow::Result<Arc<Context>> {
         looked.wake_all();
     };
     let node = &config.node_name;
+    let metrics = Arc::<Metrics>::default();
     Ok(Arc::new(Context {
-        engine: Engine::new(&config.cri_endpoint, config.image_endpoint.as_deref()),
+        engine: Engine::new(&config.cri_endpoint, config.image_endpoint.as_deref(), metrics.clone()),
         events: Events::new(&client, node),
         references: References::new(client.clone(), Arc::new(move |uid: &str| woken.wake_for_references(uid))),
         tokens: Tokens::default(),
         users: UserNamespaces::load(&config),
-        probed: Counts::default(),
+        metrics: metrics.clone(),
+        began: std::time::Instant::now(),
         devices: Devices::new(config.root_dir.join("device-plugins"), Arc::new(devices_changed)),
         claims: Claims::load(config.root_dir.join("resource-claims.json")),
         allocations: Allocations::default(),
@@ -267,7 +271,7 @@ pub async fn run(config: Config, client: Client, cancel: CancellationToken) -> a
     parts.spawn(async move { or_without("pod resources", plugins::pod_resources::serve(listed).await).await });
     parts.spawn(logs::rotation::run(context.clone()));
     parts.spawn(listener.serve());
-    parts.spawn(server::healthz(context.config.healthz));
+    parts.spawn(server::healthz(context.config.healthz, context.metrics.clone()));
     let following = context.clone();
     parts.spawn(async move {
         // Pods are named by the engine that runs them: their status waits for its answer.

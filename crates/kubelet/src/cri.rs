@@ -5,7 +5,8 @@
 
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use hyper_util::rt::TokioIo;
 use tonic::transport::{Channel, Endpoint, Uri};
@@ -13,6 +14,8 @@ use tonic::transport::{Channel, Endpoint, Uri};
 pub use ::cri::v1;
 use v1::image_service_client::ImageServiceClient;
 use v1::runtime_service_client::RuntimeServiceClient;
+
+use crate::metrics::{Metrics, families};
 
 /// Deadline of calls that only read or that an engine answers at once; as upstream's `--runtime-request-timeout`.
 const CALL: Duration = Duration::from_secs(120);
@@ -31,6 +34,7 @@ pub type CallResult<T> = Result<T, tonic::Status>;
 pub struct Engine {
     runtime: RuntimeServiceClient<Channel>,
     images: ImageServiceClient<Channel>,
+    metrics: Arc<Metrics>,
 }
 
 /// `unix:///run/x.sock` or `/run/x.sock`.
@@ -54,14 +58,32 @@ fn request<T>(message: T, deadline: Duration) -> tonic::Request<T> {
     request
 }
 
-/// Waits for a call no longer than its deadline even when the engine ignores the one sent to it.
-async fn bounded<T>(
-    deadline: Duration,
-    call: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>,
-) -> CallResult<T> {
-    match tokio::time::timeout(deadline + Duration::from_secs(1), call).await {
-        Ok(answer) => answer.map(tonic::Response::into_inner),
-        Err(_) => Err(tonic::Status::deadline_exceeded("context deadline exceeded")),
+/// A call as the metrics name it: `run_podsandbox`, `update_container`.
+fn operation(call: &str) -> String {
+    call.trim_end_matches("_resources").replace("pod_sandbox", "podsandbox")
+}
+
+impl Engine {
+    /// Waits for a call no longer than its deadline even when the engine ignores the one sent to it, and counts it.
+    async fn bounded<T>(
+        &self,
+        name: &str,
+        deadline: Duration,
+        call: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>,
+    ) -> CallResult<T> {
+        let began = Instant::now();
+        let answer = match tokio::time::timeout(deadline + Duration::from_secs(1), call).await {
+            Ok(answer) => answer.map(tonic::Response::into_inner),
+            Err(_) => Err(tonic::Status::deadline_exceeded("context deadline exceeded")),
+        };
+        let labels = [operation(name)];
+        let labels = labels.each_ref().map(String::as_str);
+        self.metrics.count(&families::CALLS, &labels);
+        self.metrics.since(&families::CALL_DURATION, &labels, began);
+        if answer.is_err() {
+            self.metrics.count(&families::CALL_ERRORS, &labels);
+        }
+        answer
     }
 }
 
@@ -70,7 +92,7 @@ macro_rules! calls {
         impl Engine {
             $($(#[$doc])* pub async fn $name(&self, message: v1::$request) -> CallResult<v1::$response> {
                 let mut client = self.$service.clone();
-                bounded($deadline, client.$name(request(message, $deadline))).await
+                self.bounded(stringify!($name), $deadline, client.$name(request(message, $deadline))).await
             })*
         }
     };
@@ -108,12 +130,13 @@ calls! {
 
 impl Engine {
     /// A handle; the socket is opened by the first call.
-    pub fn new(cri_endpoint: &str, image_endpoint: Option<&str>) -> Self {
+    pub fn new(cri_endpoint: &str, image_endpoint: Option<&str>, metrics: Arc<Metrics>) -> Self {
         let runtime = channel(cri_endpoint);
         let images = image_endpoint.map_or_else(|| runtime.clone(), channel);
         Self {
             runtime: RuntimeServiceClient::new(runtime).max_decoding_message_size(MAX_MESSAGE_BYTES),
             images: ImageServiceClient::new(images).max_decoding_message_size(MAX_MESSAGE_BYTES),
+            metrics,
         }
     }
 
@@ -122,7 +145,7 @@ impl Engine {
         let message = v1::StopContainerRequest { container_id: id.into(), timeout: grace.as_secs() as i64 };
         let deadline = grace + CALL;
         let mut client = self.runtime.clone();
-        bounded(deadline, client.stop_container(request(message, deadline))).await.map(drop)
+        self.bounded("stop_container", deadline, client.stop_container(request(message, deadline))).await.map(drop)
     }
 
     /// Runs a command in a container and waits for it.
@@ -137,7 +160,7 @@ impl Engine {
             v1::ExecSyncRequest { container_id: id.into(), cmd: command, timeout: timeout.as_secs().max(1) as i64 };
         let deadline = timeout.max(Duration::from_secs(1)) + Duration::from_secs(5);
         let mut client = self.runtime.clone();
-        bounded(deadline, client.exec_sync(request(message, deadline))).await
+        self.bounded("exec_sync", deadline, client.exec_sync(request(message, deadline))).await
     }
 
     /// The engine's stream of container events; `Unimplemented` from engines that have none.

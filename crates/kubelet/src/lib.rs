@@ -17,6 +17,7 @@ pub mod events;
 pub mod eviction;
 pub mod images;
 pub mod logs;
+pub mod metrics;
 pub mod node;
 mod oom;
 pub mod plugins;

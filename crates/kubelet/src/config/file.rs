@@ -411,6 +411,9 @@ impl File {
         }
         set(&mut config.debugging_handlers, self.enable_debugging_handlers);
         set(&mut config.system_logs, self.enable_system_log_handler);
+        set(&mut config.system_log_query, self.enable_system_log_query);
+        let gate = |name: &str| self.feature_gates.as_ref().and_then(|g| g.get(name)).copied().unwrap_or(false);
+        config.gates.allocated_pods = gate("KubeletAllocatedPodsEndpoint");
         let healthz = self.healthz_port.unwrap_or(10248);
         let address = self.healthz_bind_address.unwrap_or(IpAddr::from([127, 0, 0, 1]));
         config.healthz = (healthz > 0).then(|| SocketAddr::new(address, healthz));

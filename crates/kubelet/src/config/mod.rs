@@ -84,6 +84,9 @@ pub struct Config {
     pub debugging_handlers: bool,
     /// `/logs` is served.
     pub system_logs: bool,
+    /// It answers queries too.
+    pub system_log_query: bool,
+    pub gates: Gates,
     /// Where `/healthz` is served without TLS.
     pub healthz: Option<SocketAddr>,
     /// Swap is a reason not to start.
@@ -102,6 +105,13 @@ pub struct Config {
     pub dead_containers_kept: usize,
     pub container_log_max_size: u64,
     pub container_log_max_files: u32,
+}
+
+/// The feature gates that mean something here; all are shut unless somebody opens them.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Gates {
+    /// `KubeletAllocatedPodsEndpoint`: pods are told as they were granted.
+    pub allocated_pods: bool,
 }
 
 /// Who may ask the node API, and how long answers about that are believed.
@@ -192,6 +202,8 @@ impl Config {
             auth: Auth::default(),
             debugging_handlers: true,
             system_logs: true,
+            system_log_query: false,
+            gates: Gates::default(),
             healthz: None,
             fail_swap_on: false,
             parallel_pulls: 5,

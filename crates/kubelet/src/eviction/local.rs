@@ -58,12 +58,13 @@ pub struct Parts {
     pub containers: Vec<(String, u64)>,
 }
 
-/// Why the pod has to go, if it does.
-pub fn excess(pod: &Pod, parts: &Parts) -> Option<String> {
+/// Why the pod has to go, if it does: the bound it is over, as upstream counts them, and the message.
+pub fn excess(pod: &Pod, parts: &Parts) -> Option<(&'static str, String)> {
     for (name, text, limit) in sized(pod) {
         let used = parts.volumes.iter().find(|(n, _)| n == name).map_or(0, |(_, used)| *used);
         if used > limit {
-            return Some(format!("Usage of EmptyDir volume {name:?} exceeds the limit {text:?}. "));
+            let why = format!("Usage of EmptyDir volume {name:?} exceeds the limit {text:?}. ");
+            return Some(("emptydirfs.limit", why));
         }
     }
     let limit_of = |c: &k8s_openapi::api::core::v1::Container| {
@@ -75,13 +76,14 @@ pub fn excess(pod: &Pod, parts: &Parts) -> Option<String> {
     if all.iter().all(|(_, l)| l.is_some())
         && let Some(total) = total.filter(|t| *t > 0 && used > *t as u64)
     {
-        return Some(format!("Pod ephemeral local storage usage exceeds the total limit of containers {total}. "));
+        let why = format!("Pod ephemeral local storage usage exceeds the total limit of containers {total}. ");
+        return Some(("ephemeralpodfs.limit", why));
     }
     all.iter().find_map(|(c, limit)| {
         let limit = (*limit)?;
         let used = parts.containers.iter().find(|(n, _)| *n == c.name).map_or(0, |(_, used)| *used);
-        (used > limit as u64)
-            .then(|| format!("Container {} exceeded its local ephemeral storage limit \"{limit}\". ", c.name))
+        let why = || format!("Container {} exceeded its local ephemeral storage limit \"{limit}\". ", c.name);
+        (used > limit as u64).then(|| ("ephemeralcontainerfs.limit", why()))
     })
 }
 
@@ -103,7 +105,7 @@ mod tests {
             (0, 2049, Some("Container a exceeded its local ephemeral storage limit \"2048\". ")),
         ] {
             let parts = Parts { volumes: vec![("v".into(), volume)], containers: vec![("a".into(), container)] };
-            assert_eq!(excess(&pod, &parts).as_deref(), expect);
+            assert_eq!(excess(&pod, &parts).map(|(_, why)| why).as_deref(), expect);
         }
     }
 }

@@ -16,6 +16,7 @@ use k8s_openapi::api::core::v1::Pod;
 use self::core::{CRITICAL, Due, History, Pressure, message, rank};
 use crate::agent::Context;
 use crate::images;
+use crate::metrics::families;
 use crate::pods::status::{Verdict, is_terminal};
 use crate::spec;
 
@@ -119,7 +120,8 @@ async fn enforce_bounds(context: &Arc<Context>) -> bool {
     let mut any = false;
     for pod in active(context).into_iter().filter(|p| local::is_bounded(p)) {
         let parts = measure::parts(context, &pod).await;
-        if let Some(why) = local::excess(&pod, &parts) {
+        if let Some((signal, why)) = local::excess(&pod, &parts) {
+            context.metrics.count(&families::EVICTIONS, &[signal]);
             context.events.warning(&context.events.about_pod(&pod), "Evicted", &why);
             context.evictions.sentence(context, &pod, "Evicted", why, GRACE);
             any = true;
@@ -135,6 +137,7 @@ async fn evict_one(context: &Arc<Context>, due: &Due) -> bool {
     rank(&mut pods, due.threshold.signal);
     let Some((pod, _)) = pods.first() else { return false };
     let why = message(due);
+    context.metrics.count(&families::EVICTIONS, &[due.threshold.signal.as_str()]);
     context.events.warning(&context.events.about_pod(pod), "Evicted", &why);
     context.evictions.sentence(context, pod, "Evicted", why, due.grace);
     true

@@ -19,6 +19,7 @@ use super::status::is_terminal;
 use super::stop;
 use super::worker::Worker;
 use crate::cgroups;
+use crate::metrics::families;
 use crate::spec::{self, names};
 use crate::volumes;
 
@@ -107,7 +108,7 @@ impl Worker {
 
     /// Gives back what the pod's containers needed.
     async fn release(&self, pod: &Arc<Pod>) {
-        let (dir, config, pod) = (self.context.config.pod_dir(&self.uid), self.context.config.clone(), pod.clone());
+        let (dir, config) = (self.context.config.pod_dir(&self.uid), self.context.config.clone());
         let mut patience = RETRY;
         self.context.places.release(&self.uid);
         loop {
@@ -133,7 +134,10 @@ impl Worker {
             tracing::warn!(uid = %self.uid, "claims not given back: {why}");
             tokio::time::sleep(RETRY).await;
         }
-        self.context.probed.release(&self.uid);
+        let metrics = &self.context.metrics;
+        metrics.forget(&families::PROBE_RESULTS, &[("pod_uid", &self.uid)]);
+        let named = [("namespace", spec::namespace(pod)), ("pod", spec::name(pod))];
+        metrics.forget(&families::PROBE_DURATION, &named);
         self.context.devices.release(&self.uid);
         self.context.allocations.release(&self.uid);
         self.context.processors.release(&self.uid);

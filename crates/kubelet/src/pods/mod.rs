@@ -31,6 +31,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::agent::Context;
 use crate::eviction::core::Pressure;
+use crate::metrics::families;
 use crate::spec;
 use inbox::Inbox;
 use status::is_terminal;
@@ -137,8 +138,9 @@ fn begin(context: &Arc<Context>, pod: Arc<Pod>) {
     let uid = spec::uid(&pod).to_string();
     let inbox = Inbox::new(pod);
     context.workers.places().insert(uid.clone(), Place { inbox: inbox.clone(), done: false });
-    let context = context.clone();
+    let (context, seen) = (context.clone(), std::time::Instant::now());
     tokio::spawn(async move {
+        context.metrics.since(&families::POD_WORKER_START, &[], seen);
         let worker = AbortOnDropHandle::new(tokio::spawn(Worker::new(context.clone(), inbox).run()));
         let ended = tokio::select! {
             () = context.stopped.cancelled() => return,
@@ -155,10 +157,11 @@ fn begin(context: &Arc<Context>, pod: Arc<Pod>) {
 }
 
 /// Ends pods so that a critical one finds room, which then arrives again.
-fn displace(context: &Arc<Context>, pod: Arc<Pod>, victims: Vec<&Arc<Pod>>) {
+fn displace(context: &Arc<Context>, pod: Arc<Pod>, victims: Vec<&Arc<Pod>>, short_of: &str) {
     let uids: Vec<String> = victims.iter().map(|v| spec::uid(v).to_string()).collect();
     for victim in victims {
         let message = "Preempted in order to admit critical pod";
+        context.metrics.count(&families::PREEMPTIONS, &[short_of]);
         context.events.warning(&context.events.about_pod(victim), "Preempting", message);
         context.evictions.sentence(context, victim, "Preempting", message.into(), stop::grace(victim));
     }
@@ -204,7 +207,8 @@ fn arrive(context: &Arc<Context>, pod: Arc<Pod>) {
         if let Err(verdict) = taken.and_then(|()| context.processors.admit(&pod)) {
             let displaced = admit::victims(&pod, &room, &others, &verdict);
             if !displaced.is_empty() {
-                return displace(context, pod, displaced);
+                let short_of = verdict.reason.trim_start_matches("OutOf").to_lowercase();
+                return displace(context, pod, displaced, &short_of);
             }
             tracing::info!(pod = %spec::described(&pod), "refused: {}", verdict.message);
             context.events.warning(&context.events.about_pod(&pod), &verdict.reason, &verdict.message);

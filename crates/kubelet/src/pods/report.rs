@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use client::{Client, Patch};
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
@@ -13,6 +13,7 @@ use serde_json::{Map, Value, json};
 use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
 
+use crate::metrics::{Metrics, families};
 use crate::spec;
 
 /// Between attempts while the API server does not answer.
@@ -101,7 +102,7 @@ pub struct Reporter {
 
 impl Reporter {
     /// `before` is what the API has.
-    pub fn start(client: Client, pod: &Pod, before: PodStatus) -> Self {
+    pub fn start(client: Client, metrics: Arc<Metrics>, pod: &Pod, before: PodStatus) -> Self {
         let (wanted, mut next) = watch::channel::<Option<Arc<PodStatus>>>(None);
         let (done, sent) = watch::channel::<Option<Arc<PodStatus>>>(None);
         let written = Arc::new(AtomicU64::new(version(pod)));
@@ -118,7 +119,7 @@ impl Reporter {
         let task = tokio::spawn(async move {
             let mut before = Arc::new(before);
             while next.changed().await.is_ok() {
-                let mut attempt = 0;
+                let (mut attempt, began) = (0, Instant::now());
                 loop {
                     let Some(status) = next.borrow_and_update().clone() else { break };
                     if let Some(mut patch) = difference(&before, &status, &uid) {
@@ -127,7 +128,10 @@ impl Reporter {
                         }
                         let api = client.dynamic(client::Gvr::new("", "v1", "pods")).namespaced(&namespace);
                         match api.patch_subresource(&name, "status", Patch::Strategic(patch)).await {
-                            Ok(object) => latest.store(object.resource_version, Ordering::Release),
+                            Ok(object) => {
+                                latest.store(object.resource_version, Ordering::Release);
+                                metrics.since(&families::POD_STATUS_SYNC, &[], began);
+                            }
                             // Gone, or another pod of the same name: nobody is left to tell.
                             Err(error) if error.is_conflict() || (error.is_not_found() && !is_static) => {}
                             Err(error) => {

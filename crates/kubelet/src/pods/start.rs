@@ -16,6 +16,7 @@ use super::stop;
 use crate::agent::Context;
 use crate::cgroups;
 use crate::cri::v1;
+use crate::metrics::families;
 use crate::plugins::claims;
 use crate::references::Referent;
 use crate::spec::downward::Surroundings;
@@ -69,9 +70,15 @@ pub async fn sandbox(context: &Context, pod: &Pod, attempt: u32) -> Result<(), F
         return Err(not_made(message.into()));
     }
     let config = sandbox_spec::config(&context.config, pod, attempt, dns, cgroup_parent, users).map_err(not_made)?;
-    match context.engine.run_pod_sandbox(v1::RunPodSandboxRequest { config: Some(config), runtime_handler }).await {
+    let (metrics, began, handler) = (&context.metrics, std::time::Instant::now(), runtime_handler.clone());
+    metrics.count(&families::STARTED_PODS, &[]);
+    let made = context.engine.run_pod_sandbox(v1::RunPodSandboxRequest { config: Some(config), runtime_handler }).await;
+    metrics.since(&families::RUN_SANDBOX, &[&handler], began);
+    match made {
         Ok(_) => Ok(()),
         Err(status) => {
+            metrics.count(&families::RUN_SANDBOX_ERRORS, &[&handler]);
+            metrics.count(&families::STARTED_PODS_ERRORS, &[]);
             let message = format!("Failed to create pod sandbox: {}", said(&status));
             context.events.warning(&context.events.about_pod(pod), "FailedCreatePodSandBox", &message);
             Err(Failed {
@@ -279,7 +286,17 @@ impl Start<'_> {
     pub async fn run(&self) -> Result<(), Failed> {
         let Some((kind, container)) = spec::find_container(self.pod, self.name) else { return Ok(()) };
         let about = self.context.events.about_container(self.pod, kind, self.name);
+        let metrics = &self.context.metrics;
+        let kind_of = match kind {
+            Kind::Main => "container",
+            Kind::Init | Kind::Sidecar => "init_container",
+            Kind::Ephemeral => "ephemeral_container",
+        };
+        metrics.count(&families::STARTED_CONTAINERS, &[kind_of]);
         let result = self.go(kind, &container, &about).await;
+        if let Err(failed) = &result {
+            metrics.count(&families::STARTED_CONTAINERS_ERRORS, &[&failed.reason, kind_of]);
+        }
         if let Err(failed) = &result
             && matches!(
                 failed.reason.as_str(),

@@ -26,6 +26,7 @@ use crate::agent::Context;
 use crate::cgroups;
 use crate::cri::v1;
 use crate::logs::{self, Printer};
+use crate::metrics::families;
 use crate::probes::Probes;
 use crate::spec::{self, container::message_file, names};
 use crate::volumes::{self, Volumes};
@@ -69,6 +70,8 @@ pub struct Worker {
     take_back_at: Option<Timestamp>,
     /// A grace the verdict imposes.
     pub(super) verdict_grace: Option<Duration>,
+    /// When it was first seen, until it runs.
+    awaited: Option<std::time::Instant>,
 }
 
 enum Next {
@@ -91,9 +94,10 @@ impl Worker {
     pub fn new(context: Arc<Context>, inbox: Arc<Inbox>) -> Self {
         let pod = inbox.latest().pod;
         let before = pod.status.clone().unwrap_or_default();
+        let new = before.start_time.is_none();
         Self {
             uid: spec::uid(&pod).to_string(),
-            reporter: Reporter::start(context.client.clone(), &pod, before.clone()),
+            reporter: Reporter::start(context.client.clone(), context.metrics.clone(), &pod, before.clone()),
             context,
             inbox,
             memory: Memory::default(),
@@ -106,12 +110,14 @@ impl Worker {
             verdict: None,
             take_back_at: None,
             verdict_grace: None,
+            awaited: new.then(std::time::Instant::now),
         }
     }
 
     /// Runs the pod from wherever it stands to its end.
     pub async fn run(mut self) {
         let ending = self.inbox.ending.clone();
+        let mut first = self.awaited.is_some();
         loop {
             let Latest { pod, removed } = self.inbox.latest();
             let over = is_terminal(pod.status.as_ref().and_then(|s| s.phase.as_deref()))
@@ -119,11 +125,14 @@ impl Worker {
             if removed || over || ending.is_cancelled() {
                 break;
             }
+            let (began, operation) = (std::time::Instant::now(), if first { "create" } else { "sync" });
             let next = tokio::select! {
                 biased;
                 () = ending.cancelled() => break,
                 next = self.step(&pod) => next,
             };
+            first = false;
+            self.context.metrics.since(&families::POD_WORKER, &[operation], began);
             match next {
                 Next::Again => {}
                 Next::Over => break,
@@ -135,6 +144,22 @@ impl Worker {
             }
         }
         self.end().await;
+    }
+
+    fn reporter_from(&self, pod: &Pod, there: PodStatus) -> Reporter {
+        Reporter::start(self.context.client.clone(), self.context.metrics.clone(), pod, there)
+    }
+
+    /// Counts how long the pod took to run, once it does; one that did before this agent began says nothing.
+    fn count_start(&mut self, pod: &Pod, status: &PodStatus) {
+        let runs = status.phase.as_deref() == Some("Running");
+        let Some(seen) = self.awaited.take_if(|_| runs) else { return };
+        let metrics = &self.context.metrics;
+        metrics.since(&families::POD_START, &[], seen);
+        if let Some(created) = &pod.metadata.creation_timestamp {
+            let took = Timestamp::now().duration_since(created.0).as_secs_f64();
+            metrics.observe(&families::POD_START_TOTAL, &[], took.max(0.0));
+        }
     }
 
     pub(super) fn report(&mut self, pod: &Pod, seen: &Observed, waiting: &BTreeMap<String, Waiting>, over: bool) {
@@ -152,6 +177,7 @@ impl Worker {
             now: Timestamp::now(),
         };
         let status = generate(pod, &facts);
+        self.count_start(pod, &status);
         self.before = status.clone();
         self.reporter.report(status);
     }
@@ -211,7 +237,7 @@ impl Worker {
             (true, Some(at)) if at > now => Some(at),
             (true, Some(_)) => {
                 let there = pod.status.clone().unwrap_or_default();
-                self.reporter = Reporter::start(self.context.client.clone(), pod, there);
+                self.reporter = self.reporter_from(pod, there);
                 None
             }
         };
@@ -236,7 +262,7 @@ impl Worker {
             }
         }
         if self.inbox.take_resend() {
-            self.reporter = Reporter::start(self.context.client.clone(), pod, PodStatus::default());
+            self.reporter = self.reporter_from(pod, PodStatus::default());
         }
         self.take_back(pod);
         let pod = &self.judge_resize(pod, &seen);

@@ -4,7 +4,6 @@
 //! them. This room knows how to ask and count, not what follows from an answer.
 
 pub mod ask;
-pub mod counts;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,6 +15,7 @@ use k8s_openapi::api::core::v1::{Container as Spec, Pod, PodStatus, Probe};
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::agent::Context;
+use crate::metrics::families;
 use crate::pods::inbox::Inbox;
 use crate::pods::observed::{Observed, State};
 use crate::pods::plan::Probed;
@@ -189,13 +189,18 @@ impl Prober {
             if which != Which::Readiness && self.ending.load(Ordering::Relaxed) {
                 return;
             }
+            let began = std::time::Instant::now();
             let answer = ask::probe(&target, probe, timeout).await;
             let result = match &answer {
                 Answer::Good => "successful",
                 Answer::Bad(_) => "failed",
                 Answer::Unsure(_) => "unknown",
             };
-            self.context.probed.count(&self.pod, &self.container.name, which.word(), result);
+            let (namespace, pod, uid) = (spec::namespace(&self.pod), spec::name(&self.pod), spec::uid(&self.pod));
+            let of = [self.container.name.as_str(), namespace, pod];
+            let metrics = &self.context.metrics;
+            metrics.count(&families::PROBE_RESULTS, &[of[0], of[1], of[2], uid, which.word(), result]);
+            metrics.since(&families::PROBE_DURATION, &[of[0], of[1], of[2], which.word()], began);
             let good = match &answer {
                 Answer::Good => true,
                 Answer::Unsure(why) => {

@@ -74,9 +74,11 @@ fn subresources(path: &str) -> Vec<&'static str> {
         "stats" => vec!["stats"],
         "metrics" => vec!["metrics"],
         "logs" => vec!["log"],
-        "pods" | "runningpods" => vec!["pods", "proxy"],
+        "pods" | "runningpods" | "allocatedPods" => vec!["pods", "proxy"],
         "configz" => vec!["configz", "proxy"],
         "checkpoint" => vec!["checkpoint"],
+        "statusz" => vec!["statusz"],
+        "flagz" => vec!["flagz"],
         _ => vec!["proxy"],
     }
 }

@@ -9,6 +9,7 @@ use jiff::Timestamp;
 use super::{Body, text};
 use crate::agent::Context;
 use crate::cri::v1;
+use crate::metrics::escaped;
 use crate::spec::names;
 
 /// One metric's lines.
@@ -17,11 +18,6 @@ struct Family {
     kind: &'static str,
     help: &'static str,
     lines: Vec<(String, f64)>,
-}
-
-/// A label's value, escaped.
-fn escaped(value: &str) -> String {
-    value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
 }
 
 fn labels(of: &v1::ContainerAttributes, image: &str) -> String {

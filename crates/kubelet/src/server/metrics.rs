@@ -6,7 +6,9 @@ use http::{Response, StatusCode};
 
 use super::{Body, text};
 use crate::agent::Context;
+use crate::certificates::Store;
 use crate::cri::v1;
+use crate::metrics::families;
 use crate::pods::observed::State;
 use crate::pods::status::is_terminal;
 use crate::spec;
@@ -36,33 +38,85 @@ pub async fn serve(context: &Context) -> Response<Body> {
         }
     };
     let one = |value: usize| vec![(String::new(), value)];
-    gauge("kubelet_node_name", "The node's name. The count is always 1.", vec![(node, 1)]);
-    gauge("kubelet_running_pods", "Number of pods that have a running pod sandbox", one(active));
-    gauge("kubelet_desired_pods", "The number of pods the kubelet is being instructed to run", one(pods.len()));
+    gauge("kubelet_node_name", "The node's name; always 1.", vec![(node, 1)]);
+    gauge("kubelet_running_pods", "Pods that run here and are not over.", one(active));
+    gauge("kubelet_desired_pods", "Pods that are to run here.", one(pods.len()));
     gauge(
         "kubelet_running_containers",
-        "Number of containers currently running",
+        "Containers by what became of them.",
         by_state.into_iter().map(|(state, n)| (format!("{{container_state=\"{state}\"}}"), n)).collect(),
     );
     gauge(
         "kubelet_managed_ephemeral_containers",
-        "Current number of ephemeral containers in pods managed by this kubelet.",
+        "Ephemeral containers of the pods here.",
         one(pods.iter().map(|p| spec::spec(p).ephemeral_containers.as_ref().map_or(0, Vec::len)).sum()),
     );
     volumes(context, &mut gauge).await;
+    out.push_str(&context.metrics.printed(&families::ALL));
+    out.push_str(&certificates(context));
+    out.push_str(&process());
     text(StatusCode::OK, out)
+}
+
+/// `/metrics/probes`.
+pub fn probes(context: &Context) -> String {
+    context.metrics.printed(&families::PROBES)
+}
+
+/// How long the certificates in use are still good for.
+fn certificates(context: &Context) -> String {
+    let dir = context.config.root_dir.join("pki");
+    let now = jiff::Timestamp::now();
+    let mut out = String::new();
+    for (name, store) in [("client", Store::client(&dir)), ("server", Store::server(&dir))] {
+        if let Some((_, until)) = store.valid(now) {
+            let name = format!("kubelet_certificate_manager_{name}_ttl_seconds");
+            let left = until.duration_since(now).as_secs();
+            out.push_str(&format!(
+                "# HELP {name} How long the certificate in use is valid yet.\n# TYPE {name} gauge\n{name} {left}\n"
+            ));
+        }
+    }
+    out
+}
+
+/// What every process tells of itself.
+fn process() -> String {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    // The name may hold anything, parentheses too: what is after the last one counts.
+    let fields: Vec<f64> = stat
+        .rsplit_once(')')
+        .map(|(_, rest)| rest.split_whitespace().map(|f| f.parse().unwrap_or(0.0)).collect())
+        .unwrap_or_default();
+    let field = |n: usize| fields.get(n - 3).copied().unwrap_or(0.0);
+    let sysconf = |name| nix::unistd::sysconf(name).ok().flatten().unwrap_or(1) as f64;
+    let (ticks, page) = (sysconf(nix::unistd::SysconfVar::CLK_TCK), sysconf(nix::unistd::SysconfVar::PAGE_SIZE));
+    let boot = std::fs::read_to_string("/proc/stat").unwrap_or_default();
+    let boot: f64 = boot.lines().find_map(|l| l.strip_prefix("btime ")?.parse().ok()).unwrap_or(0.0);
+    let files = std::fs::read_dir("/proc/self/fd").map_or(0, |d| d.count());
+    let mut out = String::new();
+    for (name, kind, help, value) in [
+        ("process_cpu_seconds_total", "counter", "Processor time used, in seconds.", (field(14) + field(15)) / ticks),
+        ("process_open_fds", "gauge", "Open file descriptors.", files as f64),
+        ("process_resident_memory_bytes", "gauge", "Memory in use, in bytes.", field(24) * page),
+        ("process_start_time_seconds", "gauge", "When the process began, since 1970.", boot + field(22) / ticks),
+        ("process_virtual_memory_bytes", "gauge", "Address space, in bytes.", field(23)),
+    ] {
+        out.push_str(&format!("# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {value}\n"));
+    }
+    out
 }
 
 type Pick = fn(&Usage) -> Option<u64>;
 
 /// Numbers of claims' volumes, as monitoring knows them.
 const OF_VOLUMES: [(&str, &str, Pick); 6] = [
-    ("kubelet_volume_stats_available_bytes", "Number of available bytes in the volume", |u| u.available),
-    ("kubelet_volume_stats_capacity_bytes", "Capacity in bytes of the volume", |u| u.capacity),
-    ("kubelet_volume_stats_inodes", "Maximum number of inodes in the volume", |u| u.inodes),
-    ("kubelet_volume_stats_inodes_free", "Number of free inodes in the volume", |u| u.inodes_free),
-    ("kubelet_volume_stats_inodes_used", "Number of used inodes in the volume", |u| u.inodes_used),
-    ("kubelet_volume_stats_used_bytes", "Number of used bytes in the volume", |u| u.used),
+    ("kubelet_volume_stats_available_bytes", "Bytes of the volume that are free.", |u| u.available),
+    ("kubelet_volume_stats_capacity_bytes", "Bytes of the volume.", |u| u.capacity),
+    ("kubelet_volume_stats_inodes", "Inodes of the volume.", |u| u.inodes),
+    ("kubelet_volume_stats_inodes_free", "Inodes of the volume that are free.", |u| u.inodes_free),
+    ("kubelet_volume_stats_inodes_used", "Inodes of the volume in use.", |u| u.inodes_used),
+    ("kubelet_volume_stats_used_bytes", "Bytes of the volume in use.", |u| u.used),
 ];
 
 async fn volumes(context: &Context, gauge: &mut impl FnMut(&str, &str, Vec<(String, usize)>)) {

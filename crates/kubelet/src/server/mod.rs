@@ -7,12 +7,15 @@ pub mod auth;
 pub mod cadvisor;
 pub mod certificate;
 pub mod files;
+pub mod health;
+pub mod log_query;
 pub mod logs;
 pub mod metrics;
+pub mod pages;
 pub mod streams;
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use bytes::Bytes;
@@ -31,11 +34,17 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::agent::Context;
 use crate::certificates::serving::Current;
+use crate::config::Config;
 use crate::cri::v1;
+use crate::metrics::{Metrics, families};
 use crate::spec;
+use crate::stats;
 
 /// Connections at once; each may be a log stream or a session.
 const MAX_CONNECTIONS: usize = 1024;
+/// What can only be read.
+const READ_ONLY: [&str; 9] =
+    ["allocatedPods", "configz", "containerLogs", "flagz", "logs", "pods", "runningpods", "stats", "statusz"];
 /// A handshake slower than this is no client.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 
@@ -189,7 +198,13 @@ impl Server {
                 let peer = Arc::new(peer);
                 let service = service_fn(move |request| {
                     let (context, auth, peer) = (context.clone(), auth.clone(), peer.clone());
-                    async move { Ok::<_, std::convert::Infallible>(answer(&context, &auth, &peer, request).await) }
+                    async move {
+                        let (began, labels) = (Instant::now(), labels(&request));
+                        let response = answer(&context, &auth, &peer, request).await;
+                        context.metrics.count(&families::HTTP_REQUESTS, &labels);
+                        context.metrics.since(&families::HTTP_DURATION, &labels, began);
+                        Ok::<_, std::convert::Infallible>(response)
+                    }
                 });
                 let server = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
                 if let Err(error) = server.serve_connection_with_upgrades(TokioIo::new(stream), service).await {
@@ -200,6 +215,56 @@ impl Server {
     }
 }
 
+/// Paths that requests are counted by; all others are `other`.
+const COUNTED: [&str; 17] = [
+    "attach",
+    "checkpoint",
+    "configz",
+    "containerLogs",
+    "debug",
+    "exec",
+    "flagz",
+    "healthz",
+    "logs",
+    "metrics",
+    "pods",
+    "portForward",
+    "run",
+    "runningpods",
+    "stats",
+    "statusz",
+    "allocatedPods",
+];
+
+/// How a request is counted: whether it may last, its method, what it is about, and by which server.
+fn labels(request: &Request<Incoming>) -> [&'static str; 4] {
+    let first = request.uri().path().trim_start_matches('/').split('/').next().unwrap_or_default();
+    let path = COUNTED.into_iter().find(|p| *p == first).unwrap_or("other");
+    let long = matches!(path, "exec" | "attach" | "portForward")
+        || path == "containerLogs" && flag(&query(request.uri()), &["follow"]);
+    let methods = ["GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS", "CONNECT"];
+    let method = methods.into_iter().find(|m| *m == request.method().as_str()).unwrap_or("other");
+    [if long { "true" } else { "false" }, method, path, "readwrite"]
+}
+
+/// Why a path is not served, where the configuration says so.
+fn disabled(config: &Config, first: &str, path: &str) -> Option<&'static str> {
+    let debugging = ["exec", "attach", "portForward", "portforward", "run", "containerLogs", "runningpods", "logs"];
+    if debugging.contains(&first) && !config.debugging_handlers {
+        return Some("Debug endpoints are disabled.");
+    }
+    if first == "logs" && !config.system_logs {
+        return Some("logs endpoint is disabled.");
+    }
+    // There are no profiles of this agent's kind to be had, whatever the configuration says, and no such flag.
+    match path.trim_end_matches('/') {
+        "/debug/pprof" => Some("profiling endpoint is disabled."),
+        "/debug/flags/v" => Some("flags endpoint is disabled."),
+        other if other.starts_with("/debug/pprof/") => Some("profiling endpoint is disabled."),
+        _ => None,
+    }
+}
+
 async fn answer(
     context: &Arc<Context>,
     auth: &auth::Auth,
@@ -207,8 +272,8 @@ async fn answer(
     request: Request<Incoming>,
 ) -> Response<Body> {
     let path = request.uri().path().to_string();
-    if path == "/healthz" || path == "/livez" || path == "/readyz" {
-        return text(StatusCode::OK, "ok");
+    if let Some(response) = health::answer(&context.metrics, request.uri()) {
+        return response;
     }
     let user = match peer {
         Some(user) => user.clone(),
@@ -221,17 +286,17 @@ async fn answer(
         return text(StatusCode::FORBIDDEN, why);
     }
     let first = path.trim_start_matches('/').split('/').next().unwrap_or_default();
-    let debugging = ["exec", "attach", "portForward", "portforward", "run", "containerLogs", "runningpods", "logs"];
-    if debugging.contains(&first) && !context.config.debugging_handlers
-        || first == "logs" && !context.config.system_logs
-    {
-        return text(StatusCode::METHOD_NOT_ALLOWED, "Debug endpoints are disabled.");
+    if let Some(why) = disabled(&context.config, first, &path) {
+        return text(StatusCode::METHOD_NOT_ALLOWED, why);
+    }
+    if READ_ONLY.contains(&first) && request.method() != Method::GET {
+        return text(StatusCode::METHOD_NOT_ALLOWED, "405: Method Not Allowed");
     }
     route(context, request, &path).await
 }
 
 /// `/healthz` without TLS, where the configuration wants it.
-pub async fn healthz(address: Option<std::net::SocketAddr>) {
+pub async fn healthz(address: Option<std::net::SocketAddr>, metrics: Arc<Metrics>) {
     let Some(address) = address else { return std::future::pending().await };
     let listener = match TcpListener::bind(address).await {
         Ok(listener) => listener,
@@ -245,11 +310,11 @@ pub async fn healthz(address: Option<std::net::SocketAddr>) {
             tokio::time::sleep(Duration::from_millis(50)).await;
             continue;
         };
-        let service = service_fn(|request: Request<Incoming>| async move {
-            Ok::<_, std::convert::Infallible>(match request.uri().path() {
-                "/healthz" | "/livez" | "/readyz" => text(StatusCode::OK, "ok"),
-                _ => text(StatusCode::NOT_FOUND, "404 page not found"),
-            })
+        let metrics = metrics.clone();
+        let service = service_fn(move |request: Request<Incoming>| {
+            let answer = health::answer(&metrics, request.uri());
+            let answer = answer.unwrap_or_else(|| text(StatusCode::NOT_FOUND, "404 page not found"));
+            std::future::ready(Ok::<_, std::convert::Infallible>(answer))
         });
         tokio::spawn(tokio::time::timeout(HANDSHAKE, async move {
             let _ = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
@@ -261,10 +326,10 @@ async fn route(context: &Arc<Context>, request: Request<Incoming>, path: &str) -
     let parts: Vec<&str> = path.trim_matches('/').split('/').collect();
     let not_found = || text(StatusCode::NOT_FOUND, "404 page not found");
     match parts.as_slice() {
-        ["pods"] => {
-            let items: Vec<_> =
-                context.workers.pods().iter().map(|p| &**p).filter_map(|p| serde_json::to_value(p).ok()).collect();
-            json_body(&json!({"kind": "PodList", "apiVersion": "v1", "metadata": {}, "items": items}))
+        ["pods"] => pod_list(&context.workers.pods()),
+        ["allocatedPods"] if context.config.gates.allocated_pods => {
+            let pods: Vec<_> = context.workers.pods().iter().map(|p| context.allocations.apply(p)).collect();
+            pod_list(&pods)
         }
         ["runningpods"] => running_pods(context).await,
         ["containerLogs", namespace, pod, container] => {
@@ -288,22 +353,45 @@ async fn route(context: &Arc<Context>, request: Request<Incoming>, path: &str) -
             }
             streams::serve(context, kind, &found, container, request).await
         }
-        ["run", namespace, pod, container] if request.method() == Method::POST => {
+        ["run", namespace, pod, uid @ .., container] if uid.len() <= 1 && request.method() == Method::POST => {
             run(context, namespace, pod, container, &query(request.uri())).await
         }
-        ["stats", "summary"] | ["stats"] => json_body(&context.stats.summary(context).await),
+        ["stats", "summary"] | ["stats"] => {
+            let mut summary = context.stats.summary(context).await;
+            if flag(&query(request.uri()), &["only_cpu_and_memory"]) {
+                stats::only_cpu_and_memory(&mut summary);
+            }
+            json_body(&summary)
+        }
         ["metrics"] => metrics::serve(context).await,
         ["metrics", "resource"] => text(StatusCode::OK, context.stats.resource_metrics(context).await),
         ["metrics", "cadvisor"] => cadvisor::serve(context).await,
-        ["metrics", "probes"] => text(StatusCode::OK, context.probed.printed()),
-        ["metrics", "slis"] => text(StatusCode::OK, ""),
+        ["metrics", "probes"] => text(StatusCode::OK, metrics::probes(context)),
+        ["metrics", "slis"] => text(StatusCode::OK, health::slis(&context.metrics)),
         ["checkpoint", namespace, pod, container] if request.method() == Method::POST => {
             checkpoint(context, namespace, pod, container, &query(request.uri())).await
         }
         ["configz"] => json_body(&files::configz(&context.config)),
-        ["logs", rest @ ..] => files::logs(&context.config.log_dir, rest),
+        ["statusz"] => {
+            pages::statusz(request.headers(), &context.config, context.began.elapsed(), jiff::Timestamp::now())
+        }
+        ["flagz"] => pages::flagz(request.headers(), &context.config),
+        ["logs", rest @ ..] => {
+            let root = &context.config.log_dir;
+            if context.config.system_log_query
+                && let Some(response) = log_query::serve(root, &query(request.uri())).await
+            {
+                return response;
+            }
+            files::logs(root, rest)
+        }
         _ => not_found(),
     }
+}
+
+fn pod_list(pods: &[Arc<Pod>]) -> Response<Body> {
+    let items: Vec<_> = pods.iter().map(|p| &**p).filter_map(|p| serde_json::to_value(p).ok()).collect();
+    json_body(&json!({"kind": "PodList", "apiVersion": "v1", "metadata": {}, "items": items}))
 }
 
 /// Has the engine write a container down as it is.

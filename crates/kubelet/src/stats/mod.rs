@@ -79,6 +79,22 @@ fn without_nulls(value: Value) -> Value {
     }
 }
 
+/// What `?only_cpu_and_memory=true` leaves of a summary.
+pub fn only_cpu_and_memory(summary: &mut Value) {
+    let keep = |part: &mut Value, wanted: &[&str]| {
+        if let Some(part) = part.as_object_mut() {
+            part.retain(|name, _| wanted.contains(&name.as_str()));
+        }
+    };
+    keep(&mut summary["node"], &["nodeName", "startTime", "cpu", "memory"]);
+    for pod in summary["pods"].as_array_mut().into_iter().flatten() {
+        keep(pod, &["podRef", "startTime", "cpu", "memory", "containers"]);
+        for container in pod["containers"].as_array_mut().into_iter().flatten() {
+            keep(container, &["name", "startTime", "cpu", "memory"]);
+        }
+    }
+}
+
 impl Stats {
     async fn containers(&self, context: &Context) -> Vec<v1::ContainerStats> {
         match context.engine.list_container_stats(v1::ListContainerStatsRequest::default()).await {
