@@ -49,9 +49,9 @@ pub enum Keep {
 }
 
 impl Keep {
-    /// Metadata and the view that [`Object::typed`] gives of this type. An object that cannot be read so stays whole.
+    /// Metadata and the view that [`Object::view`] gives of this type. An object that cannot be read so stays whole.
     pub fn view<T: DeserializeOwned + Send + Sync + 'static>() -> Self {
-        Self::View { of: TypeId::of::<T>(), take: |object| object.typed::<T>().is_ok() }
+        Self::View { of: TypeId::of::<T>(), take: |object| object.view::<T>().is_ok() }
     }
 
     fn identity(&self) -> (u8, Option<TypeId>) {

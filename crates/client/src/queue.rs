@@ -1,9 +1,10 @@
 //! The work queue: which keys want reconciling.
 //!
 //! A key waits at most once, and one worker at a time has it: what is added while a worker has it waits until the worker
-//! is done. Failed keys come back after an exponential delay of their own; other keys can be added for later.
+//! is done. Failed keys come back after an exponential delay of their own; other keys can be added for later. A queue with
+//! a name shows its figures at `/metrics`.
 
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::hash::Hash;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -11,6 +12,8 @@ use std::time::Duration;
 use rand::Rng;
 use tokio::sync::Notify;
 use tokio::time::Instant;
+
+use crate::queue_figures::{self, Figures};
 
 /// Distinct keys a queue holds; beyond that, adds are refused and [`Queue::take_overflow`] says so.
 pub const MAX_KEYS: usize = 1_000_000;
@@ -36,15 +39,17 @@ impl Backoff {
 
 struct State<K> {
     order: VecDeque<K>,
-    /// In `order`, or to go there when its worker is done.
-    dirty: HashSet<K>,
-    processing: HashSet<K>,
+    /// In `order`, or to go there when its worker is done; since when.
+    dirty: HashMap<K, Instant>,
+    /// With a worker, since when; without a time once its work has ended and it only rests.
+    processing: HashMap<K, Option<Instant>>,
     delayed: BTreeMap<(Instant, u64), K>,
     delayed_at: HashMap<K, (Instant, u64)>,
     failures: HashMap<K, u32>,
     sequence: u64,
     closed: bool,
     overflow: bool,
+    figures: Figures,
 }
 
 /// See the module. Clones share one queue.
@@ -69,16 +74,40 @@ impl<K: Clone + Eq + Hash> Queue<K> {
     pub fn new(backoff: Backoff) -> Self {
         let state = State {
             order: VecDeque::new(),
-            dirty: HashSet::new(),
-            processing: HashSet::new(),
+            dirty: HashMap::new(),
+            processing: HashMap::new(),
             delayed: BTreeMap::new(),
             delayed_at: HashMap::new(),
             failures: HashMap::new(),
             sequence: 0,
             closed: false,
             overflow: false,
+            figures: Figures::default(),
         };
         Self { shared: Arc::new((Mutex::new(state), Notify::new())), backoff }
+    }
+
+    /// A queue whose figures are shown under a name; a later one of that name takes its place there.
+    pub fn named(name: &str) -> Self
+    where
+        K: Send + 'static,
+    {
+        let queue = Self::default();
+        let shared = Arc::downgrade(&queue.shared);
+        queue_figures::register(
+            name,
+            Box::new(move || {
+                let shared = shared.upgrade()?;
+                let state = shared.0.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut figures = Figures { depth: state.order.len(), ..state.figures.clone() };
+                for since in state.processing.values().flatten() {
+                    figures.unfinished += since.elapsed();
+                    figures.longest = figures.longest.max(since.elapsed());
+                }
+                Some(figures)
+            }),
+        );
+        queue
     }
 
     fn state(&self) -> MutexGuard<'_, State<K>> {
@@ -129,7 +158,9 @@ impl<K: Clone + Eq + Hash> Queue<K> {
             let mut state = self.state();
             let failures = state.failures.entry(key.clone()).or_insert(0);
             *failures = failures.saturating_add(1);
-            self.backoff.after(*failures)
+            let delay = self.backoff.after(*failures);
+            state.figures.retries += 1;
+            delay
         };
         self.add_after(key, delay);
         delay
@@ -157,8 +188,10 @@ impl<K: Clone + Eq + Hash> Queue<K> {
                     add(&mut state, key);
                 }
                 if let Some(key) = state.order.pop_front() {
-                    state.dirty.remove(&key);
-                    state.processing.insert(key.clone());
+                    if let Some(since) = state.dirty.remove(&key) {
+                        state.figures.waited.observe(now - since);
+                    }
+                    state.processing.insert(key.clone(), Some(now));
                     if !state.order.is_empty() || !state.delayed.is_empty() {
                         self.shared.1.notify_one();
                     }
@@ -180,11 +213,21 @@ impl<K: Clone + Eq + Hash> Queue<K> {
         }
     }
 
+    /// The work on a key has ended, though its worker keeps it a little: what it does meanwhile is not told as work.
+    pub fn rests(&self, key: &K) {
+        let mut state = self.state();
+        if let Some(since) = state.processing.get_mut(key).and_then(Option::take) {
+            state.figures.worked.observe(since.elapsed());
+        }
+    }
+
     /// The worker is done with the key; what was asked meanwhile comes up again.
     pub fn done(&self, key: &K) {
         let mut state = self.state();
-        state.processing.remove(key);
-        if state.dirty.contains(key) {
+        if let Some(since) = state.processing.remove(key).flatten() {
+            state.figures.worked.observe(since.elapsed());
+        }
+        if state.dirty.contains_key(key) {
             state.order.push_back(key.clone());
             self.shared.1.notify_one();
         }
@@ -216,15 +259,16 @@ impl<K: Clone + Eq + Hash> Queue<K> {
 
 /// Whether a worker should wake up.
 fn add<K: Clone + Eq + Hash>(state: &mut State<K>, key: K) -> bool {
-    if state.closed || state.dirty.contains(&key) {
+    if state.closed || state.dirty.contains_key(&key) {
         return false;
     }
     if state.dirty.len() >= MAX_KEYS {
         state.overflow = true;
         return false;
     }
-    state.dirty.insert(key.clone());
-    if state.processing.contains(&key) {
+    state.figures.adds += 1;
+    state.dirty.insert(key.clone(), Instant::now());
+    if state.processing.contains_key(&key) {
         return false;
     }
     state.order.push_back(key);

@@ -107,6 +107,35 @@ async fn a_key_waits_once_and_has_one_worker() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_named_queue_shows_its_figures() {
+    let queue = Queue::<&str>::named("shown");
+    queue.add("a");
+    tokio::time::advance(Duration::from_millis(5)).await;
+    assert_eq!(queue.get().await, Some("a"));
+    queue.add("a");
+    queue.add("b");
+    tokio::time::advance(Duration::from_secs(2)).await;
+    let shows = |line: &str| {
+        let text = crate::exposition::text();
+        assert!(text.lines().any(|l| l == line), "{line} is not in\n{text}");
+    };
+    shows("workqueue_adds_total{name=\"shown\"} 3");
+    shows("workqueue_depth{name=\"shown\"} 1");
+    shows("workqueue_longest_running_processor_seconds{name=\"shown\"} 2");
+    shows("workqueue_queue_duration_seconds_bucket{name=\"shown\",le=\"0.001\"} 0");
+    shows("workqueue_queue_duration_seconds_bucket{name=\"shown\",le=\"0.01\"} 1");
+    queue.retry("c");
+    queue.rests(&"a");
+    shows("workqueue_unfinished_work_seconds{name=\"shown\"} 0");
+    shows("workqueue_work_duration_seconds_sum{name=\"shown\"} 2");
+    queue.done(&"a");
+    shows("workqueue_work_duration_seconds_count{name=\"shown\"} 1");
+    shows("workqueue_retries_total{name=\"shown\"} 1");
+    drop(queue);
+    assert!(!crate::exposition::text().contains("shown"), "a queue that is gone is not shown");
+}
+
+#[tokio::test(start_paused = true)]
 async fn repeated_events_are_counted() {
     let fake = Fake::default();
     let about = fake.config_map("a", "x");

@@ -394,6 +394,7 @@ pub async fn run(
             return Err(Error::UnknownController(name.into()));
         }
     }
+    metrics::show();
     let cx = Arc::new(Context { client, informers, options: Arc::new(options) });
     let mut tasks = JoinSet::new();
     for (name, by_default, make) in CONTROLLERS {
@@ -452,6 +453,9 @@ mod tests {
             assert!(names().any(|n| n == *name), "{alias} stands for {name}, which is none");
         }
         assert!(ACCOUNTS.iter().all(|(name, _)| names().any(|n| n == *name)));
+        assert!(metrics::QUEUES.iter().all(|(name, _)| names().any(|n| n == *name)));
+        let queues: std::collections::HashSet<&str> = names().map(metrics::queue_name).collect();
+        assert_eq!(queues.len(), CONTROLLERS.len(), "two queues of one name");
         assert!(NEEDS.iter().all(|need| names().any(|n| n == need.0)));
         assert_eq!(canonical("-nodelifecycle"), "-node-lifecycle-controller");
         assert_eq!(canonical("*"), "*");

@@ -15,6 +15,41 @@ pub struct Counts {
     pub resync_found: u64,
 }
 
+/// What upstream calls the queues of its controllers, where that is not the controller's name without its last word.
+pub const QUEUES: &[(&str, &str)] = &[
+    ("bootstrap-signer-controller", "bootstrap_signer_queue"),
+    ("certificatesigningrequest-signing-controller", "certificate"),
+    ("clusterrole-aggregation-controller", "ClusterRoleAggregator"),
+    ("endpoints-controller", "endpoint"),
+    ("endpointslice-controller", "endpoint_slice"),
+    ("endpointslice-mirroring-controller", "endpoint_slice_mirroring"),
+    ("ephemeral-volume-controller", "ephemeral_volume"),
+    ("garbage-collector-controller", "garbage_collector_attempt_to_delete"),
+    ("horizontal-pod-autoscaler-controller", "horizontalpodautoscaler"),
+    ("node-lifecycle-controller", "node_lifecycle_controller"),
+    ("persistentvolume-binder-controller", "claims"),
+    ("persistentvolume-attach-detach-controller", "pvcs"),
+    ("persistentvolume-expander-controller", "volume_expand"),
+    ("persistentvolume-protection-controller", "pvprotection"),
+    ("persistentvolumeclaim-protection-controller", "pvcprotection"),
+    ("pod-garbage-collector-controller", "orphaned_pods_nodes"),
+    ("replicationcontroller-controller", "replicationmanager"),
+    ("resourceclaim-controller", "resource_claim"),
+    ("resourcequota-controller", "resourcequota_primary"),
+    ("root-ca-certificate-publisher-controller", "root_ca_cert_publisher"),
+    ("serviceaccount-token-controller", "serviceaccount_tokens_secret"),
+    ("taint-eviction-controller", "noexec_taint_pod"),
+    ("token-cleaner-controller", "token_cleaner"),
+    ("ttl-after-finished-controller", "ttl_jobs_to_delete"),
+    ("ttl-controller", "ttlcontroller"),
+];
+
+/// The name of a controller's queue.
+pub fn queue_name(controller: &str) -> &str {
+    let known = QUEUES.iter().find(|(name, _)| *name == controller).map(|(_, queue)| *queue);
+    known.unwrap_or_else(|| controller.strip_suffix("-controller").unwrap_or(controller))
+}
+
 static COUNTS: Mutex<BTreeMap<&'static str, Counts>> = Mutex::new(BTreeMap::new());
 
 /// Changes one controller's counts.
@@ -27,8 +62,13 @@ pub fn resync_found() -> u64 {
     COUNTS.lock().unwrap_or_else(PoisonError::into_inner).values().map(|c| c.resync_found).sum()
 }
 
+/// Shows the counts at this process's `/metrics`.
+pub fn show() {
+    client::exposition::register("controllers", text);
+}
+
 /// All counts, as `/metrics` shows them.
-pub fn text() -> String {
+fn text() -> String {
     let counts = COUNTS.lock().unwrap_or_else(PoisonError::into_inner).clone();
     let families: [(&str, &str, fn(&Counts) -> u64); 4] = [
         ("nauplius_controller_reconciles_total", "Reconciles of keys.", |c| c.reconciles),

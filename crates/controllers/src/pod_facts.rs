@@ -25,7 +25,7 @@ pub fn informer(informers: &Informers) -> Arc<Informer> {
 
 /// The facts of an object that is a pod; `None` when it cannot be read as one.
 pub fn facts(object: &Object) -> Option<Arc<Facts>> {
-    object.typed::<Facts>().ok()
+    object.view::<Facts>().ok()
 }
 
 /// Words that thousands of pods say; they are not kept once each.

@@ -147,7 +147,7 @@ impl Controller {
             name: self.name,
             client,
             recorder,
-            queue: Queue::default(),
+            queue: Queue::named(metrics::queue_name(self.name)),
             reconcile: self.reconcile,
             is_pure: self.is_pure,
             informers: self
@@ -282,6 +282,7 @@ impl Running {
                 let rest = (running.work(&key).await * REST).min(LONGEST_REST);
                 drop(permit);
                 if rest > SHORTEST_REST {
+                    running.queue.rests(&key);
                     tokio::time::sleep(rest).await;
                 }
                 running.queue.done(&key);

@@ -404,6 +404,17 @@ impl Object {
         Ok(body)
     }
 
+    /// As [`Object::typed`], for a type that reads neither `managedFields` nor `resourceVersion`: the bytes are read as they
+    /// lie, without a copy.
+    pub fn view<T: DeserializeOwned + Send + Sync + 'static>(&self) -> Result<Arc<T>, ObjectError> {
+        if let Some(view) = self.typed.get() {
+            return Ok(view);
+        }
+        let Ok(view) = serde_json::from_slice::<T>(&self.raw).map(Arc::new) else { return self.typed() };
+        self.typed.add(view.clone());
+        Ok(view)
+    }
+
     /// The body as a typed kind, parsed once and shared by all who ask for the same type; `managedFields` are left out.
     pub fn typed<T: DeserializeOwned + Send + Sync + 'static>(&self) -> Result<Arc<T>, ObjectError> {
         if let Some(view) = self.typed.get() {

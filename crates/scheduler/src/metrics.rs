@@ -208,7 +208,7 @@ async fn answer(mut stream: TcpStream) -> std::io::Result<()> {
     BufReader::new((&mut stream).take(MAX_LINE)).read_line(&mut line).await?;
     let path = line.strip_prefix("GET ").and_then(|l| l.split([' ', '?']).next()).unwrap_or_default();
     let (code, body) = match path {
-        "/metrics" => ("200 OK", METRICS.page()),
+        "/metrics" => ("200 OK", client::exposition::text()),
         "/healthz" | "/livez" | "/readyz" => ("200 OK", "ok".into()),
         _ => ("404 Not Found", "404 page not found\n".into()),
     };

@@ -88,6 +88,7 @@ pub async fn run(
     options: Options,
     cancel: CancellationToken,
 ) -> Result<(), Error> {
+    client::exposition::register("scheduler", || METRICS.page());
     let mut served = Served::of(&client).await;
     served.groups &= options.groups;
     let extenders = extender::connect(&options.extenders).await.map_err(Error::Extender)?;

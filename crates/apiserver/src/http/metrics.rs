@@ -375,7 +375,7 @@ pub fn render(server: &ApiServer) -> String {
         text.audit(audit);
     }
     text.process(server.uptime());
-    text.0
+    text.0 + &client::exposition::text()
 }
 
 #[cfg(test)]

@@ -89,7 +89,7 @@ async fn answer(client: &Client, request: &Request<Incoming>) -> Response<Full<B
                 return text(StatusCode::UNAUTHORIZED, "Unauthorized\n");
             };
             match may_read(client, token, path).await {
-                Ok(true) => text(StatusCode::OK, controllers::metrics::text()),
+                Ok(true) => text(StatusCode::OK, client::exposition::text()),
                 Ok(false) => text(StatusCode::FORBIDDEN, "Forbidden\n"),
                 Err(status) => text(StatusCode::INTERNAL_SERVER_ERROR, status.message),
             }
