@@ -1,7 +1,8 @@
 //! CronJobs: a Job at each time of a schedule. The plan is pure; a Job's name comes from its time, so that none starts
 //! twice.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use client::time::rfc3339;
@@ -18,6 +19,8 @@ use crate::runner::{Controller, own_key};
 use crate::schedule::{MAX_MISSED, Schedule};
 use crate::{Context, conditions, decoded, status_of};
 
+/// What is told to those who write a time zone into the schedule itself.
+const TIME_ZONES: &str = "https://kubernetes.io/docs/concepts/workloads/controllers/cron-jobs/";
 const SCHEDULED_AT: &str = "batch.kubernetes.io/cronjob-scheduled-timestamp";
 /// Bytes of a CronJob's name in its Jobs' names.
 const MAX_PREFIX: usize = 52;
@@ -39,7 +42,14 @@ fn is_scheduled(object: &Object, job: &str) -> bool {
     at.is_some_and(|at| job_name(object, at) == job)
 }
 
-pub fn plan(object: &Object, spec: &CronJobSpec, jobs: &[Arc<Object>], now: Timestamp) -> Result<Plan, Status> {
+/// `is_changed`: the schedule is another than when the CronJob was last looked at.
+pub fn plan(
+    object: &Object,
+    spec: &CronJobSpec,
+    jobs: &[Arc<Object>],
+    is_changed: bool,
+    now: Timestamp,
+) -> Result<Plan, Status> {
     let mut plan = Plan::nothing();
     let known = status_of(object)?;
     let mut status = if known.is_object() { known.clone() } else { json!({}) };
@@ -78,7 +88,7 @@ pub fn plan(object: &Object, spec: &CronJobSpec, jobs: &[Arc<Object>], now: Time
     });
     forget_old(&mut plan, object, spec, &statuses);
     if object.meta.deletion_timestamp.is_none() {
-        schedule(&mut plan, object, spec, jobs, &mut status, &mut active, now)?;
+        schedule(&mut plan, object, spec, jobs, (&mut status, &mut active), is_changed, now)?;
     }
     if active.is_empty() {
         if let Some(map) = status.as_object_mut() {
@@ -121,8 +131,8 @@ fn schedule(
     object: &Object,
     spec: &CronJobSpec,
     jobs: &[Arc<Object>],
-    status: &mut Value,
-    active: &mut Vec<Value>,
+    (status, active): (&mut Value, &mut Vec<Value>),
+    is_changed: bool,
     now: Timestamp,
 ) -> Result<(), Status> {
     let zone = match spec.time_zone.as_deref() {
@@ -138,14 +148,24 @@ fn schedule(
     if spec.suspend == Some(true) {
         return Ok(());
     }
+    if spec.schedule.contains("TZ") {
+        let said = format!(
+            "CRON_TZ or TZ used in schedule {:?} is not officially supported, see {TIME_ZONES} for more details",
+            spec.schedule
+        );
+        plan.note(Note::warning(object, "UnsupportedSchedule", said));
+    }
     let schedule = match Schedule::parse(&spec.schedule, zone) {
         Ok(schedule) => schedule,
+        Err(error) if is_changed => {
+            let said = format!("unparseable schedule for cronjob: {}", spec.schedule);
+            plan.note(Note::warning(object, "UnParseableCronJobSchedule", said));
+            tracing::debug!(cronjob = object.meta.key(), "{error}");
+            return Ok(());
+        }
         Err(error) => {
-            plan.note(Note::warning(
-                object,
-                "UnparseableSchedule",
-                format!("unparseable schedule: {:?} : {error}", spec.schedule),
-            ));
+            let said = format!("unparseable schedule: {:?} : {error}", spec.schedule);
+            plan.note(Note::warning(object, "UnparseableSchedule", said));
             return Ok(());
         }
     };
@@ -160,6 +180,12 @@ fn schedule(
         && let Ok(bound) = Timestamp::from_second(now.as_second().saturating_sub(deadline))
     {
         earliest = earliest.max(bound);
+    }
+    if earliest <= now && schedule.next(earliest).is_none() {
+        // Such as the 31st of February: to upstream, two times of none lie too close together.
+        let said = "time difference between two schedules is less than 1 second";
+        plan.note(Note::warning(object, "InvalidSchedule", format!("invalid schedule: {} : {said}", spec.schedule)));
+        return Ok(());
     }
     let Some(at) = schedule.latest(earliest, now) else { return Ok(()) };
     if schedule.count(earliest, now) > MAX_MISSED {
@@ -214,10 +240,19 @@ pub fn cron_jobs(cx: &Context) -> Controller {
     let (crons, jobs) = (cx.informers.get::<CronJob>(), cx.informers.get::<Job>());
     owners::index(&jobs);
     let (of, of_jobs) = (crons.clone(), jobs.clone());
+    // Schedules as they were last looked at.
+    let schedules: Mutex<HashMap<Arc<str>, String>> = Mutex::default();
     Controller::new("cronjob-controller", move |ask| {
-        let Some(object) = of.get(&ask.key) else { return Ok(Plan::nothing()) };
+        let mut schedules = schedules.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(object) = of.get(&ask.key) else {
+            schedules.remove(&ask.key);
+            return Ok(Plan::nothing());
+        };
         let cron = decoded::<CronJob>(&object)?;
-        plan(&object, &cron.spec, &of_jobs.by_index(BY_CONTROLLER, &object.meta.uid), ask.now)
+        let before = schedules.insert(ask.key, cron.spec.schedule.clone());
+        drop(schedules);
+        let is_changed = before.is_some_and(|b| b != cron.spec.schedule);
+        plan(&object, &cron.spec, &of_jobs.by_index(BY_CONTROLLER, &object.meta.uid), is_changed, ask.now)
     })
     .watch(&crons, own_key)
     .watch(&jobs, owners::to_controller("CronJob"))

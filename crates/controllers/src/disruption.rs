@@ -17,12 +17,12 @@ use meta::{LabelSelector, Object, Status};
 use serde_json::{Map, Value, json};
 
 use crate::conditions::{self, Condition};
-use crate::horizontal_pod_autoscaler::{Kinds, kind_of};
 use crate::plan::{Action, Note, Plan};
 use crate::pod_facts;
 use crate::pods::{self, PodView, seconds_between};
 use crate::rollout::scaled;
 use crate::runner::{Ask, Controller, own_key};
+use crate::scale::{Kinds, kind_of};
 use crate::{Context, decoded, owners, status_of};
 
 /// Seconds an evicted pod may take to show that it is going, before its eviction counts as failed.
@@ -33,6 +33,8 @@ const SCALE_RETRY: Duration = Duration::from_secs(10);
 const TARGET: &str = "DisruptionTarget";
 /// Keys of budgets and of pods share a queue.
 const STALE: &str = "pod:";
+/// And those of pods that more than one budget selects.
+const MANY: &str = "many:";
 
 /// Whether a budget is in relation to what the pods' controllers want.
 fn needs_scale(spec: &PodDisruptionBudgetSpec) -> bool {
@@ -150,6 +152,24 @@ fn selector_of(object: &Object) -> LabelSelector {
     owners::spec_selector(object)
 }
 
+/// The budgets among some that select a pod.
+fn budgets_of<'b>(budgets: &'b [Arc<Object>], pod: &Object) -> Vec<&'b Arc<Object>> {
+    budgets.iter().filter(|b| selector_of(b).matches(&pod.meta.labels)).collect()
+}
+
+/// Says of a pod that several budgets select it: an eviction asks for exactly one.
+pub fn plan_many(pod: &Object, budgets: &[Arc<Object>]) -> Plan {
+    let mut plan = Plan::nothing();
+    if let [first, _, ..] = budgets_of(budgets, pod)[..] {
+        let said = format!(
+            "Pod {:?}/{:?} matches multiple PodDisruptionBudgets.  Chose {:?} arbitrarily.",
+            &*pod.meta.namespace, &*pod.meta.name, &*first.meta.name
+        );
+        plan.note(Note::warning(pod, "MultiplePodDisruptionBudgets", said));
+    }
+    plan
+}
+
 /// Finds the replicas wanted by the controllers of pods.
 struct Scales {
     deployments: Arc<Informer>,
@@ -251,6 +271,10 @@ pub fn disruption(cx: &Context) -> Controller {
                 let Some(object) = of_pods.get(key) else { return Ok(Plan::nothing()) };
                 return plan_stale(&PodView::new(object)?, ask.now);
             }
+            if let Some(key) = ask.key.strip_prefix(MANY) {
+                let Some(pod) = of_pods.get(key) else { return Ok(Plan::nothing()) };
+                return Ok(plan_many(&pod, &of.list(Some(&pod.meta.namespace))));
+            }
             let Some(object) = of.get(&ask.key) else { return Ok(Plan::nothing()) };
             let budget = decoded::<PodDisruptionBudget>(&object)?;
             let Some(spec) = &budget.spec else { return Ok(Plan::nothing()) };
@@ -272,6 +296,10 @@ pub fn disruption(cx: &Context) -> Controller {
             };
             let budgets = for_pods.list(Some(&object.meta.namespace));
             let mut keys: Vec<String> = budgets.iter().filter(|b| selects(b)).map(|b| b.meta.key()).collect();
+            let many = |pod: &Option<Arc<Object>>| pod.as_ref().is_some_and(|p| budgets_of(&budgets, p).len() > 1);
+            if many(&change.new) && !many(&change.old) {
+                keys.push(format!("{MANY}{}", change.key));
+            }
             let stale = |o: &Arc<Object>| PodView::new(o.clone()).is_ok_and(|p| stale_condition(&p).is_some());
             if change.new.as_ref().is_some_and(stale) {
                 keys.push(format!("{STALE}{}", change.key));

@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 
 use crate::Context;
 use crate::endpoints::{ENDPOINTS_MANAGED_BY, MANAGED_BY, MAX_ADDRESSES, SERVICE_NAME};
-use crate::plan::{Action, Plan};
+use crate::plan::{Action, Note, Plan};
 use crate::pods;
 use crate::runner::{Controller, own_key};
 
@@ -24,29 +24,30 @@ pub fn plan_mirror(endpoints: &Object, service: &Object, slices: Vec<Arc<Object>
     let body = endpoints.value().map_err(Status::internal)?;
     let mut plan = Plan::nothing();
     let mut wanted: BTreeMap<String, Value> = BTreeMap::new();
+    let (mut skipped, mut invalid) = (0, 0);
     for (at, subset) in body["subsets"].as_array().into_iter().flatten().enumerate() {
-        for family in ["IPv4", "IPv6"] {
-            let mut list = Vec::new();
-            for (field, ready) in [("addresses", true), ("notReadyAddresses", false)] {
-                for address in subset[field].as_array().into_iter().flatten() {
-                    let ip = address["ip"].as_str().unwrap_or_default();
-                    if !ip.parse::<IpAddr>().is_ok_and(|a| a.is_ipv4() == (family == "IPv4"))
-                        || list.len() >= MAX_ADDRESSES
-                    {
-                        continue;
-                    }
-                    let mut endpoint = json!({"addresses": [ip], "conditions": {"ready": ready}});
-                    for field in ["hostname", "nodeName", "targetRef"] {
-                        if let Some(value) = address.get(field) {
-                            endpoint[field] = value.clone();
-                        }
-                    }
-                    list.push(endpoint);
+        let mut lists = [Vec::new(), Vec::new()];
+        for (field, ready) in [("addresses", true), ("notReadyAddresses", false)] {
+            for address in subset[field].as_array().into_iter().flatten() {
+                let ip = address["ip"].as_str().unwrap_or_default();
+                if lists.iter().map(Vec::len).sum::<usize>() >= MAX_ADDRESSES {
+                    skipped += 1;
+                    continue;
                 }
+                let Ok(parsed) = ip.parse::<IpAddr>() else {
+                    (skipped, invalid) = (skipped + 1, invalid + 1);
+                    continue;
+                };
+                let mut endpoint = json!({"addresses": [ip], "conditions": {"ready": ready}});
+                for field in ["hostname", "nodeName", "targetRef"] {
+                    if let Some(value) = address.get(field) {
+                        endpoint[field] = value.clone();
+                    }
+                }
+                lists[usize::from(parsed.is_ipv6())].push(endpoint);
             }
-            if list.is_empty() {
-                continue;
-            }
+        }
+        for (family, list) in ["IPv4", "IPv6"].into_iter().zip(lists).filter(|(_, list)| !list.is_empty()) {
             let mut ports = subset["ports"].as_array().cloned().unwrap_or_default();
             for port in &mut ports {
                 if port.get("name").is_none() {
@@ -58,6 +59,16 @@ pub fn plan_mirror(endpoints: &Object, service: &Object, slices: Vec<Arc<Object>
             let slice = json!({"endpoints": list, "ports": ports, "addressType": family});
             wanted.insert(name, slice);
         }
+    }
+    if invalid > 0 {
+        let said = format!("Skipped {invalid} invalid IP addresses when mirroring to EndpointSlices");
+        plan.note(Note::warning(endpoints, "InvalidIPAddress", said));
+    }
+    if skipped > invalid {
+        let said = format!(
+            "A max of {MAX_ADDRESSES} addresses can be mirrored to EndpointSlices per Endpoints subset. {skipped} addresses were skipped"
+        );
+        plan.note(Note::warning(endpoints, "TooManyAddressesToMirror", said));
     }
     for slice in slices {
         let Some(want) = wanted.remove(&*slice.meta.name) else {
@@ -116,4 +127,44 @@ pub fn endpoint_slice_mirroring(cx: &Context) -> Controller {
     .watch(&services, own_key)
     .watch(&endpoints, own_key)
     .watch(&slices, move |c| [&c.old, &c.new].into_iter().flatten().filter_map(|o| mirror_of(o)).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_left_out_is_told() {
+        let object = |kind: &str, extra: Value| {
+            let mut body =
+                json!({"kind": kind, "apiVersion": "v1", "metadata": {"name": "s", "namespace": "n", "uid": "u"}});
+            body["subsets"] = extra;
+            Object::from_value(&body).unwrap()
+        };
+        let addresses =
+            |n: usize| (0..n).map(|i| json!({"ip": format!("10.0.{}.{}", i / 250, i % 250 + 1)})).collect::<Vec<_>>();
+        let service = object("Service", Value::Null);
+        for (ready, unready, mirrored, told) in [
+            (addresses(3), vec![json!({"ip": "fd00::1"})], &[3, 1][..], &[][..]),
+            (vec![json!({"ip": "x"}), json!({"ip": "10.0.0.1"})], vec![], &[1], &[("InvalidIPAddress", "Skipped 1 ")]),
+            (addresses(999), addresses(5), &[1000], &[("TooManyAddressesToMirror", "A max of 1000 ")]),
+        ] {
+            let endpoints = object("Endpoints", json!([{"addresses": ready, "notReadyAddresses": unready}]));
+            let plan = plan_mirror(&endpoints, &service, Vec::new()).unwrap();
+            let mut sizes: Vec<usize> = plan
+                .actions
+                .iter()
+                .map(|a| match &a.what {
+                    crate::plan::What::Create { body } => body["endpoints"].as_array().unwrap().len(),
+                    other => panic!("{other:?}"),
+                })
+                .collect();
+            sizes.sort_by(|a, b| b.cmp(a));
+            assert_eq!(sizes, mirrored);
+            assert_eq!(plan.notes.len(), told.len());
+            for (note, (reason, start)) in plan.notes.iter().zip(told) {
+                assert!(note.reason == *reason && note.message.starts_with(start), "{note:?}");
+            }
+        }
+    }
 }

@@ -24,6 +24,7 @@ mod hash;
 mod history;
 mod horizontal_pod_autoscaler;
 mod hpa;
+mod hpa_metrics;
 mod indexes;
 mod job;
 mod job_controller;
@@ -40,6 +41,7 @@ mod plan;
 mod pod_facts;
 mod pod_failure;
 mod pod_gc;
+mod pod_group_protection;
 mod pods;
 mod quota;
 mod replicas;
@@ -48,6 +50,7 @@ mod resource_claims;
 mod rollout;
 mod rollout_status;
 mod runner;
+mod scale;
 mod schedule;
 mod service_cidr;
 pub mod signing;
@@ -214,6 +217,7 @@ const CONTROLLERS: &[(&str, bool, Make)] = &[
     ("kube-apiserver-serving-clustertrustbundle-publisher-controller", true, trust_bundles::publisher),
     ("bootstrap-signer-controller", false, tokens::bootstrap_signer),
     ("token-cleaner-controller", false, tokens::token_cleaner),
+    ("podgroup-protection-controller", true, pod_group_protection::pod_group_protection),
     ("ttl-controller", true, node_upkeep::ttl),
     ("service-cidr-controller", true, service_cidr::service_cidrs),
     ("horizontal-pod-autoscaler-controller", true, horizontal_pod_autoscaler::autoscaler),
@@ -240,6 +244,7 @@ const NEEDS: &[(&str, &str, &str, &str)] = &[
     ("volumeattributesclass-protection-controller", "storage.k8s.io", "v1", "volumeattributesclasses"),
     ("resourceclaim-controller", "resource.k8s.io", "v1", "resourceclaims"),
     ("device-taint-eviction-controller", "resource.k8s.io", "v1", "devicetaintrules"),
+    ("podgroup-protection-controller", "scheduling.k8s.io", "v1beta1", "podgroups"),
     ("storage-version-migrator-controller", "storagemigration.k8s.io", "v1", "storageversionmigrations"),
 ];
 /// How often a server is asked again for what it lacks: it may be upgraded below us.
@@ -306,6 +311,7 @@ const ACCOUNTS: &[(&str, &str)] = &[
     ("taint-eviction-controller", "node-controller"),
     ("node-ipam-controller", "node-controller"),
     ("pod-garbage-collector-controller", "pod-garbage-collector"),
+    ("podgroup-protection-controller", "podgroup-protection-controller"),
     ("disruption-controller", "disruption-controller"),
     ("resourcequota-controller", "resourcequota-controller"),
     ("clusterrole-aggregation-controller", "clusterrole-aggregation-controller"),

@@ -33,6 +33,7 @@ pub const QUEUES: &[(&str, &str)] = &[
     ("persistentvolume-protection-controller", "pvprotection"),
     ("persistentvolumeclaim-protection-controller", "pvcprotection"),
     ("pod-garbage-collector-controller", "orphaned_pods_nodes"),
+    ("podgroup-protection-controller", "podgroupprotection"),
     ("replicationcontroller-controller", "replicationmanager"),
     ("resourceclaim-controller", "resource_claim"),
     ("resourcequota-controller", "resourcequota_primary"),

@@ -100,6 +100,13 @@ pub struct SecretSource {
     pub secret_name: Option<Box<str>>,
 }
 
+/// The group a pod is scheduled with.
+#[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct SchedulingGroup {
+    pub pod_group_name: Option<Box<str>>,
+}
+
 pub type Amounts = BTreeMap<String, Quantity>;
 
 /// What pods of one template have in common.
@@ -114,6 +121,7 @@ pub struct Shape {
     pub priority_class_name: Option<Box<str>>,
     pub resource_claims: Option<Vec<PodResourceClaim>>,
     pub resources: Option<ResourceRequirements>,
+    pub scheduling_group: Option<SchedulingGroup>,
     pub subdomain: Option<Box<str>>,
     pub tolerations: Option<Vec<Toleration>>,
     pub volumes: Option<Vec<Volume>>,
@@ -259,6 +267,7 @@ struct WireSpec {
     priority_class_name: Option<Box<str>>,
     resource_claims: Option<Vec<PodResourceClaim>>,
     resources: Option<ResourceRequirements>,
+    scheduling_group: Option<SchedulingGroup>,
     subdomain: Option<Box<str>>,
     tolerations: Option<Vec<Toleration>>,
     volumes: Option<Vec<Volume>>,
@@ -321,6 +330,7 @@ impl From<Wire> for Facts {
             priority_class_name: spec.priority_class_name,
             resource_claims: spec.resource_claims,
             resources: spec.resources,
+            scheduling_group: spec.scheduling_group,
             subdomain: spec.subdomain,
             tolerations: spec.tolerations,
             volumes: spec.volumes,

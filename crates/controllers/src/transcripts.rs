@@ -178,10 +178,53 @@ fn cron_jobs_follow_their_schedule() {
         body.as_object_mut().unwrap().extend(status.as_object().unwrap().clone());
         let cron = object("CronJob", "c", body);
         let typed = cron.typed::<k8s_openapi::api::batch::v1::CronJob>().unwrap();
-        let mut said = lines(&crate::cronjob::plan(&cron, &typed.spec, &jobs, now).unwrap());
+        let mut said = lines(&crate::cronjob::plan(&cron, &typed.spec, &jobs, false, now).unwrap());
         said.retain(|l| !l.starts_with("TooManyMissedTimes"));
         said.iter_mut().filter(|l| l.starts_with("UnknownTimeZone")).for_each(|l| l.truncate("UnknownTimeZone".len()));
         assert_eq!(said, expect, "{what}");
+    }
+}
+
+#[test]
+fn schedules_nobody_can_follow_are_told() {
+    let now = at("2026-01-01T10:07:30Z");
+    for (schedule, is_changed, expect) in [
+        ("TZ=Europe/Paris 0 3 * * *", false, &["UnsupportedSchedule"][..]),
+        ("59 23 31 2 *", false, &["InvalidSchedule"]),
+        ("whenever", false, &["UnparseableSchedule"]),
+        ("whenever", true, &["UnParseableCronJobSchedule"]),
+        ("0 3 * * *", true, &[]),
+    ] {
+        let cron = object(
+            "CronJob",
+            "c",
+            json!({
+                "metadata": {"creationTimestamp": "2026-01-01T10:00:00Z"},
+                "spec": {"schedule": schedule, "jobTemplate": {"spec": {"template": {}}}},
+            }),
+        );
+        let typed = cron.typed::<k8s_openapi::api::batch::v1::CronJob>().unwrap();
+        let plan = crate::cronjob::plan(&cron, &typed.spec, &[], is_changed, now).unwrap();
+        let reasons: Vec<&str> = plan.notes.iter().map(|n| n.reason).collect();
+        assert_eq!((reasons.as_slice(), plan.actions.len()), (expect, 0), "{schedule}");
+    }
+}
+
+#[test]
+fn a_pod_of_several_budgets_is_told() {
+    let budget = |name: &str, app: &str| {
+        object("PodDisruptionBudget", name, json!({"spec": {"selector": {"matchLabels": {"app": app}}}}))
+    };
+    let pod = object("Pod", "p", json!({"metadata": {"labels": {"app": "a"}}}));
+    for (budgets, expect) in [
+        (vec![budget("x", "a"), budget("y", "b")], None),
+        (
+            vec![budget("x", "b"), budget("y", "a"), budget("z", "a")],
+            Some("Pod \"n\"/\"p\" matches multiple PodDisruptionBudgets.  Chose \"y\" arbitrarily."),
+        ),
+    ] {
+        let plan = crate::disruption::plan_many(&pod, &budgets);
+        assert_eq!(plan.notes.first().map(|n| &*n.message), expect);
     }
 }
 
@@ -323,7 +366,7 @@ fn the_clock_of_cron_jobs_may_jump() {
         // A week forward: one Job, not two thousand, and a word about it.
         ("2026-01-15T10:01:00Z", 1, true),
     ] {
-        let plan = crate::cronjob::plan(&cron, &typed.spec, &[], at(now)).unwrap();
+        let plan = crate::cronjob::plan(&cron, &typed.spec, &[], false, at(now)).unwrap();
         let creations = plan.actions.iter().filter(|a| matches!(a.what, What::Create { .. })).count();
         let missed = plan.notes.iter().any(|n| n.reason == "TooManyMissedTimes");
         assert_eq!((creations, missed), (created, said), "{now}");

@@ -86,6 +86,7 @@ pub fn plan_claim(
     claim: &PersistentVolumeClaim,
     volumes: &[Volume],
     class: Option<&StorageClass>,
+    consumers: &[String],
 ) -> Result<Plan, Status> {
     let mut plan = Plan::nothing();
     plan.stop_at_failure = true;
@@ -126,7 +127,7 @@ pub fn plan_claim(
             }
             return Ok(plan);
         }
-        return wait(plan, object, claim, class, named.is_some());
+        return wait(plan, object, claim, class, named.is_some(), consumers);
     };
     if volume.claim().is_some() && !ours(&volume) {
         if annotation(BIND_COMPLETED).is_some() {
@@ -140,7 +141,7 @@ pub fn plan_claim(
             return Ok(plan);
         }
         // Another's: wait until it is free.
-        return wait(plan, object, claim, class, true);
+        return wait(plan, object, claim, class, true, consumers);
     }
     let complete = volume.claim().is_some_and(|(_, uid)| uid.is_some());
     if !complete {
@@ -185,6 +186,7 @@ fn wait(
     claim: &PersistentVolumeClaim,
     class: Option<&StorageClass>,
     named: bool,
+    consumers: &[String],
 ) -> Result<Plan, Status> {
     let annotations = claim.metadata.annotations.clone().unwrap_or_default();
     match class {
@@ -193,11 +195,12 @@ fn wait(
             if class.volume_binding_mode.as_deref() == Some("WaitForFirstConsumer")
                 && !annotations.contains_key(SELECTED_NODE) =>
         {
-            plan.note(Note::normal(
-                object,
-                "WaitForFirstConsumer",
-                "waiting for first consumer to be created before binding",
-            ));
+            let (reason, said) = match consumers {
+                [] => ("WaitForFirstConsumer", "waiting for first consumer to be created before binding".into()),
+                [pod] => ("WaitForPodScheduled", format!("waiting for pod {pod} to be scheduled")),
+                pods => ("WaitForPodScheduled", format!("waiting for pods {} to be scheduled", pods.join(","))),
+            };
+            plan.note(Note::normal(object, reason, said));
         }
         Some(class) if class.provisioner == "kubernetes.io/no-provisioner" => {}
         Some(class) => {
@@ -267,7 +270,9 @@ pub fn plan_volume(
 
 pub fn binder(cx: &Context) -> Controller {
     let (claims, volumes) = (cx.informers.get::<PersistentVolumeClaim>(), cx.informers.get::<PersistentVolume>());
-    let classes = cx.informers.get::<StorageClass>();
+    let (classes, all_pods) = (cx.informers.get::<StorageClass>(), pod_facts::informer(&cx.informers));
+    all_pods.add_index(BY_CLAIM, claims_of);
+    let pods = all_pods.clone();
     let (of_claims, of_volumes, of_classes) = (claims.clone(), volumes.clone(), classes.clone());
     let (waiting, for_classes) = (claims.clone(), claims.clone());
     let view = |object: Arc<Object>| Ok::<_, Status>(Volume { typed: decoded::<PersistentVolume>(&object)?, object });
@@ -299,7 +304,10 @@ pub fn binder(cx: &Context) -> Controller {
                 None
             }
         };
-        plan_claim(&object, &claim, &all, class.as_deref())
+        let waits = |pod: &Arc<Object>| facts(pod).is_some_and(|f| f.node.is_empty());
+        let pods = all_pods.by_index(BY_CLAIM, &ask.key).into_iter().filter(waits);
+        let consumers: Vec<String> = pods.map(|p| p.meta.name.to_string()).collect();
+        plan_claim(&object, &claim, &all, class.as_deref(), &consumers)
     })
     .watch(&claims, |change| {
         let volume = |o: &Arc<Object>| o.typed::<PersistentVolumeClaim>().ok()?.spec.as_ref()?.volume_name.clone();
@@ -313,6 +321,7 @@ pub fn binder(cx: &Context) -> Controller {
         own_key(change).into_iter().chain(own).chain(unbound(&waiting)).collect()
     })
     .watch(&classes, move |_| unbound(&for_classes))
+    .read(&pods)
     .workers(1)
 }
 

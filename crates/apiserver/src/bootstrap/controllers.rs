@@ -143,6 +143,7 @@ const CONTROLLERS: &[(&str, Rules)] = &[
         "pvc-protection-controller",
         "$READ,update - persistentvolumeclaims; update - persistentvolumeclaims/status; $READ - pods; $EVENTS",
     ),
+    ("podgroup-protection-controller", "$READ,update scheduling.k8s.io podgroups; $READ - pods; $EVENTS"),
     ("pv-protection-controller", "$READ,update - persistentvolumes; $EVENTS"),
     (
         "volumeattributesclass-protection-controller",
