@@ -44,6 +44,8 @@ pub struct ListOptions {
     pub continue_token: Option<String>,
     /// Only for watches.
     pub timeout_seconds: Option<u64>,
+    /// Only for watches: they begin with everything there is, and a bookmark that says so behind it.
+    pub everything_first: bool,
 }
 
 impl ListOptions {
@@ -182,6 +184,10 @@ impl DynamicApi {
         request.options.limit = options.limit;
         request.options.continue_token = options.continue_token.clone();
         request.options.timeout_seconds = options.timeout_seconds;
+        if options.everything_first {
+            request.options.send_initial_events = Some(true);
+            request.options.resource_version_match = Some("NotOlderThan".into());
+        }
         request
     }
 

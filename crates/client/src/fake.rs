@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::StreamExt;
-use meta::{EventKind, List, Object, Reply, Request, RequestBody, Status, Verb, WatchEvent};
+use meta::{EventKind, List, Object, Reason, Reply, Request, RequestBody, Status, Verb, WatchEvent};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::UnboundedReceiverStream;
@@ -20,6 +20,8 @@ struct State {
     watches: Vec<mpsc::UnboundedSender<Vec<WatchEvent>>>,
     /// Watches from before this version are refused with 410.
     oldest: u64,
+    /// A server of old: its watches cannot begin with everything there is.
+    old: bool,
     log: Vec<String>,
 }
 
@@ -67,6 +69,11 @@ impl Fake {
         }
     }
 
+    /// From now on a server of old.
+    pub fn age(&self) {
+        self.0.lock().unwrap().old = true;
+    }
+
     pub fn log(&self) -> Vec<String> {
         self.0.lock().unwrap().log.clone()
     }
@@ -94,14 +101,22 @@ impl Transport for Fake {
             }
             Verb::Watch => {
                 let mut state = self.0.lock().unwrap();
-                let from: u64 = version.unwrap().parse().unwrap();
-                if from < state.oldest {
+                let everything = request.options.send_initial_events == Some(true);
+                if everything && state.old {
+                    return Err(Status::new(Reason::Invalid, "sendInitialEvents is forbidden for watch"));
+                }
+                let from: u64 = if everything { 0 } else { version.unwrap().parse().unwrap() };
+                if from < state.oldest && !everything {
                     return Err(Status::expired("too old resource version"));
                 }
                 let (send, receive) = mpsc::unbounded_channel();
                 let missed: Vec<_> = state.objects.values().filter(|o| o.resource_version > from).cloned().collect();
                 for object in missed {
                     let _ = send.send(vec![WatchEvent::Object { kind: EventKind::Modified, object }]);
+                }
+                if everything {
+                    let end = WatchEvent::Bookmark { resource_version: state.revision, initial_events_end: true };
+                    let _ = send.send(vec![end]);
                 }
                 state.watches.push(send);
                 Ok(Reply::Watch(UnboundedReceiverStream::new(receive).boxed()))

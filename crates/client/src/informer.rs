@@ -1,38 +1,24 @@
 //! Informers: a resource's objects kept in memory by list and watch.
 //!
-//! An [`Informer`] lists, then watches from the list's version, resumes after interruptions, and lists again when the
-//! server no longer has the version (410). Subscribers see the difference in every case, deletions too. [`Informers`]
-//! shares one informer per resource and selector among the components of a process.
+//! An [`Informer`] holds what a [`Follower`] brings. Subscribers see the difference in every case, deletions too.
+//! [`Informers`] shares one informer per resource and selector among the components of a process.
 
 use std::any::TypeId;
 use std::collections::HashMap;
 use std::hash::{Hash, Hasher};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
-use futures::StreamExt;
 use k8s_openapi::Resource;
-use meta::{EventKind, Gvr, LabelSelector, Object, Reason, Status, WatchEvent};
-use rand::Rng;
+use meta::{Gvr, LabelSelector, Object};
 use serde::de::DeserializeOwned;
 use tokio::sync::watch;
-use tokio::time::Instant;
-use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::sync::DropGuard;
 
-use crate::api::{ListOptions, gvr_of};
-use crate::queue::Backoff;
+use crate::Client;
+use crate::api::gvr_of;
+use crate::follower::{self, Sink};
 use crate::store::Store;
 use crate::subscription::Subscription;
-use crate::{Client, DynamicApi};
-
-/// Between attempts to list or watch: soon at first, so that a cluster starts fast; then politely.
-const RETRY: Backoff = Backoff { first: Duration::from_millis(50), most: Duration::from_secs(15) };
-/// Seconds a watch is asked to last at least; the same again at most is added at random, so that they do not all end together.
-const WATCH_SECONDS: u64 = 300;
-/// How long past its own end a silent watch is believed before the connection counts as dead.
-const WATCH_GRACE: Duration = Duration::from_secs(15);
-/// A watch that ends sooner than this without a word is treated as a failure, lest it spin.
-const SHORT_WATCH: Duration = Duration::from_secs(1);
 
 /// How much an informer keeps of an object that came over the wire; one shared with a server in this process costs
 /// nothing and stays whole. `managedFields` are kept by nobody.
@@ -62,7 +48,7 @@ impl Keep {
         }
     }
 
-    fn reduce(self, object: &mut Arc<Object>) {
+    pub(crate) fn reduce(self, object: &mut Arc<Object>) {
         // Shared by others already: nothing is saved by a copy.
         let Some(object) = Arc::get_mut(object) else { return };
         let suffices = match self {
@@ -120,6 +106,31 @@ struct Shared {
     version: watch::Sender<Option<u64>>,
 }
 
+impl Sink for Shared {
+    const STREAMED: bool = false;
+
+    async fn listed(&self, objects: Vec<Arc<Object>>, version: Option<u64>) {
+        self.store.replace(objects);
+        self.version.send_replace(version);
+    }
+
+    /// First the objects, then the version, so that who waits for a version finds its objects.
+    async fn changed(&self, events: Vec<(Arc<Object>, bool)>, version: u64) {
+        if !events.is_empty() {
+            self.store.apply(events.iter().map(|(o, deleted)| (o, *deleted)));
+        }
+        self.version.send_if_modified(|v| v.replace(version) != Some(version));
+    }
+
+    async fn unserved(&self) {
+        self.store.replace(Vec::new());
+    }
+
+    fn close(&self) {
+        self.store.close();
+    }
+}
+
 /// A resource's objects in memory, kept current until it is dropped.
 pub struct Informer {
     shared: Arc<Shared>,
@@ -130,15 +141,8 @@ impl Informer {
     /// Starts following; must be called within a tokio runtime.
     pub fn start(client: &Client, scope: Scope) -> Arc<Self> {
         let shared = Arc::new(Shared { scope, store: Store::default(), version: watch::Sender::new(None) });
-        let stop = CancellationToken::new();
-        let api = client.dynamic(shared.scope.resource.clone()).namespaced(&shared.scope.namespace);
-        let follower = Follower { api, shared: shared.clone() };
-        let stopped = stop.clone();
-        tokio::spawn(async move {
-            stopped.run_until_cancelled(follower.follow()).await;
-            follower.shared.store.close();
-        });
-        Arc::new(Self { shared, _stop: stop.drop_guard() })
+        let stop = follower::start(client, shared.scope.clone(), shared.clone());
+        Arc::new(Self { shared, _stop: stop })
     }
 
     pub fn scope(&self) -> &Scope {
@@ -218,145 +222,6 @@ impl Informer {
             // The sender lives in `self.shared`, so this cannot be; waiting forever is what "never reached" means.
             std::future::pending::<()>().await;
         }
-    }
-}
-
-/// Why following has to start over, or go on.
-enum Ended {
-    /// Watch again from the last version.
-    Resume,
-    /// The version is gone: list again.
-    Expired,
-    Failed(Status),
-}
-
-struct Follower {
-    api: DynamicApi,
-    shared: Arc<Shared>,
-}
-
-impl Follower {
-    fn options(&self, resource_version: Option<String>) -> ListOptions {
-        ListOptions {
-            label_selector: self.shared.scope.label_selector.clone(),
-            field_selector: self.shared.scope.field_selector.clone(),
-            resource_version,
-            ..ListOptions::default()
-        }
-    }
-
-    async fn follow(&self) {
-        let mut failures = 0u32;
-        // `0`: the first list may come from any cache; after a 410 only the newest will do.
-        let mut list_at = Some("0".to_string());
-        let (mut listed, mut served) = (false, true);
-        loop {
-            let ended = if listed {
-                self.watch(&mut failures).await
-            } else {
-                match self.list(list_at.clone()).await {
-                    Ok(()) => {
-                        (listed, served, failures) = (true, true, 0);
-                        continue;
-                    }
-                    Err(status) => Ended::Failed(status),
-                }
-            };
-            match ended {
-                Ended::Resume => {}
-                Ended::Expired => (listed, list_at) = (false, None),
-                // The kind itself is gone, and its objects with it. It may come back: asked for now and then, quietly.
-                Ended::Failed(status) if status.is_not_found() => {
-                    if std::mem::take(&mut served) {
-                        tracing::debug!(resource = %self.shared.scope.resource, "is not served");
-                        self.shared.store.replace(Vec::new());
-                    }
-                    (listed, list_at, failures) = (false, None, failures.saturating_add(1));
-                    tokio::time::sleep(RETRY.after(failures)).await;
-                }
-                Ended::Failed(status) => {
-                    failures = failures.saturating_add(1);
-                    // The first failures of a start are no news; after that once each doubling is enough.
-                    if failures >= 4 && failures.is_power_of_two() {
-                        tracing::warn!(resource = %self.shared.scope.resource, failures, "cannot follow: {status}");
-                    }
-                    if matches!(status.reason, Reason::Expired | Reason::Gone) {
-                        (listed, list_at) = (false, None);
-                    }
-                    tokio::time::sleep(RETRY.after(failures)).await;
-                }
-            }
-        }
-    }
-
-    async fn list(&self, resource_version: Option<String>) -> Result<(), Status> {
-        let mut options = self.options(resource_version);
-        let mut list = self.api.list(&options).await?;
-        // A server may hand out pages unasked.
-        while let Some(token) = list.continue_token.take() {
-            options.resource_version = None;
-            options.continue_token = Some(token);
-            let page = self.api.list(&options).await?;
-            list.items.extend(page.items);
-            list.continue_token = page.continue_token;
-        }
-        list.items.iter_mut().for_each(|o| self.shared.scope.keep.reduce(o));
-        self.shared.store.replace(list.items);
-        self.shared.version.send_replace(Some(list.resource_version));
-        Ok(())
-    }
-
-    async fn watch(&self, failures: &mut u32) -> Ended {
-        let from = self.shared.version.borrow().unwrap_or(0);
-        let seconds = WATCH_SECONDS + rand::rng().random_range(0..WATCH_SECONDS);
-        let options = ListOptions { timeout_seconds: Some(seconds), ..self.options(Some(from.to_string())) };
-        let mut stream = match self.api.watch(&options).await {
-            Ok(stream) => stream,
-            Err(status) => return Ended::Failed(status),
-        };
-        let started = Instant::now();
-        let deadline = started + Duration::from_secs(seconds) + WATCH_GRACE;
-        let mut heard = false;
-        loop {
-            let batch = match tokio::time::timeout_at(deadline, stream.next()).await {
-                Ok(Some(batch)) => batch,
-                Ok(None) if !heard && started.elapsed() < SHORT_WATCH => {
-                    return Ended::Failed(Status::new(Reason::ServiceUnavailable, "the watch ended at once"));
-                }
-                Ok(None) | Err(_) => return Ended::Resume,
-            };
-            (heard, *failures) = (true, 0);
-            if let Some(ended) = self.take(batch) {
-                return ended;
-            }
-        }
-    }
-
-    /// Takes one batch: first the objects, then the version, so that who waits for a version finds its objects.
-    fn take(&self, batch: Vec<WatchEvent>) -> Option<Ended> {
-        let mut version = self.shared.version.borrow().unwrap_or(0);
-        let mut objects = Vec::with_capacity(batch.len());
-        let mut ended = None;
-        for event in batch {
-            match event {
-                WatchEvent::Object { kind, mut object } => {
-                    self.shared.scope.keep.reduce(&mut object);
-                    version = version.max(object.resource_version);
-                    objects.push((object, kind == EventKind::Deleted));
-                }
-                WatchEvent::Bookmark { resource_version, .. } => version = version.max(resource_version),
-                WatchEvent::Error(status) => {
-                    let expired = status.code == 410 || matches!(status.reason, Reason::Expired | Reason::Gone);
-                    ended = Some(if expired { Ended::Expired } else { Ended::Failed(status) });
-                    break;
-                }
-            }
-        }
-        if !objects.is_empty() {
-            self.shared.store.apply(objects.iter().map(|(o, deleted)| (o, *deleted)));
-        }
-        self.shared.version.send_if_modified(|v| v.replace(version) != Some(version));
-        ended
     }
 }
 

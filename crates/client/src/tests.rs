@@ -8,7 +8,9 @@ use meta::{LabelSelector, Object};
 use tokio_util::sync::CancellationToken;
 
 use crate::fake::Fake;
-use crate::{Batch, Client, EventType, Informers, LeaderElection, Queue, Recorder, Subscription, reference};
+use crate::{
+    Batch, Client, EventType, Feed, Informers, LeaderElection, News, Queue, Recorder, Scope, Subscription, gvr_of, reference,
+};
 
 fn names(objects: &[Arc<Object>]) -> Vec<String> {
     objects.iter().map(|o| o.meta.name.to_string()).collect()
@@ -62,6 +64,45 @@ async fn an_informer_follows_resumes_and_lists_again() {
 
     drop((informer, informers));
     assert_eq!(next(&mut subscription).await, ["closed"]);
+}
+
+/// News as `+name`, `-name` and `all`, until all of a number of such words were heard.
+async fn told(feed: &mut Feed, count: usize) -> Vec<String> {
+    let mut out = Vec::new();
+    while out.len() < count {
+        out.extend(feed.next().await.unwrap().into_iter().map(|news| match news {
+            News::Put(object) => format!("+{}", object.meta.name),
+            News::Gone(key) => format!("-{key}"),
+            News::Complete => "all".into(),
+        }));
+    }
+    out
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_feed_tells_of_what_differs() {
+    for old in [false, true] {
+        let fake = Fake::default();
+        if old {
+            fake.age();
+        }
+        fake.config_map("a", "x");
+        fake.config_map("b", "x");
+        let mut feed = Feed::start(&Client::new(fake.clone()), Scope::all(gvr_of::<ConfigMap>()));
+        assert_eq!(told(&mut feed, 3).await, ["+a", "+b", "all"]);
+        fake.config_map("c", "x");
+        assert_eq!(told(&mut feed, 1).await, ["+c"]);
+        fake.remove("n/c");
+        assert_eq!(told(&mut feed, 1).await, ["-n/c"]);
+        fake.cut(true);
+        fake.remove("n/a");
+        fake.config_map("d", "x");
+        let mut news = told(&mut feed, 3).await;
+        news.sort();
+        assert_eq!(news, ["+d", "-n/a", "all"], "b is as it was");
+        assert_eq!(fake.log().iter().any(|line| line.starts_with("list")), old);
+        assert!(feed.try_next().is_none());
+    }
 }
 
 #[tokio::test]
