@@ -9,7 +9,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::fake::Fake;
 use crate::{
-    Batch, Client, EventType, Feed, Informers, LeaderElection, News, Queue, Recorder, Scope, Subscription, gvr_of, reference,
+    Batch, Client, EventType, Feed, Informers, LeaderElection, News, Queue, Recorder, Scope, Subscription, gvr_of,
+    reference,
 };
 
 fn names(objects: &[Arc<Object>]) -> Vec<String> {

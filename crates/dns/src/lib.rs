@@ -22,6 +22,7 @@ mod run;
 #[cfg(test)]
 mod tests;
 pub mod upstreams;
+pub mod world;
 pub mod zone;
 
 use std::net::SocketAddr;

@@ -3,17 +3,18 @@
 //! A query is answered on the task that received it, under a read lock held for microseconds; only questions for other
 //! servers get a task of their own. Until the first lists are in, names of the cluster are answered "try again".
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::BTreeSet;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use client::{Batch, Client, Informer, Informers};
+use client::{Client, Feed, Informers, Keep, News, Scope, gvr_of};
 use hickory_proto::op::{Message, ResponseCode};
 use k8s_openapi::api::core::v1::{Namespace, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use serde::de::DeserializeOwned;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::Semaphore;
@@ -23,11 +24,10 @@ use crate::address::{self, Held};
 use crate::answer::{Outcome, Transport, add_foreign, answer, encode};
 use crate::cache::Cache;
 use crate::upstreams::Upstreams;
-use crate::zone::{Zone, records};
+use crate::world::World;
+use crate::zone::Zone;
 use crate::{Config, forward};
 
-/// The index of EndpointSlices by their Service; other components of a process use the same.
-const BY_SERVICE: &str = "kubernetes.io/service-name";
 /// Questions under way to other servers; beyond it askers are told to try again.
 const MAX_FORWARDED: usize = 1000;
 /// TCP connections; the next one is closed at once.
@@ -60,8 +60,7 @@ pub async fn run(config: Config, client: Client, cancel: CancellationToken) -> R
         tasks.spawn(server.clone().serve_udp(Arc::new(udp)));
         tasks.spawn(server.clone().serve_tcp(tcp));
     }
-    let informers = Informers::new(client);
-    cancel.run_until_cancelled(follow(&server, &informers)).await;
+    cancel.run_until_cancelled(follow(&server, &client)).await;
     tasks.shutdown().await;
     drop(held);
     Ok(())
@@ -79,76 +78,50 @@ async fn bind(address: SocketAddr, held: &mut Vec<Held>) -> io::Result<(UdpSocke
     Ok((udp, TcpListener::bind(address).await?))
 }
 
-/// What of the zone is to be looked at again.
-#[derive(Default)]
-struct Dirty {
-    services: BTreeSet<String>,
-    everything: bool,
-    namespaces: bool,
-}
-
-impl Dirty {
-    fn services(&mut self, batch: &Batch) {
-        match batch {
-            Batch::Changes(changes) => self.services.extend(changes.iter().map(|change| change.key.to_string())),
-            Batch::Resync => self.everything = true,
-        }
-    }
-
-    fn slices(&mut self, batch: &Batch) {
-        match batch {
-            Batch::Changes(changes) => {
-                let objects = changes.iter().flat_map(|change| [&change.old, &change.new]).flatten();
-                self.services.extend(objects.filter_map(|slice| slice_owner(slice)));
-            }
-            Batch::Resync => self.everything = true,
-        }
-    }
-}
-
-/// The Service a slice belongs to, from its metadata alone.
-fn slice_owner(slice: &client::Object) -> Option<String> {
-    Some(format!("{}/{}", slice.meta.namespace, slice.meta.label(BY_SERVICE)?))
-}
-
 /// Keeps the zone as the API says.
-async fn follow(server: &Server, informers: &Arc<Informers>) {
-    let sources = Sources {
-        services: informers.get::<Service>(),
-        slices: informers.get::<EndpointSlice>(),
-        namespaces: informers.get::<Namespace>(),
-    };
-    sources.slices.add_index(BY_SERVICE, |slice| slice_owner(slice).into_iter().collect());
-    let mut services = sources.services.subscribe();
-    let mut slices = sources.slices.subscribe();
-    let mut namespaces = sources.namespaces.subscribe();
-    tokio::join!(sources.services.synced(), sources.slices.synced(), sources.namespaces.synced());
-    server.update(Dirty { everything: true, namespaces: true, ..Dirty::default() }, &sources);
-    server.write().complete();
+async fn follow(server: &Server, client: &Client) {
+    let mut services = Feed::start(client, Scope::all(gvr_of::<Service>()));
+    let mut slices = Feed::start(client, Scope::all(gvr_of::<EndpointSlice>()));
+    let informers = Informers::new(client.clone());
+    let namespaces = informers.get_scope(Scope::all(gvr_of::<Namespace>()).keeping(Keep::Metadata));
+    let mut namespace_changes = namespaces.subscribe();
+    let mut world = World::default();
+    let (mut all_services, mut all_slices, mut complete) = (false, false, false);
     loop {
-        let mut dirty = Dirty::default();
         tokio::select! {
-            batch = services.next() => match batch {
-                Some(batch) => dirty.services(&batch),
+            news = services.next() => match news {
+                Some(news) => all_services |= server.take_services(news, &mut world),
                 None => return,
             },
-            batch = slices.next() => match batch {
-                Some(batch) => dirty.slices(&batch),
+            news = slices.next() => match news {
+                Some(news) => all_slices |= server.take_slices(news, &mut world),
                 None => return,
             },
-            batch = namespaces.next() => match batch {
-                Some(_) => dirty.namespaces = true,
+            batch = namespace_changes.next() => match batch {
+                Some(_) => {
+                    let all = namespaces.list(None).iter().map(|namespace| namespace.meta.name.to_string()).collect();
+                    server.write().set_namespaces(all);
+                }
                 None => return,
             },
+            // An empty list changes nothing that could be heard of above.
+            () = namespaces.synced(), if !complete && all_services && all_slices => {
+                complete = true;
+                server.write().complete();
+            }
         }
-        server.update(dirty, &sources);
     }
 }
 
-struct Sources {
-    services: Arc<Informer>,
-    slices: Arc<Informer>,
-    namespaces: Arc<Informer>,
+/// Reads an object; what is made of it is kept, not the object.
+fn read<T: DeserializeOwned>(object: &client::Object) -> Option<T> {
+    match serde_json::from_slice(object.raw()) {
+        Ok(read) => Some(read),
+        Err(error) => {
+            tracing::warn!("cannot read {} {}: {error}", object.kind, object.meta.key());
+            None
+        }
+    }
 }
 
 struct Server {
@@ -169,25 +142,43 @@ impl Server {
         self.zone.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Reads what is dirty anew. Records are made outside the lock.
-    fn update(&self, mut dirty: Dirty, sources: &Sources) {
-        if dirty.everything {
-            dirty.services.extend(sources.services.list(None).iter().map(|service| service.meta.key()));
-            dirty.services.extend(self.read().keys().map(str::to_string));
+    /// Whether that was all. Records are made outside the lock.
+    fn take_services(&self, news: Vec<News>, world: &mut World) -> bool {
+        let origin = self.read().origin.clone();
+        let mut all = false;
+        for one in news {
+            match one {
+                News::Put(object) => {
+                    let Some(service) = read::<Service>(&object) else { continue };
+                    let records = world.set_service(&service, &origin);
+                    self.write().set_service(&object.meta.key(), records);
+                }
+                News::Gone(key) => {
+                    world.remove_service(&key);
+                    self.write().set_service(&key, None);
+                }
+                News::Complete => all = true,
+            }
         }
-        if dirty.namespaces {
-            let now: HashSet<String> =
-                sources.namespaces.list(None).iter().map(|namespace| namespace.meta.name.to_string()).collect();
-            self.write().set_namespaces(now);
+        all
+    }
+
+    fn take_slices(&self, news: Vec<News>, world: &mut World) -> bool {
+        let mut all = false;
+        let mut changed = BTreeSet::new();
+        for one in news {
+            match one {
+                News::Put(object) => changed.extend(read(&object).iter().flat_map(|slice| world.set_slice(slice))),
+                News::Gone(key) => changed.extend(world.remove_slice(&key)),
+                News::Complete => all = true,
+            }
         }
         let origin = self.read().origin.clone();
-        for key in &dirty.services {
-            let service = sources.services.get(key).and_then(|service| service.typed::<Service>().ok());
-            let slices: Vec<Arc<EndpointSlice>> =
-                sources.slices.by_index(BY_SERVICE, key).iter().filter_map(|slice| slice.typed().ok()).collect();
-            let made = service.and_then(|service| records(&service, slices.iter().map(|slice| &**slice), &origin));
-            self.write().set_service(key, made);
+        for key in changed {
+            let records = world.records(&key, &origin);
+            self.write().set_service(&key, records);
         }
+        all
     }
 
     async fn serve_udp(self: Arc<Self>, socket: Arc<UdpSocket>) {

@@ -14,33 +14,62 @@ use serde_json::{Value, json};
 use crate::answer::{Outcome, Transport, answer, encode};
 use crate::cache::Cache;
 use crate::upstreams::{Upstreams, parse_stub};
+use crate::world::World;
 use crate::zone::{Zone, records};
 
 fn put(zone: &mut Zone, name: &str, spec: Value, endpoints: Value) {
-    let service: Service =
-        serde_json::from_value(json!({"metadata": {"name": name, "namespace": "ns"}, "spec": spec})).unwrap();
-    let slice: EndpointSlice = serde_json::from_value(json!({
-        "metadata": {"name": "x", "namespace": "ns"}, "addressType": "IPv4", "endpoints": endpoints,
-        "ports": [{"name": "http", "port": 8080}, {"name": "dns", "port": 53, "protocol": "UDP"}]}))
-    .unwrap();
-    let made = records(&service, [&slice], &zone.origin);
-    zone.set_service(&format!("ns/{name}"), made);
+    let slice = json!({"addressType": "IPv4", "endpoints": endpoints,
+        "ports": [{"name": "http", "port": 8080}, {"name": "dns", "port": 53, "protocol": "UDP"}]});
+    put_slices(zone, &format!("ns/{name}"), spec, &[slice]);
+}
+
+fn a_slice(key: &str, name: &str, body: &Value) -> EndpointSlice {
+    let (namespace, service) = key.split_once('/').unwrap();
+    let mut slice = body.clone();
+    slice["metadata"] =
+        json!({"name": name, "namespace": namespace, "labels": {"kubernetes.io/service-name": service}});
+    serde_json::from_value(slice).unwrap()
+}
+
+fn a_service(key: &str, spec: Value) -> Service {
+    let (namespace, name) = key.split_once('/').unwrap();
+    serde_json::from_value(json!({"metadata": {"name": name, "namespace": namespace}, "spec": spec})).unwrap()
 }
 
 fn put_slices(zone: &mut Zone, key: &str, spec: Value, slices: &[Value]) {
-    let (namespace, name) = key.split_once('/').unwrap();
-    let metadata = json!({"name": name, "namespace": namespace});
-    let service: Service = serde_json::from_value(json!({"metadata": metadata.clone(), "spec": spec})).unwrap();
-    let slices: Vec<EndpointSlice> = slices
-        .iter()
-        .map(|slice| {
-            let mut slice = slice.clone();
-            slice["metadata"] = metadata.clone();
-            serde_json::from_value(slice).unwrap()
-        })
-        .collect();
-    let made = records(&service, &slices, &zone.origin);
+    let mut world = World::default();
+    for (n, body) in slices.iter().enumerate() {
+        world.set_slice(&a_slice(key, &format!("x{n}"), body));
+    }
+    let made = world.set_service(&a_service(key, spec), &zone.origin);
     zone.set_service(key, made);
+}
+
+/// Slices before their Service and after it, of one that turns headless, and whose controller says they are of no use.
+#[test]
+fn what_is_kept_follows_the_objects() {
+    let origin = Name::from_ascii("cluster.local.").unwrap();
+    let body = |ip: &str| json!({"addressType": "IPv4", "endpoints": [{"addresses": [ip]}]});
+    let mut world = World::default();
+    let addresses = |world: &World| world.records("ns/a", &origin).map(|records| records.addresses.len());
+    assert!(world.set_slice(&a_slice("ns/a", "one", &body("10.244.0.2"))).is_empty());
+    assert!(world.set_service(&a_service("ns/a", json!({"clusterIP": "10.96.0.1"})), &origin).is_some());
+    assert_eq!(addresses(&world), None);
+    assert!(world.set_service(&a_service("ns/a", json!({"clusterIP": "None"})), &origin).is_some());
+    assert_eq!(addresses(&world), Some(1));
+    assert_eq!(world.set_slice(&a_slice("ns/a", "two", &body("10.244.0.3"))), ["ns/a".into()]);
+    assert!(world.set_slice(&a_slice("ns/a", "two", &body("10.244.0.3"))).is_empty(), "nothing new");
+    assert_eq!(addresses(&world), Some(2));
+    let mut useless = a_slice("ns/a", "two", &body("10.244.0.3"));
+    let label = ("endpointslice.kubernetes.io/managed-by", "endpointslice-controller.k8s.io");
+    useless.metadata.labels.as_mut().unwrap().insert(label.0.into(), label.1.into());
+    assert_eq!(world.set_slice(&useless), ["ns/a".into()]);
+    assert_eq!(addresses(&world), Some(1));
+    assert_eq!(world.set_slice(&a_slice("ns/b", "one", &body("10.244.0.2"))), ["ns/a".into()], "it went elsewhere");
+    assert_eq!(addresses(&world), Some(0));
+    assert_eq!(world.remove_slice("ns/one"), None, "nobody asks for it there");
+    world.remove_service("ns/a");
+    assert_eq!(addresses(&world), None);
 }
 
 fn zone() -> Zone {
@@ -488,7 +517,7 @@ fn answers_a_second() {
             "spec": {"clusterIP": std::net::Ipv4Addr::from(0x0a60_0000 + n).to_string(),
                 "ports": [{"name": "http", "port": 80}]}}))
         .unwrap();
-        zone.set_service(&format!("ns/s{n}"), records(&service, [], &zone.origin.clone()));
+        zone.set_service(&format!("ns/s{n}"), records(&service, &zone.origin));
     }
     zone.set_namespaces(["ns".to_string()].into());
     zone.complete();

@@ -1,6 +1,6 @@
 //! What the server knows: the records of each Service, and which name stands for what.
 //!
-//! [`records`] makes a Service's records from its objects; [`Zone::lookup`] finds what a name has. Both are pure. A name
+//! [`records`] makes a Service's records from what is known of it; [`Zone::lookup`] finds what a name has. Both are pure. A name
 //! that exists without a record of the wanted type is told apart from one that does not exist, as negative caching needs.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -10,7 +10,8 @@ use std::sync::Arc;
 use hickory_proto::rr::rdata::{A, AAAA, CNAME, NS, PTR, SOA, SRV, TXT};
 use hickory_proto::rr::{Name, RData, Record, RecordType};
 use k8s_openapi::api::core::v1::Service;
-use k8s_openapi::api::discovery::v1::EndpointSlice;
+
+use crate::world::{Endpoints, key_of};
 
 /// The specification's version, as `TXT dns-version.<domain>` says it.
 const SPECIFICATION_VERSION: &str = "1.1.0";
@@ -52,45 +53,35 @@ pub struct Records {
     pub headless: bool,
 }
 
-/// A Service's records; `None` when it has none (yet).
-pub fn records<'a>(
-    service: &Service,
-    slices: impl IntoIterator<Item = &'a EndpointSlice>,
-    origin: &Name,
-) -> Option<Records> {
+impl Records {
+    /// `key`: `namespace/name`.
+    fn new(key: &str, origin: &Name) -> Option<Records> {
+        let (namespace, label) = key.split_once('/')?;
+        let labels = [label.as_bytes(), namespace.as_bytes(), b"svc"];
+        Some(Records {
+            name: Name::from_labels(labels).ok()?.append_domain(origin).ok()?,
+            addresses: Vec::new(),
+            alias: None,
+            ports: Vec::new(),
+            hosts: BTreeMap::new(),
+            headless: false,
+        })
+    }
+}
+
+/// The records of a Service that is not headless; `None` when it has none (yet).
+pub fn records(service: &Service, origin: &Name) -> Option<Records> {
     let spec = service.spec.as_ref()?;
-    let (label, namespace) = (service.metadata.name.as_deref()?, service.metadata.namespace.as_deref()?);
-    let name = Name::from_labels([label.as_bytes(), namespace.as_bytes(), b"svc"]).ok()?.append_domain(origin).ok()?;
-    let mut out = Records {
-        name,
-        addresses: Vec::new(),
-        alias: None,
-        ports: Vec::new(),
-        hosts: BTreeMap::new(),
-        headless: false,
-    };
+    let mut out = Records::new(&key_of(&service.metadata), origin)?;
     if spec.type_.as_deref() == Some("ExternalName") {
         let mut target = Name::from_ascii(spec.external_name.as_deref()?).ok()?;
         target.set_fqdn(true);
         out.alias = Some(target);
         return Some(out);
     }
-    if spec.cluster_ip.as_deref() == Some("None") {
-        out.headless = true;
-        for slice in slices {
-            add_endpoints(&mut out, slice);
-        }
-        let all = out.hosts.values().flat_map(|host| host.addresses.iter().copied());
-        out.addresses = all.collect();
-        out.addresses.sort();
-        out.addresses.dedup();
-        return Some(out);
-    }
-    let texts = match &spec.cluster_ips {
-        Some(ips) if !ips.is_empty() => ips.clone(),
-        _ => spec.cluster_ip.iter().cloned().collect(),
-    };
+    let texts = spec.cluster_ips.as_deref().filter(|ips| !ips.is_empty()).unwrap_or(spec.cluster_ip.as_slice());
     out.addresses = texts.iter().filter_map(|ip| ip.parse().ok()).collect();
+    out.addresses.shrink_to_fit();
     if out.addresses.is_empty() {
         return None;
     }
@@ -101,44 +92,44 @@ pub fn records<'a>(
             targets: u16::try_from(port.port).ok().map(|number| (number, out.name.clone())).into_iter().collect(),
         });
     }
+    out.ports.shrink_to_fit();
     Some(out)
 }
 
-/// Ready endpoints: a Service that wants to publish others has them marked ready.
-fn add_endpoints(out: &mut Records, slice: &EndpointSlice) {
-    if !matches!(slice.address_type.as_str(), "IPv4" | "IPv6") {
-        return;
-    }
-    for endpoint in slice.endpoints.iter().flatten() {
-        if endpoint.conditions.as_ref().and_then(|c| c.ready) == Some(false) {
-            continue;
-        }
-        for address in endpoint.addresses.iter().filter_map(|address| address.parse::<IpAddr>().ok()) {
-            let label = match endpoint.hostname.as_deref() {
-                Some(hostname) if !hostname.is_empty() => hostname.to_ascii_lowercase(),
-                _ => dashed(address),
-            };
+/// The records of a headless Service. `key`: `namespace/name`.
+pub fn records_of_endpoints<'a>(
+    key: &str,
+    slices: impl Iterator<Item = &'a Endpoints>,
+    origin: &Name,
+) -> Option<Records> {
+    let mut out = Records::new(key, origin)?;
+    out.headless = true;
+    for slice in slices {
+        for (address, hostname) in &slice.hosts {
+            let label = if hostname.is_empty() { dashed(*address) } else { hostname.to_string() };
             let Ok(name) = out.name.prepend_label(label.as_str()) else { continue };
             let host = out.hosts.entry(label).or_insert_with(|| Host { name: name.clone(), addresses: Vec::new() });
-            if !host.addresses.contains(&address) {
-                host.addresses.push(address);
+            if !host.addresses.contains(address) {
+                host.addresses.push(*address);
             }
-            for port in slice.ports.iter().flatten() {
-                let Some(number) = port.port.and_then(|number| u16::try_from(number).ok()) else { continue };
-                let port_name = port.name.clone().unwrap_or_default();
-                let protocol = port.protocol.as_deref().unwrap_or("TCP").to_ascii_lowercase();
-                let at = out.ports.iter().position(|p| p.name == port_name && p.protocol == protocol);
+            for (port_name, protocol, number) in &slice.ports {
+                let at = out.ports.iter().position(|p| *p.name == **port_name && *p.protocol == **protocol);
                 let at = at.unwrap_or_else(|| {
-                    out.ports.push(Port { name: port_name, protocol, targets: Vec::new() });
+                    let (name, protocol) = (port_name.to_string(), protocol.to_string());
+                    out.ports.push(Port { name, protocol, targets: Vec::new() });
                     out.ports.len() - 1
                 });
-                let target = (number, name.clone());
+                let target = (*number, name.clone());
                 if !out.ports[at].targets.contains(&target) {
                     out.ports[at].targets.push(target);
                 }
             }
         }
     }
+    out.addresses = out.hosts.values().flat_map(|host| host.addresses.iter().copied()).collect();
+    out.addresses.sort();
+    out.addresses.dedup();
+    Some(out)
 }
 
 /// The host label of an endpoint or pod without a name: its address with dashes.
@@ -236,14 +227,12 @@ impl Zone {
         }
         if let Some(new) = records {
             for (address, name) in reverse_of(&new) {
-                self.reverse.entry(address).or_default().push(name.clone());
+                let names = self.reverse.entry(address).or_default();
+                names.reserve_exact(1);
+                names.push(name.clone());
             }
             self.services.insert(key.to_string(), Arc::new(new));
         }
-    }
-
-    pub fn keys(&self) -> impl Iterator<Item = &str> {
-        self.services.keys().map(String::as_str)
     }
 
     /// Sent along with every "no": how long it may be believed.

@@ -40,6 +40,9 @@ impl Transport for Api {
             let items = if services { vec![service("one", "10.96.0.1", 1)] } else { Vec::new() };
             return Ok(Reply::List(List { resource_version: 1, items, ..List::default() }));
         }
+        if request.options.send_initial_events == Some(true) {
+            return Err(Status::new(meta::Reason::Invalid, "sendInitialEvents is forbidden for watch"));
+        }
         let mut second = self.second.clone();
         let events = futures::stream::once(async move {
             if !services || second.wait_for(|let_through| *let_through).await.is_err() {

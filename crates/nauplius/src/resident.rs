@@ -1,8 +1,9 @@
-//! What starting needed of the program's file, unmapped once the process has settled.
+//! What starting needed of memory, given back once the process has settled: of the program's file, and of the heap.
 //!
 //! Starting runs through most of the program once; waiting, four fifths of it are never looked at again, and yet count as
 //! resident. Guarantees that nothing changes but that: only mappings of files are given back of which this process has no
-//! page of its own, and what is needed later is mapped again from the page cache. Knows no role.
+//! page of its own, and what is needed later is mapped again from the page cache; of the heap, pages that hold nothing. Knows
+//! no role.
 
 #![allow(unsafe_code)]
 
@@ -16,12 +17,12 @@ use nix::sys::mman::{MmapAdvise, madvise};
 /// After this long, what starts has started.
 const SETTLED: Duration = Duration::from_secs(20);
 
-/// Gives back, once, what the first seconds needed of the program and its libraries.
+/// Gives back, once, what the first seconds needed of the program, its libraries and the heap.
 pub async fn give_back_when_settled() {
     tokio::time::sleep(SETTLED).await;
     // It only saves memory: a kernel that shows no mappings keeps it.
     if let Ok(Err(error)) = tokio::task::spawn_blocking(give_back).await {
-        tracing::debug!(%error, "pages of the program not given back");
+        tracing::debug!(%error, "memory not given back");
     }
 }
 
@@ -31,6 +32,11 @@ fn give_back() -> std::io::Result<()> {
         // (relocated data, which the linker protects, has such pages and is not among them): whatever is dropped reads
         // the same when the kernel maps it again.
         unsafe { madvise(start, length.get(), MmapAdvise::MADV_DONTNEED) }?;
+    }
+    #[cfg(target_env = "gnu")]
+    // SAFETY: no preconditions.
+    unsafe {
+        libc::malloc_trim(0);
     }
     Ok(())
 }

@@ -5,13 +5,12 @@
 //! to write (ranges, chains, sets) it leaves to nft. Keys are laid out as nft lays them out: each part in whole words,
 //! addresses and ports as on the wire, indexes as the machine counts.
 
+use std::cmp::Reverse;
 use std::io;
 use std::net::IpAddr;
-use std::sync::Arc;
 
 use crate::conntrack::{Netfilter, number_of};
-use crate::nft::Map;
-use crate::service::Protocol;
+use crate::map::{Element, Value};
 use crate::{Family, TABLE};
 
 /// Bytes of one batch; more goes through nft, which splits it. The kernel takes a batch as one datagram.
@@ -50,10 +49,9 @@ const GOTO: i32 = -4;
 /// One element to take away or to put in.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Change {
-    pub map: Map,
-    pub key: Arc<str>,
-    /// What it leads to, if anything, when it is put in; `None`: it is taken away.
-    pub value: Option<Arc<str>>,
+    pub element: Element,
+    /// What it leads to when it is put in; `None`: it is taken away.
+    pub value: Option<Value>,
 }
 
 /// Changes as one batch: the bytes, and the last message's number. `None` when nft has to do it.
@@ -62,12 +60,13 @@ pub fn encode(changes: &[(Family, Change)], first_sequence: u32) -> Option<(Vec<
     batch.frame(BATCH_BEGIN, 0);
     let mut rest = changes;
     while let [(family, first), ..] = rest {
-        let same =
-            |(f, c): &(Family, Change)| f == family && c.map == first.map && c.value.is_some() == first.value.is_some();
+        let same = |(f, c): &(Family, Change)| {
+            f == family && c.element.map() == first.element.map() && c.value.is_some() == first.value.is_some()
+        };
         let count = rest.iter().take(ELEMENTS_PER_MESSAGE).take_while(|entry| same(entry)).count();
         let (now, later) = rest.split_at(count);
         rest = later;
-        batch.elements(*family, first.map, now, rest.is_empty())?;
+        batch.elements(*family, now, rest.is_empty())?;
         if batch.bytes.len() > MAX_BATCH_BYTES {
             return None;
         }
@@ -89,13 +88,19 @@ impl Netfilter {
 
 impl Netfilter {
     /// Fills a table that was empty, some hundred elements a commit; how many commits that took.
-    pub fn fill(&mut self, changes: &[(Family, Change)]) -> io::Result<u32> {
+    pub fn fill(&mut self, family: Family, elements: impl Iterator<Item = Change>) -> io::Result<u32> {
+        let mut elements = elements.map(|change| (family, change)).peekable();
         let mut commits = 0;
-        for some in changes.chunks(ELEMENTS_PER_BATCH) {
-            if !self.change_elements(some)? {
+        let mut some = Vec::with_capacity(ELEMENTS_PER_BATCH);
+        while elements.peek().is_some() {
+            some.extend(elements.by_ref().take(ELEMENTS_PER_BATCH));
+            // The last maps first: the others lead there.
+            some.sort_by_key(|(_, change)| Reverse(change.element));
+            if !self.change_elements(&some)? {
                 return Err(io::Error::new(io::ErrorKind::InvalidInput, "an element the kernel cannot be told of"));
             }
             commits += 1;
+            some.clear();
         }
         Ok(commits)
     }
@@ -130,31 +135,41 @@ impl Batch {
         self.close(start);
     }
 
-    fn elements(&mut self, family: Family, map: Map, changes: &[(Family, Change)], last: bool) -> Option<()> {
-        let adding = changes.first()?.1.value.is_some();
+    fn elements(&mut self, family: Family, changes: &[(Family, Change)], last: bool) -> Option<()> {
+        let (_, first) = changes.first()?;
+        let adding = first.value.is_some();
         let (kind, create) = if adding { (NEW_ELEMENTS, NLM_F_CREATE) } else { (DELETE_ELEMENTS, 0) };
         let flags = create | if last { NLM_F_ACK } else { 0 };
         let start = self.header(kind, flags, number_of(family), 0);
         self.text(LIST_TABLE, TABLE);
-        self.text(LIST_SET, &map.name());
+        self.text(LIST_SET, &first.element.map().name());
         let list = self.open(LIST_ELEMENTS);
         for (_, change) in changes {
             let element = self.open(LIST_ELEMENT);
             let key = self.open(KEY);
-            self.value(&key_bytes(map, &change.key)?);
+            let mut parts = Parts::default();
+            parts.key(&change.element)?;
+            self.attribute(DATA_VALUE, parts.bytes());
             self.end(key)?;
-            if let Some(value) = change.value.as_deref().filter(|value| !value.is_empty()) {
+            if let Some(value) = change.value.as_ref().filter(|value| **value != Value::There) {
                 let data = self.open(DATA);
-                match verdict(value) {
-                    Some((code, chain)) => {
-                        let verdict = self.open(DATA_VERDICT);
+                match value {
+                    Value::There => {}
+                    Value::Verdict(verdict) => {
+                        let nested = self.open(DATA_VERDICT);
+                        let code = if verdict.chain().is_some() { GOTO } else { DROP };
                         self.attribute(VERDICT_CODE, &code.to_be_bytes());
-                        if let Some(chain) = chain {
+                        if let Some(chain) = verdict.chain() {
                             self.text(VERDICT_CHAIN, chain);
                         }
-                        self.end(verdict)?;
+                        self.end(nested)?;
                     }
-                    None => self.value(&fields(value, false)?),
+                    Value::To(endpoint) => {
+                        let mut parts = Parts::default();
+                        parts.address(endpoint.address);
+                        parts.port(endpoint.port);
+                        self.attribute(DATA_VALUE, parts.bytes());
+                    }
                 }
                 self.end(data)?;
             }
@@ -189,56 +204,77 @@ impl Batch {
     fn text(&mut self, kind: u16, text: &str) {
         self.attribute(kind, &[text.as_bytes(), &[0]].concat());
     }
-
-    fn value(&mut self, bytes: &[u8]) {
-        self.attribute(DATA_VALUE, bytes);
-    }
 }
 
-fn verdict(text: &str) -> Option<(i32, Option<&str>)> {
-    if text == "drop" {
-        return Some((DROP, None));
-    }
-    text.strip_prefix("goto ").map(|chain| (GOTO, Some(chain)))
+/// A key or value, each part of it in whole words.
+#[derive(Default)]
+struct Parts {
+    bytes: [u8; MAX_PARTS],
+    length: usize,
 }
 
-fn key_bytes(map: Map, key: &str) -> Option<Vec<u8>> {
-    match map {
-        Map::Sources => None,
-        Map::Endpoints(_) | Map::NodePortEndpoints(_) => fields(key, true),
-        _ => fields(key, false),
-    }
-}
+/// Two IPv6 addresses are the longest; an address, a protocol and a port come to less.
+const MAX_PARTS: usize = 32;
 
-/// The parts of a key or value; `indexed`: the last one is an index.
-fn fields(text: &str, indexed: bool) -> Option<Vec<u8>> {
-    let mut out = Vec::with_capacity(40);
-    let mut parts = text.split(" . ").peekable();
-    while let Some(part) = parts.next() {
-        if indexed && parts.peek().is_none() {
-            out.extend(part.parse::<u32>().ok()?.to_ne_bytes());
-        } else if let Ok(port) = part.parse::<u16>() {
-            out.extend(port.to_be_bytes());
-        } else if let Ok(protocol) = part.to_ascii_uppercase().parse::<Named>() {
-            out.push(protocol.0);
-        } else {
-            match part.parse::<IpAddr>().ok()? {
-                IpAddr::V4(v4) => out.extend(v4.octets()),
-                IpAddr::V6(v6) => out.extend(v6.octets()),
-            }
+impl Parts {
+    fn bytes(&self) -> &[u8] {
+        &self.bytes[..self.length]
+    }
+
+    fn put(&mut self, part: &[u8]) {
+        self.bytes[self.length..][..part.len()].copy_from_slice(part);
+        self.length += part.len().next_multiple_of(4);
+    }
+
+    fn address(&mut self, address: IpAddr) {
+        match address {
+            IpAddr::V4(v4) => self.put(&v4.octets()),
+            IpAddr::V6(v6) => self.put(&v6.octets()),
         }
-        out.resize(out.len().next_multiple_of(4), 0);
     }
-    Some(out)
-}
 
-/// A protocol's number by its name.
-struct Named(u8);
+    fn port(&mut self, port: u16) {
+        self.put(&port.to_be_bytes());
+    }
 
-impl std::str::FromStr for Named {
-    type Err = ();
+    fn index(&mut self, index: u16) {
+        self.put(&u32::from(index).to_ne_bytes());
+    }
 
-    fn from_str(name: &str) -> Result<Named, ()> {
-        Protocol::parse(Some(name).filter(|name| !name.is_empty())).map(|protocol| Named(protocol.number())).ok_or(())
+    /// `None` for a key that has ranges.
+    fn key(&mut self, element: &Element) -> Option<()> {
+        match *element {
+            Element::Frontend(ip, protocol, port) | Element::Restricted(ip, protocol, port) => {
+                self.address(ip);
+                self.put(&[protocol.number()]);
+                self.port(port);
+            }
+            Element::NodePort(protocol, port) => {
+                self.put(&[protocol.number()]);
+                self.port(port);
+            }
+            Element::Endpoint(_, ip, port, index) => {
+                self.address(ip);
+                self.port(port);
+                self.index(index);
+            }
+            Element::NodePortEndpoint(_, port, index) => {
+                self.port(port);
+                self.index(index);
+            }
+            Element::Hairpin(ip) => {
+                self.address(ip);
+                self.address(ip);
+            }
+            Element::ClusterIp(ip) | Element::PolicyIngress(ip) | Element::PolicyEgress(ip) | Element::Peer(_, ip) => {
+                self.address(ip)
+            }
+            Element::NamedPort(_, ip, port) => {
+                self.address(ip);
+                self.port(port);
+            }
+            Element::Source(..) => return None,
+        }
+        Some(())
     }
 }

@@ -8,9 +8,9 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
+use crate::NodeView;
 use crate::service::ServicePort;
-use crate::slice::{Hints, Slice};
-use crate::{Family, NodeView};
+use crate::slice::{Known, Meant, Slice};
 
 /// Where traffic goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -26,41 +26,19 @@ impl fmt::Display for Endpoint {
     }
 }
 
-/// What a slice says of an endpoint.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Candidate {
-    pub local: bool,
-    pub ready: bool,
-    pub serving: bool,
-    pub terminating: bool,
-    pub for_zones: Vec<String>,
-    pub for_nodes: Vec<String>,
-}
-
 /// All endpoints of one port, over all slices of one family.
 pub fn candidates<'a>(
     slices: impl IntoIterator<Item = &'a Slice>,
     port: &ServicePort,
-    family: Family,
-    node: &NodeView,
-) -> BTreeMap<Endpoint, Candidate> {
-    let mut out = BTreeMap::new();
-    for slice in slices.into_iter().filter(|slice| slice.family == Some(family)) {
-        let ports = slice.ports.iter().filter(|p| *p.name == *port.name && p.protocol == port.protocol);
+) -> BTreeMap<Endpoint, &'a Known> {
+    let mut out: BTreeMap<Endpoint, &Known> = BTreeMap::new();
+    for slice in slices {
+        let ports = slice.ports.iter().filter(|p| p.name == port.name && p.protocol == port.protocol);
         for number in ports.map(|p| p.number) {
-            for endpoint in &slice.endpoints {
-                let hints = |which: fn(&Hints) -> &Vec<String>| endpoint.hints.as_deref().map(which);
-                let candidate = Candidate {
-                    local: *endpoint.node == *node.name && !node.name.is_empty(),
-                    ready: endpoint.ready,
-                    serving: endpoint.serving,
-                    terminating: endpoint.terminating,
-                    for_zones: hints(|hints| &hints.zones).cloned().unwrap_or_default(),
-                    for_nodes: hints(|hints| &hints.nodes).cloned().unwrap_or_default(),
-                };
+            for candidate in &slice.endpoints {
                 // The same address may be in two slices while an endpoint moves from one to the other.
-                let at = Endpoint { address: endpoint.address, port: number };
-                let known = out.entry(at).or_insert_with(|| candidate.clone());
+                let at = Endpoint { address: candidate.address, port: number };
+                let known = out.entry(at).or_insert(candidate);
                 if candidate.ready && !known.ready {
                     *known = candidate;
                 }
@@ -71,18 +49,18 @@ pub fn candidates<'a>(
 }
 
 /// The endpoints for traffic that may go to any node.
-pub fn cluster_wide(candidates: &BTreeMap<Endpoint, Candidate>, node: &NodeView) -> Vec<Endpoint> {
-    let ready: Vec<(&Endpoint, &Candidate)> = candidates.iter().filter(|(_, c)| c.ready).collect();
+pub fn cluster_wide(candidates: &BTreeMap<Endpoint, &Known>, node: &NodeView) -> Vec<Endpoint> {
+    let ready: Vec<(&Endpoint, &&Known)> = candidates.iter().filter(|(_, c)| c.ready).collect();
     if ready.is_empty() {
         return terminating(candidates, |_| true);
     }
-    let here = |names: &[String], here: &str| !here.is_empty() && names.iter().any(|name| name == here);
-    let for_node = |c: &Candidate| here(&c.for_nodes, &node.name);
-    let for_zone = |c: &Candidate| here(&c.for_zones, &node.zone);
+    let for_node = |c: &Known| c.nodes == Meant::Here;
+    let for_zone =
+        |c: &Known| c.zones.as_ref().is_some_and(|zones| !node.zone.is_empty() && zones.contains(&node.zone));
     let narrowed: Vec<Endpoint> =
-        if ready.iter().all(|(_, c)| !c.for_nodes.is_empty()) && ready.iter().any(|(_, c)| for_node(c)) {
+        if ready.iter().all(|(_, c)| c.nodes != Meant::Unsaid) && ready.iter().any(|(_, c)| for_node(c)) {
             ready.iter().filter(|(_, c)| for_node(c)).map(|(e, _)| **e).collect()
-        } else if ready.iter().all(|(_, c)| !c.for_zones.is_empty()) && ready.iter().any(|(_, c)| for_zone(c)) {
+        } else if ready.iter().all(|(_, c)| c.zones.is_some()) && ready.iter().any(|(_, c)| for_zone(c)) {
             ready.iter().filter(|(_, c)| for_zone(c)).map(|(e, _)| **e).collect()
         } else {
             ready.iter().map(|(e, _)| **e).collect()
@@ -91,12 +69,12 @@ pub fn cluster_wide(candidates: &BTreeMap<Endpoint, Candidate>, node: &NodeView)
 }
 
 /// The endpoints for traffic that must stay on this node.
-pub fn node_local(candidates: &BTreeMap<Endpoint, Candidate>) -> Vec<Endpoint> {
+pub fn node_local(candidates: &BTreeMap<Endpoint, &Known>) -> Vec<Endpoint> {
     let ready: Vec<Endpoint> = candidates.iter().filter(|(_, c)| c.local && c.ready).map(|(e, _)| *e).collect();
     if ready.is_empty() { terminating(candidates, |c| c.local) } else { ready }
 }
 
-fn terminating(candidates: &BTreeMap<Endpoint, Candidate>, which: impl Fn(&Candidate) -> bool) -> Vec<Endpoint> {
+fn terminating(candidates: &BTreeMap<Endpoint, &Known>, which: impl Fn(&Known) -> bool) -> Vec<Endpoint> {
     candidates.iter().filter(|(_, c)| c.serving && c.terminating && which(c)).map(|(e, _)| *e).collect()
 }
 

@@ -1,8 +1,6 @@
 //! A map of a few entries that is kept for long: what a Service contributes has one to a dozen of each kind, and ten
 //! thousand Services have many such maps. Sorted, in one piece of memory, without room for more.
 
-use std::collections::BTreeMap;
-
 /// Entries in the order of their keys.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Few<K, V>(Vec<(K, V)>);
@@ -45,6 +43,10 @@ impl<K: Ord, V> Few<K, V> {
         self.0.iter().map(|(key, _)| key)
     }
 
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut (K, V)> {
+        self.0.iter_mut()
+    }
+
     pub fn iter(&self) -> impl Iterator<Item = (&K, &V)> {
         self.0.iter().map(|(key, value)| (key, value))
     }
@@ -52,13 +54,5 @@ impl<K: Ord, V> Few<K, V> {
     /// Gives back the room that inserting took beyond what is there.
     pub fn shrink(&mut self) {
         self.0.shrink_to_fit();
-    }
-}
-
-impl<K: Ord, V> From<BTreeMap<K, V>> for Few<K, V> {
-    fn from(map: BTreeMap<K, V>) -> Few<K, V> {
-        let mut entries = Vec::with_capacity(map.len());
-        entries.extend(map);
-        Few(entries)
     }
 }

@@ -1,21 +1,19 @@
 //! One Service compiled into what it contributes to the table.
 //!
-//! A [`Fragment`] holds map elements, chains and sets as nft writes them, and for each front the endpoints behind it. The
-//! chains that spread over N endpoints are the same for all Services, so their names say all that is in them; only
+//! A [`Fragment`] holds for each front the endpoints behind it, from which its map elements follow, and chains and sets as
+//! nft writes them. The chains that spread over N endpoints are the same for all Services, so their names say all that is in them; only
 //! session affinity needs chains and sets of a Service's own. A pure function of the objects, the node and the
 //! configuration; it does not know what other Services there are.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
-use k8s_openapi::api::core::v1 as core;
-use k8s_openapi::api::discovery::v1::EndpointSlice;
 
 use crate::endpoints::{self, Endpoint};
 use crate::few::Few;
-use crate::nft::Map;
+use crate::map::{Element, Map, Value, Verdict};
 use crate::program::NodeView;
 use crate::service::{Front, Service};
 use crate::slice::Slice;
@@ -29,11 +27,43 @@ pub const MAX_ENDPOINTS: usize = LOCAL_OFFSET;
 const MAX_AFFINE_CLIENTS: usize = 65_535;
 
 /// The endpoints behind one front, in the order of their indexes.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Behind {
-    pub cluster: Vec<Endpoint>,
-    pub local: Vec<Endpoint>,
-    pub(crate) elements: Few<(Map, Arc<str>), Arc<str>>,
+    pub cluster: Box<[Endpoint]>,
+    pub local: Box<[Endpoint]>,
+    pub(crate) verdict: Verdict,
+    /// Who may use it; empty: everybody.
+    sources: Box<[IpNet]>,
+    /// Which endpoint a client gets is said by chains, not by elements.
+    affine: bool,
+}
+
+impl Behind {
+    /// The elements of the front that has this behind it: what leads somewhere after what it leads to.
+    pub(crate) fn elements(&self, front: Front) -> impl Iterator<Item = (Element, Value)> + '_ {
+        let near = (LOCAL_OFFSET..).zip(&self.local);
+        let places = (0..).zip(&self.cluster).chain(near).filter(|_| !self.affine);
+        let endpoints = places.map(move |(index, endpoint): (usize, _)| {
+            let index = index as u16;
+            let element = match front {
+                Front::Address(ip, protocol, port) => Element::Endpoint(protocol, ip, port, index),
+                Front::NodePort(protocol, port) => Element::NodePortEndpoint(protocol, port, index),
+            };
+            (element, Value::To(*endpoint))
+        });
+        let restricted = self.sources.iter().enumerate().flat_map(move |(index, net)| {
+            let Front::Address(ip, protocol, port) = front else { return [None, None] };
+            let once = (index == 0).then_some(Element::Restricted(ip, protocol, port));
+            [Some(Element::Source(ip, protocol, port, *net)), once]
+        });
+        let element = match front {
+            Front::Address(ip, protocol, port) => Element::Frontend(ip, protocol, port),
+            Front::NodePort(protocol, port) => Element::NodePort(protocol, port),
+        };
+        endpoints
+            .chain(restricted.flatten().map(|element| (element, Value::There)))
+            .chain([(element, Value::Verdict(self.verdict.clone()))])
+    }
 }
 
 /// What one Service contributes to the table.
@@ -41,7 +71,7 @@ pub struct Behind {
 pub struct Fragment {
     pub(crate) fronts: Few<Front, Behind>,
     /// Elements that several fragments may share, with their values; most have none.
-    pub(crate) shared: Few<(Map, Arc<str>), Arc<str>>,
+    pub(crate) shared: Few<Element, Value>,
     /// Chains by name with their rules; the name of a shared chain says all that is in it.
     pub(crate) chains: Few<Arc<str>, Arc<[String]>>,
     /// Sets by name with their declaration.
@@ -52,42 +82,26 @@ pub struct Fragment {
     pub without_local: [bool; 2],
 }
 
-/// Compiles one Service; `None` when there is nothing to do for it. `previous` is what it compiled to before: endpoints
-/// keep their indexes from there.
-pub fn compile<'a>(
+/// Compiles one Service from its slices of a family. `previous` is what it compiled to before: endpoints keep their
+/// indexes from there.
+pub(crate) fn compile<'a>(
     key: &str,
-    service: &core::Service,
-    slices: impl IntoIterator<Item = &'a EndpointSlice>,
+    service: &Service,
+    slices: impl Iterator<Item = &'a Slice> + Clone,
     family: Family,
     node: &NodeView,
     config: &Config,
     previous: Option<&Fragment>,
-) -> Option<Fragment> {
-    let slices: Vec<Slice> = slices.into_iter().map(Slice::from).collect();
-    compile_kept(key, service, &slices.iter().collect::<Vec<_>>(), family, node, config, previous)
-}
-
-/// The same from slices as they are kept.
-pub fn compile_kept(
-    key: &str,
-    service: &core::Service,
-    slices: &[&Slice],
-    family: Family,
-    node: &NodeView,
-    config: &Config,
-    previous: Option<&Fragment>,
-) -> Option<Fragment> {
-    let service = Service::read(service, family)?;
+) -> Fragment {
     let mut compiler = Compiler { family, config, node, fragment: Fragment::default(), previous };
     let mut local_count = BTreeSet::new();
     for port in &service.ports {
-        let candidates = endpoints::candidates(slices.iter().copied(), port, family, node);
+        let candidates = endpoints::candidates(slices.clone(), port);
         let cluster = endpoints::cluster_wide(&candidates, node);
         let local = endpoints::node_local(&candidates);
         local_count.extend(candidates.iter().filter(|(_, c)| c.local && c.ready).map(|(e, _)| e.address));
         for (endpoint, _) in candidates.iter().filter(|(_, c)| c.local) {
-            let pair = format!("{0} . {0}", endpoint.address);
-            compiler.fragment.shared.insert((Map::Hairpin, pair.into()), "".into());
+            compiler.fragment.shared.insert(Element::Hairpin(endpoint.address), Value::There);
         }
         let affinity = service.affinity.map(|seconds| Affinity {
             id: fnv1a(&format!("{key}/{}/{}/{seconds}", port.name, port.protocol)),
@@ -103,7 +117,7 @@ pub fn compile_kept(
         let external = Reach::External { local: service.external_local };
         let front = |ip: &IpAddr| Front::Address(*ip, port.protocol, port.port);
         for ip in &service.cluster_ips {
-            compiler.fragment.shared.insert((Map::ClusterIps, ip.to_string().into()), "".into());
+            compiler.fragment.shared.insert(Element::ClusterIp(*ip), Value::There);
             compiler.front(front(ip), internal, &cluster, &local, affinity.as_ref(), &[]);
         }
         for ip in &service.external_ips {
@@ -123,7 +137,7 @@ pub fn compile_kept(
     shared.shrink();
     chains.shrink();
     sets.shrink();
-    Some(compiler.fragment)
+    compiler.fragment
 }
 
 /// From where a front is meant to be used, and whether only this node's endpoints may serve it.
@@ -161,61 +175,43 @@ impl Compiler<'_> {
             return;
         }
         let before = self.previous.and_then(|previous| previous.fronts.get(&front));
-        let keep = |old: Option<&Vec<Endpoint>>, new: &[Endpoint]| {
-            endpoints::settle(old.map_or(&[], |old| old), &new[..new.len().min(MAX_ENDPOINTS)])
+        let keep = |old: Option<&Box<[Endpoint]>>, new: &[Endpoint]| -> Box<[Endpoint]> {
+            endpoints::settle(old.map_or(&[], |old| old), &new[..new.len().min(MAX_ENDPOINTS)]).into()
         };
         let only_local = matches!(reach, Reach::Internal { local: true });
-        let mut behind = Behind {
-            cluster: if only_local { Vec::new() } else { keep(before.map(|b| &b.cluster), cluster) },
-            local: match reach {
-                Reach::Internal { local: true } | Reach::External { local: true } => {
-                    keep(before.map(|b| &b.local), local)
-                }
-                _ => Vec::new(),
-            },
-            elements: Few::default(),
+        let here_cluster = if only_local { Box::default() } else { keep(before.map(|b| &b.cluster), cluster) };
+        let here_local = match reach {
+            Reach::Internal { local: true } | Reach::External { local: true } => keep(before.map(|b| &b.local), local),
+            _ => Box::default(),
         };
-        let mut elements = BTreeMap::new();
         let verdict = match reach {
             Reach::Internal { local } => {
-                let here = if local { &behind.local } else { &behind.cluster };
-                match self.picker(&front, here, local, affinity, &mut elements) {
-                    Some(picker) => self.inside(&picker),
+                let here = if local { &here_local } else { &here_cluster };
+                match self.picker(&front, here, local, affinity) {
+                    Some(picker) => self.inside(picker),
                     // Endpoints there are, but not here: silence, as upstream; else nobody could ever answer.
-                    None if local && !cluster.is_empty() => "drop".to_string(),
-                    None => "goto refuse".to_string(),
+                    None if local && !cluster.is_empty() => Verdict::Drop,
+                    None => Verdict::Refuse,
                 }
             }
-            Reach::External { local: false } => {
-                match self.picker(&front, &behind.cluster, false, affinity, &mut elements) {
-                    Some(picker) => self.masqueraded(&picker),
-                    None => "goto refuse".to_string(),
-                }
-            }
+            Reach::External { local: false } => match self.picker(&front, &here_cluster, false, affinity) {
+                Some(picker) => self.masqueraded(&picker),
+                None => Verdict::Refuse,
+            },
             Reach::External { local: true } => {
-                let anywhere = self.picker(&front, &behind.cluster, false, affinity, &mut elements);
-                let here = self.picker(&front, &behind.local, true, affinity, &mut elements);
+                let anywhere = self.picker(&front, &here_cluster, false, affinity);
+                let here = self.picker(&front, &here_local, true, affinity);
                 match anywhere {
                     Some(anywhere) => self.short_circuit(&anywhere, here.as_deref()),
                     None => match here {
-                        Some(here) => format!("goto {here}"),
-                        None => "goto refuse".to_string(),
+                        Some(here) => Verdict::Goto(here),
+                        None => Verdict::Refuse,
                     },
                 }
             }
         };
-        let (map, key) = match front {
-            Front::Address(ip, protocol, port) => (Map::Frontends, format!("{ip} . {protocol} . {port}")),
-            Front::NodePort(protocol, port) => (Map::NodePorts, format!("{protocol} . {port}")),
-        };
-        if !sources.is_empty() {
-            elements.insert((Map::Restricted, key.as_str().into()), "".into());
-            for source in sources {
-                elements.insert((Map::Sources, format!("{key} . {source}").into()), "".into());
-            }
-        }
-        elements.insert((map, key.into()), verdict.into());
-        behind.elements = elements.into();
+        let (affine, sources) = (affinity.is_some(), sources.into());
+        let behind = Behind { cluster: here_cluster, local: here_local, verdict, sources, affine };
         self.fragment.fronts.insert(front, behind);
     }
 
@@ -226,27 +222,17 @@ impl Compiler<'_> {
         endpoints: &[Endpoint],
         local: bool,
         affinity: Option<&Affinity>,
-        elements: &mut BTreeMap<(Map, Arc<str>), Arc<str>>,
-    ) -> Option<String> {
+    ) -> Option<Arc<str>> {
         if endpoints.is_empty() {
             return None;
         }
         if let Some(affinity) = affinity {
             return Some(self.affine(endpoints, local, affinity));
         }
-        let (map, protocol, prefix, kind) = match *front {
-            Front::Address(ip, protocol, port) => {
-                (Map::Endpoints(protocol), protocol, format!("{ip} . {port}"), "spread")
-            }
-            Front::NodePort(protocol, port) => {
-                (Map::NodePortEndpoints(protocol), protocol, port.to_string(), "node-port-spread")
-            }
+        let (map, protocol, kind) = match *front {
+            Front::Address(_, protocol, _) => (Map::Endpoints(protocol), protocol, "spread"),
+            Front::NodePort(protocol, _) => (Map::NodePortEndpoints(protocol), protocol, "node-port-spread"),
         };
-        let offset = if local { LOCAL_OFFSET } else { 0 };
-        for (index, endpoint) in endpoints.iter().enumerate() {
-            let key = format!("{prefix} . {}", offset + index);
-            elements.insert((map, key.into()), format!("{} . {}", endpoint.address, endpoint.port).into());
-        }
         let (family, count) = (self.family.nft(), endpoints.len());
         let key = if matches!(front, Front::Address(..)) { format!("{family} daddr . ") } else { String::new() };
         let shift = if local { format!(" offset {LOCAL_OFFSET}") } else { String::new() };
@@ -255,12 +241,11 @@ impl Compiler<'_> {
             map.name()
         );
         let name = format!("{protocol}-{kind}{}-{count}", if local { "-local" } else { "" });
-        self.chain(&name, [rule]);
-        Some(name)
+        Some(self.chain(&name, [rule]))
     }
 
     /// Clients seen lately go where they went; the others anywhere, and are remembered there.
-    fn affine(&mut self, endpoints: &[Endpoint], local: bool, affinity: &Affinity) -> String {
+    fn affine(&mut self, endpoints: &[Endpoint], local: bool, affinity: &Affinity) -> Arc<str> {
         let family = self.family.nft();
         let stem = format!("affinity-{:016x}", affinity.id);
         let mut sorted = endpoints.to_vec();
@@ -287,37 +272,33 @@ impl Compiler<'_> {
         }
         rules.push(format!("numgen random mod {} vmap {{ {} }}", sorted.len(), choices.join(", ")));
         let name = if local { format!("{stem}-local") } else { stem };
-        self.chain(&name, rules);
-        name
+        self.chain(&name, rules)
     }
 
     /// Through a cluster IP: who is not a pod is masqueraded, so that the answer comes back this way.
-    fn inside(&mut self, picker: &str) -> String {
+    fn inside(&mut self, picker: Arc<str>) -> Verdict {
         if self.config.masquerade_all {
-            return self.masqueraded(picker);
+            return self.masqueraded(&picker);
         }
-        let Some(outside) = self.of_pods("!= ") else { return format!("goto {picker}") };
+        let Some(outside) = self.of_pods("!= ") else { return Verdict::Goto(picker) };
         let name = format!("inside-{picker}");
-        self.chain(&name, [format!("{outside} {}", mark(self.config)), format!("goto {picker}")]);
-        format!("goto {name}")
+        Verdict::Goto(self.chain(&name, [format!("{outside} {}", mark(self.config)), format!("goto {picker}")]))
     }
 
-    fn masqueraded(&mut self, picker: &str) -> String {
+    fn masqueraded(&mut self, picker: &str) -> Verdict {
         let name = format!("masquerade-{picker}");
-        self.chain(&name, [mark(self.config), format!("goto {picker}")]);
-        format!("goto {name}")
+        Verdict::Goto(self.chain(&name, [mark(self.config), format!("goto {picker}")]))
     }
 
     /// From outside only to this node's endpoints, with the client's own address. Pods and the node itself are not
     /// outside: for them it is as if they had used the cluster IP.
-    fn short_circuit(&mut self, anywhere: &str, here: Option<&str>) -> String {
+    fn short_circuit(&mut self, anywhere: &str, here: Option<&str>) -> Verdict {
         let name = format!("outside-{anywhere}-{}", here.unwrap_or("none"));
         let mut rules: Vec<String> =
             self.of_pods("").map(|pods| format!("{pods} goto {anywhere}")).into_iter().collect();
         rules.push(format!("fib saddr type local {} goto {anywhere}", mark(self.config)));
         rules.push(here.map_or("drop".to_string(), |here| format!("goto {here}")));
-        self.chain(&name, rules);
-        format!("goto {name}")
+        Verdict::Goto(self.chain(&name, rules))
     }
 
     /// The match for packets of pods, or with `!= ` for those of all others; none when nobody can tell.
@@ -329,8 +310,10 @@ impl Compiler<'_> {
         known.then(|| format!("{} saddr {negation}@pod-networks", self.family.nft()))
     }
 
-    fn chain(&mut self, name: &str, rules: impl IntoIterator<Item = String>) {
-        self.fragment.chains.insert_new(name.into(), || rules.into_iter().collect());
+    fn chain(&mut self, name: &str, rules: impl IntoIterator<Item = String>) -> Arc<str> {
+        let name: Arc<str> = name.into();
+        self.fragment.chains.insert_new(name.clone(), || rules.into_iter().collect());
+        name
     }
 }
 

@@ -1,6 +1,6 @@
 //! Services, EndpointSlices and NetworkPolicies become one nftables program on this node.
 //!
-//! The core is pure: [`service`] reads objects, [`endpoints`] decides which endpoints count, [`fragment`] compiles one
+//! The core is pure: [`world`] keeps of objects what counts, [`endpoints`] decides which endpoints count, [`fragment`] compiles one
 //! Service, [`policy`] one NetworkPolicy, [`policies`] knows whom they select, [`program`](mod@program) folds all into a [`Ruleset`], [`nft`] writes a ruleset, or the difference between
 //! two, as text for `nft -f -`. The shell ([`run`]) follows the API, applies one atomic transaction for all that changed
 //! meanwhile, forgets stale connections ([`conntrack`]), answers health checks ([`health`]) and puts the table back when
@@ -27,8 +27,10 @@ pub mod endpoints;
 mod few;
 pub mod fragment;
 pub mod health;
+pub mod map;
 pub mod metrics;
 pub mod nft;
+mod objects;
 mod pages;
 pub mod policies;
 pub mod policy;
@@ -41,6 +43,7 @@ pub mod slice;
 mod tests;
 mod update;
 mod watch;
+pub mod world;
 
 use std::net::{IpAddr, SocketAddr};
 

@@ -3,71 +3,26 @@
 //! A [`Transaction`] is one atomic commit. A difference adds chains and sets first, then swaps map elements, then removes
 //! what nothing leads to any more, so that each step refers only to what exists.
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use serde_json::Value;
+use serde::Deserialize;
+use serde::de::IgnoredAny;
 
 use crate::elements::Change;
+use crate::map::{Element, Entry, Map, Value};
 use crate::program::{Delta, NodeView, Ruleset};
 use crate::service::Protocol;
 use crate::{Config, Family, TABLE};
 
 /// Elements in one command: keeps nft's parser from holding one enormous line.
 const ELEMENTS_PER_COMMAND: usize = 1_000;
-
-/// The table's maps and sets of elements that Services contribute to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Map {
-    /// Address, protocol, port → where to go.
-    Frontends,
-    /// The same for ports of the node's own addresses.
-    NodePorts,
-    /// Address, port, index → endpoint; one map a protocol, see [`base`].
-    Endpoints(Protocol),
-    NodePortEndpoints(Protocol),
-    /// Addresses of which other ports are refused.
-    ClusterIps,
-    /// An endpoint's address twice: a connection of its own that came back to it.
-    Hairpin,
-    /// Load balancer addresses only some may use, and who.
-    Restricted,
-    Sources,
-    /// A local pod's address → the chain of the policies that isolate it.
-    PolicyIngress,
-    PolicyEgress,
-    /// The pods a policy's selector selects.
-    Peers(u64),
-    /// Addresses and numbers of a port that policies call by a name.
-    NamedPorts(u64),
-}
-
-impl Map {
-    pub fn name(self) -> Cow<'static, str> {
-        let name = match self {
-            Map::Peers(set) => return format!("peers-{set:016x}").into(),
-            Map::NamedPorts(set) => return format!("ports-{set:016x}").into(),
-            Map::Frontends => "frontends",
-            Map::NodePorts => "node-ports",
-            Map::Endpoints(Protocol::Tcp) => "tcp-endpoints",
-            Map::Endpoints(Protocol::Udp) => "udp-endpoints",
-            Map::Endpoints(Protocol::Sctp) => "sctp-endpoints",
-            Map::NodePortEndpoints(Protocol::Tcp) => "tcp-node-port-endpoints",
-            Map::NodePortEndpoints(Protocol::Udp) => "udp-node-port-endpoints",
-            Map::NodePortEndpoints(Protocol::Sctp) => "sctp-node-port-endpoints",
-            Map::ClusterIps => "cluster-ips",
-            Map::Hairpin => "hairpin",
-            Map::Restricted => "restricted",
-            Map::Sources => "sources",
-            Map::PolicyIngress => "policy-ingress",
-            Map::PolicyEgress => "policy-egress",
-        };
-        name.into()
-    }
-}
+/// Elements sorted together on their way into text: some hundred KiB.
+const ELEMENTS_PER_PIECE: usize = 8_000;
+/// The chain that refuses.
+pub(crate) const REFUSE: &str = "refuse";
 
 /// Text for one run of `nft -f -`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -89,21 +44,29 @@ impl Transaction {
         let _ = writeln!(self.text, "{}", OneTable(family, command));
     }
 
-    fn elements<'a>(&mut self, family: Family, verb: &str, elements: impl Iterator<Item = (Map, String)> + 'a) {
-        let mut by_map: BTreeMap<Map, Vec<String>> = BTreeMap::new();
-        for (map, element) in elements {
-            by_map.entry(map).or_default().push(element);
-        }
-        for (map, elements) in by_map {
-            for some in elements.chunks(ELEMENTS_PER_COMMAND) {
-                let _ = writeln!(
-                    self.text,
-                    "{verb} element {} {TABLE} {} {{ {} }}",
-                    family.nft(),
-                    map.name(),
-                    some.join(", ")
-                );
+    /// Elements in their order, as few commands as may be.
+    fn elements<'a>(&mut self, family: Family, verb: &str, elements: impl Iterator<Item = (&'a Element, &'a Value)>) {
+        let mut now: Option<(Map, usize)> = None;
+        for (element, value) in elements {
+            let map = element.map();
+            match &mut now {
+                Some((same, count)) if *same == map && *count < ELEMENTS_PER_COMMAND => {
+                    *count += 1;
+                    self.text.push_str(", ");
+                }
+                _ => {
+                    if now.is_some() {
+                        self.text.push_str(" }\n");
+                    }
+                    now = Some((map, 1));
+                    let _ = write!(self.text, "{verb} element {} {TABLE} {} {{ ", family.nft(), map.name());
+                }
             }
+            // Writing to a String cannot fail.
+            let _ = write!(self.text, "{}", Entry(element, value));
+        }
+        if now.is_some() {
+            self.text.push_str(" }\n");
         }
     }
 }
@@ -139,8 +102,8 @@ pub(crate) fn base(family: Family, node: &NodeView, config: &Config) -> Vec<Stri
         format!("add set pod-networks {{ type {address} ; flags interval ; auto-merge ; }}"),
         format!("add set service-networks {{ type {address} ; flags interval ; auto-merge ; }}"),
         "add chain services".to_string(),
-        "add chain refuse".to_string(),
-        "add rule refuse reject".to_string(),
+        format!("add chain {REFUSE}"),
+        format!("add rule {REFUSE} reject"),
         "add chain prerouting { type nat hook prerouting priority dstnat ; }".to_string(),
         "add rule prerouting jump services".to_string(),
         "add chain output { type nat hook output priority -100 ; }".to_string(),
@@ -152,7 +115,7 @@ pub(crate) fn base(family: Family, node: &NodeView, config: &Config) -> Vec<Stri
         ),
         format!("add rule services {ip} daddr . meta l4proto . th dport vmap @frontends"),
         format!("add rule services {ip} daddr @node-addresses meta l4proto . th dport vmap @node-ports"),
-        format!("add rule services {ip} daddr @cluster-ips meta l4proto {{ tcp, udp, sctp }} goto refuse"),
+        format!("add rule services {ip} daddr @cluster-ips meta l4proto {{ tcp, udp, sctp }} goto {REFUSE}"),
         // Nobody's yet: whoever has it by the time the client asks again must be asked anew.
         format!("add rule services {ip} daddr @service-networks fib daddr type != local drop"),
         "add chain postrouting { type nat hook postrouting priority srcnat ; }".to_string(),
@@ -217,33 +180,65 @@ pub fn removal(family: Family) -> Transaction {
 
 /// The whole table in place of whatever was there.
 pub fn full(ruleset: &Ruleset) -> Transaction {
-    let mut out = removal(ruleset.family);
-    let _ = writeln!(out.text, "add table {} {TABLE}", ruleset.family.nft());
-    for command in &*ruleset.base {
-        out.line(ruleset.family, format_args!("{command}"));
-    }
-    out.append(changes(&everything(ruleset), ruleset));
+    let mut out = skeleton(ruleset);
+    in_pieces(ruleset.elements(), |piece| {
+        out.elements(ruleset.family, "add", piece.iter().map(|(element, value)| (element, value)));
+    });
     out
 }
 
-/// The whole table without the elements the kernel can be told itself, and these elements: what leads somewhere comes
-/// after what it leads to.
-pub fn first(ruleset: &Ruleset) -> (Transaction, Vec<Change>) {
-    let mut rest = everything(ruleset);
-    let direct: Vec<(Map, Arc<str>)> = rest.elements.keys().filter(|(map, _)| *map != Map::Sources).cloned().collect();
-    rest.elements.retain(|(map, _), _| *map == Map::Sources);
-    let elements = direct.into_iter().rev().filter_map(|(map, key)| {
-        let (value, _) = ruleset.elements.get(&(map, key.clone()))?;
-        Some(Change { map, key, value: Some(value.clone()) })
+/// The whole table without the elements that [`direct`] has.
+pub fn first(ruleset: &Ruleset) -> Transaction {
+    let mut out = skeleton(ruleset);
+    let rest = ruleset.elements().filter(|(element, _)| !is_direct(element));
+    in_pieces(rest, |piece| {
+        out.elements(ruleset.family, "add", piece.iter().map(|(element, value)| (element, value)));
     });
-    let elements = elements.collect();
+    out
+}
+
+/// The elements that the kernel can be told itself: what leads somewhere comes after what it leads to.
+pub fn direct(ruleset: &Ruleset) -> impl Iterator<Item = Change> + '_ {
+    let all = ruleset.elements().filter(|(element, _)| is_direct(element));
+    all.map(|(element, value)| Change { element, value: Some(value) })
+}
+
+/// Ranges have a form of their own there.
+fn is_direct(element: &Element) -> bool {
+    element.map() != Map::Sources
+}
+
+/// The table, its chains and empty sets in place of whatever was there.
+fn skeleton(ruleset: &Ruleset) -> Transaction {
     let mut out = removal(ruleset.family);
     let _ = writeln!(out.text, "add table {} {TABLE}", ruleset.family.nft());
     for command in &*ruleset.base {
         out.line(ruleset.family, format_args!("{command}"));
     }
-    out.append(changes(&rest, ruleset));
-    (out, elements)
+    out.append(changes(
+        &Delta {
+            chains: ruleset.chains.keys().map(|name| (name.clone(), None)).collect(),
+            sets: ruleset.sets.keys().map(|name| (name.clone(), None)).collect(),
+            ..Delta::default()
+        },
+        ruleset,
+    ));
+    out
+}
+
+/// Some at a time, each time sorted by their maps.
+fn in_pieces(elements: impl Iterator<Item = (Element, Value)>, mut each: impl FnMut(&[(Element, Value)])) {
+    let mut piece = Vec::new();
+    for element in elements {
+        piece.push(element);
+        if piece.len() >= ELEMENTS_PER_PIECE {
+            piece.sort_by_key(|(element, _)| *element);
+            each(&piece);
+            piece.clear();
+        }
+    }
+    piece.sort_by_key(|(element, _)| *element);
+    each(&piece);
 }
 
 /// What turns the table that holds `old` into one that holds `new`, in one commit.
@@ -251,10 +246,13 @@ pub fn diff(old: &Ruleset, new: &Ruleset) -> Transaction {
     if old.family != new.family || old.base != new.base {
         return full(new);
     }
-    let mut delta = everything(new);
-    for (key, (value, _)) in &old.elements {
-        delta.elements.insert(key.clone(), Some(value.clone()));
-    }
+    let mut delta = Delta {
+        chains: new.chains.keys().map(|name| (name.clone(), None)).collect(),
+        sets: new.sets.keys().map(|name| (name.clone(), None)).collect(),
+        ..Delta::default()
+    };
+    old.elements().for_each(|(element, value)| delta.gone(element, value));
+    new.elements().for_each(|(element, value)| delta.came(element, value));
     for (name, (rules, _)) in &old.chains {
         delta.chains.insert(name.clone(), Some(rules.clone()));
     }
@@ -264,16 +262,6 @@ pub fn diff(old: &Ruleset, new: &Ruleset) -> Transaction {
     changes(&delta, new)
 }
 
-/// As if nothing had been there before.
-fn everything(ruleset: &Ruleset) -> Delta {
-    Delta {
-        elements: ruleset.elements.keys().map(|key| (key.clone(), None)).collect(),
-        chains: ruleset.chains.keys().map(|name| (name.clone(), None)).collect(),
-        sets: ruleset.sets.keys().map(|name| (name.clone(), None)).collect(),
-        connectionless: false,
-    }
-}
-
 /// The same when it is elements only, deletions first; `None` when chains or sets change too.
 pub fn element_changes(delta: &Delta, now: &Ruleset) -> Option<Vec<Change>> {
     let chains = delta.chains.iter().all(|(name, old)| now.chains.get(name).map(|(rules, _)| rules) == old.as_ref());
@@ -281,22 +269,11 @@ pub fn element_changes(delta: &Delta, now: &Ruleset) -> Option<Vec<Change>> {
     if !chains || !sets {
         return None;
     }
-    let (mut gone, mut added) = (Vec::new(), Vec::new());
-    for ((map, key), before) in &delta.elements {
-        let after = now.elements.get(&(*map, key.clone())).map(|(value, _)| value.clone());
-        if before.as_deref() == after.as_deref() {
-            continue;
-        }
-        let change = |value| Change { map: *map, key: key.clone(), value };
-        if before.is_some() {
-            gone.push(change(None));
-        }
-        if after.is_some() {
-            added.push(change(after));
-        }
-    }
-    gone.append(&mut added);
-    Some(gone)
+    let differing = || delta.elements.iter().filter(|(_, (before, now))| before != now);
+    let gone =
+        differing().filter(|(_, (before, _))| before.is_some()).map(|(e, _)| Change { element: *e, value: None });
+    let added = differing().filter_map(|(e, (_, now))| Some(Change { element: *e, value: Some(now.clone()?) }));
+    Some(gone.chain(added).collect())
 }
 
 /// What was touched, as far as it is different now.
@@ -326,21 +303,10 @@ pub fn changes(delta: &Delta, now: &Ruleset) -> Transaction {
             out.line(family, format_args!("add rule {name} {rule}"));
         }
     }
-    let differs = |key: &(Map, Arc<str>), before: &Option<Arc<str>>| {
-        before.as_deref() != now.elements.get(key).map(|(value, _)| &**value)
-    };
-    let gone = delta.elements.iter().filter(|(key, before)| before.is_some() && differs(key, before));
-    out.elements(family, "delete", gone.map(|((map, key), _)| (*map, key.to_string())));
-    let added = delta.elements.iter().filter(|(key, before)| differs(key, before));
-    out.elements(
-        family,
-        "add",
-        added.filter_map(|(key, _)| {
-            let (value, _) = now.elements.get(key)?;
-            let text = if value.is_empty() { key.1.to_string() } else { format!("{} : {value}", key.1) };
-            Some((key.0, text))
-        }),
-    );
+    let differing = || delta.elements.iter().filter(|(_, (before, now))| before != now);
+    let gone = differing().filter(|(_, (before, _))| before.is_some());
+    out.elements(family, "delete", gone.map(|(element, _)| (element, &Value::There)));
+    out.elements(family, "add", differing().filter_map(|(element, (_, now))| Some((element, now.as_ref()?))));
     let dead: Vec<&Arc<str>> = delta
         .chains
         .iter()
@@ -361,20 +327,42 @@ pub fn changes(delta: &Delta, now: &Ruleset) -> Transaction {
     out
 }
 
-/// Whether what `nft -j list table` shows has everything the ruleset put there, by count: enough to see a flush or a
-/// removal, without reading each element back.
-pub fn intact(listing: &Value, ruleset: &Ruleset) -> bool {
+/// What `nft -j list table` shows, as far as it is looked at: of elements their number.
+#[derive(Debug, Deserialize)]
+pub struct Listing {
+    nftables: Vec<Listed>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Listed {
+    Chain {
+        name: String,
+    },
+    Rule {
+        chain: String,
+    },
+    #[serde(alias = "set")]
+    Map {
+        name: String,
+        #[serde(default)]
+        elem: Vec<IgnoredAny>,
+    },
+    #[serde(untagged)]
+    Other(IgnoredAny),
+}
+
+/// Whether what nft shows has everything the ruleset put there, by count: enough to see a flush or a removal, without
+/// reading each element back.
+pub fn intact(listing: &Listing, ruleset: &Ruleset) -> bool {
     let mut rules: BTreeMap<&str, usize> = BTreeMap::new();
     let mut elements: BTreeMap<&str, usize> = BTreeMap::new();
-    for object in listing["nftables"].as_array().into_iter().flatten() {
-        if let Some(chain) = object["chain"]["name"].as_str() {
-            rules.entry(chain).or_default();
-        } else if let Some(chain) = object["rule"]["chain"].as_str() {
-            *rules.entry(chain).or_default() += 1;
-        } else if let Some(map) = object.get("map").or_else(|| object.get("set"))
-            && let Some(name) = map["name"].as_str()
-        {
-            elements.insert(name, map["elem"].as_array().map_or(0, Vec::len));
+    for listed in &listing.nftables {
+        match listed {
+            Listed::Chain { name } => _ = rules.entry(name).or_default(),
+            Listed::Rule { chain } => *rules.entry(chain).or_default() += 1,
+            Listed::Map { name, elem } => _ = elements.insert(name, elem.len()),
+            Listed::Other(_) => {}
         }
     }
     let mut expected_rules: BTreeMap<&str, usize> = BTreeMap::new();
@@ -388,8 +376,8 @@ pub fn intact(listing: &Value, ruleset: &Ruleset) -> bool {
     }
     expected_rules.extend(ruleset.chains.iter().map(|(name, (rules, _))| (&**name, rules.len())));
     let mut counts: BTreeMap<Map, usize> = BTreeMap::new();
-    for (map, _) in ruleset.elements.keys() {
-        *counts.entry(*map).or_default() += 1;
+    for (element, _) in ruleset.elements() {
+        *counts.entry(element.map()).or_default() += 1;
     }
     expected_rules.iter().all(|(name, count)| rules.get(name) == Some(count))
         && counts.iter().all(|(map, count)| elements.get(&*map.name()) == Some(count))

@@ -8,10 +8,11 @@
 //! It does not know how objects arrive: [`Policies`] is told of changes and says which fragments to compile again.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use crate::Family;
 use crate::fragment::Fragment;
-use crate::nft::Map;
+use crate::map::{Element, Value, Verdict};
 use crate::policy::{Direction, Labels, Namespaces, Pod, PodPeer, Policy, named_set, of_pods, selects};
 use crate::service::Protocol;
 
@@ -149,12 +150,12 @@ impl Policies {
         for address in pod.addresses.iter().filter(|address| Family::of(**address) == family) {
             for (set, (peer, _)) in &self.peers {
                 if peer.matches(pod, namespace) {
-                    fragment.shared.insert((Map::Peers(*set), address.to_string().into()), "".into());
+                    fragment.shared.insert(Element::Peer(*set, *address), Value::There);
                 }
             }
             for (set, (protocol, name, _)) in &self.named_ports {
                 for (_, _, number) in pod.ports.iter().filter(|(n, p, _)| n == name && p == protocol) {
-                    fragment.shared.insert((Map::NamedPorts(*set), format!("{address} . {number}").into()), "".into());
+                    fragment.shared.insert(Element::NamedPort(*set, *address, *number), Value::There);
                 }
             }
             for direction in [Direction::In, Direction::Out].into_iter().filter(|_| pod.local) {
@@ -167,9 +168,9 @@ impl Policies {
                     continue;
                 }
                 let (chain, rules) = of_pods(isolating, direction);
-                let verdict = format!("goto {chain}");
-                fragment.chains.insert(chain.into(), rules);
-                fragment.shared.insert((direction.map(), address.to_string().into()), verdict.into());
+                let chain: Arc<str> = chain.into();
+                fragment.chains.insert(chain.clone(), rules);
+                fragment.shared.insert(direction.leads(*address), Value::Verdict(Verdict::Goto(chain)));
             }
         }
         fragment

@@ -18,7 +18,7 @@ use meta::LabelSelector;
 
 use crate::Family;
 use crate::fragment::{Fragment, fnv1a};
-use crate::nft::Map;
+use crate::map::{Element, Map};
 use crate::service::Protocol;
 
 pub type Labels = BTreeMap<String, String>;
@@ -151,11 +151,11 @@ impl Direction {
         }
     }
 
-    /// The map that leads a pod's address to its chain.
-    pub fn map(self) -> Map {
+    /// The element that leads a pod's address to its chain.
+    pub fn leads(self, address: IpAddr) -> Element {
         match self {
-            Direction::In => Map::PolicyIngress,
-            Direction::Out => Map::PolicyEgress,
+            Direction::In => Element::PolicyIngress(address),
+            Direction::Out => Element::PolicyEgress(address),
         }
     }
 }

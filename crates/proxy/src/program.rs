@@ -13,10 +13,12 @@ use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::ServiceCIDR;
 
-use crate::fragment::{Behind, Fragment, compile, is_common};
-use crate::nft::{Map, base};
+use crate::fragment::{Behind, Fragment, is_common};
+use crate::map::{Element, Value, Verdict};
+use crate::nft::base;
 use crate::policies::is_service;
 use crate::service::{Front, Protocol};
+use crate::world::World;
 use crate::{Config, Family, Locality};
 
 /// Chains nothing leads to that are kept, for the next Service with as many endpoints: then a change is one of elements
@@ -87,11 +89,22 @@ impl NodeView {
 /// What has been touched since the table was last written, with what was there then.
 #[derive(Clone, Debug, Default)]
 pub struct Delta {
-    pub(crate) elements: BTreeMap<(Map, Arc<str>), Option<Arc<str>>>,
+    /// Before, and now.
+    pub(crate) elements: BTreeMap<Element, (Option<Value>, Option<Value>)>,
     pub(crate) chains: BTreeMap<Arc<str>, Option<Arc<[String]>>>,
     pub(crate) sets: BTreeMap<Arc<str>, Option<Arc<str>>>,
     /// Fronts of protocols whose connections outlive their endpoints (UDP, SCTP).
     pub connectionless: bool,
+}
+
+impl Delta {
+    pub(crate) fn gone(&mut self, element: Element, value: Value) {
+        self.elements.entry(element).or_insert((Some(value), None)).1 = None;
+    }
+
+    pub(crate) fn came(&mut self, element: Element, value: Value) {
+        self.elements.entry(element).or_default().1 = Some(value);
+    }
 }
 
 /// The whole table of one family.
@@ -101,9 +114,12 @@ pub struct Ruleset {
     /// The fixed part: maps, base chains, this node's addresses.
     pub(crate) base: Arc<[String]>,
     pub(crate) fragments: BTreeMap<Arc<str>, Arc<Fragment>>,
-    /// In the order of their names; mostly one.
-    owners: HashMap<Front, Vec<Arc<str>>>,
-    pub(crate) elements: BTreeMap<(Map, Arc<str>), (Arc<str>, u32)>,
+    /// Whose each front is: the first by name of those that have it.
+    owners: HashMap<Front, Arc<str>>,
+    /// The others, of the few fronts that have any.
+    waiting: BTreeMap<Front, BTreeSet<Arc<str>>>,
+    /// Elements that fragments may have in common. Those of fronts follow from whoever has the front.
+    shared: BTreeMap<Element, (Value, u32)>,
     pub(crate) chains: BTreeMap<Arc<str>, (Arc<[String]>, u32)>,
     pub(crate) sets: BTreeMap<Arc<str>, (Arc<str>, u32)>,
     idle_chains: usize,
@@ -123,28 +139,14 @@ pub fn program<'a>(
     node: &NodeView,
     config: &Config,
 ) -> Ruleset {
-    let mut by_service: HashMap<String, Vec<&EndpointSlice>> = HashMap::new();
-    for slice in slices {
-        if let Some(key) = service_of(slice) {
-            by_service.entry(key).or_default().push(slice);
-        }
-    }
+    let mut world = World::new(&node.name);
+    services.into_iter().for_each(|service| world.set_service(service));
+    slices.into_iter().for_each(|slice| world.set_slice(slice));
     let mut ruleset = Ruleset::new(family, node, config);
-    let mut delta = Delta::default();
-    for service in services {
-        let metadata = &service.metadata;
-        let key = format!("{}/{}", metadata.namespace.as_deref().unwrap_or(""), metadata.name.as_deref().unwrap_or(""));
-        let slices = by_service.get(&key).map(Vec::as_slice).unwrap_or_default();
-        let fragment = compile(&key, service, slices.iter().copied(), family, node, config, None);
-        ruleset.update(&key, fragment, &mut delta);
+    for key in world.keys() {
+        ruleset.update(key.clone(), world.compile(key, family, node, config, None), &mut Delta::default());
     }
     ruleset
-}
-
-/// `namespace/name` of the Service a slice belongs to.
-pub fn service_of(slice: &EndpointSlice) -> Option<String> {
-    let name = slice.metadata.labels.as_ref()?.get("kubernetes.io/service-name")?;
-    Some(format!("{}/{name}", slice.metadata.namespace.as_deref().unwrap_or("")))
 }
 
 impl Ruleset {
@@ -155,7 +157,8 @@ impl Ruleset {
             base: base(family, node, config).into(),
             fragments: BTreeMap::new(),
             owners: HashMap::new(),
-            elements: BTreeMap::new(),
+            waiting: BTreeMap::new(),
+            shared: BTreeMap::new(),
             chains: BTreeMap::new(),
             sets: BTreeMap::new(),
             idle_chains: 0,
@@ -190,32 +193,38 @@ impl Ruleset {
 
     /// The endpoints a front leads to, of whichever Service has it.
     pub fn behind(&self, front: &Front) -> Option<&Behind> {
-        let owner = self.owners.get(front)?.first()?;
-        self.fragments.get(owner)?.fronts.get(front)
+        self.fragments.get(self.owners.get(front)?)?.fronts.get(front)
+    }
+
+    /// Every element there is; of one fragment, what leads somewhere comes after what it leads to.
+    pub fn elements(&self) -> impl Iterator<Item = (Element, Value)> + '_ {
+        let shared = self.shared.iter().rev().map(|(element, (value, _))| (*element, value.clone()));
+        shared.chain(self.fragments.iter().flat_map(move |(key, fragment)| {
+            let own = fragment.fronts.iter().filter(move |(front, _)| self.owners.get(front) == Some(key));
+            own.flat_map(|(front, behind)| behind.elements(*front))
+        }))
     }
 
     /// Replaces one Service's fragment, noting in `delta` what that touches.
-    pub fn update(&mut self, key: &str, fragment: Option<Fragment>, delta: &mut Delta) {
-        let old = self.fragments.get(key).cloned();
+    pub fn update(&mut self, key: impl Into<Arc<str>>, fragment: Option<Fragment>, delta: &mut Delta) {
+        let key = key.into();
+        let old = self.fragments.get(&key).cloned();
         if old.as_deref() == fragment.as_ref() {
             return;
         }
-        let new = fragment.map(Arc::new);
-        let key: Arc<str> = key.into();
+        let new = fragment.map(|fragment| Arc::new(self.sharing(fragment)));
         let fronts: BTreeSet<Front> =
             old.iter().chain(&new).flat_map(|fragment| fragment.fronts.keys()).copied().collect();
         // Taken off with the old owners in place, put on with the new ones.
         for front in &fronts {
-            if let Some(behind) = self.behind(front).map(|behind| behind.elements.clone()) {
-                for element in behind.keys() {
-                    self.drop_element(element.clone(), delta);
-                }
+            for (element, value) in self.behind(front).iter().flat_map(|behind| behind.elements(*front)) {
+                delta.gone(element, value);
             }
             delta.connectionless |= front.protocol() != Protocol::Tcp;
         }
         if let Some(old) = &old {
             for element in old.shared.keys() {
-                self.drop_element(element.clone(), delta);
+                self.drop_shared(element, delta);
             }
             for name in old.chains.keys() {
                 self.drop_chain(name, delta);
@@ -229,24 +238,16 @@ impl Ruleset {
             None => self.fragments.remove(&key),
         };
         for front in &fronts {
-            let owners = self.owners.entry(*front).or_insert_with(|| Vec::with_capacity(1));
-            match (owners.binary_search(&key), new.as_ref().is_some_and(|new| new.fronts.contains_key(front))) {
-                (Err(at), true) => owners.insert(at, key.clone()),
-                (Ok(at), false) => _ = owners.remove(at),
-                _ => {}
-            }
-            if owners.is_empty() {
-                self.owners.remove(front);
-            }
-            if let Some(behind) = self.behind(front).map(|behind| behind.elements.clone()) {
-                for (element, value) in behind.iter() {
-                    self.add_element(element.clone(), value.clone(), delta);
-                }
+            self.claim(*front, &key, new.as_ref().is_some_and(|new| new.fronts.contains_key(front)));
+            for (element, value) in self.behind(front).iter().flat_map(|behind| behind.elements(*front)) {
+                delta.came(element, value);
             }
         }
         if let Some(new) = &new {
             for (element, value) in new.shared.iter() {
-                self.add_element(element.clone(), value.clone(), delta);
+                let (before, count) = self.shared.get(element).cloned().unzip();
+                self.shared.insert(*element, (value.clone(), count.unwrap_or(0) + 1));
+                delta.elements.entry(*element).or_insert((before, None)).1 = Some(value.clone());
             }
             for (name, rules) in new.chains.iter() {
                 self.idle_chains -= usize::from(self.chains.get(name).is_some_and(|(_, count)| *count == 0));
@@ -291,12 +292,50 @@ impl Ruleset {
         }
     }
 
-    fn drop_element(&mut self, element: (Map, Arc<str>), delta: &mut Delta) {
-        drop_counted(&mut self.elements, &element, &mut delta.elements);
+    fn drop_shared(&mut self, element: &Element, delta: &mut Delta) {
+        let Some((value, count)) = self.shared.get_mut(element) else { return };
+        *count -= 1;
+        let left = (*count > 0).then(|| value.clone());
+        delta.elements.entry(*element).or_insert_with(|| (Some(value.clone()), None)).1 = left;
+        if *count == 0 {
+            self.shared.remove(element);
+        }
     }
 
-    fn add_element(&mut self, element: (Map, Arc<str>), value: Arc<str>, delta: &mut Delta) {
-        add_counted(&mut self.elements, &element, &value, &mut delta.elements);
+    /// A Service has a front from now on, or has it no more.
+    fn claim(&mut self, front: Front, key: &Arc<str>, has: bool) {
+        let mut all = self.waiting.remove(&front).unwrap_or_default();
+        all.extend(self.owners.remove(&front));
+        if has {
+            all.insert(key.clone());
+        } else {
+            all.remove(key);
+        }
+        if let Some(first) = all.pop_first() {
+            self.owners.insert(front, first);
+        }
+        if !all.is_empty() {
+            self.waiting.insert(front, all);
+        }
+    }
+
+    /// The same with the text of chains that are there already.
+    fn sharing(&self, mut fragment: Fragment) -> Fragment {
+        let known = |name: &str| self.chains.get_key_value(name).map(|(name, (rules, _))| (name, rules));
+        for (name, rules) in fragment.chains.iter_mut() {
+            if let Some((same, text)) = known(name).filter(|(_, text)| *text == rules) {
+                (*name, *rules) = (same.clone(), text.clone());
+            }
+        }
+        let chains: Vec<Arc<str>> = fragment.chains.keys().cloned().collect();
+        for (_, behind) in fragment.fronts.iter_mut() {
+            if let Verdict::Goto(chain) = &mut behind.verdict
+                && let Some(same) = chains.iter().find(|name| *name == chain)
+            {
+                *chain = same.clone();
+            }
+        }
+        fragment
     }
 }
 

@@ -7,34 +7,28 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use client::{Batch, Change, Client, Informer, Informers, Keep, Scope, gvr_of};
+use client::{Client, Informer, Informers};
 use k8s_openapi::api::core::v1 as core;
-use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::ServiceCIDR;
-use serde::de::DeserializeOwned;
 use tokio_util::sync::CancellationToken;
 
 use crate::conntrack::{Netfilter, stale};
-use crate::fragment::{Fragment, compile_kept};
+use crate::fragment::Fragment;
 use crate::health::{Health, HealthPorts, own_servers};
 use crate::metrics::Metrics;
 use crate::nft::{self, Transaction};
+use crate::objects::Objects;
 use crate::policies::{Policies, is_service};
 use crate::program::{Delta, NodeView, Ruleset};
-use crate::slice::Slice;
 use crate::update::{Update, apply, listing, tables_absent};
 use crate::watch::Watch;
 use crate::{Config, Family, TABLE};
 
-/// The index of EndpointSlices by their Service; other components of the process use the same.
-const BY_SERVICE: &str = "kubernetes.io/service-name";
 /// Put on a node before the cluster autoscaler removes it.
 const LEAVING_TAINT: &str = "ToBeDeletedByClusterAutoscaler";
-/// Changes remembered for one write, for the metric's sake.
-const MAX_TRIGGERS: usize = 10_000;
 /// How often the rule set's generation is looked at, to see whether somebody else changed something.
 const LOOK: Duration = Duration::from_secs(5);
 /// How long the first table waits for the policies.
@@ -53,18 +47,15 @@ pub async fn run(config: Config, client: Client, cancel: CancellationToken) -> R
     {
         tracing::warn!("cannot set this process's OOM score to {score}: {error}");
     }
+    let mut objects = Objects::start(&client, &config.node_name);
     let informers = Informers::new(client);
-    let services = informers.get::<core::Service>();
-    let slices = informers.get_scope(Scope::all(gvr_of::<EndpointSlice>()).keeping(Keep::view::<Slice>()));
     let nodes = informers.get::<core::Node>();
     let ranges = informers.get::<ServiceCIDR>();
-    slices.add_index(BY_SERVICE, |slice| slice_owner(slice).into_iter().collect());
-    let (mut service_changes, mut slice_changes) = (services.subscribe(), slices.subscribe());
     let (mut node_changes, mut range_changes) = (nodes.subscribe(), ranges.subscribe());
     let health = Arc::new(Health::default());
     let metrics = Arc::new(Metrics::default());
     let _servers = own_servers(&config, &health, &metrics).await?;
-    let ready = async { tokio::join!(services.synced(), slices.synced(), nodes.synced()) };
+    let ready = async { tokio::join!(objects.ready(), nodes.synced()) };
     if cancel.run_until_cancelled(ready).await.is_none() {
         return Ok(());
     }
@@ -87,15 +78,13 @@ pub async fn run(config: Config, client: Client, cancel: CancellationToken) -> R
         node: NodeView::default(),
         tables: Vec::new(),
         dirty: BTreeSet::new(),
-        triggers: Vec::new(),
         rewrite: true,
         written: false,
         known_generation,
         failures: 0,
         health_ports: HealthPorts::default(),
         config,
-        services,
-        slices,
+        objects,
         nodes,
         ranges,
         netfilter,
@@ -106,12 +95,7 @@ pub async fn run(config: Config, client: Client, cancel: CancellationToken) -> R
     look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         // Everything that is pending goes into one transaction.
-        while let Some(batch) = service_changes.try_next() {
-            shell.services_changed(batch);
-        }
-        while let Some(batch) = slice_changes.try_next() {
-            shell.slices_changed(batch);
-        }
+        shell.objects.absorb();
         while node_changes.try_next().is_some() || range_changes.try_next().is_some() {}
         if let Some(watch) = &mut watch {
             watch.absorb();
@@ -120,14 +104,7 @@ pub async fn run(config: Config, client: Client, cancel: CancellationToken) -> R
         let pause = shell.sync(policies).await?;
         tokio::select! {
             () = cancel.cancelled() => return Ok(()),
-            batch = service_changes.next() => match batch {
-                Some(batch) => shell.services_changed(batch),
-                None => return Ok(()),
-            },
-            batch = slice_changes.next() => match batch {
-                Some(batch) => shell.slices_changed(batch),
-                None => return Ok(()),
-            },
+            more = shell.objects.changed() => if !more { return Ok(()) },
             () = async { match &mut watch {
                 Some(watch) => watch.changed().await,
                 None => std::future::pending().await,
@@ -149,32 +126,19 @@ pub async fn clean_up(families: &[Family]) -> Result<()> {
     apply(&transaction).await
 }
 
-/// The Service a slice belongs to, from its metadata alone.
-fn slice_owner(slice: &client::Object) -> Option<String> {
-    Some(format!("{}/{}", slice.meta.namespace, slice.meta.label(BY_SERVICE)?))
-}
-
-/// Reads an object without keeping the parsed form beside it: what is compiled from it is all that is needed later.
-pub(crate) fn parse<T: DeserializeOwned>(object: &client::Object) -> serde_json::Result<T> {
-    serde_json::from_slice(object.raw())
-}
-
 struct Shell {
     config: Config,
     node: NodeView,
     tables: Vec<Ruleset>,
-    /// Services to compile again.
-    dirty: BTreeSet<String>,
-    /// When the pods changed that the next write brings into effect.
-    triggers: Vec<SystemTime>,
+    /// Services, policies and pods to compile again.
+    dirty: BTreeSet<Arc<str>>,
     /// The whole table is to be written: at the start, when the node changed, after a failure or a disturbance.
     rewrite: bool,
     /// Something has been written by this process.
     written: bool,
     known_generation: u32,
     failures: u32,
-    services: Arc<Informer>,
-    slices: Arc<Informer>,
+    objects: Objects,
     nodes: Arc<Informer>,
     ranges: Arc<Informer>,
     netfilter: Netfilter,
@@ -184,30 +148,6 @@ struct Shell {
 }
 
 impl Shell {
-    fn services_changed(&mut self, batch: Batch) {
-        match batch {
-            Batch::Changes(changes) => {
-                self.metrics.changed(changes.len(), 0);
-                self.dirty.extend(changes.iter().map(|change| change.key.to_string()));
-            }
-            Batch::Resync => self.rewrite = true,
-        }
-    }
-
-    fn slices_changed(&mut self, batch: Batch) {
-        match batch {
-            Batch::Changes(changes) => {
-                self.metrics.changed(0, changes.len());
-                let read = |change: &Change| change.new.as_ref()?.typed::<Slice>().ok()?.triggered;
-                self.triggers.extend(changes.iter().filter_map(read));
-                self.triggers.truncate(MAX_TRIGGERS);
-                let objects = changes.iter().flat_map(|change| [&change.old, &change.new]).flatten();
-                self.dirty.extend(objects.filter_map(|slice| slice_owner(slice)));
-            }
-            Batch::Resync => self.rewrite = true,
-        }
-    }
-
     /// Brings the table up to date. Says how long to wait before trying again when that failed.
     async fn sync(&mut self, mut policies: Option<&mut Policies>) -> Result<Option<Duration>> {
         let node = self.nodes.get(&self.config.node_name).and_then(|node| node.typed::<core::Node>().ok());
@@ -222,8 +162,11 @@ impl Shell {
             self.node = view;
             self.rewrite = true;
         }
+        let (services, slices) = std::mem::take(&mut self.objects.changes);
+        self.metrics.changed(services, slices);
+        self.dirty.append(&mut self.objects.world.take_dirty());
         if let Some(policies) = &mut policies {
-            self.dirty.extend(policies.take_dirty());
+            self.dirty.extend(policies.take_dirty().into_iter().map(Into::into));
         }
         if self.dirty.is_empty() && !self.rewrite {
             return Ok(None);
@@ -235,7 +178,7 @@ impl Shell {
             if full { self.whole(policies.as_deref()) } else { self.changed(policies.as_deref()) };
         if !update.is_empty() {
             let before = self.netfilter.generation().unwrap_or(self.known_generation);
-            let written = update.write(&mut self.netfilter).await;
+            let written = update.write(&mut self.netfilter, &self.tables).await;
             self.written = true;
             if let Err(error) = &written {
                 self.metrics.failed();
@@ -258,7 +201,7 @@ impl Shell {
         self.health.done();
         let services = self.tables.first().map_or(0, Ruleset::services);
         self.metrics.synced(began.elapsed(), full, services);
-        self.metrics.programmed(self.triggers.drain(..));
+        self.metrics.programmed(self.objects.triggers.drain(..));
         let missing =
             self.tables.iter().map(Ruleset::without_local).fold([0; 2], |[a, b], [c, d]| [a.max(c), b.max(d)]);
         self.metrics.without_local(missing);
@@ -279,17 +222,16 @@ impl Shell {
     /// Every Service compiled anew; endpoints keep their places.
     fn whole(&mut self, policies: Option<&Policies>) -> (Update, bool) {
         self.dirty.clear();
-        let services = self.services.list(None);
-        let keys = services.iter().map(|service| service.meta.key());
-        let keys: Vec<String> = keys.chain(policies.iter().flat_map(|policies| policies.keys())).collect();
+        let policy_keys = policies.iter().flat_map(|policies| policies.keys()).map(Arc::from);
+        let keys: Vec<Arc<str>> = self.objects.world.keys().cloned().chain(policy_keys).collect();
         let mut tables = Vec::new();
         for family in &self.config.families {
             let old = self.tables.iter().find(|table| table.family == *family);
             let mut table = Ruleset::new(*family, &self.node, &self.config);
-            let mut delta = Delta::default();
             for key in &keys {
-                let previous = old.and_then(|old| old.fragment(key)).cloned();
-                table.update(key, self.compile(key, *family, previous.as_deref(), policies), &mut delta);
+                let previous = old.and_then(|old| old.fragment(key)).map(|fragment| &**fragment);
+                // Nobody asks what changed: all of it is written.
+                table.update(key.clone(), self.compile(key, *family, previous, policies), &mut Delta::default());
             }
             tables.push(table);
         }
@@ -298,13 +240,8 @@ impl Shell {
         let empty = !self.written && tables_absent(&mut self.netfilter, &self.config.families);
         if empty {
             let mut skeleton = Transaction::default();
-            let mut elements = Vec::new();
-            for table in &self.tables {
-                let (text, some) = nft::first(table);
-                skeleton.append(text);
-                elements.extend(some.into_iter().map(|change| (table.family, change)));
-            }
-            return (Update::First(skeleton, elements), true);
+            self.tables.iter().for_each(|table| skeleton.append(nft::first(table)));
+            return (Update::First(skeleton), true);
         }
         let mut out = Transaction::default();
         for table in &self.tables {
@@ -324,7 +261,7 @@ impl Shell {
             for key in &dirty {
                 let previous = table.fragment(key).cloned();
                 let fragment = self.compile(key, table.family, previous.as_deref(), policies);
-                table.update(key, fragment, &mut delta);
+                table.update(key.clone(), fragment, &mut delta);
             }
             connectionless |= delta.connectionless;
             deltas.push(delta);
@@ -343,18 +280,7 @@ impl Shell {
         if !is_service(key) {
             return policies?.compile(key, family);
         }
-        let service = self.services.get(key)?;
-        let service = match parse::<core::Service>(&service) {
-            Ok(service) => service,
-            Err(error) => {
-                tracing::warn!("cannot read Service {key}: {error}");
-                return None;
-            }
-        };
-        let slices: Vec<Arc<Slice>> =
-            self.slices.by_index(BY_SERVICE, key).iter().filter_map(|slice| slice.typed().ok()).collect();
-        let slices: Vec<&Slice> = slices.iter().map(|slice| &**slice).collect();
-        compile_kept(key, &service, &slices, family, &self.node, &self.config, previous)
+        self.objects.world.compile(key, family, &self.node, &self.config, previous)
     }
 
     /// Has the kernel forget UDP and SCTP connections that the program no longer would make.

@@ -76,7 +76,7 @@ impl Front {
 #[derive(Clone, Debug, PartialEq)]
 pub struct ServicePort {
     /// Empty when the Service has only one.
-    pub name: String,
+    pub name: Box<str>,
     pub protocol: Protocol,
     pub port: u16,
     pub node_port: Option<u16>,
@@ -85,13 +85,13 @@ pub struct ServicePort {
 /// A Service the proxy has to do with, in one family.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Service {
-    pub ports: Vec<ServicePort>,
-    pub cluster_ips: Vec<IpAddr>,
-    pub external_ips: Vec<IpAddr>,
+    pub ports: Box<[ServicePort]>,
+    pub cluster_ips: Box<[IpAddr]>,
+    pub external_ips: Box<[IpAddr]>,
     /// Load balancer addresses that packets arrive with (`ipMode: VIP`).
-    pub balancer_ips: Vec<IpAddr>,
+    pub balancer_ips: Box<[IpAddr]>,
     /// Who may use the load balancer addresses; empty: everybody.
-    pub source_ranges: Vec<IpNet>,
+    pub source_ranges: Box<[IpNet]>,
     pub internal_local: bool,
     pub external_local: bool,
     /// Seconds a client stays with its endpoint.
@@ -111,7 +111,7 @@ impl Service {
         if spec.type_.as_deref() == Some("ExternalName") || spec.cluster_ip.as_deref() == Some("None") {
             return None;
         }
-        let cluster_ips: Vec<IpAddr> = match &spec.cluster_ips {
+        let cluster_ips: Box<[IpAddr]> = match &spec.cluster_ips {
             Some(ips) if !ips.is_empty() => addresses(ips.iter(), family),
             _ => addresses(spec.cluster_ip.iter(), family),
         };
@@ -120,7 +120,7 @@ impl Service {
         }
         let ports = spec.ports.iter().flatten().filter_map(|port| {
             Some(ServicePort {
-                name: port.name.clone().unwrap_or_default(),
+                name: port.name.as_deref().unwrap_or_default().into(),
                 protocol: Protocol::parse(port.protocol.as_deref())?,
                 port: u16::try_from(port.port).ok().filter(|port| *port != 0)?,
                 node_port: port.node_port.and_then(|port| u16::try_from(port).ok()).filter(|port| *port != 0),
@@ -141,7 +141,7 @@ impl Service {
             ports: ports.collect(),
             cluster_ips,
             external_ips: addresses(spec.external_ips.iter().flatten(), family),
-            balancer_ips: if balanced { addresses(vips, family) } else { Vec::new() },
+            balancer_ips: if balanced { addresses(vips, family) } else { Box::default() },
             source_ranges: source_ranges(spec.load_balancer_source_ranges.iter().flatten(), family),
             internal_local: spec.internal_traffic_policy.as_deref() == Some("Local"),
             external_local,
@@ -151,17 +151,17 @@ impl Service {
     }
 }
 
-fn addresses<'a>(texts: impl Iterator<Item = &'a String>, family: Family) -> Vec<IpAddr> {
+fn addresses<'a>(texts: impl Iterator<Item = &'a String>, family: Family) -> Box<[IpAddr]> {
     let mut out: Vec<IpAddr> =
         texts.filter_map(|text| text.parse().ok()).filter(|ip| Family::of(*ip) == family).collect();
     out.sort();
     out.dedup();
-    out
+    out.into()
 }
 
 /// Merged, so that no two overlap: nft sets of ranges do not take overlapping ones.
-fn source_ranges<'a>(texts: impl Iterator<Item = &'a String>, family: Family) -> Vec<IpNet> {
+fn source_ranges<'a>(texts: impl Iterator<Item = &'a String>, family: Family) -> Box<[IpNet]> {
     let nets = texts.filter_map(|text| text.trim().parse::<IpNet>().ok());
     let mine: Vec<IpNet> = nets.filter(|net| Family::of(net.addr()) == family).map(|net| net.trunc()).collect();
-    IpNet::aggregate(&mine)
+    IpNet::aggregate(&mine).into()
 }

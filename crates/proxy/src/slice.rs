@@ -1,10 +1,11 @@
 //! What the proxy keeps of an EndpointSlice: a fraction of it, since a large cluster has very many.
 
+use std::collections::HashSet;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use k8s_openapi::api::discovery::v1::EndpointSlice;
-use serde::Deserialize;
 
 use crate::Family;
 use crate::service::Protocol;
@@ -13,17 +14,15 @@ use crate::service::Protocol;
 const HEADLESS_LABEL: &str = "service.kubernetes.io/headless";
 /// Put on a slice by its controller: when the pods changed that it was written for.
 const TRIGGERED: &str = "endpoints.kubernetes.io/last-change-trigger-time";
+/// Different sets of zones kept apart before those nobody names any more are looked for.
+const MAX_IDLE_ZONES: usize = 256;
 
 /// One slice, read.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
-#[serde(from = "EndpointSlice")]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Slice {
-    /// None for one the proxy has nothing to do with.
-    pub family: Option<Family>,
+    pub family: Family,
     pub ports: Box<[SlicePort]>,
     pub endpoints: Box<[Known]>,
-    /// When the pods changed that it was written for.
-    pub triggered: Option<SystemTime>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -37,35 +36,51 @@ pub struct SlicePort {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Known {
     pub address: IpAddr,
+    /// On this node.
+    pub local: bool,
     pub ready: bool,
     pub serving: bool,
     pub terminating: bool,
-    /// Empty when the slice names none.
-    pub node: Box<str>,
-    pub hints: Option<Box<Hints>>,
+    pub nodes: Meant,
+    /// The zones it is meant for; `None`: that is not said.
+    pub zones: Option<Arc<Zones>>,
 }
 
-/// Whom an endpoint is meant for.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Hints {
-    pub zones: Vec<String>,
-    pub nodes: Vec<String>,
+/// Whom of the nodes an endpoint is meant for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Meant {
+    Unsaid,
+    Here,
+    Elsewhere,
 }
 
-impl From<EndpointSlice> for Slice {
-    fn from(slice: EndpointSlice) -> Slice {
-        Slice::from(&slice)
+/// Names of zones.
+#[derive(Debug, PartialEq, Eq, Hash)]
+pub struct Zones(Box<[Box<str>]>);
+
+impl Zones {
+    pub fn contains(&self, zone: &str) -> bool {
+        self.0.iter().any(|name| **name == *zone)
     }
 }
 
-impl From<&EndpointSlice> for Slice {
-    fn from(slice: &EndpointSlice) -> Slice {
-        let (labels, annotations) = (slice.metadata.labels.as_ref(), slice.metadata.annotations.as_ref());
-        let headless = labels.is_some_and(|labels| labels.contains_key(HEADLESS_LABEL));
+/// Reads slices on one node. Zones that many endpoints are meant for are there once.
+#[derive(Debug)]
+pub struct Reader {
+    node: String,
+    zones: HashSet<Arc<Zones>>,
+}
+
+impl Reader {
+    pub fn new(node: &str) -> Reader {
+        Reader { node: node.to_string(), zones: HashSet::new() }
+    }
+
+    /// `None` for one the proxy has nothing to do with.
+    pub fn read(&mut self, slice: &EndpointSlice) -> Option<Slice> {
+        let headless = slice.metadata.labels.as_ref().is_some_and(|labels| labels.contains_key(HEADLESS_LABEL));
         let of_type = |family: &Family| slice.address_type == family.address_type();
-        let Some(family) = [Family::V4, Family::V6].into_iter().find(of_type).filter(|_| !headless) else {
-            return Slice::default();
-        };
+        let family = [Family::V4, Family::V6].into_iter().find(of_type).filter(|_| !headless)?;
         let ports = slice.ports.iter().flatten().filter_map(|port| {
             Some(SlicePort {
                 name: port.name.as_deref().unwrap_or_default().into(),
@@ -78,25 +93,43 @@ impl From<&EndpointSlice> for Slice {
             let address = endpoint.addresses.first()?.parse::<IpAddr>().ok().filter(|ip| Family::of(*ip) == family)?;
             let conditions = endpoint.conditions.as_ref();
             let ready = conditions.and_then(|c| c.ready).unwrap_or(true);
-            let hints = endpoint.hints.as_ref().map(|hints| Hints {
-                zones: hints.for_zones.iter().flatten().map(|zone| zone.name.clone()).collect(),
-                nodes: hints.for_nodes.iter().flatten().map(|node| node.name.clone()).collect(),
+            let is_here = |name: &str| name == self.node && !name.is_empty();
+            let nodes = endpoint.hints.iter().flat_map(|hints| hints.for_nodes.iter().flatten());
+            let nodes = nodes.fold(Meant::Unsaid, |meant, node| match meant {
+                Meant::Here => Meant::Here,
+                _ if is_here(&node.name) => Meant::Here,
+                _ => Meant::Elsewhere,
             });
+            let zones = endpoint.hints.iter().flat_map(|hints| hints.for_zones.iter().flatten());
+            let zones = Zones(zones.map(|zone| zone.name.as_str().into()).collect());
             Some(Known {
                 address,
+                local: endpoint.node_name.as_deref().is_some_and(is_here),
                 ready,
                 serving: conditions.and_then(|c| c.serving).unwrap_or(ready),
                 terminating: conditions.and_then(|c| c.terminating).unwrap_or(false),
-                node: endpoint.node_name.as_deref().unwrap_or_default().into(),
-                hints: hints.filter(|hints| *hints != Hints::default()).map(Box::new),
+                nodes,
+                zones: (!zones.0.is_empty()).then(|| shared(&mut self.zones, zones)),
             })
         });
-        let triggered = annotations.and_then(|annotations| annotations.get(TRIGGERED));
-        Slice {
-            family: Some(family),
-            ports: ports.collect(),
-            endpoints: endpoints.collect(),
-            triggered: triggered.and_then(|time| Some(time.parse::<jiff::Timestamp>().ok()?.into())),
-        }
+        Some(Slice { family, ports: ports.collect(), endpoints: endpoints.collect() })
     }
+}
+
+fn shared(known: &mut HashSet<Arc<Zones>>, zones: Zones) -> Arc<Zones> {
+    if let Some(same) = known.get(&zones) {
+        return same.clone();
+    }
+    if known.len() >= MAX_IDLE_ZONES {
+        known.retain(|zones| Arc::strong_count(zones) > 1);
+    }
+    let zones = Arc::new(zones);
+    known.insert(zones.clone());
+    zones
+}
+
+/// When the pods changed that a slice was written for, if its controller said so.
+pub fn triggered(slice: &EndpointSlice) -> Option<SystemTime> {
+    let time = slice.metadata.annotations.as_ref()?.get(TRIGGERED)?;
+    Some(time.parse::<jiff::Timestamp>().ok()?.into())
 }

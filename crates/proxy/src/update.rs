@@ -23,8 +23,9 @@ pub fn tables_absent(netfilter: &mut Netfilter, families: &[Family]) -> bool {
 /// What is to be written.
 pub enum Update {
     Text(Transaction),
-    /// The first table, where there was none: without elements, then those.
-    First(Transaction, Vec<(Family, Change)>),
+    /// The first table, where there was none: without elements, then those, of which there are too many to have them all
+    /// at once.
+    First(Transaction),
     /// Elements only, for the kernel itself; and as text, in case that cannot be.
     Elements(Vec<(Family, Change)>, Transaction),
 }
@@ -47,12 +48,17 @@ impl Update {
     }
 
     /// By the shortest way; how many commits that took.
-    pub async fn write(&self, netfilter: &mut Netfilter) -> Result<u32> {
+    pub async fn write(&self, netfilter: &mut Netfilter, tables: &[Ruleset]) -> Result<u32> {
         match self {
             Update::Text(transaction) => apply(transaction).await?,
-            Update::First(skeleton, elements) => {
+            Update::First(skeleton) => {
                 apply(skeleton).await?;
-                return netfilter.fill(elements).map(|more| 1 + more).context("the kernel refused elements");
+                let mut commits = 1;
+                for table in tables {
+                    let filled = netfilter.fill(table.family, nft::direct(table));
+                    commits += filled.context("the kernel refused elements")?;
+                }
+                return Ok(commits);
             }
             Update::Elements(changes, instead) => match netfilter.change_elements(changes) {
                 Ok(true) => {}
@@ -65,14 +71,14 @@ impl Update {
 
     pub fn is_empty(&self) -> bool {
         match self {
-            Update::Text(text) | Update::First(text, _) => text.is_empty(),
+            Update::Text(text) | Update::First(text) => text.is_empty(),
             Update::Elements(elements, _) => elements.is_empty(),
         }
     }
 }
 
 /// The table as nft shows it; `None` when there is none.
-pub async fn listing(family: Family) -> Option<serde_json::Value> {
+pub async fn listing(family: Family) -> Option<nft::Listing> {
     let output = Command::new("nft").args(["-j", "list", "table", family.nft(), TABLE]).kill_on_drop(true).output();
     let output = tokio::time::timeout(NFT_TIMEOUT, output).await.ok()?.ok()?;
     output.status.success().then(|| serde_json::from_slice(&output.stdout).ok())?

@@ -10,9 +10,9 @@ use client::{Batch, Informer, Informers, Subscription};
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 
+use crate::objects::parse;
 use crate::policies::Policies;
 use crate::policy::{Labels, Pod, Policy};
-use crate::run::parse;
 
 /// What is followed, and what is known by it.
 pub struct Watch {

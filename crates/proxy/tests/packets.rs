@@ -96,7 +96,7 @@ impl Net {
         }
     }
 
-    fn listing(&self) -> Value {
+    fn listing(&self) -> proxy::nft::Listing {
         serde_json::from_str(&self.nft(&["-j", "list", "table", self.family.nft(), TABLE], "")).unwrap()
     }
 
@@ -280,7 +280,7 @@ fn packets_go(family: Family) {
 
     // What the kernel shows is what was meant; a flush is noticed.
     let listing = || net.listing();
-    assert!(intact(&listing(), &now), "{:#}", listing());
+    assert!(intact(&listing(), &now), "{:?}", listing());
     net.nft(&["flush", "map", family.nft(), TABLE, "tcp-endpoints"], "");
     assert!(!intact(&listing(), &now));
     net.apply(&full(&now).text);
@@ -289,7 +289,7 @@ fn packets_go(family: Family) {
     // One endpoint less: the table that was is turned into the table that is.
     let next = |now: &mut Ruleset, table: Ruleset| {
         net.apply(&diff(now, &table).text);
-        assert!(intact(&listing(), &table), "{:#}", listing());
+        assert!(intact(&listing(), &table), "{:?}", listing());
         *now = table;
     };
     let udp = net.within("client", || {
@@ -450,7 +450,7 @@ fn hold_policies(family: Family) {
         known.set_policy(&format!("ns/{name}"), policy);
         let mut delta = proxy::program::Delta::default();
         for key in known.take_dirty() {
-            table.update(&key, known.compile(&key, family), &mut delta);
+            table.update(key.as_str(), known.compile(&key, family), &mut delta);
         }
         // Elements alone by netlink, the rest by nft.
         match proxy::nft::element_changes(&delta, &table) {
@@ -461,7 +461,7 @@ fn hold_policies(family: Family) {
             None => net.apply(&proxy::nft::changes(&delta, &table).text),
         }
         let listing = net.listing();
-        assert!(intact(&listing, &table), "{listing:#}");
+        assert!(intact(&listing, &table), "{listing:?}");
     };
     let open = |from: &str, to: &str, port: u16, expect: bool| {
         let answer = net.ask_within(from, to, port, Duration::from_millis(300));
@@ -543,31 +543,23 @@ fn elements_by_netlink(family: Family) {
         let next = net.table(spec(json!({"externalIPs": ["198.51.100.7"]})), list);
         let slices = net.slice_of(list);
         let previous = now.fragment("ns/web").cloned();
-        let fragment = proxy::fragment::compile(
-            "ns/web",
-            &service,
-            [&slices],
-            family,
-            &net.view(),
-            &net.config(),
-            previous.as_deref(),
-        );
+        let mut world = proxy::world::World::new("node");
+        world.set_service(&service);
+        world.set_slice(&slices);
+        let fragment = world.compile("ns/web", family, &net.view(), &net.config(), previous.as_deref());
         now.update("ns/web", fragment, &mut delta);
         let elements = proxy::nft::element_changes(&delta, &now).expect("elements only");
         assert!(!elements.is_empty());
         let all: Vec<_> = elements.into_iter().map(|change| (family, change)).collect();
         assert!(netfilter.change_elements(&all).unwrap());
         // Taking away what is not there is refused, and nothing of the batch happens.
-        let missing = proxy::elements::Change {
-            map: proxy::nft::Map::ClusterIps,
-            key: translated(family, "192.0.2.99").into(),
-            value: None,
-        };
+        let nobody = translated(family, "192.0.2.99").parse().unwrap();
+        let missing = proxy::elements::Change { element: proxy::map::Element::ClusterIp(nobody), value: None };
         let mut refused = vec![(family, missing)];
         refused.extend(all.iter().filter(|(_, change)| change.value.is_none()).cloned());
         assert!(netfilter.change_elements(&refused).is_err());
         let listing = net.listing();
-        assert!(intact(&listing, &next), "{listing:#}");
+        assert!(intact(&listing, &next), "{listing:?}");
         for to in [VIP, "198.51.100.7"] {
             net.answers("client", to, 80, &[who]);
         }
@@ -603,13 +595,11 @@ fn ten_thousand_services() {
     println!("compiled in {:?}", began.elapsed());
     let mut netfilter = net.within("node", || Netfilter::open().unwrap());
     assert!(!netfilter.has_table(Family::V4, TABLE).unwrap());
-    let (skeleton, elements) = proxy::nft::first(&table);
-    let all: Vec<_> = elements.into_iter().map(|change| (Family::V4, change)).collect();
-    println!("and written, {} elements, in {:?}", all.len(), began.elapsed());
+    let skeleton = proxy::nft::first(&table);
     let began = std::time::Instant::now();
     net.apply(&skeleton.text);
     println!("without elements applied in {:?}", began.elapsed());
-    netfilter.fill(&all).unwrap();
+    netfilter.fill(Family::V4, proxy::nft::direct(&table)).unwrap();
     println!("all applied in {:?}", began.elapsed());
     assert!(netfilter.has_table(Family::V4, TABLE).unwrap());
     let listing = net.listing();
@@ -622,16 +612,10 @@ fn ten_thousand_services() {
         let began = std::time::Instant::now();
         let mut delta = proxy::program::Delta::default();
         let previous = table.fragment("ns/s77").cloned();
-        let slices = [slice(77, round + 1)];
-        let next = proxy::fragment::compile(
-            "ns/s77",
-            &services[77],
-            &slices,
-            Family::V4,
-            &net.view(),
-            &net.config(),
-            previous.as_deref(),
-        );
+        let mut world = proxy::world::World::new("node");
+        world.set_service(&services[77]);
+        world.set_slice(&slice(77, round + 1));
+        let next = world.compile("ns/s77", Family::V4, &net.view(), &net.config(), previous.as_deref());
         table.update("ns/s77", next, &mut delta);
         let elements = proxy::nft::element_changes(&delta, &table).expect("elements only");
         let all: Vec<_> = elements.into_iter().map(|change| (Family::V4, change)).collect();

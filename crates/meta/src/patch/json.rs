@@ -32,17 +32,14 @@ fn apply(doc: &mut Value, operation: &Value, copied: &mut usize) -> Result<(), P
         word("from")
             .ok_or_else(|| PatchError::invalid(format!("error decoding patch: {kind} operation has no \"from\"")))
     };
-    let value = || {
-        operation
-            .get("value")
-            .ok_or_else(|| PatchError::unprocessable(format!("{kind} operation on path {path:?} has no value")))
-    };
+    // Go's clients leave out an empty value; upstream takes that for null, whatever RFC 6902 says.
+    let value = || operation.get("value").unwrap_or(&Value::Null).clone();
     let to = Pointer::parse(kind, path)?;
     match kind {
-        "add" => to.add(doc, value()?.clone()),
+        "add" => to.add(doc, value()),
         "remove" => to.remove(doc).map(drop),
         "replace" => {
-            *to.find_mut(doc)? = value()?.clone();
+            *to.find_mut(doc)? = value();
             Ok(())
         }
         "move" => {
@@ -70,9 +67,9 @@ fn apply(doc: &mut Value, operation: &Value, copied: &mut usize) -> Result<(), P
             to.add(doc, value)
         }
         "test" => {
-            let wanted = operation.get("value").unwrap_or(&Value::Null);
+            let wanted = value();
             match to.find(doc) {
-                Ok(found) if same(found, wanted) => Ok(()),
+                Ok(found) if same(found, &wanted) => Ok(()),
                 Err(_) if wanted.is_null() && to.parent_exists(doc) => Ok(()),
                 Err(error) => Err(error),
                 Ok(_) => Err(PatchError::unprocessable(format!("testing value {path} failed: test failed"))),
@@ -265,6 +262,11 @@ mod tests {
             ),
             (j!({"a": 1}), j!([{"op": "test", "path": "/b", "value": null}]), j!({"a": 1})),
             (j!({"a": 1}), j!([{"op": "replace", "path": "", "value": {"b": 2}}]), j!({"b": 2})),
+            (
+                j!({"a": 1}),
+                j!([{"op": "replace", "path": "/a"}, {"op": "add", "path": "/b"}]),
+                j!({"a": null, "b": null}),
+            ),
             (
                 j!({"metadata": {"annotations": {"a/b": "1"}}}),
                 j!([{"op": "remove", "path": "/metadata/annotations/a~1b"}]),

@@ -13,10 +13,12 @@ use serde_json::{Value, json};
 use crate::conntrack::{Connection, stale};
 use crate::elements::{Change, encode};
 use crate::endpoints::{Endpoint, settle};
-use crate::fragment::compile;
-use crate::nft::{Map, changes, full, intact};
+use crate::fragment::Fragment;
+use crate::map::{Element, Entry, Value as Leads, Verdict};
+use crate::nft::{changes, full, intact};
 use crate::program::Delta;
 use crate::service::Protocol;
+use crate::world::World;
 use crate::{Config, Family, NodeView, Ruleset, diff, program};
 
 pub(crate) fn service(name: &str, spec: Value) -> core::Service {
@@ -24,9 +26,10 @@ pub(crate) fn service(name: &str, spec: Value) -> core::Service {
 }
 
 pub(crate) fn slice(service: &str, ports: Value, endpoints: Value) -> EndpointSlice {
+    let family = if endpoints.to_string().contains("::") { "IPv6" } else { "IPv4" };
     serde_json::from_value(json!({
-        "metadata": {"name": format!("{service}-x"), "namespace": "ns", "labels": {"kubernetes.io/service-name": service}},
-        "addressType": if endpoints.to_string().contains("::") { "IPv6" } else { "IPv4" },
+        "metadata": {"name": format!("{service}-{family}"), "namespace": "ns", "labels": {"kubernetes.io/service-name": service}},
+        "addressType": family,
         "ports": ports, "endpoints": endpoints,
     }))
     .unwrap()
@@ -46,20 +49,30 @@ fn config() -> Config {
     Config { cluster_cidrs: vec!["10.8.0.0/16".parse().unwrap()], ..Config::new("here") }
 }
 
+/// What one Service and its slices compile to, by themselves.
+pub(crate) fn compiled(
+    service: &core::Service,
+    slices: &[EndpointSlice],
+    config: &Config,
+    previous: Option<&Fragment>,
+) -> Option<Fragment> {
+    let mut world = World::new("here");
+    world.set_service(service);
+    slices.iter().for_each(|slice| world.set_slice(slice));
+    let key = format!("ns/{}", service.metadata.name.as_deref().unwrap());
+    world.compile(&key, Family::V4, &view(), config, previous)
+}
+
 fn table(services: &[core::Service], slices: &[EndpointSlice]) -> Ruleset {
     program(services, slices, Family::V4, &view(), &config())
 }
 
 /// Elements and chains as lines, without what every table has.
 fn lines(ruleset: &Ruleset) -> Vec<String> {
-    let mut out: Vec<String> = Vec::new();
-    for ((map, key), (value, _)) in &ruleset.elements {
-        out.push(if value.is_empty() {
-            format!("{} {key}", map.name())
-        } else {
-            format!("{} {key} : {value}", map.name())
-        });
-    }
+    let mut elements: Vec<(Element, Leads)> = ruleset.elements().collect();
+    elements.sort_by_key(|(element, _)| *element);
+    let mut out: Vec<String> =
+        elements.iter().map(|(element, value)| format!("{} {}", element.map().name(), Entry(element, value))).collect();
     for (name, (rules, _)) in &ruleset.chains {
         out.extend(rules.iter().map(|rule| format!("[{name}] {rule}")));
     }
@@ -246,7 +259,7 @@ fn which_endpoints_count() {
         );
         let ruleset = table(&[service], &[slice]);
         let behind = ruleset.behind(&crate::service::Front::NodePort(Protocol::Tcp, 30000)).unwrap();
-        let addresses = |numbers: &[u8]| -> Vec<Endpoint> {
+        let addresses = |numbers: &[u8]| -> Box<[Endpoint]> {
             numbers.iter().map(|n| Endpoint { address: format!("10.8.0.{n}").parse().unwrap(), port: 80 }).collect()
         };
         assert_eq!(behind.cluster, addresses(cluster), "{what}");
@@ -263,11 +276,12 @@ fn ports_are_matched_by_name_and_protocol_over_all_slices() {
         json!([{"name": "dns", "protocol": "UDP", "port": 5353}, {"name": "dns-tcp", "port": 5354}]),
         json!([{"addresses": ["10.8.0.2"]}]),
     );
-    let other = slice(
+    let mut other = slice(
         "web",
         json!([{"name": "dns-tcp", "port": 6000}]),
         json!([{"addresses": ["10.8.0.3"]}, {"addresses": ["10.8.0.2"]}]),
     );
+    other.metadata.name = Some("other".into());
     let got = lines(&table(&[service("web", spec)], &[one, other]));
     let endpoints: Vec<&String> = got.iter().filter(|line| line.contains("-endpoints ")).collect();
     assert_eq!(
@@ -358,8 +372,7 @@ add element ip nauplius-proxy tcp-endpoints { 10.7.0.1 . 80 . 0 : 10.8.1.2 . 80 
         let old = ruleset.clone();
         let mut delta = Delta::default();
         let previous = ruleset.fragment("ns/web").cloned();
-        let next =
-            compile("ns/web", &service, [&endpoints(after)], Family::V4, &view(), &config(), previous.as_deref());
+        let next = compiled(&service, &[endpoints(after)], &config(), previous.as_deref());
         ruleset.update("ns/web", next, &mut delta);
         assert_eq!(changes(&delta, &ruleset).text, expect, "{before:?} → {after:?}");
         assert_eq!(diff(&old, &ruleset).text, expect, "{before:?} → {after:?}");
@@ -432,7 +445,11 @@ fn stale_connections() {
 #[test]
 fn a_flushed_table_is_noticed() {
     let ruleset = table(&[], &[]);
-    assert!(!intact(&json!({"nftables": []}), &ruleset));
+    let listing = |text: &str| serde_json::from_str(text).unwrap();
+    assert!(!intact(
+        &listing(r#"{"nftables": [{"metainfo": {"version": "1"}}, {"table": {"family": "ip"}}]}"#),
+        &ruleset
+    ));
 }
 
 #[test]
@@ -451,13 +468,16 @@ fn health_answers() {
 /// The kernel's form of a change, and what is left to nft.
 #[test]
 fn elements_are_written_as_the_kernel_has_them() {
-    let change = |map, key: &str, value: Option<&str>| Change { map, key: key.into(), value: value.map(Into::into) };
+    let change = |family, element, value| (family, Change { element, value });
+    let ip = |text: &str| text.parse::<IpAddr>().unwrap();
+    let at = Element::Endpoint(Protocol::Tcp, ip("10.7.0.1"), 80, 5);
+    let goto = |chain: &str| Some(Leads::Verdict(Verdict::Goto(chain.into())));
     let bytes = |changes: &[(Family, Change)]| encode(changes, 1).map(|(bytes, _)| bytes);
     let has = |bytes: &[u8], part: &[u8]| bytes.windows(part.len()).any(|window| window == part);
     let some = bytes(&[
-        (Family::V4, change(Map::Endpoints(Protocol::Tcp), "10.7.0.1 . 80 . 5", None)),
-        (Family::V4, change(Map::Endpoints(Protocol::Tcp), "10.7.0.1 . 80 . 5", Some("10.8.1.4 . 8080"))),
-        (Family::V6, change(Map::Frontends, "fd07::1 . udp . 53", Some("goto udp-spread-1"))),
+        change(Family::V4, at, None),
+        change(Family::V4, at, Some(Leads::To(Endpoint { address: ip("10.8.1.4"), port: 8080 }))),
+        change(Family::V6, Element::Frontend(ip("fd07::1"), Protocol::Udp, 53), goto("udp-spread-1")),
     ])
     .unwrap();
     let mut key = vec![10, 7, 0, 1, 0, 80, 0, 0];
@@ -466,5 +486,38 @@ fn elements_are_written_as_the_kernel_has_them() {
     assert!(has(&some, &[10, 8, 1, 4, 0x1f, 0x90, 0, 0]));
     assert!(has(&some, &[0, 1, 17, 0, 0, 0, 0, 53, 0, 0]));
     assert!(has(&some, b"udp-spread-1\0"));
-    assert_eq!(bytes(&[(Family::V4, change(Map::Sources, "10.7.0.1 . tcp . 80 . 10.0.0.0/8", None))]), None);
+    let source = Element::Source(ip("10.7.0.1"), Protocol::Tcp, 80, "10.0.0.0/8".parse().unwrap());
+    assert_eq!(bytes(&[change(Family::V4, source, None)]), None);
+}
+
+/// Slices come before their Service, change whose they are, and go; only what matters makes a Service dirty.
+#[test]
+fn what_is_kept_follows_the_objects() {
+    let mut world = World::new("here");
+    let dirty = |world: &mut World| world.take_dirty().iter().map(|key| key.to_string()).collect::<Vec<_>>().join(" ");
+    let counts = |world: &World, name: &str| {
+        let fragment = world.compile(name, Family::V4, &view(), &config(), None)?;
+        fragment.fronts.iter().next().map(|(_, behind)| behind.cluster.len())
+    };
+    world.set_slice(&two());
+    assert_eq!((dirty(&mut world).as_str(), counts(&world, "ns/web")), ("ns/web", None));
+    world.set_service(&web(json!({})));
+    assert_eq!((dirty(&mut world).as_str(), counts(&world, "ns/web")), ("ns/web", Some(2)));
+    let mut same = two();
+    same.metadata.resource_version = Some("2".into());
+    world.set_slice(&same);
+    world.set_service(&web(json!({"publishNotReadyAddresses": true})));
+    assert_eq!(dirty(&mut world), "");
+    let mut moved = two();
+    moved.metadata.labels = Some(BTreeMap::from([("kubernetes.io/service-name".into(), "other".into())]));
+    world.set_slice(&moved);
+    assert_eq!((dirty(&mut world).as_str(), counts(&world, "ns/web")), ("ns/other ns/web", Some(0)));
+    world.set_slice(&two());
+    world.remove_slice("ns/web-IPv4");
+    assert_eq!((dirty(&mut world).as_str(), counts(&world, "ns/web")), ("ns/other ns/web", Some(0)));
+    world.remove_slice("ns/web-IPv4");
+    world.remove_service("ns/nobody");
+    assert_eq!(dirty(&mut world), "");
+    world.remove_service("ns/web");
+    assert_eq!((dirty(&mut world).as_str(), world.keys().count()), ("ns/web", 0));
 }

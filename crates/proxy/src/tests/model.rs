@@ -9,8 +9,7 @@ use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use serde_json::{Value, json};
 
-use super::{service, slice, view};
-use crate::fragment::compile;
+use super::{compiled, service, slice, view};
 use crate::nft::{changes, full};
 use crate::program::Delta;
 use crate::{Config, Family, Ruleset};
@@ -342,15 +341,15 @@ fn random_histories() {
                 let key = format!("ns/s{number}");
                 if dice.yes(5) {
                     world.remove(&number);
-                    table.update(&key, None, &mut delta);
+                    table.update(key.as_str(), None, &mut delta);
                     continue;
                 }
                 let plain = dice.service(number);
                 let (service, slice) = plain.objects();
                 world.insert(number, plain);
                 let previous = table.fragment(&key).cloned();
-                let next = compile(&key, &service, [&slice], Family::V4, &view(), &config, previous.as_deref());
-                table.update(&key, next, &mut delta);
+                let next = compiled(&service, &[slice], &config, previous.as_deref());
+                table.update(key.as_str(), next, &mut delta);
             }
             model.apply(&changes(&delta, &table).text);
             let mut whole = Model::default();

@@ -325,14 +325,14 @@ fn random_policies() {
             }
             let mut delta = Delta::default();
             for key in known.take_dirty() {
-                table.update(&key, known.compile(&key, Family::V4), &mut delta);
+                table.update(key.as_str(), known.compile(&key, Family::V4), &mut delta);
             }
             let text = changes(&delta, &table).text;
             assert!(element_changes(&delta, &table).is_none_or(|changes| changes.is_empty() == text.is_empty()));
             model.apply(&text);
             let mut fresh = Ruleset::new(Family::V4, &view(), &config);
             for key in known.keys() {
-                fresh.update(&key, known.compile(&key, Family::V4), &mut Delta::default());
+                fresh.update(key.as_str(), known.compile(&key, Family::V4), &mut Delta::default());
             }
             let mut whole = Model::default();
             whole.apply(&full(&fresh).text);
