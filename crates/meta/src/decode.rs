@@ -9,6 +9,7 @@ use std::collections::HashMap;
 use std::fmt;
 
 use serde::de::{DeserializeSeed, Error as _, MapAccess, SeqAccess, Visitor};
+use serde_json::map::Entry;
 use serde_json::{Map, Number, Value};
 
 use crate::schema::{TypeError, View, prune};
@@ -134,8 +135,17 @@ impl Issues {
 
 /// Reads a JSON tree; fields given twice are noted.
 pub fn json(bytes: &[u8]) -> Result<(Value, Issues), DecodeError> {
+    // Looked at once as a whole, the texts in it need no look each. What is no UTF-8 is left to the reader to word.
+    match std::str::from_utf8(bytes) {
+        Ok(text) => read(serde_json::Deserializer::from_str(text)),
+        Err(_) => read(serde_json::Deserializer::from_slice(bytes)),
+    }
+}
+
+fn read<'de, R: serde_json::de::Read<'de>>(
+    mut reader: serde_json::Deserializer<R>,
+) -> Result<(Value, Issues), DecodeError> {
     let mut issues = Issues::default();
-    let mut reader = serde_json::Deserializer::from_slice(bytes);
     let value = Seed { issues: &mut issues, path: &Path { parent: None, step: Step::Root } }
         .deserialize(&mut reader)
         .and_then(|value| reader.end().map(|()| value))
@@ -258,11 +268,15 @@ impl<'de> Visitor<'de> for Seed<'_, '_> {
         let mut map = Map::new();
         while let Some(key) = access.next_key::<String>()? {
             let path = Path { parent: Some(self.path), step: Step::Key(&key) };
-            if map.contains_key(&key) {
-                self.issues.push(Issue::Duplicate(path.text()));
-            }
             let value = access.next_value_seed(Seed { issues: self.issues, path: &path })?;
-            map.insert(key, value);
+            match map.entry(key) {
+                Entry::Vacant(free) => _ = free.insert(value),
+                Entry::Occupied(mut taken) => {
+                    let path = Path { parent: Some(self.path), step: Step::Key(taken.key()) };
+                    self.issues.push(Issue::Duplicate(path.text()));
+                    taken.insert(value);
+                }
+            }
         }
         Ok(Value::Object(map))
     }

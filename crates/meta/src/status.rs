@@ -312,8 +312,12 @@ const SHORT: usize = 70;
 
 #[derive(Clone)]
 enum Text {
-    Short { length: u8, bytes: [u8; SHORT] },
-    Long(Box<str>),
+    /// The text's bytes; those behind it mean nothing.
+    Short {
+        length: u8,
+        bytes: [u8; SHORT],
+    },
+    Long(Box<[u8]>),
 }
 
 impl FieldPath {
@@ -322,45 +326,52 @@ impl FieldPath {
     }
 
     pub fn new(path: &str) -> Self {
-        Self::joined(&[path])
+        Self::joined(&[path.as_bytes()])
     }
 
     pub fn child(&self, name: &str) -> Self {
-        if self.text().is_empty() { Self::new(name) } else { Self::joined(&[self.text(), ".", name]) }
+        if self.bytes().is_empty() { Self::new(name) } else { Self::joined(&[self.bytes(), b".", name.as_bytes()]) }
     }
 
     pub fn index(&self, index: usize) -> Self {
-        const FEW: [&str; 8] = ["[0]", "[1]", "[2]", "[3]", "[4]", "[5]", "[6]", "[7]"];
-        match FEW.get(index) {
-            Some(at) => Self::joined(&[self.text(), at]),
-            None => Self::joined(&[self.text(), "[", &index.to_string(), "]"]),
+        match u8::try_from(index) {
+            Ok(few @ 0..10) => Self::joined(&[self.bytes(), &[b'[', b'0' + few, b']']]),
+            _ => Self::joined(&[self.bytes(), b"[", index.to_string().as_bytes(), b"]"]),
         }
     }
 
     pub fn key(&self, key: &str) -> Self {
-        Self::joined(&[self.text(), "[", key, "]"])
+        Self::joined(&[self.bytes(), b"[", key.as_bytes(), b"]"])
     }
 
     pub fn as_str(&self) -> &str {
-        if self.text().is_empty() { "<nil>" } else { self.text() }
-    }
-
-    fn text(&self) -> &str {
-        match &self.0 {
-            // Made of whole texts only.
-            Text::Short { length, bytes } => std::str::from_utf8(&bytes[..usize::from(*length)]).unwrap_or_default(),
-            Text::Long(text) => text,
+        match self.text() {
+            "" => "<nil>",
+            text => text,
         }
     }
 
-    fn joined(parts: &[&str]) -> Self {
+    fn bytes(&self) -> &[u8] {
+        match &self.0 {
+            Text::Short { length, bytes } => &bytes[..usize::from(*length)],
+            Text::Long(bytes) => bytes,
+        }
+    }
+
+    fn text(&self) -> &str {
+        // Made of whole texts only.
+        std::str::from_utf8(self.bytes()).unwrap_or_default()
+    }
+
+    /// `parts` are whole texts, one after the other.
+    fn joined(parts: &[&[u8]]) -> Self {
         let mut bytes = [0; SHORT];
         let mut length = 0;
         for part in parts {
             let Some(room) = bytes.get_mut(length..length + part.len()) else {
                 return Self(Text::Long(parts.concat().into()));
             };
-            room.copy_from_slice(part.as_bytes());
+            room.copy_from_slice(part);
             length += part.len();
         }
         Self(Text::Short { length: length as u8, bytes })
@@ -375,7 +386,7 @@ impl Default for FieldPath {
 
 impl PartialEq for FieldPath {
     fn eq(&self, other: &Self) -> bool {
-        self.text() == other.text()
+        self.bytes() == other.bytes()
     }
 }
 

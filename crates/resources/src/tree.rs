@@ -53,12 +53,26 @@ pub trait Tree {
     fn copy_from(&mut self, path: &str, other: &Value);
 }
 
+/// The names in a path. Validation asks for hundreds of paths for each object, most of them one short name, so this is
+/// a loop over bytes rather than a search.
+fn parts(path: &str) -> impl Iterator<Item = &str> {
+    let mut rest = path;
+    std::iter::from_fn(move || {
+        while !rest.is_empty() {
+            let end = rest.bytes().position(|b| b == b'.').unwrap_or(rest.len());
+            let part = &rest[..end];
+            rest = rest.get(end + 1..).unwrap_or_default();
+            if !part.is_empty() {
+                return Some(part);
+            }
+        }
+        None
+    })
+}
+
 impl Tree for Value {
     fn at(&self, path: &str) -> &Value {
-        if path.is_empty() {
-            return self;
-        }
-        path.split('.').try_fold(self, |at, part| at.get(part)).unwrap_or(&Value::Null)
+        parts(path).try_fold(self, |at, part| at.as_object()?.get(part)).unwrap_or(&Value::Null)
     }
 
     fn text(&self, path: &str) -> &str {
@@ -83,7 +97,7 @@ impl Tree for Value {
 
     fn dig(&mut self, path: &str) -> &mut Map<String, Value> {
         let mut at = self;
-        for part in path.split('.').filter(|p| !p.is_empty()) {
+        for part in parts(path) {
             if !at.is_object() {
                 *at = Value::Object(Map::new());
             }
@@ -125,7 +139,7 @@ impl Tree for Value {
     }
 
     fn at_mut(&mut self, path: &str) -> Option<&mut Value> {
-        path.split('.').filter(|p| !p.is_empty()).try_fold(self, |at, part| at.get_mut(part)).filter(|v| !v.is_null())
+        parts(path).try_fold(self, |at, part| at.as_object_mut()?.get_mut(part)).filter(|v| !v.is_null())
     }
 
     fn copy_from(&mut self, path: &str, other: &Value) {

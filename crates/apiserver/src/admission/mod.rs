@@ -151,16 +151,16 @@ pub async fn mutate(
     a: &mut Attributes<'_>,
     object: &mut Value,
     old: Option<&Value>,
-) -> Result<(), Status> {
+) -> Result<bool, Status> {
     if is_mark(a) {
-        return Ok(());
+        return Ok(false);
     }
     for plugin in MUTATING {
         plugin.mutate(server, a, object, old).await?;
     }
     // Most clusters have neither.
     if !policy_mutate::any(server) && !webhook::any_mutating(server) {
-        return Ok(());
+        return Ok(false);
     }
     Box::pin(ask_others(server, a, object, old)).await
 }
@@ -180,11 +180,11 @@ async fn ask_others(
     a: &mut Attributes<'_>,
     object: &mut Value,
     old: Option<&Value>,
-) -> Result<(), Status> {
+) -> Result<bool, Status> {
     let (mut policies, mut round) = (policy_mutate::Round::default(), webhook::Round::default());
     let by_policies = policies.run(server, a, object, old).await?;
     if !webhook::mutate(server, a, object, old, &mut round).await? && !by_policies {
-        return Ok(());
+        return Ok(false);
     }
     // What policies and webhooks changed is new to the plugins, and to webhooks that came before the one that changed it.
     for plugin in MUTATING {
@@ -192,7 +192,7 @@ async fn ask_others(
     }
     policies.again().run(server, a, object, old).await?;
     webhook::mutate(server, a, object, old, &mut round.again()).await?;
-    Ok(())
+    Ok(true)
 }
 
 pub async fn validate(

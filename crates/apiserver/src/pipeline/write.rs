@@ -152,8 +152,9 @@ impl ApiServer {
             }
         }
         let mut attributes = Attributes::new(&target, Operation::Create)?;
-        admission::mutate(self, &mut attributes, &mut body, None).await?;
-        body::default(target.served, &mut body);
+        if admission::mutate(self, &mut attributes, &mut body, None).await? {
+            body::default(target.served, &mut body);
+        }
         resource.strategy.prepare_create(&cx, &mut body);
 
         let mut errors = metadata::validate_name(&target, &body);
@@ -392,8 +393,9 @@ impl ApiServer {
         }
         let old = &*old;
         let mut attributes = Attributes::new(target, Operation::Update)?;
-        admission::mutate(self, &mut attributes, &mut body, Some(old)).await?;
-        body::default(target.served, &mut body);
+        if admission::mutate(self, &mut attributes, &mut body, Some(old)).await? {
+            body::default(target.served, &mut body);
+        }
         if matches!(change, Change::Request) {
             resource.strategy.prepare_update(&cx, &mut body, old);
         }

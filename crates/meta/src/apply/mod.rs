@@ -14,6 +14,7 @@ mod fields;
 mod last_applied;
 mod opaque;
 mod place;
+mod text;
 
 pub use conflicts::{Conflict, Conflicts};
 pub use created::created;

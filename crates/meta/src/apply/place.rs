@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
+use super::text;
 use crate::schema::{ListKind, Presence, Scalar, Shape, View};
 
 #[derive(Clone, Copy)]
@@ -133,7 +134,11 @@ impl<'s> Place<'s> {
                 Value::Object(_) => Err("associative list without keys has an element that's a map type".into()),
                 Value::Array(_) => Err("not supported: associative list with lists as elements".into()),
                 Value::Null => Err("associative list without keys has an element that's an explicit null".into()),
-                scalar => Ok(format!("v:{scalar}")),
+                scalar => {
+                    let mut out = String::from("v:");
+                    text::value(scalar, &mut out);
+                    Ok(out)
+                }
             },
             Identity::Keys(keys) => {
                 let item = match item {
@@ -160,9 +165,10 @@ impl<'s> Place<'s> {
         let mut out = String::with_capacity(32);
         out.push_str("k:{");
         for (at, (name, value)) in found.iter().enumerate() {
-            use std::fmt::Write as _;
-            // Writing to a string cannot fail.
-            let _ = write!(out, "{}\"{name}\":{value}", if at == 0 { "" } else { "," });
+            out.push_str(if at == 0 { "" } else { "," });
+            text::quote(name, &mut out);
+            out.push(':');
+            text::value(value, &mut out);
         }
         out.push('}');
         Ok(out)

@@ -52,13 +52,12 @@ impl<'a> Reader<'a> {
         }
         let (mut group, mut version) = ("", "");
         let mut current: Option<TypeId> = None;
+        let mut fields: HashMap<TypeId, Vec<Field>> = HashMap::new();
         for line in text.lines() {
             if let Some(field) = line.strip_prefix(' ') {
                 let field = self.field(field);
-                if let Some(id) = current
-                    && let Shape::Struct(s) = &mut self.types.nodes[id.0 as usize].shape
-                {
-                    s.fields.push(field);
+                if let Some(id) = current {
+                    fields.entry(id).or_default().push(field);
                 }
             } else if let Some(rest) = line.strip_prefix("package ") {
                 let mut words = rest.split(' ');
@@ -84,10 +83,9 @@ impl<'a> Reader<'a> {
                 current = Some(id);
             }
         }
-        for node in &mut self.types.nodes {
-            if let Shape::Struct(s) = &mut node.shape {
-                s.fields.sort_by(|a, b| a.name.cmp(&b.name));
-                s.fields.shrink_to_fit();
+        for (id, fields) in fields {
+            if let Shape::Struct(s) = &mut self.types.nodes[id.0 as usize].shape {
+                s.fields = fields.into();
                 let mut order: Vec<u16> =
                     (0..s.fields.len() as u16).filter(|i| s.fields[usize::from(*i)].tag != 0).collect();
                 let path = |i: &u16| s.fields[usize::from(*i)].wire_path();

@@ -14,12 +14,14 @@
 
 mod builtin;
 mod coerce;
+mod fields;
 pub mod structural;
 mod validate;
 
 pub use builtin::builtin;
 pub(crate) use coerce::{JSON_SCHEMA_PROPS, is_zero};
 pub use coerce::{TypeError, conform, default, prune};
+pub use fields::Fields;
 pub use validate::validate;
 
 use std::collections::HashMap;
@@ -91,8 +93,7 @@ pub enum Shape {
 pub struct Struct {
     /// Full OpenAPI name; empty for the inline objects of CRDs.
     pub name: Arc<str>,
-    /// Sorted by name.
-    pub fields: Vec<Field>,
+    pub fields: Fields,
     /// Places in `fields` of those with a tag, in the order protobuf writes them: by the tags around them and their own.
     pub wire_order: Box<[u16]>,
     /// Fields not named here are kept (`x-kubernetes-preserve-unknown-fields`).
@@ -252,7 +253,7 @@ impl<'a> View<'a> {
     /// The field's own facts, for structs.
     pub fn field_facts(self, name: &str) -> Option<&'a Field> {
         let Shape::Struct(s) = self.shape() else { return None };
-        s.fields.binary_search_by(|f| (*f.name).cmp(name)).ok().map(|at| &s.fields[at])
+        s.fields.find(name)
     }
 
     /// Below a struct's field or a map's key.

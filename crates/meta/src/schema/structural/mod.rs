@@ -200,7 +200,7 @@ impl Builder {
             let name = self.word("metadata");
             fields.push(Field { required: required.contains(&"metadata"), name, node, ..Field::default() });
         }
-        fields.sort_by(|a, b| a.name.cmp(&b.name));
+        let fields = fields.into();
         Shape::Struct(Struct { fields, preserve_unknown: open, embedded_resource: embedded, ..Struct::default() })
     }
 }
