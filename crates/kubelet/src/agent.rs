@@ -30,6 +30,7 @@ use crate::processors::{self, Processors};
 use crate::references::References;
 use crate::statics::Statics;
 use crate::stats::Stats;
+use crate::topology::Alignment;
 use crate::user_namespaces::UserNamespaces;
 use crate::volumes::certificates::Certificates;
 use crate::volumes::csi::Csi;
@@ -67,6 +68,7 @@ pub struct Context {
     pub csi: Csi,
     pub places: Places,
     pub processors: Processors,
+    pub alignment: Alignment,
     pub certificates: Certificates,
     pub images: Images,
     pub machine: Machine,
@@ -221,6 +223,7 @@ fn build(config: Config, client: Client) -> anyhow::Result<Arc<Context>> {
         csi: Csi::new(client.clone(), config.root_dir.clone(), config.node_name.clone()),
         places: Places::default(),
         processors: Processors::new(&config)?,
+        alignment: Alignment::new(&config, machine.memory_bytes)?,
         images: Images::new(&config)?,
         machine,
         host_ips,

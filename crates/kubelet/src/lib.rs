@@ -32,6 +32,7 @@ pub mod simulated;
 pub mod spec;
 pub mod statics;
 pub mod stats;
+pub mod topology;
 pub mod user_namespaces;
 pub mod volumes;
 

@@ -154,13 +154,13 @@ async fn devices_are_counted_given_and_remembered() {
 
     // What the init container used, the main one uses again.
     let first = pod("first", json!([asks("i", 1)]), json!([asks("m", 2)]));
-    things.allocate(&first).await.unwrap();
-    things.allocate(&first).await.unwrap();
+    things.allocate(&first, |_| None).await.unwrap();
+    things.allocate(&first, |_| None).await.unwrap();
     let ids = |pod: &str, container: &str| things.granted(pod, container)["example.com/thing"].ids.clone();
     assert_eq!((ids("first", "i"), ids("first", "m")), (vec!["c".to_string()], vec!["c".to_string(), "b".to_string()]));
-    let refused = things.allocate(&pod("second", json!([]), json!([asks("m", 2)]))).await.unwrap_err();
+    let refused = things.allocate(&pod("second", json!([]), json!([asks("m", 2)])), |_| None).await.unwrap_err();
     assert!(refused.contains("Requested: 2, Available: 1"), "{refused}");
-    things.allocate(&pod("third", json!([]), json!([asks("m", 1)]))).await.unwrap();
+    things.allocate(&pod("third", json!([]), json!([asks("m", 1)])), |_| None).await.unwrap();
     things.before_start("first", "m").await.unwrap();
     let expect = [
         "prefer 1 of a,b,c",

@@ -16,6 +16,8 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use crate::images::access::Verification;
+use crate::topology::Wishes;
+use crate::topology::merge::{Policy, Rules};
 
 use super::{Config, ImageGc, Shutdown, eviction};
 
@@ -107,6 +109,13 @@ struct ShutdownStep {
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 struct CrashLoop {
     max_container_restart_period: Option<Time>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct MemoryReservation {
+    numa_node: u32,
+    limits: Amounts,
 }
 
 #[derive(Default, Deserialize)]
@@ -242,7 +251,7 @@ fields! {
     shutdown_grace_period_critical_pods: Time,
     shutdown_grace_period_by_pod_priority: Vec<ShutdownStep>,
     crash_loop_back_off: CrashLoop,
-    reserved_memory: Vec<Value>,
+    reserved_memory: Vec<MemoryReservation>,
     enable_profiling_handler: bool,
     enable_debug_flags_handler: bool,
     seccomp_default: bool,
@@ -321,8 +330,6 @@ impl File {
                 "cpuManagerPolicy",
                 "only none and static are supported",
             ),
-            (is(&self.memory_manager_policy, "None"), "memoryManagerPolicy", "only None is supported"),
-            (is(&self.topology_manager_policy, "none"), "topologyManagerPolicy", "only none is supported"),
             (is(&self.cgroup_driver, "cgroupfs"), "cgroupDriver", "only cgroupfs is supported"),
             (is(&swap, "NoSwap"), "memorySwap.swapBehavior", "only NoSwap is supported"),
             (is(&mode, "Webhook"), "authorization.mode", "only Webhook is supported"),
@@ -334,7 +341,6 @@ impl File {
             (self.enable_server != Some(false), "enableServer", "the node API cannot be switched off"),
             (ids.is_none_or(|n| n == 65_536), "userNamespaces.idsPerPod", "only 65536 is supported"),
             (self.default_pod_sysctls.as_ref().is_none_or(BTreeMap::is_empty), "defaultPodSysctls", "is not supported"),
-            (self.reserved_memory.as_ref().is_none_or(Vec::is_empty), "reservedMemory", "is not supported"),
             (self.qos_reserved.as_ref().is_none_or(BTreeMap::is_empty), "qosReserved", "is not supported"),
             (
                 enforced.into_iter().all(|e| e == "pods" || e == "none"),
@@ -371,6 +377,60 @@ impl File {
         Ok(out)
     }
 
+    /// Where pods' resources are to lie.
+    fn alignment(&self) -> anyhow::Result<Wishes> {
+        let text = |t: &Option<String>| t.clone().unwrap_or_default();
+        let (policy, scope) = (text(&self.topology_manager_policy), text(&self.topology_manager_scope));
+        let rules = Policy::parse(&policy)
+            .with_context(|| format!("invalid configuration: topologyManagerPolicy non-allowable value: {policy}"))?;
+        ensure!(
+            matches!(scope.as_str(), "" | "container" | "pod"),
+            "invalid configuration: topologyManagerScope non-allowable value: {scope}"
+        );
+        let mut out =
+            Wishes { rules: Rules { policy: rules, closest: false }, whole_pods: scope == "pod", ..Wishes::default() };
+        for (name, value) in self.topology_manager_policy_options.iter().flatten() {
+            let bad = || {
+                format!("invalid configuration: topologyManagerPolicyOptions: bad value for option \"{name}\": {value}")
+            };
+            match name.as_str() {
+                "prefer-closest-numa-nodes" => out.rules.closest = value.parse().ok().with_context(bad)?,
+                "max-allowable-numa-nodes" => out.max_nodes = value.parse().ok().with_context(bad)?,
+                _ => bail!(
+                    "invalid configuration: topologyManagerPolicyOptions: unknown Topology Manager Policy option: {name:?}"
+                ),
+            }
+        }
+        let memory = text(&self.memory_manager_policy);
+        let reserved = self.reserved_memory.as_deref().unwrap_or_default();
+        match memory.as_str() {
+            "" | "None" => ensure!(
+                reserved.is_empty(),
+                "invalid configuration: reservedMemory: only memoryManagerPolicy Static heeds it"
+            ),
+            "Static" => {
+                let mut of = BTreeMap::new();
+                for one in reserved {
+                    let amounts = one.limits.iter().map(|(kind, text)| {
+                        let quantity: meta::quantity::Quantity = text
+                            .parse()
+                            .map_err(|e| anyhow::anyhow!("invalid configuration: reservedMemory: {kind}: {e}"))?;
+                        Ok((kind.clone(), quantity.value().max(0) as u64))
+                    });
+                    let amounts = amounts.collect::<anyhow::Result<_>>()?;
+                    ensure!(
+                        of.insert(one.numa_node, amounts).is_none(),
+                        "invalid configuration: reservedMemory has a duplicate value for NUMA node {}",
+                        one.numa_node
+                    );
+                }
+                out.memory = Some(of);
+            }
+            _ => bail!("invalid configuration: memoryManagerPolicy: only None and Static are supported"),
+        }
+        Ok(out)
+    }
+
     fn apply(self, mut config: Config) -> anyhow::Result<Config> {
         /// Where the file says something.
         fn set<T>(place: &mut T, value: Option<T>) {
@@ -384,6 +444,7 @@ impl File {
         };
         set(&mut config.single_process_oom_kill, self.single_process_oom_kill);
         config.shutdown = self.shutdown()?;
+        config.alignment = self.alignment()?;
         config.exclusive_processors = self.cpu_manager_policy.is_some_and(|p| p == "static");
         config.listen =
             SocketAddr::new(self.address.unwrap_or(config.listen.ip()), self.port.unwrap_or(config.listen.port()));
@@ -564,6 +625,11 @@ mod tests {
             ("crashLoopBackOff: {maxContainerRestartPeriod: 301s}", "between 1s and 300s"),
             ("imageGCHighThresholdPercent: 10", "must be less than"),
             ("readOnlyPort: 10255", "readOnlyPort"),
+            ("topologyManagerPolicy: odd", "topologyManagerPolicy non-allowable value: odd"),
+            ("topologyManagerScope: odd", "topologyManagerScope non-allowable value: odd"),
+            ("topologyManagerPolicyOptions: {odd: x}", "unknown Topology Manager Policy option"),
+            ("memoryManagerPolicy: Odd", "only None and Static are supported"),
+            ("reservedMemory: [{numaNode: 0, limits: {memory: 1Mi}}]", "only memoryManagerPolicy Static"),
             ("nodeStatusUpdateFrequency: 10", "the kubelet's configuration"),
         ] {
             let error = format!("{:#}", read(&[text]).map(drop).unwrap_err());

@@ -12,6 +12,7 @@ use jiff::SignedDuration;
 use k8s_openapi::api::core::v1::Taint;
 
 use crate::images::access::Verification;
+use crate::topology::Wishes;
 use eviction::Eviction;
 
 /// Everything the agent needs to know; [`Config::new`] fills in upstream's defaults.
@@ -59,6 +60,8 @@ pub struct Config {
     pub exclusive_processors: bool,
     /// Those that nobody gets for itself; as many as are reserved, when not named.
     pub reserved_processors: Option<BTreeSet<u32>>,
+    /// Where on the machine pods' resources lie.
+    pub alignment: Wishes,
     /// Out of memory, the kernel kills one process of a container instead of all; version 2 of cgroups asks.
     pub single_process_oom_kill: bool,
     /// A directory of pod manifests run without the API server.
@@ -186,6 +189,7 @@ impl Config {
             pod_pids_limit: None,
             reserved: BTreeMap::new(),
             exclusive_processors: false,
+            alignment: Wishes::default(),
             single_process_oom_kill: false,
             reserved_processors: None,
             static_pod_path: None,

@@ -7,8 +7,8 @@ use ::plugins::device::Device;
 use ::plugins::pod_resources::pod_resources_lister_server::{PodResourcesLister, PodResourcesListerServer};
 use ::plugins::pod_resources::{
     AllocatableResourcesRequest, AllocatableResourcesResponse, CdiDevice, ClaimResource, ContainerDevices,
-    ContainerResources, DynamicResource, GetPodResourcesRequest, GetPodResourcesResponse, ListPodResourcesRequest,
-    ListPodResourcesResponse, NumaNode, PodResources, TopologyInfo,
+    ContainerMemory, ContainerResources, DynamicResource, GetPodResourcesRequest, GetPodResourcesResponse,
+    ListPodResourcesRequest, ListPodResourcesResponse, NumaNode, PodResources, TopologyInfo,
 };
 use k8s_openapi::api::core::v1::Pod;
 use tokio::net::UnixListener;
@@ -17,6 +17,7 @@ use tonic::{Request, Response, Status};
 use crate::agent::Context;
 use crate::pods::status::is_terminal;
 use crate::spec;
+use crate::topology::memory::Block;
 
 struct Lister(Arc<Context>);
 
@@ -38,6 +39,11 @@ fn by_place(resource: &str, devices: &[&Device]) -> Vec<ContainerDevices> {
         topology: place(nodes),
     })
     .collect()
+}
+
+fn memory(block: Block) -> ContainerMemory {
+    let nodes = block.nodes.into_iter().map(|id| NumaNode { id: i64::from(id) }).collect();
+    ContainerMemory { memory_type: block.kind, size: block.size, topology: Some(TopologyInfo { nodes }) }
 }
 
 impl Lister {
@@ -64,7 +70,7 @@ impl Lister {
                     devices: devices.collect(),
                     dynamic_resources: self.claims(pod, &container.name),
                     cpu_ids: self.0.processors.exclusive(uid, &container.name).into_iter().map(i64::from).collect(),
-                    ..Default::default()
+                    memory: self.0.alignment.memory_of(uid, &container.name).into_iter().map(memory).collect(),
                 }
             })
             .collect();
@@ -121,7 +127,7 @@ impl PodResourcesLister for Lister {
         Ok(Response::new(AllocatableResourcesResponse {
             devices: devices.collect(),
             cpu_ids: self.0.processors.allocatable(self.0.machine.cpus).into_iter().map(i64::from).collect(),
-            memory: Vec::new(),
+            memory: self.0.alignment.allocatable().into_iter().map(memory).collect(),
         }))
     }
 

@@ -141,6 +141,7 @@ impl Worker {
         self.context.devices.release(&self.uid);
         self.context.allocations.release(&self.uid);
         self.context.processors.release(&self.uid);
+        self.context.alignment.release(&self.uid);
         self.wake_waiting();
         self.context.references.release(&self.uid);
         self.context.tokens.release(&self.uid);

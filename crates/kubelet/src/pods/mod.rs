@@ -204,7 +204,8 @@ fn arrive(context: &Arc<Context>, pod: Arc<Pod>) {
             pid_pressure: context.evictions.under(Pressure::Pid),
         };
         let taken = admit::admit(&pod, &room, others.iter().map(|p| &**p));
-        if let Err(verdict) = taken.and_then(|()| context.processors.admit(&pod)) {
+        let Context { metrics, processors, devices, .. } = &**context;
+        if let Err(verdict) = taken.and_then(|()| context.alignment.admit(metrics, processors, devices, &pod)) {
             let displaced = admit::victims(&pod, &room, &others, &verdict);
             if !displaced.is_empty() {
                 let short_of = verdict.reason.trim_start_matches("OutOf").to_lowercase();
@@ -275,6 +276,7 @@ pub async fn follow(context: Arc<Context>) {
     if let Some(batch) = changes.try_next() {
         take_batch(&context, batch);
     }
+    context.alignment.keep(|uid| context.workers.knows(uid));
     // From here on a pod without a worker is an orphan.
     context.pods_seen.cancel();
     while let Some(batch) = changes.next().await {

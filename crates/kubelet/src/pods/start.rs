@@ -369,6 +369,7 @@ impl Start<'_> {
             memory_capacity: context.machine.memory_bytes as i64,
             unified: cgroups::is_v2(),
             processors: context.processors.of(spec::uid(pod), self.name),
+            memory_nodes: context.alignment.memory_nodes(spec::uid(pod), self.name),
         };
         let config = container_spec::config(&context.config, pod, kind, container, prepared);
         let log_dir = names::pod_log_dir(&context.config.log_dir, pod);

@@ -29,6 +29,7 @@ use crate::logs::{self, Printer};
 use crate::metrics::families;
 use crate::probes::Probes;
 use crate::spec::{self, container::message_file, names};
+use crate::topology::{APART, APART_REASON};
 use crate::volumes::{self, Volumes};
 
 /// How long others' changes of a status are left; upstream looks for them every ten seconds.
@@ -498,10 +499,12 @@ impl Worker {
             return;
         }
         self.volume_delay = VOLUME_RETRY;
-        if let Err(why) = self.context.devices.allocate(pod).await {
-            self.context.events.warning(&self.context.events.about_pod(pod), UNEXPECTED, &why);
+        let at = |container: &str| self.context.alignment.devices_at(&self.uid, container);
+        if let Err(why) = self.context.devices.allocate(pod, at).await {
+            let reason = if why == APART { APART_REASON } else { UNEXPECTED };
+            self.context.events.warning(&self.context.events.about_pod(pod), reason, &why);
             let message = format!("Pod was rejected: {why}");
-            self.verdict = Some(Verdict { reason: UNEXPECTED.into(), message, disruption: false });
+            self.verdict = Some(Verdict { reason: reason.into(), message, disruption: false });
             return;
         }
         if let Err(why) = start::claims(&self.context, pod).await {

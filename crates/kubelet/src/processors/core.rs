@@ -8,7 +8,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use k8s_openapi::api::core::v1::{Container, Pod};
 
 use crate::quantity::amount;
-use crate::spec::{self, Kind, resources};
+use crate::spec::{Kind, resources};
+use crate::topology::hint::{Hint, Mask, judged, masks};
 
 /// Processors by their numbers.
 pub type Cpus = BTreeSet<u32>;
@@ -41,14 +42,28 @@ pub fn printed(cpus: &Cpus) -> String {
     runs.iter().map(run).collect::<Vec<_>>().join(",")
 }
 
-/// Where processors sit: socket and core, by number.
+/// Where one processor sits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Place {
+    pub socket: u32,
+    pub core: u32,
+    /// The memory it is near to.
+    pub node: u32,
+}
+
+/// Where processors sit, by number.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Topology(pub BTreeMap<u32, (u32, u32)>);
+pub struct Topology(pub BTreeMap<u32, Place>);
 
 impl Topology {
     /// All processors.
     pub fn all(&self) -> Cpus {
         self.0.keys().copied().collect()
+    }
+
+    /// Those near to some memory nodes.
+    fn near(&self, mask: Mask) -> Cpus {
+        self.0.iter().filter(|(_, place)| mask.has(place.node)).map(|(cpu, _)| *cpu).collect()
     }
 
     /// Takes some of the free ones; none if there are too few.
@@ -57,9 +72,19 @@ impl Topology {
             return None;
         }
         let mut taken = Cpus::new();
-        let socket = |cpu: u32| self.0.get(&cpu).map(|(socket, _)| (*socket, 0));
-        let core = |cpu: u32| self.0.get(&cpu).copied();
-        self.take_whole(free, count, &mut taken, socket);
+        let place = |cpu: u32| self.0.get(&cpu);
+        let node = |cpu: u32| place(cpu).map(|p| (p.node, 0));
+        let socket = |cpu: u32| place(cpu).map(|p| (p.socket, 0));
+        let core = |cpu: u32| place(cpu).map(|p| (p.socket, p.core));
+        let distinct = |of: &dyn Fn(&Place) -> u32| self.0.values().map(of).collect::<BTreeSet<u32>>().len();
+        // The larger units first.
+        if distinct(&|p| p.socket) >= distinct(&|p| p.node) {
+            self.take_whole(free, count, &mut taken, node);
+            self.take_whole(free, count, &mut taken, socket);
+        } else {
+            self.take_whole(free, count, &mut taken, socket);
+            self.take_whole(free, count, &mut taken, node);
+        }
         self.take_whole(free, count, &mut taken, core);
         // Threads of cores that are broken already come first.
         let mut left: Vec<u32> = free.difference(&taken).copied().collect();
@@ -96,37 +121,66 @@ pub fn wanted(pod: &Pod, container: &Container) -> usize {
     if whole { usize::try_from(milli / 1000).unwrap_or(0) } else { 0 }
 }
 
-/// What a pod's containers get, by name; the free ones are those nobody has and nobody reserved. What init containers
-/// had, those after them may have.
-pub fn grant(pod: &Pod, topology: &Topology, free: &Cpus) -> Result<BTreeMap<String, Cpus>, String> {
-    let (mut free, mut reusable) = (free.clone(), Cpus::new());
-    let mut out = BTreeMap::new();
-    for (kind, container) in spec::all_containers(pod) {
-        let count = wanted(pod, container);
-        if count == 0 || kind == Kind::Ephemeral {
-            continue;
+/// What is being given to one pod's containers, one after the other. What init containers had, those after them may have.
+pub struct Giving {
+    topology: Topology,
+    free: Cpus,
+    spare: Cpus,
+}
+
+impl Giving {
+    /// The free ones are those nobody has and nobody reserved.
+    pub fn new(topology: Topology, free: Cpus) -> Self {
+        Self { topology, free, spare: Cpus::new() }
+    }
+
+    /// Near which of these memory nodes so many could be had.
+    pub fn hints(&self, nodes: &[u32], count: usize) -> Vec<Hint> {
+        let (mut fewest, mut fitting) = (nodes.len(), Vec::new());
+        for mask in masks(nodes) {
+            let near = self.topology.near(mask);
+            if near.len() >= count {
+                fewest = fewest.min(mask.count());
+            }
+            // What the pod has already must be among it.
+            if self.spare.is_subset(&near) && self.spare.len() + self.free.intersection(&near).count() >= count {
+                fitting.push(mask);
+            }
         }
-        let again = reusable.len().min(count);
-        let mut given = topology.take(&reusable, again).unwrap_or_default();
-        let fresh = topology.take(&free, count - again).ok_or_else(|| {
-            let available = free.len() + again;
+        judged(fitting, fewest)
+    }
+
+    /// Gives so many, those near to the memory nodes first.
+    pub fn give(&mut self, kind: Kind, count: usize, affinity: Option<Mask>) -> Result<Cpus, String> {
+        let again = self.spare.len().min(count);
+        let mut given = self.topology.take(&self.spare, again).unwrap_or_default();
+        let missing = count - again;
+        let short = || {
+            let available = self.free.len() + again;
             format!("not enough cpus available to satisfy request: requested={count}, available={available}")
-        })?;
-        free.retain(|cpu| !fresh.contains(cpu));
+        };
+        let mut fresh = Cpus::new();
+        if let Some(mask) = affinity {
+            let near: Cpus = self.free.intersection(&self.topology.near(mask)).copied().collect();
+            fresh = self.topology.take(&near, near.len().min(missing)).unwrap_or_default();
+        }
+        let rest: Cpus = self.free.difference(&fresh).copied().collect();
+        fresh.extend(self.topology.take(&rest, missing - fresh.len()).ok_or_else(short)?);
+        self.free.retain(|cpu| !fresh.contains(cpu));
         if kind == Kind::Init {
-            reusable.extend(&fresh);
+            self.spare.extend(&fresh);
         } else {
-            reusable.retain(|cpu| !given.contains(cpu));
+            self.spare.retain(|cpu| !given.contains(cpu));
         }
         given.extend(fresh);
-        out.insert(container.name.clone(), given);
+        Ok(given)
     }
-    Ok(out)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::spec;
     use serde_json::{Value, json};
 
     #[test]
@@ -141,7 +195,8 @@ mod tests {
 
     /// Two sockets of two cores of two threads: 0/4 1/5 on the first, 2/6 3/7 on the second.
     fn machine() -> Topology {
-        Topology((0..8).map(|cpu| (cpu, ((cpu % 4) / 2, cpu % 4))).collect())
+        let place = |cpu: u32| Place { socket: (cpu % 4) / 2, core: cpu % 4, node: (cpu % 4) / 2 };
+        Topology((0..8).map(|cpu| (cpu, place(cpu))).collect())
     }
 
     #[test]
@@ -166,19 +221,20 @@ mod tests {
         let container = |name: &str, cpu: &str| json!({"name": name, "resources": {"limits": {"cpu": cpu, "memory": "1Mi"}, "requests": {"cpu": cpu, "memory": "1Mi"}}});
         let check = |spec: Value, expect: &str| {
             let pod: Pod = serde_json::from_value(json!({"metadata": {}, "spec": spec})).unwrap();
-            let shown = match grant(&pod, &machine(), &parse("1-7").unwrap()) {
-                Ok(given) => {
-                    given.iter().map(|(name, cpus)| format!("{name}={}", printed(cpus))).collect::<Vec<_>>().join(" ")
-                }
-                Err(why) => why,
-            };
+            let mut giving = Giving::new(machine(), parse("1-7").unwrap());
+            let each =
+                spec::all_containers(&pod).map(|(kind, c)| (kind, c, wanted(&pod, c))).filter(|(_, _, n)| *n > 0);
+            let given = each.map(|(kind, c, count)| {
+                giving.give(kind, count, None).map(|cpus| format!("{}={}", c.name, printed(&cpus)))
+            });
+            let shown = given.collect::<Result<Vec<_>, _>>().map_or_else(|why| why, |given| given.join(" "));
             assert_eq!(shown, expect, "{spec}");
         };
         check(json!({"containers": [container("a", "2"), container("b", "1500m")]}), "a=1,5");
         check(json!({"containers": [{"name": "a", "resources": {"requests": {"cpu": "2"}}}]}), "");
         check(
             json!({"initContainers": [container("i", "2")], "containers": [container("a", "1"), container("b", "2")]}),
-            "a=1 b=4-5 i=1,5",
+            "i=1,5 a=1 b=4-5",
         );
         check(
             json!({"containers": [container("a", "8")]}),

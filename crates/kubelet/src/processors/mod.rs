@@ -12,16 +12,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
-use k8s_openapi::api::core::v1::Pod;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
-use self::core::{Cpus, Topology, parse, printed};
+use self::core::{Cpus, Giving, Place, Topology, parse, printed};
 use crate::agent::Context;
 use crate::config::Config;
 use crate::cri::v1;
-use crate::pods::status::Verdict;
-use crate::spec::{self, names};
+use crate::spec::names;
+use crate::topology::machine::Machine;
 
 /// How often containers are looked at although nothing changed; as upstream.
 const EVERY: Duration = Duration::from_secs(10);
@@ -51,19 +50,32 @@ struct Static {
 #[derive(Default)]
 pub struct Processors(Option<Static>);
 
-/// Socket and core of every processor that is on.
+/// Where the kernel tells of processors, and of the memory near to them.
+const BASE: &str = "/sys/devices/system/cpu";
+const NODES: &str = "/sys/devices/system/node";
+
+/// Every processor that is on.
+pub fn present() -> Cpus {
+    let online = std::fs::read_to_string(Path::new(BASE).join("online")).unwrap_or_default();
+    parse(&online).unwrap_or_default()
+}
+
+/// Where every one of them sits.
 fn look() -> Topology {
-    let base = Path::new("/sys/devices/system/cpu");
-    let online = std::fs::read_to_string(base.join("online")).unwrap_or_default();
+    let base = Path::new(BASE);
     let number = |cpu: u32, file: &str| {
         let path = base.join(format!("cpu{cpu}/topology/{file}"));
         std::fs::read_to_string(path).ok().and_then(|t| t.trim().parse::<u32>().ok())
     };
-    let cpus = parse(&online).unwrap_or_default().into_iter();
+    let all = present();
+    let machine = Machine::look(Path::new(NODES), &all, 0);
     // A machine that does not say is one socket of cores without siblings.
-    Topology(
-        cpus.map(|c| (c, (number(c, "physical_package_id").unwrap_or(0), number(c, "core_id").unwrap_or(c)))).collect(),
-    )
+    let place = |c: u32| Place {
+        socket: number(c, "physical_package_id").unwrap_or(0),
+        core: number(c, "core_id").unwrap_or(c),
+        node: machine.node_of(c),
+    };
+    Topology(all.into_iter().map(|c| (c, place(c))).collect())
 }
 
 impl Static {
@@ -143,31 +155,24 @@ impl Processors {
         Ok(Processors(Some(policy)))
     }
 
-    /// Gives a pod what it asks for, or says why it cannot be had.
-    pub fn admit(&self, pod: &Pod) -> Result<(), Verdict> {
-        let Some(policy) = &self.0 else { return Ok(()) };
-        let refused = |why: String| Verdict {
-            reason: "UnexpectedAdmissionError".into(),
-            message: format!("Allocate failed due to {why}, which is unexpected"),
-            disruption: false,
-        };
+    /// What can be given to the next pod; none where nothing is given away.
+    pub fn giving(&self) -> Option<Giving> {
+        let policy = self.0.as_ref()?;
+        let free = policy.with(|grants| policy.shared(grants).difference(&policy.reserved).copied().collect());
+        Some(Giving::new(policy.topology.clone(), free))
+    }
+
+    /// Gives a pod's containers what was found for them.
+    pub fn put(&self, uid: &str, given: BTreeMap<String, Cpus>) -> anyhow::Result<()> {
+        let Some(policy) = self.0.as_ref().filter(|_| !given.is_empty()) else { return Ok(()) };
         policy.with(|grants| {
-            if grants.contains_key(spec::uid(pod)) {
-                return Ok(());
-            }
-            let free: Cpus = policy.shared(grants).difference(&policy.reserved).copied().collect();
-            let given = core::grant(pod, &policy.topology, &free).map_err(refused)?;
-            if given.is_empty() {
-                return Ok(());
-            }
-            grants.insert(spec::uid(pod).into(), given);
+            grants.insert(uid.into(), given);
             let saved = policy.save(grants);
-            if let Err(error) = saved {
-                grants.remove(spec::uid(pod));
-                return Err(refused(format!("{error:#}")));
+            if saved.is_err() {
+                grants.remove(uid);
             }
             policy.changed.notify_one();
-            Ok(())
+            saved
         })
     }
 
@@ -272,7 +277,6 @@ async fn place(context: &Context, placed: &mut HashMap<String, String>) -> Resul
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
 
     #[test]
     fn grants_outlive_the_agent() {
@@ -283,25 +287,20 @@ mod tests {
         assert!(policy(&config).is_err(), "nothing is reserved");
         config.reserved_processors = Some([0].into());
         let processors = Processors(Some(Static {
-            topology: Topology((0..3).map(|c| (c, (0, c))).collect()),
+            topology: Topology((0..3).map(|c| (c, Place { core: c, ..Place::default() })).collect()),
             reserved: [0].into(),
             file: root.path().join(FILE),
             grants: Mutex::default(),
             changed: Notify::new(),
         }));
-        let pod = |uid: &str, cpu: &str| -> Pod {
-            let amounts = json!({"cpu": cpu, "memory": "1Mi"});
-            let container = json!({"name": "c", "resources": {"limits": amounts, "requests": amounts}});
-            serde_json::from_value(json!({"metadata": {"uid": uid}, "spec": {"containers": [container]}})).unwrap()
+        let give = |uid: &str, count: usize| {
+            let given = processors.giving().unwrap().give(crate::spec::Kind::Main, count, None)?;
+            processors.put(uid, [("c".to_string(), given)].into()).map_err(|e| e.to_string())
         };
-        processors.admit(&pod("a", "1")).unwrap();
-        processors.admit(&pod("a", "1")).unwrap();
+        give("a", 1).unwrap();
         assert_eq!((processors.of("a", "c"), processors.of("b", "c")), ("1".to_string(), "0,2".to_string()));
-        let refused = processors.admit(&pod("b", "2")).unwrap_err();
-        assert_eq!(
-            refused.message,
-            "Allocate failed due to not enough cpus available to satisfy request: requested=2, available=1, which is unexpected"
-        );
+        let refused = give("b", 2).unwrap_err();
+        assert_eq!(refused, "not enough cpus available to satisfy request: requested=2, available=1");
         let kept = processors.0.as_ref().unwrap().load().unwrap();
         assert_eq!(kept["a"]["c"], [1].into());
         processors.release("a");

@@ -35,6 +35,8 @@ pub struct Prepared {
     pub unified: bool,
     /// Where it runs, in the kernel's words; empty: anywhere.
     pub processors: String,
+    /// Which nodes its memory comes from, in the kernel's words; empty: any.
+    pub memory_nodes: String,
 }
 
 /// Where the termination message file of a container start is bound from.
@@ -109,6 +111,7 @@ pub fn config(config: &Config, pod: &Pod, kind: Kind, container: &Container, pre
         linux: Some(LinuxContainerConfig {
             resources: Some(v1::LinuxContainerResources {
                 cpuset_cpus: prepared.processors,
+                cpuset_mems: prepared.memory_nodes,
                 unified: if config.single_process_oom_kill || !prepared.unified {
                     HashMap::new()
                 } else {

@@ -29,6 +29,8 @@ pub use register::serve;
 use super::within;
 use crate::quantity;
 use crate::spec::{self, Kind};
+use crate::topology::hint::Mask;
+use crate::topology::{APART, DeviceView};
 
 /// A plugin may take this long to answer; as upstream waits for PreStartContainer.
 const CALL: Duration = Duration::from_secs(30);
@@ -138,8 +140,21 @@ impl Devices {
         granted.map(|(r, g)| (r.clone(), g.ids.iter().map(|id| (id.clone(), of(&r, id))).collect())).collect()
     }
 
-    /// Gives a pod's containers the devices they ask for; what is already theirs stays theirs.
-    pub async fn allocate(&self, pod: &Pod) -> Result<(), String> {
+    /// All devices with their places, and those that are free, by resource.
+    pub fn view(&self) -> DeviceView {
+        let state = self.state();
+        let of = |(resource, plugin): (&String, &Plugin)| {
+            let all = plugin.devices.values().map(|d| (d.id.clone(), place(d))).collect();
+            let taken = state.grants.taken(resource);
+            let free = plugin.healthy().into_iter().filter(|id| !taken.contains(id)).collect();
+            (resource.clone(), (all, free))
+        };
+        state.plugins.iter().map(of).collect()
+    }
+
+    /// Gives a pod's containers the devices they ask for; what is already theirs stays theirs. `at` says where a
+    /// container's should be, and whether nowhere else will do.
+    pub async fn allocate(&self, pod: &Pod, at: impl Fn(&str) -> Option<(Mask, bool)>) -> Result<(), String> {
         let asked = |c: &k8s_openapi::api::core::v1::Container| -> Vec<(String, usize)> {
             let limits = c.resources.as_ref().and_then(|r| r.limits.as_ref());
             let extended = limits.into_iter().flatten().filter(|(r, _)| is_extended(r));
@@ -151,7 +166,8 @@ impl Devices {
         for (kind, container) in spec::all_containers(pod) {
             for (resource, count) in asked(container) {
                 let spare = reusable.entry(resource.clone()).or_default();
-                let ids = self.grant(spec::uid(pod), &container.name, &resource, count, spare).await?;
+                let at = at(&container.name);
+                let ids = self.grant((spec::uid(pod), &container.name), &resource, count, spare, at).await?;
                 if kind == Kind::Init {
                     spare.extend(ids);
                 } else {
@@ -170,14 +186,14 @@ impl Devices {
 
     async fn grant(
         &self,
-        pod: &str,
-        container: &str,
+        (pod, container): (&str, &str),
         resource: &str,
         count: usize,
         spare: &BTreeSet<String>,
+        at: Option<(Mask, bool)>,
     ) -> Result<Vec<String>, String> {
         let _turn = self.allocating.lock().await;
-        let (mut client, options, free) = {
+        let (mut client, options, mut free, near) = {
             let state = self.state();
             if let Some(grant) = state.grants.of(pod, container).get(resource) {
                 return Ok(grant.ids.clone());
@@ -190,13 +206,26 @@ impl Devices {
             let taken = state.grants.taken(resource);
             let free: BTreeSet<String> =
                 plugin.healthy().into_iter().filter(|id| spare.contains(id) || !taken.contains(id)).collect();
-            (plugin.client.clone(), plugin.options, free)
+            let is_near = |id: &&String| {
+                let own = plugin.devices.get(*id).and_then(place);
+                own.zip(at).is_none_or(|(own, (wanted, _))| own.and(wanted).count() > 0)
+            };
+            let near: BTreeSet<String> = free.iter().filter(is_near).cloned().collect();
+            (plugin.client.clone(), plugin.options, free, near)
         };
         if free.len() < count {
             return Err(format!(
                 "Allocate failed due to requested number of devices unavailable for {resource}. Requested: {count}, Available: {}, which is unexpected",
                 free.len()
             ));
+        }
+        let strict = at.is_some_and(|(_, strict)| strict);
+        if strict && near.len() < count {
+            return Err(APART.into());
+        }
+        // Only where those that are near do not do, others are.
+        if near.len() >= count {
+            free = near;
         }
         let must: Vec<String> = spare.intersection(&free).take(count).cloned().collect();
         let mut chosen = must.clone();
@@ -244,6 +273,12 @@ impl Devices {
             state.grants.save(&self.dir.join(grants::FILE));
         }
     }
+}
+
+/// The memory nodes a device is near to; none for one that does not say.
+fn place(device: &Device) -> Option<Mask> {
+    let nodes = device.topology.iter().flat_map(|t| &t.nodes).filter_map(|n| u32::try_from(n.id).ok());
+    Some(Mask::of(nodes)).filter(|mask| mask.count() > 0)
 }
 
 /// Which of the free ones the plugin would take; a plugin that answers nonsense is not heeded.
