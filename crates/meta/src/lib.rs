@@ -21,6 +21,7 @@ pub mod schema;
 pub mod selector;
 pub mod status;
 pub mod time;
+mod tree;
 pub mod yaml;
 
 pub use labels::Labels;
@@ -29,6 +30,7 @@ pub use object::{Meta, Object, OwnerReference};
 pub use request::{EventKind, List, Options, Reply, Request, RequestBody, Verb, WatchEvent, WatchStream};
 pub use selector::{FieldSelector, LabelSelector};
 pub use status::{Cause, FieldError, FieldErrorKind, FieldPath, Reason, Status};
+pub use tree::Tree;
 
 /// The JSON tree used on write paths. Reads never build one.
 pub use serde_json::Value;

@@ -5,7 +5,7 @@
 use jiff::Timestamp;
 use meta::{LabelSelector, Value};
 
-use crate::tree::Tree;
+use meta::Tree;
 
 /// A duration in the two or three figures people want.
 pub fn human_duration(seconds: i64) -> String {

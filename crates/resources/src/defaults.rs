@@ -6,7 +6,7 @@
 use meta::Value;
 use serde_json::{Map, json};
 
-use crate::tree::Tree;
+use meta::Tree;
 
 /// Keeps a field that holds one item and a field that holds several the same, the several in the lead.
 pub fn mirror_first(holder: &mut Value, one: &str, several: &str, item: &str) {

@@ -15,7 +15,6 @@ pub mod gates;
 pub mod kinds;
 pub mod metadata;
 pub mod strategy;
-pub mod tree;
 pub mod validate;
 
 use std::sync::Arc;

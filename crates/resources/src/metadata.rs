@@ -4,8 +4,8 @@
 
 use meta::{FieldError, Value};
 
-use crate::tree::Tree;
 use crate::validate::{At, Errors, formats, selectors};
+use meta::Tree;
 
 /// All keys and values of annotations together, in bytes.
 const MAX_ANNOTATIONS_BYTES: usize = 256 << 10;

@@ -1,5 +1,7 @@
 //! Priority: a pod's number, from its class or the default one.
 
+use std::sync::Arc;
+
 use async_trait::async_trait;
 use meta::{Object, Status, Value};
 use serde::Deserialize;
@@ -28,8 +30,9 @@ struct Named {
     name: String,
 }
 
-fn view(class: &Object) -> Result<Class, Status> {
-    serde_json::from_slice(class.raw()).map_err(Status::internal)
+/// Read once for each version of the class.
+fn view(class: &Object) -> Result<Arc<Class>, Status> {
+    class.typed().map_err(Status::internal)
 }
 
 #[async_trait]
@@ -91,7 +94,7 @@ impl Plugin for Priority {
         let name = class["metadata"]["name"].as_str().unwrap_or_default();
         match default_class(server)? {
             Some(other) if other.metadata.name != name => {
-                let other = other.metadata.name;
+                let other = &other.metadata.name;
                 Err(a.forbid(
                     name,
                     format!("PriorityClass {other} is already marked as default. Only one default can exist"),
@@ -103,8 +106,8 @@ impl Plugin for Priority {
 }
 
 /// Of several, the one with the smallest value.
-fn default_class(server: &ApiServer) -> Result<Option<Class>, Status> {
-    let mut best: Option<Class> = None;
+fn default_class(server: &ApiServer) -> Result<Option<Arc<Class>>, Status> {
+    let mut best: Option<Arc<Class>> = None;
     for class in server.lookup_all(GROUP, "priorityclasses", "") {
         let class = view(&class)?;
         if class.global_default && best.as_ref().is_none_or(|best| class.value < best.value) {

@@ -1,5 +1,7 @@
 //! ServiceAccount: every pod runs as one, and finds its token, the cluster's CA and its namespace mounted.
 
+use std::sync::Arc;
+
 use async_trait::async_trait;
 use meta::{Status, Value};
 use serde::Deserialize;
@@ -58,11 +60,11 @@ impl Plugin for ServiceAccount {
                 format!("error looking up service account {namespace}/{name}: serviceaccount {name:?} not found"),
             )
         })?;
-        let account: Account = serde_json::from_slice(account.raw()).map_err(Status::internal)?;
+        let account: Arc<Account> = account.typed().map_err(Status::internal)?;
         if spec.get("imagePullSecrets").and_then(Value::as_array).is_none_or(Vec::is_empty)
-            && let Some(secrets) = account.image_pull_secrets.filter(|s| !s.is_empty())
+            && let Some(secrets) = account.image_pull_secrets.as_ref().filter(|s| !s.is_empty())
         {
-            spec.insert("imagePullSecrets".into(), secrets.into());
+            spec.insert("imagePullSecrets".into(), secrets.clone().into());
         }
         let wanted = spec.get("automountServiceAccountToken").and_then(Value::as_bool);
         if !wanted.or(account.automount_service_account_token).unwrap_or(true) {

@@ -5,8 +5,8 @@ use serde_json::Map;
 
 use crate::cells::{age, name};
 use crate::strategy::{Context, Strategy};
-use crate::tree::Tree;
 use crate::validate::{At, Errors, expressions, formats, selectors};
+use meta::Tree;
 
 kinds! {
     /// Both kinds of webhook configuration.

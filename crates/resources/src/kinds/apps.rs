@@ -6,12 +6,12 @@ use crate::cells::{age, containers, labels, name, or_none, selector};
 use crate::defaults;
 use crate::kinds::pod::env_warnings;
 use crate::strategy::{Context, Strategy};
-use crate::tree::Tree;
 use crate::validate::selectors::labels as check_labels;
 use crate::validate::workloads::{
     at_most_all, counts, int_or_percent, lasting_pods, number_of, selector as check_selector, template,
 };
 use crate::validate::{At, Errors, pod_spec};
+use meta::Tree;
 
 kinds! {
     Deployment: "Name|Ready|Up-to-date|Available|Age|Containers*|Images*|Selector*";

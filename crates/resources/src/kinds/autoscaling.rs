@@ -5,8 +5,8 @@ use serde_json::json;
 
 use crate::cells::{age, name, quantity, some_of};
 use crate::strategy::{Context, Strategy};
-use crate::tree::Tree;
 use crate::validate::{At, Errors};
+use meta::Tree;
 
 kinds! {
     HorizontalPodAutoscaler: "Name|Reference|Targets|MinPods|MaxPods|Replicas|Age";

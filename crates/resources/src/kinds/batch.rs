@@ -7,9 +7,9 @@ use crate::cells::{age, containers, human_duration, name, seconds_between, selec
 use crate::defaults;
 use crate::kinds::pod::env_warnings;
 use crate::strategy::{Context, Strategy};
-use crate::tree::Tree;
 use crate::validate::workloads::{matches, selected};
 use crate::validate::{At, Errors, cron, formats, pod_spec, selectors};
+use meta::Tree;
 
 kinds! {
     Job: "Name|Status|Completions|Duration|Age|Containers*|Images*|Selector*";

@@ -5,8 +5,8 @@ use serde_json::json;
 
 use crate::cells::{age, human_duration, name, or_none};
 use crate::strategy::{Context, Strategy};
-use crate::tree::Tree;
 use crate::validate::{At, Errors, formats};
+use meta::Tree;
 
 kinds! {
     CertificateSigningRequest: "Name|Age|SignerName|Requestor|RequestedDuration|Condition";

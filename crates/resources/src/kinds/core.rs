@@ -5,8 +5,8 @@ use serde_json::{Map, json};
 
 use crate::cells::{age, name, some_of};
 use crate::strategy::{Context, Strategy};
-use crate::tree::Tree;
 use crate::validate::{At, Errors, formats, same};
+use meta::Tree;
 
 kinds! {
     ComponentStatus: "Name|Status|Message|Error";

@@ -6,9 +6,9 @@ use crate::cells::{age, containers, labels, name, selector};
 use crate::defaults;
 use crate::kinds::apps::{CONTAINERS, HISTORY, spec_of, template_warnings};
 use crate::strategy::{Context, Strategy};
-use crate::tree::Tree;
 use crate::validate::workloads::{at_most_all, int_or_percent, number_of, selector as check_selector, template};
 use crate::validate::{At, Errors, same};
+use meta::Tree;
 
 kinds! {
     DaemonSet: "Name|Desired#|Current#|Ready#|Up-to-date#|Available#|Node Selector|Age|Containers*|Images*|Selector*";

@@ -5,8 +5,8 @@ use meta::{FieldError, Value};
 use crate::cells::{age, name, some_of, texts};
 use crate::kinds::core::unreachable_address;
 use crate::strategy::{Context, Strategy};
-use crate::tree::Tree;
 use crate::validate::{At, Errors, formats};
+use meta::Tree;
 
 kinds! {
     EndpointSlice: "Name|AddressType|Ports|Endpoints|Age";

@@ -4,8 +4,8 @@ use meta::{FieldError, Status, Value};
 
 use crate::cells::since;
 use crate::strategy::{Context, Strategy};
-use crate::tree::Tree;
 use crate::validate::{At, Errors, formats};
+use meta::Tree;
 
 kinds! {
     CoreEvent: "Last Seen|Type|Reason|Object|Subobject*|Source*|Message|First Seen*|Count*|Name*";

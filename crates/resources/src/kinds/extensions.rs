@@ -6,8 +6,8 @@ use serde_json::{Map, json};
 use crate::cells::{age, name, some_of};
 use crate::kinds::Plain;
 use crate::strategy::{Context, Strategy};
-use crate::tree::Tree;
 use crate::validate::{At, Errors, formats, rules, structural};
+use meta::Tree;
 
 /// API servers of a storage version shown before the rest is counted.
 const SERVERS_SHOWN: usize = 3;

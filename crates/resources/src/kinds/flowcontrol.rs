@@ -4,8 +4,8 @@ use meta::{FieldError, Value};
 
 use crate::cells::{age, name, or_none};
 use crate::strategy::{Context, Strategy};
-use crate::tree::Tree;
 use crate::validate::{At, Errors, formats};
+use meta::Tree;
 
 kinds! {
     FlowSchema: "Name|PriorityLevel|MatchingPrecedence|DistinguisherMethod|Age|MissingPL";

@@ -4,8 +4,8 @@ use meta::{FieldError, Value};
 
 use crate::cells::{age, name, or_none, selector, texts};
 use crate::strategy::{Context, Strategy};
-use crate::tree::Tree;
 use crate::validate::{At, Errors, formats, selectors};
+use meta::Tree;
 
 kinds! {
     Ingress: "Name|Class|Hosts|Address|Ports|Age";

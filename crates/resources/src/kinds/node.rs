@@ -7,8 +7,8 @@ use meta::{FieldError, Value};
 use crate::cells::{age, name, or_none};
 use crate::defaults;
 use crate::strategy::{Context, Strategy};
-use crate::tree::Tree;
 use crate::validate::{At, Errors, formats, resources, same, scheduling, selectors};
+use meta::Tree;
 
 kinds! {
     Node: "Name|Status|Roles|Age|Version|Internal-IP*|External-IP*|OS-Image*|Kernel-Version*|Container-Runtime*";

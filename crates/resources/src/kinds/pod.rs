@@ -8,8 +8,8 @@ use serde_json::json;
 use crate::defaults;
 use crate::kinds::pod_columns;
 use crate::strategy::{Context, Deletion, Strategy};
-use crate::tree::Tree;
 use crate::validate::{At, Errors, formats, pod_spec, pod_update, resources};
+use meta::Tree;
 
 kinds! {
     Pod: "Name|Ready|Status|Restarts|Age|IP*|Node*|Nominated Node*|Readiness Gates*";

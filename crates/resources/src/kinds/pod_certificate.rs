@@ -8,8 +8,8 @@ use meta::{FieldError, Status, Value};
 use super::certificates::check_signer;
 use crate::cells::{age, name, or_none, seconds_between};
 use crate::strategy::{Context, Strategy};
-use crate::tree::Tree;
 use crate::validate::{At, Errors, formats};
+use meta::Tree;
 
 kinds! {
     PodCertificateRequest: "Name|PodName|ServiceAccountName|NodeName|SignerName|State|Age";

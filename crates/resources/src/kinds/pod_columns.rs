@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use meta::Value;
 
 use crate::cells::{age, name, or_none, since};
-use crate::tree::Tree;
+use meta::Tree;
 
 /// Restarts and the time of the latest.
 #[derive(Default)]

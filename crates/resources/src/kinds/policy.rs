@@ -9,9 +9,9 @@ use serde_json::json;
 use crate::cells::{age, name, quantity};
 use crate::defaults;
 use crate::strategy::{Context, Strategy};
-use crate::tree::Tree;
 use crate::validate::workloads::{at_most_all, int_or_percent};
 use crate::validate::{At, Errors, IMMUTABLE, resources, selectors};
+use meta::Tree;
 
 kinds! {
     PodDisruptionBudget: "Name|Min Available|Max Unavailable|Allowed Disruptions#|Age";

@@ -4,8 +4,8 @@ use meta::{FieldError, Value};
 
 use crate::cells::{age, name};
 use crate::strategy::{Context, Strategy};
-use crate::tree::Tree;
 use crate::validate::{At, Errors, formats, same, selectors};
+use meta::Tree;
 
 kinds! {
     RoleBinding: "Name|Role|Age|Users*|Groups*|ServiceAccounts*";

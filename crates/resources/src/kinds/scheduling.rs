@@ -4,8 +4,8 @@ use meta::{FieldError, Value};
 
 use crate::cells::{age, name};
 use crate::strategy::{Context, Strategy};
-use crate::tree::Tree;
 use crate::validate::{At, Errors};
+use meta::Tree;
 
 kinds! {
     PriorityClass: "Name|Value#|Global-Default?|PreemptionPolicy|Age";

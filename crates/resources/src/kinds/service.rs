@@ -9,8 +9,8 @@ use crate::cells::{age, labels, name, or_none, texts};
 use crate::kinds::core::unreachable_address;
 use crate::kinds::networking::balancer_addresses;
 use crate::strategy::{Context, Strategy};
-use crate::tree::Tree;
 use crate::validate::{At, Errors, IMMUTABLE, formats, same, selectors};
+use meta::Tree;
 
 kinds! {
     Service: "Name|Type|Cluster-IP|External-IP|Port(s)|Age|Selector*";

@@ -7,11 +7,11 @@ use crate::cells::{age, containers, name};
 use crate::defaults;
 use crate::kinds::apps::{CONTAINERS, HISTORY, ready, spec_of, template_warnings};
 use crate::strategy::{Context, Strategy};
-use crate::tree::Tree;
 use crate::validate::workloads::{
     at_most_all, counts, int_or_percent, lasting_pods, selected, selector as check_selector,
 };
 use crate::validate::{At, Errors, pod_spec, same};
+use meta::Tree;
 
 kinds! {
     StatefulSet: "Name|Ready|Age|Containers*|Images*";

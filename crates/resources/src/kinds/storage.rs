@@ -5,8 +5,8 @@ use serde_json::json;
 
 use crate::cells::{age, name, or_none, quantity, texts};
 use crate::strategy::{Context, Strategy};
-use crate::tree::Tree;
 use crate::validate::{At, Errors, IMMUTABLE, formats, resources, same, selectors};
+use meta::Tree;
 
 kinds! {
     StorageClass: "Name|Provisioner|ReclaimPolicy|VolumeBindingMode|AllowVolumeExpansion|Age";

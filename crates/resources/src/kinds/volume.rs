@@ -6,8 +6,8 @@ use serde_json::json;
 
 use crate::cells::{age, name, quantity};
 use crate::strategy::{Context, Strategy};
-use crate::tree::Tree;
 use crate::validate::{At, Errors, formats, resources, same, scheduling, selectors};
+use meta::Tree;
 
 kinds! {
     PersistentVolume: "Name|Capacity|Access Modes|Reclaim Policy|Status|Claim|StorageClass|VolumeAttributesClass|Reason|Age|VolumeMode*";

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use super::volumes::{descending_path, field_ref, resource_ref};
 use super::{At, Errors, formats, resources, security};
-use crate::tree::Tree;
+use meta::Tree;
 
 /// Fields the downward API shows in the environment.
 pub const DOWNWARD_FIELDS: &[&str] = &[

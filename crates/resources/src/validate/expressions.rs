@@ -11,7 +11,7 @@ use cel::{Decl, Env, Library, Program, Provider, Structs, Type};
 use meta::FieldError;
 
 use super::{At, Errors};
-use crate::tree::Tree;
+use meta::Tree;
 
 pub const VARIABLES: &str = "kubernetes.variables";
 const AUTHORIZER: &str = "kubernetes.authorization.Authorizer";

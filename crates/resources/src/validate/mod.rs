@@ -23,7 +23,7 @@ use std::collections::HashSet;
 
 use meta::{FieldError, FieldPath, Value};
 
-use crate::tree::Tree;
+use meta::Tree;
 
 pub const IMMUTABLE: &str = "field is immutable";
 pub const NOT_NEGATIVE: &str = "must be greater than or equal to 0";

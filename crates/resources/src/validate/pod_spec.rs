@@ -2,7 +2,7 @@
 
 use super::{At, Errors, containers, formats, resources, scheduling, security, volumes};
 use crate::metadata;
-use crate::tree::Tree;
+use meta::Tree;
 
 const MAX_NAMESERVERS: usize = 3;
 const MAX_SEARCHES: usize = 32;

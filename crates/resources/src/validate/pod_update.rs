@@ -3,7 +3,7 @@
 use meta::Value;
 
 use super::{At, Errors, formats, resources, same, scheduling};
-use crate::tree::Tree;
+use meta::Tree;
 
 const OTHER_FIELDS: &str = "pod updates may not change fields other than `spec.containers[*].image`,`spec.initContainers[*].image`,`spec.activeDeadlineSeconds`,`spec.tolerations` (only additions to existing tolerations),`spec.terminationGracePeriodSeconds` (allow it to be set to 1 if it was previously negative)";
 const CONTAINERS: [&str; 2] = ["containers", "initContainers"];

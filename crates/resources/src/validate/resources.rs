@@ -4,7 +4,7 @@ use meta::Value;
 use meta::quantity::Quantity;
 
 use super::{At, Errors, NOT_NEGATIVE, formats};
-use crate::tree::Tree;
+use meta::Tree;
 
 /// Resources containers may ask for by a name without a domain.
 const CONTAINER_RESOURCES: [&str; 3] = ["cpu", "memory", "ephemeral-storage"];

@@ -9,7 +9,7 @@ use meta::{FieldError, FieldPath, Value};
 use serde_json::json;
 
 use super::{At, Errors};
-use crate::tree::Tree;
+use meta::Tree;
 
 /// The most one rule may cost by estimate.
 const RULE_LIMIT: u64 = 10_000_000;

@@ -4,7 +4,7 @@ use meta::Value;
 
 use super::selectors::{label_selector, labels};
 use super::{At, Errors, formats};
-use crate::tree::Tree;
+use meta::Tree;
 
 const EFFECTS: [&str; 3] = ["NoSchedule", "PreferNoSchedule", "NoExecute"];
 

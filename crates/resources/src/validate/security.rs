@@ -3,7 +3,7 @@
 use meta::Value;
 
 use super::{At, Errors};
-use crate::tree::Tree;
+use meta::Tree;
 
 /// Users and groups Linux knows.
 const MAX_ID: i64 = i32::MAX as i64;

@@ -1,7 +1,7 @@
 //! Labels and label selectors.
 
 use super::{At, Errors, formats};
-use crate::tree::Tree;
+use meta::Tree;
 
 /// A label map. Complaints name the map, not the key.
 pub fn labels(at: &At<'_>, errors: &mut Errors) {

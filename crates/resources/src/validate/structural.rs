@@ -5,7 +5,7 @@
 use meta::Value;
 
 use super::{At, Errors};
-use crate::tree::Tree;
+use meta::Tree;
 
 #[derive(Clone, Copy, PartialEq)]
 enum Level {

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use super::{At, Errors, formats};
-use crate::tree::Tree;
+use meta::Tree;
 
 /// Sources a volume may have, exactly one of them.
 const SOURCES: &[&str] = &[

@@ -4,7 +4,7 @@ use meta::{LabelSelector, Value};
 
 use super::selectors::{label_selector, selects_everything};
 use super::{At, Errors, formats, pod_spec};
-use crate::tree::Tree;
+use meta::Tree;
 
 /// A number that is not negative, or a percentage.
 pub fn int_or_percent(at: &At<'_>, errors: &mut Errors) {

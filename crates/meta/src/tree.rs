@@ -6,7 +6,7 @@
 
 use std::sync::LazyLock;
 
-use meta::Value;
+use crate::Value;
 use serde_json::Map;
 
 static EMPTY: LazyLock<Map<String, Value>> = LazyLock::new(Map::new);
