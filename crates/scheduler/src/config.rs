@@ -96,15 +96,10 @@ const PLUGINS: &[Known] = &[
     known("NodeResourcesBalancedAllocation", None, true),
     known("ImageLocality", None, true),
     known("DefaultBinder", None, false),
+    known("NodeDeclaredFeatures", Some(Plugin::NodeDeclaredFeatures), false),
 ];
 /// Plugins of upstream's that are not here.
-const ABSENT: &[&str] = &[
-    "NodeDeclaredFeatures",
-    "GangScheduling",
-    "TopologyPlacementGenerator",
-    "PodGroupPodsCount",
-    "DeferredPodScheduling",
-];
+const ABSENT: &[&str] = &["GangScheduling", "TopologyPlacementGenerator", "PodGroupPodsCount", "DeferredPodScheduling"];
 
 fn find(name: &str, path: &str) -> Result<&'static Known, Wrong> {
     if ABSENT.contains(&name) {

@@ -16,9 +16,9 @@ use crate::plugins::dynamic_resources::Obstacle;
 use crate::plugins::inter_pod_affinity::{self, Required};
 use crate::plugins::pod_topology_spread::{self, Hard};
 use crate::plugins::{
-    dynamic_resources, image_locality, node_affinity, node_ports, node_resources_balanced_allocation,
-    node_resources_fit, node_unschedulable, node_volume_limits, taint_toleration, volume_binding, volume_restrictions,
-    volume_zone,
+    dynamic_resources, image_locality, node_affinity, node_declared_features, node_ports,
+    node_resources_balanced_allocation, node_resources_fit, node_unschedulable, node_volume_limits, taint_toleration,
+    volume_binding, volume_restrictions, volume_zone,
 };
 use crate::pod::{Pod, Spec};
 use crate::ranking::Ranking;
@@ -46,6 +46,7 @@ pub fn filter_alone(spec: &Spec, node: &Node) -> Result<(), Refusal> {
     on(Plugin::TaintToleration, taint_toleration::filter)?;
     on(Plugin::NodeAffinity, node_affinity::filter)?;
     on(Plugin::NodePorts, node_ports::filter)?;
+    on(Plugin::NodeDeclaredFeatures, node_declared_features::filter)?;
     on(Plugin::NodeResourcesFit, node_resources_fit::filter)
 }
 
@@ -207,6 +208,7 @@ pub struct Prepared {
     hard: Option<Hard>,
     required: Option<Required>,
     pub devices: Option<dynamic_resources::State>,
+    within: Option<(Symbol, Symbol)>,
     filters: Plugins,
 }
 
@@ -240,16 +242,25 @@ impl Prepared {
         };
         let hard = if profile.has(Plugin::PodTopologySpread) { Hard::prepare(snapshot, pod) } else { None };
         let required = if profile.has(Plugin::InterPodAffinity) { Required::prepare(snapshot, pod) } else { None };
-        Ok(Self { volumes, hard, required, devices, filters: profile.filters })
+        Ok(Self { volumes, hard, required, devices, within: snapshot.within, filters: profile.filters })
     }
 
     /// Whether every node will do, as far as this goes.
     fn is_empty(&self) -> bool {
-        self.volumes.is_none() && self.hard.is_none() && self.required.is_none() && self.devices.is_none()
+        self.volumes.is_none()
+            && self.hard.is_none()
+            && self.required.is_none()
+            && self.devices.is_none()
+            && self.within.is_none()
     }
 
     /// The node is given apart, since it may be supposed to be other than it is.
     pub fn filter(&self, snapshot: &Snapshot, id: NodeId, node: &Node) -> Result<(), Refusal> {
+        if let Some((key, value)) = self.within
+            && node.labels.get(key) != Some(value)
+        {
+            return Err(Refusal::unresolvable(Plugin::GangScheduling, Reason::OutsideDomain));
+        }
         if let Some(volumes) = &self.volumes {
             let on = |plugin| self.filters.contains(plugin);
             if on(Plugin::VolumeRestrictions) {

@@ -9,6 +9,8 @@ use std::sync::Arc;
 use client::Change;
 use serde::Deserialize;
 
+use crate::pod::Pod;
+use crate::symbol::Symbol;
 use crate::world::view;
 
 #[derive(Default, Deserialize)]
@@ -21,6 +23,62 @@ struct GroupView {
 #[serde(default, rename_all = "camelCase")]
 struct GroupSpec {
     scheduling_policy: PolicyView,
+    scheduling_constraints: Option<ConstraintsView>,
+    disruption_mode: Option<ModeView>,
+    priority: Option<i32>,
+    preemption_policy: Option<Box<str>>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct ConstraintsView {
+    topology: Option<Vec<TopologyView>>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct TopologyView {
+    key: Box<str>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct ModeView {
+    all: Option<Anything>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Anything {}
+
+/// What a group asks beside how many of it there must be.
+#[derive(Clone, Debug, PartialEq)]
+pub struct About {
+    pub priority: Option<i32>,
+    /// `preemptionPolicy` is not `Never`.
+    pub preempts: bool,
+    /// It can be disrupted as a whole only.
+    pub whole: bool,
+    /// It is to be in one domain of this label.
+    pub topology: Option<Symbol>,
+}
+
+impl Default for About {
+    fn default() -> Self {
+        Self { priority: None, preempts: true, whole: false, topology: None }
+    }
+}
+
+impl About {
+    fn of(spec: &GroupSpec) -> Self {
+        let topology = spec.scheduling_constraints.as_ref().and_then(|c| c.topology.as_ref()?.first());
+        Self {
+            priority: spec.priority,
+            preempts: spec.preemption_policy.as_deref() != Some("Never"),
+            whole: spec.disruption_mode.as_ref().is_some_and(|m| m.all.is_some()),
+            topology: topology.map(|t| Symbol::of(&t.key)),
+        }
+    }
 }
 
 #[derive(Default, Deserialize)]
@@ -39,6 +97,7 @@ struct GangView {
 struct Group {
     /// `None`: there is no such object. `Some(0)`: its pods go one by one.
     at_least: Option<usize>,
+    about: About,
     /// Pods by key, and whether they are placed. Ordered, so that the same is tried each time.
     members: BTreeMap<Arc<str>, bool>,
     /// What its condition says, as far as it was said here.
@@ -50,16 +109,18 @@ struct Group {
 pub struct Groups {
     /// Whether the gate is open and the API has such things.
     pub enabled: bool,
+    /// Whether the gate is open by which groups are kept together in a topology.
+    pub topology: bool,
     groups: HashMap<Arc<str>, Group>,
 }
 
 impl Groups {
     /// Takes a change of a PodGroup.
     pub fn take(&mut self, change: &Change) {
-        let at_least = change.new.as_ref().and_then(|o| view::<GroupView>(o));
-        let at_least = at_least.map(|g| g.spec.scheduling_policy.gang.map_or(0, |g| g.min_count));
+        let known = change.new.as_ref().and_then(|o| view::<GroupView>(o));
         let group = self.groups.entry(change.key.clone()).or_default();
-        group.at_least = at_least;
+        group.about = known.as_ref().map(|g| About::of(&g.spec)).unwrap_or_default();
+        group.at_least = known.map(|g| g.spec.scheduling_policy.gang.map_or(0, |g| g.min_count));
         self.sweep(&change.key);
     }
 
@@ -92,6 +153,28 @@ impl Groups {
         let group = self.groups.get(group)?;
         let least = group.at_least.filter(|least| *least > 0)?;
         Some(least.saturating_sub(group.members.values().filter(|placed| **placed).count()))
+    }
+
+    /// What a group asks; nothing of one that is not known.
+    pub fn about(&self, group: &str) -> About {
+        self.groups.get(group).map(|g| g.about.clone()).unwrap_or_default()
+    }
+
+    /// What is disrupted when a pod is, and how important that is.
+    pub fn unit_of(&self, pod: &Pod) -> (Arc<str>, i32) {
+        match pod.group.as_ref().and_then(|key| Some((key, &self.groups.get(key)?.about))) {
+            // A pod may be called as a group is.
+            Some((key, about)) if about.whole => {
+                (format!("group {key}").into(), about.priority.unwrap_or(pod.priority()))
+            }
+            _ => (pod.key.clone(), pod.priority()),
+        }
+    }
+
+    /// The group's pods that are placed.
+    pub fn placed(&self, group: &str) -> impl Iterator<Item = &Arc<str>> {
+        let members = self.groups.get(group).into_iter().flat_map(|g| &g.members);
+        members.filter(|(_, placed)| **placed).map(|(key, _)| key)
     }
 
     /// The group's pods that are not placed.

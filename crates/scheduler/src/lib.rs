@@ -17,6 +17,7 @@ mod events;
 pub mod explain;
 pub mod extender;
 mod gang;
+mod gang_preemption;
 pub mod group;
 pub mod metrics;
 pub mod node;
@@ -59,6 +60,8 @@ pub struct Options {
     pub extenders: Vec<extender::Settings>,
     /// The gate `GenericWorkload`: pods of groups are placed together.
     pub groups: bool,
+    /// The gate `TopologyAwareWorkloadScheduling`: and kept in one domain of a topology, if they ask for it.
+    pub topology: bool,
 }
 
 impl From<&config::Configuration> for Options {
@@ -82,6 +85,7 @@ impl Default for Options {
             calls_in_flight: 128,
             extenders: Vec::new(),
             groups: false,
+            topology: false,
         }
     }
 }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use meta::Object;
 
 use crate::amounts::{Amounts, Extended, pods_allowed};
+use crate::plugins::node_declared_features::Features;
 use crate::pod::{Effect, HostPort, Pod, Volume, normalized_image};
 use crate::snapshot::PodId;
 use crate::symbol::{Labels, Symbol, SymbolMap};
@@ -33,6 +34,7 @@ pub struct Offer {
     pub pods_allowed: u32,
     /// Image name and size in bytes, ordered.
     pub images: Box<[(Symbol, i64)]>,
+    pub features: Features,
 }
 
 impl Offer {
@@ -57,6 +59,7 @@ impl Offer {
             allocatable: Amounts::of(&view.status.allocatable),
             pods_allowed: pods_allowed(&view.status.allocatable),
             images: images.into(),
+            features: Features::declared(&view.status.declared_features),
         }
     }
 

@@ -14,6 +14,7 @@ use meta::Object;
 use crate::amounts::{Amounts, of_pod};
 use crate::node::Taint;
 use crate::node_selection::{NodeSelection, Preference};
+use crate::plugins::node_declared_features::Features;
 use crate::profile::ProfileRef;
 use crate::selector::Selector;
 use crate::symbol::{Labels, Symbol, SymbolMap};
@@ -255,6 +256,8 @@ pub struct Spec {
     pub preempts: bool,
     /// Whether it is one of a group that is placed together.
     pub grouped: bool,
+    /// What it needs that not every node has.
+    pub features: Features,
     pub profile: ProfileRef,
 }
 
@@ -355,6 +358,7 @@ impl Spec {
             containers().map(|c| &c.image).chain(volume_images).map(|i| normalized_image(i)).collect();
         Self {
             grouped: spec.scheduling_group.is_some(),
+            features: Features::needed(spec),
             requests: of_pod(spec, &view.status, false),
             assumed: (assumed.cpu, assumed.memory),
             tolerations: spec.tolerations.iter().filter_map(Toleration::of).collect(),

@@ -6,6 +6,7 @@
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
+use std::time::Duration;
 
 use client::{Client, EventType, Informer, Informers, Recorder, reference};
 use futures::FutureExt;
@@ -34,6 +35,9 @@ const ROUND: usize = 64;
 
 /// Bindings that may wait for claims at once; a few kilobytes each.
 const WAITING_FOR_CLAIMS: usize = 1024;
+
+/// How long devices may take to be made ready for a pod, as upstream's `bindingTimeout` has it by default.
+const DEVICES_READY_WITHIN: Duration = Duration::from_secs(600);
 
 /// The answer to a call.
 enum Answer {
@@ -73,6 +77,7 @@ pub(crate) struct Scheduler {
     recorder: Recorder,
     pods: Arc<Informer>,
     claims: Arc<Informer>,
+    device_claims: Option<Arc<Informer>>,
     nodes: Arc<Informer>,
     extenders: Vec<Arc<Extender>>,
     calls: JoinSet<Answer>,
@@ -107,6 +112,7 @@ pub async fn run(
         client,
         pods: informers.get::<k8s_openapi::api::core::v1::Pod>(),
         claims: informers.get::<k8s_openapi::api::core::v1::PersistentVolumeClaim>(),
+        device_claims: served.devices.then(|| informers.get::<k8s_openapi::api::resource::v1::ResourceClaim>()),
         nodes: informers.get::<k8s_openapi::api::core::v1::Node>(),
         extenders: extenders.into_iter().map(Arc::new).collect(),
         calls: JoinSet::new(),
@@ -116,6 +122,7 @@ pub async fn run(
     scheduler.world.core.snapshot.devices.served = served.devices;
     scheduler.world.core.snapshot.places_groups = served.groups;
     scheduler.world.groups.enabled = served.groups;
+    scheduler.world.groups.topology = scheduler.options.topology;
     scheduler.take_all(&mut sources)?;
     cancel.run_until_cancelled(scheduler.work(&mut sources)).await.unwrap_or(Ok(()))
 }
@@ -195,7 +202,15 @@ impl Scheduler {
             self.place_gang(&group, &key, needed).await;
             return true;
         }
-        match self.find(&pod, &object).await {
+        // One more of a group goes where the others are.
+        let within = pod.group.as_ref().and_then(|group| {
+            let key = self.world.topology_of(group)?;
+            Some((key, self.world.domain_of(group, key)?))
+        });
+        self.world.core.snapshot.within = within;
+        let found = self.find(&pod, &object).await;
+        self.world.core.snapshot.within = None;
+        match found {
             Ok(id) => {
                 let taken = self.take(&pod, id);
                 self.send(&key, &pod, object, taken);
@@ -269,6 +284,11 @@ impl Scheduler {
         let claims =
             writes::bind_claims(client.clone(), self.claims.clone(), steps.volumes.clone(), node.clone(), within);
         let (owner, devices, expected) = (object.clone(), steps.devices.clone(), node.clone());
+        let waits = self.device_claims.clone().filter(|_| devices.iter().any(|s| s.waits));
+        if waits.is_some() {
+            let said = format!("waiting for binding conditions for device on node {node}");
+            self.recorder.normal(&object, "BindingConditionsPending", said);
+        }
         self.slow.spawn(async move {
             let all = async {
                 // Others may count on where it is expected, since this may take a while.
@@ -276,7 +296,14 @@ impl Scheduler {
                 claims.await.map_err(|s| of_plugin("PreBind", "VolumeBinding", s))?;
                 let reserved = writes::reserve_devices(&client, &owner, &devices).await;
                 reserved.map_err(|s| of_plugin("PreBind", "DynamicResources", s))?;
-                let bound = bind.await;
+                let ready = match waits {
+                    Some(claims) => writes::await_devices(&client, &claims, &devices, DEVICES_READY_WITHIN).await,
+                    None => Ok(()),
+                };
+                let bound = match ready {
+                    Ok(()) => bind.await,
+                    Err(status) => Err(of_plugin("PreBind", "DynamicResources", status)),
+                };
                 if bound.is_err() {
                     writes::release_devices(&client, &owner, &devices).await;
                 }
@@ -385,23 +412,43 @@ impl Scheduler {
             self.world.queue.wake_one(&displaced.key, Instant::now());
         }
         self.world.core.nominations.set(pod, Some(symbol));
-        METRICS.preempted(plan.victims.len());
-        for victim in plan.victims {
+        let message = format!("{}: preempting to accommodate a higher priority pod", pod.spec.profile.scheduler_name);
+        let victims = self.with_their_groups(plan.victims);
+        self.remove_victims(victims, pod, &name, &message);
+        name
+    }
+
+    /// Victims, with the rest of the groups that can be disrupted as a whole only.
+    fn with_their_groups(&self, mut victims: Vec<Pod>) -> Vec<Pod> {
+        let groups: Vec<Arc<str>> = victims.iter().filter_map(|v| v.group.clone()).collect();
+        for group in groups.iter().filter(|g| self.world.groups.enabled && self.world.groups.about(g).whole) {
+            for key in self.world.groups.placed(group) {
+                if let Some(placed) =
+                    self.world.core.snapshot.pod(key).filter(|_| !victims.iter().any(|v| v.key == *key))
+                {
+                    victims.push(placed.pod.clone());
+                }
+            }
+        }
+        victims
+    }
+
+    /// Removes pods that are in the way of another on a node.
+    pub(crate) fn remove_victims(&mut self, victims: Vec<Pod>, pod: &Pod, name: &Arc<str>, message: &str) {
+        METRICS.preempted(victims.len());
+        for victim in victims {
             // Who is on the way out already needs no push.
             let Some(object) = self.pods.get(&victim.key).filter(|o| !victim.deleting && *o.meta.uid == *victim.uid)
             else {
                 continue;
             };
-            let message =
-                format!("{}: preempting to accommodate a higher priority pod", pod.spec.profile.scheduler_name);
-            let call = writes::evict(self.client.clone(), object.clone(), message);
+            let call = writes::evict(self.client.clone(), object.clone(), message.into());
             let (by, waiting, node) = (pod.uid.clone(), pod.key.clone(), name.clone());
             self.world.queue.begin_removal(&waiting);
             self.calls.spawn(async move {
                 Answer::Evicted { victim: object, by, waiting, node, result: guarded(call).await }
             });
         }
-        name
     }
 
     /// Writes the pod's condition, where it is not so already.

@@ -97,6 +97,8 @@ pub struct Snapshot {
     pub devices: Devices,
     /// Whether pods of groups are placed; else they are refused.
     pub places_groups: bool,
+    /// The only nodes looked at now, by a label and its value.
+    pub within: Option<(Symbol, Symbol)>,
 }
 
 impl Snapshot {

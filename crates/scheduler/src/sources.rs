@@ -14,9 +14,12 @@ use k8s_openapi::api::core::v1::{
     Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod, ReplicationController, Service,
 };
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
-use k8s_openapi::api::resource::v1::{DeviceClass, ResourceClaim, ResourceSlice};
+use k8s_openapi::api::resource::v1::{DeviceClass, DeviceTaintRule, ResourceClaim, ResourceSlice};
 use k8s_openapi::api::scheduling::v1beta1::PodGroup;
 use k8s_openapi::api::storage::v1::{CSINode, StorageClass};
+
+/// How a server's list of its resources names taint rules.
+const RULES: &[u8] = b"\"devicetaintrules\"";
 
 /// A resource the scheduler follows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -36,6 +39,7 @@ pub enum Source {
     DeviceClaims,
     DeviceClasses,
     DeviceSlices,
+    DeviceTaintRules,
     PodGroups,
 }
 
@@ -44,6 +48,8 @@ pub enum Source {
 pub struct Served {
     /// `resource.k8s.io/v1`
     pub devices: bool,
+    /// Its taint rules, which older servers have elsewhere.
+    pub device_taint_rules: bool,
     /// `scheduling.k8s.io/v1beta1`
     pub groups: bool,
 }
@@ -52,7 +58,13 @@ impl Served {
     /// Asks the server. One that does not answer has nothing.
     pub async fn of(client: &Client) -> Self {
         let has = async |path: &str| client.get_path(path).await.is_ok();
-        Self { devices: has("/apis/resource.k8s.io/v1").await, groups: has("/apis/scheduling.k8s.io/v1beta1").await }
+        let resources = client.get_path("/apis/resource.k8s.io/v1").await.ok();
+        let rules = |list: &[u8]| list.windows(RULES.len()).any(|w| w == RULES);
+        Self {
+            devices: resources.is_some(),
+            device_taint_rules: resources.as_deref().is_some_and(rules),
+            groups: has("/apis/scheduling.k8s.io/v1beta1").await,
+        }
     }
 }
 
@@ -86,6 +98,9 @@ impl Sources {
                 (DeviceClasses, informers.get::<DeviceClass>()),
                 (DeviceSlices, informers.get::<ResourceSlice>()),
             ]);
+        }
+        if served.device_taint_rules {
+            followed.push((DeviceTaintRules, informers.get::<DeviceTaintRule>()));
         }
         if served.groups {
             followed.push((PodGroups, informers.get::<PodGroup>()));

@@ -581,3 +581,31 @@ fn room_made_for_one_is_not_taken_by_another() {
     cluster.core.nominations.set(&waits, None);
     assert_eq!(cluster.ask(&important(5, "4", json!({}))), "a");
 }
+
+#[test]
+fn features_that_nodes_declare() {
+    let declares = |features: &[&str]| json!({"status": {"declaredFeatures": features}});
+    let mut cluster = Cluster::new(&[
+        ("a", json!({})),
+        ("b", declares(&["Other", "RestartAllContainersOnContainerExits"])),
+        ("c", declares(&["UserNamespacesHostNetworkSupport"])),
+    ]);
+    let rules = json!([{"action": "RestartAllContainers", "exitCodes": {"operator": "In", "values": [42]}}]);
+    let restarts = json!({"spec": {"containers": [{"name": "c", "restartPolicyRules": rules}]}});
+    let mapped = json!({"spec": {"hostNetwork": true, "hostUsers": false}});
+    let mut both = restarts.clone();
+    merge(&mut both, &mapped);
+    for (pod, expect) in [
+        (json!({"spec": {"hostUsers": false}}), "a b c"),
+        (restarts, "b"),
+        (mapped, "c"),
+        (
+            both,
+            "0/3 nodes are available: 1 node declared features check failed - unsatisfied requirements: RestartAllContainersOnContainerExits, \
+             1 node declared features check failed - unsatisfied requirements: RestartAllContainersOnContainerExits, UserNamespacesHostNetworkSupport, \
+             1 node declared features check failed - unsatisfied requirements: UserNamespacesHostNetworkSupport.",
+        ),
+    ] {
+        assert_eq!(cluster.ask(&pod), expect, "{pod}");
+    }
+}

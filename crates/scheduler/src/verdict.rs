@@ -5,6 +5,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::plugins::dynamic_resources::Obstacle;
+use crate::plugins::node_declared_features::Features;
 use crate::snapshot::NodeId;
 
 /// The plugins that refuse nodes or pods.
@@ -25,6 +26,7 @@ pub enum Plugin {
     InterPodAffinity,
     DynamicResources,
     GangScheduling,
+    NodeDeclaredFeatures,
 }
 
 impl Plugin {
@@ -45,6 +47,7 @@ impl Plugin {
             Self::InterPodAffinity => "InterPodAffinity",
             Self::DynamicResources => "DynamicResources",
             Self::GangScheduling => "GangScheduling",
+            Self::NodeDeclaredFeatures => "NodeDeclaredFeatures",
         }
     }
 }
@@ -132,6 +135,8 @@ pub enum Reason {
     ClaimElsewhere,
     InvalidPools,
     DevicesTimedOut,
+    Undeclared(Features),
+    OutsideDomain,
 }
 
 /// A refusal of one node.
@@ -175,6 +180,10 @@ impl Reason {
                 }
                 return;
             }
+            Self::Undeclared(features) => {
+                let names = features.names();
+                return tell(format!("node declared features check failed - unsatisfied requirements: {names}"));
+            }
             Self::Unschedulable => "node(s) were unschedulable",
             Self::Taint => "node(s) had untolerated taint(s)",
             Self::NodeAffinity => "node(s) didn't match Pod's node affinity/selector",
@@ -198,6 +207,7 @@ impl Reason {
             Self::NoDevices => "cannot allocate all claims",
             Self::ClaimElsewhere => "resourceclaim not available on the node",
             Self::InvalidPools => "invalid resource pools were encountered",
+            Self::OutsideDomain => "node(s) were outside the pod group's placement",
             Self::DevicesTimedOut => "timed out trying to allocate devices",
         };
         tell(text.into());

@@ -40,6 +40,7 @@ view!(PodSpecView {
     overhead: Quantities,
     resources: ResourcesView,
     host_network: bool,
+    host_users: Option<bool>,
     node_selector: BTreeMap<Box<str>, Box<str>>,
     affinity: Option<Affinity>,
     tolerations: Vec<Toleration>,
@@ -55,9 +56,12 @@ view!(ContainerView {
     name: Box<str>,
     image: Box<str>,
     restart_policy: Box<str>,
+    restart_policy_rules: Vec<RuleView>,
     resources: ResourcesView,
     ports: Vec<PortView>,
 });
+
+view!(RuleView { action: Box<str>, });
 
 view!(ResourcesView { requests: Quantities, limits: Quantities });
 
@@ -121,5 +125,5 @@ view!(/// `v1.Node`, without its metadata.
 
 view!(NodeSpecView { unschedulable: bool, taints: Vec<TaintView>, });
 view!(TaintView { key: Box<str>, value: Box<str>, effect: Box<str>, });
-view!(NodeStatusView { allocatable: Quantities, images: Vec<ImageView>, });
+view!(NodeStatusView { allocatable: Quantities, images: Vec<ImageView>, declared_features: Vec<Box<str>>, });
 view!(ImageView { names: Vec<Box<str>>, size_bytes: i64, });

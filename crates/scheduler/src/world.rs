@@ -23,7 +23,7 @@ use crate::profile::ProfileRef;
 use crate::queue::{Condition, PodQueue};
 use crate::selector::Selector;
 use crate::sources::Source;
-use crate::symbol::Labels;
+use crate::symbol::{Labels, Symbol};
 use crate::verdict::Plugin;
 use crate::view::{NodeView, PodView};
 
@@ -100,7 +100,7 @@ impl World {
                     self.groups.take(&change);
                     self.look_at_group(&change.key, events);
                 }
-                Source::DeviceClaims | Source::DeviceClasses | Source::DeviceSlices => {
+                Source::DeviceClaims | Source::DeviceClasses | Source::DeviceSlices | Source::DeviceTaintRules => {
                     if self.core.snapshot.devices.take(source, &change) {
                         events.may_help(&[Plugin::DynamicResources]);
                     }
@@ -139,6 +139,18 @@ impl World {
             let keys = self.groups.waiting(group);
             self.let_in(keys);
         }
+    }
+
+    /// The label in one domain of which a group is to be, if any.
+    pub fn topology_of(&self, group: &str) -> Option<Symbol> {
+        self.groups.about(group).topology.filter(|_| self.groups.enabled && self.groups.topology)
+    }
+
+    /// The domain a group is in already.
+    pub fn domain_of(&self, group: &str, key: Symbol) -> Option<Symbol> {
+        let snapshot = &self.core.snapshot;
+        let node = |pod: &Arc<str>| Some(snapshot.node(snapshot.pod(pod)?.node));
+        self.groups.placed(group).find_map(|pod| node(pod)?.labels.get(key))
     }
 
     fn take_owner(&mut self, source: Source, change: &Change) {

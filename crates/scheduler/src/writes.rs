@@ -12,6 +12,7 @@ use k8s_openapi::api::scheduling::v1beta1::PodGroup;
 use meta::{Object, Status};
 use serde_json::{Value, json};
 
+use crate::devices::binding::{Readiness, readiness};
 use crate::devices::is_reserved_for;
 use crate::plugins::dynamic_resources::Step as DeviceStep;
 use crate::plugins::volume_binding::Step;
@@ -76,11 +77,16 @@ pub async fn nominate(client: &Client, pod: &Object, node: &str) {
     }
 }
 
-/// Says of a pod group whether enough of it was placed.
-pub async fn set_group_condition(client: Client, group: Arc<str>, condition: Condition) -> Result<(), Status> {
+/// Says something of a pod group.
+pub async fn set_group_condition(
+    client: Client,
+    group: Arc<str>,
+    kind: &'static str,
+    condition: Condition,
+) -> Result<(), Status> {
     let (namespace, name) = meta::object::split_key(&group);
     let entry = json!({
-        "type": "PodGroupInitiallyScheduled",
+        "type": kind,
         "status": &*condition.status,
         "reason": &*condition.reason,
         "message": &*condition.message,
@@ -128,6 +134,7 @@ fn share_id() -> String {
 /// What a claim gets, as written; shares of devices get ids of their own.
 fn allocation_body(allocation: &AllocationResult) -> Result<Value, Status> {
     let mut body = serde_json::to_value(allocation).map_err(Status::internal)?;
+    body["allocationTimestamp"] = client::time::rfc3339(jiff::Timestamp::now()).into();
     for result in body["devices"]["results"].as_array_mut().into_iter().flatten() {
         if result.get("shareID").is_some() {
             result["shareID"] = share_id().into();
@@ -197,6 +204,53 @@ async fn reserve_claim(client: &Client, pod: &Object, step: &DeviceStep) -> Resu
     Err(last.unwrap_or_else(|| fail(format!("{what} to claim {}: no attempt was made", step.claim))))
 }
 
+/// Waits until the devices that a pod got are ready for it. Claims whose devices will not be are let go.
+pub async fn await_devices(
+    client: &Client,
+    claims: &Informer,
+    steps: &[DeviceStep],
+    within: Duration,
+) -> Result<(), Status> {
+    // First, so that no change is missed.
+    let mut changes = claims.subscribe();
+    let waiting: Vec<&DeviceStep> = steps.iter().filter(|s| s.waits).collect();
+    let claim = |step: &DeviceStep| claims.get(&step.claim).filter(|o| *o.meta.uid == *step.uid);
+    let all_ready = async {
+        loop {
+            let mut ready = true;
+            for step in &waiting {
+                let Some(object) = claim(step) else {
+                    return Err(Status::internal(format!("claim {} got deleted in the meantime", step.claim)));
+                };
+                let claim = object.typed::<ResourceClaim>().map_err(Status::internal)?;
+                match readiness(&claim) {
+                    Readiness::Failed(why) => return Err(Status::internal(why)),
+                    // Without an allocation it is the claim as it was before.
+                    Readiness::Ready => ready &= crate::devices::allocation(&claim).is_some(),
+                    Readiness::Pending => ready = false,
+                }
+            }
+            if ready {
+                return Ok(());
+            }
+            if changes.next().await.is_none() {
+                return Err(Status::internal("the informers stopped"));
+            }
+        }
+    };
+    let outcome = tokio::time::timeout(within, all_ready).await;
+    let outcome = outcome.unwrap_or_else(|_| Err(Status::timeout("device binding timeout", 1)));
+    if outcome.is_err() {
+        for object in waiting.iter().filter_map(|step| claim(step)) {
+            let Ok(claim) = object.typed::<ResourceClaim>() else { continue };
+            if let Err(status) = deallocate(client.clone(), claim).await {
+                tracing::warn!(claim = object.meta.key(), "not let go: {status}");
+            }
+        }
+    }
+    outcome
+}
+
 /// Takes a pod that is not bound after all out of its claims. What fails is made good with the next attempt.
 pub async fn release_devices(client: &Client, pod: &Object, steps: &[DeviceStep]) {
     for step in steps {
@@ -218,6 +272,8 @@ pub async fn deallocate(client: Client, claim: Arc<ResourceClaim>) -> Result<(),
     if let Some(status) = body["status"].as_object_mut() {
         status.remove("allocation");
         status.remove("reservedFor");
+        // What was said of devices it has no more.
+        status.remove("devices");
     }
     let text = |t: &Option<String>| t.clone().unwrap_or_default();
     let meta = &claim.metadata;

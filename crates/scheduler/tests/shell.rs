@@ -122,12 +122,17 @@ fn merge(into: &mut Value, from: &Value) {
     match (into, from) {
         (Value::Object(into), Value::Object(from)) => {
             for (key, value) in from {
-                merge(into.entry(key.clone()).or_insert(Value::Null), value);
+                let fresh = if value.is_array() { json!([]) } else { Value::Null };
+                merge(into.entry(key.clone()).or_insert(fresh), value);
             }
         }
-        // Conditions merge by type.
+        // Conditions merge by type; consumers go by uid.
         (Value::Array(into), Value::Array(from)) => {
             for entry in from {
+                if entry["$patch"] == "delete" {
+                    into.retain(|e| e["uid"] != entry["uid"]);
+                    continue;
+                }
                 match into.iter_mut().find(|e| e["type"] == entry["type"]) {
                     Some(known) => merge(known, entry),
                     None => into.push(entry.clone()),
@@ -541,9 +546,10 @@ async fn gangs_are_placed_together_or_not_at_all() {
         tokio::time::sleep(Duration::from_secs(1)).await;
         assert!(api.get("pods", "n/one").unwrap()["status"].is_null(), "two of three are not tried");
         api.pod("three", member());
-        api.told("three", "0/1 nodes are available: 1 Insufficient cpu.").await;
+        let none = "preemption: 0/1 nodes are available: 1 No preemption victims found for incoming pod group.";
+        api.told("three", &format!("0/1 nodes are available: 1 Insufficient cpu. {none}")).await;
         let short = "0/1 nodes are available: 2 of the 3 pods that pod group n/g still needs could be placed.";
-        api.told("one", short).await;
+        api.told("one", &format!("{short} {none}")).await;
         assert!(nowhere("one") && nowhere("two") && nowhere("three"));
         // What was taken for them is free again.
         api.pod("plain", cpu("1"));
@@ -557,6 +563,113 @@ async fn gangs_are_placed_together_or_not_at_all() {
         api.placed("four", "b").await;
         let status = &api.get("podgroups", "n/g").unwrap()["status"]["conditions"][0];
         assert_eq!((&status["type"], &status["status"]), (&json!("PodGroupInitiallyScheduled"), &json!("True")));
+    })
+    .await;
+}
+
+/// A gang of so many pods.
+fn gang(least: i64, rest: Value) -> Value {
+    let mut spec = json!({"schedulingPolicy": {"gang": {"minCount": least}}});
+    for (field, value) in rest.as_object().unwrap() {
+        spec[field] = value.clone();
+    }
+    json!({"apiVersion": "scheduling.k8s.io/v1beta1", "kind": "PodGroup", "metadata": {"name": "g", "namespace": "n"}, "spec": spec})
+}
+
+#[tokio::test(start_paused = true)]
+async fn room_is_made_for_gangs_as_a_whole() {
+    let options = scheduler::Options { groups: true, ..scheduler::Options::default() };
+    with_options(options, |api| async move {
+        let pod = |priority: i64| json!({"priority": priority, "containers": cpu("2")["containers"]});
+        let member = || {
+            let mut spec = pod(9);
+            spec["schedulingGroup"] = json!({"podGroupName": "g"});
+            spec
+        };
+        api.node("a", "2");
+        api.node("b", "2");
+        api.pod("low", pod(1));
+        api.pod("high", pod(99));
+        for name in ["low", "high"] {
+            api.until(name, "placed", |p| p["spec"]["nodeName"].is_string()).await;
+        }
+        api.put("podgroups", gang(2, json!({"priority": 9})));
+        ["one", "two"].iter().for_each(|p| api.pod(p, member()));
+        let none = "preemption: 0/2 nodes are available: 2 No preemption victims found for incoming pod group.";
+        api.told("one", &format!("0/2 nodes are available: 2 Insufficient cpu. {none}")).await;
+        assert!(api.get("pods", "n/low").is_some(), "half a gang's room helps nobody");
+        api.remove("pods", "n/high");
+        for name in ["one", "two"] {
+            api.until(name, "placed", |p| p["spec"]["nodeName"].is_string()).await;
+        }
+        assert!(api.get("pods", "n/low").is_none());
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn gangs_stay_together_where_they_ask_for_it() {
+    let options = scheduler::Options { groups: true, topology: true, ..scheduler::Options::default() };
+    with_options(options, |api| async move {
+        let node = |name: &str, rack: &str, cpu: &str| {
+            api.put(
+                "nodes",
+                json!({"apiVersion": "v1", "kind": "Node",
+                "metadata": {"name": name, "labels": {"kubernetes.io/hostname": name, "rack": rack}},
+                "status": {"allocatable": {"cpu": cpu, "memory": "8Gi", "pods": "110"}}}),
+            );
+        };
+        for (name, rack, cpu) in
+            [("a1", "a", "2"), ("b1", "b", "1"), ("b2", "b", "2"), ("c1", "c", "8"), ("c2", "c", "8")]
+        {
+            node(name, rack, cpu);
+        }
+        let constraints = json!({"schedulingConstraints": {"topology": [{"key": "rack"}]}});
+        api.put("podgroups", gang(3, constraints));
+        let member = || json!({"schedulingGroup": {"podGroupName": "g"}, "containers": cpu("1")["containers"]});
+        ["one", "two", "three"].iter().for_each(|p| api.pod(p, member()));
+        for name in ["one", "two", "three"] {
+            // The rack with room for all of it and the least to spare.
+            api.until(name, "placed", |p| p["spec"]["nodeName"].as_str().is_some_and(|n| n.starts_with('b'))).await;
+        }
+        api.pod("four", member());
+        api.until("four", "told", |p| p["status"]["conditions"][0]["message"].is_string()).await;
+        let said = api.get("pods", "n/four").unwrap()["status"]["conditions"][0]["message"].clone();
+        assert!(
+            said.as_str().unwrap().starts_with("0/5 nodes are available: 2 Insufficient cpu, 3 node(s) were outside"),
+            "{said}"
+        );
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn devices_are_made_ready_before_pods_are_bound() {
+    with_scheduler(|api| async move {
+        api.node("a", "4");
+        api.put("deviceclasses", json!({"apiVersion": "resource.k8s.io/v1", "kind": "DeviceClass", "metadata": {"name": "gpu"}, "spec": {}}));
+        api.put("resourceslices", json!({"apiVersion": "resource.k8s.io/v1", "kind": "ResourceSlice", "metadata": {"name": "s"},
+            "spec": {"driver": "d.x", "nodeName": "a", "pool": {"name": "p", "generation": 1, "resourceSliceCount": 1},
+                "devices": [{"name": "x", "bindingConditions": ["Attached"], "bindingFailureConditions": ["Broken"]}]}}));
+        api.put("resourceclaims", claim("c"));
+        api.pod("one", claiming("c"));
+        api.event("BindingConditionsPending", "waiting for binding conditions for device on node a").await;
+        tokio::time::sleep(Duration::from_secs(30)).await;
+        assert!(api.get("pods", "n/one").unwrap()["spec"]["nodeName"].is_null());
+        let tell = |kind: &str| {
+            let mut claim = api.get("resourceclaims", "n/c").unwrap();
+            let condition = json!({"type": kind, "status": "True", "reason": "R", "message": "m", "lastTransitionTime": "2026-01-01T00:00:00Z"});
+            claim["status"]["devices"] = json!([{"driver": "d.x", "pool": "p", "device": "x", "conditions": [condition]}]);
+            api.put("resourceclaims", claim);
+        };
+        tell("Broken");
+        let failed = "running PreBind plugin \"DynamicResources\": Internal error occurred: claim c binding failed: device d.x/p/x: Broken: R: m";
+        api.event("FailedScheduling", failed).await;
+        // It is given again, and now it works.
+        tokio::time::sleep(Duration::from_secs(30)).await;
+        tell("Attached");
+        api.placed("one", "a").await;
+        assert_eq!(api.get("resourceclaims", "n/c").unwrap()["status"]["allocation"]["devices"]["results"][0]["bindingConditions"], json!(["Attached"]));
     })
     .await;
 }

@@ -8,6 +8,8 @@ use resources::gates::Gates;
 
 /// Pod groups (`scheduling.k8s.io/v1beta1`): served on demand, and placed together.
 const GENERIC_WORKLOAD: &str = "GenericWorkload";
+/// Groups that ask for it are kept in one domain of a topology.
+const TOPOLOGY: &str = "TopologyAwareWorkloadScheduling";
 
 #[derive(clap::Args, Clone, Debug, Default)]
 pub struct FeatureGates {
@@ -47,6 +49,11 @@ impl FeatureGates {
     /// Whether the scheduler places pods by groups.
     pub fn groups(&self) -> Result<bool> {
         Ok(self.read()?.is_open(GENERIC_WORKLOAD))
+    }
+
+    /// Whether it keeps groups together in a topology.
+    pub fn topology(&self) -> Result<bool> {
+        Ok(self.read()?.is_open(TOPOLOGY))
     }
 
     /// The flag's value for another process; `None` when nothing was said.

@@ -100,7 +100,11 @@ async fn run_configured(
     cancel: CancellationToken,
 ) -> Result<()> {
     let informers = Informers::new(client.clone());
-    let options = scheduler::Options { groups: gates.groups()?, ..scheduler::Options::from(configuration) };
+    let options = scheduler::Options {
+        groups: gates.groups()?,
+        topology: gates.topology()?,
+        ..scheduler::Options::from(configuration)
+    };
     let run = |cancel: CancellationToken| scheduler::run(client.clone(), informers.clone(), options.clone(), cancel);
     if !elect {
         return run(cancel).await.map_err(Into::into);

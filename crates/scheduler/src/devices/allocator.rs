@@ -271,9 +271,7 @@ impl<'s> Search<'s> {
         if self.steps > MOST_STEPS {
             return Err(Stop::Steps);
         }
-        // A binding would have to wait for what these say.
-        let waits = device.body.binding_conditions.as_ref().is_some_and(|c| !c.is_empty());
-        if waits || !slice.reach.matches(self.node) || !slice.reach_of(device).matches(self.node) {
+        if !slice.reach.matches(self.node) || !slice.reach_of(device).matches(self.node) {
             return Ok(false);
         }
         for (at, selector) in request.selectors.iter().enumerate() {
@@ -306,7 +304,10 @@ impl<'s> Search<'s> {
             true => !device.can_be_shared() && taking.contains(&claim),
             false => !taking.is_empty() || used.is_some_and(|u| u.is_whole()),
         };
-        if in_use || request.is_kept_off(&device.body) || !self.has_capacity(request, device) {
+        if in_use
+            || request.is_kept_off(self.devices.taints(slice, &device.body))
+            || !self.has_capacity(request, device)
+        {
             return Ok(false);
         }
         let is_shared = used.is_some_and(|u| u.is_shared()) || self.sharing.contains_key(&device.id);

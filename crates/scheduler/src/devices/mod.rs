@@ -5,6 +5,7 @@
 //! [`allocator`]; nothing here knows of the pod's other needs.
 
 pub mod allocator;
+pub mod binding;
 mod capacity;
 mod constraint;
 pub mod pool;
@@ -79,6 +80,8 @@ pub struct Devices {
     /// Allocations decided here, not seen yet, by the claim's key.
     pending: HashMap<Arc<str>, Arc<api::AllocationResult>>,
     pub selectors: Selectors,
+    /// Taints laid on devices from outside, by the rule's name: ordered, so that the same is found each time.
+    rules: BTreeMap<Arc<str>, Arc<api::DeviceTaintRule>>,
 }
 
 fn typed<T: DeserializeOwned + Send + Sync + 'static>(object: Option<&Arc<Object>>) -> Option<Arc<T>> {
@@ -128,6 +131,10 @@ impl Devices {
                     self.classes.remove(key);
                     false
                 }
+            },
+            Source::DeviceTaintRules => match typed(object) {
+                Some(rule) => self.rules.insert(key.clone(), rule).is_some(),
+                None => self.rules.remove(key).is_some(),
             },
             _ => self.set_slice(key, typed(object).map(|slice| Arc::new(Slice::of(key.clone(), slice)))),
         }
@@ -253,11 +260,27 @@ impl Devices {
         }
     }
 
-    /// The pools that may have devices for a node, ordered so that the same is found each time.
+    /// The taints of a device: its own, and those of the rules that pick it.
+    pub fn taints<'a>(
+        &'a self,
+        slice: &'a Slice,
+        device: &'a api::Device,
+    ) -> impl Iterator<Item = &'a api::DeviceTaint> + 'a {
+        let picks = |rule: &&Arc<api::DeviceTaintRule>| {
+            let is = |wanted: &Option<String>, name: &str| wanted.as_deref().is_none_or(|w| w == name);
+            // Without a selector a rule picks nothing; what it does not name may be anything.
+            rule.spec.device_selector.as_ref().is_some_and(|s| {
+                is(&s.driver, &slice.driver) && is(&s.pool, &slice.pool_name) && is(&s.device, &device.name)
+            })
+        };
+        device.taints.iter().flatten().chain(self.rules.values().filter(picks).map(|rule| &rule.spec.taint))
+    }
+
+    /// The pools that may have devices for a node: those first whose devices need not be made ready, ordered so that the same is found each time.
     pub fn pools_for(&self, node: Symbol) -> Vec<&Arc<Pool>> {
         let ids = self.local.get(&node).into_iter().flatten().chain(&self.shared);
         let mut pools: Vec<_> = ids.filter_map(|id| self.pools.get(id)).map(|p| &p.0).collect();
-        pools.sort_by(|a, b| (&a.driver, &a.name).cmp(&(&b.driver, &b.name)));
+        pools.sort_by(|a, b| (a.waits, &a.driver, &a.name).cmp(&(b.waits, &b.driver, &b.name)));
         pools
     }
 }

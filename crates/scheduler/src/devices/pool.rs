@@ -162,6 +162,8 @@ pub struct Pool {
     pub incomplete: bool,
     /// Two devices of one name.
     pub invalid: bool,
+    /// Some device has to be made ready before a pod that got it is bound.
+    pub waits: bool,
     /// The one node all its devices are on.
     pub node: Option<Symbol>,
 }
@@ -185,6 +187,10 @@ impl Pool {
             counters: slices.iter().flat_map(|s| s.counters.clone()).collect(),
             incomplete: slices.len() as i64 != first.expected,
             invalid: !slices.iter().flat_map(|s| &s.devices).all(|d| names.insert(d.id)),
+            waits: slices
+                .iter()
+                .flat_map(|s| &s.devices)
+                .any(|d| d.body.binding_conditions.iter().flatten().next().is_some()),
             node: one,
             slices,
         }

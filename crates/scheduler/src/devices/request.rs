@@ -111,10 +111,10 @@ pub fn read_all(devices: &Devices, claim: &api::ResourceClaim, key: &str) -> Res
 }
 
 impl Request {
-    /// Whether a taint of a device keeps this request off it.
-    pub fn is_kept_off(&self, device: &api::Device) -> bool {
-        let taints = device.taints.iter().flatten().filter(|t| matches!(&*t.effect, "NoSchedule" | "NoExecute"));
-        taints.into_iter().any(|taint| !self.tolerations.iter().any(|t| tolerates(t, taint)))
+    /// Whether one of a device's taints keeps this request off it.
+    pub fn is_kept_off<'a>(&self, taints: impl Iterator<Item = &'a api::DeviceTaint>) -> bool {
+        let mut taints = taints.filter(|t| matches!(&*t.effect, "NoSchedule" | "NoExecute"));
+        taints.any(|taint| !self.tolerations.iter().any(|t| tolerates(t, taint)))
     }
 }
 

@@ -23,6 +23,8 @@ pub fn of(claim: &api::ResourceClaim, picks: &[Pick<'_>], node: &str) -> Result<
             .as_ref()
             .filter(|s| !s.is_empty())
             .map(|share| share.iter().map(|(name, amount)| (name.clone(), Quantity(amount.to_string()))).collect()),
+        binding_conditions: pick.device.body.binding_conditions.clone(),
+        binding_failure_conditions: pick.device.body.binding_failure_conditions.clone(),
         ..Default::default()
     };
     Ok(api::AllocationResult {

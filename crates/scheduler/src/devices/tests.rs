@@ -236,6 +236,32 @@ fn taints_partitions_and_shares() {
     world.check(request(json!({})), "None");
     world.check(request(json!({"tolerations": [{"key": "k", "operator": "Exists"}]})), "r=t/a");
 
+    // Rules lay taints on devices that have none, where they say which.
+    let mut world = World::default();
+    world.class("gpu", json!({}));
+    world.pool("t", json!({"devices": [{"name": "a"}, {"name": "b"}]}));
+    let mut rule = |name: &str, selector: Value| {
+        let body = json!({"spec": {"deviceSelector": selector, "taint": {"key": "k", "effect": "NoExecute"}}});
+        world.0.take(Source::DeviceTaintRules, &change("DeviceTaintRule", name, body));
+    };
+    rule("of-nothing", Value::Null);
+    rule("of-another-driver", json!({"driver": "other", "device": "a"}));
+    rule("of-one", json!({"pool": "t", "device": "a"}));
+    world.check(request(json!({})), "r=t/b");
+    world.check(request(json!({"count": 2})), "None");
+    world.check(request(json!({"count": 2, "tolerations": [{"operator": "Exists"}]})), "r=t/a, r=t/b");
+
+    // Of devices that will do, those first that need not be made ready.
+    let mut world = World::default();
+    world.class("gpu", json!({}));
+    world.pool(
+        "a",
+        json!({"devices": [{"name": "x", "bindingConditions": ["Attached"], "bindingFailureConditions": ["Broken"]}]}),
+    );
+    world.pool("b", json!({"devices": [{"name": "y"}]}));
+    world.check(request(json!({})), "r=b/y");
+    world.check(request(json!({"count": 2})), "r=b/y, r=a/x");
+
     let mut world = World::default();
     world.class("gpu", json!({}));
     let part = |name: &str, slots: &str| json!({"name": name, "consumesCounters": [{"counterSet": "s", "counters": {"slots": {"value": slots}}}]});

@@ -73,7 +73,7 @@ impl Budgets {
     }
 
     /// Which of these pods, by index, a budget would be broken for. Those before count against it.
-    fn broken_by<'a>(&self, pods: impl Iterator<Item = &'a Pod>) -> Vec<bool> {
+    pub fn broken_by<'a>(&self, pods: impl Iterator<Item = &'a Pod>) -> Vec<bool> {
         let mut allowed: HashMap<&Arc<str>, i64> = HashMap::new();
         let mut out = Vec::new();
         for pod in pods {

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex};
 use k8s_openapi::api::resource::v1::{AllocationResult, ResourceClaim};
 
 use crate::devices::allocator::{Asked, Failure, allocate};
+use crate::devices::binding::{Readiness, readiness, waits};
 use crate::devices::{Devices, allocation, can_be_reserved, consumers, is_reserved_for, requests};
 use crate::node::Node;
 use crate::node_selection::NodeSelection;
@@ -42,6 +43,8 @@ pub struct State {
     claims: Vec<Keyed>,
     /// Where the allocated ones can be used, by index.
     reach: Vec<(usize, NodeSelection)>,
+    /// Allocated ones whose devices turned out not to do, as bits by index: of use nowhere.
+    broken: u64,
     asked: Arc<[Asked]>,
     findings: Arc<Mutex<Findings>>,
 }
@@ -53,6 +56,8 @@ pub struct Step {
     pub uid: Arc<str>,
     /// What it gets, if it has nothing yet.
     pub allocation: Option<Arc<AllocationResult>>,
+    /// Its devices have to be made ready before the pod is bound.
+    pub waits: bool,
 }
 
 /// The claims of a pod; an error says why they are not all there.
@@ -116,11 +121,14 @@ impl State {
             return Err(Obstacle::Wait(why.into()));
         }
         let claims = claims(devices, pod).map_err(Obstacle::Wait)?;
-        let (mut reach, mut asked) = (Vec::new(), Vec::new());
+        let (mut reach, mut asked, mut broken) = (Vec::new(), Vec::new(), 0);
         for (at, (key, claim)) in claims.iter().enumerate() {
             match allocation(claim) {
                 Some(_) if !can_be_reserved(claim) && !is_reserved_for(claim, &pod.uid) => {
                     return Err(Obstacle::Wait("resourceclaim in use".into()));
+                }
+                Some(_) if matches!(readiness(claim), Readiness::Failed(_)) => {
+                    broken |= 1u64.checked_shl(at as u32).unwrap_or(0);
                 }
                 Some(allocated) => {
                     let selector = allocated.node_selector.as_ref();
@@ -136,7 +144,7 @@ impl State {
                 }
             }
         }
-        Ok(Self { claims, reach, asked: asked.into(), findings: Arc::default() })
+        Ok(Self { claims, reach, broken, asked: asked.into(), findings: Arc::default() })
     }
 
     pub fn filter(&self, snapshot: &Snapshot, node: &Node) -> Result<(), Refusal> {
@@ -147,7 +155,7 @@ impl State {
             }
         };
         let away = self.reach.iter().filter(|(_, reach)| !reach.matches(node));
-        let away = away.fold(0, |bits, (at, _)| bits | 1u64.checked_shl(*at as u32).unwrap_or(0));
+        let away = away.fold(self.broken, |bits, (at, _)| bits | 1u64.checked_shl(*at as u32).unwrap_or(0));
         if away != 0 {
             note(&|f| f.unavailable |= away);
             return refuse(Reason::ClaimElsewhere);
@@ -178,10 +186,15 @@ impl State {
         let mut found = self.asked.iter().map(|a| &a.key).zip(found.into_iter().map(Arc::new)).collect::<Vec<_>>();
         let step = |(key, claim): &Keyed| {
             let given = found.iter().position(|f| *f.0 == *key).map(|at| found.remove(at).1);
-            (given.is_some() || !is_reserved_for(claim, &pod.uid)).then(|| Step {
+            let waits = match &given {
+                Some(fresh) => waits(fresh),
+                None => readiness(claim) == Readiness::Pending,
+            };
+            (given.is_some() || waits || !is_reserved_for(claim, &pod.uid)).then(|| Step {
                 claim: key.clone(),
                 uid: claim.metadata.uid.as_deref().unwrap_or_default().into(),
                 allocation: given,
+                waits,
             })
         };
         Ok(self.claims.iter().filter_map(step).collect())
