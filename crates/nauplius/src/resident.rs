@@ -7,7 +7,7 @@
 
 #![allow(unsafe_code)]
 
-use std::ffi::c_void;
+use std::ffi::{CStr, c_void};
 use std::num::NonZeroUsize;
 use std::ptr::NonNull;
 use std::time::Duration;
@@ -16,6 +16,9 @@ use nix::sys::mman::{MmapAdvise, madvise};
 
 /// After this long, what starts has started.
 const SETTLED: Duration = Duration::from_secs(20);
+
+/// Makes the allocator give back the empty pages of all its arenas.
+const PURGE: &CStr = c"arena.4096.purge";
 
 /// Gives back, once, what the first seconds needed of the program, its libraries and the heap.
 pub async fn give_back_when_settled() {
@@ -33,12 +36,12 @@ fn give_back() -> std::io::Result<()> {
         // the same when the kernel maps it again.
         unsafe { madvise(start, length.get(), MmapAdvise::MADV_DONTNEED) }?;
     }
-    #[cfg(target_env = "gnu")]
-    // SAFETY: no preconditions.
-    unsafe {
-        libc::malloc_trim(0);
+    let nothing = std::ptr::null_mut();
+    // SAFETY: a terminated name of something that takes no value and tells none.
+    match unsafe { tikv_jemalloc_sys::mallctl(PURGE.as_ptr(), nothing, nothing.cast(), nothing, 0) } {
+        0 => Ok(()),
+        error => Err(std::io::Error::from_raw_os_error(error)),
     }
-    Ok(())
 }
 
 /// Start and length in bytes of the mappings of files, as `/proc/PID/smaps` shows them, that cannot be written and hold

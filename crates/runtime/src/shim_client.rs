@@ -27,6 +27,11 @@ pub struct Zygote {
     socket: Mutex<Option<OwnedFd>>,
 }
 
+/// The allocator of the program reads this.
+const ALLOCATOR_SETTING: &str = "_RJEM_MALLOC_CONF";
+/// A shim waits almost all its life, and there are many: what it frees goes back to the kernel at once.
+const ALLOCATOR_KEEPS_NOTHING: &str = "narenas:1,tcache:false,dirty_decay_ms:0,muzzy_decay_ms:0";
+
 impl Zygote {
     /// One that re-executes `exe` as `exe shim zygote`.
     pub fn new(exe: PathBuf) -> Zygote {
@@ -37,6 +42,7 @@ impl Zygote {
         let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
         let mut child = Command::new(&self.exe)
             .args(["shim", "zygote"])
+            .env(ALLOCATOR_SETTING, ALLOCATOR_KEEPS_NOTHING)
             .stdin(Stdio::from(theirs))
             .stdout(Stdio::null())
             .spawn()

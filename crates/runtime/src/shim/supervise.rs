@@ -109,7 +109,6 @@ impl Supervisor {
         let number = first.as_raw_fd();
         self.connections.insert(number, Connection { socket: first, role: Role::Watching });
         self.reply(number, &Reply::Ready { pid, init: self.home.init });
-        sys::trim_heap();
         while !self.ending {
             self.turn();
         }
@@ -290,7 +289,6 @@ impl Supervisor {
                     Err(format!("container {id} is running"))
                 } else {
                     self.containers.remove(&id);
-                    sys::trim_heap();
                     Ok(Reply::Ok)
                 }
             }
@@ -373,7 +371,6 @@ impl Supervisor {
             attached: Vec::new(),
         };
         self.containers.insert(bundle.id, container);
-        sys::trim_heap();
         Ok(Reply::Started { pid: spawned.pid, at: started_at })
     }
 
@@ -419,7 +416,6 @@ impl Supervisor {
         let master = spawned.terminal.as_ref().map(|m| m.as_raw_fd());
         self.reply_with(fd, &Reply::Started { pid: spawned.pid, at: sys::now() }, master.as_slice());
         drop((bundle, process));
-        sys::trim_heap();
         Ok(())
     }
 

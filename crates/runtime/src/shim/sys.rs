@@ -510,15 +510,6 @@ pub fn name_process(name: &CStr) {
     unsafe { libc::prctl(libc::PR_SET_NAME, name.as_ptr(), 0, 0, 0) };
 }
 
-/// Returns freed heap pages to the kernel, so that an idle shim stays small.
-pub fn trim_heap() {
-    #[cfg(target_env = "gnu")]
-    // SAFETY: no preconditions.
-    unsafe {
-        libc::malloc_trim(0);
-    }
-}
-
 /// Nanoseconds since 1970.
 pub fn now() -> i64 {
     std::time::SystemTime::now()
