@@ -166,11 +166,14 @@ pub fn resource_claims(cx: &Context) -> Controller {
         o.meta.controller().filter(|c| c.kind == "Pod").map(|c| c.uid.to_string()).into_iter().collect()
     });
     let (of_pods, of_claims, of_templates) = (pods.clone(), claims.clone(), templates.clone());
-    let waiting = pods.clone();
+    let (waiting, made) = (pods.clone(), claims.clone());
     Controller::new("resourceclaim-controller", move |ask| reconcile(&ask, &of_pods, &of_claims, &of_templates))
-        .watch(&pods, |change: &Change| {
+        .watch(&pods, move |change: &Change| {
             let Some(object) = change.object() else { return Vec::new() };
-            if facts(object).is_none_or(|p| p.shape.resource_claims().is_empty()) {
+            // One without claims of its own may have one made by the scheduler.
+            if facts(object).is_none_or(|p| p.shape.resource_claims().is_empty())
+                && !made.is_indexed(BY_POD, &object.meta.uid)
+            {
                 return Vec::new();
             }
             let key = |name: &String| format!("{CLAIM}{}", meta::object::object_key(&object.meta.namespace, name));

@@ -218,7 +218,7 @@ impl Prepared {
         let profile = pod.spec.profile.clone();
         let nodes = snapshot.present();
         let obstacle = |plugin, why| Box::new(WhyNot { nodes, pod: Some((plugin, why)), ..WhyNot::default() });
-        let devices = if pod.claims.is_empty() || !profile.has(Plugin::DynamicResources) {
+        let devices = if !pod.wants_devices() || !profile.has(Plugin::DynamicResources) {
             None
         } else {
             let state = dynamic_resources::State::prepare(&snapshot.devices, pod);
@@ -440,7 +440,7 @@ impl Core {
 
     /// What is to be done about a pod's claims on devices when it goes to a node it was found to fit.
     pub fn device_steps(&self, pod: &Pod, id: NodeId) -> Vec<dynamic_resources::Step> {
-        if pod.claims.is_empty() || !pod.spec.profile.has(Plugin::DynamicResources) {
+        if !pod.wants_devices() || !pod.spec.profile.has(Plugin::DynamicResources) {
             return Vec::new();
         }
         let state = dynamic_resources::State::prepare(&self.snapshot.devices, pod);

@@ -50,7 +50,7 @@ impl Core {
         let mut places = Vec::new();
         for (at, pod) in pods.iter().enumerate() {
             // Devices of those who go are not known to be free before they are gone.
-            if !pod.claims.is_empty() {
+            if pod.wants_devices() {
                 continue;
             }
             if let Ok(id) = self.schedule(pod, rng) {

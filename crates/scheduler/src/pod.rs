@@ -12,6 +12,7 @@ use k8s_openapi::api::core::v1::{
 use meta::Object;
 
 use crate::amounts::{Amounts, of_pod};
+use crate::devices::extended::{Classes, Extended};
 use crate::node::Taint;
 use crate::node_selection::{NodeSelection, Preference};
 use crate::plugins::node_declared_features::Features;
@@ -258,6 +259,8 @@ pub struct Spec {
     pub grouped: bool,
     /// What it needs that not every node has.
     pub features: Features,
+    /// Extended resources that are asked as devices where a node has none.
+    pub delegated: Box<[Symbol]>,
     pub profile: ProfileRef,
 }
 
@@ -331,7 +334,7 @@ fn claims(view: &PodView) -> Arc<[PodClaim]> {
 }
 
 impl Spec {
-    pub fn of(view: &PodView, profile: ProfileRef) -> Self {
+    pub fn of(view: &PodView, delegated: Box<[Symbol]>, profile: ProfileRef) -> Self {
         let spec = &view.spec;
         let assumed = of_pod(spec, &view.status, true);
         let affinity = spec.affinity.as_ref();
@@ -359,6 +362,7 @@ impl Spec {
         Self {
             grouped: spec.scheduling_group.is_some(),
             features: Features::needed(spec),
+            delegated,
             requests: of_pod(spec, &view.status, false),
             assumed: (assumed.cpu, assumed.memory),
             tolerations: spec.tolerations.iter().filter_map(Toleration::of).collect(),
@@ -385,6 +389,8 @@ impl Spec {
 #[derive(Default)]
 pub struct Specs {
     profiles: Vec<ProfileRef>,
+    /// Device classes that stand for extended resources.
+    pub classes: Classes,
     known: HashSet<Arc<Spec>>,
     sweep_at: usize,
 }
@@ -400,9 +406,9 @@ impl Specs {
     }
 
     /// A pod's spec, shared. Other schedulers' pods count under the default profile: nobody asks it for them.
-    pub fn of(&mut self, view: &PodView) -> Arc<Spec> {
+    pub fn of(&mut self, view: &PodView, delegated: Box<[Symbol]>) -> Arc<Spec> {
         let profile = self.profile(&view.spec.scheduler_name).cloned().unwrap_or_default();
-        self.share(Spec::of(view, profile))
+        self.share(Spec::of(view, delegated, profile))
     }
 
     pub fn share(&mut self, spec: Spec) -> Arc<Spec> {
@@ -431,6 +437,8 @@ pub struct Pod {
     pub spec: Arc<Spec>,
     pub volumes: Arc<[Volume]>,
     pub claims: Arc<[PodClaim]>,
+    /// What it asks of extended resources that device classes stand for.
+    pub extended: Option<Arc<Extended>>,
     /// The key of the PodGroup it is one of.
     pub group: Option<Arc<str>>,
     /// The controller's kind and name, by which default spreading finds its selector.
@@ -446,14 +454,17 @@ impl Pod {
     pub fn new(object: &Object, view: &PodView, specs: &mut Specs) -> Self {
         let meta = &object.meta;
         let nominated = &view.status.nominated_node_name;
+        let extended = Extended::of(view, &specs.classes);
+        let delegated = extended.as_ref().map(Extended::resources).unwrap_or_default();
         Self {
             key: meta.key().into(),
             namespace: Symbol::of(&meta.namespace),
             uid: (&*meta.uid).into(),
             labels: Labels::new(meta.labels.iter().map(|(k, v)| (&**k, &**v))),
-            spec: specs.of(view),
+            spec: specs.of(view, delegated),
             volumes: volumes(&view.spec),
             claims: claims(view),
+            extended: extended.map(Arc::new),
             group: view
                 .spec
                 .scheduling_group
@@ -465,6 +476,11 @@ impl Pod {
             started: view.status.start_time.clone(),
             nominated: (!nominated.is_empty()).then(|| Symbol::of(nominated)),
         }
+    }
+
+    /// Whether devices have a say in where it goes.
+    pub fn wants_devices(&self) -> bool {
+        !self.claims.is_empty() || self.extended.is_some()
     }
 
     pub fn priority(&self) -> i32 {

@@ -98,6 +98,11 @@ impl PodQueue {
         self.pods.get(key)
     }
 
+    /// All that wait, whatever for.
+    pub fn objects(&self) -> Vec<Arc<Object>> {
+        self.pods.values().map(|w| w.object.clone()).collect()
+    }
+
     pub fn get_mut(&mut self, key: &str) -> Option<&mut Waiting> {
         self.pods.get_mut(key)
     }

@@ -295,10 +295,11 @@ impl Scheduler {
                 writes::nominate(&client, &owner, &expected).await;
                 claims.await.map_err(|s| of_plugin("PreBind", "VolumeBinding", s))?;
                 let reserved = writes::reserve_devices(&client, &owner, &devices).await;
-                reserved.map_err(|s| of_plugin("PreBind", "DynamicResources", s))?;
-                let ready = match waits {
-                    Some(claims) => writes::await_devices(&client, &claims, &devices, DEVICES_READY_WITHIN).await,
-                    None => Ok(()),
+                let ready = match (reserved, waits) {
+                    (Ok(()), Some(claims)) => {
+                        writes::await_devices(&client, &claims, &devices, DEVICES_READY_WITHIN).await
+                    }
+                    (reserved, _) => reserved,
                 };
                 let bound = match ready {
                     Ok(()) => bind.await,
@@ -376,7 +377,7 @@ impl Scheduler {
 
     /// Lets go of a claim's devices where that may help the pod.
     fn let_go(&mut self, pod: &Pod, why: &mut WhyNot) {
-        if pod.claims.is_empty() || why.nodes == 0 {
+        if !pod.wants_devices() || why.nodes == 0 {
             return;
         }
         why.devices = match (&why.to_let_go, &why.pod) {

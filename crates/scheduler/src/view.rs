@@ -87,6 +87,7 @@ view!(PodClaimView {
     resource_claim_template_name: Option<Box<str>>,
 });
 view!(PodClaimStatusView { name: Box<str>, resource_claim_name: Option<Box<str>>, });
+view!(ExtendedStatusView { resource_claim_name: Box<str>, });
 view!(IgnoredView {});
 view!(CsiView { driver: Box<str>, });
 view!(ImageVolumeView { reference: Box<str>, });
@@ -108,6 +109,7 @@ view!(PodStatusView {
     conditions: Vec<ConditionView>,
     container_statuses: Vec<ContainerStatusView>,
     resource_claim_statuses: Vec<PodClaimStatusView>,
+    extended_resource_claim_status: Option<ExtendedStatusView>,
     init_container_statuses: Vec<ContainerStatusView>,
 });
 

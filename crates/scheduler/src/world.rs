@@ -104,6 +104,9 @@ impl World {
                     if self.core.snapshot.devices.take(source, &change) {
                         events.may_help(&[Plugin::DynamicResources]);
                     }
+                    if source == Source::DeviceClasses {
+                        self.take_classes(events, now);
+                    }
                 }
             }
         }
@@ -111,6 +114,20 @@ impl World {
             let keys = self.held.iter().cloned().collect();
             self.let_in(keys);
         }
+    }
+
+    /// Classes may stand for other resources now: pods that wait may ask for something else.
+    fn take_classes(&mut self, events: &mut Events, now: Instant) {
+        let classes = self.core.snapshot.devices.extended_classes();
+        if self.specs.classes == classes {
+            return;
+        }
+        self.specs.classes = classes;
+        for object in self.queue.objects() {
+            let key: Arc<str> = object.meta.key().into();
+            self.take_pod(&Change { key, old: None, new: Some(object) }, events, now);
+        }
+        events.may_help(&[Plugin::NodeResourcesFit, Plugin::DynamicResources]);
     }
 
     /// Whether something beside its gates holds a pod outside the queue: claims or companions that are not there.

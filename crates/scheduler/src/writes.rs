@@ -13,7 +13,7 @@ use meta::{Object, Status};
 use serde_json::{Value, json};
 
 use crate::devices::binding::{Readiness, readiness};
-use crate::devices::is_reserved_for;
+use crate::devices::{CLAIM_FINALIZER, is_reserved_for};
 use crate::plugins::dynamic_resources::Step as DeviceStep;
 use crate::plugins::volume_binding::Step;
 use crate::queue::Condition;
@@ -113,8 +113,6 @@ pub async fn evict(client: Client, victim: Arc<Object>, message: String) -> Resu
     }
 }
 
-/// Keeps a claim until what it has is given back.
-const CLAIM_FINALIZER: &str = "resource.kubernetes.io/delete-protection";
 /// Attempts at a claim that others write too.
 const CLAIM_ATTEMPTS: usize = 5;
 
@@ -155,6 +153,9 @@ async fn reserve_claim(client: &Client, pod: &Object, step: &DeviceStep) -> Resu
     let (namespace, name) = meta::object::split_key(&step.claim);
     let api = device_claims(client, namespace);
     let fail = |why: String| Status::internal(why);
+    if let Some(make) = &step.make {
+        return make_claim(client, &api, pod, step, make).await;
+    }
     let what = if step.allocation.is_some() { "add allocation and reservation" } else { "add reservation" };
     let mut last = None;
     for _ in 0..CLAIM_ATTEMPTS {
@@ -204,6 +205,30 @@ async fn reserve_claim(client: &Client, pod: &Object, step: &DeviceStep) -> Resu
     Err(last.unwrap_or_else(|| fail(format!("{what} to claim {}: no attempt was made", step.claim))))
 }
 
+/// Makes the claim for a pod's extended resources, with its devices, and says of the pod which they are.
+async fn make_claim(
+    client: &Client,
+    api: &DynamicApi,
+    pod: &Object,
+    step: &DeviceStep,
+    (body, told): &(Value, Value),
+) -> Result<(), Status> {
+    let failed =
+        |status: Status| Status::internal(format!("create claim {} for extended resources: {status}", step.claim));
+    let made = api.create(body.clone()).await.map_err(failed)?;
+    let mut body = made.value().map_err(Status::internal)?;
+    if let Some(allocation) = &step.allocation {
+        body["status"]["allocation"] = allocation_body(allocation)?;
+    }
+    body["status"]["reservedFor"] = json!([{"resource": "pods", "name": &*pod.meta.name, "uid": &*pod.meta.uid}]);
+    api.update_subresource(&made.meta.name, "status", body).await.map_err(failed)?;
+    let patch = json!({"metadata": {"uid": &*pod.meta.uid}, "status": {"extendedResourceClaimStatus": told}});
+    pods(client, &pod.meta.namespace)
+        .patch_subresource(&pod.meta.name, "status", Patch::Strategic(patch))
+        .await
+        .map(drop)
+}
+
 /// Waits until the devices that a pod got are ready for it. Claims whose devices will not be are let go.
 pub async fn await_devices(
     client: &Client,
@@ -214,12 +239,17 @@ pub async fn await_devices(
     // First, so that no change is missed.
     let mut changes = claims.subscribe();
     let waiting: Vec<&DeviceStep> = steps.iter().filter(|s| s.waits).collect();
-    let claim = |step: &DeviceStep| claims.get(&step.claim).filter(|o| *o.meta.uid == *step.uid);
+    let claim = |step: &DeviceStep| claims.get(&step.claim).filter(|o| step.uid.is_empty() || *o.meta.uid == *step.uid);
     let all_ready = async {
         loop {
             let mut ready = true;
             for step in &waiting {
                 let Some(object) = claim(step) else {
+                    // One made just now is not seen yet.
+                    if step.make.is_some() {
+                        ready = false;
+                        continue;
+                    }
                     return Err(Status::internal(format!("claim {} got deleted in the meantime", step.claim)));
                 };
                 let claim = object.typed::<ResourceClaim>().map_err(Status::internal)?;
@@ -255,6 +285,14 @@ pub async fn await_devices(
 pub async fn release_devices(client: &Client, pod: &Object, steps: &[DeviceStep]) {
     for step in steps {
         let (namespace, name) = meta::object::split_key(&step.claim);
+        if step.make.is_some() {
+            if let Err(status) = device_claims(client, namespace).delete(name, &DeleteOptions::default()).await
+                && !status.is_not_found()
+            {
+                tracing::warn!(claim = &*step.claim, "not deleted: {status}");
+            }
+            continue;
+        }
         let patch = json!({
             "metadata": {"uid": &*step.uid},
             "status": {"reservedFor": [{"$patch": "delete", "uid": &*pod.meta.uid}]},

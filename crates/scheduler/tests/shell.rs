@@ -673,3 +673,41 @@ async fn devices_are_made_ready_before_pods_are_bound() {
     })
     .await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn devices_stand_for_extended_resources() {
+    with_scheduler(|api| async move {
+        api.node("a", "4");
+        api.put("nodes", json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "plain", "labels": {"kubernetes.io/hostname": "plain"}},
+            "status": {"allocatable": {"cpu": "4", "memory": "8Gi", "pods": "110", "example.com/gpu": "1"}}}));
+        let wants = |n: &str| json!({"containers": [{"name": "c", "resources": {"requests": {"example.com/gpu": n}, "limits": {"example.com/gpu": n}}}]});
+        api.pod("many", wants("2"));
+        api.told("many", "0/2 nodes are available: 2 Insufficient example.com/gpu. preemption: 0/2 nodes are available: 2 Preemption is not helpful for scheduling.").await;
+        api.put("resourceslices", json!({"apiVersion": "resource.k8s.io/v1", "kind": "ResourceSlice", "metadata": {"name": "s"},
+            "spec": {"driver": "d.x", "nodeName": "a", "pool": {"name": "p", "generation": 1, "resourceSliceCount": 1},
+                "devices": [{"name": "x"}, {"name": "y"}, {"name": "z"}]}}));
+        // Pods that wait hear that a class stands for it now.
+        api.put("deviceclasses", json!({"apiVersion": "resource.k8s.io/v1", "kind": "DeviceClass", "metadata": {"name": "gpu"},
+            "spec": {"extendedResourceName": "example.com/gpu"}}));
+        api.placed("many", "a").await;
+        let told = api.get("pods", "n/many").unwrap()["status"]["extendedResourceClaimStatus"].clone();
+        assert_eq!(told["requestMappings"], json!([{"containerName": "c", "resourceName": "example.com/gpu", "requestName": "container-0-request-0"}]));
+        let name = told["resourceClaimName"].as_str().unwrap();
+        assert!(name.starts_with("many-extended-resources-"), "{name}");
+        let claim = api.get("resourceclaims", &format!("n/{name}")).unwrap();
+        assert_eq!(claim["metadata"]["annotations"], json!({"resource.kubernetes.io/extended-resource-claim": "true"}));
+        assert_eq!(claim["metadata"]["ownerReferences"][0]["uid"], "uid-many");
+        assert_eq!(claim["spec"]["devices"]["requests"][0]["exactly"], json!({"deviceClassName": "gpu", "allocationMode": "ExactCount", "count": 2}));
+        assert_eq!(claim["status"]["allocation"]["devices"]["results"].as_array().unwrap().len(), 2);
+        assert_eq!(claim["status"]["reservedFor"][0]["uid"], "uid-many");
+        // A node that counts it as a number gives a number; what is left of the devices is one.
+        api.pod("one", json!({"nodeSelector": {"kubernetes.io/hostname": "plain"}, "containers": wants("1")["containers"]}));
+        api.placed("one", "plain").await;
+        assert!(api.get("pods", "n/one").unwrap()["status"]["extendedResourceClaimStatus"].is_null());
+        api.pod("more", wants("2"));
+        api.until("more", "told", |p| p["status"]["conditions"][0]["message"].is_string()).await;
+        let said = api.get("pods", "n/more").unwrap()["status"]["conditions"][0]["message"].clone();
+        assert!(said.as_str().unwrap().starts_with("0/2 nodes are available: 1 Insufficient example.com/gpu, 1 cannot allocate all claims."), "{said}");
+    })
+    .await;
+}

@@ -11,6 +11,7 @@ mod namespace_lifecycle;
 mod node_restriction;
 mod node_taint;
 mod pod_security;
+pub mod pod_topology;
 pub mod policy;
 pub mod policy_match;
 pub mod policy_mutate;
@@ -121,6 +122,7 @@ static MUTATING: &[&dyn Plugin] = &[
     &storage_class::DefaultStorageClass,
     &storage_protection::StorageProtection,
     &runtime_class::RuntimeClass,
+    &pod_topology::PodTopologyLabels,
     &service_address::ServiceAddress,
 ];
 

@@ -1,4 +1,5 @@
-//! StorageObjectInUseProtection: claims and volumes carry the finalizer that their protection controllers take off.
+//! StorageObjectInUseProtection and PodGroupProtection: claims, volumes and groups of pods carry the finalizer that their
+//! protection controllers take off.
 
 use async_trait::async_trait;
 use meta::{Status, Value};
@@ -22,6 +23,8 @@ impl Plugin for StorageProtection {
             "kubernetes.io/pvc-protection"
         } else if a.creates("", "persistentvolumes") {
             "kubernetes.io/pv-protection"
+        } else if a.creates("scheduling.k8s.io", "podgroups") {
+            "scheduling.k8s.io/podgroup-protection"
         } else {
             return Ok(());
         };

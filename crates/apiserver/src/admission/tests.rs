@@ -282,3 +282,24 @@ async fn pod_security() {
     let refused = f.ask(&admin(), Verb::Update, "namespaces", "n", "n", namespace).await;
     assert!(said(&refused).starts_with("422 Namespace \"n\" is invalid: metadata.labels[pod-security.kubernetes.io/enforce]: Invalid value: \"strict\": must be one of"), "{}", said(&refused));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pods_say_where_their_node_is() {
+    let f = Fixture::start().await;
+    f.namespace("n", Value::Null).await;
+    let labels = json!({"topology.kubernetes.io/zone": "z", "other": "x"});
+    f.create("nodes", "", object("v1", "Node", "node", json!({"metadata": {"labels": labels}}))).await.unwrap();
+    for (at, (node, own, expect)) in [
+        (Value::Null, json!({"a": "b"}), json!({"a": "b"})),
+        ("node".into(), json!({"a": "b"}), json!({"a": "b", "topology.kubernetes.io/zone": "z"})),
+        ("node".into(), json!({"topology.kubernetes.io/zone": "wrong"}), json!({"topology.kubernetes.io/zone": "z"})),
+        ("nowhere".into(), json!({"a": "b"}), json!({"a": "b"})),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let body = pod(&format!("p-{at}"), json!({"metadata": {"labels": own}, "spec": {"nodeName": node}}));
+        let made = f.create("pods", "n", body).await.unwrap();
+        assert_eq!(made["metadata"]["labels"], expect);
+    }
+}

@@ -116,7 +116,7 @@ const ROLES: &[(&str, Rules, &str, &[&str])] = &[
         $EVENTS; create coordination.k8s.io leases; get,list,watch,update,patch coordination.k8s.io leases; $READ - nodes; delete,get,list,watch - pods; \
         create - bindings,pods/binding; patch,update - pods/status; $READ - replicationcontrollers,services,namespaces; $READ apps replicasets,statefulsets; \
         $READ policy poddisruptionbudgets; $READ - persistentvolumeclaims,persistentvolumes; $REVIEWS; $READ storage.k8s.io csidrivers,csinodes,csistoragecapacities,storageclasses,volumeattachments; \
-        $READ resource.k8s.io deviceclasses,resourceclaims,resourceslices,devicetaintrules; patch,update resource.k8s.io resourceclaims,resourceclaims/status; $READ scheduling.k8s.io priorityclasses,workloads,podgroups; patch,update scheduling.k8s.io podgroups/status",
+        $READ resource.k8s.io deviceclasses,resourceclaims,resourceslices,devicetaintrules; patch,update resource.k8s.io resourceclaims,resourceclaims/status; create,delete resource.k8s.io resourceclaims; $READ scheduling.k8s.io priorityclasses,workloads,podgroups; patch,update scheduling.k8s.io podgroups/status",
         "",
         &[],
     ),

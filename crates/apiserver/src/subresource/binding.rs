@@ -14,6 +14,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use store::{Compare, Op, Txn};
 
+use crate::admission::pod_topology::TOPOLOGY;
 use crate::clock;
 use crate::pipeline::read::store_error;
 use crate::pipeline::write::Outcome;
@@ -22,9 +23,6 @@ use crate::server::ApiServer;
 
 /// Tries at a pod that others change all the time.
 const TRIES: usize = 64;
-
-/// Labels a pod takes over from its node (PodTopologyLabels).
-const TOPOLOGY: [&str; 2] = ["topology.kubernetes.io/region", "topology.kubernetes.io/zone"];
 
 /// An object's members as JSON texts: those of the old bytes, or new ones. In the order of trees.
 type Members<'a> = BTreeMap<Cow<'a, str>, Cow<'a, str>>;

@@ -8,6 +8,7 @@ pub mod allocator;
 pub mod binding;
 mod capacity;
 mod constraint;
+pub mod extended;
 pub mod pool;
 mod request;
 mod result;
@@ -31,6 +32,9 @@ use selector::Selectors;
 
 /// Pods that may share a claim (`ResourceClaimReservedForMaxSize`).
 const MOST_CONSUMERS: usize = 256;
+
+/// Keeps a claim until what it has is given back.
+pub const CLAIM_FINALIZER: &str = "resource.kubernetes.io/delete-protection";
 
 /// A device by driver, pool and name.
 pub fn device_id(driver: &str, pool: &str, device: &str) -> Symbol {

@@ -7,9 +7,11 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
 use k8s_openapi::api::resource::v1::{AllocationResult, ResourceClaim};
+use serde_json::Value;
 
 use crate::devices::allocator::{Asked, Failure, allocate};
 use crate::devices::binding::{Readiness, readiness, waits};
+use crate::devices::extended::Extended;
 use crate::devices::{Devices, allocation, can_be_reserved, consumers, is_reserved_for, requests};
 use crate::node::Node;
 use crate::node_selection::NodeSelection;
@@ -46,6 +48,8 @@ pub struct State {
     /// Allocated ones whose devices turned out not to do, as bits by index: of use nowhere.
     broken: u64,
     asked: Arc<[Asked]>,
+    /// What is asked beside for extended resources; which of it, the node says.
+    extended: Option<Arc<Extended>>,
     findings: Arc<Mutex<Findings>>,
 }
 
@@ -58,6 +62,8 @@ pub struct Step {
     pub allocation: Option<Arc<AllocationResult>>,
     /// Its devices have to be made ready before the pod is bound.
     pub waits: bool,
+    /// The claim is to be made first; with what the pod's status says of it.
+    pub make: Option<Arc<(Value, Value)>>,
 }
 
 /// The claims of a pod; an error says why they are not all there.
@@ -95,6 +101,22 @@ pub fn claims(devices: &Devices, pod: &Pod) -> Result<Vec<Keyed>, String> {
     Ok(out)
 }
 
+/// The claim that was made for a pod's extended resources in an earlier attempt.
+fn made_before(devices: &Devices, pod: &Pod) -> Option<Keyed> {
+    let (namespace, _) = meta::object::split_key(&pod.key);
+    let key: Arc<str> = meta::object::object_key(namespace, pod.extended.as_ref()?.made.as_deref()?).into();
+    let claim = devices.claim(&key).filter(|c| c.metadata.deletion_timestamp.is_none())?.clone();
+    allocation(&claim).is_some().then_some((key, claim))
+}
+
+/// A name for the claim of a pod's extended resources.
+fn claim_name(pod: &str) -> String {
+    /// Letters and digits that spell nothing.
+    const LETTERS: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
+    let letter = |_| char::from(LETTERS[rand::random_range(0..LETTERS.len())]);
+    format!("{pod}-extended-resources-{}", (0..5).map(letter).collect::<String>())
+}
+
 /// Whether every class a claim names is there.
 fn check_classes(devices: &Devices, claim: &ResourceClaim) -> Result<(), Obstacle> {
     for request in requests(claim) {
@@ -120,7 +142,10 @@ impl State {
                 "the pod claims devices (spec.resourceClaims), and the API server does not serve resource.k8s.io/v1";
             return Err(Obstacle::Wait(why.into()));
         }
-        let claims = claims(devices, pod).map_err(Obstacle::Wait)?;
+        let mut claims = claims(devices, pod).map_err(Obstacle::Wait)?;
+        let made = made_before(devices, pod);
+        let extended = pod.extended.clone().filter(|_| made.is_none());
+        claims.extend(made);
         let (mut reach, mut asked, mut broken) = (Vec::new(), Vec::new(), 0);
         for (at, (key, claim)) in claims.iter().enumerate() {
             match allocation(claim) {
@@ -144,7 +169,7 @@ impl State {
                 }
             }
         }
-        Ok(Self { claims, reach, broken, asked: asked.into(), findings: Arc::default() })
+        Ok(Self { claims, reach, broken, asked: asked.into(), extended, findings: Arc::default() })
     }
 
     pub fn filter(&self, snapshot: &Snapshot, node: &Node) -> Result<(), Refusal> {
@@ -160,10 +185,11 @@ impl State {
             note(&|f| f.unavailable |= away);
             return refuse(Reason::ClaimElsewhere);
         }
-        if self.asked.is_empty() {
+        let missing = self.missing(node);
+        if self.asked.is_empty() && missing == 0 {
             return Ok(());
         }
-        match allocate(&snapshot.devices, &self.asked, node) {
+        match self.allocate(snapshot, node, missing) {
             Ok(_) => Ok(()),
             Err(Failure::None) => refuse(Reason::NoDevices),
             Err(Failure::InvalidPools) => refuse(Reason::InvalidPools),
@@ -175,6 +201,23 @@ impl State {
         }
     }
 
+    /// Which extended resources the node has no number of.
+    fn missing(&self, node: &Node) -> u32 {
+        self.extended.as_ref().map_or(0, |e| e.missing(node))
+    }
+
+    /// Devices for all claims, last for the one for extended resources if something is missing.
+    fn allocate(&self, snapshot: &Snapshot, node: &Node, missing: u32) -> Result<Vec<AllocationResult>, Failure> {
+        let Some(extended) = self.extended.as_ref().filter(|_| missing != 0) else {
+            return allocate(&snapshot.devices, &self.asked, node);
+        };
+        let devices = &snapshot.devices;
+        let asked = self.asked.iter().map(|a| Asked::of(devices, &a.key, &a.body));
+        let special = Asked::of(devices, &"<extended-resources>".into(), &extended.claim(missing));
+        let asked = asked.chain([special]).collect::<Result<Vec<_>, _>>().map_err(Failure::Fault)?;
+        allocate(devices, &asked, node)
+    }
+
     /// What was found wrong while nodes were asked.
     pub fn fault(&self) -> Option<String> {
         self.findings.lock().ok()?.fault.clone()
@@ -182,7 +225,10 @@ impl State {
 
     /// What is to be written when the pod goes to a node that was found to do.
     pub fn steps(&self, snapshot: &Snapshot, pod: &Pod, node: &Node) -> Result<Vec<Step>, Failure> {
-        let found = if self.asked.is_empty() { Vec::new() } else { allocate(&snapshot.devices, &self.asked, node)? };
+        let missing = self.missing(node);
+        let nothing = self.asked.is_empty() && missing == 0;
+        let mut found = if nothing { Vec::new() } else { self.allocate(snapshot, node, missing)? };
+        let special = self.extended.as_ref().filter(|_| missing != 0).and_then(|e| Some((e, found.pop()?)));
         let mut found = self.asked.iter().map(|a| &a.key).zip(found.into_iter().map(Arc::new)).collect::<Vec<_>>();
         let step = |(key, claim): &Keyed| {
             let given = found.iter().position(|f| *f.0 == *key).map(|at| found.remove(at).1);
@@ -195,9 +241,23 @@ impl State {
                 uid: claim.metadata.uid.as_deref().unwrap_or_default().into(),
                 allocation: given,
                 waits,
+                make: None,
             })
         };
-        Ok(self.claims.iter().filter_map(step).collect())
+        let mut steps: Vec<Step> = self.claims.iter().filter_map(step).collect();
+        if let Some((extended, allocation)) = special {
+            let (namespace, name) = meta::object::split_key(&pod.key);
+            let claim = claim_name(name);
+            let bodies = extended.bodies(missing, (namespace, name), &pod.uid, &claim);
+            steps.push(Step {
+                claim: meta::object::object_key(namespace, &claim).into(),
+                uid: "".into(),
+                waits: waits(&allocation),
+                allocation: Some(Arc::new(allocation)),
+                make: Some(Arc::new(bodies)),
+            });
+        }
+        Ok(steps)
     }
 
     /// An allocated claim that keeps the pod from nodes and that nobody else uses.

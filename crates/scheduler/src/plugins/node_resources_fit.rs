@@ -28,6 +28,10 @@ pub fn filter(spec: &Spec, node: &Node) -> Result<(), Refusal> {
     check(Shortage::EPHEMERAL, wanted.ephemeral, used.ephemeral, has.ephemeral);
     for (at, e) in wanted.extended.iter().enumerate().filter(|(_, e)| !fit.ignores(&e.name)) {
         let bit = Shortage::EXTENDED << at.min(Shortage::MAX_EXTENDED - 1);
+        // Devices are to make up for it.
+        if has.extended(e.resource) == 0 && spec.delegated.contains(&e.resource) {
+            continue;
+        }
         check(bit, e.amount, used.extended(e.resource), has.extended(e.resource));
     }
     if short == 0 {
