@@ -36,6 +36,8 @@ pub struct Behind {
     sources: Box<[IpNet]>,
     /// Which endpoint a client gets is said by chains, not by elements.
     affine: bool,
+    /// The front's address is a cluster IP.
+    inside: bool,
 }
 
 impl Behind {
@@ -82,6 +84,17 @@ pub struct Fragment {
     pub without_local: [bool; 2],
 }
 
+impl Fragment {
+    /// Cluster IPs of the Service, each once.
+    pub(crate) fn cluster_ips(&self) -> impl Iterator<Item = IpAddr> + '_ {
+        let mut last = None;
+        self.fronts.iter().filter_map(move |(front, behind)| match *front {
+            Front::Address(ip, ..) if behind.inside => (last.replace(ip) != Some(ip)).then_some(ip),
+            _ => None,
+        })
+    }
+}
+
 /// Compiles one Service from its slices of a family. `previous` is what it compiled to before: endpoints keep their
 /// indexes from there.
 pub(crate) fn compile<'a>(
@@ -117,7 +130,6 @@ pub(crate) fn compile<'a>(
         let external = Reach::External { local: service.external_local };
         let front = |ip: &IpAddr| Front::Address(*ip, port.protocol, port.port);
         for ip in &service.cluster_ips {
-            compiler.fragment.shared.insert(Element::ClusterIp(*ip), Value::There);
             compiler.front(front(ip), internal, &cluster, &local, affinity.as_ref(), &[]);
         }
         for ip in &service.external_ips {
@@ -211,7 +223,8 @@ impl Compiler<'_> {
             }
         };
         let (affine, sources) = (affinity.is_some(), sources.into());
-        let behind = Behind { cluster: here_cluster, local: here_local, verdict, sources, affine };
+        let inside = matches!(reach, Reach::Internal { .. });
+        let behind = Behind { cluster: here_cluster, local: here_local, verdict, sources, affine, inside };
         self.fragment.fronts.insert(front, behind);
     }
 

@@ -120,6 +120,8 @@ pub struct Ruleset {
     waiting: BTreeMap<Front, BTreeSet<Arc<str>>>,
     /// Elements that fragments may have in common. Those of fronts follow from whoever has the front.
     shared: BTreeMap<Element, (Value, u32)>,
+    /// Of these the many that every Service has: how many Services have a cluster IP, mostly one.
+    cluster_ips: HashMap<IpAddr, u32>,
     pub(crate) chains: BTreeMap<Arc<str>, (Arc<[String]>, u32)>,
     pub(crate) sets: BTreeMap<Arc<str>, (Arc<str>, u32)>,
     idle_chains: usize,
@@ -159,6 +161,7 @@ impl Ruleset {
             owners: HashMap::new(),
             waiting: BTreeMap::new(),
             shared: BTreeMap::new(),
+            cluster_ips: HashMap::new(),
             chains: BTreeMap::new(),
             sets: BTreeMap::new(),
             idle_chains: 0,
@@ -199,10 +202,17 @@ impl Ruleset {
     /// Every element there is; of one fragment, what leads somewhere comes after what it leads to.
     pub fn elements(&self) -> impl Iterator<Item = (Element, Value)> + '_ {
         let shared = self.shared.iter().rev().map(|(element, (value, _))| (*element, value.clone()));
-        shared.chain(self.fragments.iter().flat_map(move |(key, fragment)| {
+        let cluster_ips = self.cluster_ips.keys().map(|ip| (Element::ClusterIp(*ip), Value::There));
+        shared.chain(cluster_ips).chain(self.fragments.iter().flat_map(move |(key, fragment)| {
             let own = fragment.fronts.iter().filter(move |(front, _)| self.owners.get(front) == Some(key));
             own.flat_map(|(front, behind)| behind.elements(*front))
         }))
+    }
+
+    /// Gives back the room that growing took beyond what is there.
+    pub fn pack(&mut self) {
+        self.fragments = std::mem::take(&mut self.fragments).into_iter().collect();
+        self.shared = std::mem::take(&mut self.shared).into_iter().collect();
     }
 
     /// Replaces one Service's fragment, noting in `delta` what that touches.
@@ -226,6 +236,14 @@ impl Ruleset {
             for element in old.shared.keys() {
                 self.drop_shared(element, delta);
             }
+            for ip in old.cluster_ips() {
+                let Some(count) = self.cluster_ips.get_mut(&ip) else { continue };
+                *count -= 1;
+                if *count == 0 {
+                    self.cluster_ips.remove(&ip);
+                    delta.gone(Element::ClusterIp(ip), Value::There);
+                }
+            }
             for name in old.chains.keys() {
                 self.drop_chain(name, delta);
             }
@@ -248,6 +266,13 @@ impl Ruleset {
                 let (before, count) = self.shared.get(element).cloned().unzip();
                 self.shared.insert(*element, (value.clone(), count.unwrap_or(0) + 1));
                 delta.elements.entry(*element).or_insert((before, None)).1 = Some(value.clone());
+            }
+            for ip in new.cluster_ips() {
+                let count = self.cluster_ips.entry(ip).or_default();
+                *count += 1;
+                if *count == 1 {
+                    delta.came(Element::ClusterIp(ip), Value::There);
+                }
             }
             for (name, rules) in new.chains.iter() {
                 self.idle_chains -= usize::from(self.chains.get(name).is_some_and(|(_, count)| *count == 0));

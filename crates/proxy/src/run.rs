@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use client::{Client, Informer, Informers};
+use client::{Client, Informer, Informers, gvr_of};
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::networking::v1::ServiceCIDR;
 use tokio_util::sync::CancellationToken;
@@ -49,7 +49,8 @@ pub async fn run(config: Config, client: Client, cancel: CancellationToken) -> R
     }
     let mut objects = Objects::start(&client, &config.node_name);
     let informers = Informers::new(client);
-    let nodes = informers.get::<core::Node>();
+    let own = format!("metadata.name={}", config.node_name);
+    let nodes = informers.get_gvr(gvr_of::<core::Node>(), "", None, Some(&own));
     let ranges = informers.get::<ServiceCIDR>();
     let (mut node_changes, mut range_changes) = (nodes.subscribe(), ranges.subscribe());
     let health = Arc::new(Health::default());
@@ -233,8 +234,10 @@ impl Shell {
                 // Nobody asks what changed: all of it is written.
                 table.update(key.clone(), self.compile(key, *family, previous, policies), &mut Delta::default());
             }
+            table.pack();
             tables.push(table);
         }
+        self.objects.world.pack();
         self.tables = tables;
         // Into an empty place the elements go directly: many times faster, and nobody had these Services before.
         let empty = !self.written && tables_absent(&mut self.netfilter, &self.config.families);

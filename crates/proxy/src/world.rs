@@ -114,6 +114,11 @@ impl World {
         std::mem::take(&mut self.dirty)
     }
 
+    /// Gives back the room that growing took beyond what is there.
+    pub fn pack(&mut self) {
+        self.services = std::mem::take(&mut self.services).into_iter().collect();
+    }
+
     /// Every Service.
     pub fn keys(&self) -> impl Iterator<Item = &Arc<str>> {
         self.services.keys()
