@@ -77,6 +77,7 @@ scenarios!(
     kinds,
     lists,
     namespaces,
+    network,
     patches,
     refusals,
     subresources,

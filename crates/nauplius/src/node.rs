@@ -108,7 +108,11 @@ impl NodePlace {
     }
 
     fn proxy(&self) -> proxy::Config {
+        let six_first = self.addresses.first().is_some_and(IpAddr::is_ipv6);
+        let all = if six_first { IpAddr::from([0u16; 8]) } else { IpAddr::from([0; 4]) };
         proxy::Config {
+            // Load balancers ask from elsewhere, at the node's address.
+            healthz: Some(SocketAddr::new(all, proxy::HEALTHZ_PORT)),
             families: self.pod_networks.iter().map(|range| proxy::Family::of(range.addr())).collect(),
             cluster_cidrs: self.pod_networks.clone(),
             network_policies: true,

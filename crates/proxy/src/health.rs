@@ -155,16 +155,16 @@ impl Health {
         self.in_time() && self.leaving.load(Ordering::Relaxed) == 0
     }
 
-    fn answer(&self, healthy: bool) -> Answer {
+    /// `of_node`: whether the Node is one to send traffic to is part of it.
+    fn answer(&self, of_node: bool) -> Answer {
         let (now, leaving) = (jiff::Timestamp::now(), self.leaving.load(Ordering::Relaxed) == 1);
+        let healthy = if of_node { self.healthy() } else { self.in_time() };
         let updated = if self.in_time() { now } else { now - self.waits() };
-        let body = json!({
-            "lastUpdated": updated.to_string(),
-            "currentTime": now.to_string(),
-            "nodeEligible": !leaving,
-            "healthy": healthy,
-        })
-        .to_string();
+        let mut body = json!({"lastUpdated": updated.to_string(), "currentTime": now.to_string(), "healthy": healthy});
+        if of_node {
+            body["nodeEligible"] = (!leaving).into();
+        }
+        let body = body.to_string();
         let status = if healthy { 200 } else { 503 };
         Answer { content_type: "application/json", ..Answer::text(status, body) }
     }
@@ -189,11 +189,11 @@ pub async fn own_servers(config: &Config, health: &Arc<Health>, metrics: &Arc<Me
         out.push(serve(listener, move |path| match path {
             "/healthz" => {
                 metrics.asked(false, health.healthy());
-                health.answer(health.healthy())
+                health.answer(true)
             }
             "/livez" => {
                 metrics.asked(true, health.in_time());
-                health.answer(health.in_time())
+                health.answer(false)
             }
             _ => Answer::text(404, "404 page not found\n"),
         }));
@@ -243,7 +243,7 @@ impl HealthPorts {
                 let known = Arc::new(AtomicU64::new(*count as u64));
                 let (counted, service, health) = (known.clone(), key.clone(), health.clone());
                 let guard = serve(listener, move |_| {
-                    service_health(&service, counted.load(Ordering::Relaxed), health.healthy())
+                    service_health(&service, counted.load(Ordering::Relaxed), health.in_time())
                 });
                 self.open.insert((*address, *port), (key.clone(), known, guard));
             }
@@ -251,7 +251,8 @@ impl HealthPorts {
     }
 }
 
-/// What a load balancer is told: this node takes traffic for the Service when it has an endpoint and works.
+/// What a load balancer is told: this node takes traffic for the Service when it has an endpoint and the proxy works. A
+/// node that is about to go has its endpoints as long as they are there.
 pub fn service_health(key: &str, local_endpoints: u64, proxy_healthy: bool) -> Answer {
     let (namespace, name) = key.split_once('/').unwrap_or(("", key));
     let body = json!({

@@ -59,6 +59,9 @@ pub const TABLE: &str = "nauplius-proxy";
 /// The bit upstream's `masqueradeBit` names when nobody does.
 pub const DEFAULT_MASQUERADE_MARK: u32 = 1 << 14;
 
+/// Where upstream's answers `/healthz` and `/livez`, on all addresses.
+pub const HEALTHZ_PORT: u16 = 10256;
+
 /// An address family; each has its own table, its own Services' addresses and its own EndpointSlices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Family {
@@ -147,7 +150,7 @@ impl Config {
             masquerade_mark: DEFAULT_MASQUERADE_MARK,
             network_policies: false,
             conntrack: settings::Conntrack::default(),
-            healthz: Some(SocketAddr::from(([127, 0, 0, 1], 10256))),
+            healthz: Some(SocketAddr::from(([127, 0, 0, 1], HEALTHZ_PORT))),
             metrics: Some(SocketAddr::from(([127, 0, 0, 1], 10249))),
             bind_hard_fail: false,
             oom_score_adj: None,

@@ -1,8 +1,8 @@
 //! What a cluster has from its first second: system namespaces, default roles and bindings, priority classes, the
 //! `kubernetes` Service and its endpoint.
 //!
-//! Objects that exist are left alone, except default roles, which gain what they lack (upstream's auto-reconciliation), and
-//! the endpoint, which follows the server's address.
+//! Objects that exist are left alone, except default roles, which gain what they lack (upstream's auto-reconciliation), the
+//! default range of cluster IPs, which gains a second family, and the endpoint, which follows the server's address.
 
 mod controllers;
 pub(crate) mod policy;
@@ -139,6 +139,14 @@ async fn ensure(server: &Arc<ApiServer>, wanted: Wanted) -> Result<(), Status> {
             _ => Ok(()),
         };
     };
+    if &*resource.resource == "servicecidrs" {
+        let mut current = found.value().map_err(Status::internal)?;
+        if widens(&current["spec"]["cidrs"], &body["spec"]["cidrs"]) {
+            current["spec"]["cidrs"] = body["spec"]["cidrs"].clone();
+            server.serve(&caller, request(Verb::Update).json(current)).await?;
+        }
+        return Ok(());
+    }
     if &*resource.group != RBAC {
         return Ok(());
     }
@@ -169,6 +177,14 @@ async fn ensure(server: &Arc<ApiServer>, wanted: Wanted) -> Result<(), Status> {
         server.serve(&caller, request(Verb::Update).json(current)).await?;
     }
     Ok(())
+}
+
+/// From one range of addresses to the same and a second one.
+fn widens(now: &Value, wanted: &Value) -> bool {
+    match (now.as_array().map(Vec::as_slice), wanted.as_array().map(Vec::as_slice)) {
+        (Some([only]), Some([first, _])) => only == first,
+        _ => false,
+    }
 }
 
 /// How extension servers recognize clients, and this server when it speaks for them.

@@ -1,7 +1,8 @@
 //! The service proxy alone, with upstream's flags and configuration file.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use proxy::Family;
@@ -10,6 +11,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::own_hostname;
 use crate::roles;
+
+/// How often the configuration file is looked at.
+const CONFIGURATION_LOOK: Duration = Duration::from_secs(5);
 
 #[derive(clap::Args, Clone)]
 pub struct ProxyOptions {
@@ -126,13 +130,15 @@ pub async fn proxy(options: ProxyOptions, cancel: CancellationToken) -> Result<(
         network_policies: options.network_policies,
         ..proxy::Config::new(own_hostname(options.hostname_override.clone())?)
     };
-    config.healthz = options.healthz_bind_address.or(config.healthz);
+    let usual = SocketAddr::from(([0, 0, 0, 0], proxy::HEALTHZ_PORT));
+    config.healthz = Some(options.healthz_bind_address.unwrap_or(usual));
     config.metrics = options.metrics_bind_address.or(config.metrics);
     let told = |error: String| anyhow::anyhow!("the flags: {error}");
     config = proxy::configuration::read(&options.document.document(), config).map_err(told)?.config;
     let mut kubeconfig = options.kubeconfig;
-    if let Some(file) = &options.config {
-        let text = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
+    let mut said = None;
+    if let Some(file) = options.config {
+        let text = std::fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?;
         let (document, _) =
             meta::decode::yaml(&text).map_err(|error| anyhow::anyhow!("{}: {error}", file.display()))?;
         let read = proxy::configuration::read(&document, config)
@@ -145,11 +151,30 @@ pub async fn proxy(options: ProxyOptions, cancel: CancellationToken) -> Result<(
         if let Some(name) = options.hostname_override {
             config.node_name = name;
         }
+        said = Some((file, text));
     }
     let Some(kubeconfig) = kubeconfig else {
         bail!("no credentials: give --kubeconfig, or a --config that names one under clientConnection.kubeconfig");
     };
-    proxy::run(config, roles::connect(&kubeconfig, "kube-proxy").await?, cancel).await
+    let client = roles::connect(&kubeconfig, "kube-proxy").await?;
+    match said {
+        Some((file, text)) => tokio::select! {
+            ended = proxy::run(config, client, cancel) => ended,
+            ended = changed(&file, &text) => ended,
+        },
+        None => proxy::run(config, client, cancel).await,
+    }
+}
+
+/// Ends, with an error as upstream's, when a configuration file says something else than it did: whoever started this
+/// starts it again with that.
+async fn changed(file: &Path, before: &[u8]) -> Result<()> {
+    loop {
+        tokio::time::sleep(CONFIGURATION_LOOK).await;
+        if tokio::fs::read(file).await.with_context(|| format!("cannot read {}", file.display()))? != before {
+            bail!("content of the proxy server's configuration file was updated");
+        }
+    }
 }
 
 /// IPv4, and IPv6 where the kernel has it.

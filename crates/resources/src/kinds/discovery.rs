@@ -91,12 +91,16 @@ impl Strategy for EndpointSlice {
             }
             errors.may_format(&endpoint.child("nodeName"), formats::dns_subdomain);
             errors.may_format(&endpoint.child("hostname"), formats::dns_label);
-            let zones = endpoint.child("hints.forZones");
-            at_most(&zones, MAX_HINTS, &mut errors);
-            for zone in zones.items() {
-                errors.format(&zone.child("name"), formats::label_value);
+            let named: [(&str, fn(&str) -> Vec<String>); 2] =
+                [("hints.forZones", formats::label_value), ("hints.forNodes", formats::dns_subdomain)];
+            for (hints, format) in named {
+                let hints = endpoint.child(hints);
+                at_most(&hints, MAX_HINTS, &mut errors);
+                for hint in hints.items() {
+                    errors.format(&hint.child("name"), format);
+                }
+                errors.unique(hints.items().map(|hint| hint.child("name")));
             }
-            errors.unique(zones.items().map(|z| z.child("name")));
         }
         let ports = at.child("ports");
         at_most(&ports, MAX_PORTS, &mut errors);

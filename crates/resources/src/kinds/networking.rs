@@ -389,25 +389,53 @@ impl Strategy for NetworkPolicy {
     }
 }
 
-impl Strategy for ServiceCidr {
-    fn validate_create(&self, _cx: &Context<'_>, object: &Value) -> Vec<FieldError> {
-        let (cidrs, mut errors) = (At::root(object).child("spec.cidrs"), Errors::default());
-        if cidrs.value.list("").is_empty() {
-            errors.required(&cidrs, "at least one CIDR required");
+impl ServiceCidr {
+    fn check(cidrs: &At<'_>, errors: &mut Errors) {
+        let list = cidrs.value.list("");
+        if list.is_empty() {
+            errors.required(cidrs, "at least one CIDR required");
         }
-        if cidrs.value.list("").len() > 2 {
-            errors.0.push(FieldError::too_many(&cidrs.path, cidrs.value.list("").len(), 2));
+        if list.len() > 2 {
+            errors.0.push(FieldError::too_many(&cidrs.path, list.len(), 2));
         }
         for cidr in cidrs.items() {
             errors.format(&cidr, formats::cidr);
         }
+        let six = |cidr: &Value| cidr.as_str().is_some_and(|text| text.contains(':'));
+        if let [first, second] = list
+            && six(first) == six(second)
+        {
+            let said = "may specify no more than one IP for each IP family, i.e 192.168.0.0/24 and 2001:db8::/96";
+            errors.invalid(cidrs, said);
+        }
+    }
+}
+
+impl Strategy for ServiceCidr {
+    fn validate_create(&self, _cx: &Context<'_>, object: &Value) -> Vec<FieldError> {
+        let mut errors = Errors::default();
+        ServiceCidr::check(&At::root(object).child("spec.cidrs"), &mut errors);
         errors.0
     }
 
+    /// A range of the other family may come behind a single one; nothing else changes.
     fn validate_update(&self, cx: &Context<'_>, object: &Value, old: &Value) -> Vec<FieldError> {
         let mut errors = Errors::default();
-        if cx.subresource.is_empty() {
-            errors.immutable(&At::root(object).child("spec.cidrs"), old.at("spec.cidrs"));
+        if !cx.subresource.is_empty() {
+            return errors.0;
+        }
+        let cidrs = At::root(object).child("spec.cidrs");
+        let (now, before) = (cidrs.value.list(""), old.list("spec.cidrs"));
+        let widened = now.len() == 2 && before.len() == 1;
+        if now.len() != before.len() && !widened {
+            errors.immutable(&cidrs, old.at("spec.cidrs"));
+            return errors.0;
+        }
+        for (cidr, before) in cidrs.items().zip(before) {
+            errors.immutable(&cidr, before);
+        }
+        if widened {
+            ServiceCidr::check(&cidrs, &mut errors);
         }
         errors.0
     }
@@ -431,6 +459,26 @@ mod tests {
         strategy.default(&mut object);
         expect(&strategy.validate_create(&CX, &object), expected, &object);
         object
+    }
+
+    #[test]
+    fn ranges_of_cluster_ips_may_gain_a_family() {
+        let cidrs = |list: &[&str]| json!({"spec": {"cidrs": list}});
+        let (four, six) = ("10.0.0.0/24", "fd00::/112");
+        let families = "may specify no more than one IP for each IP family, i.e 192.168.0.0/24 and 2001:db8::/96";
+        let both = format!("spec.cidrs: Invalid value: [\"10.0.0.0/24\",\"10.1.0.0/24\"]: {families}");
+        expect(&ServiceCidr.validate_create(&CX, &cidrs(&[four, "10.1.0.0/24"])), &[&both], &json!({}));
+        let cases: [(&[&str], &[&str], &[&str]); 6] = [
+            (&[four], &[four], &[]),
+            (&[four], &[four, six], &[]),
+            (&[four, six], &[four, six], &[]),
+            (&[four], &["10.1.0.0/24"], &["spec.cidrs[0]: Invalid value: \"10.1.0.0/24\": field is immutable"]),
+            (&[four], &[six, four], &["spec.cidrs[0]: Invalid value: \"fd00::/112\": field is immutable"]),
+            (&[four, six], &[four], &["spec.cidrs: Invalid value: [\"10.0.0.0/24\"]: field is immutable"]),
+        ];
+        for (before, after, expected) in cases {
+            expect(&ServiceCidr.validate_update(&CX, &cidrs(after), &cidrs(before)), expected, &cidrs(after));
+        }
     }
 
     #[test]

@@ -72,8 +72,7 @@ pub fn attach(
     sandbox: &str,
     namespace: &OwnedFd,
 ) -> Result<Vec<IpAddr>> {
-    let addresses = pools.iter().map(|pool| pool.allocate(sandbox));
-    let addresses: Vec<IpAddr> = addresses.collect::<io::Result<_>>().context("allocating an address")?;
+    let addresses = Ipam::allocate_all(pools, sandbox).context("allocating an address")?;
     let name = host_interface(sandbox);
     netlink.delete_link(&name)?;
     netlink.add_veth(&name, bridge, POD_INTERFACE, namespace.as_raw_fd(), mtu).context("creating a veth pair")?;
@@ -81,8 +80,9 @@ pub fn attach(
     netlink.set_hairpin(port).context("setting hairpin mode")?;
     let mut inside = Netlink::open_in(std::os::fd::AsFd::as_fd(namespace)).context("entering the pod's network")?;
     let eth0 = inside.link(POD_INTERFACE)?.context("the pod's interface has vanished")?.index;
-    if let Some(first) = addresses.first() {
-        inside.set_address(eth0, &hardware_address(*first)).context("setting the pod's hardware address")?;
+    // Of IPv4 where there is both: the addresses of the other family go along with these.
+    if let Some(told_by) = addresses.iter().find(|address| address.is_ipv4()).or(addresses.first()) {
+        inside.set_address(eth0, &hardware_address(*told_by)).context("setting the pod's hardware address")?;
     }
     for (pool, address) in pools.iter().zip(&addresses) {
         let prefix = pool.range().prefix_len();

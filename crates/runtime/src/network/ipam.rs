@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use ipnet::IpNet;
 
@@ -52,8 +52,17 @@ impl Ipam {
         at(&self.range, 1)
     }
 
-    /// An address for an owner; the one that it has, if it has one.
-    pub fn allocate(&self, owner: &str) -> io::Result<IpAddr> {
+    /// An address for an owner of each pool; those that it has, if it has some. They lie at the same place in all pools, as
+    /// long as that is free: what is told of a pod by one of its addresses is true of the others then.
+    pub fn allocate_all(pools: &[Arc<Ipam>], owner: &str) -> io::Result<Vec<IpAddr>> {
+        // The smallest pool has the least choice.
+        let Some(first) = pools.iter().min_by_key(|pool| size(&pool.range)) else { return Ok(Vec::new()) };
+        let place = offset(&first.range, first.allocate(owner, None)?);
+        pools.iter().map(|pool| pool.allocate(owner, Some(place))).collect()
+    }
+
+    /// An address for an owner; the one that it has, if it has one; else one at this place, if it is free.
+    fn allocate(&self, owner: &str, place: Option<u128>) -> io::Result<IpAddr> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((address, _)) = state.owners.iter().find(|(_, o)| *o == owner) {
             return Ok(*address);
@@ -61,8 +70,9 @@ impl Ipam {
         // Without the network's, the gateway's and the broadcast address.
         let size = size(&self.range);
         let usable = size.saturating_sub(3);
-        for step in 0..usable {
-            let n = 2 + (state.last.max(1) - 1 + step) % usable;
+        let last = state.last.max(1);
+        let others = (0..usable).map(|step| 2 + (last - 1 + step) % usable);
+        for n in place.into_iter().filter(|n| (2..usable.saturating_add(2)).contains(n)).chain(others) {
             let address = at(&self.range, n);
             if let std::collections::btree_map::Entry::Vacant(e) = state.owners.entry(address) {
                 std::fs::write(self.dir.join(address.to_string()), owner)?;
@@ -127,18 +137,40 @@ mod tests {
         let range: IpNet = "10.1.2.0/29".parse().unwrap();
         let pool = Ipam::open(&dir, range).unwrap();
         assert_eq!(pool.gateway().to_string(), "10.1.2.1");
-        let got: Vec<String> = (0..5).map(|n| pool.allocate(&format!("p{n}")).unwrap().to_string()).collect();
+        let got: Vec<String> = (0..5).map(|n| pool.allocate(&format!("p{n}"), None).unwrap().to_string()).collect();
         assert_eq!(got, ["10.1.2.2", "10.1.2.3", "10.1.2.4", "10.1.2.5", "10.1.2.6"]);
-        assert!(pool.allocate("p9").is_err());
-        assert_eq!(pool.allocate("p3").unwrap().to_string(), "10.1.2.5");
+        assert!(pool.allocate("p9", None).is_err());
+        assert_eq!(pool.allocate("p3", None).unwrap().to_string(), "10.1.2.5");
         pool.release("p0").unwrap();
         pool.release("p1").unwrap();
         drop(pool);
         let pool = Ipam::open(&dir, range).unwrap();
-        assert_eq!(pool.allocate("p3").unwrap().to_string(), "10.1.2.5");
-        assert_eq!(pool.allocate("new").unwrap().to_string(), "10.1.2.2");
+        assert_eq!(pool.allocate("p3", None).unwrap().to_string(), "10.1.2.5");
+        assert_eq!(pool.allocate("new", None).unwrap().to_string(), "10.1.2.2");
         pool.keep_only(|o| o == "new").unwrap();
-        assert_eq!(pool.allocate("next").unwrap().to_string(), "10.1.2.3");
+        assert_eq!(pool.allocate("next", None).unwrap().to_string(), "10.1.2.3");
+        std::fs::remove_dir_all(&dir).unwrap();
+    }
+
+    #[test]
+    fn addresses_of_two_families_go_together() {
+        let dir = std::env::temp_dir().join(format!("runtime-ipam-two-{}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&dir);
+        let open = |name: &str, range: &str| Arc::new(Ipam::open(&dir.join(name), range.parse().unwrap()).unwrap());
+        let pools = [open("six", "fd00::/64"), open("four", "10.1.2.0/29")];
+        let allocate = |owner: &str| {
+            Ipam::allocate_all(&pools, owner).unwrap().iter().map(IpAddr::to_string).collect::<Vec<_>>().join(" ")
+        };
+        assert_eq!(allocate("a"), "fd00::2 10.1.2.2");
+        assert_eq!(allocate("a"), "fd00::2 10.1.2.2");
+        for (n, owner) in ["b", "c", "d", "e"].iter().enumerate() {
+            assert_eq!(allocate(owner), format!("fd00::{0} 10.1.2.{0}", n + 3));
+        }
+        // Of one family only, from before there was another.
+        pools[0].release("b").unwrap();
+        pools[0].allocate("old", Some(3)).unwrap();
+        pools[1].release("b").unwrap();
+        assert_eq!(allocate("f"), "fd00::7 10.1.2.3");
         std::fs::remove_dir_all(&dir).unwrap();
     }
 }
