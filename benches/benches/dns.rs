@@ -31,6 +31,9 @@ struct Api;
 #[async_trait]
 impl Transport for Api {
     async fn call(&self, request: Request) -> Result<Reply, Status> {
+        if request.options.send_initial_events == Some(true) {
+            return Err(Status::new(meta::Reason::Invalid, "sendInitialEvents is forbidden for watch"));
+        }
         if request.verb != Verb::List {
             return Ok(Reply::Watch(futures::stream::pending().boxed()));
         }
