@@ -303,12 +303,40 @@ fn check_kept_address(spec: &At<'_>, old: &Value, errors: &mut Errors) {
     }
 }
 
+/// What whoever balances a Service may say of it.
+fn check_balancer(object: &Value, errors: &mut Errors) {
+    let list = At::new(object.at("status"), "status").child("loadBalancer.ingress");
+    if object.text("spec.type") != "LoadBalancer" && !list.value.list("").is_empty() {
+        errors.forbidden(&list, "may only be used when `spec.type` is \"LoadBalancer\"");
+    }
+    for ingress in list.items() {
+        let (ip, mode, hostname) = (ingress.child("ip"), ingress.child("ipMode"), ingress.child("hostname"));
+        errors.may_format(&ip, formats::ip);
+        match (ip.there(), mode.there()) {
+            (true, false) => errors.required(&mode, "must be specified when `ip` is set"),
+            (false, true) => errors.forbidden(&mode, "may not be specified when `ip` is not set"),
+            _ => errors.may_one_of(&mode, &["Proxy", "VIP"]),
+        }
+        errors.may_format(&hostname, formats::dns_subdomain);
+        if formats::parse_ip(hostname.str()).is_some() {
+            errors.invalid(&hostname, "must be a DNS name, not an IP address");
+        }
+    }
+}
+
 impl Strategy for Service {
     fn default(&self, object: &mut Value) {
         if let Some(spec) = object.at_mut("spec") {
             default_spec(spec);
         }
         object.or_put("status.loadBalancer", json!({}));
+        if object.text("spec.type") == "LoadBalancer" {
+            for ingress in object.list_mut("status.loadBalancer.ingress") {
+                if !ingress.text("ip").is_empty() {
+                    ingress.or_put("ipMode", "VIP");
+                }
+            }
+        }
     }
 
     fn prepare_create(&self, _cx: &Context<'_>, object: &mut Value) {
@@ -337,10 +365,7 @@ impl Strategy for Service {
         let mut errors = Errors::default();
         let (spec, before) = (At::new(object.at("spec"), "spec"), old.at("spec"));
         if cx.subresource == "status" {
-            for ingress in At::new(object.at("status"), "status").each("loadBalancer.ingress") {
-                errors.may_format(&ingress.child("ip"), formats::ip);
-                errors.may_format(&ingress.child("hostname"), formats::dns_subdomain);
-            }
+            check_balancer(object, &mut errors);
             return errors.0;
         }
         check_kept_address(&spec, before, &mut errors);
