@@ -100,15 +100,11 @@ impl Objects {
     }
 }
 
-fn read<T: DeserializeOwned>(object: &client::Object) -> Option<T> {
-    let read = parse(object);
+/// Reads an object without keeping it, or the parsed form: what is made of that is all that is needed later.
+pub(crate) fn read<T: DeserializeOwned>(object: &client::Object) -> Option<T> {
+    let read = serde_json::from_slice(object.raw());
     if let Err(error) = &read {
         tracing::warn!("cannot read {} {}: {error}", object.kind, object.meta.key());
     }
     read.ok()
-}
-
-/// Reads an object without keeping the parsed form beside it: what is made of it is all that is needed later.
-pub(crate) fn parse<T: DeserializeOwned>(object: &client::Object) -> serde_json::Result<T> {
-    serde_json::from_slice(object.raw())
 }

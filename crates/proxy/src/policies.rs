@@ -42,18 +42,6 @@ impl Policies {
         self.policies.is_empty()
     }
 
-    pub fn pod_keys(&self) -> impl Iterator<Item = &String> {
-        self.pods.keys()
-    }
-
-    pub fn namespace_names(&self) -> impl Iterator<Item = &String> {
-        self.namespaces.keys()
-    }
-
-    pub fn policy_keys(&self) -> impl Iterator<Item = &String> {
-        self.policies.keys()
-    }
-
     pub fn set_pod(&mut self, key: &str, pod: Option<Pod>) {
         if self.pods.get(key) == pod.as_ref() {
             return;

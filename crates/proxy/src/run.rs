@@ -48,7 +48,7 @@ pub async fn run(config: Config, client: Client, cancel: CancellationToken) -> R
         tracing::warn!("cannot set this process's OOM score to {score}: {error}");
     }
     let mut objects = Objects::start(&client, &config.node_name);
-    let informers = Informers::new(client);
+    let informers = Informers::new(client.clone());
     let own = format!("metadata.name={}", config.node_name);
     let nodes = informers.get_gvr(gvr_of::<core::Node>(), "", None, Some(&own));
     let ranges = informers.get::<ServiceCIDR>();
@@ -62,7 +62,7 @@ pub async fn run(config: Config, client: Client, cancel: CancellationToken) -> R
     }
     // Servers before v1.31 have none, and say so again and again.
     let _ = tokio::time::timeout(RANGES_WITHIN, ranges.synced()).await;
-    let mut watch = config.network_policies.then(|| Watch::start(&informers, &config.node_name));
+    let mut watch = config.network_policies.then(|| Watch::start(&client, &config.node_name));
     if let Some(watch) = &mut watch {
         // What a restart finds in the kernel is better than a table without policies; but Services cannot wait for ever.
         let ready = tokio::time::timeout(POLICIES_WITHIN, watch.ready());
