@@ -22,7 +22,7 @@ fn node(name: &str) -> Value {
 
 fn pod(name: &str, group: &str, cpu: &str) -> Value {
     json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name},
-        "spec": {"schedulingGroup": {"podGroupName": group}, "tolerations": [{"operator": "Exists"}],
+        "spec": {"schedulingGroup": {"podGroupName": group}, "tolerations": [{"operator": "Exists"}], "terminationGracePeriodSeconds": 0,
             "containers": [{"name": "c", "image": "i", "resources": {"requests": {"cpu": cpu}}}]}})
 }
 
@@ -113,5 +113,24 @@ async fn a_gang_goes_together_or_not_at_all() -> Result<()> {
         until(&pods, name, scheduled).await?;
     }
     until(&groups, "large", |g| said(g).is_some_and(|(status, _)| status == "True")).await?;
+
+    // What matters more has room made for it, all of it, and a group that is in use outlives its deletion.
+    let class = json!({"apiVersion": "scheduling.k8s.io/v1", "kind": "PriorityClass", "metadata": {"name": "vital"}, "value": 1000});
+    api("scheduling.k8s.io", "v1", "priorityclasses").create(class).await?;
+    groups.create(group("vital", 4)).await?;
+    let vital = ["vital-1", "vital-2", "vital-3", "vital-4"];
+    for name in vital {
+        let mut body = pod(name, "vital", "1800m");
+        body["spec"]["priorityClassName"] = "vital".into();
+        pods.create(body).await?;
+    }
+    for name in vital {
+        until(&pods, name, scheduled).await?;
+    }
+    for name in ["large-1", "large-2", "large-3"] {
+        ensure!(pods.get_opt(name).await?.is_none(), "{name} is still there");
+    }
+    groups.delete("vital", &client::DeleteOptions::default()).await?;
+    ensure!(groups.get("vital").await?.meta.deletion_timestamp.is_some());
     Ok(())
 }

@@ -3,7 +3,7 @@
 //! `cargo run --release -p controllers --example workloads -- KUBECONFIG SCENARIO[=SIZE]...`
 //!
 //! Scenarios: `deployment` (replicas: created until all are available, then rolled over), `namespace` (ConfigMaps in one
-//! that is deleted), `endpoints` (Services over the same hundred pods, one of which stops being ready), `cronjobs` (due in
+//! that is deleted), `endpoints` (Services over the same hundred pods, of which one goes, then all), `cronjobs` (due in
 //! the same minute: from that minute until all their Jobs are there), `fill` (so many pods and as many ConfigMaps, which
 //! stay: for who measures memory). Pods need nodes; simulated ones will do.
 
@@ -110,15 +110,6 @@ async fn namespace(client: &Client, objects: usize) -> Result<(), Status> {
     Ok(())
 }
 
-/// A pod's status that says whether it is ready, at an address of its own.
-fn readiness(pod: usize, ready: bool) -> Patch {
-    let word = if ready { "True" } else { "False" };
-    let ip = format!("10.99.{}.{}", pod / 250, pod % 250 + 1);
-    Patch::Merge(json!({"status": {
-        "phase": "Running", "podIP": ip, "podIPs": [{"ip": ip}], "conditions": [{"type": "Ready", "status": word}],
-    }}))
-}
-
 /// What of a slice is looked at.
 #[derive(Deserialize)]
 struct Slice {
@@ -144,19 +135,25 @@ impl Slice {
 async fn endpoints(client: &Client, services: usize) -> Result<(), Status> {
     let stage = Stage::new(client, "w-endpoints").await?;
     let pods = stage.api("", "pods");
-    // For no scheduler, so that nothing but this program changes them.
     let pod = |i: usize| {
         let mut body = pod_template("a");
         body["apiVersion"] = "v1".into();
         body["kind"] = "Pod".into();
         body["metadata"]["name"] = format!("p{i}").into();
-        body["spec"]["schedulerName"] = "nobody".into();
         body
     };
     stage.create_all(&pods, (0..ENDPOINTS).map(pod)).await?;
-    for i in 0..ENDPOINTS {
-        pods.patch_subresource(&format!("p{i}"), "status", readiness(i, true)).await?;
-    }
+    // An endpoint has a node: theirs must say that they are ready.
+    let is_ready = |pod: &Object| {
+        let body = pod.value().unwrap_or_default();
+        let conditions = body["status"]["conditions"].as_array().cloned().unwrap_or_default();
+        conditions.iter().any(|c| c["type"] == "Ready" && c["status"] == "True")
+    };
+    let all_ready = || async {
+        let items = pods.list(&ListOptions::default()).await?.items;
+        Ok(items.iter().filter(|p| is_ready(p)).count() == ENDPOINTS)
+    };
+    until(all_ready).await?;
     let service = |i: usize| json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": format!("s{i}")}, "spec": {"selector": {"app": "w"}, "ports": [{"port": 80}]}});
     stage.create_all(&stage.api("", "services"), (0..services).map(service)).await?;
     // Followed, not listed: asking for all of them again and again would be most of the work.
@@ -175,10 +172,14 @@ async fn endpoints(client: &Client, services: usize) -> Result<(), Status> {
         }
     };
     println!("{services} services of {ENDPOINTS} pods: complete after {:.2} s", until(ready(ENDPOINTS)).await?);
-    pods.patch_subresource("p0", "status", readiness(0, false)).await?;
-    println!("{services} services of {ENDPOINTS} pods: one pod told after {:.2} s", until(ready(ENDPOINTS - 1)).await?);
-    for i in 0..ENDPOINTS {
-        pods.delete(&format!("p{i}"), &DeleteOptions { grace: Some(0), ..DeleteOptions::default() }).await?;
+    let now = || DeleteOptions { grace: Some(0), ..DeleteOptions::default() };
+    pods.delete("p0", &now()).await?;
+    println!(
+        "{services} services of {ENDPOINTS} pods: one pod less told after {:.2} s",
+        until(ready(ENDPOINTS - 1)).await?
+    );
+    for i in 1..ENDPOINTS {
+        pods.delete(&format!("p{i}"), &now()).await?;
     }
     println!("{services} services of {ENDPOINTS} pods: empty after {:.2} s", until(ready(0)).await?);
     stage.close().await

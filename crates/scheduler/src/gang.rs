@@ -195,7 +195,10 @@ impl Scheduler {
         let mut by = Plugins::of(&[Plugin::GangScheduling]);
         refused.iter().for_each(|(_, why)| by = by.with(why.plugins()));
         for (member, why) in refused {
-            let nominated = room.iter().find(|(key, _)| *key == member.key).map(|(_, node)| node.clone());
+            let held = self.world.core.nominations.node_of(&member.key).is_some();
+            // Where room was held for it and is no more, its status is not to say so.
+            let stale = (!held && member.pod.nominated.is_some()).then(|| "".into());
+            let nominated = room.iter().find(|(key, _)| *key == member.key).map(|(_, node)| node.clone()).or(stale);
             self.give_up(&member.key, &member.object, &why, by, nominated);
         }
     }

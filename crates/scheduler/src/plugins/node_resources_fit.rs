@@ -29,7 +29,8 @@ pub fn filter(spec: &Spec, node: &Node) -> Result<(), Refusal> {
     for (at, e) in wanted.extended.iter().enumerate().filter(|(_, e)| !fit.ignores(&e.name)) {
         let bit = Shortage::EXTENDED << at.min(Shortage::MAX_EXTENDED - 1);
         // Devices are to make up for it.
-        if has.extended(e.resource) == 0 && spec.delegated.contains(&e.resource) {
+        let by_devices = has.extended(e.resource) == 0 && spec.delegated.contains(&e.resource);
+        if by_devices && spec.profile.has(Plugin::DynamicResources) {
             continue;
         }
         check(bit, e.amount, used.extended(e.resource), has.extended(e.resource));
