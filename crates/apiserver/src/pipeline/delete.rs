@@ -4,6 +4,8 @@
 //! `deletionTimestamp` and stays; otherwise it goes at once. The propagation policy becomes a finalizer for the garbage
 //! collector.
 
+use std::sync::Arc;
+
 use meta::{Object, Reply, Request, RequestBody, Status, Value, Verb};
 use resources::strategy::Deletion;
 use store::{Compare, Op, Txn, TxnOutcome};
@@ -97,23 +99,21 @@ impl DeleteOptions {
 /// What a deletion came to.
 enum Outcome {
     /// Marked, and there for now.
-    Kept(Object),
+    Kept(Arc<Object>),
     /// Gone, or to be were this no dry run: as it last was, where that could be read.
-    Gone(Option<Object>),
+    Gone(Option<Arc<Object>>),
 }
 
 impl ApiServer {
     pub(super) async fn delete(&self, target: Target<'_>) -> Result<Reply, Status> {
         let options = DeleteOptions::of(target.request)?;
         match self.delete_outcome(target, &options).await? {
-            Outcome::Kept(object) => Ok(Reply::Object {
-                object: target.served.present(object.into(), target.version).await?,
-                created: false,
-            }),
-            Outcome::Gone(Some(object)) if target.served.resource.delete_returns_object => Ok(Reply::Object {
-                object: target.served.present(object.into(), target.version).await?,
-                created: false,
-            }),
+            Outcome::Kept(object) => {
+                Ok(Reply::Object { object: target.served.present(object, target.version).await?, created: false })
+            }
+            Outcome::Gone(Some(object)) if target.served.resource.delete_returns_object => {
+                Ok(Reply::Object { object: target.served.present(object, target.version).await?, created: false })
+            }
             Outcome::Gone(object) => {
                 let uid = object.map(|o| o.meta.uid.to_string()).unwrap_or_default();
                 let mut status = Status::success();
@@ -130,7 +130,11 @@ impl ApiServer {
     }
 
     /// Deletes one object, or marks it; `Some` is the object that stays for now.
-    pub async fn delete_object(&self, target: Target<'_>, options: &DeleteOptions) -> Result<Option<Object>, Status> {
+    pub async fn delete_object(
+        &self,
+        target: Target<'_>,
+        options: &DeleteOptions,
+    ) -> Result<Option<Arc<Object>>, Status> {
         Ok(match self.delete_outcome(target, options).await? {
             Outcome::Kept(object) => Some(object),
             Outcome::Gone(_) => None,
@@ -145,7 +149,9 @@ impl ApiServer {
         for _ in 0..TRIES {
             let (stored, _) = self.store().get(&key, None).await.map_err(store_error)?;
             let stored = stored.ok_or_else(|| target.not_found())?;
-            let object = match cache.decode(&stored) {
+            // The cache's, where it is not behind, has been read already.
+            let cached = cache.get(&key).filter(|object| object.resource_version == stored.mod_revision);
+            let object = match cached.map_or_else(|| cache.decode(&stored).map(Arc::new), Ok) {
                 Ok(object) => object,
                 // What cannot be read can still be removed.
                 Err(error) => {
@@ -196,7 +202,7 @@ impl ApiServer {
             };
             match self.change(target, Change::Server(&replace)).await {
                 Ok(written) => {
-                    let object = Object::from_wire(written.object.to_json()).map_err(Status::internal)?;
+                    let object = written.object;
                     return Ok(if written.removed { Outcome::Gone(Some(object)) } else { Outcome::Kept(object) });
                 }
                 Err(status) if status.is_conflict() => refused = Some(status),

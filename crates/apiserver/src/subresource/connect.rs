@@ -173,7 +173,7 @@ fn pod_stream(server: &ApiServer, call: &Connect, method: &Method) -> Result<Des
         kept.collect::<Vec<_>>().join("&")
     };
     let path = if r.subresource == "portforward" {
-        with_query(&format!("/portForward/{}/{}", r.namespace, r.name), &call.query)
+        with_query(&format!("/portForward/{}/{}", r.namespace, r.name), &kubelet_ports_query(&options))
     } else {
         let asked = options.iter().find(|(k, _)| k == "container").map(|(_, v)| v.as_str()).unwrap_or_default();
         let container = choose_container(&body, asked, &r.name)?;
@@ -185,6 +185,12 @@ fn pod_stream(server: &ApiServer, call: &Connect, method: &Method) -> Result<Des
         with_query(&format!("/{verb}/{}/{}/{container}", r.namespace, r.name), &query)
     };
     Ok(Destination { address, tls: true, path, host: node.to_string() })
+}
+
+/// The ports a client names in advance, which it must over WebSockets: `ports` here is `port` there.
+fn kubelet_ports_query(options: &[(String, String)]) -> String {
+    let ports: Vec<String> = options.iter().filter(|(key, _)| key == "ports").map(|(_, port)| escape(port)).collect();
+    if ports.is_empty() { String::new() } else { format!("port={}", ports.join(",")) }
 }
 
 /// The kubelet spells the same options its own way.
@@ -427,4 +433,22 @@ where
     let chunks = body.into_data_stream().take_while(|chunk| std::future::ready(chunk.is_ok()));
     let frames = chunks.filter_map(|chunk| std::future::ready(chunk.ok().map(|c| Ok::<_, Infallible>(Frame::data(c)))));
     Ok(Response::from_parts(parts, StreamBody::new(frames).boxed_unsync()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ports_are_told_to_the_kubelet() {
+        for (query, expect) in [
+            ("", ""),
+            ("ports=80", "port=80"),
+            ("ports=80&ports=443&x=1", "port=80,443"),
+            ("ports=8%26x", "port=8%26x"),
+        ] {
+            let options: Vec<_> = crate::http::route::pairs(query).collect();
+            assert_eq!(kubelet_ports_query(&options), expect);
+        }
+    }
 }

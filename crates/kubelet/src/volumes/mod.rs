@@ -101,6 +101,14 @@ fn common_user(pod: &Pod) -> Option<i64> {
     users.all(|u| u == Some(first)).then_some(first)
 }
 
+/// The mode and owner of a secret of the pod itself: read by the one user its containers run as, and through the group,
+/// which `fsGroup` widens the mode to.
+fn private(pod: &Pod, user: Option<i64>) -> (Option<i32>, Option<i64>) {
+    let common = common_user(pod);
+    let mode = (common.is_some() || fs_group(pod).is_some()).then_some(0o600);
+    (mode, user.or(common))
+}
+
 /// The page size in bytes of an `emptyDir` of huge pages: its medium's, or the only one the pod asks for.
 fn huge_page(pod: &Pod, medium: &str) -> Result<i64, String> {
     let unsupported = || format!("storage medium {medium:?} is not supported by this node");
@@ -174,12 +182,7 @@ impl Maker<'_> {
     ) -> Result<(), String> {
         let token = self.context.tokens.get(&self.context.client, self.pod, source).await?;
         self.renew(token.renew_at);
-        let (mode, user) = match (fs_group(self.pod), common_user(self.pod)) {
-            // Readable through the group, which `fsGroup` widens the mode to.
-            (Some(_), _) => (Some(0o600), source.user),
-            (None, Some(user)) => (Some(0o600), source.user.or(Some(user))),
-            (None, None) => (None, source.user),
-        };
+        let (mode, user) = private(self.pod, source.user);
         payload::single(&source.path, token.text.into_bytes(), mode, user, defaults, payload);
         Ok(())
     }
@@ -194,10 +197,7 @@ impl Maker<'_> {
         let Context { client, config, certificates, .. } = self.context;
         let found = certificates.get(client, &config.node_name, self.pod, place, source).await?;
         self.renew(found.renew_at);
-        // Private like a token: to the group if there is one, else to the one user.
-        let user = source.user.or_else(|| common_user(self.pod).filter(|_| fs_group(self.pod).is_none()));
-        let private = fs_group(self.pod).is_some() || user.is_some();
-        let mode = private.then_some(0o600);
+        let (mode, user) = private(self.pod, source.user);
         for (path, text) in [
             (&source.credential_bundle_path, format!("{}{}", found.key, found.chain)),
             (&source.key_path, found.key.clone()),
@@ -487,6 +487,24 @@ mod tests {
             (json!({}), "Disk", None),
         ] {
             assert_eq!(huge_page(&pod(requests.clone()), medium).ok(), size, "{requests} {medium}");
+        }
+    }
+
+    #[test]
+    fn tokens_belong_to_whom_the_pod_runs_as() {
+        let user = json!({"runAsUser": 1000});
+        let group = json!({"fsGroup": 10});
+        let both = json!({"runAsUser": 1000, "fsGroup": 10});
+        for (context, said, expect) in [
+            (json!({}), None, (None, None)),
+            (json!({}), Some(7), (None, Some(7))),
+            (user.clone(), None, (Some(0o600), Some(1000))),
+            (user, Some(7), (Some(0o600), Some(7))),
+            (group, None, (Some(0o600), None)),
+            (both, None, (Some(0o600), Some(1000))),
+        ] {
+            let pod = json!({"metadata": {}, "spec": {"securityContext": context, "containers": [{"name": "c"}]}});
+            assert_eq!(private(&serde_json::from_value(pod.clone()).unwrap(), said), expect, "{pod} {said:?}");
         }
     }
 }
