@@ -4,6 +4,7 @@
 //! pipeline and encodes what comes back. Every body is bounded. A handler that panics is answered with a 500 and counted.
 
 mod audited;
+mod deadline;
 pub mod encode;
 mod health;
 mod jsonpath;
@@ -288,7 +289,8 @@ async fn answer(
             return Ok(upgrade.carry(audited::until_its_end(response, caller)));
         }
     }
-    let response = dispatch(server, caller, route, request, ending).await?;
+    let allowed = deadline::allowed(&route, request.uri().query().unwrap_or_default())?;
+    let response = deadline::kept(allowed, dispatch(server, caller, route, request, ending)).await?;
     Ok(audited::until_its_end(response, caller))
 }
 
