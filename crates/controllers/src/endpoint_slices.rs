@@ -12,8 +12,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use crate::endpoints::{
-    EndpointPort, HEADLESS, MANAGED_BY, SERVICE_NAME, TRIGGERED, Target, World, belongs, endpoint_ports, families,
-    gather, hostname, index, is_headless, or_empty, pod_to_services, service_labels, target,
+    EndpointPort, HEADLESS, MANAGED_BY, PACE, SERVICE_NAME, TRIGGERED, Target, World, belongs, endpoint_ports,
+    families, gather, hostname, index, is_headless, or_empty, pod_to_services, service_labels, target,
 };
 use crate::plan::{Action, Note, Plan};
 use crate::pod_facts;
@@ -350,5 +350,6 @@ pub fn endpoint_slices(cx: &Context) -> Controller {
                 .collect(),
         }
     })
+    .paced(PACE)
     .workers(cx.options.concurrency)
 }

@@ -18,6 +18,9 @@ use crate::pods::{self, PodView};
 use crate::runner::{Controller, own_key};
 use crate::{Context, decoded};
 
+/// A Service's pods often change one after the other, and each change writes all of them anew: so long after a write the
+/// next ones are taken together.
+pub const PACE: std::time::Duration = std::time::Duration::from_millis(30);
 /// Addresses in an Endpoints object; beyond that it is marked as truncated.
 pub const MAX_ADDRESSES: usize = 1000;
 pub const SERVICE_NAME: &str = "kubernetes.io/service-name";
@@ -385,5 +388,6 @@ pub fn endpoints(cx: &Context) -> Controller {
         _ => Vec::new(),
     })
     .read(&nodes)
+    .paced(PACE)
     .workers(cx.options.concurrency)
 }

@@ -64,6 +64,7 @@ pub struct Controller {
     tick: Option<(Duration, &'static str)>,
     feed: Option<Feed>,
     settling: Duration,
+    pace: Duration,
     reconcile: Reconcile,
     workers: usize,
     /// What it does follows from informers alone, so a look without an event must find nothing.
@@ -93,6 +94,7 @@ impl Controller {
             tick: None,
             feed: None,
             settling: Duration::ZERO,
+            pace: Duration::ZERO,
             reconcile: Box::new(reconcile),
             workers: 5,
             is_pure: false,
@@ -133,6 +135,13 @@ impl Controller {
         self
     }
 
+    /// Lets a key rest at least so long after a write: for what sums up many objects that change together. The first change
+    /// is still taken at once.
+    pub fn paced(mut self, pace: Duration) -> Self {
+        self.pace = pace;
+        self
+    }
+
     /// Keys reconciled at once.
     pub fn workers(mut self, workers: usize) -> Self {
         self.workers = workers;
@@ -149,6 +158,7 @@ impl Controller {
             recorder,
             queue: Queue::named(metrics::queue_name(self.name)),
             reconcile: self.reconcile,
+            pace: self.pace,
             is_pure: self.is_pure,
             informers: self
                 .watches
@@ -261,6 +271,7 @@ struct Running {
     recorder: Recorder,
     queue: Queue<Arc<str>>,
     reconcile: Reconcile,
+    pace: Duration,
     is_pure: bool,
     informers: HashMap<Gvr, Arc<Informer>>,
     memory: Mutex<HashMap<Arc<str>, KeyMemory>>,
@@ -279,7 +290,8 @@ impl Running {
             while tasks.try_join_next().is_some() {}
             let running = self.clone();
             tasks.spawn(async move {
-                let rest = (running.work(&key).await * REST).min(LONGEST_REST);
+                let (took, wrote) = running.work(&key).await;
+                let rest = (took * REST).min(LONGEST_REST).max(if wrote { running.pace } else { Duration::ZERO });
                 drop(permit);
                 if rest > SHORTEST_REST {
                     running.queue.rests(&key);
@@ -355,13 +367,13 @@ impl Running {
         true
     }
 
-    /// Looks at a key, and says how long thinking took.
-    async fn work(self: &Arc<Self>, key: &Arc<str>) -> Duration {
+    /// Looks at a key, and says how long thinking took, and whether anything was written.
+    async fn work(self: &Arc<Self>, key: &Arc<str>) -> (Duration, bool) {
         if !self.caught_up(key).await {
             self.queue.add_after(key.clone(), Duration::from_millis(100));
-            return Duration::ZERO;
+            return (Duration::ZERO, false);
         }
-        let mut took = Duration::ZERO;
+        let (mut took, mut wrote) = (Duration::ZERO, false);
         let (mut failure, mut is_due) = (None, false);
         self.remember(key, |memory| {
             failure = memory.failure.clone();
@@ -376,7 +388,8 @@ impl Running {
             took = if self.is_pure { begun.elapsed() } else { Duration::ZERO };
             let plan = plan?;
             let (again, writes) = (plan.again, plan.actions.len());
-            let found = unheard && writes > 0;
+            wrote = writes > 0;
+            let found = unheard && wrote;
             if found {
                 tracing::warn!(controller = self.name, %key, first = %plan.actions[0], "only a resync found this to do");
             }
@@ -416,7 +429,7 @@ impl Running {
                 self.queue.retry(key.clone());
             }
         }
-        took
+        (took, wrote)
     }
 
     async fn execute(&self, key: &Arc<str>, plan: Plan) -> Result<(), Status> {
