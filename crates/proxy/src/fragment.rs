@@ -191,14 +191,14 @@ impl Compiler<'_> {
             endpoints::settle(old.map_or(&[], |old| old), &new[..new.len().min(MAX_ENDPOINTS)]).into()
         };
         let only_local = matches!(reach, Reach::Internal { local: true });
-        let here_cluster = if only_local { Box::default() } else { keep(before.map(|b| &b.cluster), cluster) };
-        let here_local = match reach {
+        let all_places = if only_local { Box::default() } else { keep(before.map(|b| &b.cluster), cluster) };
+        let near_places = match reach {
             Reach::Internal { local: true } | Reach::External { local: true } => keep(before.map(|b| &b.local), local),
             _ => Box::default(),
         };
         let verdict = match reach {
             Reach::Internal { local } => {
-                let here = if local { &here_local } else { &here_cluster };
+                let here = if local { &near_places } else { &all_places };
                 match self.picker(&front, here, local, affinity) {
                     Some(picker) => self.inside(picker),
                     // Endpoints there are, but not here: silence, as upstream; else nobody could ever answer.
@@ -206,13 +206,13 @@ impl Compiler<'_> {
                     None => Verdict::Refuse,
                 }
             }
-            Reach::External { local: false } => match self.picker(&front, &here_cluster, false, affinity) {
+            Reach::External { local: false } => match self.picker(&front, &all_places, false, affinity) {
                 Some(picker) => self.masqueraded(&picker),
                 None => Verdict::Refuse,
             },
             Reach::External { local: true } => {
-                let anywhere = self.picker(&front, &here_cluster, false, affinity);
-                let here = self.picker(&front, &here_local, true, affinity);
+                let anywhere = self.picker(&front, &all_places, false, affinity);
+                let here = self.picker(&front, &near_places, true, affinity);
                 match anywhere {
                     Some(anywhere) => self.short_circuit(&anywhere, here.as_deref()),
                     None => match here {
@@ -224,7 +224,7 @@ impl Compiler<'_> {
         };
         let (affine, sources) = (affinity.is_some(), sources.into());
         let inside = matches!(reach, Reach::Internal { .. });
-        let behind = Behind { cluster: here_cluster, local: here_local, verdict, sources, affine, inside };
+        let behind = Behind { cluster: all_places, local: near_places, verdict, sources, affine, inside };
         self.fragment.fronts.insert(front, behind);
     }
 

@@ -29,20 +29,17 @@ pub struct ProxyOptions {
     pub cluster_cidr: Vec<ipnet::IpNet>,
     #[arg(long, num_args = 0..=1, default_missing_value = "true", action = clap::ArgAction::Set)]
     pub masquerade_all: Option<bool>,
-    #[arg(long, value_delimiter = ',')]
-    pub nodeport_addresses: Vec<ipnet::IpNet>,
     #[command(flatten)]
     pub document: DocumentFlags,
-    #[arg(long)]
-    pub healthz_bind_address: Option<SocketAddr>,
-    #[arg(long)]
-    pub metrics_bind_address: Option<SocketAddr>,
     /// Enforce NetworkPolicies too; needs to read them, Pods and Namespaces.
     #[arg(long)]
     pub network_policies: bool,
     /// Remove the proxy's rules from this network namespace, and end.
     #[arg(long)]
     pub cleanup: bool,
+    /// Set what only the privileged may set, connection tracking's limits, and end.
+    #[arg(long)]
+    pub init_only: bool,
     #[command(flatten)]
     pub taken: TakenFlags,
 }
@@ -50,6 +47,17 @@ pub struct ProxyOptions {
 /// Flags that say what a configuration file's fields would, and are read as such.
 #[derive(clap::Args, Clone, Default)]
 pub struct DocumentFlags {
+    /// Ranges of the node's addresses that node ports answer on, or `primary`.
+    #[arg(long, value_delimiter = ',')]
+    nodeport_addresses: Vec<String>,
+    /// An address, with a port or without.
+    #[arg(long)]
+    healthz_bind_address: Option<String>,
+    /// The same for metrics.
+    #[arg(long)]
+    metrics_bind_address: Option<String>,
+    #[arg(long, visible_alias = "iptables-masquerade-bit")]
+    nftables_masquerade_bit: Option<i64>,
     #[arg(long)]
     detect_local_mode: Option<String>,
     #[arg(long)]
@@ -81,6 +89,10 @@ impl DocumentFlags {
     fn document(&self) -> Value {
         json!({
             "apiVersion": "kubeproxy.config.k8s.io/v1alpha1", "kind": "KubeProxyConfiguration",
+            "nodePortAddresses": self.nodeport_addresses,
+            "healthzBindAddress": self.healthz_bind_address,
+            "metricsBindAddress": self.metrics_bind_address,
+            "nftables": {"masqueradeBit": self.nftables_masquerade_bit},
             "detectLocalMode": self.detect_local_mode,
             "detectLocal": {
                 "bridgeInterface": self.pod_bridge_interface, "interfaceNamePrefix": self.pod_interface_name_prefix,
@@ -109,11 +121,51 @@ pub struct TakenFlags {
     #[arg(long, hide = true)]
     feature_gates: Option<String>,
     #[arg(long, hide = true)]
+    config_sync_period: Option<String>,
+    #[arg(long, hide = true)]
     iptables_min_sync_period: Option<String>,
     #[arg(long, hide = true)]
     iptables_sync_period: Option<String>,
     #[arg(long, hide = true)]
-    config_sync_period: Option<String>,
+    ipvs_exclude_cidrs: Option<String>,
+    #[arg(long, hide = true)]
+    ipvs_min_sync_period: Option<String>,
+    #[arg(long, hide = true)]
+    ipvs_scheduler: Option<String>,
+    #[arg(long, hide = true)]
+    ipvs_sync_period: Option<String>,
+    #[arg(long, hide = true)]
+    ipvs_tcp_timeout: Option<String>,
+    #[arg(long, hide = true)]
+    ipvs_tcpfin_timeout: Option<String>,
+    #[arg(long, hide = true)]
+    ipvs_udp_timeout: Option<String>,
+    #[arg(long, hide = true)]
+    kube_api_burst: Option<String>,
+    #[arg(long, hide = true)]
+    kube_api_content_type: Option<String>,
+    #[arg(long, hide = true)]
+    kube_api_qps: Option<String>,
+    #[arg(long, hide = true)]
+    log_flush_frequency: Option<String>,
+    #[arg(long, hide = true)]
+    logging_format: Option<String>,
+    #[arg(long, hide = true)]
+    nftables_min_sync_period: Option<String>,
+    #[arg(long, hide = true)]
+    nftables_sync_period: Option<String>,
+    #[arg(long, hide = true)]
+    proxy_port_range: Option<String>,
+    #[arg(long, hide = true)]
+    show_hidden_metrics_for_version: Option<String>,
+    #[arg(long, hide = true)]
+    vmodule: Option<String>,
+    #[arg(long, hide = true, num_args = 0..=1, default_missing_value = "true")]
+    iptables_localhost_nodeports: Option<bool>,
+    #[arg(long, hide = true, num_args = 0..=1, default_missing_value = "true")]
+    ipvs_strict_arp: Option<bool>,
+    #[arg(long, hide = true, num_args = 0..=1, default_missing_value = "true")]
+    profiling: Option<bool>,
     #[arg(short, long, hide = true)]
     v: Option<String>,
 }
@@ -126,13 +178,10 @@ pub async fn proxy(options: ProxyOptions, cancel: CancellationToken) -> Result<(
         families: families(),
         cluster_cidrs: options.cluster_cidr,
         masquerade_all: options.masquerade_all == Some(true),
-        node_port_addresses: options.nodeport_addresses,
         network_policies: options.network_policies,
         ..proxy::Config::new(own_hostname(options.hostname_override.clone())?)
     };
-    let usual = SocketAddr::from(([0, 0, 0, 0], proxy::HEALTHZ_PORT));
-    config.healthz = Some(options.healthz_bind_address.unwrap_or(usual));
-    config.metrics = options.metrics_bind_address.or(config.metrics);
+    config.healthz = Some(SocketAddr::from(([0, 0, 0, 0], proxy::HEALTHZ_PORT)));
     let told = |error: String| anyhow::anyhow!("the flags: {error}");
     config = proxy::configuration::read(&options.document.document(), config).map_err(told)?.config;
     let mut kubeconfig = options.kubeconfig;
@@ -152,6 +201,10 @@ pub async fn proxy(options: ProxyOptions, cancel: CancellationToken) -> Result<(
             config.node_name = name;
         }
         said = Some((file, text));
+    }
+    if options.init_only {
+        config.conntrack.apply();
+        return Ok(());
     }
     let Some(kubeconfig) = kubeconfig else {
         bail!("no credentials: give --kubeconfig, or a --config that names one under clientConnection.kubeconfig");
@@ -182,4 +235,32 @@ fn families() -> Vec<Family> {
     let mut out = vec![Family::V4];
     out.extend(std::path::Path::new("/proc/net/if_inet6").exists().then_some(Family::V6));
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(clap::Parser)]
+    struct Line {
+        #[command(flatten)]
+        options: ProxyOptions,
+    }
+
+    /// The flags upstream's manifests start it with.
+    #[test]
+    fn flags_are_upstreams() {
+        let line = "kube-proxy --kubeconfig=/k --hostname-override=n --cluster-cidr=10.8.0.0/16,fd00::/56 --proxy-mode=iptables \
+            --nodeport-addresses=192.0.2.0/24 --healthz-bind-address=127.0.0.1 --metrics-bind-address=127.0.0.1:1 \
+            --iptables-masquerade-bit=7 --iptables-sync-period=30s --ipvs-scheduler=rr --ipvs-strict-arp --kube-api-qps=5 \
+            --conntrack-max-per-core=0 --oom-score-adj=-998 --profiling=false --feature-gates=A=true --masquerade-all -v 2";
+        let options = <Line as clap::Parser>::try_parse_from(line.split_ascii_whitespace()).unwrap().options;
+        assert_eq!(options.masquerade_all, Some(true));
+        let config = proxy::configuration::read(&options.document.document(), proxy::Config::new("n")).unwrap().config;
+        let addresses = [config.healthz, config.metrics].map(|address| address.unwrap().to_string());
+        assert_eq!(addresses, ["127.0.0.1:10256", "127.0.0.1:1"]);
+        assert_eq!((config.masquerade_mark, config.conntrack.max_per_core), (1 << 7, 0));
+        assert_eq!(config.node_port_addresses, ["192.0.2.0/24".parse().unwrap()]);
+        assert_eq!(config.oom_score_adj, Some(-998));
+    }
 }
