@@ -4,4 +4,5 @@
 //! fields that the published binding crates do not have yet. It guarantees that kubelet and engine are built from one
 //! definition. It knows no behaviour: neither end's deadlines, sockets or limits.
 
+pub mod metrics;
 pub mod v1;

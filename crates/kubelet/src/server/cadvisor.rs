@@ -6,6 +6,8 @@ use std::fmt::Write;
 use http::{Response, StatusCode};
 use jiff::Timestamp;
 
+use ::cri::metrics::{OF_CONTAINERS, OF_NETWORKS, OF_PODS, Row};
+
 use super::{Body, text};
 use crate::agent::Context;
 use crate::cri::v1;
@@ -33,80 +35,52 @@ fn labels(of: &v1::ContainerAttributes, image: &str) -> String {
     )
 }
 
-type Pick = fn(&v1::ContainerStats) -> Option<f64>;
-
-fn number(v: &Option<v1::UInt64Value>) -> Option<f64> {
-    v.as_ref().map(|v| v.value as f64)
+/// Puts a row's series where those of its name are.
+fn add<T>(all: &mut Vec<Family>, row: &Row<T>, labels: String, of: &T) {
+    let Some(value) = (row.pick)(of) else { return };
+    let further: String = row.labels.iter().map(|(name, value)| format!(",{name}=\"{value}\"")).collect();
+    let line = (labels + &further, value);
+    match all.iter_mut().find(|f| f.name == row.name) {
+        Some(family) => family.lines.push(line),
+        None => {
+            let kind = if row.kind == v1::MetricType::Counter { "counter" } else { "gauge" };
+            all.push(Family { name: row.name, kind, help: row.help, lines: vec![line] });
+        }
+    }
 }
-
-/// Metrics that are one number of a container.
-const OF_CONTAINERS: [(&str, &str, &str, Pick); 9] = [
-    ("container_cpu_usage_seconds_total", "counter", "Cumulative cpu time consumed in seconds.", |s| {
-        number(&s.cpu.as_ref()?.usage_core_nano_seconds).map(|n| n / 1e9)
-    }),
-    ("container_memory_usage_bytes", "gauge", "Current memory usage in bytes.", |s| {
-        number(&s.memory.as_ref()?.usage_bytes)
-    }),
-    ("container_memory_working_set_bytes", "gauge", "Current working set in bytes.", |s| {
-        number(&s.memory.as_ref()?.working_set_bytes)
-    }),
-    ("container_memory_rss", "gauge", "Size of RSS in bytes.", |s| number(&s.memory.as_ref()?.rss_bytes)),
-    ("container_memory_failures_total", "counter", "Cumulative count of memory allocation failures.", |s| {
-        number(&s.memory.as_ref()?.major_page_faults)
-    }),
-    ("container_memory_swap", "gauge", "Container swap usage in bytes.", |s| {
-        number(&s.swap.as_ref()?.swap_usage_bytes)
-    }),
-    ("container_fs_usage_bytes", "gauge", "Number of bytes that are consumed by the container.", |s| {
-        number(&s.writable_layer.as_ref()?.used_bytes)
-    }),
-    ("container_fs_inodes_total", "gauge", "Number of inodes the container uses.", |s| {
-        number(&s.writable_layer.as_ref()?.inodes_used)
-    }),
-    ("container_last_seen", "gauge", "Last time a container was seen by the exporter.", |s| {
-        Some(s.cpu.as_ref()?.timestamp as f64 / 1e9)
-    }),
-];
-
-type NetworkPick = fn(&v1::NetworkInterfaceUsage) -> Option<f64>;
-
-const OF_NETWORKS: [(&str, &str, NetworkPick); 4] = [
-    ("container_network_receive_bytes_total", "Cumulative count of bytes received.", |n| number(&n.rx_bytes)),
-    ("container_network_receive_errors_total", "Cumulative count of errors encountered while receiving.", |n| {
-        number(&n.rx_errors)
-    }),
-    ("container_network_transmit_bytes_total", "Cumulative count of bytes transmitted.", |n| number(&n.tx_bytes)),
-    ("container_network_transmit_errors_total", "Cumulative count of errors encountered while transmitting.", |n| {
-        number(&n.tx_errors)
-    }),
-];
 
 fn families(
     stats: &[v1::ContainerStats],
     sandboxes: &[v1::PodSandboxStats],
     images: &HashMap<String, String>,
 ) -> Vec<Family> {
-    let mut out = Vec::new();
-    for (name, kind, help, pick) in OF_CONTAINERS {
-        let lines = stats.iter().filter_map(|s| {
-            let of = s.attributes.as_ref()?;
-            Some((labels(of, images.get(&of.id).map_or("", String::as_str)), pick(s)?))
-        });
-        out.push(Family { name, kind, help, lines: lines.collect() });
+    let mut all = Vec::new();
+    for row in OF_CONTAINERS {
+        for one in stats {
+            let Some(of) = &one.attributes else { continue };
+            let image = images.get(&of.id).map_or("", String::as_str);
+            add(&mut all, row, labels(of, image), one);
+        }
     }
-    for (name, help, pick) in OF_NETWORKS {
-        let lines = sandboxes.iter().filter_map(|s| {
-            let of = s.attributes.as_ref()?.metadata.as_ref()?;
-            let interface = s.linux.as_ref()?.network.as_ref()?.default_interface.as_ref()?;
-            let labels = format!(
-                "container=\"\",id=\"/kubepods/pod{}\",image=\"\",interface=\"{}\",name=\"\",namespace=\"{}\",pod=\"{}\"",
-                of.uid, interface.name, of.namespace, of.name
-            );
-            Some((labels, pick(interface)?))
-        });
-        out.push(Family { name, kind: "counter", help, lines: lines.collect() });
+    for one in sandboxes {
+        let Some(of) = one.attributes.as_ref().and_then(|a| a.metadata.as_ref()) else { continue };
+        let own = |further: &str| {
+            format!(
+                "container=\"\",id=\"/kubepods/pod{}\",image=\"\",{further}name=\"\",namespace=\"{}\",pod=\"{}\"",
+                of.uid, of.namespace, of.name
+            )
+        };
+        for row in OF_PODS {
+            add(&mut all, row, own(""), one);
+        }
+        let network = one.linux.as_ref().and_then(|l| l.network.as_ref());
+        if let Some(interface) = network.and_then(|n| n.default_interface.as_ref()) {
+            for row in OF_NETWORKS {
+                add(&mut all, row, own(&format!("interface=\"{}\",", interface.name)), interface);
+            }
+        }
     }
-    out
+    all
 }
 
 fn printed(families: &[Family], at: Timestamp) -> String {
@@ -142,12 +116,8 @@ pub async fn serve(context: &Context) -> Response<Body> {
     let images = images.into_iter().map(|c| (c.id, c.image.map(|i| i.user_specified_image).unwrap_or_default()));
     let mut all = families(&stats, &sandboxes, &images.collect());
     let machine = |name, help, value| Family { name, kind: "gauge", help, lines: vec![(String::new(), value)] };
-    all.push(machine("machine_cpu_cores", "Number of logical CPU cores.", context.machine.cpus as f64));
-    all.push(machine(
-        "machine_memory_bytes",
-        "Amount of memory installed on the machine.",
-        context.machine.memory_bytes as f64,
-    ));
+    all.push(machine("machine_cpu_cores", "Processors.", context.machine.cpus as f64));
+    all.push(machine("machine_memory_bytes", "Memory of the machine, in bytes.", context.machine.memory_bytes as f64));
     let mut response = text(StatusCode::OK, printed(&all, Timestamp::now()));
     let kind = http::HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
     response.headers_mut().insert("content-type", kind);
@@ -174,7 +144,7 @@ mod tests {
             ..Default::default()
         };
         let text = printed(&families(&[stats], &[], &HashMap::new()), Timestamp::from_second(1).unwrap());
-        let expect = "# HELP container_memory_working_set_bytes Current working set in bytes.\n# TYPE container_memory_working_set_bytes gauge\n\
+        let expect = "# HELP container_memory_working_set_bytes Memory that cannot be dropped easily, in bytes.\n# TYPE container_memory_working_set_bytes gauge\n\
             container_memory_working_set_bytes{container=\"c\",id=\"/kubepods/pod/i\",image=\"\",name=\"i\",namespace=\"n\",pod=\"p\\\"q\"} 7 1000\n";
         assert_eq!(text, expect);
     }
