@@ -11,7 +11,7 @@ use anyhow::Context as _;
 use k8s_openapi::api::core::v1::Pod;
 
 use crate::config::Config;
-use crate::spec::{self, resources, resources::Qos};
+use crate::spec::{self, memory, resources, resources::Qos};
 
 const ROOT: &str = "/sys/fs/cgroup";
 /// v1 controllers the agent itself writes to or must fill for its children.
@@ -146,6 +146,10 @@ pub fn make_pod(config: &Config, pod: &Pod) -> anyhow::Result<String> {
             if numbers.memory_limit_in_bytes > 0 {
                 set(&dir, "memory.max", numbers.memory_limit_in_bytes);
             }
+            if let Some((file, bytes)) = memory::pod(&config.memory, pod) {
+                set(&dir, file, bytes);
+                keep_for_pods(&dir, file);
+            }
         } else if root.ends_with("cpu") {
             set(&dir, "cpu.shares", numbers.cpu_shares);
             if numbers.cpu_quota > 0 {
@@ -162,6 +166,21 @@ pub fn make_pod(config: &Config, pod: &Pod) -> anyhow::Result<String> {
         }
     }
     Ok(path)
+}
+
+/// Whether the kernel bounds what is swapped.
+pub fn counts_swap(config: &Config) -> bool {
+    let base = format!("{}/kubepods", config.cgroup_root.trim_matches('/'));
+    is_v2() && Path::new(ROOT).join(base.trim_start_matches('/')).join("memory.swap.max").exists()
+}
+
+/// What pods keep, those above them have to keep for them: the sum of it, up to `kubepods`.
+fn keep_for_pods(pod: &Path, file: &str) {
+    for dir in pod.ancestors().skip(1).take_while(|d| d.components().any(|c| c.as_os_str() == "kubepods")) {
+        let below = fs::read_dir(dir).into_iter().flatten().flatten();
+        let kept = below.filter_map(|e| fs::read_to_string(e.path().join(file)).ok()?.trim().parse::<u64>().ok());
+        set(dir, file, kept.sum::<u64>());
+    }
 }
 
 /// How many processes and threads a pod has; none where nobody counts.
@@ -230,6 +249,9 @@ pub fn remove_uid(config: &Config, uid: &str) -> anyhow::Result<()> {
         for qos in [Qos::Guaranteed, Qos::Burstable, Qos::BestEffort] {
             let dir = root.join(pod_path(config, qos, uid).trim_start_matches('/'));
             match remove_tree(&dir) {
+                Ok(()) if config.memory.tiered && is_v2() => {
+                    ["memory.min", "memory.low"].iter().for_each(|file| keep_for_pods(&dir, file));
+                }
                 Ok(()) => {}
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => return Err(error).with_context(|| format!("cannot remove cgroup {}", dir.display())),

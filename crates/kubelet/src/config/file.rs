@@ -16,6 +16,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use crate::images::access::Verification;
+use crate::spec::memory;
 use crate::topology::Wishes;
 use crate::topology::merge::{Policy, Rules};
 
@@ -331,7 +332,21 @@ impl File {
                 "only none and static are supported",
             ),
             (is(&self.cgroup_driver, "cgroupfs"), "cgroupDriver", "only cgroupfs is supported"),
-            (is(&swap, "NoSwap"), "memorySwap.swapBehavior", "only NoSwap is supported"),
+            (
+                is(&swap, "NoSwap") || is(&swap, "LimitedSwap"),
+                "memorySwap.swapBehavior",
+                "only NoSwap and LimitedSwap are supported",
+            ),
+            (
+                is(&self.memory_reservation_policy, "None") || is(&self.memory_reservation_policy, "TieredReservation"),
+                "memoryReservationPolicy",
+                "only None and TieredReservation are supported",
+            ),
+            (
+                self.memory_throttling_factor.is_none_or(|f| f > 0.0 && f <= 1.0),
+                "memoryThrottlingFactor",
+                "must be greater than 0 and less than or equal to 1.0",
+            ),
             (is(&mode, "Webhook"), "authorization.mode", "only Webhook is supported"),
             (off(anonymous), "authentication.anonymous.enabled", "anonymous requests are not supported"),
             (off(self.run_once), "runOnce", "is not supported"),
@@ -473,8 +488,16 @@ impl File {
         set(&mut config.debugging_handlers, self.enable_debugging_handlers);
         set(&mut config.system_logs, self.enable_system_log_handler);
         set(&mut config.system_log_query, self.enable_system_log_query);
-        let gate = |name: &str| self.feature_gates.as_ref().and_then(|g| g.get(name)).copied().unwrap_or(false);
-        config.gates.allocated_pods = gate("KubeletAllocatedPodsEndpoint");
+        let gate =
+            |name: &str, default| self.feature_gates.as_ref().and_then(|g| g.get(name)).copied().unwrap_or(default);
+        config.gates.allocated_pods = gate("KubeletAllocatedPodsEndpoint", false);
+        let swap = self.memory_swap.and_then(|s| s.swap_behavior);
+        config.memory = memory::Wishes {
+            qos: gate("MemoryQoS", true),
+            throttling: self.memory_throttling_factor,
+            tiered: self.memory_reservation_policy.is_some_and(|p| p.eq_ignore_ascii_case("TieredReservation")),
+            swap: swap.is_some_and(|s| s.eq_ignore_ascii_case("LimitedSwap")),
+        };
         let healthz = self.healthz_port.unwrap_or(10248);
         let address = self.healthz_bind_address.unwrap_or(IpAddr::from([127, 0, 0, 1]));
         config.healthz = (healthz > 0).then(|| SocketAddr::new(address, healthz));
@@ -611,6 +634,9 @@ mod tests {
         assert!(got.fail_swap_on && got.healthz.is_some());
         let shutdown = read(&["shutdownGracePeriod: 1m\nshutdownGracePeriodCriticalPods: 20s"]).unwrap().shutdown;
         assert_eq!(shutdown.iter().map(|s| s.grace.as_secs()).collect::<Vec<_>>(), [40, 20]);
+        let memory =
+            read(&["memorySwap: {swapBehavior: LimitedSwap}\nfeatureGates: {MemoryQoS: false}"]).unwrap().memory;
+        assert_eq!((memory.swap, memory.qos, memory.throttling), (true, false, None));
         let reserved = read(&["systemReserved: {cpu: 100m}\nkubeReserved: {cpu: 200m}"]).unwrap().reserved;
         assert_eq!(reserved["cpu"], "300m");
     }
@@ -628,6 +654,9 @@ mod tests {
             ("topologyManagerPolicy: odd", "topologyManagerPolicy non-allowable value: odd"),
             ("topologyManagerScope: odd", "topologyManagerScope non-allowable value: odd"),
             ("topologyManagerPolicyOptions: {odd: x}", "unknown Topology Manager Policy option"),
+            ("memorySwap: {swapBehavior: Odd}", "only NoSwap and LimitedSwap"),
+            ("memoryThrottlingFactor: 1.5", "must be greater than 0"),
+            ("memoryReservationPolicy: Odd", "only None and TieredReservation"),
             ("memoryManagerPolicy: Odd", "only None and Static are supported"),
             ("reservedMemory: [{numaNode: 0, limits: {memory: 1Mi}}]", "only memoryManagerPolicy Static"),
             ("nodeStatusUpdateFrequency: 10", "the kubelet's configuration"),

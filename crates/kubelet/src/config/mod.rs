@@ -12,6 +12,7 @@ use jiff::SignedDuration;
 use k8s_openapi::api::core::v1::Taint;
 
 use crate::images::access::Verification;
+use crate::spec::memory;
 use crate::topology::Wishes;
 use eviction::Eviction;
 
@@ -60,6 +61,8 @@ pub struct Config {
     pub exclusive_processors: bool,
     /// Those that nobody gets for itself; as many as are reserved, when not named.
     pub reserved_processors: Option<BTreeSet<u32>>,
+    /// How memory is kept, slowed down and swapped.
+    pub memory: memory::Wishes,
     /// Where on the machine pods' resources lie.
     pub alignment: Wishes,
     /// Out of memory, the kernel kills one process of a container instead of all; version 2 of cgroups asks.
@@ -189,6 +192,7 @@ impl Config {
             pod_pids_limit: None,
             reserved: BTreeMap::new(),
             exclusive_processors: false,
+            memory: memory::Wishes::default(),
             alignment: Wishes::default(),
             single_process_oom_kill: false,
             reserved_processors: None,

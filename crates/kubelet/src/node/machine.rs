@@ -8,9 +8,11 @@ use std::path::Path;
 use k8s_openapi::api::core::v1::NodeSystemInfo;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
+use crate::cgroups;
 use crate::config::Config;
 use crate::config::eviction::Signal;
 use crate::quantity;
+use crate::spec::memory;
 
 /// What does not change while the agent runs.
 #[derive(Clone, Debug)]
@@ -73,6 +75,18 @@ impl Machine {
             memory_bytes: meminfo("MemTotal").unwrap_or(0),
             storage_bytes: storage,
             huge_pages: huge_pages(),
+        }
+    }
+
+    /// What containers' memory is reckoned with.
+    pub fn memory(&self, config: &Config) -> memory::Node {
+        let page = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE).ok().flatten();
+        memory::Node {
+            capacity: self.memory_bytes,
+            allocatable: self.allocatable_amounts(config).get("memory").map_or(0, |m| *m as u64),
+            // Where the kernel does not count it, nothing can be said about it.
+            swap: meminfo("SwapTotal").filter(|_| cgroups::counts_swap(config)).unwrap_or(0),
+            page: page.map_or(4096, |p| p as u64),
         }
     }
 

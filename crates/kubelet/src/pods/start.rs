@@ -366,7 +366,7 @@ impl Start<'_> {
             users: users.clone(),
             extra_annotations,
             cdi_devices,
-            memory_capacity: context.machine.memory_bytes as i64,
+            node: context.machine.memory(&context.config),
             unified: cgroups::is_v2(),
             processors: context.processors.of(spec::uid(pod), self.name),
             memory_nodes: context.alignment.memory_nodes(spec::uid(pod), self.name),

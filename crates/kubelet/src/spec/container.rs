@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use k8s_openapi::api::core::v1::{Container, Pod};
 
 use super::expansion::expand;
-use super::{Kind, names, resources, security};
+use super::{Kind, memory, names, resources, security};
 use crate::config::Config;
 use crate::cri::v1;
 use crate::cri::v1::{
@@ -30,7 +30,7 @@ pub struct Prepared {
     pub extra_annotations: Vec<(String, String)>,
     /// Devices by their CDI names.
     pub cdi_devices: Vec<String>,
-    pub memory_capacity: i64,
+    pub node: memory::Node,
     /// The node's cgroups are of version 2 alone.
     pub unified: bool,
     /// Where it runs, in the kernel's words; empty: anywhere.
@@ -42,6 +42,16 @@ pub struct Prepared {
 /// Where the termination message file of a container start is bound from.
 pub fn message_file(config: &Config, pod: &Pod, container: &str, restart_count: u32) -> PathBuf {
     config.pod_dir(super::uid(pod)).join("containers").join(container).join(format!("{restart_count}"))
+}
+
+/// Files of version 2 of cgroups that have no field of their own.
+fn unified(config: &Config, pod: &Pod, container: &Container, node: &memory::Node) -> HashMap<String, String> {
+    let numbers = memory::container(&config.memory, node, pod, container).into_iter();
+    let mut out: HashMap<String, String> = numbers.map(|(file, value)| (file.to_string(), value)).collect();
+    if !config.single_process_oom_kill {
+        out.insert("memory.oom.group".into(), "1".into());
+    }
+    out
 }
 
 /// What the engine is told to create.
@@ -112,12 +122,12 @@ pub fn config(config: &Config, pod: &Pod, kind: Kind, container: &Container, pre
             resources: Some(v1::LinuxContainerResources {
                 cpuset_cpus: prepared.processors,
                 cpuset_mems: prepared.memory_nodes,
-                unified: if config.single_process_oom_kill || !prepared.unified {
-                    HashMap::new()
+                unified: if prepared.unified {
+                    unified(config, pod, container, &prepared.node)
                 } else {
-                    [("memory.oom.group".to_string(), "1".to_string())].into()
+                    HashMap::new()
                 },
-                ..resources::container(pod, kind, container, prepared.memory_capacity)
+                ..resources::container(pod, kind, container, prepared.node.capacity as i64)
             }),
             security_context: Some(security),
         }),

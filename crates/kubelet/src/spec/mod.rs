@@ -7,6 +7,7 @@ pub mod downward;
 pub mod environment;
 pub mod expansion;
 pub mod hosts;
+pub mod memory;
 pub mod names;
 pub mod resources;
 pub mod sandbox;
