@@ -253,8 +253,23 @@ async fn or_without(what: &str, ended: anyhow::Result<()>) {
     std::future::pending().await
 }
 
-/// Runs the agent until it is cancelled. Running pods are left running.
-pub async fn run(config: Config, client: Client, cancel: CancellationToken) -> anyhow::Result<()> {
+/// Why an agent ended that did not fail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// It was told to.
+    Cancelled,
+    /// What it was given is out of date: another one has to go on.
+    Outdated,
+}
+
+/// Runs the agent until it is cancelled or what it was given is out of date. Running pods are left running. Once this
+/// returns, ports and sockets are free for the next agent.
+pub async fn run(
+    config: Config,
+    client: Client,
+    cancel: CancellationToken,
+    outdated: impl Future<Output = ()>,
+) -> anyhow::Result<Ended> {
     let client = client.with_field_manager("kubelet");
     let context = build(config, client)?;
     let _stop = context.stopped.clone().drop_guard();
@@ -285,15 +300,19 @@ pub async fn run(config: Config, client: Client, cancel: CancellationToken) -> a
         let collecting = context.clone();
         parts.spawn(async move { images::gc::run(&collecting, policy).await });
     }
-    tokio::select! {
-        () = cancel.cancelled() => {}
-        Some(ended) = parts.join_next() => return match ended {
-            Ok(()) if cancel.is_cancelled() => Ok(()),
-            Ok(()) => anyhow::bail!("a part of the node agent ended by itself"),
+    let ended = tokio::select! {
+        () = cancel.cancelled() => Ok(Ended::Cancelled),
+        () = outdated => Ok(Ended::Outdated),
+        Some(ended) = parts.join_next() => match ended {
+            Ok(()) if cancel.is_cancelled() => Ok(Ended::Cancelled),
+            Ok(()) => Err(anyhow::anyhow!("a part of the node agent ended by itself")),
             Err(error) => Err(anyhow::Error::new(error).context("a part of the node agent failed")),
         },
+    };
+    if matches!(ended, Ok(Ended::Cancelled)) {
+        // The parts go on meanwhile: they are what ends pods.
+        shutdown::run(&context).await;
     }
-    // The parts go on meanwhile: they are what ends pods.
-    shutdown::run(&context).await;
-    Ok(())
+    parts.shutdown().await;
+    ended
 }

@@ -36,5 +36,5 @@ pub mod topology;
 pub mod user_namespaces;
 pub mod volumes;
 
-pub use agent::run;
+pub use agent::{Ended, run};
 pub use config::Config;

@@ -328,10 +328,9 @@ pub async fn kubelet(options: KubeletOptions, cancel: CancellationToken) -> Resu
                 std::future::pending::<()>().await;
             }
         };
-        tokio::select! {
-            ended = kubelet::run(config.clone(), client.clone(), cancel.clone()) => return ended,
-            // A new certificate means new connections: the agent starts anew and finds every pod as it was.
-            () = replaced => {}
+        // A new certificate means new connections: the agent starts anew and finds every pod as it was.
+        if kubelet::run(config.clone(), client.clone(), cancel.clone(), replaced).await? == kubelet::Ended::Cancelled {
+            return Ok(());
         }
     }
 }
@@ -400,7 +399,7 @@ pub async fn all(options: NodeOptions, cancel: CancellationToken) -> Result<()> 
                 async move {
                     let client = roles::connect(&place.kubelet_kubeconfig, "kubelet").await?;
                     wait_for_socket(&place.endpoint()).await;
-                    kubelet::run(place.kubelet(), client, own).await
+                    kubelet::run(place.kubelet(), client, own, std::future::pending()).await.map(drop)
                 }
             })
             .await;

@@ -185,6 +185,9 @@ pub async fn replace(client: &Client, store: &Store, ask: &Ask) {
                 tokio::time::sleep(left.min(Duration::from_secs(3600))).await;
                 continue;
             }
+            // A signer may give pairs that are due from the start; it is not asked without a pause.
+            let left = Duration::try_from(valid.1.duration_since(now)).unwrap_or_default();
+            tokio::time::sleep(left.min(RETRY)).await;
         }
         let replaced = async {
             let pair = request(client, ask).await?;

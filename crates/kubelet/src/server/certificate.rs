@@ -7,11 +7,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Context as _;
-use rustls::RootCertStore;
-use rustls::server::WebPkiClientVerifier;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
+use super::authorities::Authorities;
 use crate::certificates::serving::Current;
 use crate::config::Config;
 
@@ -32,7 +31,8 @@ fn self_signed(config: &Config, ips: &[IpAddr]) -> anyhow::Result<(PathBuf, Path
     Ok((certificate, key))
 }
 
-fn certificates(path: &Path) -> anyhow::Result<Vec<CertificateDer<'static>>> {
+/// The certificates of a PEM file.
+pub fn certificates(path: &Path) -> anyhow::Result<Vec<CertificateDer<'static>>> {
     let read = CertificateDer::pem_file_iter(path).with_context(|| format!("cannot read {}", path.display()))?;
     read.collect::<Result<_, _>>().with_context(|| format!("{} is not a PEM certificate", path.display()))
 }
@@ -44,20 +44,9 @@ pub fn server_config(
     issued: Option<Arc<Current>>,
 ) -> anyhow::Result<rustls::ServerConfig> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let builder =
-        rustls::ServerConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions()?;
+    let builder = rustls::ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
     let builder = match &config.client_ca {
-        Some(path) => {
-            let mut roots = RootCertStore::empty();
-            for authority in certificates(path)? {
-                roots.add(authority).with_context(|| format!("{} holds no certificate authority", path.display()))?;
-            }
-            // Tokens stay possible, so a certificate is asked for and not demanded.
-            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
-                .allow_unauthenticated()
-                .build()?;
-            builder.with_client_cert_verifier(verifier)
-        }
+        Some(path) => builder.with_client_cert_verifier(Arc::new(Authorities::open(path)?)),
         None => builder.with_no_client_auth(),
     };
     let mut out = match issued {

@@ -4,6 +4,7 @@
 //! all. Streams are handed to the engine byte by byte ([`streams`]).
 
 pub mod auth;
+pub mod authorities;
 pub mod cadvisor;
 pub mod certificate;
 pub mod files;
