@@ -23,6 +23,8 @@ use crate::{Context, decoded, status_of};
 
 /// Seconds after which a volume is taken from a node that is not healthy and has not let go.
 const FORCE_AFTER: i64 = 360;
+/// What attachments made here are called, before the digest of what they attach.
+const PREFIX: &str = "csi-";
 /// The index of attachments by node.
 const BY_TARGET: &str = "node";
 
@@ -46,7 +48,7 @@ impl Attachable {
         let text = format!("{}{}{node}", self.handle, self.driver);
         let digest = ring::digest::digest(&ring::digest::SHA256, text.as_bytes());
         let hex: String = digest.as_ref().iter().map(|b| format!("{b:02x}")).collect();
-        format!("csi-{hex}")
+        format!("{PREFIX}{hex}")
     }
 
     /// What nodes call it in their status.
@@ -111,7 +113,8 @@ pub fn plan(world: &World<'_>, now: Timestamp) -> Plan {
     }
     for (object, volume) in &world.attached {
         let unneeded = !wanted.contains_key(&*object.meta.name) && object.meta.deletion_timestamp.is_none();
-        if !unneeded {
+        // One that bears another name than this controller gives is somebody else's.
+        if !unneeded || !object.meta.name.starts_with(PREFIX) {
             continue;
         }
         let used = |state: &NodeState| volume.as_ref().is_none_or(|v| state.in_use.contains(&v.unique_name()));
@@ -324,8 +327,10 @@ mod tests {
             (false, true, None, false, 0, "delete"),
         ] {
             let since = now - jiff::SignedDuration::from_mins(minutes);
-            let attached =
+            let mut attached =
                 if attached { vec![(object("VolumeAttachment", &name), Some(volume.clone()))] } else { Vec::new() };
+            // Somebody else's, which nobody here needs: left alone in every case.
+            attached.push((object("VolumeAttachment", "theirs"), None));
             let world = World {
                 node: "n1",
                 state,
