@@ -78,6 +78,7 @@ scenarios!(
     lists,
     namespaces,
     network,
+    nodes_and_volumes,
     patches,
     refusals,
     subresources,

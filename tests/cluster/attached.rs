@@ -1,24 +1,17 @@
 //! A CSI driver whose volumes are attached before they come to the node, that is given secrets, whose files belong to the
-//! pod's group, that grows volumes and tells how full they are; and one of its volumes as a raw device. The test is the
-//! driver, and what attaches and grows for its controller.
+//! pod's group, that grows volumes and tells how full they are; and one of its volumes as a raw device. The test is
+//! what attaches and grows for its controller.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, Result, ensure};
 use client::{Client, Gvr, Patch};
-use plugins::csi::node_server::{Node, NodeServer};
-use plugins::csi::{self, volume_capability::AccessType};
-use plugins::registration;
-use plugins::registration::registration_server::{Registration, RegistrationServer};
+use plugins::csi::node_service_capability::rpc;
 use serde_json::{Value, json};
-use tokio::net::UnixListener;
-use tokio_stream::wrappers::UnixListenerStream;
 use tokio_util::task::AbortOnDropHandle;
-use tonic::{Request, Response, Status};
 
-use super::storage::{Answer, bind, failed, mounted, unbind};
+use super::driver::{Driver, Numbers, mounted};
 use super::{LOOK_AGAIN_AFTER, Stage, image, value, wait};
 
 const NODE: &str = "node-1";
@@ -28,141 +21,8 @@ const DISK: &str = "disk";
 const RAW: &str = "raw";
 /// The pod's group.
 const GROUP: u32 = 4321;
-/// What the driver says of every volume: capacity, used bytes, used inodes.
-const NUMBERS: (i64, i64, i64) = (1 << 31, 123_456, 7);
-
-#[derive(Clone)]
-struct Disk {
-    volumes: PathBuf,
-    /// A block device, where this machine has one to give.
-    device: Option<PathBuf>,
-    said: Arc<Mutex<Vec<String>>>,
-}
-
-impl Disk {
-    fn say(&self, what: String) {
-        self.said.lock().unwrap_or_else(PoisonError::into_inner).push(what);
-    }
-}
-
-#[tonic::async_trait]
-impl Registration for Disk {
-    async fn get_info(&self, _: Request<registration::InfoRequest>) -> Answer<registration::PluginInfo> {
-        Ok(Response::new(registration::PluginInfo {
-            r#type: "CSIPlugin".into(),
-            name: NAME.into(),
-            supported_versions: vec!["1.0.0".into()],
-            ..Default::default()
-        }))
-    }
-
-    async fn notify_registration_status(
-        &self,
-        _: Request<registration::RegistrationStatus>,
-    ) -> Answer<registration::RegistrationStatusResponse> {
-        Ok(Response::new(Default::default()))
-    }
-}
-
-/// The value of the only secret.
-fn secret(secrets: &std::collections::HashMap<String, String>) -> String {
-    secrets.values().cloned().collect::<Vec<_>>().join(",")
-}
-
-#[tonic::async_trait]
-impl Node for Disk {
-    async fn node_stage_volume(&self, r: Request<csi::NodeStageVolumeRequest>) -> Answer<csi::NodeStageVolumeResponse> {
-        let r = r.into_inner();
-        let place = r.publish_context.get("place").cloned().unwrap_or_default();
-        self.say(format!("stage {} at {place} with {}", r.volume_id, secret(&r.secrets)));
-        if r.volume_id == DISK {
-            bind(&self.volumes.join(DISK), &r.staging_target_path)?;
-        }
-        Ok(Response::new(Default::default()))
-    }
-
-    async fn node_unstage_volume(
-        &self,
-        r: Request<csi::NodeUnstageVolumeRequest>,
-    ) -> Answer<csi::NodeUnstageVolumeResponse> {
-        let r = r.into_inner();
-        unbind(&r.staging_target_path)?;
-        self.say(format!("unstage {}", r.volume_id));
-        Ok(Response::new(Default::default()))
-    }
-
-    async fn node_publish_volume(
-        &self,
-        r: Request<csi::NodePublishVolumeRequest>,
-    ) -> Answer<csi::NodePublishVolumeResponse> {
-        let r = r.into_inner();
-        let block = matches!(r.volume_capability.and_then(|c| c.access_type), Some(AccessType::Block(_)));
-        self.say(format!("publish {} with {}{}", r.volume_id, secret(&r.secrets), if block { " raw" } else { "" }));
-        if block {
-            let device = self.device.as_ref().ok_or_else(|| Status::internal("no device"))?;
-            std::fs::write(&r.target_path, "").map_err(failed)?;
-            let flags = nix::mount::MsFlags::MS_BIND;
-            nix::mount::mount(Some(device), r.target_path.as_str(), None::<&str>, flags, None::<&str>)
-                .map_err(failed)?;
-        } else {
-            bind(Path::new(&r.staging_target_path), &r.target_path)?;
-        }
-        Ok(Response::new(Default::default()))
-    }
-
-    async fn node_unpublish_volume(
-        &self,
-        r: Request<csi::NodeUnpublishVolumeRequest>,
-    ) -> Answer<csi::NodeUnpublishVolumeResponse> {
-        let r = r.into_inner();
-        if r.volume_id == RAW {
-            let gone = nix::mount::umount2(r.target_path.as_str(), nix::mount::MntFlags::UMOUNT_NOFOLLOW);
-            if !matches!(gone, Ok(()) | Err(nix::errno::Errno::EINVAL | nix::errno::Errno::ENOENT)) {
-                return Err(Status::internal("the device is in use"));
-            }
-            let _ = std::fs::remove_file(&r.target_path);
-        } else {
-            unbind(&r.target_path)?;
-        }
-        self.say(format!("unpublish {}", r.volume_id));
-        Ok(Response::new(Default::default()))
-    }
-
-    async fn node_get_volume_stats(
-        &self,
-        _: Request<csi::NodeGetVolumeStatsRequest>,
-    ) -> Answer<csi::NodeGetVolumeStatsResponse> {
-        use csi::volume_usage::Unit;
-        let row =
-            |unit: Unit, total, used| csi::VolumeUsage { unit: unit as i32, total, used, available: total - used };
-        let usage = vec![row(Unit::Bytes, NUMBERS.0, NUMBERS.1), row(Unit::Inodes, 100, NUMBERS.2)];
-        Ok(Response::new(csi::NodeGetVolumeStatsResponse { usage, ..Default::default() }))
-    }
-
-    async fn node_expand_volume(
-        &self,
-        r: Request<csi::NodeExpandVolumeRequest>,
-    ) -> Answer<csi::NodeExpandVolumeResponse> {
-        let r = r.into_inner();
-        let size = r.capacity_range.map_or(0, |c| c.required_bytes);
-        self.say(format!("expand {} to {size} with {}", r.volume_id, secret(&r.secrets)));
-        Ok(Response::new(csi::NodeExpandVolumeResponse { capacity_bytes: size }))
-    }
-
-    async fn node_get_capabilities(
-        &self,
-        _: Request<csi::NodeGetCapabilitiesRequest>,
-    ) -> Answer<csi::NodeGetCapabilitiesResponse> {
-        use csi::node_service_capability::{Rpc, Type, rpc};
-        let all = [rpc::Type::StageUnstageVolume, rpc::Type::ExpandVolume, rpc::Type::GetVolumeStats];
-        let capability = |kind| csi::NodeServiceCapability { r#type: Some(Type::Rpc(Rpc { r#type: kind as i32 })) };
-        Ok(Response::new(csi::NodeGetCapabilitiesResponse { capabilities: all.map(capability).to_vec() }))
-    }
-
-    async fn node_get_info(&self, _: Request<csi::NodeGetInfoRequest>) -> Answer<csi::NodeGetInfoResponse> {
-        Ok(Response::new(csi::NodeGetInfoResponse { node_id: "one".into(), ..Default::default() }))
-    }
-}
+/// What the driver says of every volume.
+const NUMBERS: Numbers = (1 << 31, 123_456, 7);
 
 fn attachments() -> Gvr {
     Gvr::new("storage.k8s.io", "v1", "volumeattachments")
@@ -273,15 +133,16 @@ pub async fn disks(stage: &Stage) -> Result<()> {
         println!("skipped in part: without a loop device no raw volume");
     }
     let raw = device.is_some();
-    let disk = Disk { volumes: dir.clone(), device: device.as_ref().map(|d| d.0.clone()), said: Arc::default() };
+    let disk = Driver {
+        name: NAME,
+        can: &[rpc::Type::StageUnstageVolume, rpc::Type::ExpandVolume, rpc::Type::GetVolumeStats],
+        volumes: dir.clone(),
+        device: device.as_ref().map(|d| (RAW, d.0.clone())),
+        numbers: Some(NUMBERS),
+        said: Default::default(),
+    };
     let agent = stage.cluster.data().join("nodes").join(NODE).join("kubelet");
-    let listener =
-        UnixListener::bind(agent.join("plugins_registry/disk.sock")).context("the node's plugin registry")?;
-    let serving = tonic::transport::Server::builder()
-        .add_service(RegistrationServer::new(disk.clone()))
-        .add_service(NodeServer::new(disk.clone()))
-        .serve_with_incoming(UnixListenerStream::new(listener));
-    let _serving = AbortOnDropHandle::new(tokio::spawn(serving));
+    let serving = disk.serve(&agent)?;
     let _attaching = AbortOnDropHandle::new(tokio::spawn(attach(stage.client.clone())));
     objects(stage, raw).await?;
     let pods = stage.api("", "v1", "pods");
@@ -299,6 +160,7 @@ pub async fn disks(stage: &Stage) -> Result<()> {
     })
     .await?;
     let mut expected = vec![
+        "registered".to_string(),
         format!("stage {DISK} at slot-9 with for-stage"),
         format!("publish {DISK} with for-publish"),
         format!("expand {DISK} to {} with for-expand", 2i64 << 30),
@@ -307,7 +169,7 @@ pub async fn disks(stage: &Stage) -> Result<()> {
         expected.push(format!("stage {RAW} at slot-9 with for-stage"));
         expected.push(format!("publish {RAW} with for-publish raw"));
     }
-    told(&disk, expected)?;
+    disk.told("the volumes are brought", expected).await?;
     counted(stage, raw).await?;
 
     pods.delete("of-disks", &client::DeleteOptions::default().grace(1)).await?;
@@ -321,19 +183,11 @@ pub async fn disks(stage: &Stage) -> Result<()> {
     })
     .await?;
     let names = if raw { vec![DISK, RAW] } else { vec![DISK] };
-    told(&disk, names.iter().flat_map(|n| [format!("unpublish {n}"), format!("unstage {n}")]).collect())?;
+    let expected = names.iter().flat_map(|n| [format!("unpublish {n}"), format!("unstage {n}")]).collect();
+    disk.told("the volumes are given back", expected).await?;
     let left = mounted(&agent.join("plugins"))?;
     ensure!(left.is_empty(), "still mounted: {left:?}");
-    std::fs::remove_file(agent.join("plugins_registry/disk.sock"))?;
-    Ok(())
-}
-
-/// In whatever order, and nothing else since the last look.
-fn told(disk: &Disk, mut expected: Vec<String>) -> Result<()> {
-    let mut said = std::mem::take(&mut *disk.said.lock().unwrap_or_else(PoisonError::into_inner));
-    said.sort();
-    expected.sort();
-    ensure!(said == expected, "the driver was told {said:?}, not {expected:?}");
+    std::fs::remove_file(&serving.socket)?;
     Ok(())
 }
 

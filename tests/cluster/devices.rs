@@ -21,7 +21,7 @@ use tokio_stream::wrappers::{ReceiverStream, UnixListenerStream};
 use tokio_util::task::AbortOnDropHandle;
 use tonic::{Request, Response, Status};
 
-use super::storage::Answer;
+use super::driver::Answer;
 use super::{Stage, image, value, wait};
 
 const NODE: &str = "node-1";

@@ -7,6 +7,7 @@
 
 mod attached;
 mod devices;
+mod driver;
 mod engine;
 mod faults;
 mod image;

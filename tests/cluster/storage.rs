@@ -1,186 +1,18 @@
-//! A small CSI driver on one node, a task of this test, and pods with its volumes: one that outlives them and one that
+//! A small CSI driver on one node, and pods with its volumes: one that outlives them and one that
 //! does not. The agent is killed once while a pod uses them and once while a pod goes. And an image as a volume.
 
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
-
-use anyhow::{Context, Result, ensure};
-use nix::errno::Errno;
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use anyhow::{Result, ensure};
 use nix::sys::signal::Signal;
-use plugins::csi::node_server::{Node, NodeServer};
-use plugins::registration::registration_server::{Registration, RegistrationServer};
-use plugins::{csi, registration};
+use plugins::csi::node_service_capability::rpc;
 use serde_json::{Value, json};
-use tokio::net::UnixListener;
-use tokio_stream::wrappers::UnixListenerStream;
-use tonic::{Request, Response, Status};
 
+use super::driver::{Driver, mounted};
 use super::process::signal;
 use super::{Stage, faults, image, node_is_ready, value, wait};
 
 const NODE: &str = "node-1";
 const NAME: &str = "small.test.nauplius.dev";
 const LASTING: &str = "lasting";
-
-/// Mounts below a directory, by their places.
-pub fn mounted(dir: &Path) -> Result<Vec<PathBuf>> {
-    let all = std::fs::read_to_string("/proc/self/mountinfo")?;
-    let places = all.lines().filter_map(|line| line.split(' ').nth(4)).map(PathBuf::from);
-    Ok(places.filter(|place| place.starts_with(dir)).collect())
-}
-
-/// Volumes are directories that are bound to where they are wanted.
-#[derive(Clone)]
-struct Small {
-    volumes: PathBuf,
-    said: Arc<Mutex<Vec<String>>>,
-}
-
-pub type Answer<T> = Result<Response<T>, Status>;
-
-pub fn failed(error: impl std::fmt::Display) -> Status {
-    Status::internal(error.to_string())
-}
-
-/// Again where it is already, nothing: an agent that starts anew asks again.
-pub fn bind(from: &Path, to: &str) -> Result<(), Status> {
-    if mounted(Path::new(to)).map_err(failed)?.iter().any(|place| place == Path::new(to)) {
-        return Ok(());
-    }
-    std::fs::create_dir_all(from).and_then(|()| std::fs::create_dir_all(to)).map_err(failed)?;
-    mount(Some(from), to, None::<&str>, MsFlags::MS_BIND, None::<&str>).map_err(failed)
-}
-
-/// Already gone is what is wanted.
-pub fn unbind(from: &str) -> Result<(), Status> {
-    match umount2(from, MntFlags::UMOUNT_NOFOLLOW) {
-        Ok(()) | Err(Errno::EINVAL | Errno::ENOENT) => {}
-        Err(error) => return Err(failed(error)),
-    }
-    match std::fs::remove_dir(from) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(failed(error)),
-        _ => Ok(()),
-    }
-}
-
-impl Small {
-    fn say(&self, what: String) {
-        self.said.lock().unwrap_or_else(PoisonError::into_inner).push(what);
-    }
-
-    /// Waits until the driver was told this since the last look, in whatever order, and nothing else.
-    async fn told(&self, what: &str, mut expected: Vec<String>) -> Result<()> {
-        expected.sort();
-        wait(what, || async {
-            let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
-            let mut sorted = said.clone();
-            sorted.sort();
-            ensure!(sorted == expected, "the driver was told {said:?}");
-            said.clear();
-            Ok(())
-        })
-        .await
-    }
-}
-
-#[tonic::async_trait]
-impl Registration for Small {
-    async fn get_info(&self, _: Request<registration::InfoRequest>) -> Answer<registration::PluginInfo> {
-        Ok(Response::new(registration::PluginInfo {
-            r#type: "CSIPlugin".into(),
-            name: NAME.into(),
-            supported_versions: vec!["1.0.0".into()],
-            ..Default::default()
-        }))
-    }
-
-    async fn notify_registration_status(
-        &self,
-        request: Request<registration::RegistrationStatus>,
-    ) -> Answer<registration::RegistrationStatusResponse> {
-        let status = request.into_inner();
-        self.say(if status.plugin_registered { "registered".into() } else { status.error });
-        Ok(Response::new(Default::default()))
-    }
-}
-
-#[tonic::async_trait]
-impl Node for Small {
-    async fn node_stage_volume(&self, r: Request<csi::NodeStageVolumeRequest>) -> Answer<csi::NodeStageVolumeResponse> {
-        let r = r.into_inner();
-        self.say(format!("stage {}", r.volume_id));
-        bind(&self.volumes.join(&r.volume_id), &r.staging_target_path)?;
-        Ok(Response::new(Default::default()))
-    }
-
-    async fn node_unstage_volume(
-        &self,
-        r: Request<csi::NodeUnstageVolumeRequest>,
-    ) -> Answer<csi::NodeUnstageVolumeResponse> {
-        let r = r.into_inner();
-        unbind(&r.staging_target_path)?;
-        self.say(format!("unstage {}", r.volume_id));
-        Ok(Response::new(Default::default()))
-    }
-
-    async fn node_publish_volume(
-        &self,
-        r: Request<csi::NodePublishVolumeRequest>,
-    ) -> Answer<csi::NodePublishVolumeResponse> {
-        let r = r.into_inner();
-        let pod = r.volume_context.get("csi.storage.k8s.io/pod.name").cloned().unwrap_or_default();
-        if r.staging_target_path.is_empty() {
-            let own = self.volumes.join(&r.volume_id);
-            std::fs::create_dir_all(&own).and_then(|()| std::fs::write(own.join("pod"), &pod)).map_err(failed)?;
-            bind(&own, &r.target_path)?;
-            self.say(format!("publish one of {pod}'s own"));
-        } else {
-            bind(Path::new(&r.staging_target_path), &r.target_path)?;
-            self.say(format!("publish {} to {pod}", r.volume_id));
-        }
-        Ok(Response::new(Default::default()))
-    }
-
-    async fn node_unpublish_volume(
-        &self,
-        r: Request<csi::NodeUnpublishVolumeRequest>,
-    ) -> Answer<csi::NodeUnpublishVolumeResponse> {
-        let r = r.into_inner();
-        unbind(&r.target_path)?;
-        let which = if r.volume_id == LASTING { LASTING } else { "a pod's own" };
-        self.say(format!("unpublish {which}"));
-        Ok(Response::new(Default::default()))
-    }
-
-    async fn node_get_volume_stats(
-        &self,
-        _: Request<csi::NodeGetVolumeStatsRequest>,
-    ) -> Answer<csi::NodeGetVolumeStatsResponse> {
-        Err(Status::unimplemented("not asked for"))
-    }
-
-    async fn node_expand_volume(
-        &self,
-        _: Request<csi::NodeExpandVolumeRequest>,
-    ) -> Answer<csi::NodeExpandVolumeResponse> {
-        Err(Status::unimplemented("not asked for"))
-    }
-
-    async fn node_get_capabilities(
-        &self,
-        _: Request<csi::NodeGetCapabilitiesRequest>,
-    ) -> Answer<csi::NodeGetCapabilitiesResponse> {
-        use csi::node_service_capability::{Rpc, Type, rpc};
-        let stages = Type::Rpc(Rpc { r#type: rpc::Type::StageUnstageVolume as i32 });
-        let capabilities = vec![csi::NodeServiceCapability { r#type: Some(stages) }];
-        Ok(Response::new(csi::NodeGetCapabilitiesResponse { capabilities }))
-    }
-
-    async fn node_get_info(&self, _: Request<csi::NodeGetInfoRequest>) -> Answer<csi::NodeGetInfoResponse> {
-        Ok(Response::new(csi::NodeGetInfoResponse { node_id: "one".into(), ..Default::default() }))
-    }
-}
 
 /// Reads and writes the volume that lasts, and reads what the driver left in the pod's own.
 fn pod(name: &str) -> Value {
@@ -231,16 +63,17 @@ async fn objects(stage: &Stage) -> Result<()> {
 
 /// A driver comes to the node; pods use what it gives, and then all is given back.
 pub async fn driver(stage: &Stage) -> Result<()> {
-    let small = Small { volumes: stage.cluster.dir.join("volumes"), said: Arc::default() };
+    let small = Driver {
+        name: NAME,
+        can: &[rpc::Type::StageUnstageVolume],
+        volumes: stage.cluster.dir.join("volumes"),
+        device: None,
+        numbers: None,
+        said: Default::default(),
+    };
     objects(stage).await?;
     let agent = stage.cluster.data().join("nodes").join(NODE).join("kubelet");
-    let socket = agent.join("plugins_registry/small.sock");
-    let listener = UnixListener::bind(&socket).context("the node's plugin registry")?;
-    let serving = tonic::transport::Server::builder()
-        .add_service(RegistrationServer::new(small.clone()))
-        .add_service(NodeServer::new(small.clone()))
-        .serve_with_incoming(UnixListenerStream::new(listener));
-    let serving = tokio::spawn(serving);
+    let serving = small.serve(&agent)?;
     let registered = vec!["registered".to_string()];
     small.told("the driver is registered", registered.clone()).await?;
     let nodes = stage.client.dynamic(client::Gvr::new("storage.k8s.io", "v1", "csinodes"));
@@ -293,7 +126,8 @@ pub async fn driver(stage: &Stage) -> Result<()> {
     })
     .await?;
 
-    serving.abort();
+    let socket = serving.socket.clone();
+    drop(serving);
     std::fs::remove_file(socket)?;
     wait("the node forgets the driver", || async {
         let found = value(&*nodes.get(NODE).await?)?;
