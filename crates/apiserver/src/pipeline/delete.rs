@@ -91,7 +91,8 @@ impl DeleteOptions {
         Ok(self)
     }
 
-    fn dry(&self) -> bool {
+    /// Whether nothing is to be done.
+    pub fn dry(&self) -> bool {
         !self.dry_run.is_empty()
     }
 }
@@ -214,7 +215,12 @@ impl ApiServer {
         }))
     }
 
-    fn check_preconditions(&self, target: &Target<'_>, options: &DeleteOptions, old: &Value) -> Result<(), Status> {
+    pub(crate) fn check_preconditions(
+        &self,
+        target: &Target<'_>,
+        options: &DeleteOptions,
+        old: &Value,
+    ) -> Result<(), Status> {
         for (wanted, field, words, guess) in [
             (&options.uid, "uid", "UID", "The object might have been deleted and then recreated"),
             (&options.resource_version, "resourceVersion", "ResourceVersion", "The object might have been modified"),
