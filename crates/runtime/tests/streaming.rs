@@ -260,6 +260,12 @@ async fn kubectl_streams() {
         assert_eq!(kubectl.attach("tty", "hello"), "got hello");
         assert_eq!(kubectl.attach("one", name), format!("got {name}"));
 
+        // Who has said all has detached; the container goes on listening.
+        for _ in 0..2 {
+            let (_, err, code) = kubectl.run(&["attach", "-i", "one"], b"all\n");
+            assert_eq!(code, 0, "{name}: {err}");
+        }
+
         // Port forwarding, several connections.
         let mut child = kubectl
             .command(&["port-forward", "pod/one", ":8080", ":9"])

@@ -19,6 +19,8 @@ pub struct Attached {
     pub pending: [Vec<u8>; 2],
     /// Nothing more will come of each: it is closed once it has been taken.
     pub ended: [bool; 2],
+    /// It has said all it had to say, and goes once it has taken what is pending.
+    pub leaves: bool,
 }
 
 impl Attached {

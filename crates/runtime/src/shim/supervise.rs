@@ -157,6 +157,7 @@ impl Supervisor {
             }
         }
         for c in self.containers.values_mut() {
+            self.leaving.extend(c.attached.extract_if(.., |a| a.leaves));
             c.attached.retain(|a| a.stdin.is_some() || a.outputs.iter().any(Option::is_some));
         }
         for done in self.leaving.extract_if(.., |a| a.pending.iter().all(Vec::is_empty)) {
@@ -434,6 +435,7 @@ impl Supervisor {
             outputs: [stdout.map(File::from), stderr.map(File::from)],
             pending: [Vec::new(), Vec::new()],
             ended: [false, false],
+            leaves: false,
         });
         let id = id.to_string();
         if let Some(connection) = self.connections.get_mut(&fd) {
@@ -485,10 +487,14 @@ impl Supervisor {
             Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => {}
             Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
             Ok(_) | Err(_) => {
-                c.attached[client].stdin = None;
-                if c.stdin_once {
+                let client = &mut c.attached[client];
+                client.stdin = None;
+                if c.stdin_once && !c.terminal {
                     c.stdin = None;
                     c.unread.clear();
+                } else {
+                    // The container listens to who comes next; this client has detached, as engines understand it.
+                    client.leaves = true;
                 }
             }
         }
