@@ -43,10 +43,13 @@ pub fn swap_is_on() -> bool {
     meminfo("SwapTotal").is_some_and(|s| s > 0)
 }
 
-/// Reserved huge pages by resource name.
-fn huge_pages() -> BTreeMap<String, u64> {
+/// Where the kernel tells of the machine's huge pages.
+const HUGE_PAGES: &str = "/sys/kernel/mm/hugepages";
+
+/// Reserved huge pages by resource name, in bytes, as a directory of the kernel's tells of them.
+pub fn huge_pages(dir: &Path) -> BTreeMap<String, u64> {
     let mut out = BTreeMap::new();
-    for entry in fs::read_dir("/sys/kernel/mm/hugepages").into_iter().flatten().flatten() {
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
         let Some(kib) =
             name.strip_prefix("hugepages-").and_then(|n| n.strip_suffix("kB")).and_then(|n| n.parse::<u64>().ok())
@@ -74,7 +77,7 @@ impl Machine {
             cpus: if cpus == 0 { std::thread::available_parallelism().map_or(1, |n| n.get() as u64) } else { cpus },
             memory_bytes: meminfo("MemTotal").unwrap_or(0),
             storage_bytes: storage,
-            huge_pages: huge_pages(),
+            huge_pages: huge_pages(Path::new(HUGE_PAGES)),
         }
     }
 

@@ -5,7 +5,7 @@
 
 use http::{Response, StatusCode};
 
-use super::{Body, flag, query, text};
+use super::{Body, parameter, query, text};
 use crate::metrics::{Metrics, families};
 
 const CHECKS: [&str; 3] = ["ping", "log", "syncloop"];
@@ -23,7 +23,8 @@ pub fn answer(metrics: &Metrics, uri: &http::Uri) -> Option<Response<Body>> {
     for check in &wanted {
         metrics.count(&families::HEALTH_CHECKS, &[check, "success", kind]);
     }
-    if !flag(&query(uri), &["verbose"]) && !uri.query().is_some_and(|q| q.split('&').any(|p| p == "verbose")) {
+    // Whatever it says: that it is there counts.
+    if parameter(&query(uri), &["verbose"]).is_none() {
         return Some(text(StatusCode::OK, "ok"));
     }
     let lines: String = wanted.iter().map(|check| format!("[+]{check} ok\n")).collect();
@@ -44,6 +45,19 @@ pub fn slis(metrics: &Metrics) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn each_check_is_told_where_that_is_asked() {
+        use http_body_util::BodyExt;
+        for (path, expect) in [
+            ("/healthz", "ok"),
+            ("/healthz?verbose=", "[+]ping ok\n[+]log ok\n[+]syncloop ok\nhealthz check passed\n"),
+            ("/livez/ping?verbose", "[+]ping ok\nlivez check passed\n"),
+        ] {
+            let response = answer(&Metrics::default(), &path.parse().unwrap()).unwrap();
+            assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), expect, "{path}");
+        }
+    }
 
     #[test]
     fn health_is_counted() {

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::merge::Nodes;
+use crate::node::machine::huge_pages;
 use crate::processors::core::{Cpus, parse};
 
 /// Bytes of each kind of memory: `memory`, `hugepages-2Mi`.
@@ -18,32 +19,9 @@ pub struct Machine {
     pub memory: BTreeMap<u32, Amounts>,
 }
 
-/// A size as resources are called by it: `2Mi`, `1Gi`.
-fn size(kib: u64) -> String {
-    match (kib % (1 << 20), kib % (1 << 10)) {
-        (0, _) => format!("{}Gi", kib >> 20),
-        (_, 0) => format!("{}Mi", kib >> 10),
-        _ => format!("{kib}Ki"),
-    }
-}
-
 fn kib(meminfo: &str) -> Option<u64> {
     let line = meminfo.lines().find(|l| l.contains("MemTotal:"))?;
     line.split_whitespace().rev().nth(1)?.parse().ok()
-}
-
-fn huge_pages(dir: &Path) -> Amounts {
-    let mut out = Amounts::new();
-    for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
-        let name = entry.file_name().to_string_lossy().into_owned();
-        let page =
-            name.strip_prefix("hugepages-").and_then(|n| n.strip_suffix("kB")).and_then(|n| n.parse::<u64>().ok());
-        let count = std::fs::read_to_string(entry.path().join("nr_hugepages")).unwrap_or_default();
-        if let (Some(page), Ok(count)) = (page, count.trim().parse::<u64>()) {
-            out.insert(format!("hugepages-{}", size(page)), count * page * 1024);
-        }
-    }
-    out
 }
 
 impl Machine {
