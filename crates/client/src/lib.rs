@@ -3,7 +3,7 @@
 //! A [`Client`] speaks [`meta::Request`] and [`meta::Reply`] to a [`Transport`]: the [`remote`] one (HTTPS, kubeconfig,
 //! authentication plugins) or the one inside the API server's process, which shares objects by pointer. On it stand the
 //! [`Api`] calls, the [`Informer`]s with their indexes and subscriptions, the
-//! [`Feed`]s for who keeps little, the work [`Queue`], the event [`Recorder`] and
+//! [`Reflector`]s for who keeps little, the work [`Queue`], the event [`Recorder`] and
 //! the [`LeaderElection`]. What a component built on this cannot tell is which transport it has.
 
 #![forbid(unsafe_code)]
@@ -13,12 +13,12 @@ pub mod api;
 pub mod discovery;
 pub mod election;
 pub mod exposition;
-pub mod feed;
 mod follower;
 pub mod informer;
 pub mod queue;
 mod queue_figures;
 pub mod recorder;
+pub mod reflector;
 pub mod remote;
 pub mod site;
 pub mod store;
@@ -31,10 +31,10 @@ pub use account::Account;
 pub use api::{Api, DeleteOptions, DynamicApi, Kind, ListOptions, Patch, Propagation, gvr_of};
 pub use discovery::ApiResource;
 pub use election::LeaderElection;
-pub use feed::{Feed, News};
 pub use informer::{Informer, Informers, Keep, Scope};
 pub use queue::{Backoff, Queue};
 pub use recorder::{EventType, Recorder, reference};
+pub use reflector::{News, Reflector};
 pub use site::Site;
 pub use subscription::{Batch, Change, Subscription};
 pub use transport::{Client, Transport};

@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::fake::Fake;
 use crate::{
-    Batch, Client, EventType, Feed, Informers, LeaderElection, News, Queue, Recorder, Scope, Subscription, gvr_of,
+    Batch, Client, EventType, Informers, LeaderElection, News, Queue, Recorder, Reflector, Scope, Subscription, gvr_of,
     reference,
 };
 
@@ -68,10 +68,10 @@ async fn an_informer_follows_resumes_and_lists_again() {
 }
 
 /// News as `+name`, `-name` and `all`, until all of a number of such words were heard.
-async fn told(feed: &mut Feed, count: usize) -> Vec<String> {
+async fn told(reflector: &mut Reflector, count: usize) -> Vec<String> {
     let mut out = Vec::new();
     while out.len() < count {
-        out.extend(feed.next().await.unwrap().into_iter().map(|news| match news {
+        out.extend(reflector.next().await.unwrap().into_iter().map(|news| match news {
             News::Put(object) => format!("+{}", object.meta.name),
             News::Gone(key) => format!("-{key}"),
             News::Complete => "all".into(),
@@ -81,7 +81,7 @@ async fn told(feed: &mut Feed, count: usize) -> Vec<String> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_feed_tells_of_what_differs() {
+async fn a_reflector_tells_of_what_differs() {
     for old in [false, true] {
         let fake = Fake::default();
         if old {
@@ -89,20 +89,20 @@ async fn a_feed_tells_of_what_differs() {
         }
         fake.config_map("a", "x");
         fake.config_map("b", "x");
-        let mut feed = Feed::start(&Client::new(fake.clone()), Scope::all(gvr_of::<ConfigMap>()));
-        assert_eq!(told(&mut feed, 3).await, ["+a", "+b", "all"]);
+        let mut reflector = Reflector::start(&Client::new(fake.clone()), Scope::all(gvr_of::<ConfigMap>()));
+        assert_eq!(told(&mut reflector, 3).await, ["+a", "+b", "all"]);
         fake.config_map("c", "x");
-        assert_eq!(told(&mut feed, 1).await, ["+c"]);
+        assert_eq!(told(&mut reflector, 1).await, ["+c"]);
         fake.remove("n/c");
-        assert_eq!(told(&mut feed, 1).await, ["-n/c"]);
+        assert_eq!(told(&mut reflector, 1).await, ["-n/c"]);
         fake.cut(true);
         fake.remove("n/a");
         fake.config_map("d", "x");
-        let mut news = told(&mut feed, 3).await;
+        let mut news = told(&mut reflector, 3).await;
         news.sort();
         assert_eq!(news, ["+d", "-n/a", "all"], "b is as it was");
         assert_eq!(fake.log().iter().any(|line| line.starts_with("list")), old);
-        assert!(feed.try_next().is_none());
+        assert!(reflector.try_next().is_none());
     }
 }
 

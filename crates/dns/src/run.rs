@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGua
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use client::{Client, Feed, Informers, Keep, News, Scope, gvr_of};
+use client::{Client, Informers, Keep, News, Reflector, Scope, gvr_of};
 use hickory_proto::op::{Message, ResponseCode};
 use k8s_openapi::api::core::v1::{Namespace, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
@@ -80,8 +80,8 @@ async fn bind(address: SocketAddr, held: &mut Vec<Held>) -> io::Result<(UdpSocke
 
 /// Keeps the zone as the API says.
 async fn follow(server: &Server, client: &Client) {
-    let mut services = Feed::start(client, Scope::all(gvr_of::<Service>()));
-    let mut slices = Feed::start(client, Scope::all(gvr_of::<EndpointSlice>()));
+    let mut services = Reflector::start(client, Scope::all(gvr_of::<Service>()));
+    let mut slices = Reflector::start(client, Scope::all(gvr_of::<EndpointSlice>()));
     let informers = Informers::new(client.clone());
     let namespaces = informers.get_scope(Scope::all(gvr_of::<Namespace>()).keeping(Keep::Metadata));
     let mut namespace_changes = namespaces.subscribe();

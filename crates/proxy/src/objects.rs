@@ -2,7 +2,7 @@
 
 use std::time::SystemTime;
 
-use client::{Client, Feed, News, Scope, gvr_of};
+use client::{Client, News, Reflector, Scope, gvr_of};
 use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use serde::de::DeserializeOwned;
@@ -15,8 +15,8 @@ const MAX_TRIGGERS: usize = 10_000;
 
 /// What is followed, and what is known by it.
 pub struct Objects {
-    services: Feed,
-    slices: Feed,
+    services: Reflector,
+    slices: Reflector,
     complete: (bool, bool),
     pub world: World,
     /// When the pods changed that the next write brings into effect.
@@ -28,8 +28,8 @@ pub struct Objects {
 impl Objects {
     pub fn start(client: &Client, node: &str) -> Objects {
         Objects {
-            services: Feed::start(client, Scope::all(gvr_of::<Service>())),
-            slices: Feed::start(client, Scope::all(gvr_of::<EndpointSlice>())),
+            services: Reflector::start(client, Scope::all(gvr_of::<Service>())),
+            slices: Reflector::start(client, Scope::all(gvr_of::<EndpointSlice>())),
             complete: (false, false),
             world: World::new(node),
             triggers: Vec::new(),

@@ -3,7 +3,7 @@
 //! A cluster without policies pays for one quiet watch. Until the first lists of pods and namespaces are in, the table
 //! stays as it is: half of the pods in a set would shut the other half off.
 
-use client::{Client, Feed, News, Scope, gvr_of};
+use client::{Client, News, Reflector, Scope, gvr_of};
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 
@@ -15,15 +15,15 @@ use crate::policy::{Pod, Policy};
 pub struct Watch {
     node: String,
     client: Client,
-    policies: Feed,
+    policies: Reflector,
     complete: bool,
     pods: Option<Pods>,
     known: Policies,
 }
 
 struct Pods {
-    pods: Feed,
-    namespaces: Feed,
+    pods: Reflector,
+    namespaces: Reflector,
     complete: (bool, bool),
 }
 
@@ -32,7 +32,7 @@ impl Watch {
         Watch {
             node: node.to_string(),
             client: client.clone(),
-            policies: Feed::start(client, Scope::all(gvr_of::<NetworkPolicy>())),
+            policies: Reflector::start(client, Scope::all(gvr_of::<NetworkPolicy>())),
             complete: false,
             pods: None,
             known: Policies::default(),
@@ -73,8 +73,8 @@ impl Watch {
         }
         if self.pods.is_none() && !self.known.is_empty() {
             self.pods = Some(Pods {
-                pods: Feed::start(&self.client, Scope::all(gvr_of::<core::Pod>())),
-                namespaces: Feed::start(&self.client, Scope::all(gvr_of::<core::Namespace>())),
+                pods: Reflector::start(&self.client, Scope::all(gvr_of::<core::Pod>())),
+                namespaces: Reflector::start(&self.client, Scope::all(gvr_of::<core::Namespace>())),
                 complete: (false, false),
             });
         }

@@ -1,6 +1,6 @@
 //! A resource's changes for one who makes of each object what he needs, and keeps that instead.
 //!
-//! A [`Feed`] remembers of an object no more than that it is there, and in which version; so a list that had to be taken
+//! A [`Reflector`] remembers of an object no more than that it is there, and in which version; so a list that had to be taken
 //! anew is told as what differs. What it has not been asked for yet is bounded: beyond that the server waits.
 
 use std::collections::HashMap;
@@ -29,17 +29,17 @@ pub enum News {
 }
 
 /// A resource's changes, from everything there is on, until it is dropped.
-pub struct Feed {
+pub struct Reflector {
     news: mpsc::Receiver<Vec<News>>,
     _stop: DropGuard,
 }
 
-impl Feed {
+impl Reflector {
     /// Starts following; must be called within a tokio runtime.
-    pub fn start(client: &Client, scope: Scope) -> Feed {
+    pub fn start(client: &Client, scope: Scope) -> Reflector {
         let (sender, news) = mpsc::channel(BATCHES);
         let known = Known { sender: Mutex::new(Some(sender)), state: Mutex::default() };
-        Feed { news, _stop: follower::start(client, scope, Arc::new(known)) }
+        Reflector { news, _stop: follower::start(client, scope, Arc::new(known)) }
     }
 
     /// Waits for news, in the order of events. `None` only when the runtime ends. Cancel safe.
@@ -77,7 +77,7 @@ impl Known {
         if let Some(sender) = sender
             && !news.is_empty()
         {
-            // Whoever dropped the feed stops the follower with it.
+            // Whoever dropped the reflector stops the follower with it.
             let _ = sender.send(news).await;
         }
     }
