@@ -91,9 +91,10 @@ impl Strategy for EndpointSlice {
             }
             errors.may_format(&endpoint.child("nodeName"), formats::dns_subdomain);
             errors.may_format(&endpoint.child("hostname"), formats::dns_label);
-            let named: [(&str, fn(&str) -> Vec<String>); 2] =
-                [("hints.forZones", formats::label_value), ("hints.forNodes", formats::dns_subdomain)];
-            for (hints, format) in named {
+            for (hints, format) in [
+                ("hints.forZones", formats::label_value as fn(&str) -> Vec<String>),
+                ("hints.forNodes", formats::dns_subdomain),
+            ] {
                 let hints = endpoint.child(hints);
                 at_most(&hints, MAX_HINTS, &mut errors);
                 for hint in hints.items() {
