@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use client::EventType;
 use client::time::rfc3339;
+use futures::FutureExt;
 use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Node, ObjectReference, Taint};
@@ -18,10 +19,10 @@ use serde_json::{Value, json};
 
 use crate::node_upkeep;
 use crate::nodes::{self, NOT_READY, UNREACHABLE};
-use crate::plan::{Action, Note, Plan};
+use crate::plan::{Action, Note, Plan, What};
 use crate::pod_facts::{self, facts};
 use crate::pods::{self, PodView};
-use crate::runner::{Controller, own_key};
+use crate::runner::{Ask, Controller, own_key};
 use crate::{Context, decoded, status_of};
 
 const LEASES: &str = "kube-node-lease";
@@ -124,6 +125,17 @@ pub fn plan(object: &Object, node: &Node, health: Health, pods: &[PodView], now:
         }
     }
     Ok(plan)
+}
+
+/// Whether a plan says of a node that it is silent.
+fn declares_silent(plan: &Plan) -> bool {
+    let nodes = client::gvr_of::<Node>();
+    plan.actions.iter().any(|a| a.resource == nodes && matches!(a.what, What::Update { subresource: "status", .. }))
+}
+
+/// When a lease was renewed.
+fn renewed(lease: &Object) -> Option<String> {
+    decoded::<Lease>(lease).ok()?.spec.as_ref()?.renew_time.as_ref().map(|t| t.0.to_string())
 }
 
 fn silence(status: &mut Value, created: &str, now: Timestamp) {
@@ -245,7 +257,8 @@ pub fn node_lifecycle(cx: &Context) -> Controller {
     let period = cx.options.node_monitor_period;
     // Else they go with what the other writes.
     let labels = !cx.runs("ttl-controller");
-    Controller::new("node-lifecycle-controller", move |ask| {
+    // `live`: when its lease was renewed, where the server itself was asked.
+    let look = Arc::new(move |ask: &Ask, live: Option<String>| {
         let Some(object) = of.get(&ask.key) else {
             let known = memory.lock().unwrap_or_else(PoisonError::into_inner).heard.remove(&*ask.key);
             let gone = |h: Heard| {
@@ -254,9 +267,8 @@ pub fn node_lifecycle(cx: &Context) -> Controller {
             return Ok(Plan { notes: known.map(gone).into_iter().collect(), ..Plan::nothing() });
         };
         let node = decoded::<Node>(&object)?;
-        let renewed = of_leases
-            .get(&format!("{LEASES}/{}", ask.key))
-            .and_then(|l| decoded::<Lease>(&l).ok()?.spec.as_ref()?.renew_time.as_ref().map(|t| t.0.to_string()));
+        let renewed =
+            live.or_else(|| of_leases.get(&format!("{LEASES}/{}", ask.key)).and_then(|lease| renewed(&lease)));
         let beat =
             nodes::condition(&node, "Ready").and_then(|c| c.last_heartbeat_time.as_ref()).map(|t| t.0.to_string());
         let voice = format!("{}|{}", renewed.unwrap_or_default(), beat.unwrap_or_default());
@@ -315,6 +327,23 @@ pub fn node_lifecycle(cx: &Context) -> Controller {
             plan.note(told(&ask.key, &object.meta.uid, "RegisteredNode", &said));
         }
         Ok(plan)
+    });
+    let client = cx.client.clone();
+    Controller::with_io("node-lifecycle-controller", move |ask| {
+        let (look, client) = (look.clone(), client.clone());
+        async move {
+            let plan = look(&ask, None)?;
+            if !declares_silent(&plan) {
+                return Ok(plan);
+            }
+            // The informer may be late; a server that does not answer says nothing new.
+            let leases = client.dynamic(client::gvr_of::<Lease>()).namespaced(LEASES);
+            match leases.get_opt(&ask.key).await.ok().flatten().and_then(|lease| renewed(&lease)) {
+                Some(live) => look(&ask, Some(live)),
+                None => Ok(plan),
+            }
+        }
+        .boxed()
     })
     .watch(&all_nodes, own_key)
     .read(&leases)
@@ -340,5 +369,28 @@ mod tests {
             let found = zone_state(nodes, unready, options.unhealthy_zone_threshold);
             assert_eq!((found, eviction_rate(found, nodes, &options)), (state, rate), "{unready} of {nodes}");
         }
+    }
+
+    #[test]
+    fn the_server_is_asked_before_a_node_is_called_silent() {
+        let node = |ready: &str| {
+            let conditions =
+                json!([{"type": "Ready", "status": ready, "lastHeartbeatTime": null, "lastTransitionTime": null}]);
+            Object::from_value(&json!({"kind": "Node", "apiVersion": "v1",
+                "metadata": {"name": "n", "uid": "u", "resourceVersion": "3"}, "status": {"conditions": conditions}}))
+            .unwrap()
+        };
+        for (ready, silent, expect) in
+            [("True", 10, false), ("True", 60, true), ("False", 10, false), ("Unknown", 60, false)]
+        {
+            let object = node(ready);
+            let typed = object.typed::<Node>().unwrap();
+            let health = Health { silent, grace: 50, may_evict: false, all_down: false };
+            let plan = plan(&object, &typed, health, &[], Timestamp::UNIX_EPOCH).unwrap();
+            assert_eq!(declares_silent(&plan), expect, "{ready} {silent}");
+        }
+        let lease = json!({"kind": "Lease", "apiVersion": "coordination.k8s.io/v1", "metadata": {"name": "n", "namespace": LEASES},
+            "spec": {"renewTime": "2026-01-01T00:00:00.000000Z"}});
+        assert_eq!(renewed(&Object::from_value(&lease).unwrap()).as_deref(), Some("2026-01-01T00:00:00Z"));
     }
 }
