@@ -1,8 +1,8 @@
 //! What clients' bytes reach first, as functions of bytes that must neither panic nor grow: decoders, patches, expressions.
 //!
 //! Each entry also checks what must hold of whatever it accepts: what is read can be written, and reads the same again. The
-//! libFuzzer targets and the repository's own mutating test call the same entries. Connections are not here: HTTP, TLS and
-//! WebSocket framing are others' crates.
+//! libFuzzer targets and the repository's own mutating test call the same entries. Of connections, SPDY's and WebSocket's frames
+//! have their entries beside them (`runtime::frames`); HTTP and TLS are others' crates.
 
 pub mod mutate;
 mod seeds;

@@ -22,6 +22,8 @@ pub struct Served {
     stored_as: Option<Arc<Served>>,
     /// Who turns one version into another, where that is not the strategy.
     conversion: Option<Arc<Conversion>>,
+    /// How long the store takes with it.
+    pub stored: crate::instruments::StoreTimes,
     /// What a custom kind's schema says in expressions.
     pub rules: Option<crate::crd_rules::Rules>,
 }
@@ -30,13 +32,13 @@ impl Served {
     pub fn new(resource: Resource) -> Arc<Self> {
         let cache =
             (!resource.prefix.is_empty()).then(|| Arc::new(Cache::new(resource.prefix.clone(), decoder(&resource))));
-        Arc::new(Self { resource, cache, stored_as: None, conversion: None, rules: None })
+        Arc::new(Self { resource, cache, stored_as: None, conversion: None, stored: Default::default(), rules: None })
     }
 
     /// A custom kind over its cache: the one it had, if it is not new.
     pub fn custom(resource: Resource, cache: Arc<Cache>, conversion: Option<Arc<Conversion>>) -> Arc<Self> {
         let rules = resource.storage_version().published.as_deref().and_then(crate::crd_rules::Rules::of);
-        Arc::new(Self { resource, cache: Some(cache), stored_as: None, conversion, rules })
+        Arc::new(Self { resource, cache: Some(cache), stored_as: None, conversion, stored: Default::default(), rules })
     }
 
     /// A kind whose objects are stored in the form of another group's row, in that row's cache (events).
@@ -46,6 +48,7 @@ impl Served {
             cache: owner.cache.clone(),
             stored_as: Some(owner.clone()),
             conversion: None,
+            stored: Default::default(),
             rules: None,
         })
     }

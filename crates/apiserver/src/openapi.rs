@@ -106,6 +106,15 @@ fn own_versions(catalog: &Catalog) -> Vec<GroupVersion> {
     out
 }
 
+/// Those whose types are built in: each document of one of them names all, where a type is every version's.
+fn built_in_versions(catalog: &Catalog) -> Vec<GroupVersion> {
+    let built_in = |gv: &GroupVersion| {
+        let of = |served: &Arc<crate::catalog::Served>| served.resource.group == gv.group && !served.resource.custom;
+        &*gv.group != crate::metrics_api::GROUP && catalog.kinds().iter().any(of)
+    };
+    own_versions(catalog).into_iter().filter(built_in).collect()
+}
+
 /// Paths beside the versions that have v3 documents too.
 fn told(catalog: &Catalog) -> Vec<String> {
     let mut out =
@@ -150,6 +159,12 @@ fn kinds<'a>(catalog: &'a Catalog, only: Option<&GroupVersion>) -> Vec<Kind<'a>>
         }
     }
     out
+}
+
+/// A document says which server it is of.
+fn versioned(mut document: Value) -> Value {
+    document["info"]["version"] = crate::http::GIT_VERSION.into();
+    document
 }
 
 fn respond(document: &Document, content_type: &'static str, parts: &Parts) -> Result<Response<Body>, Status> {
@@ -211,7 +226,10 @@ impl OpenApi {
                     let published = remote.documents.openapi_v2.as_ref().ok_or_else(Status::unknown_path)?;
                     Document::json(&documents::to_v3(published))?
                 }
-                None => Document::json(&meta::openapi::v3(&kinds(catalog, Some(gv)), &**sentences))?,
+                None => {
+                    let (kinds, others) = (kinds(catalog, Some(gv)), built_in_versions(catalog));
+                    Document::json(&versioned(meta::openapi::v3(&kinds, &others, &**sentences)))?
+                }
             };
             made.v3.insert(path_of(gv), document.clone());
             Ok(document)
@@ -229,7 +247,8 @@ impl OpenApi {
             if let Some(document) = made.v3.get(path) {
                 return Ok(document.clone());
             }
-            let document = Document::json(&meta::openapi::v3_of_path(path, &own_versions(catalog), &**sentences))?;
+            let document =
+                Document::json(&versioned(meta::openapi::v3_of_path(path, &own_versions(catalog), &**sentences)))?;
             made.v3.insert(path.to_string(), document.clone());
             Ok(document)
         })
@@ -282,7 +301,7 @@ impl OpenApi {
                     if let Some(document) = slot {
                         return Ok(document.clone());
                     }
-                    let mut value = meta::openapi::v2(&kinds(catalog, None), &*sentences);
+                    let mut value = versioned(meta::openapi::v2(&kinds(catalog, None), &*sentences));
                     for published in services.remotes().iter().filter_map(|r| r.documents.openapi_v2.as_ref()) {
                         documents::merge_v2(&mut value, published);
                     }

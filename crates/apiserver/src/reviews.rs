@@ -27,14 +27,16 @@ pub async fn create(server: &ApiServer, target: Target<'_>) -> Result<Reply, Sta
         "localsubjectaccessreviews" => {
             let namespace = spec["resourceAttributes"]["namespace"].as_str().unwrap_or_default();
             if namespace != target.request.namespace {
-                return Err(Status::bad_request(format!(
-                    "spec.resourceAttributes.namespace must match namespace: {}",
-                    target.request.namespace
-                )));
+                let path = meta::FieldPath::new("spec.resourceAttributes.namespace");
+                let error = meta::FieldError::invalid(&path, namespace, "must match metadata.namespace");
+                return Err(invalid(error));
             }
             access(server, &subject(&spec)?, &spec)?
         }
-        "selfsubjectrulesreviews" => rules(server, caller, spec["namespace"].as_str().unwrap_or_default()),
+        "selfsubjectrulesreviews" => match spec["namespace"].as_str().unwrap_or_default() {
+            "" => return Err(Status::bad_request("no namespace on request")),
+            namespace => rules(server, caller, namespace),
+        },
         _ => return Err(target.not_allowed()),
     };
     if !review["metadata"].is_object() {
@@ -66,7 +68,11 @@ async fn token_review(server: &ApiServer, spec: &Value) -> Result<Value, Status>
             user.groups.push(crate::authn::AUTHENTICATED.into());
             json!({"authenticated": true, "user": user_info(&user), "audiences": verified.audiences})
         }
-        Err(why) => json!({"user": {}, "error": format!("[invalid bearer token, {why}]")}),
+        Err(why) => {
+            let said =
+                if why.contains("invalid bearer token") { why } else { format!("[invalid bearer token, {why}]") };
+            json!({"user": {}, "error": said})
+        }
     })
 }
 
@@ -87,23 +93,28 @@ fn subject(spec: &Value) -> Result<User, Status> {
     if user.name.is_empty() && user.groups.is_empty() {
         let path = meta::FieldPath::new("spec.user");
         let error = meta::FieldError::invalid(&path, "", "at least one of user or group must be specified");
-        return Err(Status::invalid("authorization.k8s.io", "SubjectAccessReview", "", &[error]));
+        return Err(invalid(error));
     }
     Ok(user)
+}
+
+/// Upstream does not name the kind of a review that is wrong.
+fn invalid(error: meta::FieldError) -> Status {
+    Status::invalid("authorization.k8s.io", "", "", &[error])
 }
 
 fn access(server: &ApiServer, user: &User, spec: &Value) -> Result<Value, Status> {
     let text = |at: &'static str, field: &str| spec[at][field].as_str().unwrap_or_default().to_string();
     let (resource, path) = (spec["resourceAttributes"].is_object(), spec["nonResourceAttributes"].is_object());
-    if resource == path {
-        let field =
-            meta::FieldPath::new(if resource { "spec.nonResourceAttributes" } else { "spec.resourceAttributes" });
-        let error = meta::FieldError::invalid(
-            &field,
-            Value::Null,
-            "exactly one of nonResourceAttributes or resourceAttributes must be specified",
-        );
-        return Err(Status::invalid("authorization.k8s.io", "SubjectAccessReview", "", &[error]));
+    if resource && path {
+        let field = meta::FieldPath::new("spec.nonResourceAttributes");
+        let why = "cannot be specified in combination with resourceAttributes";
+        return Err(invalid(meta::FieldError::invalid(&field, spec["nonResourceAttributes"].clone(), why)));
+    }
+    if !resource && !path {
+        let field = meta::FieldPath::new("spec.resourceAttributes");
+        let why = "exactly one of nonResourceAttributes or resourceAttributes must be specified";
+        return Err(invalid(meta::FieldError::invalid(&field, "null", why)));
     }
     let decision = if resource {
         let t = |field| text("resourceAttributes", field);

@@ -87,6 +87,7 @@ pub struct ApiServer {
     rbac: Rbac,
     node_authorizer: NodeAuthorizer,
     keys: TokenKeys,
+    flow_control: crate::flowcontrol::FlowControl,
     openapi: crate::openapi::OpenApi,
     readings: crate::metrics_api::Readings,
     aggregation: crate::aggregation::Aggregation,
@@ -125,6 +126,7 @@ impl ApiServer {
             rbac: Rbac::default(),
             node_authorizer: NodeAuthorizer::default(),
             keys,
+            flow_control: Default::default(),
             openapi: Default::default(),
             readings: Default::default(),
             aggregation: Default::default(),
@@ -176,6 +178,10 @@ impl ApiServer {
 
     pub fn node_authorizer(&self) -> &NodeAuthorizer {
         &self.node_authorizer
+    }
+
+    pub fn flow_control(&self) -> &crate::flowcontrol::FlowControl {
+        &self.flow_control
     }
 
     pub fn openapi(&self) -> &crate::openapi::OpenApi {

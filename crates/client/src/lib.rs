@@ -15,6 +15,7 @@ pub mod election;
 pub mod exposition;
 mod follower;
 pub mod informer;
+pub mod metrics;
 pub mod queue;
 mod queue_figures;
 pub mod recorder;

@@ -30,6 +30,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// See the module.
 pub struct Remote {
     client: kube::Client,
+    /// With its port, for those who count.
+    host: String,
     in_flight: Semaphore,
 }
 
@@ -76,15 +78,20 @@ impl Remote {
         let agent = HeaderValue::from_str(user_agent).map_err(|e| Status::bad_request(format!("user agent: {e}")))?;
         config.headers.push((header::USER_AGENT, agent));
         config.connect_timeout = Some(CONNECT_TIMEOUT);
+        crate::metrics::show();
+        let host = config.cluster_url.authority().map(ToString::to_string).unwrap_or_default();
         // Retries are the callers' business: they know what may be repeated.
         config.default_retry = false;
         let client =
             kube::Client::try_from(config).map_err(|e| Status::bad_request(format!("client: {}", chain(&e))))?;
-        Ok(Self { client, in_flight: Semaphore::new(MAX_IN_FLIGHT) })
+        Ok(Self { client, host, in_flight: Semaphore::new(MAX_IN_FLIGHT) })
     }
 
     async fn send(&self, request: http::Request<Body>) -> Result<http::Response<Body>, Status> {
-        let response = self.client.send(request).await.map_err(|e| unavailable(chain(&e)))?;
+        let method = request.method().clone();
+        let sent = self.client.send(request).await;
+        crate::metrics::requested(sent.as_ref().map_or(0, |r| r.status().as_u16()), &self.host, method.as_str());
+        let response = sent.map_err(|e| unavailable(chain(&e)))?;
         if response.status().is_success() {
             return Ok(response);
         }

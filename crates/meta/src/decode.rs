@@ -35,6 +35,16 @@ pub enum DecodeError {
     Type(#[from] TypeError),
 }
 
+impl DecodeError {
+    /// The parser's words alone.
+    pub fn plain(&self) -> String {
+        match self {
+            Self::Json(why) | Self::Yaml(why) => why.clone(),
+            Self::Type(error) => error.to_string(),
+        }
+    }
+}
+
 /// Something a strict reader objects to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Issue {
@@ -136,21 +146,44 @@ impl Issues {
 /// Reads a JSON tree; fields given twice are noted.
 pub fn json(bytes: &[u8]) -> Result<(Value, Issues), DecodeError> {
     // Looked at once as a whole, the texts in it need no look each. What is no UTF-8 is left to the reader to word.
-    match std::str::from_utf8(bytes) {
+    let read = match std::str::from_utf8(bytes) {
         Ok(text) => read(serde_json::Deserializer::from_str(text)),
         Err(_) => read(serde_json::Deserializer::from_slice(bytes)),
-    }
+    };
+    read.map_err(|error| DecodeError::Json(syntax(bytes, &error)))
 }
 
 fn read<'de, R: serde_json::de::Read<'de>>(
     mut reader: serde_json::Deserializer<R>,
-) -> Result<(Value, Issues), DecodeError> {
+) -> Result<(Value, Issues), serde_json::Error> {
     let mut issues = Issues::default();
     let value = Seed { issues: &mut issues, path: &Path { parent: None, step: Step::Root } }
         .deserialize(&mut reader)
-        .and_then(|value| reader.end().map(|()| value))
-        .map_err(|e| DecodeError::Json(e.to_string()))?;
+        .and_then(|value| reader.end().map(|()| value))?;
     Ok((value, issues))
+}
+
+/// What is wrong with JSON, as Go says it; what Go has no words for stays as it is.
+fn syntax(bytes: &[u8], error: &serde_json::Error) -> String {
+    if error.is_eof() {
+        return "unexpected end of JSON input".into();
+    }
+    let said = error.to_string();
+    let line = bytes.split(|b| *b == b'\n').nth(error.line().saturating_sub(1)).unwrap_or_default();
+    let Some(found) = line.get(error.column().saturating_sub(1)).copied() else { return said };
+    let place = match said.split(" at line").next().unwrap_or_default() {
+        "expected value" => "looking for beginning of value",
+        "key must be a string" => "looking for beginning of object key string",
+        "trailing comma" if found == b'}' => "looking for beginning of object key string",
+        "trailing comma" => "looking for beginning of value",
+        "expected `:`" => "after object key",
+        "expected `,` or `}`" => "after object key:value pair",
+        "expected `,` or `]`" => "after array element",
+        "trailing characters" => "after top-level value",
+        "invalid escape" => "in string escape code",
+        _ => return said,
+    };
+    format!("invalid character '{}' {place}", found.escape_ascii())
 }
 
 /// Reads the first document of a YAML stream; keys given twice are noted.

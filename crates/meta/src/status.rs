@@ -495,6 +495,13 @@ impl FieldError {
         Self::new(FieldErrorKind::NotSupported, field, value.into(), detail)
     }
 
+    /// As `not_supported`, where upstream lists what is supported in an order of its own.
+    pub fn not_supported_of(field: &FieldPath, value: impl Into<Value>, supported: &[&str]) -> Self {
+        let list: Vec<String> = supported.iter().map(|s| format!("{s:?}")).collect();
+        let detail = format!("supported values: {}", list.join(", "));
+        Self::new(FieldErrorKind::NotSupported, field, value.into(), detail)
+    }
+
     pub fn too_long(field: &FieldPath, max_bytes: usize) -> Self {
         Self::new(FieldErrorKind::TooLong, field, Value::Null, format!("may not be more than {max_bytes} bytes"))
     }

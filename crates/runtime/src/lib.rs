@@ -25,6 +25,7 @@ mod spec;
 mod stats;
 mod status;
 mod streaming;
+pub use streaming::frames;
 mod transfer;
 
 use std::net::SocketAddr;

@@ -188,6 +188,11 @@ pub trait Backend: Send + Sync + 'static {
     /// (with etcd: once [`Backend::request_progress`] was called).
     async fn watch(&self, prefix: &str, after: Revision) -> Result<WatchStream, StoreError>;
 
+    /// Bytes of the store's files, where they are at hand.
+    fn size_bytes(&self) -> Option<u64> {
+        None
+    }
+
     /// Asks that all watches report how far they are. Nothing to do for the embedded store: it always reports.
     async fn request_progress(&self) -> Result<(), StoreError>;
 

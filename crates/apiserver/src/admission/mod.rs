@@ -31,9 +31,12 @@ mod storage_protection;
 #[cfg(test)]
 mod tests;
 
+use std::time::Instant;
+
 use async_trait::async_trait;
 use meta::{Status, Value, Verb};
 
+use crate::instruments::{self, Half};
 use crate::pipeline::Target;
 use crate::server::ApiServer;
 use crate::webhook::admission as webhook;
@@ -109,38 +112,42 @@ pub trait Plugin: Send + Sync {
     }
 }
 
-static NAMESPACE_LIFECYCLE: namespace_lifecycle::NamespaceLifecycle = namespace_lifecycle::NamespaceLifecycle::new();
+pub(crate) static NAMESPACE_LIFECYCLE: namespace_lifecycle::NamespaceLifecycle =
+    namespace_lifecycle::NamespaceLifecycle::new();
+
+/// A plugin and upstream's name of it; none where upstream does the same outside admission.
+type Listed = (&'static str, &'static dyn Plugin);
 
 /// Those that fill in.
-static MUTATING: &[&dyn Plugin] = &[
-    &NAMESPACE_LIFECYCLE,
-    &limit_ranger::LimitRanger,
-    &service_account::ServiceAccount,
-    &node_taint::TaintNodesByCondition,
-    &priority::Priority,
-    &default_tolerations::DefaultTolerationSeconds,
-    &storage_class::DefaultStorageClass,
-    &storage_protection::StorageProtection,
-    &runtime_class::RuntimeClass,
-    &pod_topology::PodTopologyLabels,
-    &service_address::ServiceAddress,
+pub(crate) static MUTATING: [Listed; 11] = [
+    ("NamespaceLifecycle", &NAMESPACE_LIFECYCLE),
+    ("LimitRanger", &limit_ranger::LimitRanger),
+    ("ServiceAccount", &service_account::ServiceAccount),
+    ("TaintNodesByCondition", &node_taint::TaintNodesByCondition),
+    ("Priority", &priority::Priority),
+    ("DefaultTolerationSeconds", &default_tolerations::DefaultTolerationSeconds),
+    ("DefaultStorageClass", &storage_class::DefaultStorageClass),
+    ("StorageObjectInUseProtection", &storage_protection::StorageProtection),
+    ("RuntimeClass", &runtime_class::RuntimeClass),
+    ("PodTopologyLabels", &pod_topology::PodTopologyLabels),
+    ("", &service_address::ServiceAddress),
 ];
 
 /// Those that judge.
-static VALIDATING: &[&dyn Plugin] = &[
-    &NAMESPACE_LIFECYCLE,
-    &limit_ranger::LimitRanger,
-    &node_restriction::NodeRestriction,
-    &pod_security::PodSecurity,
-    &priority::Priority,
-    &storage_class::PersistentVolumeClaimResize,
-    &runtime_class::RuntimeClass,
-    &certificates::Certificates,
-    &rbac_escalation::RbacEscalation,
-    &policy_validate::ValidatingPolicies,
-    &webhook::ValidatingWebhooks,
+pub(crate) static VALIDATING: [Listed; 12] = [
+    ("NamespaceLifecycle", &NAMESPACE_LIFECYCLE),
+    ("LimitRanger", &limit_ranger::LimitRanger),
+    ("NodeRestriction", &node_restriction::NodeRestriction),
+    ("PodSecurity", &pod_security::PodSecurity),
+    ("Priority", &priority::Priority),
+    ("PersistentVolumeClaimResize", &storage_class::PersistentVolumeClaimResize),
+    ("RuntimeClass", &runtime_class::RuntimeClass),
+    ("CertificateApproval", &certificates::Certificates),
+    ("", &rbac_escalation::RbacEscalation),
+    ("ValidatingAdmissionPolicy", &policy_validate::ValidatingPolicies),
+    ("ValidatingAdmissionWebhook", &webhook::ValidatingWebhooks),
     // Last: nothing refuses what has been charged.
-    &resource_quota::ResourceQuota,
+    ("ResourceQuota", &resource_quota::ResourceQuota),
 ];
 
 /// The mark a delete leaves is part of that delete, which was admitted as one.
@@ -157,14 +164,36 @@ pub async fn mutate(
     if is_mark(a) {
         return Ok(false);
     }
-    for plugin in MUTATING {
-        plugin.mutate(server, a, object, old).await?;
+    let began = Instant::now();
+    let result = async {
+        fill_in(server, a, object, old).await?;
+        // Most clusters have neither.
+        if !policy_mutate::any(server) && !webhook::any_mutating(server) {
+            return Ok(false);
+        }
+        Box::pin(ask_others(server, a, object, old)).await
+    };
+    let result = result.await;
+    instruments::step(Half::Admit, a.operation, result.is_err(), began.elapsed());
+    result
+}
+
+/// All plugins that fill in, one after the other.
+async fn fill_in(
+    server: &ApiServer,
+    a: &Attributes<'_>,
+    object: &mut Value,
+    old: Option<&Value>,
+) -> Result<(), Status> {
+    let mut began = Instant::now();
+    for (at, (_, plugin)) in MUTATING.iter().enumerate() {
+        let result = plugin.mutate(server, a, object, old).await;
+        let ended = Instant::now();
+        instruments::plugin(Half::Admit, at, a.operation, result.is_err(), ended - began);
+        began = ended;
+        result?;
     }
-    // Most clusters have neither.
-    if !policy_mutate::any(server) && !webhook::any_mutating(server) {
-        return Ok(false);
-    }
-    Box::pin(ask_others(server, a, object, old)).await
+    Ok(())
 }
 
 /// Whether what is written is shown to webhooks or expressions.
@@ -189,9 +218,7 @@ async fn ask_others(
         return Ok(false);
     }
     // What policies and webhooks changed is new to the plugins, and to webhooks that came before the one that changed it.
-    for plugin in MUTATING {
-        plugin.mutate(server, a, object, old).await?;
-    }
+    fill_in(server, a, object, old).await?;
     policies.again().run(server, a, object, old).await?;
     webhook::mutate(server, a, object, old, &mut round.again()).await?;
     Ok(true)
@@ -206,8 +233,17 @@ pub async fn validate(
     if is_mark(a) {
         return Ok(());
     }
-    for plugin in VALIDATING {
-        plugin.validate(server, a, object, old).await?;
+    let first = Instant::now();
+    let (mut began, mut result) = (first, Ok(()));
+    for (at, (_, plugin)) in VALIDATING.iter().enumerate() {
+        result = plugin.validate(server, a, object, old).await;
+        let ended = Instant::now();
+        instruments::plugin(Half::Validate, at, a.operation, result.is_err(), ended - began);
+        began = ended;
+        if result.is_err() {
+            break;
+        }
     }
-    Ok(())
+    instruments::step(Half::Validate, a.operation, result.is_err(), began - first);
+    result
 }

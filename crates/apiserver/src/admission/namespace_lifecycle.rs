@@ -39,17 +39,9 @@ impl NamespaceLifecycle {
         let going = self.going.lock().unwrap_or_else(PoisonError::into_inner);
         going.get(namespace).is_some_and(|asked| asked.elapsed() < GOING_FOR)
     }
-}
 
-#[async_trait]
-impl Plugin for NamespaceLifecycle {
-    async fn mutate(
-        &self,
-        server: &ApiServer,
-        a: &Attributes<'_>,
-        _object: &mut Value,
-        _old: Option<&Value>,
-    ) -> Result<(), Status> {
+    /// Refuses what would be new in a namespace that is going or not there. Acting subresources count as new, too.
+    pub async fn admit(&self, server: &ApiServer, a: &Attributes<'_>, name: &str) -> Result<(), Status> {
         let namespace = &*a.target.request.namespace;
         if a.operation != Operation::Create || !a.target.served.resource.namespaced || namespace.is_empty() {
             return Ok(());
@@ -70,7 +62,6 @@ impl Plugin for NamespaceLifecycle {
         if found.meta.deletion_timestamp.is_none() || a.target.served.cache.is_none() {
             return Ok(());
         }
-        let name = _object["metadata"]["name"].as_str().unwrap_or_default();
         let why = format!("unable to create new content in namespace {namespace} because it is being terminated");
         let cause = Cause {
             reason: "NamespaceTerminating".into(),
@@ -78,6 +69,19 @@ impl Plugin for NamespaceLifecycle {
             field: "metadata.namespace".into(),
         };
         Err(a.forbid(name, why).with_causes(vec![cause]))
+    }
+}
+
+#[async_trait]
+impl Plugin for NamespaceLifecycle {
+    async fn mutate(
+        &self,
+        server: &ApiServer,
+        a: &Attributes<'_>,
+        object: &mut Value,
+        _old: Option<&Value>,
+    ) -> Result<(), Status> {
+        self.admit(server, a, object["metadata"]["name"].as_str().unwrap_or_default()).await
     }
 
     async fn validate(

@@ -93,7 +93,7 @@ impl Policy {
             if self.fails_open() {
                 Vec::new()
             } else {
-                vec![Denial { message, reason: Reason::Invalid, at: 0, always: false }]
+                vec![Denial { message, reason: Reason::Invalid, at: 0, error: "invalid_error", always: false }]
             }
         };
         match self.conditions.hold(inputs, &self.variables) {
@@ -130,7 +130,13 @@ impl Policy {
                         (false, false) => validation.message.clone(),
                         (false, true) => format!("failed expression: {}", validation.expression.text.trim()),
                     };
-                    denials.push(Denial { message, reason: reason(&validation.reason), at, always: false });
+                    denials.push(Denial {
+                        message,
+                        reason: reason(&validation.reason),
+                        at,
+                        error: "no_error",
+                        always: false,
+                    });
                 }
                 Err(stop) => denials.extend(failed(stop.text()).into_iter().map(|denial| Denial { at, ..denial })),
             }
@@ -155,7 +161,8 @@ impl Policy {
                 Ok(_) => {}
                 Err(_) if self.fails_open() => {}
                 Err(stop) => {
-                    denials.push(Denial { message: stop.text(), reason: Reason::Invalid, at: 0, always: true });
+                    let (message, reason) = (stop.text(), Reason::Invalid);
+                    denials.push(Denial { message, reason, at: 0, error: "invalid_error", always: true });
                 }
             }
         }
@@ -177,6 +184,8 @@ struct Denial {
     reason: Reason,
     /// Which of the policy's validations.
     at: usize,
+    /// As counts tell it.
+    error: &'static str,
     /// Denies whatever the binding's actions are.
     always: bool,
 }
@@ -248,13 +257,25 @@ pub async fn validate(
             for param in params {
                 let param = param.map(|p| p.value()).transpose().map_err(Status::internal)?;
                 let asker = Asker { server, user: &subject.caller.user };
-                for denial in policy.run(&seen.inputs(&asker, param.as_ref()), &mut annotations) {
+                let denials = policy.run(&seen.inputs(&asker, param.as_ref()), &mut annotations);
+                if denials.is_empty() {
+                    crate::instruments::policy(&policy.name, name, "allow", "no_error");
+                }
+                for denial in denials {
                     if action("Warn") && !denial.always {
                         subject.caller.warn(format!(
                             "Validation failed for ValidatingAdmissionPolicy '{}' with binding '{name}': {}",
                             policy.name, denial.message
                         ));
                     }
+                    let counted = if action("Deny") || denial.always {
+                        "deny"
+                    } else if action("Warn") {
+                        "warn"
+                    } else {
+                        "audit"
+                    };
+                    crate::instruments::policy(&policy.name, name, counted, denial.error);
                     if action("Audit") && !denial.always {
                         failures.push(json!({
                             "message": denial.message, "policy": policy.name, "binding": name,

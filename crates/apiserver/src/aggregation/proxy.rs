@@ -130,7 +130,7 @@ pub(super) fn tls(
     let builder = if insecure {
         builder.dangerous().with_custom_certificate_verifier(Arc::new(Unverified(provider)))
     } else {
-        builder.with_root_certificates(crate::webhook::client::roots(ca_bundle)?)
+        builder.dangerous().with_custom_certificate_verifier(crate::webhook::trust::of(ca_bundle)?)
     };
     let config = match front_proxy {
         Some(front_proxy) => {

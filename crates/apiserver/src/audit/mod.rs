@@ -26,7 +26,7 @@ use crate::pipeline::Caller;
 use crate::server::ApiServer;
 use policy::{Level, Policy};
 use sink::Sink;
-pub use trail::{Trail, held};
+pub use trail::Trail;
 
 /// How long the end of the server waits for what is still to be written.
 const FLUSH_WITHIN: Duration = Duration::from_secs(5);

@@ -3,19 +3,15 @@
 //! Whoever learns something of the request adds it: the object sent, the decision of authorization, a webhook's annotation.
 //! The last holder of a trail whose answer goes on (a watch, a stream) tells of its end by letting it go.
 
-use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use futures::StreamExt;
-use http_body_util::BodyExt;
 use meta::{Reply, RequestBody, Status, Value, WatchStream};
 
 use super::event::{self, Event, ObjectReference};
 use super::policy::{Level, Stage, Verdict};
 use super::{Audit, Received};
-use crate::http::Body;
 use crate::pipeline::{Target, metadata};
 
 pub struct Trail {
@@ -253,29 +249,6 @@ impl Drop for Trail {
             runtime.spawn(async move { audit.tell(event).await });
         }
     }
-}
-
-/// A body with something that lives as long as it does.
-struct Held {
-    body: Body,
-    _trail: Arc<Trail>,
-}
-
-impl http_body::Body for Held {
-    type Data = Bytes;
-    type Error = std::convert::Infallible;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<http_body::Frame<Bytes>, Self::Error>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
-    }
-}
-
-/// The body of an answer that goes on, whose end is the request's.
-pub fn held(body: Body, trail: Arc<Trail>) -> Body {
-    Held { body, _trail: trail }.boxed_unsync()
 }
 
 pub(super) fn held_stream(events: WatchStream, trail: Arc<Trail>) -> WatchStream {

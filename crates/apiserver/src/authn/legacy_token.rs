@@ -8,7 +8,7 @@ use meta::{Gvr, Request, RequestBody, Verb};
 use serde_json::{Value, json};
 
 use super::User;
-use super::token::{TokenKeys, Verified};
+use super::token::{TokenKeys, Verified, other_audiences};
 use crate::bootstrap::loopback;
 use crate::server::ApiServer;
 
@@ -48,7 +48,7 @@ impl ApiServer {
         }
         // It has no audience of its own: it is for this server.
         if !audiences.is_empty() && !audiences.contains(&keys.issuer) {
-            return Err("token audiences do not match".into());
+            return Err(other_audiences(std::slice::from_ref(&keys.issuer), audiences));
         }
         let found = self.lookup("", "secrets", &namespace, &secret).filter(|s| s.meta.deletion_timestamp.is_none());
         let found = found.ok_or_else(|| format!("secret {namespace}/{secret} does not exist"))?;

@@ -81,6 +81,21 @@ impl TokenKeys {
     }
 }
 
+/// What is said of a token that no service account ever had.
+const NOT_OURS: &str = "invalid bearer token";
+
+/// Whether a token says that it is from this issuer, true or not.
+fn is_own(token: &str, issuer: &str) -> bool {
+    let claims = token.split('.').nth(1).and_then(|part| URL_SAFE_NO_PAD.decode(part).ok());
+    let claims = claims.and_then(|bytes| serde_json::from_slice::<Value>(&bytes).ok());
+    claims.is_some_and(|claims| claims["iss"] == issuer)
+}
+
+/// A token that is for others.
+pub(super) fn other_audiences(said: &[String], wanted: &[String]) -> String {
+    format!("[invalid bearer token, token audiences {said:?} is invalid for the target audiences {wanted:?}]")
+}
+
 fn pem_body(pem: &str) -> Option<Vec<u8>> {
     let body: String = pem.lines().filter(|line| !line.starts_with("-----")).map(str::trim).collect();
     base64::engine::general_purpose::STANDARD.decode(body).ok()
@@ -92,7 +107,14 @@ impl ApiServer {
         let keys = self.token_keys();
         let claims = match keys.claims(token, &keys.issuer, &["exp", "iss", "sub"]) {
             Ok(claims) => claims,
-            Err(why) => return self.verify_legacy_token(keys, token, audiences).unwrap_or(Err(why)),
+            Err(why) => {
+                let why = if is_own(token, &keys.issuer) {
+                    format!("[invalid bearer token, {why}]")
+                } else {
+                    NOT_OURS.into()
+                };
+                return self.verify_legacy_token(keys, token, audiences).unwrap_or(Err(why));
+            }
         };
         let own = std::slice::from_ref(&keys.issuer);
         let wanted = if audiences.is_empty() { own } else { audiences };
@@ -102,7 +124,7 @@ impl ApiServer {
         };
         let shared: Vec<String> = said.iter().filter(|a| wanted.contains(a)).cloned().collect();
         if shared.is_empty() {
-            return Err("token audiences do not match".into());
+            return Err(other_audiences(&said, wanted));
         }
         let about = &claims["kubernetes.io"];
         let text = |at: &Value, field: &str| at[field].as_str().unwrap_or_default().to_string();

@@ -98,7 +98,9 @@ pub fn decide(server: &ApiServer, user: &User, attributes: &Attributes<'_>) -> D
 
 /// As [`require`], for the request itself: the audit log is told.
 pub fn admit(server: &ApiServer, caller: &Caller, attributes: &Attributes<'_>) -> Result<(), Status> {
+    let began = std::time::Instant::now();
     let decision = decide(server, &caller.user, attributes);
+    crate::instruments::authorized(matches!(decision, Decision::Allow(_)), began.elapsed());
     if let Some(trail) = &caller.trail {
         let (word, reason) = match &decision {
             Decision::Allow(reason) => ("allow", reason),

@@ -1,5 +1,5 @@
-//! What a cluster has from its first second: system namespaces, default roles and bindings, priority classes, the
-//! `kubernetes` Service and its endpoint.
+//! What a cluster has from its first second: system namespaces, default roles and bindings, priority classes, flow
+//! schemas, the `kubernetes` Service and its endpoint.
 //!
 //! Objects that exist are left alone, except default roles, which gain what they lack (upstream's auto-reconciliation), the
 //! default range of cluster IPs, which gains a second family, and the endpoint, which follows the server's address.
@@ -36,6 +36,7 @@ pub async fn run(server: &Arc<ApiServer>) -> Result<(), Status> {
     )
     .await?;
     let mut objects = policy::cluster_roles();
+    objects.extend(crate::flowcontrol::wanted());
     objects.extend(policy::bindings().into_iter().chain(policy::namespaced()).chain(controllers::wanted()));
     for (name, value, description) in [
         (

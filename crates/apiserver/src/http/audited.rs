@@ -11,10 +11,9 @@ use meta::{Reply, Status, Verb};
 use super::encode::{self, Negotiated, Shape};
 use super::route::{self, Route};
 use super::{Body, text_of};
-use crate::audit::{Audit, Received, Trail, held};
+use crate::audit::{Audit, Received, Trail};
 use crate::authn::User;
 use crate::authz::Attributes;
-use crate::pipeline::Caller;
 
 /// A request's trail, once its user is known; empty where nothing is told.
 #[derive(Default)]
@@ -25,11 +24,10 @@ impl Slot {
         self.0.get().cloned()
     }
 
-    /// Begins the trail, which whoever carries the request elsewhere finds in it.
     pub async fn begin<B>(
         &self,
         audit: &Arc<Audit>,
-        request: &mut Request<B>,
+        request: &Request<B>,
         user: Option<&User>,
         from: IpAddr,
         audit_id: &HeaderValue,
@@ -62,7 +60,6 @@ impl Slot {
             return trail.unauthenticated(&attempted).await;
         }
         trail.received().await;
-        request.extensions_mut().insert(trail.clone());
         // Only this fills it.
         let _ = self.0.set(trail);
     }
@@ -105,14 +102,6 @@ fn sources(headers: &HeaderMap, from: IpAddr) -> Vec<String> {
         }
     }
     found.iter().map(ToString::to_string).collect()
-}
-
-/// Keeps the trail as long as the answer goes on.
-pub fn until_its_end(response: Response<Body>, caller: &Caller) -> Response<Body> {
-    match &caller.trail {
-        Some(trail) => response.map(|body| held(body, trail.clone())),
-        None => response,
-    }
 }
 
 /// What is to be told of a reply, as JSON.

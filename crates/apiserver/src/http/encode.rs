@@ -59,7 +59,7 @@ impl Negotiated {
         Self { pretty, ..self }
     }
 
-    pub fn of(headers: &HeaderMap) -> Result<Self, Status> {
+    pub fn of(headers: &HeaderMap, verb: meta::Verb) -> Result<Self, Status> {
         let gzip = headers
             .get_all(header::ACCEPT_ENCODING)
             .iter()
@@ -84,6 +84,7 @@ impl Negotiated {
         }
         let mut best: Option<(Format, View)> = None;
         let (mut plain, mut json_too) = (None, false);
+        let mut known_type = false;
         for clause in &accept {
             let mut parts = clause.split(';').map(str::trim);
             let format = match parts.next().unwrap_or_default() {
@@ -92,6 +93,7 @@ impl Negotiated {
                 "application/vnd.kubernetes.protobuf" => Format::Protobuf,
                 _ => continue,
             };
+            known_type = true;
             let (mut view, mut strange) = (View::Whole, false);
             let (mut group, mut version) = ("meta.k8s.io", "v1");
             for part in parts {
@@ -105,7 +107,12 @@ impl Negotiated {
                 }
             }
             let known = view == View::Whole || (group == "meta.k8s.io" && matches!(version, "v1" | "v1beta1"));
-            if known && !strange && !(view != View::Whole && format == Format::Yaml) {
+            let fits = match view {
+                View::Whole => true,
+                View::Table => format == Format::Json,
+                View::Metadata => format != Format::Yaml,
+            };
+            if known && !strange && fits {
                 best = best.or(Some((format, view)));
                 if view == View::Whole {
                     json_too |= format == Format::Json;
@@ -116,7 +123,7 @@ impl Negotiated {
         if let Some((format, view)) = best {
             return Ok(Self { format, view, plain, gzip, pretty: false, json_too });
         }
-        Err(not_acceptable())
+        Err(if known_type { not_acceptable() } else { nothing_acceptable(verb) })
     }
 
     /// The same, without protobuf for a kind that has no such form, where the client takes JSON too.
@@ -139,6 +146,17 @@ pub fn wants_pretty(headers: &HeaderMap, query: &str) -> bool {
     }
     let agent = headers.get(header::USER_AGENT).and_then(|v| v.to_str().ok()).unwrap_or_default();
     ["curl", "Wget", "Mozilla/5.0"].iter().any(|program| agent.starts_with(program))
+}
+
+/// As the framework under upstream says it, which looks at types alone.
+fn nothing_acceptable(verb: meta::Verb) -> Status {
+    let mut message = String::from(
+        "406: Not Acceptable\n\nAvailable representations: application/json, application/yaml, application/vnd.kubernetes.protobuf",
+    );
+    if matches!(verb, meta::Verb::List | meta::Verb::Watch) {
+        message += ", application/json;stream=watch, application/vnd.kubernetes.protobuf;stream=watch";
+    }
+    Status::new(Reason::NotAcceptable, message)
 }
 
 fn not_acceptable() -> Status {
@@ -419,11 +437,18 @@ fn watch_reply(
         include_object: shape.include_object.clone(),
     };
     let mut first_table = true;
+    let watched = shape.kind().map(|(resource, version)| {
+        crate::instruments::watched(&resource.group, &version.name, &resource.plural, &resource.kind)
+    });
     let frames = events.map(move |batch| {
         let mut out = Vec::with_capacity(1024 * batch.len());
         for event in batch {
+            let before = out.len();
             if let Err(status) = write_event(&event, &shape, format, view, &mut first_table, &mut out) {
                 tracing::warn!(%status, "watch event cannot be encoded");
+            }
+            if let Some(watched) = &watched {
+                watched.sent(out.len() - before);
             }
         }
         Ok::<_, Infallible>(Frame::data(Bytes::from(out)))

@@ -4,19 +4,15 @@ use std::collections::HashMap;
 use std::fmt::Write;
 use std::hash::{BuildHasher, Hash, RandomState};
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
-use std::sync::{LazyLock, Mutex};
+use std::sync::{Arc, LazyLock, Mutex};
 use std::time::Duration;
 
 use http::{Method, Request, StatusCode, Uri, header};
 
 use super::paths;
+use crate::instruments::{self, LongRunning, SECONDS as BUCKETS};
 use crate::server::ApiServer;
 
-/// Upper bounds of the latency histogram, seconds.
-const BUCKETS: [f64; 23] = [
-    0.005, 0.025, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0, 1.25, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 15.0, 20.0, 30.0,
-    45.0, 60.0,
-];
 /// Most kinds of requests that are told apart; more than all resources, verbs and scopes of a large cluster.
 const MAX_SERIES: usize = 20_000;
 
@@ -101,14 +97,22 @@ struct Series {
     buckets: [u64; BUCKETS.len()],
 }
 
+impl Asked<'_> {
+    /// Before this stands what else a family tells apart.
+    fn labels(&self, before: &str) -> String {
+        let Asked { verb, group, version, resource, subresource, scope, .. } = self;
+        format!(
+            "component=\"apiserver\",{before}group=\"{group}\",resource=\"{resource}\",scope=\"{scope}\",subresource=\"{subresource}\",verb=\"{verb}\",version=\"{version}\""
+        )
+    }
+}
+
 impl Series {
     fn of(asked: &Asked<'_>) -> Self {
-        let Asked { verb, group, version, resource, subresource, scope, dry_run } = asked;
+        let Asked { group, version, resource, subresource, dry_run, .. } = asked;
         let dry_run = if *dry_run { "All" } else { "" };
         Self {
-            labels: format!(
-                "component=\"apiserver\",dry_run=\"{dry_run}\",group=\"{group}\",resource=\"{resource}\",scope=\"{scope}\",subresource=\"{subresource}\",verb=\"{verb}\",version=\"{version}\""
-            ),
+            labels: asked.labels(&format!("dry_run=\"{dry_run}\",")),
             group: group.to_string(),
             version: version.to_string(),
             resource: resource.to_string(),
@@ -150,6 +154,18 @@ impl Observed {
 
     fn in_flight(&self) -> &'static AtomicI64 {
         &IN_FLIGHT[usize::from(matches!(self.method, Method::GET | Method::HEAD))]
+    }
+
+    /// Counts the request until its answer ends, if that goes on.
+    pub fn long_running(&self) -> Option<Arc<LongRunning>> {
+        let (path, query) = (self.uri.path(), self.uri.query().unwrap_or_default());
+        // A glance that spares most requests a closer look.
+        let connects = ["/log", "/exec", "/attach", "/portforward"].iter().any(|end| path.ends_with(end));
+        if !connects && !query.contains("watch=") && !path.contains("/watch/") && !path.contains("/proxy") {
+            return None;
+        }
+        let asked = Asked::of(&self.method, &self.uri, self.apply)?;
+        matches!(asked.verb, "WATCH" | "CONNECT").then(|| Arc::new(LongRunning::begin(asked.labels(""))))
     }
 
     pub fn method(&self) -> &Method {
@@ -374,6 +390,7 @@ pub fn render(server: &ApiServer) -> String {
     if let Some(audit) = &server.config().audit {
         text.audit(audit);
     }
+    instruments::write_page(&mut text.0, server);
     text.process(server.uptime());
     text.0 + &client::exposition::text()
 }
@@ -404,5 +421,34 @@ mod tests {
         check("DELETE", "/api/v1/namespaces/a/pods", "DELETECOLLECTION /v1 pods/ namespace false");
         check("GET", "/apis/apps/v1", "");
         check("GET", "/healthz", "");
+    }
+
+    #[tokio::test]
+    async fn upstreams_names_are_there_and_tell_what_was_done() {
+        let f = crate::testing::Fixture::start().await;
+        f.namespace("n", serde_json::json!({})).await;
+        client::exposition::register("test", || "another_component 1\n".into());
+        let page = render(&f.server);
+        for start in [
+            "apiserver_admission_step_admission_duration_seconds_count{operation=\"CREATE\",rejected=\"false\",type=\"admit\"}",
+            "apiserver_admission_controller_admission_duration_seconds_count{name=\"NamespaceLifecycle\",operation=\"CREATE\"",
+            "authorization_attempts_total{result=\"allowed\"}",
+            "etcd_requests_total{group=\"\",operation=\"create\",resource=\"serviceaccounts\"} 1",
+            "etcd_request_duration_seconds_bucket{group=\"\",operation=\"create\",resource=\"namespaces\",le=\"0.005\"}",
+            "apiserver_storage_size_bytes{storage_cluster_id=\"etcd-0\"}",
+            "apiserver_storage_objects{resource=\"flowschemas.flowcontrol.apiserver.k8s.io\"} 13",
+            "apiserver_flowcontrol_dispatched_requests_total{flow_schema=\"exempt\",priority_level=\"exempt\"}",
+            "another_component 1",
+        ] {
+            // Families of statics count what other tests do, too.
+            let line = page.lines().find(|line| line.starts_with(start));
+            assert!(
+                line.is_some_and(|line| !line.ends_with(" 0")) || start.contains("dispatched"),
+                "{start}: {line:?}"
+            );
+        }
+        for line in page.lines().filter(|line| !line.starts_with('#')) {
+            assert!(line.rsplit_once(' ').is_some_and(|(_, value)| value.parse::<f64>().is_ok()), "{line}");
+        }
     }
 }

@@ -8,6 +8,7 @@ mod deadline;
 pub mod encode;
 mod health;
 mod jsonpath;
+pub mod lasting;
 mod metrics;
 mod paths;
 pub mod route;
@@ -35,14 +36,19 @@ use tokio_util::task::TaskTracker;
 use crate::aggregation;
 use crate::authn::{self, User};
 use crate::authz;
+use crate::instruments::{self, LongRunning};
 use crate::pipeline::Caller;
 use crate::server::ApiServer;
+use lasting::Lasting;
+pub(crate) use paths::GIT_VERSION;
 use route::Route;
 
 pub type Body = UnsyncBoxBody<Bytes, Infallible>;
 
 /// Largest request body, as upstream.
 const MAX_BODY: usize = 3 << 20;
+/// What is read and thrown away of a larger one.
+const MAX_DRAINED: usize = 64 << 20;
 /// A client that does not finish its TLS handshake or request head in this time is let go.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// Connections served at a time.
@@ -185,7 +191,7 @@ async fn guarded(
     let observed = metrics::Observed::begin(&request);
     let audit_id = audit_id(request.headers());
     let told = audited::Slot::default();
-    let handled = handle(server, peer, request, (&audit_id, &told), ending);
+    let handled = handle(server, peer, request, (&audit_id, &told, observed.long_running()), ending);
     let handled = std::panic::AssertUnwindSafe(handled).catch_unwind().await;
     let mut response = match handled {
         Ok(response) => told.ended(response).await,
@@ -229,17 +235,19 @@ async fn handle(
     server: &Arc<ApiServer>,
     peer: &Peer,
     mut request: http::Request<Incoming>,
-    (audit_id, told): (&HeaderValue, &audited::Slot),
+    (audit_id, told, open): (&HeaderValue, &audited::Slot, Option<Arc<LongRunning>>),
     ending: CancellationToken,
 ) -> Response<Body> {
+    let began = std::time::Instant::now();
     let spoken_for = if peer.speaks { authn::front_proxy::user_of_headers(request.headers_mut()) } else { None };
     let user = match (spoken_for, &peer.user) {
         (Some(user), _) => Ok(Arc::new(user)),
         (None, Ok(user)) => server.authenticate(user.as_ref(), text_of(request.headers(), header::AUTHORIZATION)).await,
         (None, Err(status)) => Err(status.clone()),
     };
+    instruments::authenticated(user.as_ref().ok().map(|user| &*user.name), began.elapsed());
     if let Some(audit) = &server.config().audit {
-        Box::pin(told.begin(audit, &mut request, user.as_deref().ok(), peer.address, audit_id)).await;
+        Box::pin(told.begin(audit, &request, user.as_deref().ok(), peer.address, audit_id)).await;
     }
     let user = match user {
         Ok(user) => user,
@@ -251,7 +259,12 @@ async fn handle(
     };
     let agent = text_of(request.headers(), header::USER_AGENT).unwrap_or_default();
     let caller = Caller::new(user, agent).told_to(told.trail());
+    let lasting = Lasting::default().with(told.trail().map(|trail| trail as _)).with(open.map(|open| open as _));
+    request.extensions_mut().insert(lasting);
     let mut response = answer(server, &caller, request, ending).await.unwrap_or_else(|status| told.refused(&status));
+    if let Some(executing) = caller.flow.get() {
+        executing.tell(response.headers_mut());
+    }
     for warning in caller.take_warnings() {
         let quoted = warning.replace('\\', "\\\\").replace('"', "\\\"").replace(['\n', '\r'], " ");
         if let Ok(value) = HeaderValue::from_str(&format!("299 - \"{quoted}\"")) {
@@ -279,6 +292,11 @@ async fn answer(
         return Ok(Box::pin(aggregation::proxy::carry(server, &remote, &caller.user, request)).await);
     }
     let route = route::parse(request.method(), request.uri().path(), request.uri().query().unwrap_or_default())?;
+    let lasting = match &route {
+        // Streams take it along themselves.
+        Route::Connect(call) if call.request.subresource != "log" => Lasting::default(),
+        _ => request.extensions_mut().remove().unwrap_or_default(),
+    };
     if websocket::is_asked(request.headers()) {
         let lines = matches!(&route, Route::Resource(r) if r.verb == meta::Verb::Watch);
         let log = matches!(&route, Route::Connect(c) if c.request.subresource == "log");
@@ -286,12 +304,12 @@ async fn answer(
             && let Some(upgrade) = websocket::Upgrade::take(&mut request, lines)
         {
             let response = Box::pin(dispatch(server, caller, route, request, ending)).await?;
-            return Ok(upgrade.carry(audited::until_its_end(response, caller)));
+            return Ok(upgrade.carry(response.map(|body| lasting.held_by(body))));
         }
     }
     let allowed = deadline::allowed(&route, request.uri().query().unwrap_or_default())?;
     let response = deadline::kept(allowed, dispatch(server, caller, route, request, ending)).await?;
-    Ok(audited::until_its_end(response, caller))
+    Ok(response.map(|body| lasting.held_by(body)))
 }
 
 /// Authorizes a call that another server answers: paths there may be longer than ours.
@@ -321,7 +339,9 @@ async fn dispatch(
     match route {
         Route::Path => {
             let verb = parts.method.as_str().to_ascii_lowercase();
-            authz::admit(server, caller, &authz::Attributes::path(&verb, parts.uri.path()))?;
+            let attributes = authz::Attributes::path(&verb, parts.uri.path());
+            caller.taken(server, &attributes);
+            authz::admit(server, caller, &attributes)?;
             if !matches!(parts.method, Method::GET | Method::HEAD) {
                 return Err(Status::wrong_method());
             }
@@ -338,8 +358,9 @@ async fn dispatch(
             Box::pin(crate::subresource::connect::serve(server, call, http::Request::from_parts(parts, body))).await
         }
         Route::Resource(mut request) => {
+            caller.taken(server, &authz::Attributes::of(&request));
             let pretty = encode::wants_pretty(&parts.headers, parts.uri.query().unwrap_or_default());
-            let negotiated = encode::Negotiated::of(&parts.headers)?.pretty(pretty);
+            let negotiated = encode::Negotiated::of(&parts.headers, request.verb)?.pretty(pretty);
             if request.verb.is_write() {
                 let content_type = text_of(&parts.headers, header::CONTENT_TYPE).unwrap_or_default().to_string();
                 let bytes = read_body(body).await?;
@@ -360,10 +381,12 @@ async fn dispatch(
     }
 }
 
-async fn read_body(body: Incoming) -> Result<Bytes, Status> {
-    match Limited::new(body, MAX_BODY).collect().await {
+async fn read_body(mut body: Incoming) -> Result<Bytes, Status> {
+    match Limited::new(&mut body, MAX_BODY).collect().await {
         Ok(collected) => Ok(collected.to_bytes()),
         Err(error) if error.is::<http_body_util::LengthLimitError>() => {
+            // A client that still writes would not read why.
+            let _ = tokio::time::timeout(DRAIN, Limited::new(body, MAX_DRAINED).collect()).await;
             Err(Status::new(Reason::RequestEntityTooLarge, format!("Request entity too large: limit is {MAX_BODY}")))
         }
         Err(error) => Err(Status::bad_request(format!("reading the request's body: {error}"))),

@@ -95,7 +95,7 @@ pub async fn serve(server: &Arc<ApiServer>, parts: &Parts, ending: bool) -> Resu
         [""] => Ok(indented(&index(&catalog, &services))),
         [asker @ ("healthz" | "livez" | "readyz"), check @ ..] => {
             let query = parts.uri.query().unwrap_or_default();
-            health::serve(server, asker, &check.join("/"), query, ending).await.ok_or_else(Status::unknown_path)
+            Ok(health::serve(server, asker, &check.join("/"), query, ending).await.unwrap_or_else(not_found))
         }
         ["version"] => Ok(indented(&version())),
         ["api"] if wants_aggregated => Ok(aggregated(true)),
@@ -103,7 +103,7 @@ pub async fn serve(server: &Arc<ApiServer>, parts: &Parts, ending: bool) -> Resu
         ["apis"] if wants_aggregated => Ok(aggregated(false)),
         ["apis"] => Ok(json_response(&discovery::group_list(&catalog, &services))),
         ["apis", group] => {
-            discovery::group(&catalog, &services, group).map(|v| json_response(&v)).ok_or_else(Status::unknown_path)
+            Ok(discovery::group(&catalog, &services, group).map_or_else(not_found, |v| json_response(&v)))
         }
         ["api", version] => {
             discovery::resource_list(&catalog, "", version).map(|v| json_response(&v)).ok_or_else(Status::unknown_path)
@@ -120,8 +120,16 @@ pub async fn serve(server: &Arc<ApiServer>, parts: &Parts, ending: bool) -> Resu
         ["flagz"] => zpages::flagz(server, accept),
         ["metrics"] => Ok(with_type(metrics::render(server), METRICS)),
         ["metrics", "slis"] => Ok(with_type(health::slis(), METRICS)),
-        _ => Err(Status::unknown_path()),
+        _ => Ok(not_found()),
     }
+}
+
+/// There is nothing at a path: Go's own words.
+fn not_found() -> Response<Body> {
+    let mut response = with_type("404 page not found\n", "text/plain; charset=utf-8");
+    *response.status_mut() = http::StatusCode::NOT_FOUND;
+    response.headers_mut().insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    response
 }
 
 pub fn version() -> Value {

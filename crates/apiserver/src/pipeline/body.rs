@@ -14,6 +14,9 @@ use crate::server::ApiServer;
 /// Operations one JSON patch may hold, as upstream.
 const MAX_JSON_PATCH_OPS: usize = 10_000;
 
+/// Bytes of a field manager's name.
+const MAX_MANAGER: usize = 128;
+
 /// `fieldValidation`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum FieldValidation {
@@ -29,7 +32,7 @@ fn field_validation(target: &Target<'_>) -> Result<FieldValidation, Status> {
         "Strict" => Ok(FieldValidation::Strict),
         other => {
             let path = meta::FieldPath::new("fieldValidation");
-            let error = FieldError::not_supported(&path, other, &["Ignore", "Strict", "Warn"]);
+            let error = FieldError::not_supported(&path, other, &["", "Ignore", "Strict", "Warn"]);
             Err(Status::invalid("meta.k8s.io", options_kind(target), "", &[error]))
         }
     }
@@ -44,6 +47,42 @@ fn unsupported(content_type: &str, supported: &str) -> Status {
         format!("the body of the request was in an unknown format - accepted media types include: {supported}");
     tracing::debug!(content_type, "unsupported media type");
     Status::new(meta::Reason::UnsupportedMediaType, message)
+}
+
+/// Bytes of a body that an error shows.
+const SHOWN: usize = 30;
+
+/// The beginning of a body, as text where it looks like JSON.
+fn summary(bytes: &[u8]) -> String {
+    let (start, more) = (&bytes[..bytes.len().min(SHOWN)], if bytes.len() > SHOWN { " ..." } else { "" });
+    match bytes.first() {
+        None => "<empty>".into(),
+        Some(b'{') => String::from_utf8_lossy(start).into_owned() + more,
+        Some(_) => start.iter().map(|b| format!("{b:02x}")).collect::<String>() + more,
+    }
+}
+
+/// A body that is no object of any kind.
+fn unrecognized(kind: &str, body: &RequestBody, why: impl std::fmt::Display) -> Status {
+    let summary = match body {
+        RequestBody::Bytes { bytes, .. } => summary(bytes),
+        _ => summary(b""),
+    };
+    let why = why.to_string();
+    let why = why.strip_prefix("error converting YAML to JSON: ").unwrap_or(&why);
+    Status::bad_request(format!("the object provided is unrecognized (must be of type {kind}): {why} ({summary})"))
+}
+
+/// What Go calls a JSON value that it cannot read into something else.
+fn go_kind(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "bool",
+        Value::Number(_) => "number",
+        Value::String(_) => "string",
+        Value::Array(_) => "array",
+        Value::Object(_) => "object",
+    }
 }
 
 /// A tree of bytes, and what a strict reader objects to so far.
@@ -82,14 +121,33 @@ pub fn decode_options(body: &RequestBody, kind: &str) -> Result<Value, Status> {
 
 /// What a strict reader objects to: an error's message under Strict, warnings under Warn.
 fn report(target: &Target<'_>, issues: &Issues) -> Result<(), String> {
+    report_texts(target, issues.texts().collect())
+}
+
+fn report_texts(target: &Target<'_>, texts: Vec<String>) -> Result<(), String> {
     match field_validation(target).unwrap_or(FieldValidation::Warn) {
-        FieldValidation::Strict => issues.strict_error().map_or(Ok(()), Err),
+        FieldValidation::Strict if !texts.is_empty() => Err(format!("strict decoding error: {}", texts.join(", "))),
         FieldValidation::Warn => {
-            issues.texts().for_each(|issue| target.caller.warn(issue));
+            texts.into_iter().for_each(|text| target.caller.warn(text));
             Ok(())
         }
-        FieldValidation::Ignore => Ok(()),
+        _ => Ok(()),
     }
+}
+
+/// What stands before what is wrong with a JSON patch.
+const OF_JSON_PATCH: &str = "json patch ";
+
+/// Members of a JSON patch's operations that mean nothing.
+fn unknown_members(patch: &Value, of: &str) -> Vec<String> {
+    let operations = patch.as_array().filter(|_| of == OF_JSON_PATCH);
+    let members = operations.into_iter().flatten().enumerate().flat_map(|(at, operation)| {
+        operation.as_object().into_iter().flat_map(|o| o.keys()).map(move |member| (at, member))
+    });
+    members
+        .filter(|(_, member)| !matches!(member.as_str(), "op" | "path" | "from" | "value"))
+        .map(|(at, member)| format!("unknown field \"[{at}].{member}\""))
+        .collect()
 }
 
 fn prune(target: &Target<'_>, body: &mut Value, issues: &mut Issues) -> Result<(), Status> {
@@ -108,7 +166,10 @@ fn check(target: &Target<'_>, body: &mut Value, mut issues: Issues) -> Result<()
     {
         issues.arrange(bytes);
     }
-    report(target, &issues).map_err(Status::bad_request)
+    let (kind, version) = (&target.served.resource.kind, &target.version.name);
+    report(target, &issues).map_err(|why| {
+        Status::bad_request(format!("{kind} in version {version:?} cannot be handled as a {kind}: {why}"))
+    })
 }
 
 /// As [`check`], of what a patch made: the patch is wrong then, for the reason given.
@@ -127,6 +188,18 @@ fn wrong_patch(came: &Value, why: String) -> Status {
 /// Checks the query's options, which come before anything the body says.
 pub fn check_options(target: &Target<'_>) -> Result<(), Status> {
     let options = &target.request.options;
+    if let Some(manager) = &options.field_manager {
+        let path = meta::FieldPath::new("fieldManager");
+        let error = if manager.len() > MAX_MANAGER {
+            Some(FieldError::too_long(&path, MAX_MANAGER))
+        } else {
+            let why = "should only contain printable characters";
+            manager.chars().any(char::is_control).then(|| FieldError::invalid(&path, manager.as_str(), why))
+        };
+        if let Some(error) = error {
+            return Err(Status::invalid("meta.k8s.io", options_kind(target), "", &[error]));
+        }
+    }
     if options.dry_run.iter().any(|d| d != "All") {
         let path = meta::FieldPath::new("dryRun");
         let error = FieldError::not_supported(&path, options.dry_run.clone(), &["All"]);
@@ -146,7 +219,26 @@ fn options_kind(target: &Target<'_>) -> &'static str {
 
 /// The body of a create or update, in the requested version.
 pub fn decode_object(_server: &ApiServer, target: &Target<'_>, body: &RequestBody) -> Result<Value, Status> {
-    let (mut value, issues) = parse(body)?;
+    let kind = &target.served.resource.kind;
+    let (mut value, issues) = match parse(body) {
+        Err(_) if matches!(body, RequestBody::None) => {
+            let why = "couldn't get version/kind; json parse error: unexpected end of JSON input";
+            return Err(unrecognized(kind, body, why));
+        }
+        Err(status) if status.is(meta::Reason::BadRequest) && !is_protobuf(body) => {
+            return Err(unrecognized(kind, body, status.message));
+        }
+        parsed => parsed?,
+    };
+    if !value.is_object() && !value.is_null() {
+        let go =
+            r#"struct { APIVersion string "json:\"apiVersion,omitempty\""; Kind string "json:\"kind,omitempty\"" }"#;
+        let found = go_kind(&value);
+        let why = format!(
+            "couldn't get version/kind; json parse error: json: cannot unmarshal {found} into Go value of type {go}"
+        );
+        return Err(unrecognized(kind, body, why));
+    }
     // Go reads null into a struct as nothing said.
     if value.is_null() && !target.served.resource.custom {
         value = Value::Object(Default::default());
@@ -162,6 +254,10 @@ pub fn decode_quietly(target: &Target<'_>) -> Option<Value> {
     expect_kind(target, &mut value).ok()?;
     prune(target, &mut value, &mut issues).ok()?;
     Some(value)
+}
+
+fn is_protobuf(body: &RequestBody) -> bool {
+    matches!(body, RequestBody::Bytes { content_type, .. } if media_type(content_type) == "application/vnd.kubernetes.protobuf")
 }
 
 /// A body of another kind or version than the URL's, as upstream's decoders word it.
@@ -321,16 +417,20 @@ impl Document {
             let error = FieldError::forbidden(&path, "may not be specified for non-apply patch");
             return Err(Status::invalid("meta.k8s.io", "PatchOptions", "", &[error]));
         }
-        let json = || match &target.request.body {
-            RequestBody::Bytes { bytes, .. } => meta::decode::json(bytes)
-                .map(|(v, _)| v)
-                .map_err(|e| Status::bad_request(format!("error decoding patch: {e}"))),
-            RequestBody::Value { value, .. } => Ok(value.clone()),
-            RequestBody::None => Ok(Value::Null),
+        let json = |of: &str| {
+            let (value, issues) = match &target.request.body {
+                RequestBody::Bytes { bytes, .. } => meta::decode::json(bytes)
+                    .map_err(|error| Status::bad_request(format!("error decoding patch: {}", error.plain())))?,
+                RequestBody::Value { value, .. } => (value.clone(), Issues::default()),
+                RequestBody::None => (Value::Null, Issues::default()),
+            };
+            let twice = issues.texts().chain(unknown_members(&value, of)).map(|text| format!("{of}{text}"));
+            report_texts(target, twice.collect()).map_err(|why| wrong_patch(&value, why))?;
+            Ok::<_, Status>(value)
         };
         match media {
             "application/json-patch+json" => {
-                let patch = json()?;
+                let patch = json(OF_JSON_PATCH)?;
                 if patch.as_array().is_some_and(|ops| ops.len() > MAX_JSON_PATCH_OPS) {
                     let message = format!(
                         "The allowed maximum operations in a JSON patch is {MAX_JSON_PATCH_OPS}, got {}",
@@ -340,9 +440,9 @@ impl Document {
                 }
                 Ok(Self::JsonPatch(patch))
             }
-            "application/merge-patch+json" => Ok(Self::MergePatch(json()?)),
+            "application/merge-patch+json" => Ok(Self::MergePatch(json("")?)),
             "application/strategic-merge-patch+json" if !target.served.resource.custom => {
-                Ok(Self::StrategicPatch(json()?))
+                Ok(Self::StrategicPatch(json("")?))
             }
             "application/apply-patch+yaml" | "application/apply-patch+json" => {
                 if options.field_manager.as_deref().unwrap_or_default().is_empty() {
@@ -356,6 +456,13 @@ impl Document {
                     RequestBody::Value { value, .. } => (value.clone(), Issues::default()),
                     RequestBody::None => (Value::Null, Issues::default()),
                 };
+                let said = value["apiVersion"].as_str().unwrap_or_default();
+                let expected = target.served.resource.group_version(&target.version.name).to_string();
+                if matches!(target.request.body, RequestBody::Bytes { .. }) && said != expected {
+                    return Err(Status::bad_request(format!(
+                        "Incorrect version specified in apply patch. Specified patch version: {said}, expected: {expected}"
+                    )));
+                }
                 expect_kind(target, &mut value)?;
                 if value["metadata"]["managedFields"].as_array().is_some_and(|m| !m.is_empty()) {
                     return Err(Status::bad_request("metadata.managedFields must be nil"));
@@ -368,14 +475,8 @@ impl Document {
                     .map_err(|message| Status::bad_request(format!("error strict decoding patch: {message}")))?;
                 Ok(Self::Apply(if unknown.is_empty() { known } else { value }))
             }
-            other => {
-                let mut supported =
-                    vec!["application/json-patch+json", "application/merge-patch+json", "application/apply-patch+yaml"];
-                if !target.served.resource.custom {
-                    supported.insert(2, "application/strategic-merge-patch+json");
-                }
-                Err(unsupported(other, &supported.join(", ")))
-            }
+            // As the framework under upstream says it.
+            _ => Err(Status::new(meta::Reason::UnsupportedMediaType, "415: Unsupported Media Type")),
         }
     }
 
@@ -453,15 +554,11 @@ impl Document {
         let root = target.version.schema.root();
         let unprocessable = |error: meta::patch::PatchError| match error {
             meta::patch::PatchError::Invalid(message) => Status::bad_request(message),
-            meta::patch::PatchError::Unprocessable(message) => {
-                let mut status = Status::new(meta::Reason::Invalid, message);
-                status.details = Some(Box::new(meta::status::Details {
-                    name: target.request.name.clone(),
-                    group: target.group().into(),
-                    kind: served.resource.kind.to_string(),
-                    ..Default::default()
-                }));
-                status
+            // Upstream says no more than this.
+            meta::patch::PatchError::Unprocessable(why) => {
+                tracing::debug!(why, "patch");
+                let message = "the server rejected our request due to an error in our request";
+                Status { details: Some(Box::default()), ..Status::new(meta::Reason::Invalid, message) }
             }
         };
         let mut body = match self {

@@ -15,6 +15,7 @@ use super::write::Change;
 use super::{Target, body, metadata};
 use crate::admission::{self, Attributes, Operation};
 use crate::clock;
+use crate::instruments::Asked;
 use crate::server::ApiServer;
 
 /// The garbage collector's finalizers.
@@ -33,6 +34,8 @@ pub struct DeleteOptions {
     pub uid: Option<String>,
     pub resource_version: Option<String>,
     pub dry_run: Vec<String>,
+    /// Part of an eviction.
+    pub evicts: bool,
 }
 
 impl DeleteOptions {
@@ -62,8 +65,11 @@ impl DeleteOptions {
             options.propagation = Some(policy.into());
         }
         if let Some(orphan) = body["orphanDependents"].as_bool() {
-            if options.propagation.is_some() {
-                return Err(Status::bad_request("orphanDependents and deletionPropagation cannot be both set"));
+            if let Some(policy) = &options.propagation {
+                let path = meta::FieldPath::new("propagationPolicy");
+                let why = "orphanDependents and deletionPropagation cannot be both set";
+                let error = meta::FieldError::invalid(&path, policy.as_str(), why);
+                return Err(Status::invalid("meta.k8s.io", "DeleteOptions", "", &[error]));
             }
             options.propagation = Some(if orphan { "Orphan" } else { "Background" }.into());
         }
@@ -82,7 +88,7 @@ impl DeleteOptions {
             && !matches!(policy.as_str(), "Orphan" | "Background" | "Foreground")
         {
             let names = ["Foreground", "Background", "Orphan", "nil"];
-            return refuse(&[meta::FieldError::not_supported(&path, policy.as_str(), &names)]);
+            return refuse(&[meta::FieldError::not_supported_of(&path, policy.as_str(), &names)]);
         }
         if self.dry_run.iter().any(|d| d != "All") {
             let path = meta::FieldPath::new("dryRun");
@@ -148,7 +154,8 @@ impl ApiServer {
         let key: store::Key = target.key().into();
         let mut refused = None;
         for _ in 0..TRIES {
-            let (stored, _) = self.store().get(&key, None).await.map_err(store_error)?;
+            let get = self.store().get(&key, None);
+            let (stored, _) = target.served.stored.of(Asked::Get, get).await.map_err(store_error)?;
             let stored = stored.ok_or_else(|| target.not_found())?;
             // The cache's, where it is not behind, has been read already.
             let cached = cache.get(&key).filter(|object| object.resource_version == stored.mod_revision);
@@ -168,11 +175,19 @@ impl ApiServer {
             let old = object.value().map_err(Status::internal)?;
             self.check_preconditions(&target, options, &old)?;
             let attributes = Attributes { dry_run: options.dry(), ..Attributes::new(&target, Operation::Delete)? };
-            admission::validate(self, &attributes, None, Some(&old)).await?;
+            // An eviction was admitted as one.
+            if !options.evicts {
+                admission::validate(self, &attributes, None, Some(&old)).await?;
+            }
 
             let marked = mark(resource, &old, options);
             if options.dry() {
-                return Ok(Outcome::Gone(Some(object)));
+                return match marked {
+                    Some(marked) => {
+                        Object::from_value(&marked).map(|marked| Outcome::Kept(marked.into())).map_err(Status::internal)
+                    }
+                    None => Ok(Outcome::Gone(Some(as_deleted(resource, &old, options, object)?))),
+                };
             }
             let Some(marked) = marked else {
                 let mut txn = Txn {
@@ -180,8 +195,10 @@ impl ApiServer {
                     ops: vec![Op::Delete { key: key.clone() }],
                 };
                 super::write::claim(resource, Some(&old), None, &mut txn);
-                match self.store().txn(txn).await.map_err(store_error)? {
-                    TxnOutcome::Committed { .. } => return Ok(Outcome::Gone(Some(object))),
+                match target.served.stored.of(Asked::Delete, self.store().txn(txn)).await.map_err(store_error)? {
+                    TxnOutcome::Committed { .. } => {
+                        return Ok(Outcome::Gone(Some(as_deleted(resource, &old, options, object)?)));
+                    }
                     TxnOutcome::Conflict { .. } => continue,
                 }
             };
@@ -253,7 +270,8 @@ impl ApiServer {
             .items
             .iter()
             .map(|item| {
-                Request::new(Verb::Delete, target.request.resource.clone(), &item.meta.namespace, &item.meta.name)
+                let resource = target.request.resource.clone();
+                Request::new(Verb::DeleteCollection, resource, &item.meta.namespace, &item.meta.name)
             })
             .collect();
         let mut deletions = Vec::with_capacity(requests.len());
@@ -265,6 +283,26 @@ impl ApiServer {
         target.served.present_all(&mut items, target.version).await?;
         Ok(Reply::List(meta::List { resource_version: list.resource_version, items, ..meta::List::default() }))
     }
+}
+
+/// What is shown of an object that went at once: one that could have been given time says that it was given none.
+fn as_deleted(
+    resource: &resources::Resource,
+    old: &Value,
+    options: &DeleteOptions,
+    object: Arc<Object>,
+) -> Result<Arc<Object>, Status> {
+    if !resource.delete_returns_object
+        || object.meta.deletion_timestamp.is_some()
+        || matches!(resource.strategy.deletion(old, options.grace_period_seconds), Deletion::Immediate)
+    {
+        return Ok(object);
+    }
+    let mut shown = old.clone();
+    let metadata = metadata::of(&mut shown)?;
+    metadata.insert("deletionTimestamp".into(), clock::now().into());
+    metadata.insert("deletionGracePeriodSeconds".into(), 0.into());
+    Object::from_value(&shown).map(Arc::new).map_err(Status::internal)
 }
 
 /// The object marked for deletion, or `None` when it can go at once.

@@ -29,9 +29,9 @@ pub fn check(options: &Options, watch: bool) -> Result<(), Status> {
     if !watch && options.send_initial_events.is_some() {
         forbid(&FieldPath::new("sendInitialEvents"), "sendInitialEvents is forbidden for list");
     }
-    let supported: &[&str] = if watch { &["NotOlderThan"] } else { &["Exact", "NotOlderThan"] };
+    let supported: &[&str] = if watch { &["NotOlderThan"] } else { &["Exact", "NotOlderThan", ""] };
     if !matching.is_empty() && !supported.contains(&&*matching) {
-        errors.push(FieldError::not_supported(&field, &*matching, supported));
+        errors.push(FieldError::not_supported_of(&field, &*matching, supported));
     }
     if errors.is_empty() { Ok(()) } else { Err(Status::invalid("meta.k8s.io", "ListOptions", "", &errors)) }
 }
@@ -60,7 +60,13 @@ mod tests {
         check("5", "NotOlderThan", Some(true), true, "");
         check("", "Exact", None, false, "resourceVersionMatch is forbidden unless resourceVersion is provided");
         check("0", "Exact", None, false, "resourceVersionMatch \"exact\" is forbidden for resourceVersion \"0\"");
-        check("1", "Odd", None, false, "Unsupported value: \"Odd\": supported values: \"Exact\", \"NotOlderThan\"");
+        check(
+            "1",
+            "Odd",
+            None,
+            false,
+            "Unsupported value: \"Odd\": supported values: \"Exact\", \"NotOlderThan\", \"\"",
+        );
         check("", "", Some(true), false, "sendInitialEvents: Forbidden: sendInitialEvents is forbidden for list");
         check("", "", Some(true), true, "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan");
         let alone = "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided";

@@ -11,7 +11,7 @@ pub mod metadata;
 pub mod read;
 pub mod write;
 
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use meta::{Reply, Request, Status, Verb};
@@ -21,6 +21,7 @@ use crate::audit::Trail;
 use crate::authn::User;
 use crate::authz;
 use crate::catalog::Served;
+use crate::flowcontrol::Executing;
 use crate::server::ApiServer;
 
 /// Longest wait for the caches to reach a revision; then 504.
@@ -34,16 +35,32 @@ pub struct Caller {
     pub user_agent: String,
     /// Where the audit log is told of this request, if it is.
     pub trail: Option<Arc<Trail>>,
+    /// What it was taken under, if it came over HTTPS.
+    pub flow: OnceLock<Executing>,
     warnings: Mutex<Vec<String>>,
 }
 
 impl Caller {
     pub fn new(user: Arc<User>, user_agent: &str) -> Self {
-        Self { user, user_agent: user_agent.to_string(), trail: None, warnings: Mutex::default() }
+        Self {
+            user,
+            user_agent: user_agent.to_string(),
+            trail: None,
+            flow: OnceLock::new(),
+            warnings: Mutex::default(),
+        }
     }
 
     pub fn told_to(self, trail: Option<Arc<Trail>>) -> Self {
         Self { trail, ..self }
+    }
+
+    /// Takes the request under a flow schema; its answer says which.
+    pub fn taken(&self, server: &ApiServer, attributes: &authz::Attributes<'_>) {
+        if let Some(executing) = server.flow_control().take(server, &self.user, attributes) {
+            // A request is taken once.
+            let _ = self.flow.set(executing);
+        }
     }
 
     /// Adds a word to what the audit log is told.
@@ -148,19 +165,19 @@ impl ApiServer {
                     Box::pin(crate::subresource::scale::serve(self, target)).await
                 }
                 (SubresourceKind::Action, Verb::Create) => Box::pin(crate::subresource::act(self, target)).await,
-                _ => Err(target.not_allowed()),
+                _ => Err(Status::wrong_method()),
             };
         }
         match (resource.verbs, request.verb) {
             (Verbs::CreateOnly, Verb::Create) => Box::pin(crate::reviews::create(self, target)).await,
-            (Verbs::CreateOnly, _) => Err(target.not_allowed()),
+            (Verbs::CreateOnly, _) => Err(Status::wrong_method()),
             (Verbs::ReadOnly, Verb::Get | Verb::List) if &*resource.group == crate::metrics_api::GROUP => {
                 Box::pin(crate::metrics_api::read(self, target)).await
             }
             (Verbs::ReadOnly, Verb::Get | Verb::List) => {
                 Box::pin(crate::reviews::component_statuses(self, target)).await
             }
-            (Verbs::ReadOnly, _) | (Verbs::NoDeleteCollection, Verb::DeleteCollection) => Err(target.not_allowed()),
+            (Verbs::ReadOnly, _) | (Verbs::NoDeleteCollection, Verb::DeleteCollection) => Err(Status::wrong_method()),
             (_, Verb::Get) => Box::pin(self.get(target)).await,
             (_, Verb::List) => Box::pin(self.list(target)).await,
             (_, Verb::Watch) => Box::pin(self.watch(target)).await,

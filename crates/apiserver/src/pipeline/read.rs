@@ -17,6 +17,7 @@ use store::{Revision, StoreError};
 
 use super::{FRESHNESS_LIMIT, Target};
 use crate::cache::watcher::{self, Selection, Start};
+use crate::instruments::Asked;
 use crate::server::ApiServer;
 
 /// How long a watch lasts when the client names no timeout: upstream's half to one hour.
@@ -57,7 +58,9 @@ enum Freshness {
 
 fn parse_revision(text: &str) -> Result<Revision, Status> {
     text.parse().map_err(|_| {
-        Status::bad_request(format!("Invalid value: {text:?}: strconv.ParseUint: parsing {text:?}: invalid syntax"))
+        Status::bad_request(format!(
+            "resourceVersion: Invalid value: {text:?}: strconv.ParseUint: parsing {text:?}: invalid syntax"
+        ))
     })
 }
 
@@ -86,7 +89,13 @@ pub fn selection(target: &Target<'_>) -> Result<Selection, Status> {
         let known = matches!(&**field, "metadata.name" | "metadata.namespace")
             || resource.selectable.iter().any(|s| *s.name == **field);
         if !known {
-            return Err(Status::bad_request(format!("field label not supported: {field}")));
+            // A kind that selects by nothing of its own is upstream's general case.
+            let general = resource.selectable.is_empty() && !resource.custom;
+            return Err(Status::bad_request(if general {
+                format!("{field:?} is not a known field selector: only \"metadata.name\", \"metadata.namespace\"")
+            } else {
+                format!("field label not supported: {field}")
+            }));
         }
     }
     if !target.request.name.is_empty() {
@@ -229,7 +238,8 @@ impl ApiServer {
         let mut start = after.map_or_else(|| selection.prefix.to_string(), |key| key + "\0");
         let mut page = Page { revision, ..Page::default() };
         loop {
-            let range = self.store().range(&start, &end, HISTORY_PAGE, Some(revision)).await.map_err(|error| match error {
+            let range = self.store().range(&start, &end, HISTORY_PAGE, Some(revision));
+            let range = target.served.stored.of(Asked::List, range).await.map_err(|error| match error {
                 StoreError::Compacted { .. } if goes_on => Status::expired(
                     "The provided continue parameter is too old to display a consistent list result. You can start a new list without the continue parameter, or use the continue token in this response to retrieve the remainder of the results. Continuing with the provided token results in an inconsistent list - objects that were created, modified, or deleted between the time the first chunk was returned and now may show up in the list.",
                 ),
@@ -348,8 +358,11 @@ fn page_of_cache(cache: &crate::cache::Cache, selection: &Selection, after: Opti
 }
 
 fn parse_token(token: &str) -> Result<ContinueToken, Status> {
-    let invalid = |why: String| Status::bad_request(format!("continue key is not valid: {why}"));
+    let invalid =
+        |why: String| Status::bad_request(format!("invalid continue token: continue key is not valid: {why}"));
     let bytes = URL_SAFE_NO_PAD.decode(token.trim_end_matches('=')).map_err(|e| invalid(e.to_string()))?;
+    // Read as a tree first, whose errors are upstream's.
+    meta::decode::json(&bytes).map_err(|e| invalid(e.plain()))?;
     let token: ContinueToken = serde_json::from_slice(&bytes).map_err(|e| invalid(e.to_string()))?;
     if token.v != TOKEN_VERSION
         || token.rv == 0

@@ -15,6 +15,7 @@ use super::read::store_error;
 use super::{Target, body, metadata};
 use crate::admission::{self, Attributes, Operation, service_address};
 use crate::clock;
+use crate::instruments::Asked;
 use crate::server::ApiServer;
 
 /// Tries at a generated name before giving up, as upstream.
@@ -200,7 +201,12 @@ impl ApiServer {
         // A custom kind's schema may change meanwhile, and with it how the object is read.
         let takes_over = !target.served.resource.custom && matches!(txn.ops.first(), Some(Op::Put { .. }));
         let announced = target.served.cache()?.announce(draft, takes_over);
-        match self.store().txn(txn).await.map_err(store_error)? {
+        let asked = match (txn.compares.first(), txn.ops.first()) {
+            (Some(compare), _) if compare.mod_revision == 0 => Asked::Create,
+            (_, Some(Op::Delete { .. })) => Asked::Delete,
+            _ => Asked::Update,
+        };
+        match target.served.stored.of(asked, self.store().txn(txn)).await.map_err(store_error)? {
             TxnOutcome::Committed { revision } => Ok(Outcome::Stored(announced.committed(revision))),
             TxnOutcome::Conflict { current, .. } => Ok(Outcome::Conflict(current)),
         }
@@ -238,7 +244,8 @@ impl ApiServer {
         let mut certain = false;
         for _ in 0..CHANGE_TRIES {
             if current.is_none() && !certain {
-                let (stored, _) = self.store().get(&key, None).await.map_err(store_error)?;
+                let get = self.store().get(&key, None);
+                let (stored, _) = target.served.stored.of(Asked::Get, get).await.map_err(store_error)?;
                 current = stored.map(read).transpose()?;
                 certain = true;
             }

@@ -17,6 +17,7 @@ use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::http::Body;
+use crate::http::lasting::Lasting;
 use crate::http::route::Connect;
 use crate::server::ApiServer;
 
@@ -159,7 +160,7 @@ fn pod(server: &ApiServer, namespace: &str, name: &str) -> Result<Value, Status>
 fn pod_stream(server: &ApiServer, call: &Connect, method: &Method) -> Result<Destination, Status> {
     let r = &call.request;
     if !matches!(*method, Method::GET | Method::POST) || (r.subresource == "log" && *method != Method::GET) {
-        return Err(Status::method_not_allowed("", &format!("pods/{}", r.subresource), method.as_str()));
+        return Err(Status::wrong_method());
     }
     let body = pod(server, &r.namespace, &r.name)?;
     let node = text(&body, "/spec/nodeName");
@@ -402,7 +403,7 @@ where
     });
     let client_side = upgrade.then(|| hyper::upgrade::on(&mut request));
     // The request is over when its streams are.
-    let trail = request.extensions_mut().remove::<Arc<crate::audit::Trail>>();
+    let lasting: Lasting = request.extensions_mut().remove().unwrap_or_default();
     let (mut parts, body) = request.into_parts();
     for name in NOT_FORWARDED {
         parts.headers.remove(name);
@@ -421,7 +422,7 @@ where
         tokio::spawn(async move {
             let (Ok(client), Ok(node)) = (client_side.await, node_side.await) else { return };
             let _ = tokio::io::copy_bidirectional(&mut TokioIo::new(client), &mut TokioIo::new(node)).await;
-            drop(trail);
+            drop(lasting);
         });
         let (parts, _) = response.into_parts();
         return Ok(Response::from_parts(parts, crate::http::full(bytes::Bytes::new())));
@@ -432,7 +433,7 @@ where
     // A node's connection that breaks ends the reply; what was received stays valid.
     let chunks = body.into_data_stream().take_while(|chunk| std::future::ready(chunk.is_ok()));
     let frames = chunks.filter_map(|chunk| std::future::ready(chunk.ok().map(|c| Ok::<_, Infallible>(Frame::data(c)))));
-    Ok(Response::from_parts(parts, StreamBody::new(frames).boxed_unsync()))
+    Ok(Response::from_parts(parts, lasting.held_by(StreamBody::new(frames).boxed_unsync())))
 }
 
 #[cfg(test)]

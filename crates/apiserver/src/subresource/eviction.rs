@@ -45,7 +45,7 @@ pub async fn evict(server: &ApiServer, target: Target<'_>) -> Result<Reply, Stat
         Some(options) => meta::RequestBody::Value { content_type: "application/json", value: options.clone() },
         None => meta::RequestBody::None,
     };
-    let asked = DeleteOptions::of(&request)?;
+    let asked = DeleteOptions { evicts: true, ..DeleteOptions::of(&request)? };
     let target = Target { request: &request, ..target };
     let mut refused = Status::conflict(target.group(), target.plural(), &request.name, metadata::MODIFIED);
     for _ in 0..TRIES {

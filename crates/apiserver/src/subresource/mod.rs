@@ -11,7 +11,7 @@ mod token;
 
 use meta::{Reply, Status};
 
-use crate::admission::{Attributes, Operation};
+use crate::admission::{Attributes, NAMESPACE_LIFECYCLE, Operation};
 use crate::pipeline::{Target, body};
 use crate::server::ApiServer;
 use crate::webhook::admission::admit_body;
@@ -21,6 +21,7 @@ pub async fn act(server: &ApiServer, target: Target<'_>) -> Result<Reply, Status
     let sub = target.served.resource.subresource(&target.request.subresource).ok_or_else(Status::unknown_path)?;
     let mut object = body::decode_options(&target.request.body, &sub.body.kind)?;
     let attributes = Attributes::new(&target, Operation::Create)?;
+    NAMESPACE_LIFECYCLE.admit(server, &attributes, &target.request.name).await?;
     admit_body(server, &attributes, sub.body.clone(), &mut object).await?;
     if &*target.request.subresource == "binding" {
         return binding::bind(server, target, &object).await;

@@ -48,7 +48,11 @@ pub async fn create(server: &ApiServer, target: Target<'_>) -> Result<Reply, Sta
             "Pod" => ("pod", "pods", namespace),
             "Secret" => ("secret", "secrets", namespace),
             "Node" => ("node", "nodes", ""),
-            other => return Err(Status::bad_request(format!("cannot bind token for object of type {other}"))),
+            kind => {
+                let (group, version) = text("apiVersion").split_once('/').unwrap_or(("", text("apiVersion")));
+                let why = format!("cannot bind token for object of type {group}/{version}, Kind={kind}");
+                return Err(Status::bad_request(why));
+            }
         };
         let object =
             server.lookup("", plural, ns, text("name")).ok_or_else(|| Status::not_found("", plural, text("name")))?;

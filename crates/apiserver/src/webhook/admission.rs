@@ -20,6 +20,7 @@ use super::configuration::{self, Asked, Configuration, Webhook};
 use crate::admission::{Attributes, Operation, Plugin, policy_validate};
 use crate::authn::User;
 use crate::catalog::Served;
+use crate::instruments::{self, Called, Half};
 use crate::pipeline::delete::DeleteOptions;
 use crate::pipeline::{Caller, metadata};
 use crate::server::ApiServer;
@@ -70,7 +71,10 @@ impl<'a> Subject<'a> {
         let mut subject = Self::new(a, request);
         subject.served = Some(target.served);
         subject.kind = Gvk::new(target.group(), &target.version.name, &target.served.resource.kind);
-        if subject.name.is_empty() {
+        // What goes with its whole collection is not named, as upstream has it.
+        if request.verb == Verb::DeleteCollection {
+            subject.name = String::new();
+        } else if subject.name.is_empty() {
             subject.name = metadata::text(object, "name").into();
         }
         if &*request.resource.resource == "namespaces" && request.resource.group.is_empty() {
@@ -371,7 +375,26 @@ enum Failure {
     Calling(String),
 }
 
-async fn ask(server: &ApiServer, subject: &Subject<'_>, hook: &Webhook, review: &Value) -> Result<Answer, Failure> {
+/// Asks a webhook, and counts what came of it.
+async fn ask(
+    server: &ApiServer,
+    subject: &Subject<'_>,
+    hook: &Webhook,
+    half: Half,
+    review: &Value,
+) -> Result<Answer, Failure> {
+    let began = std::time::Instant::now();
+    let answer = asked(server, subject, hook, review).await;
+    let called = match &answer {
+        Ok(_) => Called::Allowed,
+        Err(Failure::Refused(status)) => Called::Denied(status.code),
+        Err(Failure::Calling(_)) => Called::Failed { open: hook.ignores_failure() },
+    };
+    instruments::webhook(&hook.name, half, subject.operation.as_str(), &called, began.elapsed());
+    answer
+}
+
+async fn asked(server: &ApiServer, subject: &Subject<'_>, hook: &Webhook, review: &Value) -> Result<Answer, Failure> {
     if subject.dry_run && !hook.is_free_of_effects() {
         return Err(Failure::Refused(Status::bad_request(format!(
             "admission webhook {:?} does not support dry run",
@@ -519,7 +542,7 @@ impl Round {
             }
             let (review, sent) = subject.review(server, hook, form, Some(object), old).await?;
             let told = Told { caller: subject.caller, hook, at: (u8::from(self.second), place) };
-            let patch = match ask(server, subject, hook, &review).await {
+            let patch = match ask(server, subject, hook, Half::Admit, &review).await {
                 Ok(answer) => answer.patch,
                 Err(failure) => {
                     told.mutated(false);
@@ -589,7 +612,16 @@ async fn patched(
     sent: Value,
     patch: &Value,
 ) -> Result<Value, Status> {
-    let changed = meta::patch::json(sent, patch).map_err(Status::internal)?;
+    if !patch.is_array() {
+        let found = if patch.is_object() { "object" } else { "value" };
+        let why = format!("json: cannot unmarshal {found} into Go value of type jsonpatch.Patch");
+        return Err(Status::internal(why));
+    }
+    let changed = meta::patch::json(sent, patch).map_err(|error| {
+        let said = error.to_string();
+        let why = said.split_once("due to an error in our request: ").map_or(&*said, |(_, why)| why);
+        Status::internal(why)
+    })?;
     settled(server, subject, form, object, changed).await
 }
 
@@ -687,7 +719,7 @@ async fn validate_with(
                     return Ok(());
                 }
                 let (review, _) = subject.review(server, hook, form, object, old).await?;
-                match ask(server, subject, hook, &review).await {
+                match ask(server, subject, hook, Half::Validate, &review).await {
                     Ok(_) => Ok(()),
                     Err(failure) => {
                         let at = format!("validating.webhook.admission.k8s.io/round_0_index_{place}");

@@ -8,25 +8,21 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use base64::Engine;
 use bytes::Bytes;
 use http::{HeaderValue, Request, header};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper_util::rt::TokioIo;
 use meta::Value;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, ServerName};
-use rustls::{ClientConfig, RootCertStore};
+use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
 use serde::Deserialize;
 
+use super::trust;
 use crate::server::ApiServer;
 use crate::subresource::connect;
 
 /// Bytes of a webhook's answer: three times the largest object a store takes, for two objects and a patch.
 const MAX_ANSWER: usize = 3 * (3 << 20);
-/// Where distributions keep the roots they trust, for webhooks without a `caBundle`; the first that is there counts.
-const SYSTEM_ROOTS: [&str; 3] =
-    ["/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem"];
 const HTTPS_PORT: u16 = 443;
 
 /// `WebhookClientConfig` of admission and of conversion.
@@ -107,30 +103,12 @@ impl Destination {
     }
 }
 
-/// The roots a webhook's or extension server's certificate must come from.
-pub(crate) fn roots(bundle: Option<&str>) -> Result<RootCertStore, String> {
-    let pem = match bundle.filter(|b| !b.is_empty()) {
-        Some(bundle) => base64::engine::general_purpose::STANDARD
-            .decode(bundle)
-            .map_err(|e| format!("unable to load root certificates: {e}"))?,
-        None => SYSTEM_ROOTS.iter().find_map(|path| std::fs::read(path).ok()).unwrap_or_default(),
-    };
-    let mut roots = RootCertStore::empty();
-    let certificates: Vec<CertificateDer<'static>> =
-        CertificateDer::pem_slice_iter(&pem).filter_map(Result::ok).collect();
-    let (added, _) = roots.add_parsable_certificates(certificates);
-    if added == 0 {
-        return Err("unable to load root certificates: unable to parse bytes as PEM block".into());
-    }
-    Ok(roots)
-}
-
 fn tls(bundle: Option<&str>) -> Result<ClientConfig, String> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .map_err(|e| e.to_string())?;
-    Ok(builder.with_root_certificates(roots(bundle)?).with_no_client_auth())
+    Ok(builder.dangerous().with_custom_certificate_verifier(trust::of(bundle)?).with_no_client_auth())
 }
 
 /// Posts a review and reads the answer. The timeout also goes into the URL, so that webhooks know it.
@@ -192,10 +170,16 @@ async fn exchange(
     headers.insert(header::USER_AGENT, HeaderValue::from_static("kube-apiserver-admission"));
     let response = sender.send_request(request).await.map_err(failed)?;
     let status = response.status();
+    let content_type = response.headers().get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok());
+    let is_text = content_type.is_none_or(|t| t.starts_with("text/"));
     let answer = Limited::new(response.into_body(), MAX_ANSWER).collect().await;
     let answer = answer.map_err(|e| Failure::Answer(format!("reading the webhook's answer: {e}")))?.to_bytes();
     if !status.is_success() {
-        let text: String = String::from_utf8_lossy(&answer).chars().take(256).collect();
+        // As upstream's client: only what says that it is text is shown.
+        let text = match is_text {
+            true => String::from_utf8_lossy(&answer).trim().chars().take(256).collect(),
+            false => String::from("unknown"),
+        };
         let why = if status.as_u16() == 404 {
             "the server could not find the requested resource".to_string()
         } else {
@@ -203,7 +187,7 @@ async fn exchange(
         };
         return Err(Failure::Answer(why));
     }
-    serde_json::from_slice(&answer).map_err(|e| Failure::Answer(format!("the webhook's answer is not JSON: {e}")))
+    meta::decode::json(&answer).map(|(answer, _)| answer).map_err(|e| Failure::Answer(e.to_string()))
 }
 
 #[cfg(test)]

@@ -10,3 +10,4 @@ pub mod client;
 mod conditions;
 pub mod configuration;
 pub mod conversion;
+pub(crate) mod trust;

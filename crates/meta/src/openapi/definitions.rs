@@ -129,7 +129,13 @@ pub(super) struct Definitions<'a> {
 }
 
 impl<'a> Definitions<'a> {
-    pub(super) fn new(version: Version, served: Vec<GroupVersion>, descriptions: &'a dyn Descriptions) -> Self {
+    /// `served` are the versions the document is of; `others` those served beside them.
+    pub(super) fn new(
+        version: Version,
+        served: Vec<GroupVersion>,
+        others: &[GroupVersion],
+        descriptions: &'a dyn Descriptions,
+    ) -> Self {
         let mut kinds: HashMap<TypeId, Vec<Gvk>> = HashMap::new();
         for (gvk, id) in &builtin().kinds {
             if &*gvk.group != META_GROUP {
@@ -145,7 +151,7 @@ impl<'a> Definitions<'a> {
                     versions.iter().map(|version| GroupVersion::new(group, version)).collect()
                 };
                 let registered: Vec<GroupVersion> = REGISTERED.iter().flat_map(named).collect();
-                let all: BTreeSet<&GroupVersion> = served.iter().chain(&registered).collect();
+                let all: BTreeSet<&GroupVersion> = served.iter().chain(others).chain(&registered).collect();
                 kinds.entry(*id).or_default().extend(all.into_iter().map(of));
             } else if matches!(&*gvk.kind, "Status" | "APIGroup" | "APIGroupList" | "APIResourceList" | "APIVersions") {
                 kinds.entry(*id).or_default().push(Gvk::new("", "v1", &gvk.kind));

@@ -75,16 +75,16 @@ enum Version {
     V3,
 }
 
-/// The v3 document of one group-version's kinds.
-pub fn v3(kinds: &[Kind<'_>], descriptions: &dyn Descriptions) -> Value {
-    let mut definitions = Definitions::new(Version::V3, versions(kinds), descriptions);
+/// The v3 document of one group-version's kinds; `others` are the group-versions served beside it.
+pub fn v3(kinds: &[Kind<'_>], others: &[GroupVersion], descriptions: &dyn Descriptions) -> Value {
+    let mut definitions = Definitions::new(Version::V3, versions(kinds), others, descriptions);
     let paths = paths::paths(Version::V3, kinds, &mut definitions);
     document(paths, definitions.finish())
 }
 
 /// The v3 document of a path that tells about the server or its versions: `api`, `apis/apps`, `version`, …
 pub fn v3_of_path(path: &str, versions: &[GroupVersion], descriptions: &dyn Descriptions) -> Value {
-    let mut definitions = Definitions::new(Version::V3, Vec::new(), descriptions);
+    let mut definitions = Definitions::new(Version::V3, Vec::new(), &[], descriptions);
     let paths = paths::lookup(&format!("/{path}/"), versions, &mut definitions);
     document(paths, definitions.finish())
 }
@@ -100,7 +100,7 @@ fn document(paths: Value, schemas: Value) -> Value {
 
 /// The v2 document of all kinds.
 pub fn v2(kinds: &[Kind<'_>], descriptions: &dyn Descriptions) -> Value {
-    let mut definitions = Definitions::new(Version::V2, versions(kinds), descriptions);
+    let mut definitions = Definitions::new(Version::V2, versions(kinds), &[], descriptions);
     let paths = paths::paths(Version::V2, kinds, &mut definitions);
     json!({
         "swagger": "2.0",

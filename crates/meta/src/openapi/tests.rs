@@ -52,7 +52,7 @@ fn check_references(value: &Value, document: &Value) {
 
 #[test]
 fn v3_says_what_kubectl_reads() {
-    let document = v3(&[pods()], &());
+    let document = v3(&[pods()], &[], &());
     check_references(&document, &document);
     let schemas = &document["components"]["schemas"];
     let pod = &schemas["io.k8s.api.core.v1.Pod"];
@@ -89,7 +89,7 @@ fn custom_kinds_bring_their_own_schema() {
         subresources: Vec::new(),
         delete_returns_object: false,
     };
-    let document = v3(&[custom()], &());
+    let document = v3(&[custom()], &[], &());
     check_references(&document, &document);
     let definition = &document["components"]["schemas"]["com.example.stable.v1.CronTab"];
     assert_eq!(definition["properties"]["spec"]["properties"]["cron"]["nullable"], true);

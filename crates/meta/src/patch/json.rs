@@ -13,9 +13,7 @@ const MAX_COPIED_BYTES: usize = 3 * 1024 * 1024;
 
 /// Applies a patch, a list of operations.
 pub fn json(mut doc: Value, patch: &Value) -> Result<Value, PatchError> {
-    let operations = patch
-        .as_array()
-        .ok_or_else(|| PatchError::invalid("error decoding patch: a JSON patch is a list of operations"))?;
+    let operations = patch.as_array().ok_or_else(|| PatchError::unfit(patch, "[]handlers.jsonPatchOp"))?;
     let mut copied = 0;
     for operation in operations {
         apply(&mut doc, operation, &mut copied)?;

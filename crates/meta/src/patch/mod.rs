@@ -28,6 +28,19 @@ impl PatchError {
         Self::Invalid(why.into())
     }
 
+    /// A document of another JSON type than a patch is, as Go says it.
+    fn unfit(patch: &Value, go: &str) -> Self {
+        let found = match patch {
+            Value::Null => "null",
+            Value::Bool(_) => "bool",
+            Value::Number(_) => "number",
+            Value::String(_) => "string",
+            Value::Array(_) => "array",
+            Value::Object(_) => "object",
+        };
+        Self::Invalid(format!("error decoding patch: json: cannot unmarshal {found} into Go value of type {go}"))
+    }
+
     /// Upstream's words for status 422, which clients match on, and then the reason.
     fn unprocessable(why: impl std::fmt::Display) -> Self {
         Self::Unprocessable(format!("the server rejected our request due to an error in our request: {why}"))
@@ -37,7 +50,7 @@ impl PatchError {
 /// Merges a patch into an object (RFC 7386): null removes, objects merge, everything else replaces.
 pub fn merge(doc: &mut Value, patch: &Value) -> Result<(), PatchError> {
     let (Value::Object(doc), Value::Object(patch)) = (doc, patch) else {
-        return Err(PatchError::invalid("Invalid JSON Patch"));
+        return Err(PatchError::unfit(patch, "map[string]interface {}"));
     };
     merge_objects(doc, patch);
     Ok(())

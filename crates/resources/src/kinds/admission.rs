@@ -77,19 +77,45 @@ fn check_rule(rule: &At<'_>, errors: &mut Errors) {
 }
 
 fn check_url(at: &At<'_>, errors: &mut Errors) {
-    let Some(rest) = at.str().strip_prefix("https://") else {
-        return errors.invalid(at, "'https' is the only allowed URL scheme; desired format: https://host[/path]");
-    };
-    if rest.is_empty() || rest.starts_with('/') {
-        errors.invalid(at, "host must be specified; desired format: https://host[/path]");
+    // As Go takes an URL apart; each part that is wrong is shown alone.
+    let (url, fragment) = at.str().split_once('#').unwrap_or((at.str(), ""));
+    let (url, query) = url.split_once('?').unwrap_or((url, ""));
+    let (scheme, rest) = url.split_once(':').unwrap_or(("", url));
+    if scheme != "https" {
+        errors.invalid_as(at, scheme, "'https' is the only allowed URL scheme; desired format: https://host[/path]");
     }
-    for (mark, what) in
-        [('#', "fragments"), ('?', "query parameters")].into_iter().filter(|(mark, _)| rest.contains(*mark))
-    {
-        errors.invalid(at, format!("{what} are not permitted in the URL ({mark})"));
+    let authority = rest.strip_prefix("//").and_then(|rest| rest.split('/').next()).unwrap_or_default();
+    let (user, host) = authority.rsplit_once('@').unwrap_or(("", authority));
+    if host.is_empty() {
+        errors.invalid_as(at, "", "host must be specified; desired format: https://host[/path]");
     }
-    if rest.split('/').next().is_some_and(|host| host.contains('@')) {
-        errors.invalid(at, "user information is not permitted in the URL");
+    for (part, what) in [(user, "user information is"), (fragment, "fragments are"), (query, "query parameters are")] {
+        if !part.is_empty() {
+            errors.invalid_as(at, part, format!("{what} not permitted in the URL"));
+        }
+    }
+}
+
+/// A service's path: segments that could be names.
+fn check_path(at: &At<'_>, errors: &mut Errors) {
+    let path = at.str();
+    match path {
+        "" | "/" => return,
+        "//" => return errors.invalid(at, "segment[0] may not be empty"),
+        _ => {}
+    }
+    if !path.starts_with('/') {
+        errors.invalid(at, "must start with a '/'");
+    }
+    let rest = path.get(1..).unwrap_or_default();
+    for (n, segment) in rest.strip_suffix('/').unwrap_or(rest).split('/').enumerate() {
+        if segment.is_empty() {
+            errors.invalid(at, format!("segment[{n}] may not be empty"));
+            continue;
+        }
+        for complaint in formats::dns_subdomain(segment) {
+            errors.invalid(at, format!("segment[{n}]: {complaint}"));
+        }
     }
 }
 
@@ -105,10 +131,7 @@ fn check_client(at: &At<'_>, errors: &mut Errors) {
             if port.there() && !port.number().is_some_and(|p| (1..=65535).contains(&p)) {
                 errors.invalid(&port, format!("port is not valid: {}", crate::validate::PORT_RANGE));
             }
-            let path = service.child("path");
-            if !path.str().is_empty() && !path.str().starts_with('/') {
-                errors.invalid(&path, "must start with a '/'");
-            }
+            check_path(&service.child("path"), errors);
         }
         _ => errors.required(at, "exactly one of url or service is required"),
     }
@@ -415,7 +438,23 @@ mod tests {
         check(
             json!({"clientConfig": {"url": "http://x"}}),
             &[
-                "webhooks[0].clientConfig.url: Invalid value: \"http://x\": 'https' is the only allowed URL scheme; desired format: https://host[/path]",
+                "webhooks[0].clientConfig.url: Invalid value: \"http\": 'https' is the only allowed URL scheme; desired format: https://host[/path]",
+            ],
+        );
+        check(
+            json!({"clientConfig": {"url": "https://u@a/b?c#d"}}),
+            &[
+                "webhooks[0].clientConfig.url: Invalid value: \"u\": user information is not permitted in the URL",
+                "webhooks[0].clientConfig.url: Invalid value: \"d\": fragments are not permitted in the URL",
+                "webhooks[0].clientConfig.url: Invalid value: \"c\": query parameters are not permitted in the URL",
+            ],
+        );
+        check(
+            json!({"clientConfig": {"service": {"name": "a", "namespace": "b", "path": "a//b"}}}),
+            &[
+                "webhooks[0].clientConfig.service.path: Invalid value: \"a//b\": must start with a '/'",
+                "webhooks[0].clientConfig.service.path: Invalid value: \"a//b\": segment[0] may not be empty",
+                "webhooks[0].clientConfig.service.path: Invalid value: \"a//b\": segment[1] may not be empty",
             ],
         );
         check(

@@ -149,11 +149,11 @@ impl Strategy for Pod {
 
     fn deletion(&self, object: &Value, requested: Option<i64>) -> Deletion {
         let finished = matches!(object.text("status.phase"), "Failed" | "Succeeded");
+        // None is given where nobody would use it, and the pod says so as it goes.
         if finished || object.text("spec.nodeName").is_empty() {
-            return Deletion::Immediate;
+            return Deletion::Graceful(0);
         }
         match requested.or(object.number("spec.terminationGracePeriodSeconds")).unwrap_or(0) {
-            0 => Deletion::Immediate,
             seconds if seconds < 0 => Deletion::Graceful(1),
             seconds => Deletion::Graceful(seconds),
         }
@@ -272,11 +272,11 @@ mod tests {
             assert_eq!(Pod.deletion(&pod, requested), expected, "{changes:?}");
         };
         let node = ("spec.nodeName", json!("n"));
-        check(&[], None, Deletion::Immediate);
+        check(&[], None, Deletion::Graceful(0));
         check(std::slice::from_ref(&node), None, Deletion::Graceful(30));
         check(std::slice::from_ref(&node), Some(5), Deletion::Graceful(5));
-        check(std::slice::from_ref(&node), Some(0), Deletion::Immediate);
-        check(&[node, ("status.phase", json!("Failed"))], None, Deletion::Immediate);
+        check(std::slice::from_ref(&node), Some(0), Deletion::Graceful(0));
+        check(&[node, ("status.phase", json!("Failed"))], None, Deletion::Graceful(0));
     }
 
     #[test]

@@ -4,6 +4,7 @@
 
 pub mod channel;
 mod exec;
+pub mod frames;
 mod portforward;
 pub mod server;
 mod spdy;

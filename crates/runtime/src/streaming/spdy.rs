@@ -389,6 +389,34 @@ async fn write_frames(mut write: impl AsyncWrite + Unpin, mut outgoing: mpsc::Re
     let _ = write.shutdown().await;
 }
 
+/// How a client opens a stream, its compression begun or gone on with.
+#[cfg(test)]
+fn syn_stream(deflate: &mut Compress, id: u32, headers: &[(&str, &str)]) -> BytesMut {
+    let mut plain = BytesMut::new();
+    plain.put_u32(headers.len() as u32);
+    for (name, value) in headers {
+        for text in [name, value] {
+            plain.put_u32(text.len() as u32);
+            plain.put_slice(text.as_bytes());
+        }
+    }
+    let mut block = Vec::with_capacity(1024);
+    deflate.compress_vec(&plain, &mut block, FlushCompress::Sync).unwrap();
+    let mut frame = control(SYN_STREAM, 0, 10 + block.len());
+    frame.put_u32(id);
+    frame.put_slice(&[0; 6]);
+    frame.put_slice(&block);
+    frame
+}
+
+/// The first frame of a connection.
+#[cfg(test)]
+pub(super) fn opening(id: u32, headers: &[(&str, &str)]) -> Vec<u8> {
+    let mut deflate = Compress::new(Compression::default(), true);
+    deflate.set_dictionary(&dictionary()).unwrap();
+    syn_stream(&mut deflate, id, headers).to_vec()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -403,25 +431,6 @@ mod tests {
             (a, (b + a) % 65521)
         });
         assert_eq!((b << 16) | a, 0xe3c6_a7c2);
-    }
-
-    /// A client's view, for this test and the next layers' tests.
-    fn syn_stream(deflate: &mut Compress, id: u32, headers: &[(&str, &str)]) -> BytesMut {
-        let mut plain = BytesMut::new();
-        plain.put_u32(headers.len() as u32);
-        for (name, value) in headers {
-            for text in [name, value] {
-                plain.put_u32(text.len() as u32);
-                plain.put_slice(text.as_bytes());
-            }
-        }
-        let mut block = Vec::with_capacity(1024);
-        deflate.compress_vec(&plain, &mut block, FlushCompress::Sync).unwrap();
-        let mut frame = control(SYN_STREAM, 0, 10 + block.len());
-        frame.put_u32(id);
-        frame.put_slice(&[0; 6]);
-        frame.put_slice(&block);
-        frame
     }
 
     #[tokio::test]

@@ -419,6 +419,10 @@ impl Backend for Embedded {
         watch::start(self.shared.clone(), prefix, after)
     }
 
+    fn size_bytes(&self) -> Option<u64> {
+        self.status().ok().map(|status| status.log_bytes)
+    }
+
     async fn request_progress(&self) -> Result<(), StoreError> {
         Ok(())
     }

@@ -167,6 +167,10 @@ impl Backend for Transformed {
         Ok(items.boxed())
     }
 
+    fn size_bytes(&self) -> Option<u64> {
+        self.inner.size_bytes()
+    }
+
     async fn request_progress(&self) -> Result<(), StoreError> {
         self.inner.request_progress().await
     }
