@@ -29,6 +29,8 @@ pub struct Target<'a> {
 #[derive(Debug, PartialEq)]
 pub enum Answer {
     Good,
+    /// Good, and worth a word.
+    GoodBut(String),
     Bad(String),
     /// The question could not be put: counts neither way.
     Unsure(String),
@@ -66,7 +68,10 @@ pub async fn probe(target: &Target<'_>, probe: &Probe, timeout: Duration) -> Ans
     }
     if let Some(get) = &probe.http_get {
         return match tokio::time::timeout(timeout, http(target, get, "kube-probe/1.37")).await {
-            Ok(Ok((status, _))) if (200..400).contains(&status) => Answer::Good,
+            Ok(Ok((status, _))) if (200..300).contains(&status) => Answer::Good,
+            Ok(Ok((status, body))) if (300..400).contains(&status) => {
+                Answer::GoodBut(format!("Probe terminated redirects, Response body: {body}"))
+            }
             Ok(Ok((status, _))) => Answer::Bad(format!("HTTP probe failed with statuscode: {status}")),
             Ok(Err(error)) => Answer::Bad(format!("Get {:?}: {error}", shown(target, get))),
             Err(_) => Answer::Bad(format!(
@@ -134,14 +139,15 @@ fn shown(target: &Target<'_>, get: &HTTPGetAction) -> String {
 
 /// One GET, following redirects on the same host: status and the beginning of the body.
 pub async fn http(target: &Target<'_>, get: &HTTPGetAction, agent: &str) -> Result<(u16, String), String> {
-    let address = join(host(get.host.as_deref(), target), port(&get.port, target.container)?);
+    let host = host(get.host.as_deref(), target);
+    let (mut scheme, mut address) = (scheme(get), join(host, port(&get.port, target.container)?));
     let mut path = get.path.clone().filter(|p| !p.is_empty()).unwrap_or_else(|| "/".into());
     if !path.starts_with('/') {
         path.insert(0, '/');
     }
     let mut hops = 0;
     loop {
-        let (status, location, body) = one_get(&address, &scheme(get), &path, get, agent).await?;
+        let (status, location, body) = one_get(&address, &scheme, &path, get, agent).await?;
         let Some(location) = location.filter(|_| (300..400).contains(&status) && status != 304) else {
             return Ok((status, body));
         };
@@ -149,13 +155,30 @@ pub async fn http(target: &Target<'_>, get: &HTTPGetAction, agent: &str) -> Resu
         if hops > MAX_REDIRECTS {
             return Err(format!("stopped after {MAX_REDIRECTS} redirects"));
         }
-        path = match location.split_once("://") {
+        match elsewhere(&location) {
             // Another host's answer says nothing about this container.
-            Some((_, rest)) if rest.split('/').next() != Some(address.as_str()) => return Ok((status, body)),
-            Some((_, rest)) => rest.find('/').map_or("/", |at| &rest[at..]).to_string(),
-            None => location,
-        };
+            Some((_, other, _, _)) if other != host => return Ok((status, body)),
+            Some((to, _, port, rest)) => {
+                (scheme, address, path) = (to.to_lowercase(), join(host, port), rest.to_string());
+            }
+            None if location.starts_with('/') => path = location,
+            // Beside what was asked for.
+            None => path = format!("{}/{location}", path.rsplit_once('/').map_or("", |(above, _)| above)),
+        }
     }
+}
+
+/// Scheme, host, port and path of a location that names its host; none of one on the same host.
+fn elsewhere(location: &str) -> Option<(&str, &str, u16, &str)> {
+    let (scheme, rest) = location.split_once("://")?;
+    let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+    let default = if scheme.eq_ignore_ascii_case("https") { 443 } else { 80 };
+    let bracketed = authority.rfind(']').map_or(0, |at| at + 1);
+    let (host, port) = match authority[bracketed..].find(':') {
+        Some(at) => (&authority[..bracketed + at], authority[bracketed + at + 1..].parse().unwrap_or(default)),
+        None => (authority, default),
+    };
+    Some((scheme, host.trim_matches(['[', ']']), port, if path.is_empty() { "/" } else { path }))
 }
 
 async fn one_get(
@@ -331,5 +354,25 @@ async fn grpc(address: &str, service: String, timeout: Duration) -> Answer {
     match tokio::time::timeout(timeout, ask).await {
         Ok(Ok(answer)) | Ok(Err(answer)) => answer,
         Err(_) => Answer::Bad(format!("timeout: health rpc did not complete within {timeout:?}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn locations() {
+        for (location, expect) in [
+            ("/here", None),
+            ("there", None),
+            ("http://0.0.0.0/", Some(("http", "0.0.0.0", 80, "/"))),
+            ("https://a.example", Some(("https", "a.example", 443, "/"))),
+            ("http://10.0.0.1:8080/x?y=http://z", Some(("http", "10.0.0.1", 8080, "/x?y=http://z"))),
+            ("http://[fd00::1]:81/x", Some(("http", "fd00::1", 81, "/x"))),
+            ("http://[fd00::1]/x", Some(("http", "fd00::1", 80, "/x"))),
+        ] {
+            assert_eq!(elsewhere(location), expect, "{location}");
+        }
     }
 }

@@ -192,7 +192,7 @@ impl Prober {
             let began = std::time::Instant::now();
             let answer = ask::probe(&target, probe, timeout).await;
             let result = match &answer {
-                Answer::Good => "successful",
+                Answer::Good | Answer::GoodBut(_) => "successful",
                 Answer::Bad(_) => "failed",
                 Answer::Unsure(_) => "unknown",
             };
@@ -203,6 +203,15 @@ impl Prober {
             metrics.since(&families::PROBE_DURATION, &[of[0], of[1], of[2], which.word()], began);
             let good = match &answer {
                 Answer::Good => true,
+                Answer::GoodBut(what) => {
+                    let about = self.context.events.about_named(&self.pod, &self.container.name);
+                    self.context.events.warning(
+                        &about,
+                        "ProbeWarning",
+                        &format!("{} probe warning: {what}", which.word()),
+                    );
+                    true
+                }
                 Answer::Unsure(why) => {
                     // Neither counts: the question could not be put. While the pod ends that is no news.
                     if self.ending.load(Ordering::Relaxed) {
