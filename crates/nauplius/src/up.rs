@@ -70,9 +70,9 @@ pub struct Options {
     /// How long a node may say nothing before it counts as lost.
     #[arg(long, value_parser = roles::seconds, default_value = "50s")]
     pub node_monitor_grace_period: Duration,
-    /// Give nodes ranges for their pods; without, whoever adds nodes brings their network.
-    #[arg(long, num_args = 0..=1, default_missing_value = "true", default_value_t = true, action = clap::ArgAction::Set, hide = true)]
-    pub allocate_node_cidrs: bool,
+    /// Give nodes ranges for their pods; without, whoever adds nodes brings their network, as a control plane alone expects.
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", hide = true)]
+    pub allocate_node_cidrs: Option<bool>,
     #[command(flatten)]
     pub serving: roles::Serving,
     #[command(flatten)]
@@ -207,7 +207,9 @@ pub async fn run(options: Options, cancel: CancellationToken) -> Result<()> {
 
     let controller_options = controllers::Options {
         node_monitor_grace_period: options.node_monitor_grace_period,
-        allocate_node_cidrs: options.allocate_node_cidrs,
+        allocate_node_cidrs: options
+            .allocate_node_cidrs
+            .unwrap_or(!options.control_plane_only || options.simulated_nodes > 0),
         ..roles::controller_manager::options_of(&options.ranges, &pki, &data_dir)?
     };
     match &running {
@@ -224,7 +226,7 @@ pub async fn run(options: Options, cancel: CancellationToken) -> Result<()> {
                     &controllers,
                     &options.ranges,
                     &pki.ca_file(),
-                    options.node_monitor_grace_period,
+                    (options.node_monitor_grace_period, controller_options.allocate_node_cidrs),
                 )?,
                 cancel.clone(),
             );

@@ -98,10 +98,16 @@ impl Child {
         Self::new("scheduler", &log_dir(kubeconfig), "scheduler", arguments)
     }
 
-    pub fn controller_manager(kubeconfig: &Path, ranges: &Ranges, ca: &Path, node_grace: Duration) -> Result<Self> {
+    pub fn controller_manager(
+        kubeconfig: &Path,
+        ranges: &Ranges,
+        ca: &Path,
+        (node_grace, allocate_node_cidrs): (Duration, bool),
+    ) -> Result<Self> {
         let mut arguments = vec![
             arg("kubeconfig", kubeconfig),
             arg("leader-elect", "false"),
+            arg("allocate-node-cidrs", allocate_node_cidrs.to_string()),
             arg("cluster-cidr", joined(&ranges.cluster_cidr)),
             arg("service-cluster-ip-range", joined(&ranges.service_cluster_ip_range)),
             arg("root-ca-file", ca),
