@@ -73,18 +73,6 @@ fn unrecognized(kind: &str, body: &RequestBody, why: impl std::fmt::Display) -> 
     Status::bad_request(format!("the object provided is unrecognized (must be of type {kind}): {why} ({summary})"))
 }
 
-/// What Go calls a JSON value that it cannot read into something else.
-fn go_kind(value: &Value) -> &'static str {
-    match value {
-        Value::Null => "null",
-        Value::Bool(_) => "bool",
-        Value::Number(_) => "number",
-        Value::String(_) => "string",
-        Value::Array(_) => "array",
-        Value::Object(_) => "object",
-    }
-}
-
 /// A tree of bytes, and what a strict reader objects to so far.
 fn parse(body: &RequestBody) -> Result<(Value, Issues), Status> {
     match body {
@@ -233,7 +221,7 @@ pub fn decode_object(_server: &ApiServer, target: &Target<'_>, body: &RequestBod
     if !value.is_object() && !value.is_null() {
         let go =
             r#"struct { APIVersion string "json:\"apiVersion,omitempty\""; Kind string "json:\"kind,omitempty\"" }"#;
-        let found = go_kind(&value);
+        let found = meta::schema::json_type(&value);
         let why = format!(
             "couldn't get version/kind; json parse error: json: cannot unmarshal {found} into Go value of type {go}"
         );

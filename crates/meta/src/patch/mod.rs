@@ -30,14 +30,7 @@ impl PatchError {
 
     /// A document of another JSON type than a patch is, as Go says it.
     fn unfit(patch: &Value, go: &str) -> Self {
-        let found = match patch {
-            Value::Null => "null",
-            Value::Bool(_) => "bool",
-            Value::Number(_) => "number",
-            Value::String(_) => "string",
-            Value::Array(_) => "array",
-            Value::Object(_) => "object",
-        };
+        let found = crate::schema::json_type(patch);
         Self::Invalid(format!("error decoding patch: json: cannot unmarshal {found} into Go value of type {go}"))
     }
 

@@ -271,7 +271,7 @@ fn zero(view: View<'_>) -> Value {
 }
 
 /// What Go calls a JSON value's type; numbers that do not fit are named with their digits.
-fn json_type(value: &Value) -> &'static str {
+pub fn json_type(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",
         Value::Bool(_) => "bool",

@@ -20,7 +20,7 @@ mod validate;
 
 pub use builtin::builtin;
 pub(crate) use coerce::{JSON_SCHEMA_PROPS, is_zero};
-pub use coerce::{TypeError, conform, default, prune};
+pub use coerce::{TypeError, conform, default, json_type, prune};
 pub use fields::Fields;
 pub use validate::validate;
 
