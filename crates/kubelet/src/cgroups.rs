@@ -6,11 +6,13 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use anyhow::Context as _;
 use k8s_openapi::api::core::v1::Pod;
 
 use crate::config::Config;
+use crate::metrics::{Metrics, families};
 use crate::spec::{self, memory, resources, resources::Qos};
 
 const ROOT: &str = "/sys/fs/cgroup";
@@ -124,11 +126,18 @@ fn weight(shares: i64) -> i64 {
     1 + ((shares.clamp(2, 262_144) - 2) * 9999) / 262_142
 }
 
-/// Makes the pod's cgroup; the path the engine is told.
-pub fn make_pod(config: &Config, pod: &Pod) -> anyhow::Result<String> {
+/// Makes the pod's cgroup, or sets what it may use anew; the path the engine is told.
+pub fn make_pod(config: &Config, pod: &Pod, what: &str, metrics: &Metrics) -> anyhow::Result<String> {
     if !config.cgroups_per_qos {
         return Ok(String::new());
     }
+    let began = Instant::now();
+    let path = write_pod(config, pod)?;
+    metrics.since(&families::CGROUPS, &[what], began);
+    Ok(path)
+}
+
+fn write_pod(config: &Config, pod: &Pod) -> anyhow::Result<String> {
     let path = parent(config, pod);
     let numbers = resources::pod_cgroup(pod);
     let roots = if is_v2() {
@@ -235,16 +244,12 @@ fn remove_tree(dir: &Path) -> io::Result<()> {
     fs::remove_dir(dir)
 }
 
-/// Removes the pod's cgroup everywhere.
-pub fn remove_pod(config: &Config, pod: &Pod) -> anyhow::Result<()> {
-    remove_uid(config, spec::uid(pod))
-}
-
-/// The same by uid alone: whatever its class was.
-pub fn remove_uid(config: &Config, uid: &str) -> anyhow::Result<()> {
+/// Removes a pod's cgroup everywhere, whatever its class was.
+pub fn remove_uid(config: &Config, uid: &str, metrics: &Metrics) -> anyhow::Result<()> {
     if !config.cgroups_per_qos || uid.is_empty() {
         return Ok(());
     }
+    let began = Instant::now();
     for root in hierarchies() {
         for qos in [Qos::Guaranteed, Qos::Burstable, Qos::BestEffort] {
             let dir = root.join(pod_path(config, qos, uid).trim_start_matches('/'));
@@ -258,5 +263,6 @@ pub fn remove_uid(config: &Config, uid: &str) -> anyhow::Result<()> {
             }
         }
     }
+    metrics.since(&families::CGROUPS, &["destroy"], began);
     Ok(())
 }

@@ -15,6 +15,7 @@ use tokio::time::Instant;
 use crate::agent::Context;
 use crate::config::Shutdown;
 use crate::eviction::active;
+use crate::metrics::families;
 use crate::spec;
 
 pub const REASON: &str = "Terminated";
@@ -57,6 +58,8 @@ pub async fn run(context: &Arc<Context>) {
     }
     context.shutting_down.store(true, Ordering::Relaxed);
     context.node_changed.notify_one();
+    let now = || jiff::Timestamp::now().as_second() as f64;
+    context.metrics.set(&families::SHUTDOWN_BEGAN, &[], now());
     context.events.normal(&context.events.about_node(), "NodeShutdown", "Shutdown manager detected shutdown event");
     for (grace, pods) in groups(steps, active(context)) {
         for pod in &pods {
@@ -67,6 +70,7 @@ pub async fn run(context: &Arc<Context>) {
             tokio::time::sleep(LOOK).await;
         }
     }
+    context.metrics.set(&families::SHUTDOWN_ENDED, &[], now());
 }
 
 #[cfg(test)]

@@ -131,7 +131,7 @@ fn start_plugin(
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn devices_are_counted_given_and_remembered() {
     let dir = scratch("devices");
-    let things = Devices::new(&dir, Arc::new(|| ()));
+    let things = Devices::new(&dir, Arc::new(|| ()), Arc::default());
     tokio::spawn(devices::serve(things.clone()));
     until(|| dir.join("kubelet.sock").exists()).await;
     let (small, lists, _server) = start_plugin(&dir);
@@ -174,7 +174,7 @@ async fn devices_are_counted_given_and_remembered() {
     assert_eq!(*small.calls.lock().unwrap(), expect);
 
     // An agent that starts anew gives nothing away twice, and knows what to tell containers.
-    let again = Devices::new(&dir, Arc::new(|| ()));
+    let again = Devices::new(&dir, Arc::new(|| ()), Arc::default());
     let grant = again.granted("first", "m").remove("example.com/thing").unwrap();
     assert_eq!(grant.response.envs["IDS"], "c,b");
     assert_eq!(count(&again), (Some(0), Some(0)));

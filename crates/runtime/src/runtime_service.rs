@@ -432,15 +432,15 @@ impl RuntimeService for RuntimeServer {
         &self,
         _: Request<CheckpointContainerRequest>,
     ) -> Answer<CheckpointContainerResponse> {
-        Err(Status::unimplemented("checkpointing containers is not supported by this runtime"))
+        Err(Status::unimplemented("method CheckpointContainer not implemented"))
     }
 
     async fn checkpoint_pod(&self, _: Request<CheckpointPodRequest>) -> Answer<CheckpointPodResponse> {
-        Err(Status::unimplemented("checkpointing pods is not supported by this runtime"))
+        Err(Status::unimplemented("method CheckpointPod not implemented"))
     }
 
     async fn restore_pod(&self, _: Request<RestorePodRequest>) -> Answer<RestorePodResponse> {
-        Err(Status::unimplemented("restoring pods is not supported by this runtime"))
+        Err(Status::unimplemented("method RestorePod not implemented"))
     }
 
     type GetContainerEventsStream = Streamed<ContainerEventResponse>;

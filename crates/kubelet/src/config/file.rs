@@ -16,6 +16,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use crate::images::access::Verification;
+use crate::processors::take::Options;
 use crate::spec::memory;
 use crate::topology::Wishes;
 use crate::topology::merge::{Policy, Rules};
@@ -356,6 +357,11 @@ impl File {
             (self.enable_server != Some(false), "enableServer", "the node API cannot be switched off"),
             (ids.is_none_or(|n| n == 65_536), "userNamespaces.idsPerPod", "only 65536 is supported"),
             (self.default_pod_sysctls.as_ref().is_none_or(BTreeMap::is_empty), "defaultPodSysctls", "is not supported"),
+            (
+                self.tracing.as_ref().is_none_or(Map::is_empty) || !self.gate("KubeletTracing", true),
+                "tracing",
+                "traces are not exported by this agent",
+            ),
             (self.qos_reserved.as_ref().is_none_or(BTreeMap::is_empty), "qosReserved", "is not supported"),
             (
                 enforced.into_iter().all(|e| e == "pods" || e == "none"),
@@ -446,6 +452,53 @@ impl File {
         Ok(out)
     }
 
+    /// Which processors containers get that have some for themselves.
+    fn processor_options(&self) -> anyhow::Result<Options> {
+        let mut out = Options::default();
+        for (name, value) in self.cpu_manager_policy_options.iter().flatten() {
+            let place = match name.as_str() {
+                "full-pcpus-only" => &mut out.whole_cores,
+                "distribute-cpus-across-numa" => &mut out.across_nodes,
+                "distribute-cpus-across-cores" => &mut out.across_cores,
+                "align-by-socket" => &mut out.by_socket,
+                "prefer-align-cpus-by-uncorecache" => &mut out.by_cache,
+                "strict-cpu-reservation" => &mut out.strict,
+                _ => {
+                    bail!("invalid configuration: cpuManagerPolicyOptions: unknown CPU Manager Policy option: {name:?}")
+                }
+            };
+            if matches!(name.as_str(), "distribute-cpus-across-cores" | "align-by-socket") {
+                ensure!(
+                    self.gate("CPUManagerPolicyAlphaOptions", false),
+                    "invalid configuration: cpuManagerPolicyOptions: CPU Manager Policy Alpha-level Options not enabled, but option {name:?} provided"
+                );
+            }
+            *place = match value.as_str() {
+                "1" | "t" | "T" | "true" | "TRUE" | "True" => true,
+                "0" | "f" | "F" | "false" | "FALSE" | "False" => false,
+                _ => bail!(
+                    "invalid configuration: cpuManagerPolicyOptions: bad value for option {name:?}: strconv.ParseBool: parsing {value:?}: invalid syntax"
+                ),
+            };
+        }
+        for (one, other, both) in [
+            ("full-pcpus-only", "distribute-cpus-across-cores", out.whole_cores && out.across_cores),
+            ("distribute-cpus-across-numa", "distribute-cpus-across-cores", out.across_nodes && out.across_cores),
+            ("distribute-cpus-across-cores", "prefer-align-cpus-by-uncorecache", out.across_cores && out.by_cache),
+            ("distribute-cpus-across-numa", "prefer-align-cpus-by-uncorecache", out.across_nodes && out.by_cache),
+        ] {
+            ensure!(
+                !both,
+                "invalid configuration: cpuManagerPolicyOptions: static policy options {one} and {other} can not be used at the same time"
+            );
+        }
+        Ok(out)
+    }
+
+    fn gate(&self, name: &str, default: bool) -> bool {
+        self.feature_gates.as_ref().and_then(|gates| gates.get(name)).copied().unwrap_or(default)
+    }
+
     fn apply(self, mut config: Config) -> anyhow::Result<Config> {
         /// Where the file says something.
         fn set<T>(place: &mut T, value: Option<T>) {
@@ -458,8 +511,11 @@ impl File {
             move |why: String| anyhow::anyhow!("invalid configuration: {field}: {why}")
         };
         set(&mut config.single_process_oom_kill, self.single_process_oom_kill);
+        let gates = (self.gate("KubeletAllocatedPodsEndpoint", false), self.gate("MemoryQoS", true));
+        config.gates.checkpoint = self.gate("ContainerCheckpoint", true);
         config.shutdown = self.shutdown()?;
         config.alignment = self.alignment()?;
+        config.processor_options = self.processor_options()?;
         config.exclusive_processors = self.cpu_manager_policy.is_some_and(|p| p == "static");
         config.listen =
             SocketAddr::new(self.address.unwrap_or(config.listen.ip()), self.port.unwrap_or(config.listen.port()));
@@ -488,12 +544,10 @@ impl File {
         set(&mut config.debugging_handlers, self.enable_debugging_handlers);
         set(&mut config.system_logs, self.enable_system_log_handler);
         set(&mut config.system_log_query, self.enable_system_log_query);
-        let gate =
-            |name: &str, default| self.feature_gates.as_ref().and_then(|g| g.get(name)).copied().unwrap_or(default);
-        config.gates.allocated_pods = gate("KubeletAllocatedPodsEndpoint", false);
+        config.gates.allocated_pods = gates.0;
         let swap = self.memory_swap.and_then(|s| s.swap_behavior);
         config.memory = memory::Wishes {
-            qos: gate("MemoryQoS", true),
+            qos: gates.1,
             throttling: self.memory_throttling_factor,
             tiered: self.memory_reservation_policy.is_some_and(|p| p.eq_ignore_ascii_case("TieredReservation")),
             swap: swap.is_some_and(|s| s.eq_ignore_ascii_case("LimitedSwap")),
@@ -657,6 +711,14 @@ mod tests {
             ("memorySwap: {swapBehavior: Odd}", "only NoSwap and LimitedSwap"),
             ("memoryThrottlingFactor: 1.5", "must be greater than 0"),
             ("memoryReservationPolicy: Odd", "only None and TieredReservation"),
+            ("cpuManagerPolicyOptions: {odd: 'true'}", "unknown CPU Manager Policy option: \"odd\""),
+            ("cpuManagerPolicyOptions: {full-pcpus-only: maybe}", "bad value for option \"full-pcpus-only\""),
+            ("cpuManagerPolicyOptions: {align-by-socket: 'true'}", "Alpha-level Options not enabled"),
+            (
+                "cpuManagerPolicyOptions: {distribute-cpus-across-numa: 'true', prefer-align-cpus-by-uncorecache: 'true'}",
+                "can not be used at the same time",
+            ),
+            ("tracing: {endpoint: 'localhost:4317', samplingRatePerMillion: 100}", "tracing"),
             ("memoryManagerPolicy: Odd", "only None and Static are supported"),
             ("reservedMemory: [{numaNode: 0, limits: {memory: 1Mi}}]", "only memoryManagerPolicy Static"),
             ("nodeStatusUpdateFrequency: 10", "the kubelet's configuration"),

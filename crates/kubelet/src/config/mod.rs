@@ -59,6 +59,8 @@ pub struct Config {
     pub reserved: BTreeMap<String, String>,
     /// Containers that ask for whole processors get them for themselves.
     pub exclusive_processors: bool,
+    /// Which ones they get.
+    pub processor_options: crate::processors::take::Options,
     /// Those that nobody gets for itself; as many as are reserved, when not named.
     pub reserved_processors: Option<BTreeSet<u32>>,
     /// How memory is kept, slowed down and swapped.
@@ -113,11 +115,19 @@ pub struct Config {
     pub container_log_max_files: u32,
 }
 
-/// The feature gates that mean something here; all are shut unless somebody opens them.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+/// The feature gates that mean something here.
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Gates {
     /// `KubeletAllocatedPodsEndpoint`: pods are told as they were granted.
     pub allocated_pods: bool,
+    /// `ContainerCheckpoint`: containers can be had written down.
+    pub checkpoint: bool,
+}
+
+impl Default for Gates {
+    fn default() -> Self {
+        Self { allocated_pods: false, checkpoint: true }
+    }
 }
 
 /// Who may ask the node API, and how long answers about that are believed.
@@ -192,6 +202,7 @@ impl Config {
             pod_pids_limit: None,
             reserved: BTreeMap::new(),
             exclusive_processors: false,
+            processor_options: Default::default(),
             memory: memory::Wishes::default(),
             alignment: Wishes::default(),
             single_process_oom_kill: false,

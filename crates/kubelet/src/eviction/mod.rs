@@ -8,7 +8,7 @@ mod measure;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
@@ -76,6 +76,7 @@ pub async fn run(context: Arc<Context>) {
     let mut history = History::default();
     loop {
         tokio::time::sleep(EVERY).await;
+        let looked = Instant::now();
         let readings = measure::node(&context).await;
         let (pressures, due) = history.judge(&context.config.eviction, &readings, Timestamp::now());
         for pressure in [Pressure::Memory, Pressure::Disk, Pressure::Pid] {
@@ -92,6 +93,7 @@ pub async fn run(context: Arc<Context>) {
             continue;
         }
         if evict_one(&context, &due).await {
+            context.metrics.since(&families::EVICTION_STATS_AGE, &[due.threshold.signal.as_str()], looked);
             tokio::time::sleep(SETTLE).await;
         }
     }

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use crate::agent::Context;
 use crate::config::ImageGc;
 use crate::cri::v1;
+use crate::metrics::families;
 
 /// How often the file system is looked at; as upstream.
 const EVERY: Duration = Duration::from_secs(300);
@@ -91,6 +92,7 @@ async fn remove(context: &Context, to_free: u64, min_age: Duration, max_age: Opt
         let spec = v1::ImageSpec { image: image.id.clone(), ..Default::default() };
         context.engine.remove_image(v1::RemoveImageRequest { image: Some(spec) }).await?;
         tracing::info!(image = %image.id, bytes = image.size, "unused image removed");
+        context.metrics.count(&families::IMAGES_COLLECTED, &[if freed < to_free { "space" } else { "age" }]);
         freed = freed.saturating_add(image.size);
     }
     Ok(freed)

@@ -7,7 +7,7 @@ pub mod providers;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{Container, Pod, Secret};
@@ -18,6 +18,7 @@ use crate::agent::Context;
 use crate::config::Config;
 use crate::cri::v1;
 use crate::events::About;
+use crate::metrics::families;
 use crate::pods::plan::Failed;
 use crate::references::Referent;
 use crate::spec;
@@ -36,6 +37,8 @@ struct Wait {
 /// Pull state of the node.
 pub struct Images {
     waits: Mutex<HashMap<(String, String), Wait>>,
+    /// How long pods waited for pulls, by uid, until they run.
+    took: Mutex<HashMap<String, Duration>>,
     pulls: tokio::sync::Semaphore,
     providers: Providers,
     access: Access,
@@ -52,6 +55,7 @@ impl Images {
         };
         Ok(Self {
             waits: Mutex::default(),
+            took: Mutex::default(),
             pulls: tokio::sync::Semaphore::new(config.parallel_pulls),
             used: Mutex::default(),
             providers,
@@ -112,7 +116,11 @@ impl Images {
         policy: Option<&str>,
     ) -> Result<String, String> {
         let about = context.events.about_pod(pod);
-        self.obtain(context, pod, image, policy, &about).await.map(|i| i.id).map_err(|f| f.message)
+        context.metrics.count(&families::IMAGE_VOLUMES, &[]);
+        let had = self.obtain(context, pod, image, policy, &about).await;
+        let outcome = if had.is_ok() { &families::IMAGE_VOLUMES_MOUNTED } else { &families::IMAGE_VOLUMES_ERRORS };
+        context.metrics.count(outcome, &[]);
+        had.map(|i| i.id).map_err(|f| f.message)
     }
 
     async fn present(&self, context: &Context, image: &str) -> Result<Option<v1::Image>, tonic::Status> {
@@ -204,6 +212,8 @@ impl Images {
             Ok(pulled) => {
                 self.waits.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
                 let (took, size) = (begun.elapsed(), pulled.size);
+                context.metrics.since(&families::IMAGE_PULLS, &[size_class(size)], begun);
+                *self.took.lock().unwrap_or_else(PoisonError::into_inner).entry(key.0).or_default() += took;
                 context.events.normal(
                     about,
                     "Pulled",
@@ -288,11 +298,36 @@ impl Images {
     /// A pod is gone.
     pub fn release(&self, uid: &str) {
         self.waits.lock().unwrap_or_else(PoisonError::into_inner).retain(|(pod, _), _| pod != uid);
+        self.pulled_for(uid);
+    }
+
+    /// How long a pod waited for pulls; told once.
+    pub fn pulled_for(&self, uid: &str) -> Duration {
+        self.took.lock().unwrap_or_else(PoisonError::into_inner).remove(uid).unwrap_or_default()
     }
 }
 
+/// How large an image is, as pulls are counted by it.
+fn size_class(bytes: u64) -> &'static str {
+    const MB: u64 = 1 << 20;
+    const CLASSES: [(u64, &str); 11] = [
+        (10 * MB, "0-10MB"),
+        (100 * MB, "10MB-100MB"),
+        (500 * MB, "100MB-500MB"),
+        (1024 * MB, "500MB-1GB"),
+        (5 * 1024 * MB, "1GB-5GB"),
+        (10 * 1024 * MB, "5GB-10GB"),
+        (20 * 1024 * MB, "10GB-20GB"),
+        (30 * 1024 * MB, "20GB-30GB"),
+        (40 * 1024 * MB, "30GB-40GB"),
+        (60 * 1024 * MB, "40GB-60GB"),
+        (100 * 1024 * MB, "60GB-100GB"),
+    ];
+    CLASSES.iter().find(|(below, _)| bytes < *below).map_or("GT100GB", |(_, name)| name)
+}
+
 /// A duration as Go shows one, in milliseconds or seconds.
-fn shown(took: std::time::Duration) -> String {
+fn shown(took: Duration) -> String {
     if took.as_secs() == 0 { format!("{}ms", took.as_millis()) } else { format!("{:.3}s", took.as_secs_f64()) }
 }
 

@@ -18,6 +18,7 @@ use super::credentials;
 use crate::agent::Context;
 use crate::config::file::duration;
 use crate::cri::v1::AuthConfig;
+use crate::metrics::families;
 use crate::spec;
 
 /// A program may take this long; as upstream.
@@ -156,7 +157,10 @@ impl Providers {
                         ..Default::default()
                     },
                 )),
-                Err(error) => tracing::error!(provider = %provider.name, image, "no credentials: {error:#}"),
+                Err(error) => {
+                    context.metrics.count(&families::CREDENTIALS_ERRORS, &[&provider.name]);
+                    tracing::error!(provider = %provider.name, image, "no credentials: {error:#}");
+                }
             }
         }
         out

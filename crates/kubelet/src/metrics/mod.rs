@@ -19,8 +19,27 @@ pub struct Family {
     pub name: &'static str,
     pub help: &'static str,
     pub labels: &'static [&'static str],
-    /// Upper bounds of a histogram, rising; none: a counter.
-    pub bounds: &'static [f64],
+    pub kind: Kind,
+}
+
+/// What a family's numbers do.
+#[derive(Debug)]
+pub enum Kind {
+    /// They grow.
+    Counter,
+    /// They are what they are now.
+    Gauge,
+    /// They fall below upper bounds, which rise.
+    Histogram(&'static [f64]),
+}
+
+impl Family {
+    fn bounds(&self) -> &'static [f64] {
+        match self.kind {
+            Kind::Histogram(bounds) => bounds,
+            Kind::Counter | Kind::Gauge => &[],
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -61,8 +80,8 @@ impl Metrics {
     /// One more that took so many seconds.
     pub fn observe(&self, family: &'static Family, values: &[&str], seconds: f64) {
         self.change(family, values, |series| {
-            series.buckets.resize(family.bounds.len(), 0);
-            if let Some(at) = family.bounds.iter().position(|bound| seconds <= *bound) {
+            series.buckets.resize(family.bounds().len(), 0);
+            if let Some(at) = family.bounds().iter().position(|bound| seconds <= *bound) {
                 series.buckets[at] += 1;
             }
             series.count += 1;
@@ -75,6 +94,16 @@ impl Metrics {
         self.observe(family, values, began.elapsed().as_secs_f64());
     }
 
+    /// It is this now.
+    pub fn set(&self, family: &'static Family, values: &[&str], value: f64) {
+        self.change(family, values, |series| series.sum = value);
+    }
+
+    /// It is so much more, or less, than it was.
+    pub fn add(&self, family: &'static Family, values: &[&str], difference: f64) {
+        self.change(family, values, |series| series.sum += difference);
+    }
+
     /// Forgets series that have all these labels.
     pub fn forget(&self, family: &'static Family, labels: &[(&str, &str)]) {
         let pairs: Vec<String> = labels.iter().map(|(name, value)| format!("{name}=\"{}\"", escaped(value))).collect();
@@ -83,41 +112,62 @@ impl Metrics {
         }
     }
 
-    /// These families in the Prometheus text format; those that nothing was counted of are left out.
+    /// These families in the Prometheus text format; those that nothing was counted of are left out, unless they have but
+    /// one series, which then is zero.
     pub fn printed(&self, families: &[&'static Family]) -> String {
         let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let nothing = BTreeMap::from([(String::new(), Series::default())]);
         let mut out = String::new();
         for family in families {
-            let Some(series) = all.get(family.name).filter(|s| !s.is_empty()) else { continue };
-            let kind = if family.bounds.is_empty() { "counter" } else { "histogram" };
+            let counted = all.get(family.name).filter(|s| !s.is_empty());
+            let Some(series) = counted.or(family.labels.is_empty().then_some(&nothing)) else { continue };
+            let kind = match family.kind {
+                Kind::Counter => "counter",
+                Kind::Gauge => "gauge",
+                Kind::Histogram(_) => "histogram",
+            };
             // Writing to a string cannot fail.
             let _ = writeln!(out, "# HELP {0} {1}\n# TYPE {0} {kind}", family.name, family.help);
             for (labels, one) in series {
                 let braces = if labels.is_empty() { String::new() } else { format!("{{{labels}}}") };
-                if family.bounds.is_empty() {
-                    let _ = writeln!(out, "{}{braces} {}", family.name, one.count);
-                    continue;
-                }
-                let comma = if labels.is_empty() { "" } else { "," };
-                let mut sum = 0;
-                for (bucket, bound) in one.buckets.iter().zip(family.bounds) {
-                    sum += bucket;
-                    let _ = writeln!(out, "{}_bucket{{{labels}{comma}le=\"{bound}\"}} {sum}", family.name);
-                }
-                let _ = writeln!(out, "{}_bucket{{{labels}{comma}le=\"+Inf\"}} {}", family.name, one.count);
-                let _ = writeln!(out, "{0}_sum{braces} {1}\n{0}_count{braces} {2}", family.name, one.sum, one.count);
+                let value = match family.kind {
+                    Kind::Counter => one.count as f64,
+                    Kind::Gauge => one.sum,
+                    Kind::Histogram(bounds) => {
+                        buckets(&mut out, family.name, labels, bounds, one);
+                        let _ = writeln!(
+                            out,
+                            "{0}_sum{braces} {1}\n{0}_count{braces} {2}",
+                            family.name, one.sum, one.count
+                        );
+                        continue;
+                    }
+                };
+                let _ = writeln!(out, "{}{braces} {value}", family.name);
             }
         }
         out
     }
 }
 
+fn buckets(out: &mut String, name: &str, labels: &str, bounds: &[f64], one: &Series) {
+    let comma = if labels.is_empty() { "" } else { "," };
+    let mut sum = 0;
+    for (at, bound) in bounds.iter().enumerate() {
+        sum += one.buckets.get(at).copied().unwrap_or(0);
+        let _ = writeln!(out, "{name}_bucket{{{labels}{comma}le=\"{bound}\"}} {sum}");
+    }
+    let _ = writeln!(out, "{name}_bucket{{{labels}{comma}le=\"+Inf\"}} {}", one.count);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    static COUNTER: Family = Family { name: "c_total", help: "Cs.", labels: &["a", "b"], bounds: &[] };
-    static TIMES: Family = Family { name: "t_seconds", help: "Ts.", labels: &[], bounds: &[0.5, 1.0] };
+    static COUNTER: Family = Family { name: "c_total", help: "Cs.", labels: &["a", "b"], kind: Kind::Counter };
+    static TIMES: Family = Family { name: "t_seconds", help: "Ts.", labels: &[], kind: Kind::Histogram(&[0.5, 1.0]) };
+    static NOW: Family = Family { name: "now", help: "Now.", labels: &[], kind: Kind::Gauge };
+    static NEVER: Family = Family { name: "never_total", help: "Never.", labels: &[], kind: Kind::Counter };
 
     #[test]
     fn what_was_counted_is_told() {
@@ -128,11 +178,15 @@ mod tests {
         for seconds in [0.5, 0.75, 4.0] {
             metrics.observe(&TIMES, &[], seconds);
         }
+        metrics.set(&NOW, &[], 2.0);
+        metrics.add(&NOW, &[], -0.5);
         metrics.forget(&COUNTER, &[("a", "y")]);
         let expect = "# HELP c_total Cs.\n# TYPE c_total counter\nc_total{a=\"x\",b=\"q\\\"q\"} 2\n\
             # HELP t_seconds Ts.\n# TYPE t_seconds histogram\nt_seconds_bucket{le=\"0.5\"} 1\nt_seconds_bucket{le=\"1\"} 2\n\
-            t_seconds_bucket{le=\"+Inf\"} 3\nt_seconds_sum 5.25\nt_seconds_count 3\n";
-        assert_eq!(metrics.printed(&[&COUNTER, &TIMES]), expect);
+            t_seconds_bucket{le=\"+Inf\"} 3\nt_seconds_sum 5.25\nt_seconds_count 3\n\
+            # HELP now Now.\n# TYPE now gauge\nnow 1.5\n\
+            # HELP never_total Never.\n# TYPE never_total counter\nnever_total 0\n";
+        assert_eq!(metrics.printed(&[&COUNTER, &TIMES, &NOW, &NEVER]), expect);
     }
 
     #[test]

@@ -15,9 +15,13 @@ use tokio::net::UnixListener;
 use tonic::{Request, Response, Status};
 
 use crate::agent::Context;
+use crate::metrics::{Family, families};
 use crate::pods::status::is_terminal;
 use crate::spec;
 use crate::topology::memory::Block;
+
+/// The version of the API, as requests are counted by it.
+const VERSION: &str = "v1";
 
 struct Lister(Arc<Context>);
 
@@ -47,6 +51,11 @@ fn memory(block: Block) -> ContainerMemory {
 }
 
 impl Lister {
+    fn counted(&self, what: &'static Family) {
+        self.0.metrics.count(&families::POD_RESOURCES_REQUESTS, &[VERSION]);
+        self.0.metrics.count(what, &[VERSION]);
+    }
+
     fn pod(&self, pod: &Pod) -> PodResources {
         let uid = spec::uid(pod);
         let inventory = self.0.devices.inventory();
@@ -113,6 +122,7 @@ impl Lister {
 #[tonic::async_trait]
 impl PodResourcesLister for Lister {
     async fn list(&self, _: Request<ListPodResourcesRequest>) -> Result<Response<ListPodResourcesResponse>, Status> {
+        self.counted(&families::POD_RESOURCES_LIST);
         let pod_resources = self.active().map(|p| self.pod(&p)).collect();
         Ok(Response::new(ListPodResourcesResponse { pod_resources }))
     }
@@ -121,6 +131,7 @@ impl PodResourcesLister for Lister {
         &self,
         _: Request<AllocatableResourcesRequest>,
     ) -> Result<Response<AllocatableResourcesResponse>, Status> {
+        self.counted(&families::POD_RESOURCES_ALLOCATABLE);
         let inventory = self.0.devices.inventory();
         let devices =
             inventory.iter().flat_map(|(resource, list)| by_place(resource, &list.iter().collect::<Vec<_>>()));
@@ -132,11 +143,13 @@ impl PodResourcesLister for Lister {
     }
 
     async fn get(&self, request: Request<GetPodResourcesRequest>) -> Result<Response<GetPodResourcesResponse>, Status> {
+        self.counted(&families::POD_RESOURCES_GET);
         let request = request.into_inner();
         let found = self
             .active()
             .find(|p| spec::name(p) == request.pod_name && spec::namespace(p) == request.pod_namespace)
             .ok_or_else(|| {
+                self.0.metrics.count(&families::POD_RESOURCES_GET_ERRORS, &[VERSION]);
                 Status::unknown(format!("pod {} in namespace {} not found", request.pod_name, request.pod_namespace))
             })?;
         Ok(Response::new(GetPodResourcesResponse { pod_resources: Some(self.pod(&found)) }))

@@ -113,6 +113,7 @@ impl Worker {
         self.context.places.release(&self.uid);
         loop {
             let (dir, config, pod) = (dir.clone(), config.clone(), pod.clone());
+            let metrics = self.context.metrics.clone();
             if let Err(why) = volumes::give_back(&self.context, &self.uid).await {
                 tracing::warn!(uid = %self.uid, "volumes not given back: {why}");
                 tokio::time::sleep(patience).await;
@@ -121,7 +122,7 @@ impl Worker {
             }
             let done = tokio::task::spawn_blocking(move || -> anyhow::Result<()> {
                 volumes::release(&dir)?;
-                cgroups::remove_pod(&config, &pod)
+                cgroups::remove_uid(&config, spec::uid(&pod), &metrics)
             });
             match done.await {
                 Ok(Ok(())) => break,

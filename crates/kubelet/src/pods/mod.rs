@@ -136,6 +136,8 @@ impl Workers {
 /// Gives a pod a worker.
 fn begin(context: &Arc<Context>, pod: Arc<Pod>) {
     let uid = spec::uid(&pod).to_string();
+    let containers = spec::all_containers(&pod).filter(|(kind, _)| *kind == spec::Kind::Main).count();
+    context.metrics.observe(&families::CONTAINERS_OF_PODS, &[], containers as f64);
     let inbox = Inbox::new(pod);
     context.workers.places().insert(uid.clone(), Place { inbox: inbox.clone(), done: false });
     let (context, seen) = (context.clone(), std::time::Instant::now());
@@ -212,6 +214,7 @@ fn arrive(context: &Arc<Context>, pod: Arc<Pod>) {
                 return displace(context, pod, displaced, &short_of);
             }
             tracing::info!(pod = %spec::described(&pod), "refused: {}", verdict.message);
+            metrics.count(&families::ADMISSION_REJECTIONS, &[&verdict.reason]);
             context.events.warning(&context.events.about_pod(&pod), &verdict.reason, &verdict.message);
             let status = status::rejected(&pod, &verdict, Timestamp::now());
             let refused = Arc::new(Pod { status: Some(status.clone()), ..(*pod).clone() });

@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::look::Known;
 use super::stop;
 use crate::agent::Context;
+use crate::metrics::families;
 use crate::spec::names;
 use crate::{cgroups, volumes};
 
@@ -41,6 +42,7 @@ async fn end(context: &Arc<Context>, uid: &str) {
             return Ok(());
         }
         tracing::info!(uid, "ending a pod that the API does not know");
+        context.metrics.count(&families::ORPHANED_PODS, &[]);
         let stops = seen.running().map(|c| context.engine.stop_container(&c.id, GRACE));
         futures::future::join_all(stops).await;
         let seen = known.look(&context.engine, uid).await?;
@@ -59,12 +61,14 @@ async fn end(context: &Arc<Context>, uid: &str) {
             return;
         }
     }
-    let (config, uid) = (context.config.clone(), uid.to_string());
+    let (config, uid, metrics) = (context.config.clone(), uid.to_string(), context.metrics.clone());
     let cleaned = tokio::task::spawn_blocking(move || {
-        cgroups::remove_uid(&config, &uid)?;
+        cgroups::remove_uid(&config, &uid, &metrics)?;
         volumes::remove(&config.pod_dir(&uid)).map_err(anyhow::Error::from)
     });
+    context.metrics.add(&families::ORPHANED_VOLUMES, &[], 1.0);
     if let Ok(Err(error)) = cleaned.await {
+        context.metrics.add(&families::ORPHANED_VOLUMES_ERRORS, &[], 1.0);
         tracing::warn!("orphaned pod's directory not removed: {error:#}");
     }
 }
@@ -77,5 +81,7 @@ pub async fn sweep(context: &Arc<Context>) {
     let dirs = std::fs::read_dir(context.config.root_dir.join("pods"));
     uids.extend(dirs.into_iter().flatten().flatten().map(|e| e.file_name().to_string_lossy().into_owned()));
     uids.retain(|uid| !context.workers.knows(uid));
+    context.metrics.set(&families::ORPHANED_VOLUMES, &[], 0.0);
+    context.metrics.set(&families::ORPHANED_VOLUMES_ERRORS, &[], 0.0);
     uids.iter().for_each(|uid| meet(context, uid));
 }

@@ -3,11 +3,12 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::orphans;
 use crate::agent::Context;
 use crate::cri::v1;
+use crate::metrics::families;
 use crate::spec::names;
 
 /// How often lists are compared without an event stream; as upstream.
@@ -22,6 +23,7 @@ pub async fn follow(context: Arc<Context>) {
     loop {
         match context.engine.container_events().await {
             Ok(stream) => {
+                context.metrics.count(&families::EVENTED_OPENED, &[]);
                 // What happened before the stream began.
                 context.workers.wake_all();
                 orphans::sweep(&context).await;
@@ -32,6 +34,7 @@ pub async fn follow(context: Arc<Context>) {
             Err(status) if status.code() == tonic::Code::Unimplemented => return relist(&context).await,
             Err(status) => tracing::debug!("no event stream: {status}"),
         }
+        context.metrics.count(&families::EVENTED_FAILED, &[]);
         tokio::time::sleep(RECONNECT).await;
     }
 }
@@ -47,6 +50,13 @@ async fn listen(context: &Arc<Context>, mut stream: tonic::Streaming<v1::Contain
     loop {
         match tokio::time::timeout(SAFETY_NET, stream.message()).await {
             Ok(Ok(Some(event))) => {
+                let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
+                context.metrics.observe(
+                    &families::EVENTED_LATENCY,
+                    &[],
+                    (now - event.created_at as f64 / 1e9).max(0.0),
+                );
+                context.metrics.set(&families::PLEG_SEEN, &[], now.floor());
                 let metadata = event.pod_sandbox_status.as_ref().and_then(|s| s.metadata.as_ref());
                 let uid = metadata.map(|m| m.uid.as_str()).filter(|u| !u.is_empty());
                 let label =
@@ -71,11 +81,20 @@ async fn listen(context: &Arc<Context>, mut stream: tonic::Streaming<v1::Contain
 /// Compares lists, for engines without events.
 async fn relist(context: &Arc<Context>) {
     let mut last: HashMap<String, (String, i32)> = HashMap::new();
+    let mut looked = None;
     let mut ticks = tokio::time::interval(RELIST);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
+        let began = Instant::now();
+        if let Some(before) = looked.replace(began) {
+            let between = began.duration_since(before).as_secs_f64();
+            context.metrics.observe(&families::PLEG_INTERVAL, &[], between);
+        }
         let Ok((sandboxes, containers)) = context.engine.list(HashMap::new()).await else { continue };
+        context.metrics.since(&families::PLEG_RELIST, &[], began);
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        context.metrics.set(&families::PLEG_SEEN, &[], now.as_secs() as f64);
         let uid = |labels: &HashMap<String, String>| labels.get(names::POD_UID).cloned().unwrap_or_default();
         let mut now: HashMap<String, (String, i32)> =
             sandboxes.iter().map(|s| (s.id.clone(), (uid(&s.labels), s.state))).collect();

@@ -56,7 +56,7 @@ pub async fn sandbox(context: &Context, pod: &Pod, attempt: u32) -> Result<(), F
     let prepare = || -> anyhow::Result<String> {
         fs::create_dir_all(context.config.pod_dir(spec::uid(pod)))?;
         fs::create_dir_all(names::pod_log_dir(&context.config.log_dir, pod))?;
-        cgroups::make_pod(&context.config, pod)
+        cgroups::make_pod(&context.config, pod, "create", &context.metrics)
     };
     let cgroup_parent = prepare().map_err(|e| failed("FailedCreatePodContainer", format!("{e:#}")))?;
     let host = dns::parse_resolv_conf(&fs::read_to_string(&context.config.resolv_conf).unwrap_or_default());
@@ -69,9 +69,13 @@ pub async fn sandbox(context: &Context, pod: &Pod, attempt: u32) -> Result<(), F
         context.events.warning(&context.events.about_pod(pod), "FailedCreatePodSandBox", message);
         return Err(not_made(message.into()));
     }
+    let own_users = users.is_some();
     let config = sandbox_spec::config(&context.config, pod, attempt, dns, cgroup_parent, users).map_err(not_made)?;
     let (metrics, began, handler) = (&context.metrics, std::time::Instant::now(), runtime_handler.clone());
     metrics.count(&families::STARTED_PODS, &[]);
+    if own_users {
+        metrics.count(&families::STARTED_USER_NAMESPACES, &[]);
+    }
     let made = context.engine.run_pod_sandbox(v1::RunPodSandboxRequest { config: Some(config), runtime_handler }).await;
     metrics.since(&families::RUN_SANDBOX, &[&handler], began);
     match made {
@@ -79,6 +83,9 @@ pub async fn sandbox(context: &Context, pod: &Pod, attempt: u32) -> Result<(), F
         Err(status) => {
             metrics.count(&families::RUN_SANDBOX_ERRORS, &[&handler]);
             metrics.count(&families::STARTED_PODS_ERRORS, &[]);
+            if own_users {
+                metrics.count(&families::STARTED_USER_NAMESPACES_ERRORS, &[]);
+            }
             let message = format!("Failed to create pod sandbox: {}", said(&status));
             context.events.warning(&context.events.about_pod(pod), "FailedCreatePodSandBox", &message);
             Err(Failed {
@@ -99,7 +106,14 @@ pub async fn claims(context: &Context, pod: &Pod) -> Result<(), String> {
         let name = name.ok_or_else(|| format!("pod resource claim {own} is not created yet"))?;
         found.push(api.get(&name).await.map_err(|e| format!("fetch ResourceClaim {name}: {e}"))?);
     }
-    if found.is_empty() { Ok(()) } else { context.claims.prepare(spec::uid(pod), &found).await }
+    if found.is_empty() {
+        return Ok(());
+    }
+    let began = std::time::Instant::now();
+    let prepared = context.claims.prepare(spec::uid(pod), &found).await;
+    let failed = if prepared.is_err() { "true" } else { "false" };
+    context.metrics.since(&families::DRA, &[failed, "PrepareResources"], began);
+    prepared
 }
 
 async fn environment(

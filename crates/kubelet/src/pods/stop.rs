@@ -12,6 +12,7 @@ use super::hooks;
 use super::observed::{Container, Observed};
 use crate::agent::Context;
 use crate::cri::v1;
+use crate::metrics::families;
 use crate::spec::{self, Kind};
 
 /// However late it is, a container gets this long to react to its signal; as upstream.
@@ -50,6 +51,9 @@ pub async fn container(
             Ok(Ok(())) => {}
             Ok(Err(_)) => context.events.warning(&about, "FailedPreStopHook", "PreStopHook failed"),
             Err(_) => {
+                if hook.sleep.is_some() {
+                    context.metrics.count(&families::HOOKS_ASLEEP, &[]);
+                }
                 tracing::info!(container = %container.name, pod = %spec::described(pod), "preStop hook outlasted the grace period")
             }
         }

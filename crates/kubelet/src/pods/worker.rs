@@ -45,6 +45,8 @@ const CLAIM_RETRY: SignedDuration = SignedDuration::from_secs(2);
 const UNEXPECTED: &str = "UnexpectedAdmissionError";
 /// Why a pod's wish waits that could be granted another time.
 const DEFERRED: &str = "Deferred";
+/// Why it cannot be granted at all.
+const INFEASIBLE: &str = "Infeasible";
 /// A failed refresh of a running pod's volumes.
 const REFRESH_RETRY: SignedDuration = SignedDuration::from_secs(10);
 /// Bytes of a termination message; of one taken from the log; lines of the latter.
@@ -160,6 +162,9 @@ impl Worker {
         if let Some(created) = &pod.metadata.creation_timestamp {
             let took = Timestamp::now().duration_since(created.0).as_secs_f64();
             metrics.observe(&families::POD_START_TOTAL, &[], took.max(0.0));
+            let pulled = self.context.images.pulled_for(&self.uid).as_secs_f64();
+            let own = took - pulled - prepared(status).as_secs_f64();
+            metrics.observe(&families::POD_START_SLI, &[], own.max(0.0));
         }
     }
 
@@ -318,7 +323,15 @@ impl Worker {
             self.context.allocations.defer(&self.uid, false);
             (self.memory.resize_pending, granted_pod) = (None, pod.clone());
         } else {
+            let was_infeasible = self.memory.resize_pending.as_ref().is_some_and(|w| w.reason == INFEASIBLE);
             self.memory.resize_pending = self.no_room(pod);
+            let infeasible = self.memory.resize_pending.as_ref().is_some_and(|w| w.reason == INFEASIBLE);
+            if infeasible && !was_infeasible {
+                let pinned = self.context.processors.has_exclusive(&self.uid);
+                let why =
+                    if pinned { "guaranteed_pod_cpu_manager_static_policy" } else { "insufficient_node_allocatable" };
+                self.context.metrics.count(&families::RESIZES_INFEASIBLE, &[why]);
+            }
             self.context
                 .allocations
                 .defer(&self.uid, self.memory.resize_pending.as_ref().is_some_and(|w| w.reason == DEFERRED));
@@ -351,7 +364,7 @@ impl Worker {
     fn no_room(&self, pod: &Pod) -> Option<Waiting> {
         if self.context.processors.has_exclusive(&self.uid) {
             let message = "Resize is infeasible for Guaranteed Pods alongside CPU Manager static policy";
-            return Some(Waiting { reason: "Infeasible".into(), message: message.into() });
+            return Some(Waiting { reason: INFEASIBLE.into(), message: message.into() });
         }
         let room = self.context.machine.allocatable_amounts(&self.context.config);
         let others: Vec<Arc<Pod>> = self
@@ -369,7 +382,7 @@ impl Worker {
             let waiting = |reason: &str, message: String| Some(Waiting { reason: reason.into(), message });
             if requested > capacity {
                 return waiting(
-                    "Infeasible",
+                    INFEASIBLE,
                     format!("Node didn't have enough capacity: {name}, requested: {requested}, capacity: {capacity}"),
                 );
             }
@@ -395,7 +408,7 @@ impl Worker {
         }
         // The pod's own bounds first where they grow, and again at the end where they could only then shrink.
         let bounds = || {
-            if let Err(error) = cgroups::make_pod(&self.context.config, pod) {
+            if let Err(error) = cgroups::make_pod(&self.context.config, pod, "update", &self.context.metrics) {
                 tracing::warn!(pod = %spec::described(pod), "pod cgroup not resized: {error:#}");
             }
         };
@@ -615,6 +628,20 @@ impl Worker {
             }
         }
     }
+}
+
+/// How long init containers ran before the others could.
+fn prepared(status: &PodStatus) -> SignedDuration {
+    let ran = |s: &k8s_openapi::api::core::v1::ContainerStatus| {
+        let ended = s.state.as_ref()?.terminated.as_ref()?;
+        Some(ended.finished_at.as_ref()?.0.duration_since(ended.started_at.as_ref()?.0))
+    };
+    status
+        .init_container_statuses
+        .iter()
+        .flatten()
+        .filter_map(ran)
+        .fold(SignedDuration::ZERO, SignedDuration::saturating_add)
 }
 
 /// What became of the devices plugins gave the pod's containers.

@@ -1,12 +1,11 @@
-//! Which processors a container gets for itself: a pure function of the machine, what is given away, and the pod.
-//!
-//! Whole sockets first, then whole cores, then single threads, those of broken cores before others: neighbours of one
-//! container disturb nobody else.
+//! Which processors a container gets for itself: a pure function of the machine, what is given away, and the pod. Which of
+//! several are taken is [`super::take`]'s.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::api::core::v1::{Container, Pod};
 
+use super::take::Options;
 use crate::quantity::amount;
 use crate::spec::{Kind, resources};
 use crate::topology::hint::{Hint, Mask, judged, masks};
@@ -49,6 +48,8 @@ pub struct Place {
     pub core: u32,
     /// The memory it is near to.
     pub node: u32,
+    /// The last cache before memory that it has with others.
+    pub cache: u32,
 }
 
 /// Where processors sit, by number.
@@ -66,51 +67,35 @@ impl Topology {
         self.0.iter().filter(|(_, place)| mask.has(place.node)).map(|(cpu, _)| *cpu).collect()
     }
 
-    /// Takes some of the free ones; none if there are too few.
-    pub fn take(&self, free: &Cpus, count: usize) -> Option<Cpus> {
-        if free.len() < count {
-            return None;
-        }
-        let mut taken = Cpus::new();
-        let place = |cpu: u32| self.0.get(&cpu);
-        let node = |cpu: u32| place(cpu).map(|p| (p.node, 0));
-        let socket = |cpu: u32| place(cpu).map(|p| (p.socket, 0));
-        let core = |cpu: u32| place(cpu).map(|p| (p.socket, p.core));
-        let distinct = |of: &dyn Fn(&Place) -> u32| self.0.values().map(of).collect::<BTreeSet<u32>>().len();
-        // The larger units first.
-        if distinct(&|p| p.socket) >= distinct(&|p| p.node) {
-            self.take_whole(free, count, &mut taken, node);
-            self.take_whole(free, count, &mut taken, socket);
-        } else {
-            self.take_whole(free, count, &mut taken, socket);
-            self.take_whole(free, count, &mut taken, node);
-        }
-        self.take_whole(free, count, &mut taken, core);
-        // Threads of cores that are broken already come first.
-        let mut left: Vec<u32> = free.difference(&taken).copied().collect();
-        let siblings = |cpu: u32| left.iter().filter(|other| core(**other) == core(cpu)).count();
-        let order: BTreeMap<u32, usize> = left.iter().map(|cpu| (*cpu, siblings(*cpu))).collect();
-        left.sort_by_key(|cpu| (order[cpu], *cpu));
-        let missing = count - taken.len();
-        taken.extend(left.into_iter().take(missing));
-        Some(taken)
+    /// Those of the sockets that have these memory nodes.
+    fn on_sockets_of(&self, mask: Mask) -> Cpus {
+        let sockets = self.sockets_of(mask);
+        self.0.iter().filter(|(_, place)| sockets.contains(&place.socket)).map(|(cpu, _)| *cpu).collect()
     }
 
-    /// Takes units that are wholly free and no larger than what is missing.
-    fn take_whole<K: Ord>(&self, free: &Cpus, count: usize, taken: &mut Cpus, unit: impl Fn(u32) -> Option<K>) {
-        let mut units: BTreeMap<K, Cpus> = BTreeMap::new();
-        for cpu in self.0.keys() {
-            if let Some(key) = unit(*cpu) {
-                units.entry(key).or_default().insert(*cpu);
-            }
-        }
-        for cpus in units.values() {
-            let whole = cpus.is_subset(free) && cpus.is_disjoint(taken);
-            if whole && cpus.len() <= count - taken.len() {
-                taken.extend(cpus);
-            }
-        }
+    fn sockets_of(&self, mask: Mask) -> BTreeSet<u32> {
+        self.0.values().filter(|place| mask.has(place.node)).map(|place| place.socket).collect()
     }
+
+    /// The threads of the same cores.
+    pub fn siblings(&self, cpus: &Cpus) -> Cpus {
+        let core = |cpu: &u32| self.0.get(cpu).map(|p| (p.socket, p.core));
+        let cores: BTreeSet<_> = cpus.iter().map(core).collect();
+        self.0.keys().filter(|cpu| cores.contains(&core(cpu))).copied().collect()
+    }
+
+    /// How many different ones of something there are.
+    pub fn distinct(&self, of: impl Fn(&Place) -> u32) -> usize {
+        self.0.values().map(of).collect::<BTreeSet<u32>>().len()
+    }
+}
+
+/// Why processors are not given.
+#[derive(Debug, PartialEq)]
+pub enum Refused {
+    Short(String),
+    /// Cores could not be given whole.
+    Unaligned(String),
 }
 
 /// How many processors a container is to have for itself: whole ones of a guaranteed pod.
@@ -124,14 +109,15 @@ pub fn wanted(pod: &Pod, container: &Container) -> usize {
 /// What is being given to one pod's containers, one after the other. What init containers had, those after them may have.
 pub struct Giving {
     topology: Topology,
+    options: Options,
     free: Cpus,
     spare: Cpus,
 }
 
 impl Giving {
     /// The free ones are those nobody has and nobody reserved.
-    pub fn new(topology: Topology, free: Cpus) -> Self {
-        Self { topology, free, spare: Cpus::new() }
+    pub fn new(topology: Topology, free: Cpus, options: Options) -> Self {
+        Self { topology, options, free, spare: Cpus::new() }
     }
 
     /// Near which of these memory nodes so many could be had.
@@ -147,25 +133,59 @@ impl Giving {
                 fitting.push(mask);
             }
         }
-        judged(fitting, fewest)
+        let mut hints = judged(fitting, fewest);
+        let (nodes, sockets) = (self.topology.distinct(|p| p.node), self.topology.distinct(|p| p.socket));
+        if let Some(nodes_of_socket) = nodes.checked_div(sockets).filter(|n| self.options.by_socket && *n > 0) {
+            let fewest_sockets = fewest.div_ceil(nodes_of_socket);
+            for hint in &mut hints {
+                hint.preferred |=
+                    hint.affinity.is_some_and(|mask| self.topology.sockets_of(mask).len() == fewest_sockets);
+            }
+        }
+        hints
+    }
+
+    /// Whether cores can be given whole.
+    fn check_cores(&self, count: usize) -> Result<(), Refused> {
+        let threads = self.topology.threads();
+        if !count.is_multiple_of(threads) {
+            let why = format!("SMT Alignment Error: requested {count} cpus not multiple cpus per core = {threads}");
+            return Err(Refused::Unaligned(why));
+        }
+        let available = self.free.union(&self.spare).count();
+        if count > available {
+            let why = format!(
+                "SMT Alignment Error: not enough free physical CPUs: available physical CPUs = {available}, requested CPUs = {count}, CPUs per core = {threads}"
+            );
+            return Err(Refused::Unaligned(why));
+        }
+        Ok(())
     }
 
     /// Gives so many, those near to the memory nodes first.
-    pub fn give(&mut self, kind: Kind, count: usize, affinity: Option<Mask>) -> Result<Cpus, String> {
+    pub fn give(&mut self, kind: Kind, count: usize, affinity: Option<Mask>) -> Result<Cpus, Refused> {
+        if self.options.whole_cores {
+            self.check_cores(count)?;
+        }
         let again = self.spare.len().min(count);
-        let mut given = self.topology.take(&self.spare, again).unwrap_or_default();
+        let mut given = self.topology.take(&self.spare, again, &self.options).unwrap_or_default();
         let missing = count - again;
         let short = || {
             let available = self.free.len() + again;
-            format!("not enough cpus available to satisfy request: requested={count}, available={available}")
+            let why = format!("not enough cpus available to satisfy request: requested={count}, available={available}");
+            Refused::Short(why)
         };
         let mut fresh = Cpus::new();
         if let Some(mask) = affinity {
-            let near: Cpus = self.free.intersection(&self.topology.near(mask)).copied().collect();
-            fresh = self.topology.take(&near, near.len().min(missing)).unwrap_or_default();
+            let near = match self.options.by_socket {
+                true => self.topology.on_sockets_of(mask),
+                false => self.topology.near(mask),
+            };
+            let near: Cpus = self.free.intersection(&near).copied().collect();
+            fresh = self.topology.take(&near, near.len().min(missing), &self.options).unwrap_or_default();
         }
         let rest: Cpus = self.free.difference(&fresh).copied().collect();
-        fresh.extend(self.topology.take(&rest, missing - fresh.len()).ok_or_else(short)?);
+        fresh.extend(self.topology.take(&rest, missing - fresh.len(), &self.options).ok_or_else(short)?);
         self.free.retain(|cpu| !fresh.contains(cpu));
         if kind == Kind::Init {
             self.spare.extend(&fresh);
@@ -195,41 +215,27 @@ mod tests {
 
     /// Two sockets of two cores of two threads: 0/4 1/5 on the first, 2/6 3/7 on the second.
     fn machine() -> Topology {
-        let place = |cpu: u32| Place { socket: (cpu % 4) / 2, core: cpu % 4, node: (cpu % 4) / 2 };
+        let place = |cpu: u32| Place { socket: (cpu % 4) / 2, core: cpu % 4, node: (cpu % 4) / 2, cache: 0 };
         Topology((0..8).map(|cpu| (cpu, place(cpu))).collect())
-    }
-
-    #[test]
-    fn whole_units_come_first() {
-        for (free, count, expect) in [
-            ("0-7", 4, "0-1,4-5"),
-            ("0-7", 2, "0,4"),
-            ("0-7", 1, "0"),
-            ("1-7", 2, "1,5"),
-            ("1-7", 1, "4"),
-            ("1-7", 5, "2-4,6-7"),
-            ("0-1", 2, "0-1"),
-        ] {
-            let taken = machine().take(&parse(free).unwrap(), count).unwrap();
-            assert_eq!(printed(&taken), expect, "{count} of {free}");
-        }
-        assert_eq!(machine().take(&parse("0").unwrap(), 2), None);
     }
 
     #[test]
     fn pods_get_whole_processors() {
         let container = |name: &str, cpu: &str| json!({"name": name, "resources": {"limits": {"cpu": cpu, "memory": "1Mi"}, "requests": {"cpu": cpu, "memory": "1Mi"}}});
-        let check = |spec: Value, expect: &str| {
+        let check_with = |options: Options, spec: Value, expect: &str| {
             let pod: Pod = serde_json::from_value(json!({"metadata": {}, "spec": spec})).unwrap();
-            let mut giving = Giving::new(machine(), parse("1-7").unwrap());
+            let mut giving = Giving::new(machine(), parse("1-7").unwrap(), options);
             let each =
                 spec::all_containers(&pod).map(|(kind, c)| (kind, c, wanted(&pod, c))).filter(|(_, _, n)| *n > 0);
             let given = each.map(|(kind, c, count)| {
                 giving.give(kind, count, None).map(|cpus| format!("{}={}", c.name, printed(&cpus)))
             });
-            let shown = given.collect::<Result<Vec<_>, _>>().map_or_else(|why| why, |given| given.join(" "));
+            let shown = given
+                .collect::<Result<Vec<_>, _>>()
+                .map_or_else(|(Refused::Short(why) | Refused::Unaligned(why))| why, |given| given.join(" "));
             assert_eq!(shown, expect, "{spec}");
         };
+        let check = |spec: Value, expect: &str| check_with(Options::default(), spec, expect);
         check(json!({"containers": [container("a", "2"), container("b", "1500m")]}), "a=1,5");
         check(json!({"containers": [{"name": "a", "resources": {"requests": {"cpu": "2"}}}]}), "");
         check(
@@ -239,6 +245,17 @@ mod tests {
         check(
             json!({"containers": [container("a", "8")]}),
             "not enough cpus available to satisfy request: requested=8, available=7",
+        );
+        let whole = Options { whole_cores: true, ..Options::default() };
+        check_with(
+            whole,
+            json!({"containers": [container("a", "3")]}),
+            "SMT Alignment Error: requested 3 cpus not multiple cpus per core = 2",
+        );
+        check_with(
+            whole,
+            json!({"containers": [container("a", "8")]}),
+            "SMT Alignment Error: not enough free physical CPUs: available physical CPUs = 7, requested CPUs = 8, CPUs per core = 2",
         );
     }
 }

@@ -5,6 +5,7 @@
 //! room reads the machine, keeps the grants, and moves running containers when the shared part changes.
 
 pub mod core;
+pub mod take;
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
@@ -16,11 +17,13 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
 use self::core::{Cpus, Giving, Place, Topology, parse, printed};
+use self::take::Options;
 use crate::agent::Context;
 use crate::config::Config;
 use crate::cri::v1;
 use crate::spec::names;
 use crate::topology::machine::Machine;
+use crate::topology::merge::Policy;
 
 /// How often containers are looked at although nothing changed; as upstream.
 const EVERY: Duration = Duration::from_secs(10);
@@ -39,8 +42,9 @@ struct OnDisk {
 
 struct Static {
     topology: Topology,
-    /// Shared for ever: the node's own.
+    /// The node's own: given to nobody.
     reserved: Cpus,
+    options: Options,
     file: PathBuf,
     grants: Mutex<Grants>,
     changed: Notify,
@@ -74,12 +78,27 @@ fn look() -> Topology {
         socket: number(c, "physical_package_id").unwrap_or(0),
         core: number(c, "core_id").unwrap_or(c),
         node: machine.node_of(c),
+        cache: last_cache(&base.join(format!("cpu{c}/cache"))).unwrap_or(0),
     };
     Topology(all.into_iter().map(|c| (c, place(c))).collect())
 }
 
+/// The number of a processor's cache of the highest level.
+fn last_cache(dir: &Path) -> Option<u32> {
+    let number = |path: std::path::PathBuf| std::fs::read_to_string(path).ok()?.trim().parse::<u32>().ok();
+    let caches = std::fs::read_dir(dir).ok()?.flatten().map(|e| e.path());
+    caches.filter_map(|path| Some((number(path.join("level"))?, number(path.join("id"))?))).max().map(|(_, id)| id)
+}
+
 impl Static {
+    /// What all containers without processors of their own run on.
     fn shared(&self, grants: &Grants) -> Cpus {
+        let all = self.rest(grants);
+        if self.options.strict { all.difference(&self.reserved).copied().collect() } else { all }
+    }
+
+    /// What nobody was given.
+    fn rest(&self, grants: &Grants) -> Cpus {
         let given: Cpus = grants.values().flat_map(BTreeMap::values).flatten().copied().collect();
         self.topology.all().difference(&given).copied().collect()
     }
@@ -138,7 +157,7 @@ impl Processors {
                     crate::quantity::milli(&k8s_openapi::apimachinery::pkg::api::resource::Quantity(q.clone()))
                 });
                 let count = usize::try_from(milli.max(0)).unwrap_or(0).div_ceil(1000);
-                topology.take(&topology.all(), count).unwrap_or_default()
+                topology.take(&topology.all(), count, &config.processor_options).unwrap_or_default()
             }
         };
         ensure!(
@@ -147,7 +166,18 @@ impl Processors {
              systemreserved.cpu + kubereserved.cpu to be greater than zero"
         );
         ensure!(reserved.is_subset(&topology.all()), "reservedSystemCPUs: {} are not all here", printed(&reserved));
-        let policy = Static { topology, reserved, file, grants: Mutex::default(), changed: Notify::new() };
+        let options = config.processor_options;
+        if options.by_socket {
+            ensure!(
+                config.alignment.rules.policy != Policy::SingleNode,
+                "Topology manager single-numa-node policy is incompatible with CPUManager align-by-socket policy option"
+            );
+            ensure!(
+                topology.distinct(|p| p.socket) <= topology.distinct(|p| p.node),
+                "Align by socket is not compatible with hardware where number of sockets are more than number of NUMA"
+            );
+        }
+        let policy = Static { topology, reserved, options, file, grants: Mutex::default(), changed: Notify::new() };
         let grants = policy
             .load()
             .with_context(|| format!("{} cannot be used; drain the node and remove it", policy.file.display()))?;
@@ -158,8 +188,13 @@ impl Processors {
     /// What can be given to the next pod; none where nothing is given away.
     pub fn giving(&self) -> Option<Giving> {
         let policy = self.0.as_ref()?;
-        let free = policy.with(|grants| policy.shared(grants).difference(&policy.reserved).copied().collect());
-        Some(Giving::new(policy.topology.clone(), free))
+        // A core of which the node has a thread is not given whole.
+        let reserved = match policy.options.whole_cores {
+            true => policy.topology.siblings(&policy.reserved),
+            false => policy.reserved.clone(),
+        };
+        let free = policy.with(|grants| policy.rest(grants).difference(&reserved).copied().collect());
+        Some(Giving::new(policy.topology.clone(), free, policy.options))
     }
 
     /// Gives a pod's containers what was found for them.
@@ -202,6 +237,13 @@ impl Processors {
             Some(policy) => policy.topology.all().difference(&policy.reserved).copied().collect(),
             None => (0..u32::try_from(all).unwrap_or(0)).collect(),
         }
+    }
+
+    /// How many all share, and how many containers have for themselves; none where nothing is given away.
+    pub fn counts(&self) -> Option<(usize, usize)> {
+        let policy = self.0.as_ref()?;
+        let (shared, rest) = policy.with(|grants| (policy.shared(grants).len(), policy.rest(grants).len()));
+        Some((shared, policy.topology.0.len() - rest))
     }
 
     /// Takes back what a pod had.
@@ -289,18 +331,20 @@ mod tests {
         let processors = Processors(Some(Static {
             topology: Topology((0..3).map(|c| (c, Place { core: c, ..Place::default() })).collect()),
             reserved: [0].into(),
+            options: Options::default(),
             file: root.path().join(FILE),
             grants: Mutex::default(),
             changed: Notify::new(),
         }));
         let give = |uid: &str, count: usize| {
             let given = processors.giving().unwrap().give(crate::spec::Kind::Main, count, None)?;
-            processors.put(uid, [("c".to_string(), given)].into()).map_err(|e| e.to_string())
+            processors.put(uid, [("c".to_string(), given)].into()).map_err(|e| core::Refused::Short(e.to_string()))
         };
         give("a", 1).unwrap();
         assert_eq!((processors.of("a", "c"), processors.of("b", "c")), ("1".to_string(), "0,2".to_string()));
         let refused = give("b", 2).unwrap_err();
-        assert_eq!(refused, "not enough cpus available to satisfy request: requested=2, available=1");
+        let why = "not enough cpus available to satisfy request: requested=2, available=1";
+        assert_eq!(refused, core::Refused::Short(why.into()));
         let kept = processors.0.as_ref().unwrap().load().unwrap();
         assert_eq!(kept["a"]["c"], [1].into());
         processors.release("a");

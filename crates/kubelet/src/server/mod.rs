@@ -201,7 +201,9 @@ impl Server {
                     let (context, auth, peer) = (context.clone(), auth.clone(), peer.clone());
                     async move {
                         let (began, labels) = (Instant::now(), labels(&request));
+                        context.metrics.add(&families::HTTP_INFLIGHT, &labels, 1.0);
                         let response = answer(&context, &auth, &peer, request).await;
+                        context.metrics.add(&families::HTTP_INFLIGHT, &labels, -1.0);
                         context.metrics.count(&families::HTTP_REQUESTS, &labels);
                         context.metrics.since(&families::HTTP_DURATION, &labels, began);
                         Ok::<_, std::convert::Infallible>(response)
@@ -369,7 +371,9 @@ async fn route(context: &Arc<Context>, request: Request<Incoming>, path: &str) -
         ["metrics", "cadvisor"] => cadvisor::serve(context).await,
         ["metrics", "probes"] => text(StatusCode::OK, metrics::probes(context)),
         ["metrics", "slis"] => text(StatusCode::OK, health::slis(&context.metrics)),
-        ["checkpoint", namespace, pod, container] if request.method() == Method::POST => {
+        ["checkpoint", namespace, pod, container]
+            if request.method() == Method::POST && context.config.gates.checkpoint =>
+        {
             checkpoint(context, namespace, pod, container, &query(request.uri())).await
         }
         ["configz"] => json_body(&files::configz(&context.config)),
@@ -406,21 +410,27 @@ async fn checkpoint(
     let Some(found) = context.workers.find(namespace, pod) else {
         return text(StatusCode::NOT_FOUND, "pod does not exist");
     };
+    if spec::find_container(&found, container).is_none() {
+        return text(StatusCode::NOT_FOUND, format!("container {container} does not exist"));
+    }
+    let timeouts = query.iter().filter(|(key, _)| key == "timeout").map(|(_, value)| value.parse::<i64>());
+    let timeout = match timeouts.last() {
+        None => 0,
+        Some(Ok(seconds)) => seconds,
+        Some(Err(_)) => return text(StatusCode::NOT_FOUND, "cannot parse value of timeout parameter"),
+    };
+    let failed = |why: String| {
+        let why = format!("checkpointing of {namespace}/{pod}/{container} failed ({why})");
+        text(StatusCode::INTERNAL_SERVER_ERROR, why)
+    };
     let running = match find_container(context, &found, container).await {
         Ok(list) => list.into_iter().find(|c| c.state == v1::ContainerState::ContainerRunning as i32),
         Err(response) => return response,
     };
-    let Some(running) = running else {
-        return text(StatusCode::NOT_FOUND, format!("container {container} does not exist or is not running"));
-    };
-    let timeout = match parameter(query, &["timeout"]).map(str::parse::<i64>) {
-        None => 0,
-        Some(Ok(seconds)) => seconds,
-        Some(Err(_)) => return text(StatusCode::BAD_REQUEST, "cannot parse value of timeout parameter"),
-    };
+    let Some(running) = running else { return failed(format!("container {container} not found")) };
     let dir = context.config.root_dir.join("checkpoints");
     if let Err(error) = std::fs::create_dir_all(&dir) {
-        return text(StatusCode::INTERNAL_SERVER_ERROR, error.to_string());
+        return failed(error.to_string());
     }
     let now = jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
     let location =
@@ -428,13 +438,7 @@ async fn checkpoint(
     let request = v1::CheckpointContainerRequest { container_id: running.id, location: location.clone(), timeout };
     match context.engine.checkpoint_container(request).await {
         Ok(_) => json_body(&json!({"items": [location]})),
-        Err(status) if status.code() == tonic::Code::Unimplemented => {
-            text(StatusCode::NOT_FOUND, "the container engine cannot write checkpoints")
-        }
-        Err(status) => text(
-            StatusCode::INTERNAL_SERVER_ERROR,
-            format!("checkpointing of {namespace}/{pod}/{container} failed ({})", status.message()),
-        ),
+        Err(status) => failed(format!("rpc error: code = {:?} desc = {}", status.code(), status.message())),
     }
 }
 

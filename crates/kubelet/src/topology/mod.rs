@@ -27,7 +27,7 @@ use crate::config::eviction::Signal;
 use crate::metrics::{Metrics, families};
 use crate::plugins::devices::Devices;
 use crate::pods::status::Verdict;
-use crate::processors::core::{self, Cpus};
+use crate::processors::core::{self, Cpus, Refused};
 use crate::processors::{Processors, present};
 use crate::spec::{self, Kind};
 
@@ -101,6 +101,8 @@ pub struct Given {
 pub enum Refusal {
     Apart,
     Short(String),
+    /// Cores could not be given whole.
+    Unaligned(String),
 }
 
 /// What a container, or a pod in sum, asks of each giver.
@@ -184,15 +186,20 @@ impl Givers {
         out
     }
 
-    fn give(&mut self, kind: Kind, name: &str, asked: &Asked, hint: Hint) -> Result<Cpus, String> {
+    fn give(&mut self, kind: Kind, name: &str, asked: &Asked, hint: Hint) -> Result<Cpus, Refusal> {
         if let Some(memory) = self.memory.as_mut().filter(|_| !asked.memory.is_empty()) {
-            memory.give(kind, name, &asked.memory, hint)?;
+            memory.give(kind, name, &asked.memory, hint).map_err(Refusal::Short)?;
         }
         for (resource, count) in &asked.devices {
             self.set_aside(kind, resource, *count, hint.affinity);
         }
         match &mut self.cpus {
-            Some(cpus) if asked.cpus > 0 => cpus.give(kind, asked.cpus, hint.affinity),
+            Some(cpus) if asked.cpus > 0 => {
+                cpus.give(kind, asked.cpus, hint.affinity).map_err(|refused| match refused {
+                    Refused::Short(why) => Refusal::Short(why),
+                    Refused::Unaligned(why) => Refusal::Unaligned(why),
+                })
+            }
             _ => Ok(Cpus::new()),
         }
     }
@@ -237,7 +244,7 @@ pub fn plan(pod: &Pod, nodes: &Nodes, wishes: &Wishes, mut givers: Givers) -> Re
             None if wishes.rules.policy == Policy::None => Hint::NOWHERE,
             None => judged(&givers, &asked)?,
         };
-        let cpus = givers.give(kind, &container.name, &asked, hint).map_err(Refusal::Short)?;
+        let cpus = givers.give(kind, &container.name, &asked, hint)?;
         if !cpus.is_empty() {
             given.cpus.insert(container.name.clone(), cpus);
         }
@@ -382,7 +389,15 @@ impl Alignment {
         let memory = self.memory.as_ref().map(|m| m.read(|grants| memory::Giving::new(&m.allocatable, grants)));
         let view = if aligned { devices.view() } else { DeviceView::new() };
         let pins = processors.giving().is_some() && spec::all_containers(pod).any(|(_, c)| core::wanted(pod, c) > 0);
+        let remembers = memory.is_some() && spec::all_containers(pod).any(|(_, c)| !memory::wanted(pod, c).is_empty());
+        let began = std::time::Instant::now();
         let given = plan(pod, &self.nodes, &self.wishes, Givers::new(processors.giving(), memory, view));
+        if aligned {
+            metrics.observe(&families::TOPOLOGY_DURATION, &[], began.elapsed().as_secs_f64() * 1e3);
+        }
+        if remembers {
+            metrics.count(&families::MEMORY_PINNING_REQUESTS, &[]);
+        }
         if pins {
             metrics.count(&families::CPU_PINNING_REQUESTS, &[]);
         }
@@ -395,12 +410,18 @@ impl Alignment {
             if pins {
                 metrics.count(&families::CPU_PINNING_ERRORS, &[]);
             }
+            if remembers {
+                metrics.count(&families::MEMORY_PINNING_ERRORS, &[]);
+            }
             match refusal {
                 Refusal::Apart => {
                     metrics.count(&families::TOPOLOGY_ERRORS, &[]);
                     Verdict { reason: APART_REASON.into(), message: APART.into(), disruption: false }
                 }
                 Refusal::Short(why) => short(why),
+                Refusal::Unaligned(message) => {
+                    Verdict { reason: "SMTAlignmentError".into(), message, disruption: false }
+                }
             }
         })?;
         processors.put(uid, given.cpus).map_err(|e| short(format!("{e:#}")))?;

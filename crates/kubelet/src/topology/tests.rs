@@ -4,7 +4,8 @@ use serde_json::{Value, json};
 
 /// Two memory nodes of four processors of one thread each.
 fn givers(taken: &str, memory: bool, devices: &str) -> Givers {
-    let topology = Topology((0..8).map(|cpu| (cpu, Place { socket: cpu / 4, core: cpu, node: cpu / 4 })).collect());
+    let topology =
+        Topology((0..8).map(|cpu| (cpu, Place { socket: cpu / 4, core: cpu, node: cpu / 4, cache: 0 })).collect());
     let free = topology.all().difference(&parse(taken).unwrap()).copied().collect();
     let amounts = || Amounts::from([("memory".to_string(), 8 << 20)]);
     let memory = memory.then(|| memory::Giving::new(&[(0, amounts()), (1, amounts())].into(), &Default::default()));
@@ -14,7 +15,11 @@ fn givers(taken: &str, memory: bool, devices: &str) -> Givers {
         .map(|(id, node)| (id.to_string(), Some(Mask::of([node.parse().unwrap()]))))
         .collect();
     let ids = placed.iter().map(|(id, _)| id.clone()).collect();
-    Givers::new(Some(core::Giving::new(topology, free)), memory, [("ex.com/d".to_string(), (placed, ids))].into())
+    Givers::new(
+        Some(core::Giving::new(topology, free, Default::default())),
+        memory,
+        [("ex.com/d".to_string(), (placed, ids))].into(),
+    )
 }
 
 fn nodes() -> Nodes {
@@ -41,7 +46,7 @@ fn shown(got: Result<Given, Refusal>) -> String {
             cpus.chain(memory).chain(places).collect::<Vec<_>>().join(" ")
         }
         Err(Refusal::Apart) => "apart".into(),
-        Err(Refusal::Short(why)) => why,
+        Err(Refusal::Short(why) | Refusal::Unaligned(why)) => why,
     }
 }
 

@@ -20,6 +20,7 @@ use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Instant;
 
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{
@@ -30,6 +31,7 @@ use k8s_openapi::api::core::v1::{
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
 use crate::agent::Context;
+use crate::metrics::families;
 use crate::references::Referent;
 use crate::spec::{self, downward::Surroundings, resources};
 use payload::Defaults;
@@ -415,7 +417,11 @@ pub async fn prepare(context: &Context, pod: &Pod, around: &Surroundings) -> (Vo
     let mut out = Volumes::default();
     let mut failure = None;
     for volume in spec::spec(pod).volumes.iter().flatten() {
-        match maker.make(volume).await {
+        let began = Instant::now();
+        let made = maker.make(volume).await;
+        let status = if made.is_ok() { "success" } else { "fail-unknown" };
+        context.metrics.since(&families::STORAGE, &["false", "volume_mount", status, &plugin(volume)], began);
+        match made {
             Ok(ready) => {
                 out.ready.insert(volume.name.clone(), ready);
             }
@@ -427,6 +433,24 @@ pub async fn prepare(context: &Context, pod: &Pod, around: &Surroundings) -> (Vo
     }
     out.renew_at = maker.renew_at;
     (out, failure)
+}
+
+/// The kind of a volume, as monitoring knows it.
+pub fn plugin(volume: &Volume) -> String {
+    let kinds = [
+        ("configmap", volume.config_map.is_some()),
+        ("secret", volume.secret.is_some()),
+        ("downward-api", volume.downward_api.is_some()),
+        ("projected", volume.projected.is_some()),
+        ("empty-dir", volume.empty_dir.is_some()),
+        ("host-path", volume.host_path.is_some()),
+        ("image", volume.image.is_some()),
+    ];
+    if let Some(csi) = &volume.csi {
+        return format!("kubernetes.io/csi:{}", csi.driver);
+    }
+    let kind = kinds.iter().find(|(_, is)| *is).map_or("persistent-claim", |(kind, _)| *kind);
+    format!("kubernetes.io/{kind}")
 }
 
 /// What was recorded of the driver's volume at a place of the pod's.

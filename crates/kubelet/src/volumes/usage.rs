@@ -57,6 +57,11 @@ impl Places {
         self.counted.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
     }
 
+    /// The names of a pod's volumes that are ready.
+    pub fn names(&self, uid: &str) -> Vec<String> {
+        self.of(uid).into_keys().collect()
+    }
+
     fn of(&self, uid: &str) -> HashMap<String, Ready> {
         self.ready.lock().unwrap_or_else(PoisonError::into_inner).get(uid).cloned().unwrap_or_default()
     }

@@ -27,6 +27,7 @@ pub use grants::{Grant, Grants};
 pub use register::serve;
 
 use super::within;
+use crate::metrics::{Metrics, families};
 use crate::quantity;
 use crate::spec::{self, Kind};
 use crate::topology::hint::Mask;
@@ -75,6 +76,7 @@ pub struct Devices {
     changed: Changed,
     /// One allocation at a time: choosing and granting have calls to the plugin between them.
     allocating: Arc<tokio::sync::Mutex<()>>,
+    metrics: Arc<Metrics>,
 }
 
 /// A number of devices of each resource.
@@ -89,12 +91,12 @@ pub fn is_extended(resource: &str) -> bool {
 
 impl Devices {
     /// `dir` holds the agent's socket and the plugins'; `changed` is called when the node's devices change.
-    pub fn new(dir: impl Into<PathBuf>, changed: Changed) -> Self {
+    pub fn new(dir: impl Into<PathBuf>, changed: Changed, metrics: Arc<Metrics>) -> Self {
         let dir = dir.into();
         let grants = Grants::load(&dir.join(grants::FILE));
         let once = grants.resources();
         let state = State { grants, once, ..State::default() };
-        Self { dir, state: Arc::new(Mutex::new(state)), changed, allocating: Arc::default() }
+        Self { dir, state: Arc::new(Mutex::new(state)), changed, allocating: Arc::default(), metrics }
     }
 
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
@@ -236,9 +238,10 @@ impl Devices {
         chosen.extend(rest.into_iter().take(count.saturating_sub(chosen.len())));
         let request =
             AllocateRequest { container_requests: vec![ContainerAllocateRequest { devices_ids: chosen.clone() }] };
-        let answer = within(CALL, client.allocate(request))
-            .await
-            .map_err(|e| format!("Allocate failed due to {e}, which is unexpected"))?;
+        let began = std::time::Instant::now();
+        let answer = within(CALL, client.allocate(request)).await;
+        self.metrics.since(&families::DEVICE_PLUGIN_ALLOCATIONS, &[resource], began);
+        let answer = answer.map_err(|e| format!("Allocate failed due to {e}, which is unexpected"))?;
         let response = answer
             .container_responses
             .into_iter()

@@ -14,6 +14,7 @@ use tonic::{Request, Response, Status};
 
 use super::{CALL, Devices, Plugin, is_extended, within};
 use crate::cri;
+use crate::metrics::families;
 
 /// The version of the interface spoken here.
 const VERSION: &str = "v1beta1";
@@ -25,6 +26,7 @@ impl Devices {
         if !is_extended(resource) {
             return Err(format!("the ResourceName {resource:?} is invalid"));
         }
+        self.metrics.count(&families::DEVICE_PLUGINS, &[resource]);
         let mut client = DevicePluginClient::new(cri::channel(endpoint));
         let options = within(CALL, client.get_device_plugin_options(Empty {})).await?;
         let mut stream = within(CALL, client.list_and_watch(Empty {})).await?;

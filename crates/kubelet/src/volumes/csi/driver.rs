@@ -1,12 +1,14 @@
 //! One driver on this node: its socket, what it can do, and the calls the agent makes, each with a deadline.
 
 use std::collections::{BTreeMap, HashMap};
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use ::plugins::csi as v1;
 use tonic::transport::Channel;
 
 use crate::cri;
+use crate::metrics::{Metrics, families};
 use crate::plugins::within;
 use crate::volumes::usage::Usage;
 use v1::node_client::NodeClient;
@@ -63,14 +65,39 @@ pub struct Driver {
     pub abilities: Abilities,
     pub about: About,
     client: NodeClient<Channel>,
+    metrics: Arc<Metrics>,
+}
+
+/// A call that is counted by its method and the code it was answered with.
+async fn counted<T>(
+    metrics: &Metrics,
+    driver: &str,
+    method: &str,
+    call: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>,
+) -> Result<T, String> {
+    let began = Instant::now();
+    let answer = within(CALL, call).await;
+    let code = match &answer {
+        Ok(_) => "OK",
+        Err(why) => why.trim_start_matches("rpc error: code = ").split(' ').next().unwrap_or_default(),
+    };
+    let method = format!("/csi.v1.Node/{method}");
+    metrics.since(&families::CSI_OPERATIONS, &[driver, code, &method, "false"], began);
+    answer
 }
 
 impl Driver {
     /// Meets the driver behind a socket.
-    pub async fn meet(name: &str, endpoint: &str) -> Result<Driver, String> {
+    pub async fn meet(name: &str, endpoint: &str, metrics: Arc<Metrics>) -> Result<Driver, String> {
         let mut client = NodeClient::new(cri::channel(endpoint));
-        let info = within(CALL, client.node_get_info(v1::NodeGetInfoRequest {})).await?;
-        let can = within(CALL, client.node_get_capabilities(v1::NodeGetCapabilitiesRequest {})).await?;
+        let info = counted(&metrics, name, "NodeGetInfo", client.node_get_info(v1::NodeGetInfoRequest {})).await?;
+        let can = counted(
+            &metrics,
+            name,
+            "NodeGetCapabilities",
+            client.node_get_capabilities(v1::NodeGetCapabilitiesRequest {}),
+        )
+        .await?;
         let about = About {
             node_id: info.node_id,
             limit: i32::try_from(info.max_volumes_per_node).ok().filter(|n| *n > 0),
@@ -80,31 +107,39 @@ impl Driver {
             return Err(format!("CSI driver {name}: node id is empty"));
         }
         let abilities = Abilities::of(&can.capabilities);
-        Ok(Driver { name: name.into(), endpoint: endpoint.into(), abilities, about, client })
+        Ok(Driver { name: name.into(), endpoint: endpoint.into(), abilities, about, client, metrics })
+    }
+
+    async fn asked<T>(
+        &self,
+        method: &str,
+        call: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>,
+    ) -> Result<T, String> {
+        counted(&self.metrics, &self.name, method, call).await
     }
 
     pub async fn stage(&self, request: v1::NodeStageVolumeRequest) -> Result<(), String> {
-        within(CALL, self.client.clone().node_stage_volume(request)).await.map(drop)
+        self.asked("NodeStageVolume", self.client.clone().node_stage_volume(request)).await.map(drop)
     }
 
     pub async fn unstage(&self, request: v1::NodeUnstageVolumeRequest) -> Result<(), String> {
-        within(CALL, self.client.clone().node_unstage_volume(request)).await.map(drop)
+        self.asked("NodeUnstageVolume", self.client.clone().node_unstage_volume(request)).await.map(drop)
     }
 
     pub async fn publish(&self, request: v1::NodePublishVolumeRequest) -> Result<(), String> {
-        within(CALL, self.client.clone().node_publish_volume(request)).await.map(drop)
+        self.asked("NodePublishVolume", self.client.clone().node_publish_volume(request)).await.map(drop)
     }
 
     pub async fn unpublish(&self, request: v1::NodeUnpublishVolumeRequest) -> Result<(), String> {
-        within(CALL, self.client.clone().node_unpublish_volume(request)).await.map(drop)
+        self.asked("NodeUnpublishVolume", self.client.clone().node_unpublish_volume(request)).await.map(drop)
     }
 
     /// How full a published volume is.
     pub async fn usage(&self, volume: &str, path: &str) -> Result<Usage, String> {
         let request =
             v1::NodeGetVolumeStatsRequest { volume_id: volume.into(), volume_path: path.into(), ..Default::default() };
-        let answer = within(CALL, self.client.clone().node_get_volume_stats(request)).await?;
-        Ok(counted(&answer.usage))
+        let answer = self.asked("NodeGetVolumeStats", self.client.clone().node_get_volume_stats(request)).await?;
+        Ok(summed(&answer.usage))
     }
 
     /// The size afterwards.
@@ -129,7 +164,7 @@ impl Driver {
 }
 
 /// Numbers below zero are not meant, and units are said once.
-fn counted(rows: &[v1::VolumeUsage]) -> Usage {
+fn summed(rows: &[v1::VolumeUsage]) -> Usage {
     use v1::volume_usage::Unit;
     let mut out = Usage::default();
     let number = |n: i64| u64::try_from(n).ok();

@@ -29,6 +29,7 @@ use tokio::sync::Mutex as AsyncMutex;
 use super::tokens::Tokens;
 use super::usage::Usage;
 use super::{fs_group, ownership};
+use crate::metrics::Metrics;
 use crate::spec;
 use driver::{Driver, carried};
 use record::{Found, Record};
@@ -65,6 +66,7 @@ pub struct Csi {
     client: Client,
     root: PathBuf,
     node: String,
+    metrics: Arc<Metrics>,
     drivers: Mutex<HashMap<String, Arc<Driver>>>,
     /// By unique name.
     held: Mutex<HashMap<String, Arc<AsyncMutex<Held>>>>,
@@ -92,8 +94,8 @@ fn check_lifecycle(wanted: &Wanted, about: Option<&CSIDriverSpec>) -> Result<(),
 
 impl Csi {
     /// Those of the node whose pods live under `root`.
-    pub fn new(client: Client, root: PathBuf, node: String) -> Csi {
-        Csi { client, root, node, drivers: Mutex::default(), held: Mutex::default() }
+    pub fn new(client: Client, root: PathBuf, node: String, metrics: Arc<Metrics>) -> Csi {
+        Csi { client, root, node, metrics, drivers: Mutex::default(), held: Mutex::default() }
     }
 
     fn driver(&self, name: &str) -> Result<Arc<Driver>, String> {
@@ -117,7 +119,7 @@ impl Csi {
         if !versions.iter().any(|v| v.trim_start_matches('v').starts_with("1.")) {
             return Err(format!("CSI driver {name}: none of the versions {versions:?} is supported"));
         }
-        let driver = Arc::new(Driver::meet(name, endpoint).await?);
+        let driver = Arc::new(Driver::meet(name, endpoint, self.metrics.clone()).await?);
         node::add(&self.client, &self.node, &driver).await.map_err(|e| e.to_string())?;
         lock(&self.drivers).insert(name.into(), driver.clone());
         for found in record::staged(&self.root, name) {

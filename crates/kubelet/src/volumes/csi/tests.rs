@@ -213,7 +213,7 @@ impl World {
     }
 
     fn agent(api: &Api, root: &Path) -> Csi {
-        Csi::new(Client::new(api.clone()), root.into(), "n".into())
+        Csi::new(Client::new(api.clone()), root.into(), "n".into(), Arc::default())
     }
 
     async fn register(&self) -> Result<(), String> {
