@@ -298,8 +298,8 @@ impl Cgroups {
         }
         let mut left = Ok(());
         for attempt in 0..REMOVE_TRIES {
-            let mountpoints = self.all().map(|h| &h.mountpoint).chain(&self.named);
-            left = mountpoints.map(|m| remove_tree(&under(m, path))).collect();
+            let mut mountpoints = self.all().map(|h| &h.mountpoint).chain(&self.named);
+            left = mountpoints.try_for_each(|m| remove_tree(&under(m, path)));
             match &left {
                 Ok(()) => return Ok(()),
                 Err(_) => {
