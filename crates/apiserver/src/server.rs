@@ -3,6 +3,7 @@
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::{Duration, Instant};
 
+use futures::future::BoxFuture;
 use ipnet::IpNet;
 use meta::{Object, Status};
 use store::{Backend, LeaseId, StoreError};
@@ -104,7 +105,15 @@ pub struct ApiServer {
 impl ApiServer {
     /// Loads the store into the caches and follows it until `cancel`. The server then answers calls; it is ready when
     /// its bootstrap objects are there ([`crate::bootstrap`]).
-    pub async fn start(
+    pub fn start(
+        config: Config,
+        store: Arc<dyn Backend>,
+        cancel: CancellationToken,
+    ) -> BoxFuture<'static, Result<Arc<Self>, String>> {
+        Box::pin(Self::starting(config, store, cancel))
+    }
+
+    async fn starting(
         config: Config,
         store: Arc<dyn Backend>,
         cancel: CancellationToken,

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use client::{Client, Informers, Keep, News, Reflector, Scope, gvr_of};
+use futures_core::future::BoxFuture;
 use hickory_proto::op::{Message, ResponseCode};
 use k8s_openapi::api::core::v1::{Namespace, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
@@ -39,7 +40,11 @@ const QUERY_BYTES: usize = 4096;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Serves until cancelled.
-pub async fn run(config: Config, client: Client, cancel: CancellationToken) -> Result<()> {
+pub fn run(config: Config, client: Client, cancel: CancellationToken) -> BoxFuture<'static, Result<()>> {
+    Box::pin(running(config, client, cancel))
+}
+
+async fn running(config: Config, client: Client, cancel: CancellationToken) -> Result<()> {
     let Some(zone) = Zone::new(&config.domain, config.ttl) else {
         bail!("{:?} is no domain name the cluster could have", config.domain);
     };

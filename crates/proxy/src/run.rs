@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use client::{Client, Informer, Informers, gvr_of};
+use futures::future::BoxFuture;
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::networking::v1::ServiceCIDR;
 use tokio_util::sync::CancellationToken;
@@ -40,7 +41,11 @@ const RETRY_FIRST: Duration = Duration::from_millis(500);
 const RETRY_LAST: Duration = Duration::from_secs(30);
 
 /// Runs the proxy in the network namespace of this process until cancelled.
-pub async fn run(config: Config, client: Client, cancel: CancellationToken) -> Result<()> {
+pub fn run(config: Config, client: Client, cancel: CancellationToken) -> BoxFuture<'static, Result<()>> {
+    Box::pin(running(config, client, cancel))
+}
+
+async fn running(config: Config, client: Client, cancel: CancellationToken) -> Result<()> {
     config.conntrack.apply();
     if let Some(score) = config.oom_score_adj
         && let Err(error) = std::fs::write("/proc/self/oom_score_adj", score.to_string())

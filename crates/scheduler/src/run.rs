@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use client::{Client, EventType, Informer, Informers, Recorder, reference};
 use futures::FutureExt;
+use futures::future::BoxFuture;
 use meta::{Object, Status};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -87,7 +88,16 @@ pub(crate) struct Scheduler {
 }
 
 /// Runs the scheduler until cancelled. Leader election, where there are several of us, is the caller's.
-pub async fn run(
+pub fn run(
+    client: Client,
+    informers: Arc<Informers>,
+    options: Options,
+    cancel: CancellationToken,
+) -> BoxFuture<'static, Result<(), Error>> {
+    Box::pin(running(client, informers, options, cancel))
+}
+
+async fn running(
     client: Client,
     informers: Arc<Informers>,
     options: Options,

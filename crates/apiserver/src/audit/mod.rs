@@ -18,6 +18,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::future::BoxFuture;
 use meta::{Reply, Request, Status, Verb};
 
 use crate::authn::User;
@@ -100,7 +101,16 @@ impl Audit {
 
 impl ApiServer {
     /// A call from this process: told like one over HTTPS, and otherwise [`ApiServer::call`].
-    pub async fn call_within(&self, user: &Arc<User>, user_agent: &str, request: Request) -> Result<Reply, Status> {
+    pub fn call_within<'a>(
+        &'a self,
+        user: &'a Arc<User>,
+        user_agent: &'a str,
+        request: Request,
+    ) -> BoxFuture<'a, Result<Reply, Status>> {
+        Box::pin(self.told(user, user_agent, request))
+    }
+
+    async fn told(&self, user: &Arc<User>, user_agent: &str, request: Request) -> Result<Reply, Status> {
         let Some(audit) = &self.config().audit else {
             return self.call(&Caller::new(user.clone(), user_agent), request).await;
         };

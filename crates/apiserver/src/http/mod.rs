@@ -4,9 +4,11 @@
 //! pipeline and encodes what comes back. Every body is bounded. A handler that panics is answered with a 500 and counted.
 
 mod audited;
+mod connection;
 mod deadline;
 pub mod encode;
 mod health;
+mod held;
 mod jsonpath;
 pub mod lasting;
 mod metrics;
@@ -17,21 +19,22 @@ mod websocket;
 mod zpages;
 
 use std::convert::Infallible;
+use std::future::Future;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures::FutureExt;
+use futures::future::BoxFuture;
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use meta::{Reason, Status};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
+use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
 use crate::aggregation;
 use crate::authn::{self, User};
@@ -49,12 +52,10 @@ pub type Body = UnsyncBoxBody<Bytes, Infallible>;
 const MAX_BODY: usize = 3 << 20;
 /// What is read and thrown away of a larger one.
 const MAX_DRAINED: usize = 64 << 20;
-/// A client that does not finish its TLS handshake or request head in this time is let go.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// A client that does not finish its TLS handshake in this time is let go.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Connections served at a time.
 const MAX_CONNECTIONS: usize = 10_000;
-/// Streams one HTTP/2 connection may have open: upstream's default.
-const MAX_STREAMS: u32 = 250;
 /// How long open requests may finish after shutdown begins.
 const DRAIN: Duration = Duration::from_secs(5);
 
@@ -63,7 +64,16 @@ pub fn full(bytes: impl Into<Bytes>) -> Body {
 }
 
 /// Accepts connections until `cancel`, then lets open requests finish for a moment.
-pub async fn serve(
+pub fn serve(
+    server: Arc<ApiServer>,
+    listener: TcpListener,
+    tls: Arc<rustls::ServerConfig>,
+    cancel: CancellationToken,
+) -> BoxFuture<'static, ()> {
+    Box::pin(accepting(server, listener, tls, cancel))
+}
+
+async fn accepting(
     server: Arc<ApiServer>,
     listener: TcpListener,
     tls: Arc<rustls::ServerConfig>,
@@ -94,7 +104,7 @@ pub async fn serve(
         tracker.spawn(async move {
             let _place = place;
             let _ = stream.set_nodelay(true);
-            match tokio::time::timeout(HEAD_TIMEOUT, acceptor.accept(stream)).await {
+            match tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await {
                 Ok(Ok(stream)) => connection(server, stream, from.ip(), cancel).await,
                 Ok(Err(error)) => {
                     metrics::handshake_failed();
@@ -146,27 +156,28 @@ async fn connection(
     let service = hyper::service::service_fn(move |request| {
         let (server, peer, ending) = (server.clone(), peer.clone(), ending.clone());
         // In one place from the beginning: hyper moves what it is given several times.
-        Box::pin(async move { Ok::<_, Infallible>(guarded(&server, &peer, request, ending).await) })
+        Box::pin(async move {
+            let long = may_take_long(&request);
+            let answer = async move { guarded(&server, &peer, request, ending).await };
+            Ok::<_, Infallible>(if long { beside(answer).await } else { answer.await })
+        })
     });
-    let mut builder = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
-    builder
-        .http2()
-        .timer(TokioTimer::new())
-        .max_concurrent_streams(MAX_STREAMS)
-        .keep_alive_interval(Duration::from_secs(30));
-    let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
-    tokio::pin!(connection);
-    let result = tokio::select! {
-        result = connection.as_mut() => result,
-        () = cancel.cancelled() => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
-        }
-    };
-    if let Err(error) = result {
-        tracing::debug!(%error, "connection");
-    }
+    connection::serve(stream, service, cancel).await;
+}
+
+/// Whether answering may compute for long: other requests of the connection do not wait for it. Those of one object, and
+/// writes, are short.
+fn may_take_long<B>(request: &http::Request<B>) -> bool {
+    let path = request.uri().path();
+    let parts = path.bytes().filter(|byte| *byte == b'/').count();
+    request.method() == Method::GET && !matches!((path.starts_with("/api/"), parts), (true, 4 | 6..) | (false, 5 | 7..))
+}
+
+/// Runs in a task of its own, which ends when nobody waits for it.
+async fn beside(answer: impl Future<Output = Response<Body>> + Send + 'static) -> Response<Body> {
+    AbortOnDropHandle::new(tokio::spawn(answer))
+        .await
+        .unwrap_or_else(|why| error(&Status::internal(format!("the request's task: {why}"))))
 }
 
 /// What a request is called by everybody who tells of it.
@@ -464,7 +475,15 @@ fn impersonate(
 }
 
 /// The body of a GET on a path that is no resource, for callers in this process.
-pub async fn get_path(server: &Arc<ApiServer>, user: &Arc<User>, path_and_query: &str) -> Result<Bytes, Status> {
+pub fn get_path<'a>(
+    server: &'a Arc<ApiServer>,
+    user: &'a Arc<User>,
+    path_and_query: &'a str,
+) -> BoxFuture<'a, Result<Bytes, Status>> {
+    Box::pin(path(server, user, path_and_query))
+}
+
+async fn path(server: &Arc<ApiServer>, user: &Arc<User>, path_and_query: &str) -> Result<Bytes, Status> {
     let request = http::Request::get(path_and_query).body(()).map_err(|e| Status::bad_request(e.to_string()))?;
     let (parts, ()) = request.into_parts();
     authz::require(server, user, &authz::Attributes::path("get", parts.uri.path()))?;

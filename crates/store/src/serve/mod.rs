@@ -24,6 +24,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use futures::future::BoxFuture;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tonic::Status;
@@ -140,18 +141,36 @@ impl Served {
 }
 
 /// Serves until `stop`; then lets requests under way finish and streams end.
-pub async fn serve(
+pub fn serve(
     store: Arc<Embedded>,
     listener: TcpListener,
     options: Options,
-    stop: impl Future<Output = ()> + Send,
+    stop: impl Future<Output = ()> + Send + 'static,
+) -> BoxFuture<'static, Result<(), StoreError>> {
+    boxed(store, listener, options, Box::pin(stop))
+}
+
+/// Built here, with what this crate is built for, and not where it is called.
+fn boxed(
+    store: Arc<Embedded>,
+    listener: TcpListener,
+    options: Options,
+    stop: BoxFuture<'static, ()>,
+) -> BoxFuture<'static, Result<(), StoreError>> {
+    Box::pin(serving(store, listener, options, stop))
+}
+
+async fn serving(
+    store: Arc<Embedded>,
+    listener: TcpListener,
+    options: Options,
+    mut stop: BoxFuture<'static, ()>,
 ) -> Result<(), StoreError> {
     let served = Arc::new(Served::new(store, &options));
     let tls = options.tls.as_ref().map(tls::acceptor).transpose()?;
     let services = http2::Services::new(served.clone());
     let incoming = connections::Connections::new(listener);
     let mut open = tokio::task::JoinSet::new();
-    tokio::pin!(stop);
     loop {
         tokio::select! {
             (stream, place) = incoming.next() => {
