@@ -113,11 +113,7 @@ impl ApiServer {
         Box::pin(Self::starting(config, store, cancel))
     }
 
-    async fn starting(
-        config: Config,
-        store: Arc<dyn Backend>,
-        cancel: CancellationToken,
-    ) -> Result<Arc<Self>, String> {
+    async fn starting(config: Config, store: Arc<dyn Backend>, cancel: CancellationToken) -> Result<Arc<Self>, String> {
         let keys = TokenKeys::new(&config.service_account_key, &config.issuer)?;
         let front_proxies =
             config.front_proxy.as_deref().map(crate::authn::front_proxy::FrontProxies::new).transpose()?;

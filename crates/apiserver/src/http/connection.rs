@@ -32,7 +32,10 @@ const MAX_STREAMS: u32 = 250;
 const KEEP_ALIVE: Duration = Duration::from_secs(30);
 
 /// What answers requests.
-pub trait Answers: Service<Request<Incoming>, Response = Response<Body>, Error = Infallible, Future: Send + 'static> {}
+pub trait Answers:
+    Service<Request<Incoming>, Response = Response<Body>, Error = Infallible, Future: Send + 'static>
+{
+}
 
 impl<S> Answers for S where
     S: Service<Request<Incoming>, Response = Response<Body>, Error = Infallible, Future: Send + 'static>
@@ -58,11 +61,7 @@ async fn spawning(
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     let mut builder = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
     builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
-    builder
-        .http2()
-        .timer(TokioTimer::new())
-        .max_concurrent_streams(MAX_STREAMS)
-        .keep_alive_interval(KEEP_ALIVE);
+    builder.http2().timer(TokioTimer::new()).max_concurrent_streams(MAX_STREAMS).keep_alive_interval(KEEP_ALIVE);
     let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
     tokio::pin!(connection);
     tokio::select! {

@@ -83,9 +83,8 @@ async fn connected() -> (Server, SendRequest<Full<Bytes>>) {
     stream.set_nodelay(true).expect("an option");
     let name = ServerName::try_from("localhost").expect("a name");
     let stream = tokio_rustls::TlsConnector::from(Arc::new(theirs)).connect(name, stream).await.expect("a handshake");
-    let (client, driver) = hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
-        .await
-        .expect("HTTP/2");
+    let (client, driver) =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.expect("HTTP/2");
     tokio::spawn(driver);
     (Server { permits, open, cancel, serving }, client)
 }
