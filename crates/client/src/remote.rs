@@ -87,6 +87,12 @@ impl Remote {
         Ok(Self { client, host, in_flight: Semaphore::new(MAX_IN_FLIGHT) })
     }
 
+    /// Bounds the requests in flight, and with them the connections. A server that many such clients share is spared a
+    /// handshake for each of a burst of requests, and answers them as fast.
+    pub fn at_most(self, in_flight: usize) -> Self {
+        Self { in_flight: Semaphore::new(in_flight), ..self }
+    }
+
     async fn send(&self, request: http::Request<Body>) -> Result<http::Response<Body>, Status> {
         let method = request.method().clone();
         let sent = self.client.send(request).await;

@@ -46,6 +46,12 @@ impl Client {
         Ok(Self::new(crate::remote::Remote::from_kubeconfig(path, user_agent).await?).with_field_manager(user_agent))
     }
 
+    /// The same for one of very many that share a server: it asks for so few things at once.
+    pub async fn modest(path: &Path, user_agent: &str, in_flight: usize) -> Result<Self, Status> {
+        let remote = crate::remote::Remote::from_kubeconfig(path, user_agent).await?;
+        Ok(Self::new(remote.at_most(in_flight)).with_field_manager(user_agent))
+    }
+
     /// A remote client from a pod's service account.
     pub fn in_cluster(user_agent: &str) -> Result<Self, Status> {
         Ok(Self::new(crate::remote::Remote::in_cluster(user_agent)?).with_field_manager(user_agent))

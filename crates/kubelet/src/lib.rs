@@ -38,3 +38,7 @@ pub mod volumes;
 
 pub use agent::{Ended, run};
 pub use config::Config;
+
+/// Requests this agent should have in flight at its API server, watches aside: an agent of a hundred pods has bursts, and
+/// more at a time would only open more connections.
+pub const MAX_IN_FLIGHT: usize = 16;

@@ -320,7 +320,7 @@ pub async fn kubelet(options: KubeletOptions, cancel: CancellationToken) -> Resu
         }
     }
     loop {
-        let client = roles::connect(&options.kubeconfig, "kubelet").await?;
+        let client = roles::connect_modestly(&options.kubeconfig, "kubelet", kubelet::MAX_IN_FLIGHT).await?;
         let replaced = async {
             if bootstrapped && config.rotate_certificates {
                 certificates::replace(&client, &store, &certificates::client_ask(&config.node_name)).await;
@@ -397,7 +397,8 @@ pub async fn all(options: NodeOptions, cancel: CancellationToken) -> Result<()> 
             supervise::role("kubelet", cancel, |own| {
                 let place = place.clone();
                 async move {
-                    let client = roles::connect(&place.kubelet_kubeconfig, "kubelet").await?;
+                    let client =
+                        roles::connect_modestly(&place.kubelet_kubeconfig, "kubelet", kubelet::MAX_IN_FLIGHT).await?;
                     wait_for_socket(&place.endpoint()).await;
                     kubelet::run(place.kubelet(), client, own, std::future::pending()).await.map(drop)
                 }

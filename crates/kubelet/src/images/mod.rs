@@ -28,10 +28,12 @@ const MAX_BACK_OFF: SignedDuration = SignedDuration::from_secs(300);
 /// How soon a failed pull is looked at again; then the back-off shows.
 const SHOWN_AFTER: SignedDuration = SignedDuration::from_secs(1);
 
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 struct Wait {
     delay: SignedDuration,
     at: Timestamp,
+    /// What went wrong the last time.
+    why: String,
 }
 
 /// Pull state of the node.
@@ -197,13 +199,14 @@ impl Images {
             _ => {}
         }
         let key = (spec::uid(pod).to_string(), image.to_string());
-        let wait = self.waits.lock().unwrap_or_else(PoisonError::into_inner).get(&key).copied();
-        if let Some(wait) = wait
+        let wait = self.waits.lock().unwrap_or_else(PoisonError::into_inner).get(&key).cloned();
+        if let Some(wait) = &wait
             && wait.at + wait.delay > now
         {
             let message = format!("Back-off pulling image \"{image}\"");
             context.events.normal(about, "BackOff", &message);
             context.events.warning(about, "Failed", "Error: ImagePullBackOff");
+            let message = format!("{message}: ErrImagePull: {}", wait.why);
             return Err(Failed { reason: "ImagePullBackOff".into(), message, retry_at: wait.at + wait.delay });
         }
         context.events.normal(about, "Pulling", &format!("Pulling image \"{image}\""));
@@ -228,7 +231,10 @@ impl Images {
             Err(error) => {
                 let now = Timestamp::now();
                 let delay = wait.map_or(FIRST_BACK_OFF, |w| (w.delay * 2).min(MAX_BACK_OFF));
-                self.waits.lock().unwrap_or_else(PoisonError::into_inner).insert(key, Wait { delay, at: now });
+                self.waits
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .insert(key, Wait { delay, at: now, why: error.clone() });
                 context.events.warning(about, "Failed", &format!("Failed to pull image \"{image}\": {error}"));
                 context.events.warning(about, "Failed", "Error: ErrImagePull");
                 Err(Failed { reason: "ErrImagePull".into(), message: error, retry_at: now + SHOWN_AFTER })

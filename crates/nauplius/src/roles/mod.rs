@@ -37,6 +37,12 @@ pub async fn connect(kubeconfig: &std::path::Path, agent: &str) -> Result<Client
     Client::from_kubeconfig(kubeconfig, agent).await.with_context(|| format!("kubeconfig {}", kubeconfig.display()))
 }
 
+/// The same for one of very many.
+pub async fn connect_modestly(kubeconfig: &std::path::Path, agent: &str, in_flight: usize) -> Result<Client> {
+    let connected = Client::modest(kubeconfig, agent, in_flight).await;
+    connected.with_context(|| format!("kubeconfig {}", kubeconfig.display()))
+}
+
 /// This candidate for a lease.
 fn identity() -> String {
     let host = nix::unistd::gethostname().map_or_else(|_| "localhost".into(), |h| h.to_string_lossy().into_owned());
