@@ -23,6 +23,11 @@ const PURGE: &CStr = c"arena.4096.purge";
 /// Gives back, once, what the first seconds needed of the program, its libraries and the heap.
 pub async fn give_back_when_settled() {
     tokio::time::sleep(SETTLED).await;
+    give_back_now().await;
+}
+
+/// The same for a role that has started and goes on to what needs most memory: the two do not add up then.
+pub async fn give_back_now() {
     // It only saves memory: a kernel that shows no mappings keeps it.
     if let Ok(Err(error)) = tokio::task::spawn_blocking(give_back).await {
         tracing::debug!(%error, "memory not given back");

@@ -1,7 +1,11 @@
 //! `KubeProxyConfiguration`, as upstream's `--config` takes it.
 //!
-//! What this proxy has no use for is passed over, other modes with a word; what it would have to do and cannot is an
-//! error. It does not read files: [`read`] takes the parsed document.
+//! A document is refused as upstream refuses it ([`shape`] says which types its fields have, [`validation`] what they may
+//! be). What this proxy has no use for is passed over, other modes with a word. It does not read files: [`read`] takes
+//! the parsed document.
+
+mod shape;
+mod validation;
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -9,58 +13,11 @@ use std::time::Duration;
 use ipnet::IpNet;
 use serde_json::Value;
 
-use crate::{Config, Locality};
+use crate::{Config, HEALTHZ_PORT, Locality, METRICS_PORT};
 
 pub(crate) const API_VERSION: &str = "kubeproxy.config.k8s.io/v1alpha1";
-/// Every field upstream's type has; another one is a mistake of its writer.
-const FIELDS: [&str; 26] = [
-    "apiVersion",
-    "kind",
-    "featureGates",
-    "clientConnection",
-    "logging",
-    "hostnameOverride",
-    "bindAddress",
-    "healthzBindAddress",
-    "metricsBindAddress",
-    "bindAddressHardFail",
-    "enableProfiling",
-    "showHiddenMetricsForVersion",
-    "mode",
-    "iptables",
-    "ipvs",
-    "nftables",
-    "winkernel",
-    "detectLocalMode",
-    "detectLocal",
-    "clusterCIDR",
-    "nodePortAddresses",
-    "oomScoreAdj",
-    "conntrack",
-    "configSyncPeriod",
-    "portRange",
-    "windowsRunAsService",
-];
-/// Those of the parts this proxy goes by.
-const PARTS: [(&str, &[&str]); 4] = [
-    (
-        "conntrack",
-        &[
-            "maxPerCore",
-            "min",
-            "tcpEstablishedTimeout",
-            "tcpCloseWaitTimeout",
-            "tcpBeLiberal",
-            "udpTimeout",
-            "udpStreamTimeout",
-        ],
-    ),
-    ("detectLocal", &["bridgeInterface", "interfaceNamePrefix"]),
-    ("nftables", &["masqueradeBit", "masqueradeAll", "syncPeriod", "minSyncPeriod"]),
-    ("clientConnection", &["kubeconfig", "acceptContentTypes", "contentType", "qps", "burst"]),
-];
-/// The kernel's limit of a link's name, with its end.
-const MAX_LINK_BYTES: usize = 16;
+/// In place of ranges for node ports: the Node object's addresses.
+const PRIMARY: &str = "primary";
 pub(crate) const KIND: &str = "KubeProxyConfiguration";
 
 /// What a document says.
@@ -75,86 +32,62 @@ pub struct Configuration {
 
 /// Reads a document over what holds without it.
 pub fn read(document: &Value, mut config: Config) -> Result<Configuration, String> {
-    for (field, expect) in [("apiVersion", API_VERSION), ("kind", KIND)] {
-        if document[field] != expect {
-            return Err(format!("{field}: {} is not {expect}", document[field]));
-        }
-    }
-    let mut warnings = Vec::new();
     let text = |value: &Value| value.as_str().filter(|text| !text.is_empty()).map(str::to_string);
-    let unknown = |part: &Value, known: &[&str]| {
-        let names = part.as_object().into_iter().flatten().map(|(name, _)| name.clone());
-        names.filter(|name| !known.contains(&name.as_str())).collect::<Vec<_>>()
-    };
-    let of_parts = PARTS.iter().flat_map(|(part, known)| {
-        unknown(&document[*part], known).into_iter().map(move |name| format!("{part}.{name}"))
-    });
-    for field in unknown(document, &FIELDS).into_iter().chain(of_parts) {
-        warnings.push(format!("unknown field {field:?}"));
+    let (version, kind) = (document["apiVersion"].as_str(), document["kind"].as_str());
+    if version != Some(API_VERSION) || kind != Some(KIND) {
+        let [version, kind] = [version, kind].map(Option::unwrap_or_default);
+        return Err(format!("no kind {kind:?} is registered for version {version:?}"));
     }
-    match document["mode"].as_str() {
-        None | Some("" | "nftables") => {}
-        Some(other @ ("iptables" | "ipvs")) => {
-            warnings.push(format!("mode: {other}: this proxy works with nftables in its place"));
-        }
-        Some(other) => return Err(format!("mode: {other:?} is none of nftables, iptables, ipvs")),
+    let unknown = shape::check(document)?;
+    validation::validate(document)?;
+    let mut warnings: Vec<String> = unknown.iter().map(|field| format!("unknown field {field:?}")).collect();
+    if let Some(other) = text(&document["mode"]).filter(|mode| mode != "nftables") {
+        warnings.push(format!("mode: {other}: this proxy works with nftables in its place"));
     }
+    let local = &document["detectLocal"];
     match document["detectLocalMode"].as_str() {
-        None | Some("" | "ClusterCIDR") => {}
         Some("NodeCIDR") => config.locality = Locality::NodeCidr,
         Some("BridgeInterface") => {
-            let name = link("bridgeInterface", &document["detectLocal"]["bridgeInterface"])?;
-            config.locality = Locality::Interface(name);
+            config.locality = Locality::Interface(text(&local["bridgeInterface"]).unwrap_or_default());
         }
         Some("InterfaceNamePrefix") => {
-            let prefix = link("interfaceNamePrefix", &document["detectLocal"]["interfaceNamePrefix"])?;
+            let prefix = text(&local["interfaceNamePrefix"]).unwrap_or_default();
             config.locality = Locality::Interface(format!("{prefix}*"));
         }
-        Some(other) => {
-            return Err(format!(
-                "detectLocalMode: {other:?} is none of ClusterCIDR, NodeCIDR, BridgeInterface, InterfaceNamePrefix"
-            ));
-        }
+        _ => {}
     }
     if let Some(name) = text(&document["hostnameOverride"]) {
         config.node_name = name;
     }
     if let Some(ranges) = text(&document["clusterCIDR"]) {
-        config.cluster_cidrs = nets("clusterCIDR", ranges.split(','))?;
+        config.cluster_cidrs = nets(ranges.split(','));
     }
     if let Some(list) = document["nodePortAddresses"].as_array() {
-        let texts: Vec<&str> = list.iter().filter_map(Value::as_str).filter(|text| *text != "primary").collect();
-        config.node_port_addresses = nets("nodePortAddresses", texts.into_iter())?;
+        config.node_port_addresses = nets(list.iter().filter_map(Value::as_str));
     }
-    config.healthz = bind("healthzBindAddress", &document["healthzBindAddress"], 10256, config.healthz)?;
-    config.metrics = bind("metricsBindAddress", &document["metricsBindAddress"], 10249, config.metrics)?;
+    if let Some(address) = text(&document["healthzBindAddress"]) {
+        config.healthz = bind(&address, HEALTHZ_PORT);
+    }
+    if let Some(address) = text(&document["metricsBindAddress"]) {
+        config.metrics = bind(&address, METRICS_PORT);
+    }
     config.masquerade_all |=
         ["nftables", "iptables", "ipvs"].iter().any(|mode| document[mode]["masqueradeAll"] == Value::Bool(true));
     // This proxy's own mode's bit; a document for another mode may have it there.
-    for mode in ["iptables", "ipvs", "nftables"] {
-        if let Some(bit) = document[mode]["masqueradeBit"].as_i64() {
-            let mark = u32::try_from(bit).ok().and_then(|bit| 1u32.checked_shl(bit));
-            config.masquerade_mark =
-                mark.ok_or_else(|| format!("{mode}.masqueradeBit: {bit}: must be within the range [0, 31]"))?;
+    for mode in ["iptables", "nftables"] {
+        let bit = document[mode]["masqueradeBit"].as_i64().and_then(|bit| u32::try_from(bit).ok());
+        if let Some(mark) = bit.and_then(|bit| 1u32.checked_shl(bit)) {
+            config.masquerade_mark = mark;
         }
     }
     if let Some(score) = document["oomScoreAdj"].as_i64() {
-        let score = i32::try_from(score).ok().filter(|score| (-1000..=1000).contains(score));
-        config.oom_score_adj = Some(score.ok_or("oomScoreAdj: must be within the range [-1000, 1000]".to_string())?);
+        config.oom_score_adj = i32::try_from(score).ok();
     }
     config.bind_hard_fail |= document["bindAddressHardFail"] == Value::Bool(true);
-    if let Some(text) = text(&document["bindAddress"])
-        && text.parse::<std::net::IpAddr>().is_err()
-    {
-        return Err(format!("bindAddress: {text:?} is no address"));
-    }
     let conntrack = &document["conntrack"];
     let settings = &mut config.conntrack;
     for (field, target) in [("maxPerCore", &mut settings.max_per_core), ("min", &mut settings.min)] {
-        if let Some(number) = conntrack[field].as_i64() {
-            *target = u32::try_from(number)
-                .map_err(|_| format!("conntrack.{field}: {number}: must be greater than or equal to 0"))?;
-        }
+        *target = conntrack[field].as_i64().and_then(|number| u32::try_from(number).ok()).unwrap_or(*target);
     }
     settings.tcp_be_liberal = conntrack["tcpBeLiberal"].as_bool().unwrap_or(settings.tcp_be_liberal);
     for (field, target) in [
@@ -163,63 +96,22 @@ pub fn read(document: &Value, mut config: Config) -> Result<Configuration, Strin
         ("udpTimeout", &mut settings.udp),
         ("udpStreamTimeout", &mut settings.udp_stream),
     ] {
-        if let Some(value) = text(&conntrack[field]) {
-            *target = duration(&value).ok_or_else(|| format!("conntrack.{field}: {value:?} is no duration"))?;
-        }
+        *target = length(&conntrack[field]).unwrap_or(*target);
     }
     Ok(Configuration { config, kubeconfig: text(&document["clientConnection"]["kubeconfig"]), warnings })
 }
 
-fn nets<'a>(field: &str, texts: impl Iterator<Item = &'a str>) -> Result<Vec<IpNet>, String> {
-    texts.map(|text| text.trim().parse().map_err(|_| format!("{field}: {text:?} is no range of addresses"))).collect()
-}
-
-/// A link's name, or its beginning. It becomes part of a rule: nothing that would end it there.
-fn link(field: &str, value: &Value) -> Result<String, String> {
-    let name = value.as_str().unwrap_or_default();
-    let fine = |c: char| c.is_ascii_graphic() && !matches!(c, '"' | '\\' | '*' | '/');
-    if name.is_empty() || name.len() >= MAX_LINK_BYTES || !name.chars().all(fine) {
-        return Err(format!("detectLocal.{field}: {name:?} is no name of a network link"));
-    }
-    Ok(name.to_string())
+fn nets<'a>(texts: impl Iterator<Item = &'a str>) -> Vec<IpNet> {
+    texts.filter_map(|text| text.parse().ok()).collect()
 }
 
 /// An address, with or without a port.
-fn bind(field: &str, value: &Value, port: u16, otherwise: Option<SocketAddr>) -> Result<Option<SocketAddr>, String> {
-    match value.as_str() {
-        None => Ok(otherwise),
-        Some("") => Ok(otherwise),
-        Some(text) => text
-            .parse()
-            .or_else(|_| text.parse().map(|address| SocketAddr::new(address, port)))
-            .map(Some)
-            .map_err(|_| format!("{field}: {text:?} is no address and port")),
-    }
+fn bind(text: &str, port: u16) -> Option<SocketAddr> {
+    text.parse().or_else(|_| text.parse().map(|address| SocketAddr::new(address, port))).ok()
 }
 
-/// Go's form, whole units: `24h0m0s`, `1h`, `90s`, `250ms`.
-fn duration(text: &str) -> Option<Duration> {
-    let mut total = Duration::ZERO;
-    let mut rest = text;
-    if rest == "0" {
-        return Some(total);
-    }
-    while !rest.is_empty() {
-        let digits = rest.find(|c: char| !c.is_ascii_digit())?;
-        let number: u32 = rest[..digits].parse().ok()?;
-        rest = &rest[digits..];
-        let unit = rest.find(|c: char| c.is_ascii_digit()).unwrap_or(rest.len());
-        let one = match &rest[..unit] {
-            "h" => Duration::from_secs(3600),
-            "m" => Duration::from_secs(60),
-            "s" => Duration::from_secs(1),
-            "ms" => Duration::from_millis(1),
-            _ => return None,
-        };
-        total = total.checked_add(one.checked_mul(number)?)?;
-        rest = &rest[unit..];
-    }
-    (!text.is_empty()).then_some(total)
+fn length(value: &Value) -> Option<Duration> {
+    shape::duration(value.as_str()?).ok().map(|span| span.length)
 }
 
 #[cfg(test)]
@@ -273,38 +165,60 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_is_said() {
+    fn what_cannot_be_is_said_as_upstream_says_it() {
+        let local = "KubeProxyConfiguration.DetectLocalConfiguration";
+        let conntrack = "KubeProxyConfiguration.KubeProxyLinuxConfiguration.KubeProxyConntrackConfiguration";
+        let bridge =
+            |name: &str| json!({"detectLocalMode": "BridgeInterface", "detectLocal": {"bridgeInterface": name}});
         let cases = [
-            (json!({"kind": "Pod"}), "kind: \"Pod\" is not KubeProxyConfiguration"),
-            (json!({"mode": "userspace"}), "mode: \"userspace\" is none of nftables, iptables, ipvs"),
-            (
-                json!({"detectLocalMode": "Guess"}),
-                "detectLocalMode: \"Guess\" is none of ClusterCIDR, NodeCIDR, BridgeInterface, InterfaceNamePrefix",
-            ),
-            (
-                json!({"detectLocalMode": "BridgeInterface"}),
-                "detectLocal.bridgeInterface: \"\" is no name of a network link",
-            ),
-            (
-                json!({"detectLocalMode": "InterfaceNamePrefix", "detectLocal": {"interfaceNamePrefix": "a\" drop"}}),
-                "detectLocal.interfaceNamePrefix: \"a\\\" drop\" is no name of a network link",
-            ),
-            (
-                json!({"nftables": {"masqueradeBit": 32}}),
-                "nftables.masqueradeBit: 32: must be within the range [0, 31]",
-            ),
-            (json!({"oomScoreAdj": -1001}), "oomScoreAdj: must be within the range [-1000, 1000]"),
-            (json!({"bindAddress": "here"}), "bindAddress: \"here\" is no address"),
-            (json!({"conntrack": {"min": -1}}), "conntrack.min: -1: must be greater than or equal to 0"),
-            (json!({"clusterCIDR": "pods"}), "clusterCIDR: \"pods\" is no range of addresses"),
-            (json!({"healthzBindAddress": "x:y"}), "healthzBindAddress: \"x:y\" is no address and port"),
-            (
-                json!({"conntrack": {"tcpCloseWaitTimeout": "soon"}}),
-                "conntrack.tcpCloseWaitTimeout: \"soon\" is no duration",
-            ),
+            (json!({"kind": "Pod"}), "no kind \"Pod\" is registered for version \"kubeproxy.config.k8s.io/v1alpha1\"".to_string()),
+            (json!({"oomScoreAdj": "low"}), "json: cannot unmarshal string into Go struct field KubeProxyConfiguration.oomScoreAdj of type int32".into()),
+            (json!({"conntrack": {"min": 3_000_000_000_i64}}), "json: cannot unmarshal number 3000000000 into Go struct field KubeProxyConfiguration.conntrack.min of type int32".into()),
+            (json!({"nodePortAddresses": [1]}), "json: cannot unmarshal number into Go struct field KubeProxyConfiguration.nodePortAddresses of type string".into()),
+            (json!({"conntrack": {"tcpCloseWaitTimeout": "soon"}}), "time: invalid duration \"soon\"".into()),
+            (json!({"configSyncPeriod": "5"}), "time: missing unit in duration \"5\"".into()),
+            (json!({"configSyncPeriod": "5d"}), "time: unknown unit \"d\" in duration \"5d\"".into()),
+            (json!({"configSyncPeriod": 5}), "json: cannot unmarshal number into Go value of type string".into()),
+            (json!({"mode": "userspace"}), "KubeProxyConfiguration.Mode.ProxyMode: Invalid value: \"userspace\": must be iptables, ipvs, nftables or blank (blank means the best-available proxy [currently iptables])".into()),
+            (json!({"detectLocalMode": "Guess"}), "KubeProxyConfiguration.DetectLocalMode: Unsupported value: \"Guess\": supported values: \"ClusterCIDR\", \"NodeCIDR\", \"BridgeInterface\", \"InterfaceNamePrefix\", \"\"".into()),
+            (bridge(""), format!("{local}.InterfaceName: Invalid value: \"\": must not be empty")),
+            (bridge("a\" drop"), format!("{local}.InterfaceName: Invalid value: \"a\\\" drop\": must be the name of a network interface")),
+            (json!({"detectLocalMode": "InterfaceNamePrefix"}), format!("{local}.InterfacePrefix: Invalid value: \"\": must not be empty")),
+            (json!({"clusterCIDR": "pods"}), format!("{local}.ClusterCIDRs[0]: Invalid value: \"pods\": must be a valid CIDR block (e.g. 10.100.0.0/16 or fde4:8dba:82e1::/48)")),
+            (json!({"clusterCIDR": "10.0.0.0/8,11.0.0.0/8"}), format!("{local}.ClusterCIDRs: Invalid value: [\"10.0.0.0/8\",\"11.0.0.0/8\"]: must be a either a single CIDR or dual-stack pair of CIDRs (e.g. [10.100.0.0/16, fde4:8dba:82e1::/48]")),
+            (json!({"nftables": {"masqueradeBit": 32}}), "KubeProxyConfiguration.KubeProxyNFTablesConfiguration.MasqueradeBit: Invalid value: 32: must be within the range [0, 31]".into()),
+            (json!({"iptables": {"masqueradeBit": -1}}), "KubeProxyConfiguration.KubeProxyIPTablesConfiguration.MasqueradeBit: Invalid value: -1: must be within the range [0, 31]".into()),
+            (json!({"oomScoreAdj": -1001}), "KubeProxyConfiguration.KubeProxyLinuxConfiguration.OOMScoreAdj: Invalid value: -1001: must be within the range [-1000, 1000]".into()),
+            (json!({"bindAddress": "here"}), "KubeProxyConfiguration.BindAddress: Invalid value: \"here\": not a valid textual representation of an IP address".into()),
+            (json!({"conntrack": {"min": -1}}), format!("{conntrack}.Min: Invalid value: -1: must be greater than or equal to 0")),
+            (json!({"conntrack": {"udpTimeout": "-1s"}}), format!("{conntrack}.UDPTimeout: Invalid value: -1s: must be greater than or equal to 0")),
+            (json!({"configSyncPeriod": "-1s"}), "KubeProxyConfiguration.ConfigSyncPeriod: Invalid value: -1s: must be greater than 0".into()),
+            (json!({"nftables": {"syncPeriod": "5s", "minSyncPeriod": "10s"}}), "KubeProxyConfiguration.SyncPeriod: Invalid value: 10s: must be greater than or equal to KubeProxyConfiguration.MinSyncPeriod".into()),
+            (json!({"healthzBindAddress": "here"}), "KubeProxyConfiguration.HealthzBindAddress: Invalid value: \"here\": must be IP:port".into()),
+            (json!({"healthzBindAddress": "x:1"}), "KubeProxyConfiguration.HealthzBindAddress: Invalid value: \"x\": must be a valid IP".into()),
+            (json!({"metricsBindAddress": "[::1]:70000"}), "KubeProxyConfiguration.MetricsBindAddress: Invalid value: \"70000\": must be a valid port".into()),
+            (json!({"portRange": "9-3"}), "KubeProxyConfiguration.PortRange: Invalid value: \"9-3\": must be a valid port range (e.g. 300-2000)".into()),
+            (json!({"nodePortAddresses": ["primary", "10.0.0.0/8"]}), "KubeProxyConfiguration.NodePortAddresses[0]: Invalid value: \"primary\": can't use both 'primary' and CIDRs".into()),
+            (json!({"nodePortAddresses": ["10.0.0.0/8", "x"]}), "KubeProxyConfiguration.NodePortAddresses[1]: Invalid value: \"x\": must be a valid CIDR".into()),
+            (json!({"showHiddenMetricsForVersion": "1.1"}), "KubeProxyConfiguration.ShowHiddenMetricsForVersion: Invalid value: \"1.1\": --show-hidden-metrics-for-version must be omitted or have the value '1.36'. Only the previous minor version is allowed".into()),
+            (json!({"clientConnection": {"burst": -1}}), "KubeProxyConfiguration.ClientConnection.Burst: Invalid value: -1: must be greater than or equal to 0".into()),
+            (json!({"mode": "ipvs", "ipvs": {"tcpTimeout": "-5s", "excludeCIDRs": ["x"]}}), "[KubeProxyConfiguration.KubeProxyIPVSConfiguration.TCPTimeout: Invalid value: -5s: must be greater than or equal to 0, KubeProxyConfiguration.KubeProxyIPVSConfiguration.ExcludeCidrs[0]: Invalid value: \"x\": must be a valid CIDR]".into()),
+            (json!({"logging": {"format": "xml"}}), "KubeProxyConfiguration.logging.format: Invalid value: \"xml\": Unsupported log format".into()),
         ];
         for (extra, expect) in cases {
             assert_eq!(read(&document(extra), Config::new("here")).unwrap_err(), expect);
         }
+    }
+
+    #[test]
+    fn what_is_not_there_is_warned_of() {
+        let extra = json!({"sync": 1, "conntrack": {"max": 1, "min": 0}, "nodePortAddresses": ["primary"], "portRange": "",
+            "conntrackExtra": null, "nftables": {"syncPeriod": "0s", "minSyncPeriod": "1s"}, "featureGates": {"A": true}});
+        let read = read(&document(extra), Config::new("here")).unwrap();
+        assert_eq!(
+            read.warnings,
+            ["unknown field \"conntrack.max\"", "unknown field \"conntrackExtra\"", "unknown field \"sync\""]
+        );
+        assert!(read.config.node_port_addresses.is_empty());
     }
 }

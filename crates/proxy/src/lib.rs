@@ -62,6 +62,9 @@ pub const DEFAULT_MASQUERADE_MARK: u32 = 1 << 14;
 /// Where upstream's answers `/healthz` and `/livez`, on all addresses.
 pub const HEALTHZ_PORT: u16 = 10256;
 
+/// Where upstream's answers `/metrics`, on loopback.
+pub const METRICS_PORT: u16 = 10249;
+
 /// An address family; each has its own table, its own Services' addresses and its own EndpointSlices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Family {
@@ -151,7 +154,7 @@ impl Config {
             network_policies: false,
             conntrack: settings::Conntrack::default(),
             healthz: Some(SocketAddr::from(([127, 0, 0, 1], HEALTHZ_PORT))),
-            metrics: Some(SocketAddr::from(([127, 0, 0, 1], 10249))),
+            metrics: Some(SocketAddr::from(([127, 0, 0, 1], METRICS_PORT))),
             bind_hard_fail: false,
             oom_score_adj: None,
         }

@@ -210,6 +210,7 @@ pub async fn proxy(options: ProxyOptions, cancel: CancellationToken) -> Result<(
         bail!("no credentials: give --kubeconfig, or a --config that names one under clientConnection.kubeconfig");
     };
     let client = roles::connect(&kubeconfig, "kube-proxy").await?;
+    crate::resident::give_back_now().await;
     match said {
         Some((file, text)) => tokio::select! {
             ended = proxy::run(config, client, cancel) => ended,
