@@ -10,9 +10,10 @@ use ipnet::IpNet;
 use k8s_openapi::api::core::v1 as core;
 
 use crate::Family;
+use crate::slice::HEADLESS_LABEL;
 
-/// Services with this label belong to another proxy.
-const OTHER_PROXY_LABEL: &str = "service.kubernetes.io/service-proxy-name";
+/// Services with one of these labels are not this proxy's: another's, or the DNS's alone.
+const OTHERS_LABELS: [&str; 2] = ["service.kubernetes.io/service-proxy-name", HEADLESS_LABEL];
 /// The default of `sessionAffinityConfig.clientIP.timeoutSeconds`: three hours.
 const AFFINITY_SECONDS: u32 = 10_800;
 
@@ -104,7 +105,7 @@ impl Service {
     /// `None` when there is nothing to do for this Service in this family.
     pub fn read(service: &core::Service, family: Family) -> Option<Service> {
         let labels = service.metadata.labels.as_ref();
-        if labels.is_some_and(|labels| labels.contains_key(OTHER_PROXY_LABEL)) {
+        if labels.is_some_and(|labels| OTHERS_LABELS.iter().any(|label| labels.contains_key(*label))) {
             return None;
         }
         let spec = service.spec.as_ref()?;

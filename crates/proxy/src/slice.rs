@@ -10,8 +10,8 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use crate::Family;
 use crate::service::Protocol;
 
-/// A slice with this label belongs to a headless Service: DNS only.
-const HEADLESS_LABEL: &str = "service.kubernetes.io/headless";
+/// What has this label is for the DNS only: slices of headless Services, and Services that are to be taken for such.
+pub(crate) const HEADLESS_LABEL: &str = "service.kubernetes.io/headless";
 /// Put on a slice by its controller: when the pods changed that it was written for.
 const TRIGGERED: &str = "endpoints.kubernetes.io/last-change-trigger-time";
 /// Different sets of zones kept apart before those nobody names any more are looked for.

@@ -217,9 +217,11 @@ fn what_is_not_ours() {
     ] {
         check(&[service("s", spec)], &[], &[]);
     }
-    let mut other = web(json!({}));
-    other.metadata.labels = Some(BTreeMap::from([("service.kubernetes.io/service-proxy-name".into(), "x".into())]));
-    check(&[other], &[two()], &[]);
+    for label in ["service.kubernetes.io/service-proxy-name", "service.kubernetes.io/headless"] {
+        let mut other = web(json!({}));
+        other.metadata.labels = Some(BTreeMap::from([(label.into(), String::new())]));
+        check(&[other], &[two()], &[]);
+    }
 }
 
 /// Conditions and hints → who gets traffic. Endpoint N is 10.8.0.N; even ones are local.
