@@ -1,15 +1,17 @@
 //! Three nodes' network with real packets: pods, Services, node ports, balancers; from pods, nodes, the control plane and
-//! a machine outside; a node cut off and healed. Each answer says whom the pod saw, so source addresses are judged too.
+//! a machine outside; nodes that fail. Each answer says whom the pod saw, so source addresses are judged too.
+
+mod failures;
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use client::{Gvr, Patch};
 use serde_json::{Value, json};
 
 use super::place::{IMPATIENCE, Outside, PATIENCE, Place, exchange};
-use super::{Stage, image, node_is_ready, value, wait};
+use super::{Stage, image, value, wait};
 
 /// Where each pod's server listens, and the Services' own port.
 const POD_PORT: u16 = 8080;
@@ -57,10 +59,10 @@ pub async fn packets(stage: &Stage, done: &dyn Fn(&str)) -> Result<()> {
     ground.source_addresses(done).await?;
     ground.clients_stay().await?;
     done("session affinity");
+    failures::nodes_fail(&ground, done).await?;
+    // The last: a pod goes with it.
     ground.endpoints_leave().await?;
     done("endpoints that leave");
-    ground.a_node_is_cut_off().await?;
-    done("a node cut off and healed");
     Ok(())
 }
 
@@ -325,33 +327,6 @@ impl<'a> Ground<'a> {
         })
         .await
     }
-
-    /// A node without a link is lost: its endpoints go, nobody is sent there; with the link they come back.
-    async fn a_node_is_cut_off(&self) -> Result<()> {
-        let made = value(&*self.stage.api("", "v1", "services").get("net").await?)?;
-        let port = SocketAddr::new(of_family(&self.nodes[0].ips, true)?, node_port_of(&made)?);
-        let node_is = |ready: bool| async move {
-            let node = value(&*self.stage.client.dynamic(Gvr::new("", "v1", "nodes")).get("node-3").await?)?;
-            ensure!(node_is_ready(&node) == ready, "its conditions are {}", node["status"]["conditions"]);
-            Ok(())
-        };
-        ensure!(names(&self.outside.place.everybody(port)?).contains("net-3"), "node-3 is reached before");
-        let cut = Cut::new(&self.fabric)?;
-        wait("node-3 is lost", || node_is(false)).await?;
-        wait("nobody is sent to it", || async {
-            let answers = self.outside.place.everybody(port)?;
-            ensure!(!names(&answers).contains("net-3"), "{answers:?}");
-            Ok(())
-        })
-        .await?;
-        drop(cut);
-        wait("node-3 is back", || node_is(true)).await?;
-        wait("its pod is reached again", || async {
-            let answers = self.outside.place.everybody(port)?;
-            if names(&answers).contains("net-3") { Ok(()) } else { bail!("{answers:?}") }
-        })
-        .await
-    }
 }
 
 fn node_port_of(service: &Value) -> Result<u16> {
@@ -360,22 +335,4 @@ fn node_port_of(service: &Value) -> Result<u16> {
 
 fn cluster_ips(service: &Value) -> Vec<IpAddr> {
     service["spec"]["clusterIPs"].as_array().into_iter().flatten().filter_map(|ip| ip.as_str()?.parse().ok()).collect()
-}
-
-/// node-3's link is down for as long as this lives.
-struct Cut<'a>(&'a Place);
-
-impl Cut<'_> {
-    fn new(fabric: &Place) -> Result<Cut<'_>> {
-        fabric.ip("link set node-3 down")?;
-        Ok(Cut(fabric))
-    }
-}
-
-impl Drop for Cut<'_> {
-    fn drop(&mut self) {
-        if let Err(error) = self.0.ip("link set node-3 up") {
-            eprintln!("{error:#}");
-        }
-    }
 }

@@ -4,14 +4,17 @@
 //! their images and each answer says who gave it and whom he saw.
 
 use std::collections::BTreeSet;
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use nauplius::fabric::within;
+use nix::errno::Errno;
+use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, socket};
 use serde_json::Value;
 
 use super::process::processes;
@@ -23,6 +26,13 @@ pub const IMPATIENCE: Duration = Duration::from_millis(400);
 const ASKED: usize = 48;
 /// More than any link's packet, so that whole ones of each side are needed.
 const LARGE_BYTES: usize = 64 << 10;
+/// Of a captured packet: the longest headers of IP and TCP that are looked at.
+const HEADERS_BYTES: usize = 80;
+/// TCP's number in an IP header.
+const TCP: u8 = 6;
+/// Flags in a TCP header.
+const SYN: u8 = 2;
+const ACK: u8 = 16;
 
 #[derive(Clone, Debug)]
 pub struct Place {
@@ -151,6 +161,109 @@ fn answer(text: &str) -> Result<Answer> {
     let mut words = text.split_whitespace();
     let (name, peer) = (words.next().context("no answer")?, words.next().context("half an answer")?);
     Ok((name.into(), peer.parse()?))
+}
+
+/// A connection that stays: it was answered by somebody once, and is by nobody else as long as it lives.
+pub struct Talk {
+    stream: BufReader<TcpStream>,
+    pub with: String,
+}
+
+impl Place {
+    /// Answers whatever comes on a connection with this place's name, one byte after the other.
+    pub fn serve_talks(&self, port: u16) -> Result<()> {
+        let listener = within(&self.namespace, || TcpListener::bind(("::", port)))?;
+        let name = format!("{}\n", self.name);
+        std::thread::spawn(move || {
+            for mut stream in listener.incoming().flatten() {
+                let name = name.clone();
+                std::thread::spawn(move || {
+                    while stream.read_exact(&mut [0]).is_ok() && stream.write_all(name.as_bytes()).is_ok() {}
+                });
+            }
+        });
+        Ok(())
+    }
+
+    fn talk(&self, to: SocketAddr) -> Result<Talk> {
+        let stream = within(&self.namespace, || TcpStream::connect_timeout(&to, PATIENCE))?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        let mut talk = Talk { stream: BufReader::new(stream), with: String::new() };
+        talk.with = talk.answer()?;
+        Ok(talk)
+    }
+
+    /// One connection with each of so many who answer at an address.
+    pub fn talk_with_all(&self, to: SocketAddr, count: usize) -> Result<Vec<Talk>> {
+        let mut talks: Vec<Talk> = Vec::new();
+        for _ in 0..ASKED {
+            let talk = self.talk(to)?;
+            if talks.iter().all(|known| known.with != talk.with) {
+                talks.push(talk);
+            }
+        }
+        ensure!(talks.len() == count, "{} → {to}: {} of {count} answer", self.name, talks.len());
+        Ok(talks)
+    }
+}
+
+impl Talk {
+    fn answer(&mut self) -> Result<String> {
+        self.stream.get_mut().write_all(b"?")?;
+        let mut line = String::new();
+        self.stream.read_line(&mut line)?;
+        Ok(line.trim_end().to_string())
+    }
+
+    /// The same connection still leads to the same server.
+    pub fn goes_on(&mut self) -> Result<()> {
+        let answer = self.answer().with_context(|| format!("the connection with {}", self.with))?;
+        ensure!(answer == self.with, "the connection with {} is answered by {answer:?}", self.with);
+        Ok(())
+    }
+}
+
+/// Every packet that passes a place's links from when it began, as on the wire.
+pub struct Capture(OwnedFd);
+
+impl Capture {
+    pub fn begin(place: &Place) -> Result<Capture> {
+        let socket = within(&place.namespace, || {
+            let all = SockProtocol::EthAll;
+            Ok(socket(AddressFamily::Packet, SockType::Datagram, SockFlag::SOCK_NONBLOCK, all)?)
+        })?;
+        Ok(Capture(socket))
+    }
+
+    /// Whom the packets that open connections to a TCP port were from.
+    pub fn sources(&self, port: u16) -> Result<BTreeSet<IpAddr>> {
+        let mut sources = BTreeSet::new();
+        let mut packet = [0; HEADERS_BYTES];
+        loop {
+            match recv(self.0.as_raw_fd(), &mut packet, MsgFlags::empty()) {
+                Ok(length) => sources.extend(source(&packet[..length.min(HEADERS_BYTES)], port)),
+                Err(Errno::EAGAIN) => return Ok(sources),
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+}
+
+/// The source of an IP packet, if it opens a connection to this TCP port.
+fn source(packet: &[u8], port: u16) -> Option<IpAddr> {
+    let (source, rest) = match packet.first()? >> 4 {
+        4 if packet.get(9) == Some(&TCP) => {
+            let source: [u8; 4] = packet.get(12..16)?.try_into().ok()?;
+            (IpAddr::from(source), usize::from(packet[0] & 15) * 4)
+        }
+        6 if packet.get(6) == Some(&TCP) => {
+            let source: [u8; 16] = packet.get(8..24)?.try_into().ok()?;
+            (IpAddr::from(source), 40)
+        }
+        _ => return None,
+    };
+    let opens = packet.get(rest + 13)? & (SYN | ACK) == SYN;
+    (opens && packet.get(rest + 2..rest + 4)? == port.to_be_bytes()).then_some(source)
 }
 
 /// A machine on the nodes' network that is no part of the cluster; it goes with this value.
