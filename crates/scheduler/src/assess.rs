@@ -88,7 +88,12 @@ impl Core {
             out.fault = devices.fault().map(|why| WhyNot::of_devices(Obstacle::Fault(why), 0).to_string());
             out.to_let_go = devices.to_let_go(pod).map(|c| c.0.clone());
         }
-        let columns = self.scores(pod, &feasible);
+        let mut columns = self.scores(pod, &feasible);
+        if let Some(devices) = &prepared.devices {
+            let mut liked = vec![0; feasible.len()];
+            devices.score(&self.snapshot, &feasible, &mut liked, pod.spec.profile.weights.dynamic_resources);
+            columns.push(("DynamicResources", liked));
+        }
         for (at, id) in feasible.into_iter().enumerate() {
             let scores: Vec<_> = columns.iter().map(|(name, of)| (*name, of[at])).collect();
             out.feasible.push(Liked { id, total: scores.iter().map(|s| s.1).sum(), scores });

@@ -16,7 +16,7 @@ use crate::plugins::dynamic_resources::Obstacle;
 use crate::plugins::inter_pod_affinity::{self, Required};
 use crate::plugins::pod_topology_spread::{self, Hard};
 use crate::plugins::{
-    dynamic_resources, image_locality, node_affinity, node_declared_features, node_ports,
+    MAX_SCORE, dynamic_resources, image_locality, node_affinity, node_declared_features, node_ports,
     node_resources_balanced_allocation, node_resources_fit, node_unschedulable, node_volume_limits, taint_toleration,
     volume_binding, volume_restrictions, volume_zone,
 };
@@ -25,6 +25,10 @@ use crate::ranking::Ranking;
 use crate::snapshot::{NodeId, Snapshot};
 use crate::symbol::{Symbol, SymbolMap};
 use crate::verdict::{Plugin, Plugins, Reason, Refusal, WhyNot};
+
+/// The largest sum of scores by which nodes are ranked: each number up to it takes some bytes. Weights that go beyond cost a
+/// look at every node for each pod.
+const MOST_RANKED: i64 = 65_536;
 
 /// Specs whose verdicts are remembered; each costs some 40 bytes a node.
 const REMEMBERED: usize = 32;
@@ -76,8 +80,9 @@ struct Evaluation {
     version: u64,
     image_epoch: u64,
     nodes: Vec<Local>,
-    /// By what plugins that look at one node alone think of it.
+    /// By what plugins that look at one node alone think of it; nobody is in it where the weights are too large for that.
     ranking: Ranking,
+    ranks: bool,
     /// Nodes that passed and are asked for, or would rather not: their scores depend on the others'.
     relative: usize,
     used: u64,
@@ -97,6 +102,11 @@ impl Evaluation {
             image_epoch: u64::MAX,
             nodes: Vec::new(),
             ranking: Ranking::default(),
+            ranks: {
+                let w = &spec.profile.weights;
+                let most = w.node_resources_fit + w.node_resources_balanced_allocation + w.image_locality;
+                most * MAX_SCORE <= MOST_RANKED
+            },
             relative: 0,
             used: 0,
         }
@@ -106,6 +116,7 @@ impl Evaluation {
         let old = std::mem::replace(&mut self.nodes[id.index()], local);
         self.relative = self.relative + usize::from(local.is_relative()) - usize::from(old.is_relative());
         let score = if let Local::Passed { fixed, .. } = local { u32::try_from(fixed).ok() } else { None };
+        let score = score.filter(|_| self.ranks);
         self.ranking.set(id, score);
     }
 
@@ -420,6 +431,9 @@ impl Core {
             totals[at] += weights.taint_toleration * (taint_toleration::normalize(taints, most_taints) - usual)
                 + weights.node_affinity * node_affinity::normalize(affinity, most_affinity);
         }
+        if let Some(devices) = &prepared.devices {
+            devices.score(&self.snapshot, &feasible, &mut totals, weights.dynamic_resources);
+        }
         if weights.pod_topology_spread != 0 {
             pod_topology_spread::score(&mut self.snapshot, pod, &feasible, &mut totals, weights.pod_topology_spread);
         }
@@ -431,7 +445,7 @@ impl Core {
 
     /// What is to be done about a pod's claims when it goes to a node it was found to fit.
     pub fn volume_steps(&self, pod: &Pod, id: NodeId) -> Vec<volume_binding::Step> {
-        if pod.volumes.is_empty() {
+        if pod.volumes.is_empty() || !pod.spec.profile.has(Plugin::VolumeBinding) {
             return Vec::new();
         }
         let state = volume_binding::State::prepare(&self.snapshot.storage, pod);

@@ -11,6 +11,7 @@ use tokio::time::Instant;
 
 use crate::gang_preemption::GangPlan;
 use crate::pod::Pod;
+use crate::profile::Weights;
 use crate::queue::Condition;
 use crate::run::{Scheduler, Taken};
 use crate::snapshot::NodeId;
@@ -30,6 +31,14 @@ struct Member {
 
 type Outcome = Result<Taken, Box<WhyNot>>;
 
+/// What is compared of placements, what weighs more first: how much of the group they hold, how little room they leave.
+fn weigh(weights: &Weights, held: i64, tight: i64) -> (i64, i64) {
+    let counted = |weight: i64, score: i64| if weight == 0 { 0 } else { score };
+    let held = counted(weights.placement_pods_count, held);
+    let tight = counted(weights.placement_fit, tight);
+    if weights.placement_fit > weights.placement_pods_count { (tight, held) } else { (held, tight) }
+}
+
 fn placed(outcomes: &[Outcome]) -> usize {
     outcomes.iter().filter(|o| o.is_ok()).count()
 }
@@ -44,7 +53,7 @@ impl Scheduler {
             .filter_map(|m| Some((m.pod.clone(), self.world.core.nominations.node_of(&m.key)?)))
             .collect();
         members.iter().for_each(|m| self.world.core.nominations.set(&m.pod, None));
-        let outcomes = match self.domains(group) {
+        let outcomes = match self.domains(group, &members) {
             None => self.attempt(&members).await,
             Some((key, values)) => self.attempt_in_one_of(&members, needed, key, values).await,
         };
@@ -93,8 +102,8 @@ impl Scheduler {
     }
 
     /// The domains a group may be in; `None` where it need not be in one.
-    fn domains(&self, group: &str) -> Option<(Symbol, Vec<Symbol>)> {
-        let key = self.world.topology_of(group)?;
+    fn domains(&self, group: &str, members: &[Member]) -> Option<(Symbol, Vec<Symbol>)> {
+        let key = self.world.topology_of(group, &members.first()?.pod)?;
         if let Some(value) = self.world.domain_of(group, key) {
             return Some((key, vec![value]));
         }
@@ -112,14 +121,15 @@ impl Scheduler {
         key: Symbol,
         values: Vec<Symbol>,
     ) -> Vec<Outcome> {
-        let mut best: Option<((usize, i64), Symbol)> = None;
+        let mut best: Option<((i64, i64), Symbol)> = None;
         let mut whole = 0;
+        let weights = members.first().map(|m| m.pod.spec.profile.weights).unwrap_or_default();
         for value in values {
             self.world.core.snapshot.within = Some((key, value));
             let outcomes = self.attempt(members).await;
             self.withdraw(members, &outcomes);
             let found = placed(&outcomes);
-            let score = (found, -self.room_in(key, value));
+            let score = weigh(&weights, found as i64, -self.room_in(key, value));
             if best.is_none_or(|(most, _)| score > most) {
                 best = Some((score, value));
             }
@@ -211,13 +221,15 @@ impl Scheduler {
         needed: usize,
         nominated: &[(Pod, Symbol)],
     ) -> Result<GangPlan, String> {
-        let Some(first) = members.first().filter(|m| m.pod.spec.profile.preempts) else { return Err(String::new()) };
+        let Some(first) = members.first().filter(|m| m.pod.spec.profile.preempts_for_groups) else {
+            return Err(String::new());
+        };
         let about = self.world.groups.about(group);
         let priority = about.priority.unwrap_or(first.pod.priority());
         if !about.preempts || !first.pod.spec.preempts {
             return Err("not eligible due to preemptionPolicy=Never.".into());
         }
-        if self.world.topology_of(group).is_some() {
+        if self.world.topology_of(group, &first.pod).is_some() {
             return Err("not supported for pod groups with topology constraints.".into());
         }
         let snapshot = &self.world.core.snapshot;

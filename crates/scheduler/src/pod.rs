@@ -19,6 +19,7 @@ use crate::plugins::node_declared_features::Features;
 use crate::profile::ProfileRef;
 use crate::selector::Selector;
 use crate::symbol::{Labels, Symbol, SymbolMap};
+use crate::verdict::Plugin;
 use crate::view::{PodSpecView, PodView};
 
 /// What a taint does to pods that do not tolerate it.
@@ -456,19 +457,18 @@ impl Pod {
         let nominated = &view.status.nominated_node_name;
         let extended = Extended::of(view, &specs.classes);
         let delegated = extended.as_ref().map(Extended::resources).unwrap_or_default();
+        let spec = specs.of(view, delegated);
+        let grouped = view.spec.scheduling_group.as_ref().filter(|_| spec.profile.has(Plugin::GangScheduling));
         Self {
             key: meta.key().into(),
             namespace: Symbol::of(&meta.namespace),
             uid: (&*meta.uid).into(),
             labels: Labels::new(meta.labels.iter().map(|(k, v)| (&**k, &**v))),
-            spec: specs.of(view, delegated),
+            spec,
             volumes: volumes(&view.spec),
             claims: claims(view),
             extended: extended.map(Arc::new),
-            group: view
-                .spec
-                .scheduling_group
-                .as_ref()
+            group: grouped
                 .and_then(|g| g.pod_group_name.as_ref())
                 .map(|name| meta::object::object_key(&meta.namespace, name).into()),
             controller: meta.controller().map(|o| (Symbol::of(&o.kind), Symbol::of(&o.name))),

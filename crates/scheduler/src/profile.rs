@@ -23,6 +23,10 @@ pub struct Weights {
     pub pod_topology_spread: i64,
     pub inter_pod_affinity: i64,
     pub image_locality: i64,
+    pub dynamic_resources: i64,
+    /// Of placements of a pod group: how many of its pods a placement holds, and how full it is.
+    pub placement_pods_count: i64,
+    pub placement_fit: i64,
 }
 
 impl Default for Weights {
@@ -35,6 +39,9 @@ impl Default for Weights {
             pod_topology_spread: 2,
             inter_pod_affinity: 2,
             image_locality: 1,
+            dynamic_resources: 2,
+            placement_pods_count: 1,
+            placement_fit: 1,
         }
     }
 }
@@ -107,8 +114,11 @@ pub struct Profile {
     /// Plugins that may refuse.
     pub filters: Plugins,
     pub weights: Weights,
-    /// Whether room may be made for pods.
+    /// Whether room may be made for pods, and for pod groups as a whole.
     pub preempts: bool,
+    pub preempts_for_groups: bool,
+    /// Whether the domains of a topology are placements of a pod group that asks for one.
+    pub generates_placements: bool,
     pub fit: Fit,
     pub balanced: Box<[Resource]>,
     /// What a required affinity of a placed pod is worth to one it wants near.
@@ -119,6 +129,10 @@ pub struct Profile {
     pub added_preferences: Box<[Preference]>,
     pub spread: SpreadDefaulting,
     pub bind_timeout: Duration,
+    /// How long one node may be searched for devices; `None` for as long as it takes.
+    pub devices_filter_within: Option<Duration>,
+    /// How long devices may take to be made ready for a pod.
+    pub devices_ready_within: Duration,
     /// Nodes tried when room is to be made: percent of those that may help, and at least so many.
     pub candidates: (usize, usize),
 }
@@ -130,6 +144,8 @@ impl Default for Profile {
             filters: Plugins::all(),
             weights: Weights::default(),
             preempts: true,
+            preempts_for_groups: true,
+            generates_placements: true,
             fit: Fit {
                 strategy: Strategy::LeastAllocated,
                 resources: [(Resource::Cpu, 1), (Resource::Memory, 1)].into(),
@@ -143,6 +159,8 @@ impl Default for Profile {
             added_preferences: Box::default(),
             spread: SpreadDefaulting::System,
             bind_timeout: Duration::from_secs(600),
+            devices_filter_within: Some(Duration::from_secs(10)),
+            devices_ready_within: Duration::from_secs(600),
             candidates: (10, 100),
         }
     }

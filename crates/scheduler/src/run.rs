@@ -6,7 +6,6 @@
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::time::Duration;
 
 use client::{Client, EventType, Informer, Informers, Recorder, reference};
 use futures::FutureExt;
@@ -36,9 +35,6 @@ const ROUND: usize = 64;
 
 /// Bindings that may wait for claims at once; a few kilobytes each.
 const WAITING_FOR_CLAIMS: usize = 1024;
-
-/// How long devices may take to be made ready for a pod, as upstream's `bindingTimeout` has it by default.
-const DEVICES_READY_WITHIN: Duration = Duration::from_secs(600);
 
 /// The answer to a call.
 enum Answer {
@@ -214,7 +210,7 @@ impl Scheduler {
         }
         // One more of a group goes where the others are.
         let within = pod.group.as_ref().and_then(|group| {
-            let key = self.world.topology_of(group)?;
+            let key = self.world.topology_of(group, &pod)?;
             Some((key, self.world.domain_of(group, key)?))
         });
         self.world.core.snapshot.within = within;
@@ -291,6 +287,7 @@ impl Scheduler {
             return;
         }
         let within = pod.spec.profile.bind_timeout;
+        let ready_within = pod.spec.profile.devices_ready_within;
         let claims =
             writes::bind_claims(client.clone(), self.claims.clone(), steps.volumes.clone(), node.clone(), within);
         let (owner, devices, expected) = (object.clone(), steps.devices.clone(), node.clone());
@@ -306,9 +303,7 @@ impl Scheduler {
                 claims.await.map_err(|s| of_plugin("PreBind", "VolumeBinding", s))?;
                 let reserved = writes::reserve_devices(&client, &owner, &devices).await;
                 let ready = match (reserved, waits) {
-                    (Ok(()), Some(claims)) => {
-                        writes::await_devices(&client, &claims, &devices, DEVICES_READY_WITHIN).await
-                    }
+                    (Ok(()), Some(claims)) => writes::await_devices(&client, &claims, &devices, ready_within).await,
                     (reserved, _) => reserved,
                 };
                 let bound = match ready {

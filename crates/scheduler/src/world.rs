@@ -159,8 +159,9 @@ impl World {
     }
 
     /// The label in one domain of which a group is to be, if any.
-    pub fn topology_of(&self, group: &str) -> Option<Symbol> {
-        self.groups.about(group).topology.filter(|_| self.groups.enabled && self.groups.topology)
+    pub fn topology_of(&self, group: &str, pod: &Pod) -> Option<Symbol> {
+        let on = self.groups.enabled && self.groups.topology && pod.spec.profile.generates_placements;
+        self.groups.about(group).topology.filter(|_| on)
     }
 
     /// The domain a group is in already.

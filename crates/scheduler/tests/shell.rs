@@ -458,7 +458,7 @@ async fn extenders_have_a_say() {
         }
         let raw = json!({"apiVersion": "kubescheduler.config.k8s.io/v1", "kind": "KubeSchedulerConfiguration",
             "extenders": [extender]});
-        scheduler::Options::from(&scheduler::config::read(&raw).unwrap())
+        scheduler::Options::from(&scheduler::config::read(&raw, scheduler::config::Gates::default()).unwrap())
     };
     let foo = json!({"containers": [{"name": "c", "resources": {"requests": {"example.com/foo": "1"}}}]});
     with_options(file(json!({})), |api| async move {
@@ -511,18 +511,21 @@ async fn extenders_say_who_may_go() {
         .await;
         let raw = json!({"apiVersion": "kubescheduler.config.k8s.io/v1", "kind": "KubeSchedulerConfiguration",
             "extenders": [{"urlPrefix": url, "preemptVerb": "preempt", "nodeCacheCapable": names_only}]});
-        with_options(scheduler::Options::from(&scheduler::config::read(&raw).unwrap()), |api| async move {
-            let sized = |priority: i64| json!({"priority": priority, "containers": cpu("2")["containers"]});
-            api.node("a", "2");
-            api.pod("low", sized(1));
-            api.placed("low", "a").await;
-            api.node("b", "2");
-            api.pod("mid", sized(5));
-            api.placed("mid", "b").await;
-            api.pod("high", sized(9));
-            api.placed("high", "b").await;
-            assert!(api.get("pods", "n/mid").is_none() && api.get("pods", "n/low").is_some());
-        })
+        with_options(
+            scheduler::Options::from(&scheduler::config::read(&raw, scheduler::config::Gates::default()).unwrap()),
+            |api| async move {
+                let sized = |priority: i64| json!({"priority": priority, "containers": cpu("2")["containers"]});
+                api.node("a", "2");
+                api.pod("low", sized(1));
+                api.placed("low", "a").await;
+                api.node("b", "2");
+                api.pod("mid", sized(5));
+                api.placed("mid", "b").await;
+                api.pod("high", sized(9));
+                api.placed("high", "b").await;
+                assert!(api.get("pods", "n/mid").is_none() && api.get("pods", "n/low").is_some());
+            },
+        )
         .await;
     }
 }

@@ -51,26 +51,29 @@ pub enum Action {
 }
 
 /// Reads a configuration file; without one, the defaults.
-fn configuration(file: Option<&Path>) -> Result<Configuration> {
-    let Some(file) = file else { return Ok(Configuration::default()) };
+fn configuration(file: Option<&Path>, gates: &FeatureGates) -> Result<Configuration> {
+    let gates = config::Gates { groups: gates.groups()?, topology: gates.topology()? };
+    let Some(file) = file else { return Ok(Configuration::usual(gates)?) };
     let name = || format!("scheduler configuration {}", file.display());
     if std::fs::metadata(file).with_context(name)?.len() > MAX_FILE {
         bail!("{} is larger than {MAX_FILE} bytes", name());
     }
     let text = std::fs::read(file).with_context(name)?;
     let (raw, _) = meta::yaml::read(&text).map_err(anyhow::Error::msg).with_context(name)?;
-    config::read(&raw).with_context(name)
+    config::read(&raw, gates).with_context(name)
 }
 
 /// The role, alone.
 pub async fn scheduler(options: SchedulerOptions, cancel: CancellationToken) -> Result<()> {
     if let Some(Action::Explain { pod, namespace, kubeconfig, config }) = &options.action {
         let client = connect(kubeconfig, SCHEDULER).await?;
-        let told = scheduler::explain::explain(&client, &configuration(config.as_deref())?, namespace, pod).await?;
+        let told =
+            scheduler::explain::explain(&client, &configuration(config.as_deref(), &options.gates)?, namespace, pod)
+                .await?;
         print!("{told}");
         return Ok(());
     }
-    let configuration = configuration(options.config.as_deref())?;
+    let configuration = configuration(options.config.as_deref(), &options.gates)?;
     let kubeconfig = options.kubeconfig.clone().or_else(|| configuration.kubeconfig.clone().map(Into::into));
     let Some(kubeconfig) = kubeconfig else {
         bail!("no kubeconfig: give --kubeconfig, or clientConnection.kubeconfig in the configuration file");
@@ -83,13 +86,13 @@ pub async fn scheduler(options: SchedulerOptions, cancel: CancellationToken) -> 
         tokio::spawn(cancel.clone().run_until_cancelled_owned(scheduler::metrics::serve(listener)));
     }
     let client = connect(&kubeconfig, SCHEDULER).await?;
-    let elect = options.leader_elect.or(configuration.leader_election.elect).unwrap_or(true);
+    let elect = options.leader_elect.unwrap_or(configuration.leader_election.elect);
     run_configured(client, elect, &configuration, &options.gates, cancel).await
 }
 
 /// The role beside others, by the defaults.
 pub async fn run_scheduler(client: Client, elect: bool, gates: FeatureGates, cancel: CancellationToken) -> Result<()> {
-    run_configured(client, elect, &Configuration::default(), &gates, cancel).await
+    run_configured(client, elect, &configuration(None, &gates)?, &gates, cancel).await
 }
 
 async fn run_configured(

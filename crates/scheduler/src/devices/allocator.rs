@@ -19,8 +19,14 @@ use crate::symbol::SymbolMap;
 
 /// Devices one claim can have (`AllocationResultsMaxSize`).
 const MOST_RESULTS: usize = 32;
-/// Devices tried for one pod on one node, before that node is given up: some tens of milliseconds.
-const MOST_STEPS: usize = 100_000;
+/// Devices tried for one pod on one node that count as a second of the time a node may be searched: steps rather than a
+/// clock, so that the same search ends the same way everywhere. It is some milliseconds.
+const STEPS_A_SECOND: f64 = 10_000.0;
+
+/// How many steps a search may take within a time; `None`: as many as it takes.
+pub fn steps_within(time: Option<std::time::Duration>) -> usize {
+    time.map_or(usize::MAX, |t| (t.as_secs_f64() * STEPS_A_SECOND).ceil() as usize)
+}
 
 /// A claim that is to be allocated.
 pub struct Asked {
@@ -78,8 +84,13 @@ pub(super) struct Pick<'s> {
     counted: bool,
 }
 
-/// The devices for these claims on a node, claim by claim.
-pub fn allocate(devices: &Devices, asked: &[Asked], node: &Node) -> Result<Vec<api::AllocationResult>, Failure> {
+/// The devices for these claims on a node, claim by claim, if they are found in so many steps.
+pub fn allocate(
+    devices: &Devices,
+    asked: &[Asked],
+    node: &Node,
+    most_steps: usize,
+) -> Result<Vec<api::AllocationResult>, Failure> {
     let mut search = Search {
         devices,
         node,
@@ -93,6 +104,7 @@ pub fn allocate(devices: &Devices, asked: &[Asked], node: &Node) -> Result<Vec<a
         left: HashMap::new(),
         all: HashMap::new(),
         steps: 0,
+        most_steps,
     };
     match search.proceed(Place::default(), Location::default()) {
         Ok(true) => {}
@@ -151,6 +163,7 @@ struct Search<'s> {
     /// What requests for all devices are for, by claim, request and alternative.
     all: HashMap<(usize, usize, usize), Vec<Found<'s>>>,
     steps: usize,
+    most_steps: usize,
 }
 
 impl<'s> Search<'s> {
@@ -268,7 +281,7 @@ impl<'s> Search<'s> {
     /// Whether the request could have the device if nobody else had it.
     fn selects(&mut self, request: &Request, (_, slice, device): Found<'s>) -> Result<bool, Stop> {
         self.steps += 1;
-        if self.steps > MOST_STEPS {
+        if self.steps > self.most_steps {
             return Err(Stop::Steps);
         }
         if !slice.reach.matches(self.node) || !slice.reach_of(device).matches(self.node) {

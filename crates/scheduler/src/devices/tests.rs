@@ -51,7 +51,7 @@ impl World {
 
     /// What claims get on a node, as `request=pool/device`, or why nothing.
     fn told(&self, asked: &[Asked], node: &str) -> String {
-        let found = match allocate(&self.0, asked, &Node::named(node.into())) {
+        let found = match allocate(&self.0, asked, &Node::named(node.into()), 100_000) {
             Ok(found) => found,
             Err(Failure::Fault(why)) => return why,
             Err(other) => return format!("{other:?}"),
@@ -186,7 +186,7 @@ fn what_others_have_is_not_given() {
     world.check(one.clone(), "r=p/b");
     world.check(json!({"requests": [exactly("r", "gpu", json!({"adminAccess": true}))]}), "r=p/a");
     let asked = world.claim("c", one.clone(), Value::Null).unwrap();
-    let found = allocate(&world.0, &[asked], &Node::named("n".into())).unwrap();
+    let found = allocate(&world.0, &[asked], &Node::named("n".into()), 100_000).unwrap();
     assert_eq!(found[0].devices.as_ref().unwrap().config.as_ref().unwrap()[0].source, "FromClass");
     let only = &found[0].node_selector.as_ref().unwrap().node_selector_terms[0].match_fields.as_ref().unwrap()[0];
     assert_eq!((&*only.key, only.values.as_deref()), ("metadata.name", Some(&["n".to_string()][..])));

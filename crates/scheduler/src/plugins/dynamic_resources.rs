@@ -9,14 +9,16 @@ use std::sync::{Arc, Mutex};
 use k8s_openapi::api::resource::v1::{AllocationResult, ResourceClaim};
 use serde_json::Value;
 
-use crate::devices::allocator::{Asked, Failure, allocate};
+use super::MAX_SCORE;
+use crate::devices::allocator::{Asked, Failure, allocate, steps_within};
 use crate::devices::binding::{Readiness, readiness, waits};
 use crate::devices::extended::Extended;
 use crate::devices::{Devices, allocation, can_be_reserved, consumers, is_reserved_for, requests};
 use crate::node::Node;
 use crate::node_selection::NodeSelection;
 use crate::pod::{ClaimName, Pod};
-use crate::snapshot::Snapshot;
+use crate::snapshot::{NodeId, Snapshot};
+use crate::symbol::SymbolMap;
 use crate::verdict::{Plugin, Reason, Refusal};
 
 /// A claim by key.
@@ -37,6 +39,8 @@ struct Findings {
     fault: Option<String>,
     /// Allocated claims, by index, that cannot be used on some node.
     unavailable: u64,
+    /// How well nodes do by the order of the requests' alternatives.
+    ranks: SymbolMap<i64>,
 }
 
 /// A pod's claims.
@@ -51,6 +55,10 @@ pub struct State {
     /// What is asked beside for extended resources; which of it, the node says.
     extended: Option<Arc<Extended>>,
     findings: Arc<Mutex<Findings>>,
+    /// How long one node is searched.
+    most_steps: usize,
+    /// Whether some request has alternatives, of which the first is liked best.
+    ranked: bool,
 }
 
 /// What is to be written about a claim before its pod is bound.
@@ -135,6 +143,13 @@ fn check_classes(devices: &Devices, claim: &ResourceClaim) -> Result<(), Obstacl
     Ok(())
 }
 
+/// Alternatives one request may have (`FirstAvailableDeviceRequestMaxSize`).
+const MOST_ALTERNATIVES: i64 = 8;
+
+fn has_alternatives(claim: &ResourceClaim) -> bool {
+    requests(claim).iter().any(|r| r.first_available.as_ref().is_some_and(|a| !a.is_empty()))
+}
+
 impl State {
     pub fn prepare(devices: &Devices, pod: &Pod) -> Result<Self, Obstacle> {
         if !devices.served {
@@ -169,7 +184,9 @@ impl State {
                 }
             }
         }
-        Ok(Self { claims, reach, broken, asked: asked.into(), extended, findings: Arc::default() })
+        let most_steps = steps_within(pod.spec.profile.devices_filter_within);
+        let ranked = pod.spec.profile.weights.dynamic_resources != 0 && claims.iter().any(|(_, c)| has_alternatives(c));
+        Ok(Self { claims, reach, broken, asked: asked.into(), extended, findings: Arc::default(), most_steps, ranked })
     }
 
     pub fn filter(&self, snapshot: &Snapshot, node: &Node) -> Result<(), Refusal> {
@@ -190,7 +207,13 @@ impl State {
             return Ok(());
         }
         match self.allocate(snapshot, node, missing) {
-            Ok(_) => Ok(()),
+            Ok(found) => {
+                if self.ranked {
+                    let rank = self.rank(&found);
+                    note(&|f| *f.ranks.entry(node.symbol).or_default() = rank);
+                }
+                Ok(())
+            }
             Err(Failure::None) => refuse(Reason::NoDevices),
             Err(Failure::InvalidPools) => refuse(Reason::InvalidPools),
             Err(Failure::TimedOut) => refuse(Reason::DevicesTimedOut),
@@ -209,13 +232,39 @@ impl State {
     /// Devices for all claims, last for the one for extended resources if something is missing.
     fn allocate(&self, snapshot: &Snapshot, node: &Node, missing: u32) -> Result<Vec<AllocationResult>, Failure> {
         let Some(extended) = self.extended.as_ref().filter(|_| missing != 0) else {
-            return allocate(&snapshot.devices, &self.asked, node);
+            return allocate(&snapshot.devices, &self.asked, node, self.most_steps);
         };
         let devices = &snapshot.devices;
         let asked = self.asked.iter().map(|a| Asked::of(devices, &a.key, &a.body));
         let special = Asked::of(devices, &"<extended-resources>".into(), &extended.claim(missing));
         let asked = asked.chain([special]).collect::<Result<Vec<_>, _>>().map_err(Failure::Fault)?;
-        allocate(devices, &asked, node)
+        allocate(devices, &asked, node, self.most_steps)
+    }
+
+    /// The sum over requests of how early the alternative stands that they get.
+    fn rank(&self, found: &[AllocationResult]) -> i64 {
+        let given = |key: &Arc<str>| self.asked.iter().position(|a| a.key == *key).and_then(|at| found.get(at));
+        let mut sum = 0;
+        for (key, claim) in &self.claims {
+            let Some(allocated) = given(key).or_else(|| allocation(claim)) else { continue };
+            let results = allocated.devices.iter().flat_map(|d| d.results.iter().flatten());
+            let got: Vec<&str> = results.map(|r| r.request.as_str()).collect();
+            for request in requests(claim) {
+                let alternatives = request.first_available.iter().flatten();
+                let place =
+                    alternatives.map(|a| format!("{}/{}", request.name, a.name)).position(|n| got.contains(&&*n));
+                sum += place.map_or(0, |at| MOST_ALTERNATIVES - at as i64);
+            }
+        }
+        sum
+    }
+
+    /// Adds to the totals of nodes that passed: the earlier the alternatives that the requests get, the better.
+    pub fn score(&self, snapshot: &Snapshot, nodes: &[NodeId], totals: &mut [i64], weight: i64) {
+        let Some(findings) = self.findings.lock().ok().filter(|_| self.ranked) else { return };
+        let rank = |id: &NodeId| findings.ranks.get(&snapshot.node(*id).symbol).copied().unwrap_or(0);
+        let most = nodes.iter().map(rank).max().unwrap_or(0).max(1);
+        totals.iter_mut().zip(nodes).for_each(|(total, id)| *total += weight * (rank(id) * MAX_SCORE / most));
     }
 
     /// What was found wrong while nodes were asked.
