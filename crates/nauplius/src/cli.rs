@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 pub use crate::ranges::Ranges;
 use crate::{node, roles, storage, up};
@@ -104,7 +104,13 @@ pub fn main() -> ExitCode {
     if arguments.get(1).is_some_and(|first| first == "shim") {
         runtime::shim_main(arguments.into_iter().skip(2));
     }
-    let cli = Cli::parse_from(arguments);
+    let command = Cli::command();
+    let matches = command.clone().get_matches_from(arguments);
+    roles::status::note_flags(&command, &matches);
+    let cli = match Cli::from_arg_matches(&matches) {
+        Ok(cli) => cli,
+        Err(error) => error.exit(),
+    };
     let filter = match log_filter(&cli.log) {
         Ok(filter) => filter,
         Err(error) => {

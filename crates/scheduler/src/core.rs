@@ -449,7 +449,7 @@ impl Core {
             return Vec::new();
         }
         let state = volume_binding::State::prepare(&self.snapshot.storage, pod);
-        state.ok().and_then(|s| s.steps(&self.snapshot.storage, self.snapshot.node(id))).unwrap_or_default()
+        state.ok().and_then(|s| s.steps(&self.snapshot.storage, self.snapshot.node(id)).ok()).unwrap_or_default()
     }
 
     /// What is to be done about a pod's claims on devices when it goes to a node it was found to fit.
@@ -459,15 +459,6 @@ impl Core {
         }
         let state = dynamic_resources::State::prepare(&self.snapshot.devices, pod);
         state.ok().and_then(|s| s.steps(&self.snapshot, pod, self.snapshot.node(id)).ok()).unwrap_or_default()
-    }
-
-    /// Whether plugins that look at one node would have the pod on any of these nodes: worth a new attempt. With `room`,
-    /// also where fewer pods on the node would do.
-    pub fn worth_trying(&self, spec: &Spec, nodes: &[NodeId], room: bool) -> bool {
-        nodes.iter().any(|id| {
-            let Some(node) = self.snapshot.nodes().get(id.index()) else { return false };
-            node.present && filter_alone(spec, node).map_or_else(|refusal| room && refusal.resolvable, |()| true)
-        })
     }
 }
 

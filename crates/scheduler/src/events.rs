@@ -1,53 +1,90 @@
-//! What happened that may help a waiting pod, gathered over a batch of changes.
+//! What happened, gathered over a batch of changes, and whom of the waiting pods it wakes.
+//!
+//! A pod is woken when one of the plugins that refused it may now think otherwise (see [`crate::hints`]).
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use tokio::time::Instant;
 
-use crate::core::Core;
-use crate::queue::PodQueue;
+use crate::core::{Core, filter_alone};
+use crate::hints::{Event, helps};
+use crate::queue::{PodQueue, Waiting};
 use crate::snapshot::NodeId;
+use crate::symbol::{Labels, Symbol};
 use crate::verdict::{Plugin, Plugins};
+
+/// Events of one batch that are looked at one by one; what is beyond wakes everybody.
+const MOST: usize = 8192;
 
 /// See the module.
 #[derive(Default)]
 pub struct Events {
-    /// Nodes that pods left.
-    pub freed: Vec<NodeId>,
-    /// Nodes that are new or offer something else.
-    pub changed: Vec<NodeId>,
-    /// Plugins that may think otherwise now, whatever the node.
-    pub plugins: Plugins,
+    list: Vec<Event>,
+    overflown: bool,
+}
+
+/// What pods with the same chances have in common: spec (by address), who refused them, namespace, and their labels where
+/// rules about other pods may look at them.
+type Alike = (usize, Plugins, Symbol, Option<Labels>);
+
+fn alike(waiting: &Waiting) -> Option<Alike> {
+    let pod = &waiting.pod;
+    if !pod.volumes.is_empty() || pod.wants_devices() || pod.group.is_some() {
+        return None;
+    }
+    // Other pods' terms may pick it by its labels whatever its own say.
+    let labelled = waiting.refused_by.contains(Plugin::InterPodAffinity);
+    Some((Arc::as_ptr(&pod.spec) as usize, waiting.refused_by, pod.namespace, labelled.then(|| pod.labels.clone())))
 }
 
 impl Events {
-    pub fn may_help(&mut self, plugins: &[Plugin]) {
-        plugins.iter().for_each(|p| self.plugins.insert(*p));
+    pub fn push(&mut self, event: Event) {
+        if self.list.len() < MOST {
+            self.list.push(event);
+        } else {
+            self.overflown = true;
+        }
     }
 
-    fn is_empty(&self) -> bool {
-        self.freed.is_empty() && self.changed.is_empty() && self.plugins.is_empty()
+    /// Nodes whose changes may have made room.
+    fn nodes(&self) -> Vec<NodeId> {
+        let mut out: Vec<NodeId> = self
+            .list
+            .iter()
+            .filter_map(|e| match e {
+                Event::Node { id, .. } | Event::Left(_, id) => Some(*id),
+                _ => None,
+            })
+            .collect();
+        out.sort_unstable();
+        out.dedup();
+        out
+    }
+
+    fn verdict(&self, waiting: &Waiting, nodes: &[NodeId], core: &Core) -> Option<bool> {
+        let refused_by = waiting.refused_by;
+        // Nobody knows what changes an extender's mind; and where there was no node, anything may be better.
+        let anything = self.overflown || refused_by.is_empty() || refused_by == Plugins::all();
+        let woken = anything || self.list.iter().any(|e| refused_by.iter().any(|p| helps(p, e, &waiting.pod, core)));
+        // Where a node would have it now, waiting longer only helps others.
+        let welcome = |id: &NodeId| {
+            let node = core.snapshot.nodes().get(id.index()).filter(|n| n.present);
+            node.is_some_and(|n| filter_alone(&waiting.pod.spec, n).is_ok())
+        };
+        woken.then(|| nodes.iter().any(welcome))
     }
 
     /// Wakes the pods that may now have a chance.
-    pub fn wake(mut self, core: &Core, queue: &mut PodQueue, now: Instant) {
-        if self.is_empty() || !queue.has_unschedulable() {
+    pub fn wake(self, core: &Core, queue: &mut PodQueue, now: Instant) {
+        if self.list.is_empty() || !queue.has_unschedulable() {
             return;
         }
-        for nodes in [&mut self.freed, &mut self.changed] {
-            nodes.sort_unstable();
-            nodes.dedup();
-        }
-        let mut known: HashMap<usize, bool> = HashMap::new();
-        queue.wake(now, |waiting| {
-            let spec = &waiting.pod.spec;
-            let helped = *known.entry(std::sync::Arc::as_ptr(spec) as usize).or_insert_with(|| {
-                core.worth_trying(spec, &self.freed, false) || core.worth_trying(spec, &self.changed, true)
-            });
-            if helped {
-                return Some(true);
-            }
-            waiting.refused_by.intersects(self.plugins).then_some(false)
+        let nodes = self.nodes();
+        let mut known: HashMap<Alike, Option<bool>> = HashMap::new();
+        queue.wake(now, |waiting| match alike(waiting) {
+            Some(alike) => *known.entry(alike).or_insert_with(|| self.verdict(waiting, &nodes, core)),
+            None => self.verdict(waiting, &nodes, core),
         });
     }
 }

@@ -19,6 +19,7 @@ pub mod extender;
 mod gang;
 mod gang_preemption;
 pub mod group;
+mod hints;
 pub mod metrics;
 pub mod node;
 pub mod node_selection;

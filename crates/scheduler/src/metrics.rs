@@ -1,19 +1,30 @@
 //! What the scheduler counts, under upstream's names, and a page of it.
 //!
 //! One set for the process, since there is one scheduler in it; counting is a few relaxed additions. It knows nothing of who
-//! reads: [`serve`] answers plain HTTP/1.1 on whatever listener it is given.
+//! reads.
 
 use std::fmt::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
-use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use client::metrics::{Histogram, head};
 
-/// Upper bounds of durations, in seconds: from a tenth of a millisecond, doubling, to some 13 s.
-const BOUNDS: usize = 18;
-const FIRST_BOUND: f64 = 0.0001;
+const fn doubling<const N: usize>(first: f64) -> [f64; N] {
+    let (mut out, mut at) = ([first; N], 1);
+    while at < N {
+        out[at] = out[at - 1] * 2.0;
+        at += 1;
+    }
+    out
+}
+
+// Upper bounds as upstream has them: seconds, or pieces.
+static ATTEMPT_BOUNDS: [f64; 15] = doubling(0.001);
+static POINT_BOUNDS: [f64; 12] = doubling(0.0001);
+static SLI_BOUNDS: [f64; 20] = doubling(0.01);
+static TRIES_BOUNDS: [f64; 5] = doubling(1.0);
+static VICTIMS_BOUNDS: [f64; 7] = doubling(1.0);
 
 /// How an attempt ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,104 +39,152 @@ impl Attempt {
         [(Self::Scheduled, "scheduled"), (Self::Unschedulable, "unschedulable"), (Self::Error, "error")];
 }
 
-#[derive(Default)]
-struct Histogram {
-    buckets: [AtomicU64; BOUNDS],
-    count: AtomicU64,
-    microseconds: AtomicU64,
+/// An extension point whose time is taken. Filters and scores are not among them: they are not asked one after the other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Point {
+    PostFilter,
+    PreBind,
+    Bind,
 }
 
-impl Histogram {
-    const fn new() -> Self {
-        Self {
-            buckets: [const { AtomicU64::new(0) }; BOUNDS],
-            count: AtomicU64::new(0),
-            microseconds: AtomicU64::new(0),
-        }
-    }
+impl Point {
+    const ALL: [(Self, &'static str); 3] =
+        [(Self::PostFilter, "PostFilter"), (Self::PreBind, "PreBind"), (Self::Bind, "Bind")];
+}
 
-    fn observe(&self, took: Duration) {
-        let seconds = took.as_secs_f64();
-        let mut bound = FIRST_BOUND;
-        for bucket in &self.buckets {
-            if seconds <= bound {
-                bucket.fetch_add(1, Ordering::Relaxed);
-                break;
-            }
-            bound *= 2.0;
-        }
-        self.count.fetch_add(1, Ordering::Relaxed);
-        self.microseconds.fetch_add(took.as_micros() as u64, Ordering::Relaxed);
-    }
+/// What put a pod into a queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
+    PodAdd,
+    PodUpdate,
+    ScheduleAttemptFailure,
+    BackoffComplete,
+    UnschedulableTimeout,
+    /// Something in the cluster.
+    Event,
+}
 
-    fn write(&self, out: &mut String, name: &str, labels: &str) {
-        let (mut sum, mut bound) = (0, FIRST_BOUND);
-        let comma = if labels.is_empty() { "" } else { "," };
-        for bucket in &self.buckets {
-            sum += bucket.load(Ordering::Relaxed);
-            let _ = writeln!(out, "{name}_bucket{{{labels}{comma}le=\"{bound}\"}} {sum}");
-            bound *= 2.0;
-        }
-        let count = self.count.load(Ordering::Relaxed);
-        let seconds = Duration::from_micros(self.microseconds.load(Ordering::Relaxed)).as_secs_f64();
-        let braces = if labels.is_empty() { String::new() } else { format!("{{{labels}}}") };
-        let _ = writeln!(out, "{name}_bucket{{{labels}{comma}le=\"+Inf\"}} {count}");
-        let _ = writeln!(out, "{name}_sum{braces} {seconds}\n{name}_count{braces} {count}");
-    }
+impl Cause {
+    const ALL: [(Self, &'static str); 6] = [
+        (Self::PodAdd, "PodAdd"),
+        (Self::PodUpdate, "PodUpdate"),
+        (Self::ScheduleAttemptFailure, "ScheduleAttemptFailure"),
+        (Self::BackoffComplete, "BackoffComplete"),
+        (Self::UnschedulableTimeout, "UnschedulableTimeout"),
+        (Self::Event, "ClusterEvent"),
+    ];
+}
+
+const QUEUES: [&str; 4] = ["active", "backoff", "unschedulable", "gated"];
+
+/// Of one profile.
+struct OfProfile {
+    name: Box<str>,
+    attempts: [Histogram<15>; 3],
+    /// By point, and whether it went well.
+    points: [[Histogram<12>; 2]; 3],
 }
 
 /// See the module.
 pub struct Metrics {
-    attempts: [Histogram; 3],
-    algorithm: Histogram,
-    to_bound: Histogram,
+    profiles: OnceLock<Vec<OfProfile>>,
+    algorithm: Histogram<15>,
+    /// By attempts, the last for so many and more.
+    to_bound: [Histogram<20>; MOST_TRIES],
+    tries: Histogram<5>,
     preemption_attempts: AtomicU64,
-    victims: AtomicU64,
-    /// Active, backing off, unschedulable, gated.
+    victims: Histogram<7>,
+    /// By queue and cause.
+    incoming: [[AtomicU64; 6]; 4],
     pending: [AtomicU64; 4],
+    /// By plugin and profile.
+    unschedulable: Mutex<Vec<(&'static str, Box<str>, usize)>>,
     assumed: AtomicU64,
     nodes: AtomicU64,
     pods: AtomicU64,
+    binding: AtomicU64,
 }
+
+/// Attempts told apart where times to binding are counted.
+const MOST_TRIES: usize = 16;
 
 /// The process's own.
 pub static METRICS: Metrics = Metrics {
-    attempts: [const { Histogram::new() }; 3],
-    algorithm: Histogram::new(),
-    to_bound: Histogram::new(),
+    profiles: OnceLock::new(),
+    algorithm: Histogram::new(&ATTEMPT_BOUNDS),
+    to_bound: [const { Histogram::new(&SLI_BOUNDS) }; MOST_TRIES],
+    tries: Histogram::new(&TRIES_BOUNDS),
     preemption_attempts: AtomicU64::new(0),
-    victims: AtomicU64::new(0),
+    victims: Histogram::new(&VICTIMS_BOUNDS),
+    incoming: [const { [const { AtomicU64::new(0) }; 6] }; 4],
     pending: [const { AtomicU64::new(0) }; 4],
+    unschedulable: Mutex::new(Vec::new()),
     assumed: AtomicU64::new(0),
     nodes: AtomicU64::new(0),
     pods: AtomicU64::new(0),
+    binding: AtomicU64::new(0),
 };
 
-const QUEUES: [&str; 4] = ["active", "backoff", "unschedulable", "gated"];
-
 impl Metrics {
+    /// Names the profiles, once.
+    pub fn name(&self, profiles: impl Iterator<Item = Box<str>>) {
+        let of = |name| OfProfile {
+            name,
+            attempts: [const { Histogram::new(&ATTEMPT_BOUNDS) }; 3],
+            points: [const { [const { Histogram::new(&POINT_BOUNDS) }; 2] }; 3],
+        };
+        self.profiles.get_or_init(|| profiles.map(of).collect());
+    }
+
+    fn of(&self, profile: &str) -> Option<&OfProfile> {
+        self.profiles.get()?.iter().find(|p| *p.name == *profile)
+    }
+
     /// One attempt to place a pod.
-    pub fn attempt(&self, how: Attempt, took: Duration) {
-        self.attempts[how as usize].observe(took);
+    pub fn attempt(&self, profile: &str, how: Attempt, took: Duration) {
+        if let Some(of) = self.of(profile) {
+            of.attempts[how as usize].observe(took);
+        }
         self.algorithm.observe(took);
     }
 
-    /// A pod was bound this long after it was first seen.
-    pub fn bound(&self, after: Duration) {
-        self.to_bound.observe(after);
+    /// What an extension point took.
+    pub fn point(&self, profile: &str, point: Point, success: bool, took: Duration) {
+        if let Some(of) = self.of(profile) {
+            of.points[point as usize][usize::from(success)].observe(took);
+        }
+    }
+
+    /// A pod was bound this long after it was first seen, at that attempt.
+    pub fn bound(&self, attempts: u32, after: Duration) {
+        let at = (attempts.max(1) as usize).min(MOST_TRIES) - 1;
+        self.to_bound[at].observe(after);
+        self.tries.observe(Duration::from_secs(attempts.into()));
     }
 
     pub fn preempted(&self, victims: usize) {
         self.preemption_attempts.fetch_add(1, Ordering::Relaxed);
-        self.victims.fetch_add(victims as u64, Ordering::Relaxed);
+        self.victims.observe(Duration::from_secs(victims as u64));
     }
 
-    /// How much there is of everything: pods waiting by queue, assumed pods, nodes, placed pods.
-    pub fn sizes(&self, pending: [usize; 4], assumed: usize, nodes: usize, pods: usize) {
+    /// A pod came into a queue: 0 active, 1 backing off, 2 unschedulable, 3 gated.
+    pub fn incoming(&self, queue: usize, cause: Cause) {
+        self.incoming[queue][cause as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How many pods each plugin keeps waiting.
+    pub fn unschedulable(&self, counts: Vec<(&'static str, Box<str>, usize)>) {
+        *self.unschedulable.lock().unwrap_or_else(PoisonError::into_inner) = counts;
+    }
+
+    /// How much there is of everything: pods waiting by queue, assumed pods, nodes, placed pods, calls under way.
+    pub fn sizes(&self, pending: [usize; 4], assumed: usize, nodes: usize, pods: usize, binding: usize) {
         for (gauge, size) in self.pending.iter().zip(pending) {
             gauge.store(size as u64, Ordering::Relaxed);
         }
-        for (gauge, size) in [(&self.assumed, assumed), (&self.nodes, nodes), (&self.pods, pods)] {
+        for (gauge, size) in
+            [(&self.assumed, assumed), (&self.nodes, nodes), (&self.pods, pods), (&self.binding, binding)]
+        {
             gauge.store(size as u64, Ordering::Relaxed);
         }
     }
@@ -133,92 +192,81 @@ impl Metrics {
     /// The page, in Prometheus' text format.
     pub fn page(&self) -> String {
         let mut out = String::new();
-        let head = |out: &mut String, name: &str, kind: &str, about: &str| {
-            let _ = writeln!(out, "# HELP {name} {about}\n# TYPE {name} {kind}");
-        };
         let load = |n: &AtomicU64| n.load(Ordering::Relaxed);
-        let profile = "profile=\"default-scheduler\"";
+        let profiles = || self.profiles.get().into_iter().flatten();
         let name = "scheduler_schedule_attempts_total";
-        head(&mut out, name, "counter", "Attempts to schedule pods, by result.");
-        for (how, result) in Attempt::ALL {
-            let _ =
-                writeln!(out, "{name}{{{profile},result=\"{result}\"}} {}", load(&self.attempts[how as usize].count));
+        head(&mut out, name, "counter", "[STABLE] Attempts to schedule pods, by result.");
+        for of in profiles() {
+            for (how, result) in Attempt::ALL {
+                let count = of.attempts[how as usize].count();
+                let _ = writeln!(out, "{name}{{profile=\"{}\",result=\"{result}\"}} {count}", of.name);
+            }
         }
         let name = "scheduler_scheduling_attempt_duration_seconds";
-        head(&mut out, name, "histogram", "How long an attempt takes, without the binding.");
-        for (how, result) in Attempt::ALL {
-            self.attempts[how as usize].write(&mut out, name, &format!("{profile},result=\"{result}\""));
+        head(&mut out, name, "histogram", "[STABLE] How long an attempt takes, without the binding.");
+        for of in profiles() {
+            for (how, result) in Attempt::ALL {
+                let labels = format!("profile=\"{}\",result=\"{result}\"", of.name);
+                of.attempts[how as usize].write(&mut out, name, &labels);
+            }
         }
         let name = "scheduler_scheduling_algorithm_duration_seconds";
-        head(&mut out, name, "histogram", "How long the choice of a node takes.");
+        head(&mut out, name, "histogram", "[ALPHA] How long the choice of a node takes.");
         self.algorithm.write(&mut out, name, "");
+        let name = "scheduler_framework_extension_point_duration_seconds";
+        head(&mut out, name, "histogram", "[STABLE] How long the plugins of an extension point take.");
+        for of in profiles() {
+            for (point, said) in Point::ALL {
+                for (success, status) in [(1, "Success"), (0, "Error")] {
+                    let labels = format!("extension_point=\"{said}\",profile=\"{}\",status=\"{status}\"", of.name);
+                    of.points[point as usize][success].write(&mut out, name, &labels);
+                }
+            }
+        }
         let name = "scheduler_pod_scheduling_sli_duration_seconds";
-        head(&mut out, name, "histogram", "From the first sight of a pod to its binding.");
-        self.to_bound.write(&mut out, name, "");
-        for (name, about, value) in [
-            ("scheduler_preemption_attempts_total", "Attempts to make room.", load(&self.preemption_attempts)),
-            ("scheduler_preemption_victims_total", "Pods removed to make room.", load(&self.victims)),
-        ] {
-            head(&mut out, name, "counter", about);
-            let _ = writeln!(out, "{name} {value}");
+        head(&mut out, name, "histogram", "[BETA] From the first sight of a pod to its binding, by attempts.");
+        for (at, histogram) in self.to_bound.iter().enumerate().filter(|(at, h)| *at == 0 || h.count() > 0) {
+            histogram.write(&mut out, name, &format!("attempts=\"{}\"", at + 1));
+        }
+        let name = "scheduler_pod_scheduling_attempts";
+        head(&mut out, name, "histogram", "[STABLE] Attempts until a pod was placed.");
+        self.tries.write(&mut out, name, "");
+        let name = "scheduler_preemption_attempts_total";
+        head(&mut out, name, "counter", "[STABLE] Attempts to make room.");
+        let _ = writeln!(out, "{name} {}", load(&self.preemption_attempts));
+        let name = "scheduler_preemption_victims";
+        head(&mut out, name, "histogram", "[STABLE] Pods removed to make room.");
+        self.victims.write(&mut out, name, "");
+        let name = "scheduler_queue_incoming_pods_total";
+        head(&mut out, name, "counter", "[STABLE] Pods that came into a queue, by what put them there.");
+        for (queue, counts) in QUEUES.iter().zip(&self.incoming) {
+            for (cause, event) in Cause::ALL {
+                let count = load(&counts[cause as usize]);
+                if count > 0 {
+                    let _ = writeln!(out, "{name}{{event=\"{event}\",queue=\"{queue}\"}} {count}");
+                }
+            }
         }
         let name = "scheduler_pending_pods";
-        head(&mut out, name, "gauge", "Pods that wait, by queue.");
+        head(&mut out, name, "gauge", "[STABLE] Pods that wait, by queue.");
         for (queue, size) in QUEUES.iter().zip(&self.pending) {
             let _ = writeln!(out, "{name}{{queue=\"{queue}\"}} {}", load(size));
         }
+        let name = "scheduler_unschedulable_pods";
+        head(&mut out, name, "gauge", "[ALPHA] Pods that a plugin keeps waiting; one may be kept by several.");
+        for (plugin, profile, count) in self.unschedulable.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+            let _ = writeln!(out, "{name}{{plugin=\"{plugin}\",profile=\"{profile}\"}} {count}");
+        }
         let name = "scheduler_cache_size";
-        head(&mut out, name, "gauge", "Nodes, pods and assumed pods known.");
+        head(&mut out, name, "gauge", "[ALPHA] Nodes, pods and assumed pods known.");
         for (kind, size) in [("assumed_pods", &self.assumed), ("nodes", &self.nodes), ("pods", &self.pods)] {
             let _ = writeln!(out, "{name}{{type=\"{kind}\"}} {}", load(size));
         }
+        let name = "scheduler_goroutines";
+        head(&mut out, name, "gauge", "[ALPHA] Calls under way, by what for.");
+        let _ = writeln!(out, "{name}{{operation=\"binding\"}} {}", load(&self.binding));
         out
     }
-}
-
-/// Connections answered at once, how long each may take to ask, and the longest line it may ask with.
-const CONNECTIONS: usize = 16;
-const ASK_WITHIN: Duration = Duration::from_secs(5);
-const MAX_LINE: u64 = 4096;
-
-/// Answers /metrics and the health checks until dropped. A connection gets one answer.
-pub async fn serve(listener: TcpListener) {
-    static PLACES: Semaphore = Semaphore::const_new(CONNECTIONS);
-    loop {
-        let Ok(place) = PLACES.acquire().await else { return };
-        match listener.accept().await {
-            Ok((stream, _)) => {
-                tokio::spawn(async move {
-                    // Whoever does not ask in time, or goes away, gets nothing.
-                    let _ = tokio::time::timeout(ASK_WITHIN, answer(stream)).await;
-                    drop(place);
-                });
-            }
-            Err(error) => {
-                tracing::debug!(%error, "metrics: no connection");
-                tokio::time::sleep(Duration::from_millis(100)).await;
-            }
-        }
-    }
-}
-
-async fn answer(mut stream: TcpStream) -> std::io::Result<()> {
-    use tokio::io::AsyncReadExt;
-    let mut line = String::new();
-    BufReader::new((&mut stream).take(MAX_LINE)).read_line(&mut line).await?;
-    let path = line.strip_prefix("GET ").and_then(|l| l.split([' ', '?']).next()).unwrap_or_default();
-    let (code, body) = match path {
-        "/metrics" => ("200 OK", client::exposition::text()),
-        "/healthz" | "/livez" | "/readyz" => ("200 OK", "ok".into()),
-        _ => ("404 Not Found", "404 page not found\n".into()),
-    };
-    let head = format!(
-        "HTTP/1.1 {code}\r\ncontent-type: text/plain; version=0.0.4; charset=utf-8\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
-        body.len()
-    );
-    stream.write_all(head.as_bytes()).await?;
-    stream.write_all(body.as_bytes()).await?;
-    stream.shutdown().await
 }
 
 #[cfg(test)]
@@ -227,23 +275,30 @@ mod tests {
 
     #[test]
     fn a_page_has_upstreams_names() {
-        let metrics = Histogram::new();
-        metrics.observe(Duration::from_micros(150));
-        metrics.observe(Duration::from_secs(100));
-        let mut out = String::new();
-        metrics.write(&mut out, "x", "a=\"b\"");
-        assert!(out.starts_with("x_bucket{a=\"b\",le=\"0.0001\"} 0\nx_bucket{a=\"b\",le=\"0.0002\"} 1\n"), "{out}");
-        assert!(
-            out.ends_with("x_bucket{a=\"b\",le=\"+Inf\"} 2\nx_sum{a=\"b\"} 100.00015\nx_count{a=\"b\"} 2\n"),
-            "{out}"
-        );
-        METRICS.attempt(Attempt::Scheduled, Duration::from_millis(1));
+        METRICS.name(["default-scheduler".into()].into_iter());
+        METRICS.attempt("default-scheduler", Attempt::Scheduled, Duration::from_millis(1));
+        METRICS.bound(3, Duration::from_millis(15));
+        METRICS.preempted(2);
+        METRICS.incoming(2, Cause::ScheduleAttemptFailure);
+        METRICS.point("default-scheduler", Point::Bind, true, Duration::from_micros(150));
+        METRICS.unschedulable(vec![("NodePorts", "default-scheduler".into(), 4)]);
         let page = METRICS.page();
-        for name in [
-            "scheduler_schedule_attempts_total{profile=\"default-scheduler\",result=\"scheduled\"}",
-            "scheduler_pending_pods{queue=\"gated\"} 0",
+        for expect in [
+            "scheduler_schedule_attempts_total{profile=\"default-scheduler\",result=\"scheduled\"} ",
+            "scheduler_scheduling_attempt_duration_seconds_bucket{profile=\"default-scheduler\",result=\"scheduled\",le=\"0.001\"} ",
+            "scheduler_scheduling_algorithm_duration_seconds_count",
+            "scheduler_framework_extension_point_duration_seconds_bucket{extension_point=\"Bind\",profile=\"default-scheduler\",status=\"Success\",le=\"0.0002\"} 1\n",
+            "scheduler_pod_scheduling_sli_duration_seconds_bucket{attempts=\"3\",le=\"0.02\"} 1\n",
+            "scheduler_pod_scheduling_attempts_bucket{le=\"4\"} ",
+            "scheduler_preemption_attempts_total ",
+            "scheduler_preemption_victims_bucket{le=\"2\"} ",
+            "scheduler_queue_incoming_pods_total{event=\"ScheduleAttemptFailure\",queue=\"unschedulable\"} ",
+            "scheduler_pending_pods{queue=\"gated\"} ",
+            "scheduler_unschedulable_pods{plugin=\"NodePorts\",profile=\"default-scheduler\"} 4\n",
+            "scheduler_cache_size{type=\"assumed_pods\"} ",
+            "scheduler_goroutines{operation=\"binding\"} ",
         ] {
-            assert!(page.contains(name), "{page}");
+            assert!(page.contains(expect), "{expect}\n{page}");
         }
     }
 }

@@ -11,8 +11,11 @@ use std::time::Duration;
 use meta::Object;
 use tokio::time::Instant;
 
+use crate::hints;
+use crate::metrics::{Cause, METRICS};
 use crate::pod::Pod;
-use crate::verdict::Plugins;
+use crate::profile::ProfileRef;
+use crate::verdict::{Plugin, Plugins};
 
 /// How long a pod may lie unschedulable before it is tried again whatever happened.
 const UNSCHEDULABLE_FOR: Duration = Duration::from_secs(300);
@@ -75,6 +78,9 @@ pub struct PodQueue {
     unschedulable: BTreeSet<(Instant, u64, Arc<str>)>,
     /// Backing off, but to be had when nothing is active.
     eager: BTreeSet<(Instant, u64, Arc<str>)>,
+    /// How many of the unschedulable each plugin refused, by profile; and whether that changed.
+    kept: Vec<(ProfileRef, [usize; Plugin::ALL.len()])>,
+    kept_changed: bool,
     sequence: u64,
     first: Duration,
     most: Duration,
@@ -88,6 +94,8 @@ impl PodQueue {
             backing_off: BTreeSet::new(),
             unschedulable: BTreeSet::new(),
             eager: BTreeSet::new(),
+            kept: Vec::new(),
+            kept_changed: false,
             sequence: 0,
             first,
             most,
@@ -130,13 +138,49 @@ impl PodQueue {
             }
             Place::Unschedulable => {
                 self.unschedulable.remove(&(w.tried, w.rank.2, key.clone()));
+                self.keep(key, false);
             }
             Place::Gated | Place::Out => {}
         }
     }
 
-    fn enter(&mut self, key: &Arc<str>, place: Place) {
+    /// Counts a pod among the unschedulable, or no more.
+    fn keep(&mut self, key: &Arc<str>, more: bool) {
+        let Some(w) = self.pods.get(key) else { return };
+        let (profile, by) = (&w.pod.spec.profile, w.refused_by);
+        self.kept_changed = true;
+        let at = self.kept.iter().position(|k| k.0 == *profile).unwrap_or_else(|| {
+            self.kept.push((profile.clone(), [0; Plugin::ALL.len()]));
+            self.kept.len() - 1
+        });
+        for plugin in by.iter() {
+            let count = &mut self.kept[at].1[plugin as usize];
+            *count = if more { *count + 1 } else { count.saturating_sub(1) };
+        }
+    }
+
+    /// How many pods each plugin keeps waiting, by plugin and profile, if that changed since it was asked last.
+    pub fn news_of_kept(&mut self) -> Option<Vec<(&'static str, Box<str>, usize)>> {
+        if !std::mem::take(&mut self.kept_changed) {
+            return None;
+        }
+        let all = self.kept.iter().flat_map(|(profile, counts)| {
+            let counts = Plugin::ALL.iter().zip(counts).filter(|(_, count)| **count > 0);
+            counts.map(|(plugin, count)| (plugin.name(), profile.scheduler_name.clone(), *count))
+        });
+        Some(all.collect())
+    }
+
+    fn enter(&mut self, key: &Arc<str>, place: Place, cause: Cause) {
         self.leave(key);
+        let queue = match place {
+            Place::Active => Some(0),
+            Place::BackingOff(..) => Some(1),
+            Place::Unschedulable => Some(2),
+            Place::Gated => Some(3),
+            Place::Out => None,
+        };
+        queue.into_iter().for_each(|queue| METRICS.incoming(queue, cause));
         let Some(w) = self.pods.get_mut(key) else { return };
         w.place = place;
         match place {
@@ -151,21 +195,23 @@ impl PodQueue {
             }
             Place::Unschedulable => {
                 self.unschedulable.insert((w.tried, w.rank.2, key.clone()));
+                self.keep(key, true);
             }
             Place::Gated | Place::Out => {}
         }
     }
 
-    /// Takes a pod's newest version. A change of what it asks for makes it worth trying again.
+    /// Takes a pod's newest version. A change that bears on who refused it makes it worth trying again.
     pub fn put(&mut self, pod: Pod, object: Arc<Object>, condition: Condition, gated: bool, now: Instant) {
         let key = pod.key.clone();
         if let Some(known) = self.pods.get_mut(&key).filter(|w| w.pod.uid == pod.uid) {
-            let changed = !Arc::ptr_eq(&known.pod.spec, &pod.spec) || known.pod.labels != pod.labels;
+            let mind = hints::own_change(&known.pod, &pod);
+            let changed = !Arc::ptr_eq(&known.pod.spec, &pod.spec) || !mind.is_empty();
             let opened = known.gated && !gated;
             known.gated = gated;
             known.object = object;
             known.condition = condition;
-            let place = known.place;
+            let (place, refused_by) = (known.place, known.refused_by);
             if !changed && !opened {
                 known.pod = pod;
                 return;
@@ -180,9 +226,10 @@ impl PodQueue {
                 Place::Out => Place::Out,
                 _ if gated => Place::Gated,
                 Place::BackingOff(until, eager) => Place::BackingOff(until, eager),
+                Place::Unschedulable if !opened && !mind.intersects(refused_by) => Place::Unschedulable,
                 _ => Place::Active,
             };
-            self.enter(&key, next);
+            self.enter(&key, next, Cause::PodUpdate);
             return;
         }
         self.remove(&key);
@@ -202,7 +249,7 @@ impl PodQueue {
             place: Place::Out,
         };
         self.pods.insert(key.clone(), fresh);
-        self.enter(&key, if gated { Place::Gated } else { Place::Active });
+        self.enter(&key, if gated { Place::Gated } else { Place::Active }, Cause::PodAdd);
     }
 
     pub fn remove(&mut self, key: &Arc<str>) -> Option<Waiting> {
@@ -216,7 +263,7 @@ impl PodQueue {
             Some((_, key)) => key.clone(),
             None => self.eager.first()?.2.clone(),
         };
-        self.enter(&key, Place::Out);
+        self.enter(&key, Place::Out, Cause::PodAdd);
         if let Some(w) = self.pods.get_mut(&key) {
             w.attempts = w.attempts.saturating_add(1);
             w.tried = now;
@@ -228,7 +275,7 @@ impl PodQueue {
     pub fn take_out(&mut self, key: &Arc<str>, now: Instant) -> bool {
         let waits = self.pods.get(key).is_some_and(|w| !matches!(w.place, Place::Gated | Place::Out));
         if waits {
-            self.enter(key, Place::Out);
+            self.enter(key, Place::Out, Cause::PodAdd);
             if let Some(w) = self.pods.get_mut(key) {
                 w.attempts = w.attempts.saturating_add(1);
                 w.tried = now;
@@ -246,7 +293,7 @@ impl PodQueue {
     pub fn refused(&mut self, key: &Arc<str>, by: Plugins) {
         if let Some(w) = self.pods.get_mut(key) {
             w.refused_by = by;
-            self.enter(key, Place::Unschedulable);
+            self.enter(key, Place::Unschedulable, Cause::ScheduleAttemptFailure);
         }
     }
 
@@ -254,7 +301,7 @@ impl PodQueue {
     pub fn open(&mut self, key: &Arc<str>) {
         if let Some(w) = self.pods.get_mut(key).filter(|w| w.place == Place::Gated) {
             w.gated = false;
-            self.enter(key, Place::Active);
+            self.enter(key, Place::Active, Cause::Event);
         }
     }
 
@@ -262,7 +309,7 @@ impl PodQueue {
     pub fn failed(&mut self, key: &Arc<str>, now: Instant) {
         if let Some(w) = self.pods.get(key) {
             let until = now + self.delay(w.attempts);
-            self.enter(key, Place::BackingOff(until, false));
+            self.enter(key, Place::BackingOff(until, false), Cause::ScheduleAttemptFailure);
         }
     }
 
@@ -278,14 +325,14 @@ impl PodQueue {
             }
         }
         for (key, eager) in woken {
-            self.awaken(&key, eager, now);
+            self.awaken(&key, eager, now, Cause::Event);
         }
     }
 
     /// One pod is worth another try once its delay is over.
     pub fn wake_one(&mut self, key: &Arc<str>, now: Instant) {
         if self.pods.get(key).is_some_and(|w| w.place == Place::Unschedulable) {
-            self.awaken(key, false, now);
+            self.awaken(key, false, now, Cause::Event);
         }
     }
 
@@ -301,11 +348,11 @@ impl PodQueue {
         let Some(w) = self.pods.get_mut(key) else { return };
         w.removals = w.removals.saturating_sub(1);
         if w.removals == 0 && std::mem::take(&mut w.missed) && w.place == Place::Unschedulable {
-            self.awaken(key, true, now);
+            self.awaken(key, true, now, Cause::Event);
         }
     }
 
-    fn awaken(&mut self, key: &Arc<str>, eager: bool, now: Instant) {
+    fn awaken(&mut self, key: &Arc<str>, eager: bool, now: Instant, cause: Cause) {
         let Some(w) = self.pods.get_mut(key) else { return };
         if w.removals > 0 {
             w.missed = true;
@@ -313,7 +360,7 @@ impl PodQueue {
         }
         let (tried, attempts) = (w.tried, w.attempts);
         let until = tried + self.delay(attempts);
-        self.enter(key, if until <= now { Place::Active } else { Place::BackingOff(until, eager) });
+        self.enter(key, if until <= now { Place::Active } else { Place::BackingOff(until, eager) }, cause);
     }
 
     /// How many pods are active, backing off, unschedulable and gated.
@@ -332,7 +379,7 @@ impl PodQueue {
     /// What the passing of time makes ready.
     pub fn advance(&mut self, now: Instant) {
         while let Some((_, _, key)) = self.backing_off.first().filter(|b| b.0 <= now).cloned() {
-            self.enter(&key, Place::Active);
+            self.enter(&key, Place::Active, Cause::BackoffComplete);
         }
         let due = self.unschedulable.iter().take_while(|u| u.0 + UNSCHEDULABLE_FOR <= now);
         let due: Vec<_> = due.map(|u| u.2.clone()).collect();
@@ -343,9 +390,9 @@ impl PodQueue {
                 if let Some(w) = self.pods.get_mut(&key) {
                     (w.missed, w.tried) = (true, now);
                 }
-                self.enter(&key, Place::Unschedulable);
+                self.enter(&key, Place::Unschedulable, Cause::UnschedulableTimeout);
             } else {
-                self.awaken(&key, true, now);
+                self.awaken(&key, true, now, Cause::UnschedulableTimeout);
             }
         }
     }

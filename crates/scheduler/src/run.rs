@@ -18,7 +18,8 @@ use tokio_util::sync::CancellationToken;
 use crate::consult;
 use crate::events::Events;
 use crate::extender::{self, Extender};
-use crate::metrics::{Attempt, METRICS};
+use crate::hints::Event;
+use crate::metrics::{Attempt, METRICS, Point};
 use crate::plugins::default_preemption::Plan;
 use crate::plugins::{dynamic_resources, volume_binding};
 use crate::pod::Pod;
@@ -99,6 +100,7 @@ async fn running(
     options: Options,
     cancel: CancellationToken,
 ) -> Result<(), Error> {
+    METRICS.name(options.profiles.iter().map(|p| p.scheduler_name.clone()));
     client::exposition::register("scheduler", || METRICS.page());
     let mut served = Served::of(&client).await;
     served.groups &= options.groups;
@@ -153,7 +155,10 @@ impl Scheduler {
         events.wake(&self.world.core, &mut self.world.queue, now);
         self.world.queue.advance(now);
         let snapshot = &self.world.core.snapshot;
-        METRICS.sizes(self.world.queue.sizes(), self.world.assumed.len(), snapshot.present(), snapshot.pods_placed());
+        let (nodes, pods) = (snapshot.present(), snapshot.pods_placed());
+        let calls = self.calls.len() + self.slow.len();
+        METRICS.sizes(self.world.queue.sizes(), self.world.assumed.len(), nodes, pods, calls);
+        self.world.queue.news_of_kept().into_iter().for_each(|counts| METRICS.unschedulable(counts));
         Ok(())
     }
 
@@ -236,8 +241,12 @@ impl Scheduler {
             let extenders: Vec<&Extender> = interested.iter().map(|e| &**e).collect();
             consult::place(&mut self.world.core, &extenders, &self.nodes, pod, object).await
         };
-        let how = if found.is_ok() { Attempt::Scheduled } else { Attempt::Unschedulable };
-        METRICS.attempt(how, start.elapsed());
+        let how = match &found {
+            Ok(_) => Attempt::Scheduled,
+            Err(why) if why.fault.is_some() => Attempt::Error,
+            Err(_) => Attempt::Unschedulable,
+        };
+        METRICS.attempt(&pod.spec.profile.scheduler_name, how, start.elapsed());
         found
     }
 
@@ -275,11 +284,15 @@ impl Scheduler {
         let client = self.client.clone();
         let bind = {
             let (client, object, node) = (client.clone(), object.clone(), node.clone());
+            let profile = pod.spec.profile.clone();
             async move {
-                match binder {
+                let start = Instant::now();
+                let bound = match binder {
                     Some(extender) => extender.bind(&object, &node).await,
                     None => writes::bind(client, object, node).await.map_err(|s| of_plugin("Bind", "DefaultBinder", s)),
-                }
+                };
+                METRICS.point(&profile.scheduler_name, Point::Bind, bound.is_ok(), start.elapsed());
+                bound
             }
         };
         if steps.volumes.is_empty() && steps.devices.is_empty() {
@@ -288,6 +301,7 @@ impl Scheduler {
         }
         let within = pod.spec.profile.bind_timeout;
         let ready_within = pod.spec.profile.devices_ready_within;
+        let profile = pod.spec.profile.clone();
         let claims =
             writes::bind_claims(client.clone(), self.claims.clone(), steps.volumes.clone(), node.clone(), within);
         let (owner, devices, expected) = (object.clone(), steps.devices.clone(), node.clone());
@@ -298,6 +312,7 @@ impl Scheduler {
         }
         self.slow.spawn(async move {
             let all = async {
+                let start = Instant::now();
                 // Others may count on where it is expected, since this may take a while.
                 writes::nominate(&client, &owner, &expected).await;
                 claims.await.map_err(|s| of_plugin("PreBind", "VolumeBinding", s))?;
@@ -306,6 +321,7 @@ impl Scheduler {
                     (Ok(()), Some(claims)) => writes::await_devices(&client, &claims, &devices, ready_within).await,
                     (reserved, _) => reserved,
                 };
+                METRICS.point(&profile.scheduler_name, Point::PreBind, ready.is_ok(), start.elapsed());
                 let bound = match ready {
                     Ok(()) => bind.await,
                     Err(status) => Err(of_plugin("PreBind", "DynamicResources", status)),
@@ -333,12 +349,14 @@ impl Scheduler {
         let extenders = self.interested(object);
         let mut nominated = None;
         if why.nodes > 0 {
+            let start = Instant::now();
             let plan = if extenders.iter().any(|e| e.preempts()) {
                 let extenders: Vec<&Extender> = extenders.iter().map(|e| &**e).collect();
                 consult::preempt(&mut self.world.core, &extenders, &self.pods, pod, object, &why).await
             } else {
                 self.world.core.preempt(pod, &why, &mut rand::rng())
             };
+            METRICS.point(&pod.spec.profile.scheduler_name, Point::PostFilter, plan.is_ok(), start.elapsed());
             match plan {
                 Ok(plan) => nominated = Some(self.make_room(pod, plan)),
                 Err(message) => {
@@ -492,7 +510,7 @@ impl Scheduler {
                 // It stays assumed until it is seen.
                 let assumed = self.world.assumed.get_key_value(key.as_str()).map(|(key, _)| key.clone());
                 if let Some(waiting) = assumed.and_then(|key| self.world.queue.remove(&key)) {
-                    METRICS.bound(waiting.since().elapsed());
+                    METRICS.bound(waiting.attempts, waiting.since().elapsed());
                 }
                 let message = format!("Successfully assigned {key} to {node}");
                 self.recorder.event(&reference(&object), EventType::Normal, "Scheduled", message);
@@ -543,7 +561,7 @@ impl Scheduler {
             if let Some(group) = placed.pod.group.as_ref().filter(|_| self.world.groups.enabled) {
                 self.world.groups.join(group, &key, false);
             }
-            events.freed.push(placed.node);
+            events.push(Event::Left(placed.pod, placed.node));
         }
         let leaving = self.world.queue.get(&key).is_some_and(|w| w.pod.deleting);
         if status.is_not_found() || leaving {

@@ -319,7 +319,8 @@ impl Snapshot {
     }
 
     /// Takes a namespace's labels; counts that depend on them begin anew.
-    pub fn set_namespace(&mut self, name: &str, labels: Option<Labels>) {
+    /// Whether they changed.
+    pub fn set_namespace(&mut self, name: &str, labels: Option<Labels>) -> bool {
         let symbol = Symbol::of(name);
         let changed = match labels {
             Some(labels) => self.namespaces.insert(symbol, labels.clone()).as_ref() != Some(&labels),
@@ -328,6 +329,7 @@ impl Snapshot {
         if changed {
             self.counters.namespaces_changed();
         }
+        changed
     }
 
     /// The domains of a topology key.

@@ -16,7 +16,7 @@ use k8s_openapi::api::core::v1::{
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::resource::v1::{DeviceClass, DeviceTaintRule, ResourceClaim, ResourceSlice};
 use k8s_openapi::api::scheduling::v1beta1::PodGroup;
-use k8s_openapi::api::storage::v1::{CSINode, StorageClass};
+use k8s_openapi::api::storage::v1::{CSIDriver, CSINode, CSIStorageCapacity, StorageClass};
 
 /// How a server's list of its resources names taint rules.
 const RULES: &[u8] = b"\"devicetaintrules\"";
@@ -35,6 +35,8 @@ pub enum Source {
     Volumes,
     Classes,
     CsiNodes,
+    CsiDrivers,
+    Capacities,
     Budgets,
     DeviceClaims,
     DeviceClasses,
@@ -90,6 +92,8 @@ impl Sources {
             (Volumes, informers.get::<PersistentVolume>()),
             (Classes, informers.get::<StorageClass>()),
             (CsiNodes, informers.get::<CSINode>()),
+            (CsiDrivers, informers.get::<CSIDriver>()),
+            (Capacities, informers.get::<CSIStorageCapacity>()),
             (Budgets, informers.get::<PodDisruptionBudget>()),
         ];
         if served.devices {

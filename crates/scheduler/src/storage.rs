@@ -1,12 +1,12 @@
 //! Claims, volumes, classes and what drivers can attach, as the volume plugins ask about them; and what was decided about
 //! them here but is not seen yet.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use client::Change;
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, TopologySelectorTerm};
-use k8s_openapi::api::storage::v1::{CSINode, StorageClass};
+use k8s_openapi::api::storage::v1::{CSIDriver, CSINode, CSIStorageCapacity, StorageClass};
 use meta::Object;
 use meta::quantity::Quantity;
 use serde::de::DeserializeOwned;
@@ -81,12 +81,25 @@ pub struct Class {
     pub topologies: NodeSelection,
 }
 
+/// A CSIStorageCapacity: how large a volume of a class may be made for some nodes.
+#[derive(Clone, Debug, Default, PartialEq)]
+struct Capacity {
+    class: Box<str>,
+    /// `None`: no node.
+    nodes: Option<Selector>,
+    /// `None`: nothing is known, so nothing is there.
+    most: Option<i64>,
+}
+
 /// What is known of storage.
 #[derive(Default)]
 pub struct Storage {
     claims: HashMap<Arc<str>, Arc<Claim>>,
     volumes: HashMap<Arc<str>, Arc<Volume>>,
     classes: HashMap<Arc<str>, Arc<Class>>,
+    /// Drivers that tell where they have room.
+    telling: HashSet<Symbol>,
+    capacities: HashMap<Arc<str>, Arc<Capacity>>,
     /// By node: driver and how many volumes it attaches there.
     limits: SymbolMap<Box<[(Symbol, i64)]>>,
     /// Volumes given to claims here, not seen yet.
@@ -188,6 +201,20 @@ fn limits_of(object: &Arc<Object>) -> Option<Box<[(Symbol, i64)]>> {
     Some(node.spec.drivers.iter().filter_map(limit).collect())
 }
 
+fn capacity_of(object: &Arc<Object>) -> Option<Capacity> {
+    let told = typed::<CSIStorageCapacity>(object)?;
+    let most = told.maximum_volume_size.as_ref().or(told.capacity.as_ref());
+    Some(Capacity {
+        class: told.storage_class_name.as_str().into(),
+        nodes: told.node_topology.as_ref().map(|s| Selector::compile(Some(s))),
+        most: most.map(|q| size(Some(q))),
+    })
+}
+
+fn tells_capacity(object: &Arc<Object>) -> bool {
+    typed::<CSIDriver>(object).is_some_and(|d| d.spec.storage_capacity == Some(true))
+}
+
 /// Puts or removes; whether that changed anything.
 fn set<T: PartialEq>(map: &mut HashMap<Arc<str>, Arc<T>>, key: &Arc<str>, value: Option<T>) -> bool {
     match value {
@@ -220,6 +247,9 @@ impl Storage {
                 set(&mut self.volumes, key, volume)
             }
             Source::Classes => set(&mut self.classes, key, object.and_then(class_of)),
+            Source::CsiDrivers if object.is_some_and(tells_capacity) => self.telling.insert(Symbol::of(key)),
+            Source::CsiDrivers => self.telling.remove(&Symbol::of(key)),
+            Source::Capacities => set(&mut self.capacities, key, object.and_then(capacity_of)),
             _ => {
                 let node = Symbol::of(key);
                 match object.and_then(limits_of) {
@@ -246,9 +276,25 @@ impl Storage {
         self.classes.get(name)
     }
 
+    /// What drivers can attach to a node, where they say so.
+    pub fn limits(&self, node: Symbol) -> Option<&[(Symbol, i64)]> {
+        self.limits.get(&node).map(|l| &**l)
+    }
+
     /// What a driver can attach to a node.
     pub fn limit(&self, node: Symbol, driver: Symbol) -> Option<i64> {
         self.limits.get(&node)?.iter().find(|l| l.0 == driver).map(|l| l.1)
+    }
+
+    /// Whether a driver can make a claim's volume where a node reaches it, as far as it tells.
+    pub fn has_room(&self, claim: &Claim, class: &Class, node: &Labels) -> bool {
+        let will_do = |c: &Capacity| {
+            c.class == claim.class
+                && c.most.is_some_and(|most| most >= claim.size)
+                && c.nodes.as_ref().is_some_and(|nodes| nodes.matches(node))
+        };
+        let silent = class.driver.is_none_or(|driver| !self.telling.contains(&driver));
+        silent || self.capacities.values().any(|c| will_do(c))
     }
 
     /// The node where a claim's volume is to be made.

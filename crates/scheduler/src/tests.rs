@@ -16,7 +16,7 @@ pub struct Cluster {
     pub specs: Specs,
 }
 
-fn merge(into: &mut Value, from: &Value) {
+pub fn merge(into: &mut Value, from: &Value) {
     match (into, from) {
         (Value::Object(into), Value::Object(from)) => {
             for (key, value) in from {
@@ -29,7 +29,11 @@ fn merge(into: &mut Value, from: &Value) {
 
 pub fn object(kind: &str, name: &str, rest: &Value) -> Object {
     let (namespace, name) = meta::object::split_key(name);
-    let version = if matches!(kind, "StorageClass" | "CSINode") { "storage.k8s.io/v1" } else { "v1" };
+    let version = match kind {
+        "StorageClass" | "CSINode" | "CSIDriver" | "CSIStorageCapacity" => "storage.k8s.io/v1",
+        "ResourceClaim" | "DeviceClass" | "ResourceSlice" => "resource.k8s.io/v1",
+        _ => "v1",
+    };
     let mut body =
         json!({"apiVersion": version, "kind": kind, "metadata": {"name": name, "uid": name, "resourceVersion": "1"}});
     if !namespace.is_empty() {

@@ -30,6 +30,24 @@ pub enum Plugin {
 }
 
 impl Plugin {
+    pub const ALL: [Self; 15] = [
+        Self::SchedulingGates,
+        Self::NodeUnschedulable,
+        Self::TaintToleration,
+        Self::NodeAffinity,
+        Self::NodePorts,
+        Self::NodeResourcesFit,
+        Self::VolumeRestrictions,
+        Self::NodeVolumeLimits,
+        Self::VolumeBinding,
+        Self::VolumeZone,
+        Self::PodTopologySpread,
+        Self::InterPodAffinity,
+        Self::DynamicResources,
+        Self::GangScheduling,
+        Self::NodeDeclaredFeatures,
+    ];
+
     /// As upstream calls it.
     pub fn name(self) -> &'static str {
         match self {
@@ -53,7 +71,7 @@ impl Plugin {
 }
 
 /// A set of plugins.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Plugins(u16);
 
 impl Plugins {
@@ -77,6 +95,10 @@ impl Plugins {
 
     pub fn intersects(self, other: Self) -> bool {
         self.0 & other.0 != 0
+    }
+
+    pub fn iter(self) -> impl Iterator<Item = Plugin> {
+        Plugin::ALL.into_iter().filter(move |p| self.contains(*p))
     }
 
     /// Whether nothing is here that is not there.

@@ -13,10 +13,12 @@ use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 
 use crate::core::Core;
+use crate::devices::{Devices, allocation};
 use crate::events::Events;
 use crate::group::Groups;
+use crate::hints::{Event, has_moved};
 use crate::metrics::METRICS;
-use crate::node::Offer;
+use crate::node::{Node, Offer};
 use crate::plugins::{dynamic_resources, scheduling_gates};
 use crate::pod::{Pod, Specs};
 use crate::profile::ProfileRef;
@@ -26,11 +28,6 @@ use crate::sources::Source;
 use crate::symbol::{Labels, Symbol};
 use crate::verdict::Plugin;
 use crate::view::{NodeView, PodView};
-
-/// Plugins that may think otherwise when any pod comes, goes, or changes its labels.
-const BY_PODS: &[Plugin] = &[Plugin::PodTopologySpread, Plugin::InterPodAffinity];
-const BY_STORAGE: &[Plugin] =
-    &[Plugin::VolumeRestrictions, Plugin::NodeVolumeLimits, Plugin::VolumeBinding, Plugin::VolumeZone];
 
 /// See the module.
 pub struct World {
@@ -84,16 +81,20 @@ impl World {
                 Source::Nodes => self.take_node(&change, events),
                 Source::Namespaces => {
                     let labels = |o: &Arc<Object>| Labels::new(o.meta.labels.iter().map(|(k, v)| (&**k, &**v)));
-                    self.core.snapshot.set_namespace(name, change.new.as_ref().map(labels));
-                    events.may_help(&[Plugin::InterPodAffinity]);
+                    if self.core.snapshot.set_namespace(name, change.new.as_ref().map(labels)) {
+                        events.push(Event::Namespace);
+                    }
                 }
                 Source::Services | Source::ReplicaSets | Source::ReplicationControllers | Source::StatefulSets => {
                     self.take_owner(source, &change);
                 }
-                Source::Claims | Source::Volumes | Source::Classes | Source::CsiNodes => {
-                    if self.core.snapshot.storage.take(source, &change) {
-                        events.may_help(BY_STORAGE);
-                    }
+                Source::Claims
+                | Source::Volumes
+                | Source::Classes
+                | Source::CsiNodes
+                | Source::CsiDrivers
+                | Source::Capacities => {
+                    self.take_storage(source, &change, events);
                 }
                 Source::Budgets => self.core.budgets.take(&change),
                 Source::PodGroups => {
@@ -101,9 +102,7 @@ impl World {
                     self.look_at_group(&change.key, events);
                 }
                 Source::DeviceClaims | Source::DeviceClasses | Source::DeviceSlices | Source::DeviceTaintRules => {
-                    if self.core.snapshot.devices.take(source, &change) {
-                        events.may_help(&[Plugin::DynamicResources]);
-                    }
+                    self.take_devices(source, &change, events);
                     if source == Source::DeviceClasses {
                         self.take_classes(events, now);
                     }
@@ -127,7 +126,7 @@ impl World {
             let key: Arc<str> = object.meta.key().into();
             self.take_pod(&Change { key, old: None, new: Some(object) }, events, now);
         }
-        events.may_help(&[Plugin::NodeResourcesFit, Plugin::DynamicResources]);
+        events.push(Event::Devices);
     }
 
     /// Whether something beside its gates holds a pod outside the queue: claims or companions that are not there.
@@ -151,7 +150,7 @@ impl World {
 
     /// A group changed, or a pod joined it.
     fn look_at_group(&mut self, group: &Arc<str>, events: &mut Events) {
-        events.may_help(&[Plugin::GangScheduling]);
+        events.push(Event::Group(group.clone()));
         if self.groups.is_ready(group) {
             let keys = self.groups.waiting(group);
             self.let_in(keys);
@@ -194,16 +193,18 @@ impl World {
     }
 
     fn take_node(&mut self, change: &Change, events: &mut Events) {
+        let snapshot = &mut self.core.snapshot;
+        let known = snapshot.node_id(Symbol::of(&change.key)).map(|id| snapshot.node(id)).filter(|n| n.present);
+        let before = known.map(|n| n.offer.clone());
         let Some(object) = &change.new else {
-            self.core.snapshot.remove_node(&change.key);
-            events.may_help(&[Plugin::PodTopologySpread]);
+            snapshot.remove_node(&change.key);
+            before.into_iter().for_each(|offer| events.push(Event::NodeGone(offer)));
             return;
         };
         let Some(node) = view::<NodeView>(object) else { return };
-        if let Some(id) = self.core.snapshot.set_node(&change.key, Offer::of(object, &node)) {
-            events.changed.push(id);
-            events.may_help(BY_PODS);
-            events.may_help(&[Plugin::DynamicResources]);
+        if let Some(id) = snapshot.set_node(&change.key, Offer::of(object, &node)) {
+            let as_it_was = |offer| Box::new(Node { offer, present: true, ..Node::named((&*change.key).into()) });
+            events.push(Event::Node { id, before: before.map(as_it_was) });
         }
     }
 
@@ -217,15 +218,68 @@ impl World {
         self.assumed.remove(key);
         self.held.remove(key);
         if let Some(waiting) = self.queue.remove(key) {
-            self.core.nominations.set(&waiting.pod, None);
+            self.drop_nomination(&waiting.pod, events);
             self.leave_group(&waiting.pod);
         }
         if let Some(placed) = self.core.snapshot.remove(key) {
             self.leave_group(&placed.pod);
-            events.freed.push(placed.node);
-            events.may_help(BY_PODS);
-            events.may_help(&[Plugin::VolumeRestrictions, Plugin::NodeVolumeLimits]);
+            events.push(Event::Left(placed.pod, placed.node));
         }
+    }
+
+    /// No room is held for a pod any more: others may have it.
+    fn drop_nomination(&mut self, pod: &Pod, events: &mut Events) {
+        let held = self.core.nominations.node_of(&pod.key).and_then(|node| self.core.snapshot.node_id(node));
+        self.core.nominations.set(pod, None);
+        held.into_iter().for_each(|id| events.push(Event::Left(pod.clone(), id)));
+    }
+
+    /// The same where the pod is on a node now, unless it is that one.
+    fn drop_nomination_elsewhere(&mut self, pod: &Pod, node: &str, events: &mut Events) {
+        if self.core.nominations.node_of(&pod.key) == Some(Symbol::of(node)) {
+            self.core.nominations.set(pod, None);
+        } else {
+            self.drop_nomination(pod, events);
+        }
+    }
+
+    fn take_storage(&mut self, source: Source, change: &Change, events: &mut Events) {
+        let storage = &mut self.core.snapshot.storage;
+        let (key, there, node) = (&change.key, change.new.is_some(), Symbol::of(&change.key));
+        let volume = storage.volume(key).cloned();
+        let limits = storage.limits(node).map(<[_]>::to_vec);
+        if !storage.take(source, change) {
+            return;
+        }
+        match source {
+            Source::Claims => events.push(Event::Claim(key.clone())),
+            Source::Volumes => {
+                if let Some(now) = storage.volume(key) {
+                    events.push(Event::Volume { moved: has_moved(volume.as_deref(), now) });
+                }
+            }
+            Source::CsiDrivers | Source::Capacities => events.push(Event::Capacity),
+            Source::Classes if there => events.push(Event::Class(key.clone())),
+            Source::CsiNodes if there => {
+                let now = storage.limits(node).unwrap_or_default();
+                let no_more = |(driver, limit): &(Symbol, i64)| now.iter().any(|n| n.0 == *driver && n.1 <= *limit);
+                events.push(Event::Attachable { more: limits.is_none_or(|before| !before.iter().all(no_more)) });
+            }
+            _ => {}
+        }
+    }
+
+    fn take_devices(&mut self, source: Source, change: &Change, events: &mut Events) {
+        let devices = &mut self.core.snapshot.devices;
+        let taken = |devices: &Devices| devices.claim(&change.key).is_some_and(|c| allocation(c).is_some());
+        let before = source == Source::DeviceClaims && taken(devices);
+        if !devices.take(source, change) {
+            return;
+        }
+        events.push(match source {
+            Source::DeviceClaims => Event::DeviceClaim { key: change.key.clone(), freed: before && !taken(devices) },
+            _ => Event::Devices,
+        });
     }
 
     fn take_pod(&mut self, change: &Change, events: &mut Events, now: Instant) {
@@ -251,10 +305,10 @@ impl World {
         if let Some(group) = pod.group.as_ref().filter(|_| self.groups.enabled) {
             self.groups.join(group, &pod.key, true);
         }
-        self.assumed.remove(&pod.key);
-        self.core.nominations.set(&pod, None);
+        let confirmed = self.assumed.remove(&pod.key).is_some();
+        self.drop_nomination_elsewhere(&pod, node, events);
         if let Some(waiting) = self.queue.remove(&pod.key) {
-            METRICS.bound(now.saturating_duration_since(waiting.since()));
+            METRICS.bound(waiting.attempts, now.saturating_duration_since(waiting.since()));
         }
         if let Some(old) = self.core.snapshot.pod(&pod.key) {
             let same_node = *self.core.snapshot.node(old.node).name == *node;
@@ -262,12 +316,15 @@ impl World {
                 && old.pod.labels == pod.labels
                 && old.pod.deleting == pod.deleting;
             if same_node && same_pod {
+                if confirmed {
+                    events.push(Event::Came(pod.clone()));
+                }
                 return self.core.snapshot.refresh(pod);
             }
-            events.freed.push(old.node);
+            events.push(Event::Left(old.pod.clone(), old.node));
         }
-        self.core.snapshot.place(pod, node);
-        events.may_help(BY_PODS);
+        self.core.snapshot.place(pod.clone(), node);
+        events.push(Event::Came(pod));
     }
 
     fn take_unplaced(&mut self, pod: Pod, object: &Arc<Object>, view: &PodView, events: &mut Events, now: Instant) {

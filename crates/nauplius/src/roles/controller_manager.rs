@@ -1,8 +1,5 @@
 //! The controller manager as a role: its flags as upstream spells them, its keys, and what it tells of itself.
 
-mod status;
-
-use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,12 +9,15 @@ use client::{Client, Informers};
 use controllers::signing::Authority;
 use controllers::tokens::Signer;
 use ipnet::IpNet;
+use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
-use super::{CONTROLLER_MANAGER, connect, lead, seconds};
+use super::{CONTROLLER_MANAGER, connect, lead, seconds, status};
 use crate::cli::{ApiAccess, Ranges};
 use crate::pki::Pki;
 
+/// Where it shows itself, unless told otherwise.
+const PORT: u16 = 10257;
 /// Where the built-in provisioner's volumes lie, below the data directory.
 const LOCAL_VOLUMES: &str = "volumes";
 
@@ -79,43 +79,53 @@ pub struct ControllerManagerOptions {
     /// Keep volumes of the class `local-path` in this directory; only where every node sees it.
     #[arg(long)]
     pub local_path_dir: Option<PathBuf>,
-    /// Where to serve /healthz and /metrics.
-    #[arg(long, default_value = "0.0.0.0")]
-    pub bind_address: IpAddr,
-    /// Its port; 0 serves nothing.
-    #[arg(long, default_value_t = 10257)]
-    pub secure_port: u16,
-    /// Certificate to serve with, and its key; one made for the occasion without.
-    #[arg(long, requires = "tls_private_key_file")]
-    pub tls_cert_file: Option<PathBuf>,
-    #[arg(long, requires = "tls_cert_file")]
-    pub tls_private_key_file: Option<PathBuf>,
+    #[command(flatten)]
+    pub port: status::Port,
     #[command(flatten)]
     pub taken: TakenFlags,
 }
 
-/// Flags of upstream's that are taken so that its manifests start us, and that change nothing: what they set up is
-/// otherwise here: callers are judged by the API server.
+/// Flags of upstream's that are taken and change nothing.
 #[derive(clap::Args, Clone, Default)]
 pub struct TakenFlags {
-    #[arg(long, hide = true)]
-    authentication_kubeconfig: Option<String>,
-    #[arg(long, hide = true)]
-    authorization_kubeconfig: Option<String>,
-    #[arg(long, hide = true)]
-    client_ca_file: Option<String>,
-    #[arg(long, hide = true)]
-    requestheader_client_ca_file: Option<String>,
-    #[arg(long, hide = true)]
-    cert_dir: Option<String>,
     #[arg(long, hide = true)]
     cluster_name: Option<String>,
     #[arg(long, hide = true)]
     feature_gates: Option<String>,
-    #[arg(long, hide = true, num_args = 0..=1, default_missing_value = "true")]
-    profiling: Option<String>,
-    #[arg(short, long, hide = true)]
-    v: Option<String>,
+}
+
+/// The configuration in effect, as upstream's `/configz` names it.
+fn document(options: &controllers::Options, elect: bool, own_accounts: bool) -> Value {
+    let time = |d: Duration| meta::time::format_duration(i64::try_from(d.as_nanos()).unwrap_or(i64::MAX));
+    let joined = crate::ranges::joined;
+    json!({
+        "Generic": {
+            "Controllers": options.controllers,
+            "LeaderElection": {"LeaderElect": elect, "LeaseDuration": "15s", "RenewDeadline": "10s", "RetryPeriod": "2s",
+                "ResourceLock": "leases", "ResourceName": CONTROLLER_MANAGER, "ResourceNamespace": "kube-system"},
+        },
+        "KubeCloudShared": {
+            "AllocateNodeCIDRs": options.allocate_node_cidrs,
+            "ClusterCIDR": joined(&options.cluster_cidrs),
+            "NodeMonitorPeriod": time(options.node_monitor_period),
+            "UseServiceAccountCredentials": own_accounts,
+        },
+        "CSRSigningController": {"ClusterSigningDuration": time(options.cluster_signing_duration)},
+        "NodeIPAMController": {
+            "ServiceCIDR": joined(&options.service_cidrs),
+            "NodeCIDRMaskSizeIPv4": options.node_cidr_mask_size_ipv4,
+            "NodeCIDRMaskSizeIPv6": options.node_cidr_mask_size_ipv6,
+        },
+        "NodeLifecycleController": {
+            "NodeEvictionRate": options.node_eviction_rate,
+            "SecondaryNodeEvictionRate": options.secondary_node_eviction_rate,
+            "NodeStartupGracePeriod": time(options.node_startup_grace_period),
+            "NodeMonitorGracePeriod": time(options.node_monitor_grace_period),
+            "LargeClusterSizeThreshold": options.large_cluster_size_threshold,
+            "UnhealthyZoneThreshold": options.unhealthy_zone_threshold,
+        },
+        "PodGCController": {"TerminatedPodGCThreshold": options.terminated_pod_gc_threshold},
+    })
 }
 
 /// A duration as Go writes it: `40s`, `8760h0m0s`, `1m30s`.
@@ -158,7 +168,8 @@ fn signer(key: &Path) -> Result<Signer> {
 pub async fn controller_manager(options: ControllerManagerOptions, cancel: CancellationToken) -> Result<()> {
     let client = connect(&options.api.kubeconfig, CONTROLLER_MANAGER).await?;
     let files = options.cluster_signing_cert_file.as_deref().zip(options.cluster_signing_key_file.as_deref());
-    let accounts = options.use_service_account_credentials.then(|| {
+    let own_accounts = options.use_service_account_credentials;
+    let accounts = own_accounts.then(|| {
         let (main, kubeconfig) = (client.clone(), options.api.kubeconfig.clone());
         controllers::Accounts(Arc::new(move |name: &str| {
             let account =
@@ -189,12 +200,16 @@ pub async fn controller_manager(options: ControllerManagerOptions, cancel: Cance
         terminated_pod_gc_threshold: options.terminated_pod_gc_threshold,
         ..controllers::Options::default()
     };
-    if options.secure_port != 0 {
-        let own = options.tls_cert_file.as_deref().zip(options.tls_private_key_file.as_deref());
-        let listener = super::listen((options.bind_address, options.secure_port).into()).await?;
-        let tls = status::tls(own)?;
-        tokio::spawn(status::serve(listener, tls, client.clone(), cancel.clone()));
-    }
+    let about = status::About {
+        component: CONTROLLER_MANAGER,
+        configuration: (
+            "kubecontrollermanager.config.k8s.io",
+            document(&controllers, options.leader_elect, own_accounts),
+        ),
+        client: client.clone(),
+        began: std::time::Instant::now(),
+    };
+    options.port.serve(PORT, about, &cancel).await?;
     run_controllers(client, options.leader_elect, controllers, cancel).await
 }
 

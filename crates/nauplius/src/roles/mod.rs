@@ -7,6 +7,7 @@ mod encryption;
 mod gates;
 pub mod scheduler;
 pub mod simulated;
+pub mod status;
 pub mod store;
 
 use std::net::SocketAddr;

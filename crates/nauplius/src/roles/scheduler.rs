@@ -1,6 +1,5 @@
 //! The scheduler's role: its flags, its configuration file, and `explain`.
 
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
@@ -8,8 +7,10 @@ use client::{Client, Informers, LeaderElection};
 use scheduler::config::{self, Configuration};
 use tokio_util::sync::CancellationToken;
 
-use super::{FeatureGates, SCHEDULER, connect};
+use super::{FeatureGates, SCHEDULER, connect, status};
 
+/// Where it shows itself, unless told otherwise.
+const PORT: u16 = 10259;
 /// A configuration file is some kilobytes; anything larger is something else.
 const MAX_FILE: u64 = 1 << 20;
 
@@ -25,9 +26,8 @@ pub struct SchedulerOptions {
     /// Run only while holding the lease, so that several may stand by [default: true].
     #[arg(long, num_args = 0..=1, default_missing_value = "true")]
     pub leader_elect: Option<bool>,
-    /// Where to answer /metrics, /healthz, /livez and /readyz, over plain HTTP: a loopback address. Nowhere by default.
-    #[arg(long, value_parser = crate::cli::parse_listen)]
-    pub metrics_bind_address: Option<SocketAddr>,
+    #[command(flatten)]
+    pub port: status::Port,
     #[command(flatten)]
     pub gates: FeatureGates,
     #[command(subcommand)]
@@ -78,14 +78,14 @@ pub async fn scheduler(options: SchedulerOptions, cancel: CancellationToken) -> 
     let Some(kubeconfig) = kubeconfig else {
         bail!("no kubeconfig: give --kubeconfig, or clientConnection.kubeconfig in the configuration file");
     };
-    if let Some(address) = options.metrics_bind_address {
-        if !address.ip().is_loopback() {
-            bail!("--metrics-bind-address {address} is not a loopback address: what it answers is not authenticated");
-        }
-        let listener = super::listen(address).await?;
-        tokio::spawn(cancel.clone().run_until_cancelled_owned(scheduler::metrics::serve(listener)));
-    }
     let client = connect(&kubeconfig, SCHEDULER).await?;
+    let about = status::About {
+        component: SCHEDULER,
+        configuration: ("componentconfig", configuration.document.clone()),
+        client: client.clone(),
+        began: std::time::Instant::now(),
+    };
+    options.port.serve(PORT, about, &cancel).await?;
     let elect = options.leader_elect.unwrap_or(configuration.leader_election.elect);
     run_configured(client, elect, &configuration, &options.gates, cancel).await
 }

@@ -93,7 +93,7 @@ impl Child {
     }
 
     pub fn scheduler(kubeconfig: &Path, gates: &roles::FeatureGates) -> Result<Self> {
-        let mut arguments = vec![arg("kubeconfig", kubeconfig), arg("leader-elect", "false")];
+        let mut arguments = vec![arg("kubeconfig", kubeconfig), arg("leader-elect", "false"), arg("secure-port", "0")];
         arguments.extend(gates.flag().map(|gates| arg("feature-gates", gates)));
         Self::new("scheduler", &log_dir(kubeconfig), "scheduler", arguments)
     }

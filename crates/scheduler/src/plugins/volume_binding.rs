@@ -78,17 +78,17 @@ impl State {
                 Some(_) => {}
             }
         }
-        if self.steps(storage, node).is_none() { refuse(Reason::NoVolume) } else { Ok(()) }
+        self.steps(storage, node).map_or_else(refuse, |_| Ok(()))
     }
 
-    /// What is to be done to have every claim bound on a node; `None` when that cannot be.
-    pub fn steps(&self, storage: &Storage, node: &Node) -> Option<Vec<Step>> {
+    /// What is to be done to have every claim bound on a node, or why that cannot be.
+    pub fn steps(&self, storage: &Storage, node: &Node) -> Result<Vec<Step>, Reason> {
         let mut steps = Vec::with_capacity(self.waiting.len());
         let mut taken: Vec<&str> = Vec::new();
         for claim in &self.waiting {
             let selected = storage.selected_node(claim);
             if selected.is_some_and(|n| n != node.symbol) {
-                return None;
+                return Err(Reason::NoVolume);
             }
             let found = if selected.is_none() { find_volume(storage, claim, node, &taken) } else { None };
             if let Some(volume) = found {
@@ -100,13 +100,16 @@ impl State {
                 });
                 continue;
             }
-            let class = storage.class(&claim.class)?;
+            let class = storage.class(&claim.class).ok_or(Reason::NoVolume)?;
             if !class.provisions || claim.selector.is_some() || !class.topologies.matches(node) {
-                return None;
+                return Err(Reason::NoVolume);
+            }
+            if !storage.has_room(claim, class, &node.labels) {
+                return Err(Reason::NoStorageSpace);
             }
             steps.push(Step::Provision { claim: claim.key.clone() });
         }
-        Some(steps)
+        Ok(steps)
     }
 }
 

@@ -1,0 +1,236 @@
+//! What a component shows on its own port: `/healthz` for whoever keeps the process alive; `/metrics`, `/configz`, `/statusz`
+//! and `/flagz` for whom the API server lets read them.
+
+mod pages;
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use bytes::Bytes;
+use client::{Client, Gvr, Status};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::{Request, Response, StatusCode, header};
+use hyper_util::rt::TokioIo;
+use rustls::ServerConfig;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+
+/// Connections at a time: a few probes and scrapers.
+const MAX_CONNECTIONS: usize = 32;
+/// A connection that lasts longer is let go.
+const CONNECTION_TIME: Duration = Duration::from_secs(60);
+
+/// The flags by which a component shows itself.
+#[derive(clap::Args, Clone)]
+pub struct Port {
+    /// Where to serve /healthz, /metrics, /configz, /statusz and /flagz.
+    #[arg(long, default_value = "0.0.0.0")]
+    bind_address: IpAddr,
+    /// Its port; 0 serves nothing [default: as upstream's component has it].
+    #[arg(long)]
+    secure_port: Option<u16>,
+    /// Certificate to serve with, and its key; one made for the occasion without.
+    #[arg(long, requires = "tls_private_key_file")]
+    tls_cert_file: Option<PathBuf>,
+    #[arg(long, requires = "tls_cert_file")]
+    tls_private_key_file: Option<PathBuf>,
+    #[command(flatten)]
+    taken: Taken,
+}
+
+/// Flags of upstream's that are taken so that its manifests start us, and that change nothing: what they set up is
+/// otherwise here: callers are judged by the API server.
+#[derive(clap::Args, Clone, Default)]
+struct Taken {
+    #[arg(long, hide = true)]
+    authentication_kubeconfig: Option<String>,
+    #[arg(long, hide = true)]
+    authorization_kubeconfig: Option<String>,
+    #[arg(long, hide = true)]
+    authentication_tolerate_lookup_failure: Option<String>,
+    #[arg(long, hide = true)]
+    client_ca_file: Option<String>,
+    #[arg(long, hide = true)]
+    requestheader_client_ca_file: Option<String>,
+    #[arg(long, hide = true)]
+    cert_dir: Option<String>,
+    #[arg(long, hide = true)]
+    kube_api_qps: Option<String>,
+    #[arg(long, hide = true)]
+    kube_api_burst: Option<String>,
+    #[arg(long, hide = true, num_args = 0..=1, default_missing_value = "true")]
+    profiling: Option<String>,
+    #[arg(short, long, hide = true)]
+    v: Option<String>,
+}
+
+impl Port {
+    /// Shows a component until cancelled, where it is asked for.
+    pub async fn serve(&self, usual: u16, about: About, cancel: &CancellationToken) -> Result<()> {
+        let port = self.secure_port.unwrap_or(usual);
+        if port == 0 {
+            return Ok(());
+        }
+        let own = self.tls_cert_file.as_deref().zip(self.tls_private_key_file.as_deref());
+        let listener = super::listen((self.bind_address, port).into()).await?;
+        tokio::spawn(serve(listener, tls(own)?, about, cancel.clone()));
+        Ok(())
+    }
+}
+
+/// The flags this process was started with.
+static FLAGS: OnceLock<BTreeMap<String, String>> = OnceLock::new();
+
+/// Remembers the flags of the subcommand that runs, to show them.
+pub fn note_flags(command: &clap::Command, matches: &clap::ArgMatches) {
+    let Some((name, matches)) = matches.subcommand() else { return };
+    let arguments = command.find_subcommand(name).into_iter().flat_map(clap::Command::get_arguments);
+    let flags = arguments.filter_map(|argument| {
+        let values = matches.try_get_raw(argument.get_id().as_str()).ok().flatten()?;
+        let values: Vec<_> = values.map(|v| v.to_string_lossy()).collect();
+        Some((argument.get_long()?.to_string(), values.join(",")))
+    });
+    // There is one command a process.
+    let _ = FLAGS.set(flags.collect());
+}
+
+fn flags() -> &'static BTreeMap<String, String> {
+    FLAGS.get_or_init(BTreeMap::new)
+}
+
+/// What to serve with: the files named, or a certificate nobody needs to trust, as upstream makes one.
+fn tls(files: Option<(&Path, &Path)>) -> Result<Arc<ServerConfig>> {
+    let (certificate, key) = match files {
+        Some((certificate, key)) => {
+            let read = |p: &Path| std::fs::read_to_string(p).with_context(|| format!("cannot read {}", p.display()));
+            (read(certificate)?, read(key)?)
+        }
+        None => {
+            let made = rcgen::generate_simple_self_signed(["localhost".to_string(), "127.0.0.1".to_string()])?;
+            (made.cert.pem(), made.signing_key.serialize_pem())
+        }
+    };
+    let chain = CertificateDer::pem_slice_iter(certificate.as_bytes()).collect::<Result<Vec<_>, _>>()?;
+    let key = PrivateKeyDer::from_pem_slice(key.as_bytes())?;
+    Ok(Arc::new(ServerConfig::builder().with_no_client_auth().with_single_cert(chain, key)?))
+}
+
+/// Serves until cancelled.
+async fn serve(listener: TcpListener, tls: Arc<ServerConfig>, about: About, cancel: CancellationToken) {
+    let acceptor = tokio_rustls::TlsAcceptor::from(tls);
+    let about = Arc::new(about);
+    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    loop {
+        let accepted = tokio::select! {
+            () = cancel.cancelled() => return,
+            accepted = listener.accept() => accepted,
+        };
+        let (Ok((stream, _)), Ok(place)) = (accepted, places.clone().try_acquire_owned()) else {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            continue;
+        };
+        let (acceptor, about) = (acceptor.clone(), about.clone());
+        tokio::spawn(async move {
+            let _place = place;
+            let connection = async {
+                let Ok(stream) = acceptor.accept(stream).await else { return };
+                let answer = |request: Request<Incoming>| {
+                    let about = about.clone();
+                    async move { Ok::<_, Infallible>(answer(&about, &request).await) }
+                };
+                let service = hyper::service::service_fn(answer);
+                let _ =
+                    hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
+            };
+            let _ = tokio::time::timeout(CONNECTION_TIME, connection).await;
+        });
+    }
+}
+
+fn text(status: StatusCode, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(body.into()));
+    *response.status_mut() = status;
+    response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static("text/plain; charset=utf-8"));
+    response
+}
+
+/// What a component tells of itself.
+pub struct About {
+    /// As upstream calls it.
+    pub component: &'static str,
+    /// The configuration in effect, under the name `/configz` has it by.
+    pub configuration: (&'static str, Value),
+    /// Judges who may read what is not for everybody.
+    pub client: Client,
+    pub began: Instant,
+}
+
+async fn answer(about: &About, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+    let path = request.uri().path();
+    let of = |name: header::HeaderName| request.headers().get(name).and_then(|v| v.to_str().ok()).unwrap_or_default();
+    if matches!(path, "/healthz" | "/livez" | "/readyz") {
+        return text(StatusCode::OK, "ok");
+    }
+    if !pages::PATHS.contains(&path) {
+        return text(StatusCode::NOT_FOUND, "404 page not found\n");
+    }
+    let Some(token) = of(header::AUTHORIZATION).strip_prefix("Bearer ") else {
+        return text(StatusCode::UNAUTHORIZED, "Unauthorized\n");
+    };
+    match may_read(&about.client, token, path).await {
+        Ok(true) => {}
+        Ok(false) => return text(StatusCode::FORBIDDEN, "Forbidden\n"),
+        Err(status) => return text(StatusCode::INTERNAL_SERVER_ERROR, status.message),
+    }
+    let told = match path {
+        "/metrics" => return text(StatusCode::OK, client::exposition::text() + &pages::build_info()),
+        "/configz" => {
+            let (name, configuration) = &about.configuration;
+            pages::Told::Json(json!({*name: configuration}))
+        }
+        "/statusz" => {
+            pages::statusz(about.component, of(header::ACCEPT), about.began.elapsed(), jiff::Timestamp::now())
+        }
+        _ => pages::flagz(about.component, of(header::ACCEPT), flags()),
+    };
+    match told {
+        pages::Told::Text(said) => text(StatusCode::OK, said),
+        pages::Told::Unacceptable => text(StatusCode::NOT_ACCEPTABLE, pages::ACCEPTED),
+        pages::Told::Json(value) => {
+            let mut response = text(StatusCode::OK, value.to_string());
+            response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static("application/json"));
+            response
+        }
+    }
+}
+
+/// Asks the API server who a token is for, and whether that one may read a path.
+async fn may_read(client: &Client, token: &str, path: &str) -> Result<bool, Status> {
+    let review = json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview", "spec": {"token": token}});
+    let reviews = client.dynamic(Gvr::new("authentication.k8s.io", "v1", "tokenreviews"));
+    let answer = reviews.create(review).await?.value().map_err(Status::internal)?;
+    if answer["status"]["authenticated"] != true {
+        return Ok(false);
+    }
+    let user = &answer["status"]["user"];
+    let access = json!({
+        "apiVersion": "authorization.k8s.io/v1", "kind": "SubjectAccessReview",
+        "spec": {
+            "user": user["username"], "uid": user["uid"], "groups": user["groups"], "extra": user["extra"],
+            "nonResourceAttributes": {"path": path, "verb": "get"},
+        },
+    });
+    let reviews = client.dynamic(Gvr::new("authorization.k8s.io", "v1", "subjectaccessreviews"));
+    let answer = reviews.create(access).await?.value().map_err(Status::internal)?;
+    Ok(answer["status"]["allowed"] == true)
+}
