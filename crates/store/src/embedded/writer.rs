@@ -29,13 +29,17 @@ const GROUP_REQUESTS: usize = 4096;
 /// A group takes no further request once it holds so many bytes: bounds the record and the time to write it.
 const GROUP_BYTES: usize = 4 << 20;
 
-/// How long the writer looks for the next request before it sleeps, once it has answered one: waking a sleeping thread takes
+/// How long the writer looks for the next request before it sleeps, once it has answered a few: waking a sleeping thread takes
 /// about as long, and whoever was answered often asks again at once. Only after a group, so an idle store sleeps.
 const LINGER: Duration = Duration::from_micros(50);
 
-/// How long a group waits for as many requests as half of the one before had: those who were answered together come back
-/// together, and two small groups would take two syncs. A lone writer never waits.
-const GATHER: Duration = Duration::from_micros(60);
+/// How long a group waits for as many requests as three quarters of the one before had: those who were answered together come
+/// back together, and two small groups would take two syncs. A lone writer never waits.
+const GATHER: Duration = Duration::from_micros(200);
+
+/// How long it sleeps between two looks at what came; the system adds its timers' slack (50 us). To yield instead would give the
+/// processor back and forth with those it waits for, a switch of threads a look.
+const GATHER_LOOK: Duration = Duration::from_micros(10);
 
 /// Groups of fewer requests say nothing of the next one.
 const GATHER_REQUESTS: usize = 4;
@@ -212,8 +216,8 @@ impl Writer {
         let mut open = true;
         let mut last_group = 0;
         while open {
-            let Some(first) = self.wait(last_group > 0) else { break };
-            let expected = if last_group < GATHER_REQUESTS { 0 } else { last_group / 2 };
+            let Some(first) = self.wait((1..GATHER_REQUESTS).contains(&last_group)) else { break };
+            let expected = if last_group < GATHER_REQUESTS { 0 } else { last_group * 3 / 4 };
             let mut gathering: Option<Instant> = None;
             let (mut group, mut moments, mut looks) = (Vec::new(), Vec::new(), Vec::new());
             let (mut bytes, mut shares) = (0, 0);
@@ -237,7 +241,7 @@ impl Writer {
                     && group.len() < expected
                     && gathering.get_or_insert_with(Instant::now).elapsed() < GATHER
                 {
-                    std::thread::yield_now();
+                    std::thread::sleep(GATHER_LOOK);
                     next = self.waiting.try_recv().ok();
                 }
             }
