@@ -20,6 +20,9 @@ const PATCHES: &[&str] = &[
     "application/strategic-merge-patch+json",
     "application/apply-patch+yaml",
 ];
+/// Custom kinds have no merge keys; clients choose the patch they apply by what is told here.
+const CUSTOM_PATCHES: &[&str] =
+    &["application/json-patch+json", "application/merge-patch+json", "application/apply-patch+yaml"];
 
 /// Query parameters: name and type.
 type Parameters = &'static [(&'static str, &'static str)];
@@ -170,8 +173,15 @@ impl<'o> Operation<'o> {
         Self::new("put", "put", id, gvk, object).query(WRITE).body(object, &["*/*"]).codes(&["201"])
     }
 
-    fn patch(id: String, gvk: &'o Gvk, patch: &Value, object: &Value) -> Self {
-        Self::new("patch", "patch", id, gvk, object).query(PATCH).body(patch, PATCHES).codes(&["201"])
+    fn patch(id: String, gvk: &'o Gvk, (patch, types): (&Value, &'o [&'o str]), object: &Value) -> Self {
+        Self::new("patch", "patch", id, gvk, object).query(PATCH).body(patch, types).codes(&["201"])
+    }
+}
+
+fn patches(kind: &Kind<'_>) -> &'static [&'static str] {
+    match kind.schema {
+        Source::Custom(_) => CUSTOM_PATCHES,
+        _ => PATCHES,
     }
 }
 
@@ -281,7 +291,7 @@ impl Writer<'_, '_> {
         }
         if has("patch") {
             let patch = self.definitions.named(&format!("{META}.Patch"));
-            operations.push(Operation::patch(id("patch", ""), gvk, &patch, &object));
+            operations.push(Operation::patch(id("patch", ""), gvk, (&patch, patches(kind)), &object));
         }
         if has("delete") {
             let options = self.definitions.named(&format!("{META}.DeleteOptions"));
@@ -349,7 +359,7 @@ impl Writer<'_, '_> {
                 "update" => Operation::replace(id("replace"), &part.body, &body),
                 "patch" => {
                     let patch = self.definitions.named(&format!("{META}.Patch"));
-                    Operation::patch(id("patch"), &part.body, &patch, &body)
+                    Operation::patch(id("patch"), &part.body, (&patch, patches(kind)), &body)
                 }
                 _ => continue,
             });

@@ -104,6 +104,12 @@ fn custom_kinds_bring_their_own_schema() {
         json!({})
     );
     assert_eq!(old["paths"]["/apis/stable.example.com/v1/crontabs"]["get"]["tags"], json!(["stableExampleCom_v1"]));
+    // kubectl applies with a strategic merge patch where that is told of.
+    let item = "/apis/stable.example.com/v1/namespaces/{namespace}/crontabs/{name}";
+    assert_eq!(
+        old["paths"][item]["patch"]["consumes"],
+        json!(["application/json-patch+json", "application/merge-patch+json", "application/apply-patch+yaml"])
+    );
 }
 
 #[test]
