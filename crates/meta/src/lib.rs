@@ -8,6 +8,7 @@
 
 pub mod apply;
 pub mod decode;
+pub mod formats;
 pub mod labels;
 mod managed;
 pub mod names;

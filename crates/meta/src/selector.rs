@@ -2,6 +2,8 @@
 //!
 //! Follows `k8s.io/apimachinery/pkg/labels` and `pkg/fields`.
 
+mod parse;
+
 use serde_json::Value;
 
 use crate::labels::Labels;
@@ -113,18 +115,7 @@ impl LabelSelector {
 
     /// Parses `a=b,c!=d,e in (f,g),h notin (i),j,!k,l>1,m<2`.
     pub fn parse(text: &str) -> Result<Self, String> {
-        let mut out = Self::default();
-        for part in split_outside_parentheses(text) {
-            let part = part.trim();
-            if part.is_empty() {
-                if text.trim().is_empty() {
-                    continue;
-                }
-                return Err(unparsable(text, "found '', expected: identifier"));
-            }
-            out.requirements.push(parse_requirement(part).map_err(|why| unparsable(text, &why))?);
-        }
-        Ok(out)
+        Ok(Self { requirements: parse::requirements(text)?, nothing: false })
     }
 }
 
@@ -148,104 +139,6 @@ impl std::fmt::Display for LabelSelector {
         }
         Ok(())
     }
-}
-
-fn unparsable(text: &str, why: &str) -> String {
-    format!("unable to parse requirement: {why} in {text:?}")
-}
-
-fn split_outside_parentheses(text: &str) -> Vec<&str> {
-    let (mut parts, mut depth, mut from) = (Vec::new(), 0usize, 0);
-    for (at, byte) in text.bytes().enumerate() {
-        match byte {
-            b'(' => depth += 1,
-            b')' => depth = depth.saturating_sub(1),
-            b',' if depth == 0 => {
-                parts.push(&text[from..at]);
-                from = at + 1;
-            }
-            _ => {}
-        }
-    }
-    parts.push(&text[from..]);
-    parts
-}
-
-fn parse_requirement(part: &str) -> Result<Requirement, String> {
-    let make = |key: &str, operator, values: Vec<Box<str>>| {
-        let key = key.trim();
-        check_key(key)?;
-        for value in &values {
-            check_value(value)?;
-        }
-        Ok(Requirement { key: key.into(), operator, values })
-    };
-    if let Some(key) = part.strip_prefix('!') {
-        return make(key, Operator::DoesNotExist, Vec::new());
-    }
-    if let Some(open) = part.find('(') {
-        let inner = part[open + 1..].strip_suffix(')').ok_or("found '', expected: ',' or ')'")?;
-        let mut words = part[..open].split_whitespace();
-        let (key, word) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
-        let operator = match (word, words.next()) {
-            ("in", None) => Operator::In,
-            ("notin", None) => Operator::NotIn,
-            _ => return Err(format!("found '{word}', expected: in, notin")),
-        };
-        return make(key, operator, inner.split(',').map(|v| v.trim().into()).collect());
-    }
-    for (sign, operator) in [("!=", Operator::NotIn), ("==", Operator::In), ("=", Operator::In)] {
-        if let Some((key, value)) = part.split_once(sign) {
-            return make(key, operator, vec![value.trim().into()]);
-        }
-    }
-    for sign in ['>', '<'] {
-        if let Some((key, value)) = part.split_once(sign) {
-            let number = value.trim().parse().map_err(|_| {
-                format!(
-                    "values[0][{key}]: Invalid value: {value:?}: for 'Gt', 'Lt' operators, the value must be an integer"
-                )
-            })?;
-            return make(
-                key,
-                if sign == '>' { Operator::GreaterThan(number) } else { Operator::LessThan(number) },
-                Vec::new(),
-            );
-        }
-    }
-    make(part, Operator::Exists, Vec::new())
-}
-
-const MAX_NAME: usize = 63;
-const MAX_PREFIX: usize = 253;
-
-fn is_name_part(text: &str) -> bool {
-    let edge = |b: Option<&u8>| b.is_some_and(u8::is_ascii_alphanumeric);
-    let bytes = text.as_bytes();
-    edge(bytes.first())
-        && edge(bytes.last())
-        && bytes.iter().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
-}
-
-fn check_key(key: &str) -> Result<(), String> {
-    let (prefix, name) = key.rsplit_once('/').map_or((None, key), |(p, n)| (Some(p), n));
-    let prefix_fine =
-        prefix.is_none_or(|p| !p.is_empty() && p.len() <= MAX_PREFIX && is_name_part(p) && !p.contains('_'));
-    if prefix_fine && name.len() <= MAX_NAME && is_name_part(name) {
-        return Ok(());
-    }
-    Err(format!(
-        "key: Invalid value: {key:?}: name part must consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric character (e.g. 'MyName',  or 'my.name',  or '123-abc', regex used for validation is '([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]')"
-    ))
-}
-
-fn check_value(value: &str) -> Result<(), String> {
-    if value.is_empty() || (value.len() <= MAX_NAME && is_name_part(value)) {
-        return Ok(());
-    }
-    Err(format!(
-        "values[0]: Invalid value: {value:?}: a valid label must be an empty string or consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric character (e.g. 'MyValue',  or 'my_value',  or '12345', regex used for validation is '(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?')"
-    ))
 }
 
 /// `field=value` and `field!=value`, all of which must hold.
@@ -273,7 +166,8 @@ impl FieldSelector {
             });
             let (field, value, equal) =
                 found.ok_or_else(|| format!("invalid selector: '{text}'; can't understand '{term}'"))?;
-            out.terms.push((field.into(), unescape(value).into(), equal));
+            let value = unescape(value).map_err(|why| format!("invalid field selector: {why}"))?;
+            out.terms.push((field.into(), value.into(), equal));
         }
         Ok(out)
     }
@@ -311,13 +205,23 @@ fn split_unescaped(text: &str) -> Vec<&str> {
     parts
 }
 
-fn unescape(text: &str) -> String {
+fn unescape(text: &str) -> Result<String, String> {
     let mut out = String::with_capacity(text.len());
     let mut chars = text.chars();
     while let Some(c) = chars.next() {
-        out.push(if c == '\\' { chars.next().unwrap_or('\\') } else { c });
+        match c {
+            '\\' => match chars.next() {
+                Some(c @ ('\\' | ',' | '=')) => out.push(c),
+                other => {
+                    let sequence: String = ['\\'].into_iter().chain(other).collect();
+                    return Err(format!("invalid escape sequence: {sequence}"));
+                }
+            },
+            ',' | '=' => return Err(format!("unescaped character in value: {}", c as u32)),
+            c => out.push(c),
+        }
     }
-    out
+    Ok(out)
 }
 
 #[cfg(test)]
@@ -353,6 +257,13 @@ mod tests {
         let get = |f: &str| if f == "spec.nodeName" { "a,b" } else { "" };
         assert!(FieldSelector::parse("spec.nodeName=a\\,b,x!=y").unwrap().matches_by(get));
         assert!(!FieldSelector::parse("spec.nodeName!=a\\,b").unwrap().matches_by(get));
-        assert!(FieldSelector::parse("nonsense").is_err());
+        for (text, expect) in [
+            ("nonsense", "invalid selector: 'nonsense'; can't understand 'nonsense'"),
+            ("a=b=c", "invalid field selector: unescaped character in value: 61"),
+            ("a=b\\", "invalid field selector: invalid escape sequence: \\"),
+            ("a=b\\x", "invalid field selector: invalid escape sequence: \\x"),
+        ] {
+            assert_eq!(FieldSelector::parse(text), Err(expect.to_string()), "{text}");
+        }
     }
 }

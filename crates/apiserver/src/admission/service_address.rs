@@ -115,6 +115,10 @@ impl Plugin for ServiceAddress {
         }
         let name = service["metadata"]["name"].as_str().unwrap_or_default().to_string();
         let refuse = |errors: Vec<FieldError>| Status::invalid("", "Service", &name, &errors);
+        let asked = resources::kinds::service::asked_addresses(&service["spec"]);
+        if !asked.is_empty() {
+            return Err(refuse(asked));
+        }
         let Some(spec) = service["spec"].as_object_mut() else { return Ok(()) };
         let before = old.and_then(|old| old["spec"].as_object());
         keep_addresses(spec, old);

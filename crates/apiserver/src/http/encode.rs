@@ -64,7 +64,7 @@ impl Negotiated {
             .get_all(header::ACCEPT_ENCODING)
             .iter()
             .any(|v| v.to_str().is_ok_and(|v| v.split(',').any(|e| e.trim().starts_with("gzip"))));
-        let accept: Vec<&str> = headers
+        let mut accept: Vec<&str> = headers
             .get_all(header::ACCEPT)
             .iter()
             .filter_map(|v| v.to_str().ok())
@@ -81,6 +81,9 @@ impl Negotiated {
                 pretty: false,
                 json_too: true,
             });
+        }
+        if accept.len() > 1 {
+            accept.sort_by_key(|clause| preference(clause));
         }
         let mut best: Option<(Format, View)> = None;
         let (mut plain, mut json_too) = (None, false);
@@ -149,6 +152,14 @@ pub fn wants_pretty(headers: &HeaderMap, query: &str) -> bool {
 }
 
 /// As the framework under upstream says it, which looks at types alone.
+/// Where a clause stands among others: what the client likes best first, and what it names before what it would take.
+fn preference(clause: &str) -> (u16, bool) {
+    let quality = clause.split(';').find_map(|part| part.trim().strip_prefix("q=")?.parse::<f32>().ok());
+    // Qualities have three digits at most.
+    let dislike = 1000 - (quality.unwrap_or(1.0).clamp(0.0, 1.0) * 1000.0) as u16;
+    (dislike, clause.starts_with("*/"))
+}
+
 fn nothing_acceptable(verb: meta::Verb) -> Status {
     let mut message = String::from(
         "406: Not Acceptable\n\nAvailable representations: application/json, application/yaml, application/vnd.kubernetes.protobuf",

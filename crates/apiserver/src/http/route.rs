@@ -75,6 +75,29 @@ pub fn pairs(query: &str) -> impl Iterator<Item = (String, String)> {
     })
 }
 
+/// What Go says of a text that is no number.
+pub fn not_a_number(function: &str, text: &str, error: &std::num::ParseIntError) -> String {
+    use std::num::IntErrorKind::{NegOverflow, PosOverflow};
+    let why = if matches!(error.kind(), PosOverflow | NegOverflow) { "value out of range" } else { "invalid syntax" };
+    format!("strconv.{function}: parsing {text:?}: {why}")
+}
+
+/// Options that hold one value.
+const ONCE: [&str; 12] = [
+    "labelSelector",
+    "fieldSelector",
+    "limit",
+    "continue",
+    "resourceVersion",
+    "resourceVersionMatch",
+    "allowWatchBookmarks",
+    "sendInitialEvents",
+    "timeoutSeconds",
+    "watch",
+    "fieldManager",
+    "fieldValidation",
+];
+
 fn options(query: &str) -> Result<(Options, bool), Status> {
     let mut out = Options::default();
     let mut watch = false;
@@ -82,11 +105,18 @@ fn options(query: &str) -> Result<(Options, bool), Status> {
     let truth = |value: &str| !value.eq_ignore_ascii_case("false") && value != "0";
     let number = |value: &str| {
         let number: Result<i64, _> = value.parse();
-        let number =
-            number.map_err(|_| Status::bad_request(format!("strconv.ParseInt: parsing {value:?}: invalid syntax")))?;
+        let number = number.map_err(|error| Status::bad_request(not_a_number("ParseInt", value, &error)))?;
         Ok::<_, Status>(u64::try_from(number).ok())
     };
+    let mut seen: Vec<String> = Vec::new();
     for (key, value) in pairs(query) {
+        // Of what is said more than once, the first counts.
+        if ONCE.contains(&&*key) {
+            if seen.contains(&key) {
+                continue;
+            }
+            seen.push(key.clone());
+        }
         match &*key {
             "labelSelector" => out.label_selector = Some(value),
             "fieldSelector" => out.field_selector = Some(value),
@@ -164,11 +194,14 @@ pub fn parse(method: &Method, path: &str, query: &str) -> Result<Route, Status> 
     }
     let (options, watch) = options(query)?;
     request.options = options;
+    if *method == Method::HEAD {
+        return Err(Status::wrong_method());
+    }
     request.verb = match (method, request.name.is_empty()) {
-        (&Method::GET | &Method::HEAD, true) if watch || old_watch => Verb::Watch,
-        (&Method::GET | &Method::HEAD, true) => Verb::List,
-        (&Method::GET | &Method::HEAD, false) if old_watch || (watch && request.subresource.is_empty()) => Verb::Watch,
-        (&Method::GET | &Method::HEAD, false) => Verb::Get,
+        (&Method::GET, true) if watch || old_watch => Verb::Watch,
+        (&Method::GET, true) => Verb::List,
+        (&Method::GET, false) if old_watch || (watch && request.subresource.is_empty()) => Verb::Watch,
+        (&Method::GET, false) => Verb::Get,
         (&Method::POST, true) => Verb::Create,
         (&Method::POST, false) if !request.subresource.is_empty() => Verb::Create,
         (&Method::PUT, false) => Verb::Update,

@@ -38,8 +38,10 @@ fn field_validation(target: &Target<'_>) -> Result<FieldValidation, Status> {
     }
 }
 
-fn media_type(content_type: &str) -> &str {
-    content_type.split(';').next().unwrap_or_default().trim()
+/// The type alone, in small letters, which nearly all clients use.
+fn media_type(content_type: &str) -> std::borrow::Cow<'_, str> {
+    let media = content_type.split(';').next().unwrap_or_default().trim();
+    if media.bytes().any(|b| b.is_ascii_uppercase()) { media.to_ascii_lowercase().into() } else { media.into() }
 }
 
 fn unsupported(content_type: &str, supported: &str) -> Status {
@@ -80,7 +82,7 @@ fn parse(body: &RequestBody) -> Result<(Value, Issues), Status> {
         RequestBody::Value { value, .. } => Ok((value.clone(), Issues::default())),
         RequestBody::Bytes { content_type, bytes } => {
             let refuse = |error: &dyn std::fmt::Display| Status::bad_request(error.to_string());
-            match media_type(content_type) {
+            match &*media_type(content_type) {
                 "" | "application/json" => meta::decode::json(bytes).map_err(|e| refuse(&e)),
                 "application/yaml" => meta::decode::yaml(bytes).map_err(|e| refuse(&e)),
                 "application/vnd.kubernetes.protobuf" => Ok((
@@ -95,9 +97,30 @@ fn parse(body: &RequestBody) -> Result<(Value, Issues), Status> {
     }
 }
 
+/// The type of a body that is not the resource itself.
+fn options_type(kind: &str) -> Option<meta::schema::View<'static>> {
+    let types = meta::schema::builtin();
+    let (group, version) = match kind {
+        "DeleteOptions" => return types.named("io.k8s.apimachinery.pkg.apis.meta.v1.DeleteOptions"),
+        "Scale" => ("autoscaling", "v1"),
+        "Eviction" => ("policy", "v1"),
+        "TokenRequest" => ("authentication.k8s.io", "v1"),
+        _ => return None,
+    };
+    types.kind(&meta::Gvk::new(group, version, kind))
+}
+
 /// `DeleteOptions`, `Eviction` and other bodies that are not the resource itself.
 pub fn decode_options(body: &RequestBody, kind: &str) -> Result<Value, Status> {
-    let (value, _) = parse(body)?;
+    let (mut value, _) = parse(body)?;
+    if value.is_object()
+        && let Some(view) = options_type(kind)
+    {
+        let misfit = meta::schema::prune(view, &mut value, &mut Issues::default());
+        misfit.map_err(|error| {
+            Status::bad_request(format!("{kind} in version \"v1\" cannot be handled as a {kind}: {error}"))
+        })?;
+    }
     match value["kind"].as_str() {
         Some(said) if said != kind && !said.is_empty() => {
             Err(Status::bad_request(format!("no kind \"{said}\" is registered for this request; it takes {kind}")))
@@ -224,6 +247,14 @@ pub fn decode_object(_server: &ApiServer, target: &Target<'_>, body: &RequestBod
         let found = meta::schema::json_type(&value);
         let why = format!(
             "couldn't get version/kind; json parse error: json: cannot unmarshal {found} into Go value of type {go}"
+        );
+        return Err(unrecognized(kind, body, why));
+    }
+    let strange = ["apiVersion", "kind"].into_iter().find(|f| !matches!(value[*f], Value::Null | Value::String(_)));
+    if let Some(field) = strange {
+        let found = meta::schema::json_type(&value[field]);
+        let why = format!(
+            "couldn't get version/kind; json parse error: json: cannot unmarshal {found} into Go struct field .{field} of type string"
         );
         return Err(unrecognized(kind, body, why));
     }
@@ -391,7 +422,9 @@ impl Document {
     pub fn of(server: &ApiServer, target: &Target<'_>) -> Result<Self, Status> {
         check_options(target)?;
         if target.request.verb == Verb::Update {
-            return Ok(Self::Put(decode_object(server, target, &target.request.body)?));
+            let body = decode_object(server, target, &target.request.body)?;
+            metadata::named_as_url(target, &body)?;
+            return Ok(Self::Put(body));
         }
         let content_type = match &target.request.body {
             RequestBody::None => return Err(Status::bad_request("the request has no body")),
@@ -416,7 +449,7 @@ impl Document {
             report_texts(target, twice.collect()).map_err(|why| wrong_patch(&value, why))?;
             Ok::<_, Status>(value)
         };
-        match media {
+        match &*media {
             "application/json-patch+json" => {
                 let patch = json(OF_JSON_PATCH)?;
                 if patch.as_array().is_some_and(|ops| ops.len() > MAX_JSON_PATCH_OPS) {
@@ -452,7 +485,8 @@ impl Document {
                     )));
                 }
                 expect_kind(target, &mut value)?;
-                if value["metadata"]["managedFields"].as_array().is_some_and(|m| !m.is_empty()) {
+                metadata::named_as_url(target, &value)?;
+                if value["metadata"]["managedFields"].is_array() {
                     return Err(Status::bad_request("metadata.managedFields must be nil"));
                 }
                 // Fields nobody knows make the apply fail, with a message that names them all: they stay.
@@ -473,6 +507,13 @@ impl Document {
         match self {
             Self::Put(body) => Ok(body.clone()),
             Self::Apply(body) => {
+                let uid = metadata::text(body, "uid");
+                if !uid.is_empty() {
+                    let why = format!(
+                        "uid mismatch: the provided object specified uid {uid}, and no existing object was found"
+                    );
+                    return Err(Status::conflict(target.group(), target.plural(), &target.request.name, why));
+                }
                 let nothing =
                     serde_json::json!({"kind": body["kind"], "apiVersion": body["apiVersion"], "metadata": {}});
                 let root = target.version.schema.root();
@@ -589,7 +630,9 @@ pub struct ScaleDocument(Document);
 impl ScaleDocument {
     pub fn of(target: &Target<'_>) -> Result<Self, Status> {
         if target.request.verb == Verb::Update {
-            return Ok(Self(Document::Put(decode_options(&target.request.body, "Scale")?)));
+            let scale = decode_options(&target.request.body, "Scale")?;
+            metadata::named_as_url(target, &scale)?;
+            return Ok(Self(Document::Put(scale)));
         }
         let (content_type, value) = match &target.request.body {
             RequestBody::Bytes { content_type, bytes } => {
@@ -600,7 +643,7 @@ impl ScaleDocument {
             RequestBody::Value { content_type, value } => (*content_type, value.clone()),
             RequestBody::None => return Err(Status::bad_request("the request has no body")),
         };
-        match media_type(content_type) {
+        match &*media_type(content_type) {
             "application/json-patch+json" => Ok(Self(Document::JsonPatch(value))),
             // A Scale has no lists: all three mean the same.
             "application/merge-patch+json"
@@ -613,19 +656,26 @@ impl ScaleDocument {
         }
     }
 
-    pub fn changed(&self, before: &Value) -> Result<Value, Status> {
+    /// The changed Scale; fields that it does not have are told the client.
+    pub fn changed(&self, target: &Target<'_>, before: &Value) -> Result<Value, Status> {
         let said = |error: meta::patch::PatchError| Status::bad_request(error.to_string());
-        match &self.0 {
-            Document::Put(scale) => Ok(scale.clone()),
-            Document::JsonPatch(patch) => meta::patch::json(before.clone(), patch).map_err(said),
+        let came = match &self.0 {
+            Document::Put(scale) => return Ok(scale.clone()),
+            Document::JsonPatch(patch) => meta::patch::json(before.clone(), patch).map_err(said)?,
             Document::MergePatch(patch) => {
                 let mut scale = before.clone();
                 meta::patch::merge(&mut scale, patch).map_err(said)?;
-                Ok(scale)
+                scale
             }
             Document::StrategicPatch(_) | Document::Apply(_) => {
-                Err(Status::internal("a scale is not patched this way"))
+                return Err(Status::internal("a scale is not patched this way"));
             }
+        };
+        let (mut scale, mut issues) = (came.clone(), Issues::default());
+        if let Some(view) = options_type("Scale") {
+            let fits = meta::schema::prune(view, &mut scale, &mut issues).map_err(|error| error.to_string());
+            fits.and_then(|()| report(target, &issues)).map_err(|why| wrong_patch(&came, why))?;
         }
+        Ok(scale)
     }
 }

@@ -50,10 +50,17 @@ impl DeleteOptions {
             );
         }
         options.propagation = query("propagationPolicy").map(str::to_string);
-        match query("orphanDependents") {
-            Some("true") => options.propagation = Some("Orphan".into()),
-            Some("false") => options.propagation = Some("Background".into()),
-            _ => {}
+        let both = |policy: &str| {
+            let path = meta::FieldPath::new("propagationPolicy");
+            let why = "orphanDependents and deletionPropagation cannot be both set";
+            let error = meta::FieldError::invalid(&path, policy, why);
+            Status::invalid("meta.k8s.io", "DeleteOptions", "", &[error])
+        };
+        if let Some(orphan @ ("true" | "false")) = query("orphanDependents") {
+            if let Some(policy) = &options.propagation {
+                return Err(both(policy));
+            }
+            options.propagation = Some(if orphan == "true" { "Orphan" } else { "Background" }.into());
         }
         let body = match &request.body {
             RequestBody::None => return options.checked(),
@@ -66,10 +73,7 @@ impl DeleteOptions {
         }
         if let Some(orphan) = body["orphanDependents"].as_bool() {
             if let Some(policy) = &options.propagation {
-                let path = meta::FieldPath::new("propagationPolicy");
-                let why = "orphanDependents and deletionPropagation cannot be both set";
-                let error = meta::FieldError::invalid(&path, policy.as_str(), why);
-                return Err(Status::invalid("meta.k8s.io", "DeleteOptions", "", &[error]));
+                return Err(both(policy));
             }
             options.propagation = Some(if orphan { "Orphan" } else { "Background" }.into());
         }

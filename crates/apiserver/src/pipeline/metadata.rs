@@ -69,6 +69,20 @@ pub fn agree_with_url(target: &Target<'_>, body: &mut Value) -> Result<(), Statu
     Ok(())
 }
 
+/// A body that is put where the URL says must say so itself.
+pub fn named_as_url(target: &Target<'_>, body: &Value) -> Result<(), Status> {
+    let name = &target.request.name;
+    match text(body, "name") {
+        "" => Err(Status::bad_request(format!(
+            "the name of the object ({name} based on URL) was undeterminable: name must be provided"
+        ))),
+        said if said != name => Err(Status::bad_request(format!(
+            "the name of the object ({said}) does not match the name on the URL ({name})"
+        ))),
+        _ => Ok(()),
+    }
+}
+
 /// A new object's identity. `managedFields` that came with the body stay for field management to judge.
 pub fn prepare_create(body: &mut Value, now: &str, generation: bool) -> Result<(), Status> {
     let metadata = of(body)?;
@@ -186,12 +200,8 @@ pub fn validate_name(target: &Target<'_>, body: &Value) -> Vec<FieldError> {
     {
         errors.push(FieldError::invalid(&path.child("generateName"), base, why));
     }
-    let path_segment = if matches!(name, "." | "..") {
-        Some(format!("may not be '{name}'"))
-    } else {
-        ['/', '%'].into_iter().find(|c| name.contains(*c)).map(|c| format!("may not contain '{c}'"))
-    };
-    if let Some(why) = path_segment.or_else(|| strategy.validate_name(name, false).err()) {
+    let wrong = strategy.validate_name(name, false).err();
+    if let Some(why) = wrong.or_else(|| resources::validate::formats::not_a_path_segment(name)) {
         errors.push(FieldError::invalid(&path.child("name"), name, why));
     }
     errors

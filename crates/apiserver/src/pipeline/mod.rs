@@ -148,6 +148,15 @@ impl ApiServer {
         if resource.namespaced && request.namespace.is_empty() && !matches!(request.verb, Verb::List | Verb::Watch) {
             return Err(if request.verb == Verb::Create { Status::wrong_method() } else { Status::unknown_path() });
         }
+        let in_itself = &*resource.plural == "namespaces" && resource.group.is_empty();
+        if !resource.namespaced && !request.namespace.is_empty() && !in_itself || request.name.contains('/') {
+            return Err(Status::unknown_path());
+        }
+        if matches!(request.verb, Verb::Get | Verb::Patch | Verb::Delete)
+            && let Some(why) = resources::validate::formats::not_a_path_segment(&request.name)
+        {
+            return Err(Status::bad_request(format!("Name parameter invalid: {:?}: {why}", request.name)));
+        }
         let target = Target { caller, served, version, request: &request };
         if let Some(trail) = &caller.trail {
             Box::pin(tell_body(trail, &target)).await;
@@ -157,6 +166,9 @@ impl ApiServer {
         if !request.subresource.is_empty() {
             let sub = resource.subresource(&request.subresource).ok_or_else(Status::unknown_path)?;
             return match (&sub.kind, request.verb) {
+                (SubresourceKind::Part, verb) if request.subresource == "finalize" && verb != Verb::Update => {
+                    Err(Status::wrong_method())
+                }
                 (SubresourceKind::Status | SubresourceKind::Part, Verb::Get) => Box::pin(self.get(target)).await,
                 (SubresourceKind::Status | SubresourceKind::Part, Verb::Update | Verb::Patch) => {
                     Box::pin(self.update(target)).await

@@ -57,10 +57,9 @@ enum Freshness {
 }
 
 fn parse_revision(text: &str) -> Result<Revision, Status> {
-    text.parse().map_err(|_| {
-        Status::bad_request(format!(
-            "resourceVersion: Invalid value: {text:?}: strconv.ParseUint: parsing {text:?}: invalid syntax"
-        ))
+    text.parse().map_err(|error| {
+        let why = crate::http::route::not_a_number("ParseUint", text, &error);
+        Status::bad_request(format!("resourceVersion: Invalid value: {text:?}: {why}"))
     })
 }
 
@@ -91,7 +90,10 @@ pub fn selection(target: &Target<'_>) -> Result<Selection, Status> {
         if !known {
             // A kind that selects by nothing of its own is upstream's general case.
             let general = resource.selectable.is_empty() && !resource.custom;
-            return Err(Status::bad_request(if general {
+            let of_its_own = (&*resource.group, &*resource.kind) == ("batch", "Job");
+            return Err(Status::bad_request(if of_its_own {
+                format!("field label {field:?} not supported for Job")
+            } else if general {
                 format!("{field:?} is not a known field selector: only \"metadata.name\", \"metadata.namespace\"")
             } else {
                 format!("field label not supported: {field}")
@@ -360,17 +362,25 @@ fn page_of_cache(cache: &crate::cache::Cache, selection: &Selection, after: Opti
 fn parse_token(token: &str) -> Result<ContinueToken, Status> {
     let invalid =
         |why: String| Status::bad_request(format!("invalid continue token: continue key is not valid: {why}"));
-    let bytes = URL_SAFE_NO_PAD.decode(token.trim_end_matches('=')).map_err(|e| invalid(e.to_string()))?;
+    let bytes = URL_SAFE_NO_PAD.decode(token.trim_end_matches('=')).map_err(|e| {
+        use base64::DecodeError::InvalidByte;
+        let at = if let InvalidByte(at, _) = e { at } else { token.len() / 4 * 4 };
+        invalid(format!("illegal base64 data at input byte {at}"))
+    })?;
     // Read as a tree first, whose errors are upstream's.
     meta::decode::json(&bytes).map_err(|e| invalid(e.plain()))?;
     let token: ContinueToken = serde_json::from_slice(&bytes).map_err(|e| invalid(e.to_string()))?;
-    if token.v != TOKEN_VERSION
-        || token.rv == 0
-        || token.rv < NEWEST
-        || token.start.is_empty()
-        || token.start.contains("..")
-    {
-        return Err(invalid("incorrect encoded version or start".into()));
+    if token.v != TOKEN_VERSION {
+        return Err(invalid(format!("server does not recognize this encoded version {}", token.v)));
+    }
+    if token.rv == 0 || token.rv < NEWEST {
+        return Err(invalid(format!("incorrect encoded start resourceVersion (version {TOKEN_VERSION})")));
+    }
+    if token.start.is_empty() {
+        return Err(invalid(format!("encoded start key empty (version {TOKEN_VERSION})")));
+    }
+    if token.start.contains("..") {
+        return Err(invalid(token.start));
     }
     Ok(token)
 }

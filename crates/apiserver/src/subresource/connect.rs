@@ -12,13 +12,13 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Status
 use http_body_util::{BodyExt, StreamBody};
 use hyper::body::{Frame, Incoming};
 use hyper_util::rt::TokioIo;
-use meta::{Object, Reason, Status, Value};
+use meta::{FieldError, FieldPath, Object, Reason, Status, Value};
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::http::Body;
 use crate::http::lasting::Lasting;
-use crate::http::route::Connect;
+use crate::http::route::{self, Connect};
 use crate::server::ApiServer;
 
 /// Where kubelets listen.
@@ -52,8 +52,11 @@ pub async fn serve(
     call: Connect,
     request: Request<Incoming>,
 ) -> Result<Response<Body>, Status> {
-    server.await_newest().await?;
     let r = &call.request;
+    if r.subresource == "log" {
+        check_log_options(&r.name, &call.query)?;
+    }
+    server.await_newest().await?;
     let proxied = r.subresource == "proxy";
     if proxied
         && call.rest.is_empty()
@@ -68,7 +71,7 @@ pub async fn serve(
         ("pods", "proxy") => pod_proxy(server, &call)?,
         ("services", "proxy") => service_proxy(server, &call)?,
         ("nodes", "proxy") => {
-            let (address, _) = kubelet(server, node_name(&r.name))?;
+            let (address, _) = kubelet(server, split_target("node", &r.name)?.1)?;
             Destination {
                 address,
                 tls: true,
@@ -102,18 +105,44 @@ fn with_query(path: &str, query: &str) -> String {
     if query.is_empty() { path.into() } else { format!("{path}?{query}") }
 }
 
-/// `[scheme:]name[:port]`
-fn split_target(name: &str) -> Result<(&str, &str, &str), Status> {
-    match name.split(':').collect::<Vec<_>>()[..] {
-        [name] => Ok(("", name, "")),
-        [name, port] => Ok(("", name, port)),
-        [scheme @ ("" | "http" | "https"), name, port] => Ok((scheme, name, port)),
-        _ => Err(Status::bad_request(format!("invalid service request {name:?}"))),
+/// What may be asked of a log: counts that make sense, and one beginning.
+fn check_log_options(pod: &str, query: &str) -> Result<(), Status> {
+    let mut errors = Vec::new();
+    let said = |key: &str| route::pairs(query).find(|(k, v)| k == key && !v.is_empty()).map(|(_, value)| value);
+    for (key, least, why) in [
+        ("tailLines", 0, "must be greater than or equal to 0"),
+        ("limitBytes", 1, "must be greater than 0"),
+        ("sinceSeconds", 1, "must be greater than 0"),
+    ] {
+        let Some(text) = said(key) else { continue };
+        let number: Result<i64, _> = text.parse();
+        let number = number.map_err(|e| Status::bad_request(route::not_a_number("ParseInt", &text, &e)))?;
+        if number < least {
+            errors.push(FieldError::invalid(&FieldPath::new(key), number, why));
+        }
     }
+    if let Some(time) = said("sinceTime") {
+        meta::time::canonical(&time, false).map_err(Status::bad_request)?;
+        if said("sinceSeconds").is_some() {
+            let why = "at most one of `sinceTime` or `sinceSeconds` may be specified";
+            errors.push(FieldError::forbidden(&FieldPath::new("[]"), why));
+        }
+    }
+    if errors.is_empty() { Ok(()) } else { Err(Status::invalid("", "PodLogOptions", pod, &errors)) }
 }
 
-fn node_name(name: &str) -> &str {
-    split_target(name).map_or(name, |(_, name, _)| name)
+/// `[scheme:]name[:port]`
+fn split_target<'n>(kind: &str, name: &'n str) -> Result<(&'n str, &'n str, &'n str), Status> {
+    let (scheme, id, port) = match name.split(':').collect::<Vec<_>>()[..] {
+        [name] => ("", name, ""),
+        [name, port] => ("", name, port),
+        [scheme @ ("" | "http" | "https"), name, port] => (scheme, name, port),
+        _ => ("", "", ""),
+    };
+    if id.is_empty() {
+        return Err(Status::bad_request(format!("invalid {kind} request {name:?}")));
+    }
+    Ok((scheme, id, port))
 }
 
 /// The address of a node's kubelet.
@@ -265,7 +294,7 @@ fn choose_container(pod: &Value, asked: &str, name: &str) -> Result<String, Stat
 }
 
 fn pod_proxy(server: &ApiServer, call: &Connect) -> Result<Destination, Status> {
-    let (scheme, name, port) = split_target(&call.request.name)?;
+    let (scheme, name, port) = split_target("pod", &call.request.name)?;
     let body = pod(server, &call.request.namespace, name)?;
     let ip = text(&body, "/status/podIP");
     let port = match port {
@@ -286,7 +315,7 @@ fn pod_proxy(server: &ApiServer, call: &Connect) -> Result<Destination, Status> 
 }
 
 fn service_proxy(server: &ApiServer, call: &Connect) -> Result<Destination, Status> {
-    let (scheme, name, port) = split_target(&call.request.name)?;
+    let (scheme, name, port) = split_target("service", &call.request.name)?;
     let address = service_endpoint(server, &call.request.namespace, name, port)?;
     let path = with_query(&or_root(&call.rest), &call.query);
     Ok(Destination { address, tls: scheme == "https", path, host: address.to_string() })

@@ -35,7 +35,7 @@ enum Leave {
 pub async fn evict(server: &ApiServer, target: Target<'_>) -> Result<Reply, Status> {
     let eviction = body::decode_options(&target.request.body, "Eviction")?;
     let name = metadata::text(&eviction, "name");
-    if !name.is_empty() && name != target.request.name {
+    if name != target.request.name {
         return Err(Status::bad_request("name in URL does not match name in Eviction object"));
     }
     let mut request = target.request.clone();

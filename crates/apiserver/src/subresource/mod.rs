@@ -24,6 +24,9 @@ pub async fn act(server: &ApiServer, target: Target<'_>) -> Result<Reply, Status
     NAMESPACE_LIFECYCLE.admit(server, &attributes, &target.request.name).await?;
     admit_body(server, &attributes, sub.body.clone(), &mut object).await?;
     if &*target.request.subresource == "binding" {
+        if crate::pipeline::metadata::text(&object, "name") != target.request.name {
+            return Err(Status::bad_request("name in URL does not match name in Binding object"));
+        }
         return binding::bind(server, target, &object).await;
     }
     let mut request = target.request.clone();

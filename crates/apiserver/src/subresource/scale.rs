@@ -72,7 +72,7 @@ pub async fn serve(server: &ApiServer, target: Target<'_>) -> Result<Reply, Stat
     let document = body::ScaleDocument::of(&target)?;
     let set = |object: &mut Value| {
         let before = scale_of(kind, object);
-        let scale = document.changed(&before)?;
+        let scale = document.changed(&target, &before)?;
         let named = metadata::text(&scale, "resourceVersion");
         if !named.is_empty() && named != metadata::text(object, "resourceVersion") {
             return Err(Status::conflict(target.group(), target.plural(), &target.request.name, metadata::MODIFIED));

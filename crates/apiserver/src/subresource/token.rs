@@ -25,6 +25,20 @@ pub async fn create(server: &ApiServer, target: Target<'_>) -> Result<Reply, Sta
     let account = server.lookup("", "serviceaccounts", namespace, name).ok_or_else(|| target.not_found())?;
     let attributes = admission::Attributes::new(&target, admission::Operation::Create)?;
     admission::validate(server, &attributes, Some(&review), None).await?;
+    let refuse_name = |field: &str, said: &str| {
+        let error = FieldError::invalid(
+            &FieldPath::new(&format!("metadata.{field}")),
+            said,
+            format!("must match the service account {field}"),
+        );
+        Err(Status::invalid("authentication.k8s.io", "TokenRequest", name, &[error]))
+    };
+    for (field, own) in [("name", name), ("namespace", namespace)] {
+        let said = review["metadata"][field].as_str().unwrap_or_default();
+        if !said.is_empty() && said != own {
+            return refuse_name(field, said);
+        }
+    }
     let spec = &review["spec"];
     let seconds = spec["expirationSeconds"].as_i64().unwrap_or(DEFAULT_SECONDS);
     let path = FieldPath::new("spec.expirationSeconds");
@@ -54,6 +68,9 @@ pub async fn create(server: &ApiServer, target: Target<'_>) -> Result<Reply, Sta
                 return Err(Status::bad_request(why));
             }
         };
+        if text("name").is_empty() {
+            return Err(Status::bad_request("Name parameter required."));
+        }
         let object =
             server.lookup("", plural, ns, text("name")).ok_or_else(|| Status::not_found("", plural, text("name")))?;
         if !text("uid").is_empty() && text("uid") != &*object.meta.uid {

@@ -225,8 +225,9 @@ fn merge_list(merge: Merge<'_>, original: Vec<Value>, changes: &[Value]) -> Resu
         return Err(PatchError::unprocessable("lists of lists are not supported"));
     }
     if all().any(|item| item.is_object() != objects) {
-        let shown: Vec<&Value> = all().collect();
-        return Err(PatchError::invalid(format!("list element types are not identical: {shown:?}")));
+        let shown: Vec<String> = all().map(Value::to_string).collect();
+        let shown = shown.join(" ");
+        return Err(PatchError::invalid(format!("list element types are not identical: [{shown}]")));
     }
     if !objects {
         let server_order = original.clone();

@@ -159,6 +159,9 @@ impl Walk<'_> {
                 {
                     map.insert(field.name.to_string(), Value::clone(default));
                 }
+                if go && holds_defaults(view, field) && map.get(&*field.name).is_none_or(Value::is_null) {
+                    map.insert(field.name.to_string(), Value::Object(Map::new()));
+                }
             }
         }
         let mut failed = None;
@@ -176,8 +179,8 @@ impl Walk<'_> {
                 return false;
             };
             let inner = view.of(field);
-            // Go leaves empty lists and maps out where it leaves zeroes out; nothing that is stored has them.
-            if self.defaults && go && field.presence == Presence::NonZero && is_empty_collection(inner, value) {
+            // What Go cannot tell from absent is absent; nothing that is stored has it.
+            if self.defaults && go && field.presence == Presence::NonZero && is_absent(inner, value) {
                 return false;
             }
             if value.is_null() {
@@ -219,12 +222,25 @@ impl Walk<'_> {
 /// The struct below [`Scalar::SchemaOrBool`] and its like.
 pub(crate) const JSON_SCHEMA_PROPS: &str = "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.JSONSchemaProps";
 
-fn is_empty_collection(view: View<'_>, value: &Value) -> bool {
+/// A zero value that `omitempty` leaves out. Structs are never empty to it, and what has its own encoding is not looked into.
+fn is_absent(view: View<'_>, value: &Value) -> bool {
     match (view.shape(), value) {
         (Shape::List { .. }, Value::Array(items)) => items.is_empty(),
         (Shape::Map { .. }, Value::Object(map)) => map.is_empty(),
+        (Shape::Scalar(Scalar::String | Scalar::Bytes), Value::String(text)) => text.is_empty(),
+        (Shape::Scalar(Scalar::Boolean), Value::Bool(said)) => !said,
+        (Shape::Scalar(scalar), Value::Number(_)) => {
+            !matches!(scalar, Scalar::Any | Scalar::IntOrString) && is_zero(value)
+        }
         _ => false,
     }
+}
+
+/// A struct that is always there in Go, so that what is below it has its defaults even where nobody said anything.
+fn holds_defaults(view: View<'_>, field: &Field) -> bool {
+    matches!(&*field.name, "spec" | "template" | "jobTemplate")
+        && field.presence != Presence::Pointer
+        && matches!(view.of(field).shape(), Shape::Struct(_))
 }
 
 fn any(view: View<'_>) -> bool {
@@ -529,8 +545,24 @@ mod tests {
         check(
             POD,
             json!({"metadata": {"creationTimestamp": "2024-02-03T04:05:06.7+01:00"}}),
-            Ok((json!({"metadata": {"creationTimestamp": "2024-02-03T03:05:06Z"}}), &[])),
+            Ok((json!({"metadata": {"creationTimestamp": "2024-02-03T03:05:06Z"}, "spec": {}}), &[])),
         );
+    }
+
+    #[test]
+    fn zero_is_absent_where_go_cannot_tell_them_apart() {
+        check(
+            ("apps", "v1", "Deployment"),
+            json!({"spec": {"replicas": 0, "paused": false, "minReadySeconds": 0, "strategy": {"type": ""}, "selector": {},
+                   "template": {"spec": {"restartPolicy": "", "hostNetwork": false, "automountServiceAccountToken": false}}}}),
+            Ok((
+                json!({"spec": {"replicas": 0, "strategy": {}, "selector": {},
+                       "template": {"spec": {"automountServiceAccountToken": false}}}}),
+                &[],
+            )),
+        );
+        check(("apps", "v1", "Deployment"), json!({}), Ok((json!({"spec": {"template": {"spec": {}}}}), &[])));
+        check(("", "v1", "ReplicationController"), json!({"spec": null}), Ok((json!({"spec": {"replicas": 1}}), &[])));
     }
 
     #[test]

@@ -5,7 +5,7 @@ use serde_json::Map;
 
 use crate::cells::{age, name};
 use crate::strategy::{Context, Strategy};
-use crate::validate::{At, Errors, expressions, formats, selectors};
+use crate::validate::{At, Errors, expressions, formats, selectors, webhooks};
 use meta::Tree;
 
 kinds! {
@@ -18,8 +18,6 @@ kinds! {
 }
 
 const OPERATIONS: [&str; 5] = ["*", "CONNECT", "CREATE", "DELETE", "UPDATE"];
-/// Versions of reviews this server sends.
-const REVIEWS: [&str; 2] = ["v1", "v1beta1"];
 const WEBHOOK_SECONDS: i64 = 10;
 
 fn default_rules(holder: &mut Value, path: &str) {
@@ -76,67 +74,6 @@ fn check_rule(rule: &At<'_>, errors: &mut Errors) {
     errors.may_one_of(&rule.child("scope"), &["*", "Cluster", "Namespaced"]);
 }
 
-fn check_url(at: &At<'_>, errors: &mut Errors) {
-    // As Go takes an URL apart; each part that is wrong is shown alone.
-    let (url, fragment) = at.str().split_once('#').unwrap_or((at.str(), ""));
-    let (url, query) = url.split_once('?').unwrap_or((url, ""));
-    let (scheme, rest) = url.split_once(':').unwrap_or(("", url));
-    if scheme != "https" {
-        errors.invalid_as(at, scheme, "'https' is the only allowed URL scheme; desired format: https://host[/path]");
-    }
-    let authority = rest.strip_prefix("//").and_then(|rest| rest.split('/').next()).unwrap_or_default();
-    let (user, host) = authority.rsplit_once('@').unwrap_or(("", authority));
-    if host.is_empty() {
-        errors.invalid_as(at, "", "host must be specified; desired format: https://host[/path]");
-    }
-    for (part, what) in [(user, "user information is"), (fragment, "fragments are"), (query, "query parameters are")] {
-        if !part.is_empty() {
-            errors.invalid_as(at, part, format!("{what} not permitted in the URL"));
-        }
-    }
-}
-
-/// A service's path: segments that could be names.
-fn check_path(at: &At<'_>, errors: &mut Errors) {
-    let path = at.str();
-    match path {
-        "" | "/" => return,
-        "//" => return errors.invalid(at, "segment[0] may not be empty"),
-        _ => {}
-    }
-    if !path.starts_with('/') {
-        errors.invalid(at, "must start with a '/'");
-    }
-    let rest = path.get(1..).unwrap_or_default();
-    for (n, segment) in rest.strip_suffix('/').unwrap_or(rest).split('/').enumerate() {
-        if segment.is_empty() {
-            errors.invalid(at, format!("segment[{n}] may not be empty"));
-            continue;
-        }
-        for complaint in formats::dns_subdomain(segment) {
-            errors.invalid(at, format!("segment[{n}]: {complaint}"));
-        }
-    }
-}
-
-/// Where a webhook listens: at a URL or behind a service.
-fn check_client(at: &At<'_>, errors: &mut Errors) {
-    let (url, service) = (at.child("url"), at.child("service"));
-    match (url.there(), service.there()) {
-        (true, false) => check_url(&url, errors),
-        (false, true) => {
-            errors.need(&service.child("name"), "service name is required");
-            errors.need(&service.child("namespace"), "service namespace is required");
-            let port = service.child("port");
-            if port.there() && !port.number().is_some_and(|p| (1..=65535).contains(&p)) {
-                errors.invalid(&port, format!("port is not valid: {}", crate::validate::PORT_RANGE));
-            }
-            check_path(&service.child("path"), errors);
-        }
-        _ => errors.required(at, "exactly one of url or service is required"),
-    }
-}
-
 fn check_webhook(hook: &At<'_>, errors: &mut Errors) {
     let name = hook.child("name");
     if errors.need(&name, "") {
@@ -164,12 +101,12 @@ fn check_webhook(hook: &At<'_>, errors: &mut Errors) {
     }
     selectors::label_selector(&hook.child("namespaceSelector"), errors);
     selectors::label_selector(&hook.child("objectSelector"), errors);
-    check_client(&hook.child("clientConfig"), errors);
+    webhooks::client(&hook.child("clientConfig"), errors);
     let versions = hook.child("admissionReviewVersions");
     if versions.value.list("").is_empty() {
         errors.required(&versions, "must specify one of v1, v1beta1");
-    } else if !versions.items().any(|v| REVIEWS.contains(&v.str())) {
-        errors.invalid(&versions, "must include at least one of v1, v1beta1");
+    } else {
+        webhooks::review_versions(&versions, errors);
     }
     for condition in hook.each("matchConditions") {
         errors.need_format(&condition.child("name"), formats::qualified_name);

@@ -272,8 +272,10 @@ impl Strategy for HorizontalPodAutoscaler {
         if least.number().is_some_and(|min| max < min) {
             errors.invalid_as(&most, max, "must be greater than or equal to `minReplicas`");
         }
-        errors.need(&spec.child("scaleTargetRef.kind"), "");
-        errors.need(&spec.child("scaleTargetRef.name"), "");
+        for field in ["scaleTargetRef.kind", "scaleTargetRef.name"].map(|f| spec.child(f)) {
+            errors.need(&field, "");
+            errors.path_segment(&field);
+        }
         for metric in spec.each("metrics") {
             check_metric(&metric, &mut errors);
         }

@@ -136,7 +136,7 @@ impl Strategy for Endpoints {
                     errors.invalid(&ip, complaint);
                 }
                 errors.may_format(&address.child("hostname"), formats::dns_label);
-                errors.may_format(&address.child("nodeName"), formats::dns_subdomain);
+                errors.format_if_set(&address.child("nodeName"), formats::dns_subdomain);
             }
             let several = subset.value.list("ports").len() > 1;
             for port in subset.each("ports") {
@@ -146,7 +146,7 @@ impl Strategy for Endpoints {
                 errors.may_format(&port.child("name"), formats::dns_label);
                 errors.port(&port.child("port"));
                 errors.need_one_of(&port.child("protocol"), &["SCTP", "TCP", "UDP"]);
-                errors.may_format(&port.child("appProtocol"), formats::qualified_name);
+                errors.format_if_set(&port.child("appProtocol"), formats::qualified_name);
             }
         }
         errors.0

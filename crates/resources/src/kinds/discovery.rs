@@ -89,7 +89,7 @@ impl Strategy for EndpointSlice {
                     }
                 }
             }
-            errors.may_format(&endpoint.child("nodeName"), formats::dns_subdomain);
+            errors.format_if_set(&endpoint.child("nodeName"), formats::dns_subdomain);
             errors.may_format(&endpoint.child("hostname"), formats::dns_label);
             for (hints, format) in [
                 ("hints.forZones", formats::label_value as fn(&str) -> Vec<String>),
@@ -114,7 +114,7 @@ impl Strategy for EndpointSlice {
                 errors.duplicate(&name);
             }
             errors.need_one_of(&port.child("protocol"), &["SCTP", "TCP", "UDP"]);
-            errors.may_format(&port.child("appProtocol"), formats::qualified_name);
+            errors.format_if_set(&port.child("appProtocol"), formats::qualified_name);
         }
         errors.0
     }

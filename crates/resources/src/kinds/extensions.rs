@@ -1,12 +1,12 @@
 //! What extends the API: custom resource definitions and API services.
 
-use meta::{FieldError, Value};
+use meta::{FieldError, FieldPath, Value};
 use serde_json::{Map, json};
 
 use crate::cells::{age, name, some_of};
 use crate::kinds::Plain;
 use crate::strategy::{Context, Strategy};
-use crate::validate::{At, Errors, formats, rules, structural};
+use crate::validate::{At, Errors, formats, rules, same, structural, webhooks};
 use meta::Tree;
 
 /// API servers of a storage version shown before the rest is counted.
@@ -19,6 +19,9 @@ kinds! {
 }
 
 const COLUMN_TYPES: [&str; 5] = ["boolean", "date", "integer", "number", "string"];
+/// Bytes of a version's deprecation warning.
+const MAX_WARNING: usize = 256;
+const SIMPLE_PATH: &str = "must be a simple json path starting with .";
 const COLUMN_FORMATS: [&str; 9] = ["", "byte", "date", "date-time", "double", "float", "int32", "int64", "password"];
 /// Groups of the project itself, whose APIs need its approval.
 const PROTECTED: [&str; 2] = ["k8s.io", "kubernetes.io"];
@@ -66,35 +69,96 @@ fn check_scale(scale: &At<'_>, errors: &mut Errors) {
         if required && !errors.need(&path, "") {
             continue;
         }
+        if !path.blank() && !path.str().starts_with('.') {
+            errors.invalid(&path, SIMPLE_PATH);
+            continue;
+        }
         let below = |root: &str| path.str().strip_prefix(root).is_some_and(|rest| rest.starts_with('.'));
         if !path.blank() && !(if root.is_empty() { below(".spec") || below(".status") } else { below(root) }) {
-            let where_ = if root.is_empty() { ".spec or .status" } else { root };
+            let where_ = if root.is_empty() { "either .spec or .status" } else { root };
             errors.invalid(&path, format!("should be a json path under {where_}"));
         }
     }
 }
 
-fn check_version(version: &At<'_>, unchanged: &[&str], errors: &mut Errors) {
+/// Fields that all versions have alike, which upstream moves out of them before it looks: complaints name the place they
+/// were moved to, and come once.
+#[derive(Clone, Copy, Default)]
+struct Alike {
+    schema: bool,
+    subresources: bool,
+    columns: bool,
+    selectable: bool,
+}
+
+impl Alike {
+    fn of(versions: &[Value]) -> Self {
+        let alike = |field: &str| versions.iter().all(|v| same(v.at(field), versions[0].at(field)));
+        Self {
+            schema: alike("schema"),
+            subresources: alike("subresources"),
+            columns: alike("additionalPrinterColumns"),
+            selectable: alike("selectableFields"),
+        }
+    }
+}
+
+/// A field of a version where complaints look for it; nothing where another version has said it already.
+fn part<'v>(version: &At<'v>, field: &str, alike: bool, moved: &str, first: bool) -> At<'v> {
+    let at = version.child(field);
+    match alike {
+        true if first => At { path: FieldPath::new(moved), ..at },
+        true => At { value: &Value::Null, ..at },
+        false => at,
+    }
+}
+
+fn check_warning(version: &At<'_>, errors: &mut Errors) {
+    let warning = version.child("deprecationWarning");
+    if !warning.there() {
+        return;
+    }
+    if !version.value.flag("deprecated") {
+        return errors.invalid(&warning, "can only be set for deprecated versions");
+    }
+    if warning.str().len() > MAX_WARNING {
+        errors.invalid(&warning, format!("must be <= {MAX_WARNING} characters long"));
+    }
+    if warning.str().is_empty() {
+        errors.invalid(&warning, "must not be an empty string");
+    }
+    if let Some((at, _)) = warning.str().char_indices().find(|(_, c)| c.is_control()) {
+        let why = "must only contain printable UTF-8 characters; non-printable character found at index";
+        errors.invalid(&warning, format!("{why} {at}"));
+    }
+}
+
+fn check_version(version: &At<'_>, unchanged: &[&str], alike: Alike, first: bool, errors: &mut Errors) {
     let name = version.child("name");
     joined(&name, name.str(), "", errors);
-    let schema = version.child("schema.openAPIV3Schema");
+    if first {
+        // The version that other versions are compared with has a field of its own.
+        joined(&At { path: FieldPath::new("spec.version"), ..name.clone() }, name.str(), "", errors);
+    }
+    let schema = part(version, "schema.openAPIV3Schema", alike.schema, "spec.validation.openAPIV3Schema", first);
     if schema.there() {
         let before = errors.0.len();
         structural::schema(&schema, errors);
         // Rules over a schema that is wrong would only be complained about in riddles.
         if errors.0.len() == before {
+            structural::defaults(&schema, errors);
             rules::schema(&schema, unchanged.contains(&version.value.text("name")), errors);
         }
-        selectable(version, &schema, errors);
-    } else {
-        errors.required(&schema, "schemas are required");
+    } else if !version.value.has("schema.openAPIV3Schema") {
+        errors.required(&version.child("schema.openAPIV3Schema"), "");
     }
-    check_scale(&version.child("subresources.scale"), errors);
-    let warning = version.child("deprecationWarning");
-    if warning.there() && !version.value.flag("deprecated") {
-        errors.invalid(&warning, "can only be set for deprecated versions");
-    }
-    for column in version.each("additionalPrinterColumns") {
+    let fields = part(version, "selectableFields", alike.selectable, "spec.selectableFields", first);
+    selectable(&fields, version.value.at("schema.openAPIV3Schema"), errors);
+    let scale = part(version, "subresources.scale", alike.subresources, "spec.subresources.scale", first);
+    check_scale(&scale, errors);
+    check_warning(version, errors);
+    let columns = part(version, "additionalPrinterColumns", alike.columns, "spec.additionalPrinterColumns", first);
+    for column in columns.items() {
         errors.need(&column.child("name"), "");
         let (kind, format) = (column.child("type"), column.child("format"));
         let one_of = format!("must be one of {}", COLUMN_TYPES.join(","));
@@ -104,22 +168,24 @@ fn check_version(version: &At<'_>, unchanged: &[&str], errors: &mut Errors) {
         if !COLUMN_FORMATS.contains(&format.str()) {
             errors.invalid(&format, format!("must be one of {}", COLUMN_FORMATS[1..].join(",")));
         }
-        errors.need(&column.child("jsonPath"), "");
+        let path = At { path: column.path.child("JSONPath"), ..column.child("jsonPath") };
+        if errors.need(&path, "") && !path.str().starts_with('.') {
+            errors.invalid(&path, SIMPLE_PATH);
+        }
     }
 }
 
 /// Selectable fields of one version, at most.
 const MAX_SELECTABLE: usize = 8;
 
-fn selectable(version: &At<'_>, schema: &At<'_>, errors: &mut Errors) {
-    let fields = version.child("selectableFields");
+fn selectable(fields: &At<'_>, schema: &Value, errors: &mut Errors) {
     let mut seen = std::collections::HashSet::new();
     for field in fields.items() {
         let path = field.child("jsonPath");
         if !errors.need(&path, "") {
             continue;
         }
-        let (found, at) = match rules::field_path(path.str(), schema.value, false) {
+        let (found, at) = match rules::field_path(path.str(), schema, false) {
             Ok((found, at)) => (found, at),
             Err(why) => {
                 errors.invalid(&path, format!("is an invalid path: {why}"));
@@ -142,21 +208,33 @@ fn selectable(version: &At<'_>, schema: &At<'_>, errors: &mut Errors) {
 }
 
 fn check_conversion(at: &At<'_>, errors: &mut Errors) {
-    let (webhook, client) = (at.child("webhook"), at.child("webhook.clientConfig"));
+    // Complaints name the fields of the older version, as upstream's do.
+    let client = At { path: at.path.child("webhookClientConfig"), ..at.child("webhook.clientConfig") };
+    let versions =
+        At { path: at.path.child("conversionReviewVersions"), ..at.child("webhook.conversionReviewVersions") };
+    const OTHERWISE: &str = "should not be set when strategy is not set to Webhook";
     errors.need_one_of(&at.child("strategy"), &["None", "Webhook"]);
     match at.value.text("strategy") {
         "Webhook" => {
             if !client.there() {
                 errors.required(&client, "required when strategy is set to Webhook");
-            } else if client.value.has("url") == client.value.has("service") {
-                errors.required(&client, "exactly one of url or service is required");
+            } else {
+                webhooks::client(&client, errors);
             }
-            if webhook.value.list("conversionReviewVersions").is_empty() {
-                errors.required(&webhook.child("conversionReviewVersions"), "");
+            if versions.value.list("").is_empty() {
+                errors.required(&versions, "");
+            } else {
+                webhooks::review_versions(&versions, errors);
             }
         }
-        _ if webhook.there() => errors.forbidden(&webhook, "should not be set when strategy is not set to Webhook"),
-        _ => {}
+        _ => {
+            if client.there() {
+                errors.forbidden(&client, OTHERWISE);
+            }
+            if !versions.value.list("").is_empty() {
+                errors.forbidden(&versions, OTHERWISE);
+            }
+        }
     }
 }
 
@@ -185,8 +263,9 @@ fn check_definition(object: &Value, unchanged: &[&str]) -> Errors {
         );
     }
     let versions = spec.child("versions");
-    for version in versions.items() {
-        check_version(&version, unchanged, &mut errors);
+    let alike = Alike::of(versions.value.list(""));
+    for (at, version) in versions.items().enumerate() {
+        check_version(&version, unchanged, alike, at == 0, &mut errors);
     }
     let names: std::collections::HashSet<&str> = versions.items().map(|v| v.value.text("name")).collect();
     if names.len() != versions.items().count() {
@@ -491,7 +570,7 @@ mod tests {
         );
         check(
             &[("spec.versions", json!([{"name": "v1", "storage": true}]))],
-            &["spec.versions[0].schema.openAPIV3Schema: Required value: schemas are required"],
+            &["spec.versions[0].schema.openAPIV3Schema: Required value"],
         );
         assert!(
             CustomResourceDefinition

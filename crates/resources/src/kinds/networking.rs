@@ -45,9 +45,11 @@ fn check_backend(at: &At<'_>, errors: &mut Errors) {
         (true, true) => errors.invalid_as(at, "", "cannot set both resource and service backends"),
         (false, false) => errors.invalid_as(at, "", "resource or service backend is required"),
         (true, false) => {
-            errors.may_format(&resource.child("apiGroup"), formats::dns_subdomain);
-            errors.need(&resource.child("kind"), "kind is required");
-            errors.need(&resource.child("name"), "name is required");
+            errors.format_if_set(&resource.child("apiGroup"), formats::dns_subdomain);
+            for (field, detail) in [("kind", "kind is required"), ("name", "name is required")] {
+                errors.need(&resource.child(field), detail);
+                errors.path_segment(&resource.child(field));
+            }
         }
         (false, true) => {
             errors.need_format(&service.child("name"), formats::dns_label);
@@ -119,7 +121,7 @@ fn check_ingress(spec: &At<'_>, errors: &mut Errors) {
         }
         errors.may_format(&tls.child("secretName"), formats::dns_subdomain);
     }
-    errors.may_format(&spec.child("ingressClassName"), formats::dns_subdomain);
+    errors.format_if_set(&spec.child("ingressClassName"), formats::dns_subdomain);
 }
 
 const CLASS_ANNOTATION: &str = "kubernetes.io/ingress.class";
@@ -205,12 +207,16 @@ impl Strategy for IngressClass {
         }
         let parameters = spec.child("parameters");
         if parameters.there() {
-            errors.need(&parameters.child("kind"), "kind is required");
-            errors.need(&parameters.child("name"), "name is required");
+            errors.format_if_set(&parameters.child("apiGroup"), formats::dns_subdomain);
+            for (field, detail) in [("kind", "kind is required"), ("name", "name is required")] {
+                errors.need(&parameters.child(field), detail);
+                errors.path_segment(&parameters.child(field));
+            }
             errors.may_one_of(&parameters.child("scope"), &["Cluster", "Namespace"]);
             let namespace = parameters.child("namespace");
             match (parameters.value.text("scope"), namespace.there()) {
                 ("Namespace", false) => errors.required(&namespace, "`parameters.scope` is set to 'Namespace'"),
+                ("Namespace", true) => errors.format(&namespace, formats::dns_label),
                 ("Cluster", true) => errors.forbidden(&namespace, "`parameters.scope` is set to 'Cluster'"),
                 _ => {}
             }

@@ -55,6 +55,7 @@ impl Strategy for Node {
             &mut errors,
         );
         let ranges = at.child("spec.podCIDRs");
+        errors.unique(ranges.items());
         for range in ranges.items() {
             for complaint in formats::cidr(range.str()) {
                 errors.invalid(&range, complaint);

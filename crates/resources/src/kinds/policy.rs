@@ -10,7 +10,7 @@ use crate::cells::{age, name, quantity};
 use crate::defaults;
 use crate::strategy::{Context, Strategy};
 use crate::validate::workloads::{at_most_all, int_or_percent};
-use crate::validate::{At, Errors, IMMUTABLE, resources, selectors};
+use crate::validate::{At, Errors, IMMUTABLE, formats, resources, selectors};
 use meta::Tree;
 
 kinds! {
@@ -282,7 +282,9 @@ impl Strategy for LimitRange {
         let (spec, mut errors) = (At::new(object.at("spec"), "spec"), Errors::default());
         for limit in spec.each("limits") {
             let kind = limit.child("type");
-            if errors.need(&kind, "")
+            let before = errors.0.len();
+            errors.format(&kind, formats::qualified_name);
+            if errors.0.len() == before
                 && !kind.str().contains('/')
                 && !["Container", "PersistentVolumeClaim", "Pod"].contains(&kind.str())
             {

@@ -46,6 +46,7 @@ fn check_binding(object: &Value, roles: &[&str], namespaced: bool) -> Errors {
     errors.one_of(&at.child("roleRef.apiGroup"), &[GROUP]);
     errors.one_of(&at.child("roleRef.kind"), roles);
     errors.need(&at.child("roleRef.name"), "");
+    errors.path_segment(&at.child("roleRef.name"));
     for subject in at.each("subjects") {
         let (name, group) = (subject.child("name"), subject.child("apiGroup"));
         errors.need(&name, "");

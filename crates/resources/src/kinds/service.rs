@@ -134,7 +134,7 @@ fn check_ports(spec: &At<'_>, errors: &mut Errors) {
         errors.port(&number);
         errors.need_one_of(&protocol, &PROTOCOLS);
         errors.port_or_name(&port.child("targetPort"));
-        errors.may_format(&port.child("appProtocol"), formats::qualified_name);
+        errors.format_if_set(&port.child("appProtocol"), formats::qualified_name);
         if !numbers.insert((protocol.str(), number.number())) {
             errors.0.push(FieldError::duplicate(&port.path, json!({"port": number.value, "protocol": protocol.value})));
         }
@@ -184,12 +184,20 @@ fn check_type(spec: &At<'_>, errors: &mut Errors) {
         }
         _ => {}
     }
+    errors.format_if_set(&spec.child("loadBalancerClass"), formats::qualified_name);
     for (field, of) in [("allocateLoadBalancerNodePorts", "LoadBalancer"), ("loadBalancerClass", "LoadBalancer")] {
         let field = spec.child(field);
         if field.there() && kind.str() != of {
             errors.forbidden(&field, format!("may only be used when `type` is '{of}'"));
         }
     }
+}
+
+/// What is wrong with the addresses and families somebody asked for, before any are given out.
+pub fn asked_addresses(spec: &Value) -> Vec<FieldError> {
+    let mut errors = Errors::default();
+    check_addresses(&At::new(spec, "spec"), &mut errors);
+    errors.0
 }
 
 fn check_addresses(spec: &At<'_>, errors: &mut Errors) {

@@ -1,11 +1,13 @@
 //! storage.k8s.io: storage classes, attachments and CSI.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use meta::{FieldError, Value};
 use serde_json::json;
 
 use crate::cells::{age, name, or_none, quantity, texts};
 use crate::strategy::{Context, Strategy};
-use crate::validate::{At, Errors, IMMUTABLE, formats, resources, same, selectors};
+use crate::validate::{At, Errors, IMMUTABLE, formats, resources, same, selectors, volumes};
 use meta::Tree;
 
 kinds! {
@@ -17,8 +19,41 @@ kinds! {
     CsiStorageCapacity: "Name|StorageClassName|Capacity";
 }
 
+const LIFECYCLES: [&str; 2] = ["Ephemeral", "Persistent"];
+/// Bytes of the name a CSI driver gives a node.
+const MAX_NODE_ID: usize = 256;
+
 const DEFAULT_CLASS_ANNOTATIONS: [&str; 2] =
     ["storageclass.kubernetes.io/is-default-class", "storageclass.beta.kubernetes.io/is-default-class"];
+
+/// Where a class's volumes may be: terms that differ, each of keys that differ, each with values that differ.
+fn check_topologies(at: &At<'_>, errors: &mut Errors) {
+    let mut terms = Vec::new();
+    for term in at.items() {
+        let expressions = term.child("matchLabelExpressions");
+        let mut wanted = BTreeMap::new();
+        for expression in expressions.items() {
+            let (key, values) = (expression.child("key"), expression.child("values"));
+            if values.value.list("").is_empty() {
+                errors.required(&values, "");
+            }
+            let mut seen = BTreeSet::new();
+            for value in values.items() {
+                if !seen.insert(value.str()) {
+                    errors.duplicate(&value);
+                }
+            }
+            errors.format(&key, formats::qualified_name);
+            if wanted.insert(key.str(), seen).is_some() {
+                errors.duplicate(&key);
+            }
+        }
+        if terms.contains(&wanted) {
+            errors.0.push(FieldError::duplicate(&expressions.path, ""));
+        }
+        terms.push(wanted);
+    }
+}
 
 impl Strategy for StorageClass {
     fn default(&self, object: &mut Value) {
@@ -40,6 +75,7 @@ impl Strategy for StorageClass {
         }
         errors.may_one_of(&at.child("reclaimPolicy"), &["Delete", "Retain"]);
         errors.need_one_of(&at.child("volumeBindingMode"), &["Immediate", "WaitForFirstConsumer"]);
+        check_topologies(&at.child("allowedTopologies"), &mut errors);
         errors.0
     }
 
@@ -75,9 +111,14 @@ impl Strategy for VolumeAttachment {
 
     fn validate_create(&self, _cx: &Context<'_>, object: &Value) -> Vec<FieldError> {
         let (spec, mut errors) = (At::new(object.at("spec"), "spec"), Errors::default());
-        errors.need(&spec.child("attacher"), "");
-        errors.need_format(&spec.child("nodeName"), formats::dns_subdomain);
+        errors.driver_name(&spec.child("attacher"));
+        errors.format(&spec.child("nodeName"), formats::dns_subdomain);
         let source = spec.child("source");
+        let volume = source.child("persistentVolumeName");
+        if volume.there() {
+            errors.need(&volume, "must specify non empty persistentVolumeName");
+            errors.format(&volume, formats::dns_subdomain);
+        }
         match (source.value.has("persistentVolumeName"), source.value.has("inlineVolumeSpec")) {
             (false, false) => {
                 errors.required(&source, "must specify exactly one of inlineVolumeSpec and persistentVolumeName")
@@ -160,7 +201,17 @@ impl Strategy for CsiDriver {
         let (spec, mut errors) = (At::new(object.at("spec"), "spec"), Errors::default());
         errors.need_one_of(&spec.child("fsGroupPolicy"), &["File", "None", "ReadWriteOnceWithFSType"]);
         for mode in spec.each("volumeLifecycleModes") {
-            errors.one_of(&mode, &["Ephemeral", "Persistent"]);
+            if !LIFECYCLES.contains(&mode.str()) {
+                let path = spec.child("volumeLifecycleModes").path;
+                errors.0.push(FieldError::not_supported(&path, mode.value.clone(), &LIFECYCLES));
+            }
+        }
+        for token in spec.each("tokenRequests") {
+            let seconds = token.child("expirationSeconds");
+            errors.at_least(&seconds, volumes::MIN_TOKEN_SECONDS, "may not specify a duration less than 10 minutes");
+            if seconds.number().is_some_and(|s| s > volumes::MAX_TOKEN_SECONDS) {
+                errors.invalid(&seconds, "may not specify a duration larger than 2^32 seconds");
+            }
         }
         errors.unique(spec.each("tokenRequests").map(|t| t.child("audience")));
         errors.0
@@ -208,10 +259,23 @@ impl Strategy for CsiNode {
     fn validate_create(&self, _cx: &Context<'_>, object: &Value) -> Vec<FieldError> {
         let (spec, mut errors) = (At::new(object.at("spec"), "spec"), Errors::default());
         for driver in spec.each("drivers") {
-            errors.need(&driver.child("name"), "");
-            errors.need(&driver.child("nodeID"), "");
+            errors.driver_name(&driver.child("name"));
+            let node = driver.child("nodeID");
+            errors.need(&node, "");
+            if node.str().len() > MAX_NODE_ID {
+                errors.invalid(&node, format!("must be {MAX_NODE_ID} characters or less"));
+            }
             errors.not_negative(&driver.child("allocatable.count"));
-            errors.unique(driver.each("topologyKeys"));
+            let mut keys = BTreeSet::new();
+            for key in driver.each("topologyKeys") {
+                // Upstream says of these which driver they are of, not which of them.
+                let key = At { path: driver.path.clone(), ..key };
+                errors.need(&key, "");
+                if !keys.insert(key.str()) {
+                    errors.duplicate(&key);
+                }
+                errors.format(&key, formats::qualified_name);
+            }
         }
         errors.unique(spec.each("drivers").map(|d| d.child("name")));
         errors.0

@@ -6,7 +6,7 @@ use serde_json::json;
 
 use crate::cells::{age, name, quantity};
 use crate::strategy::{Context, Strategy};
-use crate::validate::{At, Errors, formats, resources, same, scheduling, selectors};
+use crate::validate::{At, Errors, formats, resources, same, scheduling, selectors, volumes};
 use meta::Tree;
 
 kinds! {
@@ -68,6 +68,15 @@ const SOURCES: [&str; 22] = [
     "vsphereVolume",
 ];
 
+/// Secrets a CSI volume may name.
+const SECRETS: [&str; 5] = [
+    "controllerPublishSecretRef",
+    "controllerExpandSecretRef",
+    "nodePublishSecretRef",
+    "nodeStageSecretRef",
+    "nodeExpandSecretRef",
+];
+
 fn check_access_modes(at: &At<'_>, errors: &mut Errors) {
     for mode in at.items().filter(|m| !ACCESS_MODES.contains(&m.str())) {
         errors.0.push(FieldError::not_supported(&at.path, mode.value.clone(), &ACCESS_MODES));
@@ -101,6 +110,7 @@ fn check_volume_source(spec: &At<'_>, errors: &mut Errors) {
             if errors.need(&path, "") && path.str().split('/').any(|p| p == "..") {
                 errors.invalid(&path, "must not contain '..'");
             }
+            errors.may_one_of(&at.child("type"), volumes::HOST_PATH_TYPES);
             if path.str() == "/" && spec.value.text("persistentVolumeReclaimPolicy") == "Recycle" {
                 errors.forbidden(
                     &spec.child("persistentVolumeReclaimPolicy"),
@@ -110,19 +120,24 @@ fn check_volume_source(spec: &At<'_>, errors: &mut Errors) {
         }
         "local" => {
             errors.need(&at.child("path"), "");
-            if !spec.value.has("nodeAffinity.required") {
+            if !spec.value.has("nodeAffinity") {
                 errors.required(&spec.child("nodeAffinity"), "Local volume requires node affinity");
             }
         }
         "nfs" => {
             errors.need(&at.child("server"), "");
-            if errors.need(&at.child("path"), "") && !at.value.text("path").starts_with('/') {
+            errors.need(&at.child("path"), "");
+            if !at.value.text("path").starts_with('/') {
                 errors.invalid(&at.child("path"), "must be an absolute path");
             }
         }
         "csi" => {
-            errors.need(&at.child("driver"), "");
+            errors.driver_name(&at.child("driver"));
             errors.need(&at.child("volumeHandle"), "");
+            for secret in SECRETS.map(|s| at.child(s)).into_iter().filter(At::there) {
+                errors.need_format(&secret.child("name"), formats::dns_subdomain);
+                errors.need_format(&secret.child("namespace"), formats::dns_label);
+            }
         }
         _ => {}
     }
@@ -236,6 +251,15 @@ impl Strategy for PersistentVolume {
     }
 }
 
+/// The older field says nothing but of claims and snapshots.
+fn drop_strange_source(spec: &mut Value) {
+    let source = spec.at("dataSource");
+    let known = [("", "PersistentVolumeClaim"), ("snapshot.storage.k8s.io", "VolumeSnapshot")];
+    if !known.contains(&(source.text("apiGroup"), source.text("kind"))) {
+        spec.drop("dataSource");
+    }
+}
+
 /// Two fields say where a claim's contents come from; the older one knows no namespaces.
 fn mirror_data_source(spec: &mut Value) {
     if spec.has("dataSource") && !spec.has("dataSourceRef") {
@@ -298,6 +322,7 @@ impl Strategy for PersistentVolumeClaim {
     fn prepare_create(&self, _cx: &Context<'_>, object: &mut Value) {
         object.put("status", json!({"phase": "Pending"}));
         if let Some(spec) = object.at_mut("spec") {
+            drop_strange_source(spec);
             mirror_data_source(spec);
         }
     }
@@ -402,7 +427,7 @@ mod tests {
             &[
                 "spec.accessModes: Required value",
                 "spec.capacity: Required value",
-                "spec.capacity: Unsupported value: null: supported values: \"storage\"",
+                "spec.capacity: Unsupported value: \"\": supported values: \"storage\"",
                 "spec: Required value: must specify a volume type",
             ],
         );

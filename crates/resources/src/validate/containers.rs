@@ -70,7 +70,7 @@ fn environment(container: &At<'_>, errors: &mut Errors) {
             resource_ref(&resource, false, errors);
         }
         for source in ["configMapKeyRef", "secretKeyRef"].map(|s| from.child(s)).into_iter().filter(At::there) {
-            errors.may_format(&source.child("name"), formats::dns_subdomain);
+            errors.format(&source.child("name"), formats::dns_subdomain);
             errors.need_format(&source.child("key"), formats::config_key);
         }
         match count {

@@ -5,80 +5,13 @@
 
 use std::net::IpAddr;
 
-/// What is wrong, in upstream's words; nothing when all is well.
-pub type Complaints = Vec<String>;
+pub use meta::formats::{Complaints, dns_1035_label, dns_label, dns_subdomain, label_value, qualified_name};
+use meta::formats::{DNS_LABEL, MAX_SUBDOMAIN, alphanumeric, check, edged, lower_or_digit, pattern, too_long};
 
 /// A format as a rule for objects' names ([`crate::Strategy::validate_name`]); what is generated may end in a dash.
 pub fn name(format: fn(&str) -> Complaints, name: &str, generate: bool) -> Result<(), String> {
     let name = if generate { name.strip_suffix('-').unwrap_or(name) } else { name };
     format(name).into_iter().next().map_or(Ok(()), Err)
-}
-
-const DNS_LABEL: &str = "[a-z0-9]([-a-z0-9]*[a-z0-9])?";
-const MAX_LABEL: usize = 63;
-const MAX_SUBDOMAIN: usize = 253;
-
-fn pattern(what: &str, pattern: &str, examples: &[&str]) -> String {
-    let examples: Vec<String> = examples.iter().map(|e| format!("'{e}', ")).collect();
-    format!("{what} (e.g. {}regex used for validation is '{pattern}')", examples.join(" or "))
-}
-
-fn too_long(max: usize) -> String {
-    format!("must be no more than {max} characters")
-}
-
-const EMPTY: &str = "must be non-empty";
-
-/// `first rest* last`, where both ends are of `edge` and all of `edge` or `middle`.
-fn edged(text: &str, edge: fn(u8) -> bool, middle: &[u8]) -> bool {
-    let bytes = text.as_bytes();
-    let ends = bytes.first().is_some_and(|b| edge(*b)) && bytes.last().is_some_and(|b| edge(*b));
-    ends && bytes.iter().all(|b| edge(*b) || middle.contains(b))
-}
-
-fn lower_or_digit(b: u8) -> bool {
-    b.is_ascii_lowercase() || b.is_ascii_digit()
-}
-
-fn alphanumeric(b: u8) -> bool {
-    b.is_ascii_alphanumeric()
-}
-
-fn check(text: &str, max: usize, fits: bool, complaint: impl FnOnce() -> String) -> Complaints {
-    let length = (text.len() > max).then(|| too_long(max));
-    length.into_iter().chain((!fits).then(complaint)).collect()
-}
-
-pub fn dns_label(text: &str) -> Complaints {
-    let complaint = || {
-        pattern(
-            "a lowercase RFC 1123 label must consist of lower case alphanumeric characters or '-', and must start and end with an alphanumeric character",
-            DNS_LABEL,
-            &["my-name", "123-abc"],
-        )
-    };
-    check(text, MAX_LABEL, edged(text, lower_or_digit, b"-"), complaint)
-}
-
-pub fn dns_1035_label(text: &str) -> Complaints {
-    let fits = edged(text, lower_or_digit, b"-") && text.as_bytes()[0].is_ascii_lowercase();
-    check(text, MAX_LABEL, fits, || {
-        pattern(
-            "a DNS-1035 label must consist of lower case alphanumeric characters or '-', start with an alphabetic character, and end with an alphanumeric character",
-            "[a-z]([-a-z0-9]*[a-z0-9])?",
-            &["my-name", "abc-123"],
-        )
-    })
-}
-
-pub fn dns_subdomain(text: &str) -> Complaints {
-    check(text, MAX_SUBDOMAIN, text.split('.').all(|part| edged(part, lower_or_digit, b"-")), || {
-        pattern(
-            "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or '.', and must start and end with an alphanumeric character",
-            &format!("{DNS_LABEL}(\\.{DNS_LABEL})*"),
-            &["example.com"],
-        )
-    })
 }
 
 /// `*.example.com`
@@ -101,48 +34,6 @@ pub fn fully_qualified_name(text: &str) -> Complaints {
         return vec!["should be a domain with at least two segments separated by dots".into()];
     }
     complaints
-}
-
-/// `[prefix/]name`, as keys of labels and annotations.
-pub fn qualified_name(text: &str) -> Complaints {
-    const NAME: &str = "([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]";
-    const WORDS: &str = "must consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric character";
-    let shape = || pattern(WORDS, NAME, &["MyName", "my.name", "123-abc"]);
-    let mut parts = text.split('/');
-    let (name, prefix) = match (parts.next().unwrap_or_default(), parts.next(), parts.next()) {
-        (name, None, _) => (name, None),
-        (prefix, Some(name), None) => (name, Some(prefix)),
-        _ => {
-            return vec![format!(
-                "a qualified name {} with an optional DNS subdomain prefix and '/' (e.g. 'example.com/MyName')",
-                shape()
-            )];
-        }
-    };
-    let mut complaints = match prefix {
-        None => Vec::new(),
-        Some("") => vec![format!("prefix part {EMPTY}")],
-        Some(prefix) => dns_subdomain(prefix).into_iter().map(|c| format!("prefix part {c}")).collect(),
-    };
-    if name.is_empty() {
-        complaints.push(format!("name part {EMPTY}"));
-    } else if name.len() > MAX_LABEL {
-        complaints.push(format!("name part {}", too_long(MAX_LABEL)));
-    }
-    if !edged(name, alphanumeric, b"-_.") {
-        complaints.push(format!("name part {}", shape()));
-    }
-    complaints
-}
-
-pub fn label_value(text: &str) -> Complaints {
-    check(text, MAX_LABEL, text.is_empty() || edged(text, alphanumeric, b"-_."), || {
-        pattern(
-            "a valid label must be an empty string or consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric character",
-            "(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?",
-            &["MyValue", "my_value", "12345"],
-        )
-    })
 }
 
 /// The name of a port: at most 15 of `a-z0-9-`, with a letter.
@@ -223,6 +114,22 @@ pub fn percent(text: &str) -> Complaints {
 /// Go's `net.ParseIP` takes no leading zeros and no zones.
 pub fn parse_ip(text: &str) -> Option<IpAddr> {
     text.parse().ok()
+}
+
+/// Why a name cannot be one segment of a URL's path.
+pub fn not_a_path_segment(name: &str) -> Option<String> {
+    if matches!(name, "." | "..") {
+        return Some(format!("may not be '{name}'"));
+    }
+    ['/', '%'].into_iter().find(|c| name.contains(*c)).map(|c| format!("may not contain '{c}'"))
+}
+
+/// Bytes of a CSI driver's name.
+pub const MAX_DRIVER_NAME: usize = 63;
+
+/// A CSI driver's name, apart from its length. Case does not matter in it.
+pub fn driver_name(text: &str) -> Complaints {
+    dns_subdomain(&text.to_lowercase())
 }
 
 pub fn ip(text: &str) -> Complaints {

@@ -17,6 +17,7 @@ pub mod security;
 pub mod selectors;
 pub mod structural;
 pub mod volumes;
+pub mod webhooks;
 pub mod workloads;
 
 use std::collections::HashSet;
@@ -118,8 +119,10 @@ impl Errors {
         self.0.push(FieldError::not_found(&at.path, at.value.clone()));
     }
 
+    /// Absent is the empty string, in Go.
     pub fn not_supported(&mut self, at: &At<'_>, supported: &[&str]) {
-        self.0.push(FieldError::not_supported(&at.path, at.value.clone(), supported));
+        let found = if at.there() { at.value.clone() } else { "".into() };
+        self.0.push(FieldError::not_supported(&at.path, found, supported));
     }
 
     pub fn too_long(&mut self, at: &At<'_>, max_bytes: usize) {
@@ -151,6 +154,13 @@ impl Errors {
     /// A string of some format, or nothing.
     pub fn may_format(&mut self, at: &At<'_>, complaints: fn(&str) -> Vec<String>) {
         if !at.blank() {
+            self.format(at, complaints);
+        }
+    }
+
+    /// A string of some format if it was set at all, be it to nothing.
+    pub fn format_if_set(&mut self, at: &At<'_>, complaints: fn(&str) -> Vec<String>) {
+        if at.there() {
             self.format(at, complaints);
         }
     }
@@ -194,6 +204,22 @@ impl Errors {
     pub fn port(&mut self, at: &At<'_>) {
         if at.number().is_none_or(|n| !(1..=65535).contains(&n)) {
             self.invalid_as(at, at.number().unwrap_or(0), PORT_RANGE);
+        }
+    }
+
+    /// A CSI driver's name.
+    pub fn driver_name(&mut self, at: &At<'_>) {
+        self.need(at, "");
+        if at.str().len() > formats::MAX_DRIVER_NAME {
+            self.too_long(at, formats::MAX_DRIVER_NAME);
+        }
+        self.format(at, formats::driver_name);
+    }
+
+    /// A name that can be one segment of a URL's path.
+    pub fn path_segment(&mut self, at: &At<'_>) {
+        if let Some(why) = formats::not_a_path_segment(at.str()) {
+            self.invalid(at, why);
         }
     }
 

@@ -2,6 +2,8 @@
 //!
 //! Follows `k8s.io/apiextensions-apiserver/pkg/apiserver/schema`. Rules in CEL are compiled elsewhere.
 
+use std::collections::HashSet;
+
 use meta::Value;
 
 use super::{At, Errors};
@@ -183,9 +185,17 @@ fn lists_and_maps(at: &At<'_>, kind: &str, errors: &mut Errors) {
         if items.there() && items.value.text("type") != "object" {
             errors.invalid(&items.child("type"), "must be object if parent array's x-kubernetes-list-type is map");
         }
+        let mut seen = HashSet::new();
         for key in keys.items() {
-            if !items.value.map("properties").contains_key(key.str()) {
-                errors.invalid(&keys, "entries must all be names of item properties");
+            match items.value.map("properties").get(key.str()) {
+                None => errors.invalid(&keys, "entries must all be names of item properties"),
+                Some(property) => {
+                    let property = At { value: property, path: items.path.child("properties").key(key.str()) };
+                    map_key(&property, items.value.list("required").contains(key.value), errors);
+                }
+            }
+            if !seen.insert(key.str()) {
+                errors.invalid(&keys, "must not contain duplicate entries");
             }
         }
     } else if keys.there() {
@@ -193,6 +203,40 @@ fn lists_and_maps(at: &At<'_>, kind: &str, errors: &mut Errors) {
             false => errors.required(&list, "must be map if x-kubernetes-list-map-keys is non-empty"),
             true => errors.invalid(&list, "must be map if x-kubernetes-list-map-keys is non-empty"),
         }
+    }
+}
+
+/// A property that tells a list's items apart.
+fn map_key(property: &At<'_>, required: bool, errors: &mut Errors) {
+    if matches!(property.value.text("type"), "array" | "object") {
+        let detail = "must be a scalar type if parent array's x-kubernetes-list-type is map";
+        errors.invalid(&property.child("type"), detail);
+    }
+    if !required && property.value.get("default").is_none() {
+        let detail =
+            "this property is in x-kubernetes-list-map-keys, so it must have a default or be a required property";
+        errors.required(&property.child("default"), detail);
+    }
+    if property.value.flag("nullable") {
+        let detail = "this property is in x-kubernetes-list-map-keys, so it cannot be nullable";
+        errors.forbidden(&property.child("nullable"), detail);
+    }
+}
+
+/// Defaults must be what their schema asks for.
+pub fn defaults(at: &At<'_>, errors: &mut Errors) {
+    if let Some(default) = at.value.get("default")
+        && let Ok(schema) = meta::schema::structural::build(at.value, &at.path)
+    {
+        errors.0.extend(meta::schema::validate(schema.root(), default, &at.path.child("default")));
+    }
+    for (_, property) in field(at, "properties").entries() {
+        defaults(&property, errors);
+    }
+    for inner in
+        ["items", "additionalProperties"].map(|name| field(at, name)).into_iter().filter(|i| i.value.is_object())
+    {
+        defaults(&inner, errors);
     }
 }
 

@@ -38,7 +38,8 @@ const SOURCES: &[&str] = &[
     "ephemeral",
     "image",
 ];
-const HOST_PATH_TYPES: &[&str] =
+/// What a path of the host may be asked to be.
+pub const HOST_PATH_TYPES: &[&str] =
     &["", "DirectoryOrCreate", "Directory", "FileOrCreate", "File", "Socket", "CharDevice", "BlockDevice"];
 const FILE_MODE: &str = "must be a number between 0 and 0777 (octal), both inclusive";
 /// Fields the downward API shows in files.
@@ -52,8 +53,10 @@ const RESOURCES: &[&str] = &[
     "requests.memory",
     "requests.ephemeral-storage",
 ];
-const MAX_TOKEN_SECONDS: i64 = 1 << 32;
-const MIN_TOKEN_SECONDS: i64 = 600;
+/// A projected token's longest life.
+pub const MAX_TOKEN_SECONDS: i64 = 1 << 32;
+/// And its shortest.
+pub const MIN_TOKEN_SECONDS: i64 = 600;
 
 fn no_backsteps(at: &At<'_>, errors: &mut Errors) {
     if at.str().split(['/', '\\']).any(|part| part == "..") {
@@ -213,7 +216,8 @@ fn source(volume: &At<'_>, kind: &str, errors: &mut Errors) {
         "nfs" => {
             errors.need(&at.child("server"), "");
             let path = at.child("path");
-            if errors.need(&path, "") && !path.str().starts_with('/') {
+            errors.need(&path, "");
+            if !path.str().starts_with('/') {
                 errors.invalid(&path, "must be an absolute path");
             }
         }
@@ -223,7 +227,7 @@ fn source(volume: &At<'_>, kind: &str, errors: &mut Errors) {
             downward_items(&at, errors);
         }
         "projected" => projected(&at, errors),
-        "csi" => drop(errors.need(&at.child("driver"), "")),
+        "csi" => errors.driver_name(&at.child("driver")),
         "ephemeral" => drop(errors.need(&at.child("volumeClaimTemplate"), "")),
         _ => {}
     }

@@ -39,9 +39,16 @@ pub fn selector(at: &At<'_>, kind: &str, errors: &mut Errors) {
     if selects_everything(at) {
         errors.invalid(at, format!("empty selector is invalid for {kind}"));
     }
-    if LabelSelector::from_value(at.value).is_err() {
+    if !readable(at) {
         errors.invalid(at, "invalid label selector");
     }
+}
+
+/// Whether a selector can be made of this: operators that fit their values, keys and values that labels can have.
+pub fn readable(at: &At<'_>) -> bool {
+    let mut errors = Errors::default();
+    label_selector(at, &mut errors);
+    errors.0.is_empty() && LabelSelector::from_value(at.value).is_ok()
 }
 
 /// Whether a label selector fits the labels at a place; true when it cannot be read, which is said elsewhere.
@@ -54,7 +61,7 @@ pub fn matches(selector: &Value, labels: &Value) -> bool {
 pub fn selected(spec: &At<'_>, errors: &mut Errors) {
     let labels = spec.child("template.metadata.labels");
     let selector = spec.child("selector");
-    if !selector.there() || !matches(selector.value, labels.value) {
+    if !selector.there() || readable(&selector) && !matches(selector.value, labels.value) {
         errors.invalid(&labels, "`selector` does not match template `labels`");
     }
 }
