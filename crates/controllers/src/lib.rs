@@ -231,6 +231,18 @@ const CONTROLLERS: &[(&str, bool, Make)] = &[
     ("ttl-after-finished-controller", true, job_controller::ttl_after_finished),
 ];
 
+/// Upstream's controllers that are not here, and why. They may be named, so that flags written for upstream are taken.
+const ELSEWHERE: &[(&str, &str)] = &[
+    ("validatingadmissionpolicy-status-controller", "the API server does it"),
+    ("service-lb-controller", "it needs a cloud provider"),
+    ("node-route-controller", "it needs a cloud provider"),
+    ("cloud-node-lifecycle-controller", "it needs a cloud provider"),
+    ("selinux-warning-controller", "it is not supported"),
+    ("storageversion-garbage-collector-controller", "its API is not supported"),
+    ("resourcepoolstatusrequest-controller", "its API is not supported"),
+    ("evictionrequest-controller", "its API is not supported"),
+];
+
 /// Resources an older server may lack, and the controllers that are nothing without them.
 const NEEDS: &[(&str, &str, &str, &str)] = &[
     ("podcertificaterequest-cleaner-controller", "certificates.k8s.io", "v1", "podcertificaterequests"),
@@ -252,6 +264,10 @@ const NEEDS_PERIOD: Duration = Duration::from_secs(60);
 
 /// What controllers were called before their names were settled; `--controllers` takes both.
 const ALIASES: &[(&str, &str)] = &[
+    ("cloud-node-lifecycle", "cloud-node-lifecycle-controller"),
+    ("route", "node-route-controller"),
+    ("service", "service-lb-controller"),
+    ("storage-version-gc", "storageversion-garbage-collector-controller"),
     ("attachdetach", "persistentvolume-attach-detach-controller"),
     ("bootstrapsigner", "bootstrap-signer-controller"),
     ("clusterrole-aggregation", "clusterrole-aggregation-controller"),
@@ -396,7 +412,11 @@ pub async fn run(
     for wanted in &mut options.controllers {
         *wanted = canonical(wanted);
         let name = wanted.strip_prefix('-').unwrap_or(wanted);
-        if name != "*" && !names().any(|n| n == name) {
+        if let Some((_, why)) = ELSEWHERE.iter().find(|(n, _)| *n == name) {
+            if !wanted.starts_with('-') {
+                tracing::warn!(controller = name, "does not run: {why}");
+            }
+        } else if name != "*" && !names().any(|n| n == name) {
             return Err(Error::UnknownController(name.into()));
         }
     }
@@ -456,7 +476,8 @@ mod tests {
     #[test]
     fn names_old_and_new() {
         for (alias, name) in ALIASES {
-            assert!(names().any(|n| n == *name), "{alias} stands for {name}, which is none");
+            let known = names().chain(ELSEWHERE.iter().map(|e| e.0)).any(|n| n == *name);
+            assert!(known, "{alias} stands for {name}, which is none");
         }
         assert!(ACCOUNTS.iter().all(|(name, _)| names().any(|n| n == *name)));
         assert!(metrics::QUEUES.iter().all(|(name, _)| names().any(|n| n == *name)));

@@ -251,10 +251,8 @@ fn profile(from: &ProfileFile, arguments: &[(String, Arguments)]) -> Result<Prof
     if enabled.count(Point::Bind) == 0 {
         return Err(wrong(format!("at least one bind plugin is needed for profile with scheduler name {name:?}")));
     }
-    for bad in [enabled.heaviest().filter(|e| e.2 > MAX_WEIGHT), enabled.lightest().filter(|e| e.2 < 0)] {
-        if let Some((_, plugin, weight)) = bad {
-            return Err(wrong(format!("plugin {plugin:?}: weight {weight} is not in the range 0 to {MAX_WEIGHT}")));
-        }
+    if let Some((plugin, weight)) = enabled.beyond(0..=MAX_WEIGHT) {
+        return Err(wrong(format!("plugin {plugin:?}: weight {weight} is not in the range 0 to {MAX_WEIGHT}")));
     }
     let mut out = Profile { scheduler_name: name.as_str().into(), filters: enabled.filters(), ..Profile::default() };
     let score = |name: &str| enabled.weight(Point::Score, name).unwrap_or(0);

@@ -613,3 +613,56 @@ fn features_that_nodes_declare() {
         assert_eq!(cluster.ask(&pod), expect, "{pod}");
     }
 }
+
+#[test]
+fn the_earlier_alternative_is_liked_better() {
+    use crate::sources::Source;
+    let mut c = Cluster::new(&[("a", json!({})), ("b", json!({})), ("c", json!({}))]);
+    c.core.snapshot.devices.served = true;
+    let mut put = |source, kind: &str, name: &str, rest: Value| {
+        let new = Some(std::sync::Arc::new(object(kind, name, &rest)));
+        c.core.snapshot.devices.take(source, &client::Change { key: name.into(), old: None, new });
+    };
+    for (node, size) in [("a", "small"), ("b", "large"), ("c", "small")] {
+        put(
+            Source::DeviceClasses,
+            "DeviceClass",
+            size,
+            json!({"spec": {"selectors": [
+            {"cel": {"expression": format!("device.attributes['d'].size == '{size}'")}}]}}),
+        );
+        put(
+            Source::DeviceSlices,
+            "ResourceSlice",
+            node,
+            json!({"spec": {"driver": "d", "nodeName": node,
+            "pool": {"name": node, "generation": 1, "resourceSliceCount": 1},
+            "devices": [{"name": "one", "attributes": {"size": {"string": size}}}]}}),
+        );
+    }
+    let alternatives =
+        json!([{"name": "best", "deviceClassName": "large"}, {"name": "other", "deviceClassName": "small"}]);
+    put(
+        Source::DeviceClaims,
+        "ResourceClaim",
+        "n/g",
+        json!({"spec": {"devices": {"requests": [
+        {"name": "r", "firstAvailable": alternatives}]}}}),
+    );
+    let wants = json!({"spec": {"resourceClaims": [{"name": "g", "resourceClaimName": "g"}]}});
+    // The node is fuller than the others, which costs less than the alternative is worth.
+    c.place(
+        "there",
+        "b",
+        &json!({"spec": {"containers": [{"name": "c", "resources": {"requests": {"cpu": "300m"}}}]}}),
+    );
+    assert_eq!(c.ask(&wants), "b");
+    let pod = c.pod("asked", &wants);
+    let liked = c.core.assess(&pod).feasible;
+    let of = |node: &str| {
+        let liked = liked.iter().find(|l| &*c.core.snapshot.node(l.id).name == node).unwrap();
+        liked.scores.iter().find(|s| s.0 == "DynamicResources").unwrap().1
+    };
+    // Seven of eight, of a hundred, twice.
+    assert_eq!((of("b"), of("a")), (200, 174));
+}

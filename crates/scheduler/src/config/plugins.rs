@@ -254,14 +254,9 @@ impl Enabled {
         self.0.iter().filter(|e| e.0 == point).count()
     }
 
-    /// The largest weight.
-    pub fn heaviest(&self) -> Option<&(Point, &'static str, i64)> {
-        self.0.iter().max_by_key(|e| e.2)
-    }
-
-    /// The smallest.
-    pub fn lightest(&self) -> Option<&(Point, &'static str, i64)> {
-        self.0.iter().min_by_key(|e| e.2)
+    /// A plugin whose weight is not in a range, and that weight.
+    pub fn beyond(&self, range: std::ops::RangeInclusive<i64>) -> Option<(&'static str, i64)> {
+        self.0.iter().find(|e| !range.contains(&e.2)).map(|e| (e.1, e.2))
     }
 
     /// Plugins that may refuse.
