@@ -5,6 +5,7 @@
 
 pub(crate) mod amounts;
 mod certificates;
+mod default_class;
 mod default_tolerations;
 mod limit_ranger;
 mod namespace_lifecycle;
@@ -119,7 +120,7 @@ pub(crate) static NAMESPACE_LIFECYCLE: namespace_lifecycle::NamespaceLifecycle =
 type Listed = (&'static str, &'static dyn Plugin);
 
 /// Those that fill in.
-pub(crate) static MUTATING: [Listed; 11] = [
+pub(crate) static MUTATING: [Listed; 12] = [
     ("NamespaceLifecycle", &NAMESPACE_LIFECYCLE),
     ("LimitRanger", &limit_ranger::LimitRanger),
     ("ServiceAccount", &service_account::ServiceAccount),
@@ -129,6 +130,7 @@ pub(crate) static MUTATING: [Listed; 11] = [
     ("DefaultStorageClass", &storage_class::DefaultStorageClass),
     ("StorageObjectInUseProtection", &storage_protection::StorageProtection),
     ("RuntimeClass", &runtime_class::RuntimeClass),
+    ("DefaultIngressClass", &default_class::DefaultIngressClass),
     ("PodTopologyLabels", &pod_topology::PodTopologyLabels),
     ("", &service_address::ServiceAddress),
 ];

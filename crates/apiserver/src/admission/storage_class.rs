@@ -4,6 +4,7 @@ use async_trait::async_trait;
 use meta::quantity::Quantity;
 use meta::{Status, Value};
 
+use super::default_class::default_class;
 use super::{Attributes, Operation, Plugin};
 use crate::server::ApiServer;
 
@@ -29,18 +30,8 @@ impl Plugin for DefaultStorageClass {
         if !a.creates("", "persistentvolumeclaims") || chosen || !claim["spec"].is_object() {
             return Ok(());
         }
-        // The newest of several; of one moment's, the first by name.
-        let mut best: Option<Value> = None;
-        for class in server.lookup_all(GROUP, "storageclasses", "") {
-            let class = class.value().map_err(Status::internal)?;
-            let is_default = DEFAULT.iter().any(|key| class["metadata"]["annotations"][*key] == "true");
-            let made = |class: &Value| class["metadata"]["creationTimestamp"].as_str().unwrap_or_default().to_string();
-            if is_default && best.as_ref().is_none_or(|b| made(&class) > made(b)) {
-                best = Some(class);
-            }
-        }
-        if let Some(class) = best {
-            claim["spec"]["storageClassName"] = class["metadata"]["name"].clone();
+        if let Some(class) = default_class(server, GROUP, "storageclasses", &DEFAULT)? {
+            claim["spec"]["storageClassName"] = class;
         }
         Ok(())
     }

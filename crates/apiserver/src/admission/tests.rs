@@ -250,6 +250,36 @@ async fn claims() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn ingresses() {
+    let f = Fixture::start().await;
+    f.namespace("n", Value::Null).await;
+    let class = |name: &str, default: &str| {
+        let annotations = json!({"ingressclass.kubernetes.io/is-default-class": default});
+        let more = json!({"metadata": {"annotations": annotations}, "spec": {"controller": "example.com/c"}});
+        object("networking.k8s.io/v1", "IngressClass", name, more)
+    };
+    let ingress = |name: &str, annotations: Value, class: Value| {
+        let backend = json!({"service": {"name": "s", "port": {"number": 80}}});
+        let more = json!({"metadata": {"annotations": annotations}, "spec": {"ingressClassName": class, "defaultBackend": backend}});
+        object("networking.k8s.io/v1", "Ingress", name, more)
+    };
+    let classes = "networking.k8s.io/v1/ingressclasses";
+    f.create(classes, "", class("a-other", "false")).await.unwrap();
+    for (name, default, annotations, class_name, expect) in [
+        ("none", None, json!({}), Value::Null, Value::Null),
+        ("default", Some("b-main"), json!({}), Value::Null, json!("b-main")),
+        ("named", None, json!({}), json!("a-other"), json!("a-other")),
+        ("annotated", None, json!({"kubernetes.io/ingress.class": "x"}), Value::Null, Value::Null),
+    ] {
+        if let Some(default) = default {
+            f.create(classes, "", class(default, "true")).await.unwrap();
+        }
+        let made = f.create("networking.k8s.io/v1/ingresses", "n", ingress(name, annotations, class_name)).await;
+        assert_eq!(made.unwrap()["spec"]["ingressClassName"], expect, "{name}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn pod_security() {
     let f = Fixture::start().await;
     f.namespace("n", json!({"pod-security.kubernetes.io/enforce": "baseline", "pod-security.kubernetes.io/warn": "restricted", "pod-security.kubernetes.io/warn-version": "v1.30"})).await;

@@ -5,6 +5,7 @@
 //!
 //! Needs root, `ip` and `nft`; without them it says so and passes.
 
+mod growth;
 mod net;
 mod settings;
 
@@ -12,8 +13,6 @@ use std::io::Write;
 use std::net::{TcpListener, UdpSocket};
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::Service;
-use k8s_openapi::api::discovery::v1::EndpointSlice;
 use net::{CLIENT, NODE, Net, VIP, WAIT, spec, translated};
 use proxy::conntrack::{Netfilter, stale};
 use proxy::nft::{full, intact};
@@ -338,63 +337,5 @@ fn elements_by_netlink(family: Family) {
             net.answers("client", to, 80, &[who]);
         }
         net.answers("client", NODE, 30080, &[who]);
-    }
-}
-
-/// 10,000 Services of 5 endpoints: how long the whole table takes, and one endpoint's change. A measurement: run it with
-/// `cargo test -p proxy --release --test packets -- --ignored --nocapture`.
-#[test]
-#[ignore = "a measurement"]
-fn ten_thousand_services() {
-    let Some(net) = Net::new(Family::V4) else { return };
-    let service = |n: u32| -> Service {
-        let ip = std::net::Ipv4Addr::from(0x0a60_0000 + n);
-        serde_json::from_value(json!({"metadata": {"name": format!("s{n}"), "namespace": "ns"},
-            "spec": {"clusterIP": ip.to_string(), "ports": [{"port": 80}]}}))
-        .unwrap()
-    };
-    let slice = |n: u32, first: u32| -> EndpointSlice {
-        let endpoints: Vec<Value> = (first..first + 5)
-            .map(|e| json!({"addresses": [std::net::Ipv4Addr::from(0x0a08_0000 + n * 5 + e).to_string()]}))
-            .collect();
-        serde_json::from_value(json!({
-            "metadata": {"name": format!("s{n}-x"), "namespace": "ns", "labels": {"kubernetes.io/service-name": format!("s{n}")}},
-            "addressType": "IPv4", "endpoints": endpoints, "ports": [{"port": 8080}]}))
-        .unwrap()
-    };
-    let services: Vec<Service> = (0..10_000).map(service).collect();
-    let slices: Vec<EndpointSlice> = (0..10_000).map(|n| slice(n, 0)).collect();
-    let began = std::time::Instant::now();
-    let mut table = program(&services, &slices, Family::V4, &net.view(), &net.config());
-    println!("compiled in {:?}", began.elapsed());
-    let mut netfilter = net.within("node", || Netfilter::open().unwrap());
-    assert!(!netfilter.has_table(Family::V4, TABLE).unwrap());
-    let skeleton = proxy::nft::first(&table);
-    let began = std::time::Instant::now();
-    net.apply(&skeleton.text);
-    println!("without elements applied in {:?}", began.elapsed());
-    netfilter.fill(Family::V4, proxy::nft::direct(&table)).unwrap();
-    println!("all applied in {:?}", began.elapsed());
-    assert!(netfilter.has_table(Family::V4, TABLE).unwrap());
-    let listing = net.listing();
-    assert!(intact(&listing, &table));
-    let text = full(&table).text;
-    let began = std::time::Instant::now();
-    net.apply(&text);
-    println!("by nft, {} KiB, anew in {:?}", text.len() >> 10, began.elapsed());
-    for round in 0..3 {
-        let began = std::time::Instant::now();
-        let mut delta = proxy::program::Delta::default();
-        let previous = table.fragment("ns/s77").cloned();
-        let mut world = proxy::world::World::new("node");
-        world.set_service(&services[77]);
-        world.set_slice(&slice(77, round + 1));
-        let next = world.compile("ns/s77", Family::V4, &net.view(), &net.config(), previous.as_deref());
-        table.update("ns/s77", next, &mut delta);
-        let elements = proxy::nft::element_changes(&delta, &table).expect("elements only");
-        let all: Vec<_> = elements.into_iter().map(|change| (Family::V4, change)).collect();
-        let compiled = began.elapsed();
-        assert!(netfilter.change_elements(&all).unwrap());
-        println!("one endpoint changed: compiled in {compiled:?}, applied after {:?}", began.elapsed());
     }
 }
