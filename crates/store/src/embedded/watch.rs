@@ -25,6 +25,8 @@ struct Watcher {
     /// The newest revision the reader knows to be complete.
     told: Revision,
     taken: VecDeque<Arc<[Change]>>,
+    /// Everything there was at the last look has been taken.
+    current: bool,
     ended: bool,
 }
 
@@ -48,6 +50,7 @@ pub fn start(shared: Arc<Shared>, prefix: &str, after: Revision) -> Result<Watch
         position: after,
         told: after,
         taken: VecDeque::new(),
+        current: false,
         ended: false,
     };
     let items = stream::unfold(watcher, |mut watcher| async move {
@@ -70,24 +73,29 @@ impl Watcher {
                     return Ok(WatchItem::Changes(changes));
                 }
             }
-            // Marked seen before looking, so that nothing published after the look is missed.
-            self.published.borrow_and_update();
-            let (groups, revision) = {
-                let index = self.shared.read()?;
-                (index.changes_after(self.position, GROUPS_AT_ONCE)?, index.revision())
-            };
-            let groups = super::load_groups(groups).await?;
-            if let Some(last) = groups.last().and_then(|group| group.last()) {
-                self.position = last.revision;
+            if !self.current || self.published.has_changed().map_err(|_| StoreError::Closed)? {
+                // Marked seen before looking, so that nothing published after the look is missed.
+                self.published.borrow_and_update();
+                let (groups, revision) = {
+                    let index = self.shared.read()?;
+                    (index.changes_after(self.position, GROUPS_AT_ONCE)?, index.revision())
+                };
+                let groups = super::load_groups(groups).await?;
+                let last = groups.last().and_then(|group| group.last());
+                let more = last.is_some();
+                self.position = last.map_or(revision, |change| change.revision);
+                self.current = self.position == revision;
                 self.taken.extend(groups);
-                continue;
+                if more {
+                    continue;
+                }
             }
-            self.position = revision;
-            if self.told < revision {
-                self.told = revision;
-                return Ok(WatchItem::Progress(revision));
+            if self.told < self.position {
+                self.told = self.position;
+                return Ok(WatchItem::Progress(self.position));
             }
             self.published.changed().await.map_err(|_| StoreError::Closed)?;
+            self.current = false;
         }
     }
 
