@@ -253,6 +253,28 @@ async fn or_without(what: &str, ended: anyhow::Result<()>) {
     std::future::pending().await
 }
 
+/// Whether cgroups can be kept as the engine wants it, which goes before what the configuration says; an engine that
+/// does not say leaves it to that.
+async fn cgroup_driver(context: &Context) -> anyhow::Result<()> {
+    let systemd = loop {
+        match context.engine.runtime_config(v1::RuntimeConfigRequest {}).await {
+            Ok(answer) => match answer.linux {
+                Some(linux) => break linux.cgroup_driver() == v1::CgroupDriver::Systemd,
+                None => break context.config.systemd_cgroups,
+            },
+            Err(status) if status.code() == tonic::Code::Unimplemented => break context.config.systemd_cgroups,
+            Err(status) => tracing::debug!("engine does not say how it keeps cgroups: {status}"),
+        }
+        tokio::time::sleep(ENGINE_RETRY).await;
+    };
+    anyhow::ensure!(
+        !systemd || !context.config.cgroups_per_qos,
+        "the cgroup driver systemd is not supported: set cgroupDriver to cgroupfs, and the container engine to the same \
+         (containerd: SystemdCgroup = false)"
+    );
+    Ok(())
+}
+
 /// Why an agent ended that did not fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ended {
@@ -300,7 +322,9 @@ pub async fn run(
         let collecting = context.clone();
         parts.spawn(async move { images::gc::run(&collecting, policy).await });
     }
+    let driver = cgroup_driver(&context);
     let ended = tokio::select! {
+        Err(refused) = driver => Err(refused),
         () = cancel.cancelled() => Ok(Ended::Cancelled),
         () = outdated => Ok(Ended::Outdated),
         Some(ended) = parts.join_next() => match ended {

@@ -102,6 +102,8 @@ calls! {
     /// Runtime and network readiness.
     runtime.status(StatusRequest, CALL) -> StatusResponse;
     runtime.version(VersionRequest, CALL) -> VersionResponse;
+    /// How the engine wants cgroups kept.
+    runtime.runtime_config(RuntimeConfigRequest, CALL) -> RuntimeConfigResponse;
     runtime.update_runtime_config(UpdateRuntimeConfigRequest, CALL) -> UpdateRuntimeConfigResponse;
     runtime.run_pod_sandbox(RunPodSandboxRequest, SANDBOX) -> RunPodSandboxResponse;
     runtime.stop_pod_sandbox(StopPodSandboxRequest, CALL) -> StopPodSandboxResponse;

@@ -252,7 +252,8 @@ pub struct RuntimeOptions {
     pub state: PathBuf,
     #[arg(long, default_value = "/run/nauplius/runtime.sock")]
     pub socket: PathBuf,
-    #[arg(long, default_value = "/nauplius")]
+    /// Where all cgroups lie; what a kubelet asks for is below it [default: where the kubelet asks for them].
+    #[arg(long, default_value = "", hide_default_value = true)]
     pub cgroup_parent: String,
     /// Where CNI configurations are looked for; without any the built-in bridge connects pods.
     #[arg(long, default_value = "/etc/cni/net.d")]

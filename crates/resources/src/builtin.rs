@@ -329,7 +329,7 @@ static ROWS: &[Row] = &[
 
     cluster(RESOURCE, "DeviceClass", "deviceclasses").off(DEVICES_OFF).returned().is::<resource::NameAge>(),
     cluster(RESOURCE, "DeviceTaintRule", "devicetaintrules").off(&["v1beta2", "v1alpha3"]).behind("DRADeviceTaintRules")
-        .returned().status().is::<resource::NameAge>(),
+        .returned().status().is::<resource::DeviceTaintRule>(),
     row(RESOURCE, "ResourceClaim", "resourceclaims").off(DEVICES_OFF).returned().status().is::<resource::ResourceClaim>(),
     row(RESOURCE, "ResourceClaimTemplate", "resourceclaimtemplates").off(DEVICES_OFF).returned()
         .is::<resource::ResourceClaimTemplate>(),

@@ -53,7 +53,7 @@ pub struct Config {
     /// Where CRI is served.
     pub socket: PathBuf,
     /// All cgroups that this engine makes or uses lie below this path; a pod's cgroup parent that lies elsewhere is
-    /// taken as relative to it. Empty: the root.
+    /// taken as relative to it. Empty: they lie where callers ask for them.
     pub cgroup_parent: String,
     /// How pods are connected.
     pub network: NetworkConfig,

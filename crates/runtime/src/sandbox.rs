@@ -71,7 +71,8 @@ impl Engine {
     /// Runs a sandbox; on failure nothing of it is left.
     pub async fn run_sandbox(self: &Arc<Self>, config: PodSandboxConfig, handler: String) -> Result<String> {
         let id = new_id();
-        let (cgroup_parent, owns_cgroup) = self.sandbox_cgroup(&id, &config);
+        let asked = config.linux.as_ref().map(|l| l.cgroup_parent.as_str()).unwrap_or_default();
+        let (cgroup_parent, owns_cgroup) = cgroup_of(&self.config.cgroup_parent, asked, &id);
         let options = namespaces(&config);
         let own_users = users(&options).map_err(anyhow::Error::msg)?.is_some();
         if own_users && handlers::find(&handler)? != handlers::Handler::Own {
@@ -102,20 +103,6 @@ impl Engine {
         self.announce(&id, ContainerEventType::ContainerCreatedEvent, &id);
         self.announce(&id, ContainerEventType::ContainerStartedEvent, &id);
         Ok(id)
-    }
-
-    /// The parent of a sandbox's container cgroups, and whether it is ours to remove. Always below the node's own.
-    fn sandbox_cgroup(&self, id: &str, config: &PodSandboxConfig) -> (String, bool) {
-        let root = self.config.cgroup_parent.trim_matches('/');
-        let asked = config.linux.as_ref().map(|l| l.cgroup_parent.trim_matches('/')).unwrap_or_default();
-        let asked: Vec<&str> = asked.split('/').filter(|p| !p.is_empty() && *p != "." && *p != "..").collect();
-        let asked = asked.join("/");
-        let inside = root.is_empty() || asked == root || asked.starts_with(&format!("{root}/"));
-        match asked.as_str() {
-            "" => (format!("/{}", [root, id].join("/").trim_start_matches('/')), true),
-            path if inside => (format!("/{path}"), false),
-            path => (format!("/{root}/{path}"), false),
-        }
     }
 
     async fn make_sandbox(self: &Arc<Self>, sandbox: &Arc<Sandbox>) -> Result<()> {
@@ -236,6 +223,33 @@ impl Engine {
     }
 }
 
+/// Where sandboxes lie whose caller says nothing, for an engine that is not bound to a place.
+const UNASKED: &str = "nauplius";
+
+/// The parent of a sandbox's container cgroups, and whether it is ours to remove: what the caller asks for, below the
+/// engine's own where it has one.
+fn cgroup_of(root: &str, asked: &str, id: &str) -> (String, bool) {
+    let root = root.trim_matches('/');
+    let asked: Vec<&str> = asked.split('/').filter(|p| !p.is_empty() && *p != "." && *p != "..").collect();
+    let asked = match asked.as_slice() {
+        [slice] if slice.ends_with(".slice") => slices(slice),
+        parts => parts.join("/"),
+    };
+    let inside = root.is_empty() || asked == root || asked.starts_with(&format!("{root}/"));
+    match asked.as_str() {
+        "" => (format!("/{}/{id}", if root.is_empty() { UNASKED } else { root }), true),
+        path if inside => (format!("/{path}"), false),
+        path => (format!("/{root}/{path}"), false),
+    }
+}
+
+/// Where systemd keeps a slice that is called by its name alone: below those its name begins with.
+fn slices(name: &str) -> String {
+    let Some(stem) = name.strip_suffix(".slice").filter(|stem| *stem != "-") else { return String::new() };
+    let ends = stem.match_indices('-').map(|(at, _)| at).chain([stem.len()]);
+    ends.map(|end| format!("{}.slice", &stem[..end])).collect::<Vec<_>>().join("/")
+}
+
 /// Only parameters of a namespace that is the pod's own may be set: others are the node's.
 fn check_sysctl(name: &str, options: &NamespaceOption) -> Result<(), String> {
     let plain = name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-/".contains(&b)) && !name.contains("..");
@@ -336,6 +350,30 @@ mod tests {
         ] {
             assert_eq!(check_sysctl(name, &own).is_ok(), mine, "{name}");
             assert_eq!(check_sysctl(name, &host).is_ok(), nodes, "{name}");
+        }
+    }
+
+    #[test]
+    fn cgroups_lie_where_they_are_asked_for() {
+        for (root, asked, expect, own) in [
+            ("", "", "/nauplius/i", true),
+            ("", "/kubepods/burstable/pod1", "/kubepods/burstable/pod1", false),
+            ("", "/../a/./b", "/a/b", false),
+            ("/n", "", "/n/i", true),
+            ("/n", "/n/kubepods/pod1", "/n/kubepods/pod1", false),
+            ("/n", "/kubepods/pod1", "/n/kubepods/pod1", false),
+            ("", "system.slice", "/system.slice", false),
+            (
+                "",
+                "kubepods-burstable-pod12_34.slice",
+                "/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod12_34.slice",
+                false,
+            ),
+            ("", "/kubepods.slice/kubepods-pod1.slice", "/kubepods.slice/kubepods-pod1.slice", false),
+            ("/n", "a-b.slice", "/n/a.slice/a-b.slice", false),
+            ("", "-.slice", "/nauplius/i", true),
+        ] {
+            assert_eq!(cgroup_of(root, asked, "i"), (expect.to_string(), own), "{asked} in {root}");
         }
     }
 

@@ -332,7 +332,11 @@ impl File {
                 "cpuManagerPolicy",
                 "only none and static are supported",
             ),
-            (is(&self.cgroup_driver, "cgroupfs"), "cgroupDriver", "only cgroupfs is supported"),
+            (
+                is(&self.cgroup_driver, "cgroupfs") || is(&self.cgroup_driver, "systemd"),
+                "cgroupDriver",
+                "only cgroupfs and systemd are known",
+            ),
             (
                 is(&swap, "NoSwap") || is(&swap, "LimitedSwap"),
                 "memorySwap.swapBehavior",
@@ -563,6 +567,7 @@ impl File {
         set(&mut config.lease_duration, self.node_lease_duration_seconds.map(|s| Duration::from_secs(s.into())));
         set(&mut config.cgroup_root, self.cgroup_root.filter(|r| !r.is_empty()));
         set(&mut config.cgroups_per_qos, self.cgroups_per_qos);
+        config.systemd_cgroups = self.cgroup_driver.is_some_and(|d| d.eq_ignore_ascii_case("systemd"));
         set(&mut config.max_pods, self.max_pods);
         if let Some(per_core) = self.pods_per_core.filter(|n| *n > 0) {
             let cores = std::thread::available_parallelism().map_or(1, |n| n.get() as u32);

@@ -52,6 +52,8 @@ pub struct Config {
     pub provider_id: Option<String>,
     /// The cgroup under which `kubepods` is made, from the hierarchy's root; `/` for the root itself.
     pub cgroup_root: String,
+    /// Cgroups are to be systemd's, unless the engine says that they are its own.
+    pub systemd_cgroups: bool,
     /// Whether to keep QoS and pod cgroups at all; off where cgroups are not writable.
     pub cgroups_per_qos: bool,
     pub pod_pids_limit: Option<i64>,
@@ -198,6 +200,7 @@ impl Config {
             taints: Vec::new(),
             provider_id: None,
             cgroup_root: "/".into(),
+            systemd_cgroups: false,
             cgroups_per_qos: true,
             pod_pids_limit: None,
             reserved: BTreeMap::new(),

@@ -12,7 +12,7 @@ use super::{Body, text};
 use crate::agent::Context;
 use crate::cri::v1;
 use crate::metrics::escaped;
-use crate::spec::names;
+use crate::spec::{self, names};
 
 /// One metric's lines.
 struct Family {
@@ -83,6 +83,40 @@ fn families(
     all
 }
 
+/// What containers were given, and when they began.
+async fn granted(context: &Context, stats: &[v1::ContainerStats]) -> Vec<Family> {
+    let began = context.stats.began(context).await;
+    let pods: HashMap<String, _> = context.workers.pods().into_iter().map(|p| (spec::uid(&p).to_string(), p)).collect();
+    let rows = [
+        ("container_start_time_seconds", "When the container began, since 1970."),
+        ("container_spec_cpu_period", "The period of its processor limit, in microseconds."),
+        ("container_spec_cpu_quota", "Processor time it may use in a period, in microseconds."),
+        ("container_spec_cpu_shares", "Its share of processors when they are short."),
+        ("container_spec_memory_limit_bytes", "Memory it may use, in bytes; 0 is without limit."),
+    ];
+    let mut all = rows.map(|(name, help)| Family { name, kind: "gauge", help, lines: Vec::new() });
+    for of in stats.iter().filter_map(|s| s.attributes.as_ref()) {
+        let label = |key: &str| of.labels.get(key).map(String::as_str).unwrap_or_default();
+        let pod = pods.get(label(names::POD_UID));
+        let found = pod.and_then(|pod| Some((pod, spec::find_container(pod, label(names::CONTAINER_NAME))?)));
+        let numbers = found.map(|(pod, (kind, container))| {
+            spec::resources::container(pod, kind, &container, context.machine.memory_bytes as i64)
+        });
+        let numbers = numbers.as_ref();
+        let values = [
+            began.get(&of.id).map(|at| *at as f64 / 1e9),
+            numbers.filter(|n| n.cpu_quota > 0).map(|n| n.cpu_period as f64),
+            numbers.filter(|n| n.cpu_quota > 0).map(|n| n.cpu_quota as f64),
+            numbers.map(|n| n.cpu_shares as f64),
+            numbers.map(|n| n.memory_limit_in_bytes as f64),
+        ];
+        for (family, value) in all.iter_mut().zip(values) {
+            family.lines.extend(value.map(|value| (labels(of, ""), value)));
+        }
+    }
+    all.into()
+}
+
 fn printed(families: &[Family], at: Timestamp) -> String {
     let mut out = String::new();
     let millis = at.as_millisecond();
@@ -115,6 +149,7 @@ pub async fn serve(context: &Context) -> Response<Body> {
     let images = containers.map(|a| a.containers).unwrap_or_default();
     let images = images.into_iter().map(|c| (c.id, c.image.map(|i| i.user_specified_image).unwrap_or_default()));
     let mut all = families(&stats, &sandboxes, &images.collect());
+    all.extend(granted(context, &stats).await);
     let machine = |name, help, value| Family { name, kind: "gauge", help, lines: vec![(String::new(), value)] };
     all.push(machine("machine_cpu_cores", "Processors.", context.machine.cpus as f64));
     all.push(machine("machine_memory_bytes", "Memory of the machine, in bytes.", context.machine.memory_bytes as f64));

@@ -191,7 +191,7 @@ impl Stats {
     }
 
     /// When containers were made, by id.
-    async fn began(&self, context: &Context) -> HashMap<String, i64> {
+    pub async fn began(&self, context: &Context) -> HashMap<String, i64> {
         let listed = context.engine.list_containers(v1::ListContainersRequest::default()).await;
         listed.map(|a| a.containers).unwrap_or_default().into_iter().map(|c| (c.id, c.created_at)).collect()
     }
@@ -252,23 +252,31 @@ impl Stats {
         pods.sort_by(|a, b| a.0.cmp(&b.0));
         let of_pods = |pick: fn(&(f64, f64, f64)) -> f64| pods.iter().map(|(l, v)| (l.clone(), pick(v))).collect();
         let mut out = String::new();
-        for (name, kind, lines) in [
-            ("container_cpu_usage_seconds_total", "counter", cpu),
-            ("container_memory_working_set_bytes", "gauge", memory),
-            ("container_start_time_seconds", "gauge", start),
-            ("container_swap_usage_bytes", "gauge", swap),
-            ("node_cpu_usage_seconds_total", "counter", of_node(&node["cpu"]["usageCoreNanoSeconds"], 1e9)),
-            ("node_memory_working_set_bytes", "gauge", of_node(&node["memory"]["workingSetBytes"], 1.0)),
-            ("pod_cpu_usage_seconds_total", "counter", of_pods(|p| p.0)),
-            ("pod_memory_working_set_bytes", "gauge", of_pods(|p| p.1)),
-            ("pod_swap_usage_bytes", "gauge", of_pods(|p| p.2)),
-            ("resource_scrape_error", "gauge", vec![(String::new(), 0.0)]),
+        const CPU: &str = "Processor time used, in seconds.";
+        const MEMORY: &str = "Memory that cannot be dropped easily, in bytes.";
+        const SWAP: &str = "Swap in use, in bytes.";
+        const ERRORS: &str = "1 where the numbers of containers could not be had, 0 otherwise.";
+        let swapped = node::swap_used().map(|bytes| (String::new(), bytes as f64)).into_iter().collect();
+        let millis = Timestamp::now().as_millisecond();
+        for (name, kind, help, lines) in [
+            ("container_cpu_usage_seconds_total", "counter", CPU, cpu),
+            ("container_memory_working_set_bytes", "gauge", MEMORY, memory),
+            ("container_start_time_seconds", "gauge", "When the container began, since 1970.", start),
+            ("container_swap_usage_bytes", "gauge", SWAP, swap),
+            ("node_cpu_usage_seconds_total", "counter", CPU, of_node(&node["cpu"]["usageCoreNanoSeconds"], 1e9)),
+            ("node_memory_working_set_bytes", "gauge", MEMORY, of_node(&node["memory"]["workingSetBytes"], 1.0)),
+            ("node_swap_usage_bytes", "gauge", SWAP, swapped),
+            ("pod_cpu_usage_seconds_total", "counter", CPU, of_pods(|p| p.0)),
+            ("pod_memory_working_set_bytes", "gauge", MEMORY, of_pods(|p| p.1)),
+            ("pod_swap_usage_bytes", "gauge", SWAP, of_pods(|p| p.2)),
+            ("resource_scrape_error", "gauge", ERRORS, vec![(String::new(), 0.0)]),
             // What that was called before, for who still asks by it.
-            ("scrape_error", "gauge", vec![(String::new(), 0.0)]),
+            ("scrape_error", "gauge", ERRORS, vec![(String::new(), 0.0)]),
         ] {
-            out.push_str(&format!("# TYPE {name} {kind}\n"));
+            out.push_str(&format!("# HELP {name} {help}\n# TYPE {name} {kind}\n"));
+            let at = if name.ends_with("scrape_error") { String::new() } else { format!(" {millis}") };
             for (labels, number) in lines {
-                out.push_str(&format!("{name}{labels} {number}\n"));
+                out.push_str(&format!("{name}{labels} {number}{at}\n"));
             }
         }
         out

@@ -100,6 +100,30 @@ pub fn filesystem(path: &Path, at: &str) -> Value {
     }
 }
 
+/// Swap in use and free, in bytes.
+fn swap() -> Option<(u64, u64)> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let row = |name: &str| {
+        let kib = text.lines().find_map(|l| l.strip_prefix(name)?.trim().trim_end_matches("kB").trim().parse().ok());
+        kib.map(|kib: u64| kib * 1024)
+    };
+    let (total, free) = (row("SwapTotal:")?, row("SwapFree:")?);
+    Some((total.saturating_sub(free), free))
+}
+
+pub fn swap_used() -> Option<u64> {
+    swap().map(|(used, _)| used)
+}
+
+/// How many processes and threads there are, and may be.
+fn tasks(at: &str) -> Value {
+    let number = |path: &str| std::fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();
+    let bounds = [number("/proc/sys/kernel/pid_max"), number("/proc/sys/kernel/threads-max")];
+    let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    let now = load.split_whitespace().nth(3).and_then(|t| t.split('/').nth(1)?.parse::<u64>().ok());
+    json!({"time": at, "maxpid": bounds.into_iter().flatten().min(), "curproc": now})
+}
+
 /// The node's part of the summary.
 pub fn summary(context: &Context, rate: &Rate, at: &str) -> Value {
     let available = crate::node::machine::memory_available().unwrap_or(0);
@@ -119,6 +143,8 @@ pub fn summary(context: &Context, rate: &Rate, at: &str) -> Value {
         "startTime": started().map_or(at.to_string(), rfc3339),
         "cpu": {"time": at, "usageNanoCores": rate.of(cpu), "usageCoreNanoSeconds": cpu},
         "memory": {"time": at, "availableBytes": available, "usageBytes": memory, "workingSetBytes": working_set},
+        "swap": swap().map(|(used, free)| json!({"time": at, "swapUsageBytes": used, "swapAvailableBytes": free})),
+        "rlimit": tasks(at),
         "network": interfaces(at),
         "fs": disk,
         "runtime": {"imageFs": disk, "containerFs": disk},

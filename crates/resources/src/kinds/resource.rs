@@ -8,14 +8,38 @@ use crate::validate::{At, Errors, formats};
 use meta::Tree;
 
 kinds! {
-    /// Device classes and taint rules: nothing more to print.
+    /// Device classes: nothing more to print.
     NameAge: "Name|Age";
+    DeviceTaintRule: "Name|Age";
     ResourceClaimTemplate: "Name|Age";
     ResourceClaim: "Name|State|Age";
     ResourceSlice: "Name|Node|Driver|Pool|Age";
 }
 
 impl Strategy for NameAge {
+    fn table_row(&self, object: &Value, now: &str) -> Vec<Value> {
+        vec![name(object), age(object, now)]
+    }
+}
+
+/// Since when a taint is there, where nobody says: since now.
+fn date_taint(taint: &mut Value, now: &str) {
+    if taint.is_object() && taint.at("timeAdded").is_null() {
+        taint["timeAdded"] = now.into();
+    }
+}
+
+impl Strategy for DeviceTaintRule {
+    fn prepare_create(&self, cx: &Context<'_>, object: &mut Value) {
+        if let Some(taint) = object.at_mut("spec.taint") {
+            date_taint(taint, cx.now);
+        }
+    }
+
+    fn prepare_update(&self, cx: &Context<'_>, object: &mut Value, _old: &Value) {
+        self.prepare_create(cx, object);
+    }
+
     fn table_row(&self, object: &Value, now: &str) -> Vec<Value> {
         vec![name(object), age(object, now)]
     }
@@ -205,6 +229,16 @@ impl Strategy for ResourceSlice {
             }
         }
         Ok(())
+    }
+
+    fn prepare_create(&self, cx: &Context<'_>, object: &mut Value) {
+        for device in object.list_mut("spec.devices") {
+            device.list_mut("taints").iter_mut().for_each(|taint| date_taint(taint, cx.now));
+        }
+    }
+
+    fn prepare_update(&self, cx: &Context<'_>, object: &mut Value, _old: &Value) {
+        self.prepare_create(cx, object);
     }
 
     fn validate_create(&self, _cx: &Context<'_>, object: &Value) -> Vec<FieldError> {

@@ -41,6 +41,9 @@ pub enum PullError {
     /// Our part, or an image that is not right.
     #[error("{0}")]
     Image(String),
+    /// What comes cannot be written down: coming again would not help.
+    #[error("writing {0}: {1}")]
+    Disk(String, std::io::Error),
 }
 
 impl PullError {
@@ -217,12 +220,13 @@ async fn fetch(registry: &Source, blob: &Descriptor, dir: &Path) -> Result<PathB
             Err(PullError::Registry(e @ (RegistryError::NotFound(_) | RegistryError::Denied(_)))) => {
                 return Err(e.into());
             }
+            Err(full @ PullError::Disk(..)) => return Err(full),
             Err(error) => {
                 last = error;
                 continue;
             }
         }
-        file.flush().await.map_err(wrong)?;
+        file.flush().await.map_err(|e| PullError::Disk(blob.digest.clone(), e))?;
         let got = hash_of(place.clone()).await?;
         if got == blob.digest {
             return Ok(place);
@@ -276,7 +280,7 @@ async fn continue_blob(
                     if *have > blob.size {
                         return Err(wrong(format!("more than the announced {} bytes", blob.size)));
                     }
-                    file.write_all(&data).await.map_err(wrong)?;
+                    file.write_all(&data).await.map_err(|e| PullError::Disk(blob.digest.clone(), e))?;
                 }
             }
         }
