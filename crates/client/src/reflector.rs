@@ -14,8 +14,9 @@ use crate::Client;
 use crate::follower::{self, Sink};
 use crate::informer::Scope;
 
-/// Batches on their way; one is a page of a list, or what one read of a watch brought.
-const BATCHES: usize = 4;
+/// Batches on their way beside the one that is read and the one that is taken in: a page of a list, or what one read of a
+/// watch brought. Each is some hundred objects as they came, which is most of what starting on a large cluster needs.
+const BATCHES: usize = 1;
 
 /// What became of an object.
 #[derive(Debug)]

@@ -338,6 +338,7 @@ pub async fn kubelet(options: KubeletOptions, cancel: CancellationToken) -> Resu
 
 pub async fn dns(options: DnsOptions, cancel: CancellationToken) -> Result<()> {
     let client = roles::connect(&options.api.kubeconfig, "nauplius-dns").await?;
+    crate::resident::give_back_now().await;
     dns::run(
         dns::Config {
             listen: options.listen,

@@ -143,6 +143,8 @@ impl Net {
     pub fn ip(&self, place: &str, arguments: &str) {
         let mut all = vec!["-n".to_string(), self.name(place)];
         all.extend(arguments.split(' ').map(|word| translated(self.family, word)));
+        // Else it is tentative for a moment, also on `lo`, and nobody can listen on it.
+        all.extend((self.family == Family::V6 && arguments.starts_with("addr add")).then(|| "nodad".to_string()));
         run("ip", &all.iter().map(String::as_str).collect::<Vec<_>>(), "");
     }
 
