@@ -4,18 +4,23 @@
 //! the leader gives up at its renew deadline, others wait for the longer lease duration, measured by their own clock
 //! from when they saw the last renewal.
 
+use std::collections::BTreeMap;
+use std::fmt::Write;
 use std::future::Future;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
+use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
 use meta::Status;
 use rand::Rng;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::{Api, Client};
+use crate::metrics::head;
+use crate::{Api, Client, EventType, Recorder};
 
 /// A candidate for a lease.
 #[derive(Clone, Debug)]
@@ -31,6 +36,20 @@ pub struct LeaderElection {
     pub renew_deadline: Duration,
     /// Between tries.
     pub retry_period: Duration,
+}
+
+/// Whether this process leads, by the lease's name.
+static LEADS: Mutex<BTreeMap<String, bool>> = Mutex::new(BTreeMap::new());
+
+/// What `/metrics` shows of it.
+fn page() -> String {
+    let mut out = String::new();
+    let name = "leader_election_master_status";
+    head(&mut out, name, "gauge", "[ALPHA] Whether this process leads: 1, or stands by: 0.");
+    for (lease, leads) in LEADS.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+        let _ = writeln!(out, "{name}{{name=\"{lease}\"}} {}", u8::from(*leads));
+    }
+    out
 }
 
 /// The last renewal seen, and when by our own clock.
@@ -62,8 +81,13 @@ impl LeaderElection {
     {
         let api = self.client.api::<Lease>().namespaced(&self.namespace);
         let mut seen = None;
+        self.tell(false);
+        crate::exposition::register("leader_election", page);
         cancel.run_until_cancelled(self.acquire(&api, &mut seen)).await?;
         tracing::info!(lease = %self.name, identity = %self.identity, "became leader");
+        self.tell(true);
+        let recorder = Recorder::new(&self.client, &self.name, "");
+        self.record(&recorder, "became leader");
         let leading = cancel.child_token();
         let work = lead(leading.clone());
         tokio::pin!(work);
@@ -71,12 +95,30 @@ impl LeaderElection {
             result = &mut work => result,
             () = self.renew(&api, &mut seen) => {
                 tracing::error!(lease = %self.name, "leadership lost");
+                self.tell(false);
+                self.record(&recorder, "stopped leading");
                 leading.cancel();
                 return Some(work.await);
             }
         };
+        self.tell(false);
         self.release(&api).await;
         Some(result)
+    }
+
+    fn tell(&self, leads: bool) {
+        LEADS.lock().unwrap_or_else(PoisonError::into_inner).insert(self.name.clone(), leads);
+    }
+
+    fn record(&self, recorder: &Recorder, what: &str) {
+        let lease = ObjectReference {
+            api_version: Some("coordination.k8s.io/v1".into()),
+            kind: Some("Lease".into()),
+            namespace: Some(self.namespace.clone()),
+            name: Some(self.name.clone()),
+            ..ObjectReference::default()
+        };
+        recorder.event(&lease, EventType::Normal, "LeaderElection", format!("{} {what}", self.identity));
     }
 
     fn pause(&self) -> Duration {

@@ -42,6 +42,7 @@ pub async fn explain(
     let mut world = World::new(queue, configuration.profiles.clone());
     world.core.snapshot.devices.served = served.devices;
     world.core.snapshot.places_groups = served.groups;
+    world.groups.enabled = served.groups;
     let now = Instant::now();
     while let Some(Some((source, changes))) = sources.next().now_or_never() {
         world.take(source, changes, &mut Events::default(), now);
@@ -62,6 +63,9 @@ pub async fn explain(
         let _ = writeln!(out, "  waits for its scheduling gates to be removed: {}", gates.join(", "));
     }
     let pod = Pod::new(&object, &view, &mut world.specs);
+    if let Some(why) = world.held_by(&pod).filter(|_| view.spec.node_name.is_empty()) {
+        let _ = writeln!(out, "  is not tried yet: {why}");
+    }
     let assessment = world.core.assess(&pod);
     tell(&mut out, &mut world.core, &pod, &assessment);
     Ok(out)

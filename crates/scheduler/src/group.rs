@@ -148,6 +148,18 @@ impl Groups {
         self.groups.get(group).is_some_and(ready)
     }
 
+    /// What a group's pods wait for before they are tried, if anything.
+    pub fn missing(&self, group: &str) -> Option<String> {
+        if self.is_ready(group) {
+            return None;
+        }
+        let (_, name) = meta::object::split_key(group);
+        Some(match self.groups.get(group).and_then(|g| g.at_least) {
+            None => format!("waiting for pod's pod group {name:?} to appear in scheduling queue"),
+            Some(_) => "waiting for minCount pods from a gang to appear in scheduling queue".into(),
+        })
+    }
+
     /// How many more pods of a gang must be placed for it to be; `None` where pods go one by one.
     pub fn needs(&self, group: &str) -> Option<usize> {
         let group = self.groups.get(group)?;

@@ -23,6 +23,7 @@ use crate::metrics::{Attempt, METRICS, Point};
 use crate::plugins::default_preemption::Plan;
 use crate::plugins::{dynamic_resources, volume_binding};
 use crate::pod::Pod;
+use crate::profile::ProfileRef;
 use crate::queue::{Condition, PodQueue};
 use crate::snapshot::NodeId;
 use crate::sources::{Served, Sources};
@@ -36,6 +37,9 @@ const ROUND: usize = 64;
 
 /// Bindings that may wait for claims at once; a few kilobytes each.
 const WAITING_FOR_CLAIMS: usize = 1024;
+
+/// Reason of the condition, and the event, of a pod that is not tried yet.
+const NOT_READY: &str = "NotReadyForScheduling";
 
 /// The answer to a call.
 enum Answer {
@@ -72,7 +76,8 @@ async fn guarded(call: impl Future<Output = Result<(), Status>>) -> Result<(), S
 pub(crate) struct Scheduler {
     pub(crate) world: World,
     pub(crate) client: Client,
-    recorder: Recorder,
+    /// One a profile, since events are told under its name.
+    recorders: Vec<(ProfileRef, Recorder)>,
     pods: Arc<Informer>,
     claims: Arc<Informer>,
     device_claims: Option<Arc<Informer>>,
@@ -112,11 +117,11 @@ async fn running(
     let queue = PodQueue::new(options.pod_initial_backoff, options.pod_max_backoff);
     let mut scheduler = Scheduler {
         world: World::new(queue, options.profiles.clone()),
-        recorder: Recorder::new(
-            &client,
-            options.profiles.first().map_or("default-scheduler", |p| &p.scheduler_name),
-            "",
-        ),
+        recorders: options
+            .profiles
+            .iter()
+            .map(|p| (p.clone(), Recorder::new(&client, &p.scheduler_name, "")))
+            .collect(),
         client,
         pods: informers.get::<k8s_openapi::api::core::v1::Pod>(),
         claims: informers.get::<k8s_openapi::api::core::v1::PersistentVolumeClaim>(),
@@ -136,6 +141,18 @@ async fn running(
 }
 
 impl Scheduler {
+    /// The profile of a pod that waits or was placed just now.
+    fn profile_of(&self, key: &str) -> ProfileRef {
+        let waiting = self.world.queue.get(key).map(|w| &w.pod);
+        let pod = waiting.or_else(|| self.world.core.snapshot.pod(key).map(|p| &p.pod));
+        pod.map(|p| p.spec.profile.clone()).unwrap_or_default()
+    }
+
+    fn record(&self, profile: &ProfileRef, about: &Object, kind: EventType, reason: &str, message: String) {
+        let own = self.recorders.iter().find(|(of, _)| of == profile).or(self.recorders.first());
+        own.into_iter().for_each(|(_, recorder)| recorder.event(&reference(about), kind, reason, message.clone()));
+    }
+
     /// Whether no more calls may be made now.
     fn is_full(&self) -> bool {
         self.calls.len() >= self.options.calls_in_flight || self.slow.len() >= WAITING_FOR_CLAIMS
@@ -154,12 +171,23 @@ impl Scheduler {
         }
         events.wake(&self.world.core, &mut self.world.queue, now);
         self.world.queue.advance(now);
+        self.tell_of_held(now);
         let snapshot = &self.world.core.snapshot;
         let (nodes, pods) = (snapshot.present(), snapshot.pods_placed());
         let calls = self.calls.len() + self.slow.len();
         METRICS.sizes(self.world.queue.sizes(), self.world.assumed.len(), nodes, pods, calls);
         self.world.queue.news_of_kept().into_iter().for_each(|counts| METRICS.unschedulable(counts));
         Ok(())
+    }
+
+    /// Pods that something keeps outside the queue say so after a while.
+    fn tell_of_held(&mut self, now: Instant) {
+        for (key, why) in self.world.held_too_long(now) {
+            let Some(waiting) = self.world.queue.get(&key) else { continue };
+            let (object, profile) = (waiting.object.clone(), waiting.pod.spec.profile.clone());
+            self.record(&profile, &object, EventType::Warning, NOT_READY, why.clone());
+            self.tell(&key, &object, NOT_READY, why, None);
+        }
     }
 
     async fn work(&mut self, sources: &mut Sources) -> Result<(), Error> {
@@ -181,7 +209,7 @@ impl Scheduler {
 
     async fn wait(&mut self, sources: &mut Sources, full: bool) -> Result<(), Error> {
         let mut events = Events::default();
-        let due = self.world.queue.next().filter(|_| !full);
+        let due = self.world.queue.next().into_iter().chain(self.world.next_to_tell()).min().filter(|_| !full);
         let sleep = async {
             match due {
                 Some(at) => tokio::time::sleep_until(at).await,
@@ -308,7 +336,7 @@ impl Scheduler {
         let waits = self.device_claims.clone().filter(|_| devices.iter().any(|s| s.waits));
         if waits.is_some() {
             let said = format!("waiting for binding conditions for device on node {node}");
-            self.recorder.normal(&object, "BindingConditionsPending", said);
+            self.record(&pod.spec.profile, &object, EventType::Normal, "BindingConditionsPending", said);
         }
         self.slow.spawn(async move {
             let all = async {
@@ -340,7 +368,7 @@ impl Scheduler {
     async fn refuse(&mut self, key: &Arc<str>, pod: &Pod, object: &Arc<Object>, mut why: Box<WhyNot>) {
         if why.fault.is_some() {
             let message = why.to_string();
-            self.recorder.warning(object, "FailedScheduling", message.clone());
+            self.record(&pod.spec.profile, object, EventType::Warning, "FailedScheduling", message.clone());
             self.tell(key, object, "SchedulerError", message, None);
             self.world.queue.failed(key, Instant::now());
             return;
@@ -382,7 +410,8 @@ impl Scheduler {
         nominated: Option<Arc<str>>,
     ) {
         let message = why.to_string();
-        self.recorder.warning(object, "FailedScheduling", message.clone());
+        let profile = self.profile_of(key);
+        self.record(&profile, object, EventType::Warning, "FailedScheduling", message.clone());
         self.tell(key, object, "Unschedulable", message, nominated);
         self.world.queue.refused(key, by);
     }
@@ -509,11 +538,12 @@ impl Scheduler {
                 let key = object.meta.key();
                 // It stays assumed until it is seen.
                 let assumed = self.world.assumed.get_key_value(key.as_str()).map(|(key, _)| key.clone());
+                let profile = self.profile_of(&key);
                 if let Some(waiting) = assumed.and_then(|key| self.world.queue.remove(&key)) {
                     METRICS.bound(waiting.attempts, waiting.since().elapsed());
                 }
                 let message = format!("Successfully assigned {key} to {node}");
-                self.recorder.event(&reference(&object), EventType::Normal, "Scheduled", message);
+                self.record(&profile, &object, EventType::Normal, "Scheduled", message);
             }
             Ok(Answer::Bound { object, node, steps, result: Err(status) }) => {
                 let snapshot = &mut self.world.core.snapshot;
@@ -523,7 +553,8 @@ impl Scheduler {
             }
             Ok(Answer::Evicted { victim, by, waiting, node, result: Ok(()) }) => {
                 self.world.queue.end_removal(&waiting, Instant::now());
-                self.recorder.normal(&victim, "Preempted", format!("Preempted by pod {by} on node {node}"));
+                let message = format!("Preempted by pod {by} on node {node}");
+                self.record(&self.profile_of(&waiting), &victim, EventType::Normal, "Preempted", message);
             }
             Ok(Answer::Evicted { victim, waiting, result: Err(status), .. }) => {
                 tracing::warn!(pod = victim.meta.key(), "not preempted: {status}");
@@ -570,7 +601,7 @@ impl Scheduler {
         }
         tracing::warn!(pod = %key, node, "not bound: {status}");
         let message = status.to_string();
-        self.recorder.warning(object, "FailedScheduling", message.clone());
+        self.record(&self.profile_of(&key), object, EventType::Warning, "FailedScheduling", message.clone());
         self.tell(&key, object, "SchedulerError", message, None);
         self.world.queue.failed(&key, Instant::now());
     }

@@ -2,8 +2,9 @@
 //!
 //! No call to the API is made here, and no clock read.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
+use std::time::Duration;
 
 use client::Change;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
@@ -29,6 +30,9 @@ use crate::symbol::{Labels, Symbol};
 use crate::verdict::Plugin;
 use crate::view::{NodeView, PodView};
 
+/// How long a pod is held before its status says so: hardly any is held longer, and a write costs more than the wait.
+const UNTOLD_FOR: Duration = Duration::from_secs(5);
+
 /// See the module.
 pub struct World {
     pub core: Core,
@@ -38,6 +42,8 @@ pub struct World {
     pub assumed: HashMap<Arc<str>, Arc<str>>,
     /// Pods that only claims or companions that are not there hold outside the queue.
     held: HashSet<Arc<str>>,
+    /// When those are to be told of that are held still, in order.
+    untold: VecDeque<(Instant, Arc<str>)>,
     pub groups: Groups,
 }
 
@@ -68,6 +74,7 @@ impl World {
             specs: Specs::with_profiles(profiles),
             assumed: HashMap::new(),
             held: HashSet::new(),
+            untold: VecDeque::new(),
             groups: Groups::default(),
         }
     }
@@ -129,19 +136,37 @@ impl World {
         events.push(Event::Devices);
     }
 
-    /// Whether something beside its gates holds a pod outside the queue: claims or companions that are not there.
-    fn is_held(&self, pod: &Pod) -> bool {
+    /// What beside its gates holds a pod outside the queue: claims or companions that are not there.
+    pub fn held_by(&self, pod: &Pod) -> Option<String> {
         let devices = &self.core.snapshot.devices;
-        let by_claims = devices.served && !pod.claims.is_empty() && pod.spec.profile.has(Plugin::DynamicResources);
-        by_claims && dynamic_resources::claims(devices, pod).is_err()
-            || pod.group.as_ref().is_some_and(|g| self.groups.enabled && !self.groups.is_ready(g))
+        let asks = devices.served && !pod.claims.is_empty() && pod.spec.profile.has(Plugin::DynamicResources);
+        let by_claims = if asks { dynamic_resources::claims(devices, pod).err() } else { None };
+        let group = pod.group.as_ref().filter(|_| self.groups.enabled);
+        by_claims.or_else(|| self.groups.missing(group?))
+    }
+
+    /// Pods that are held for so long that their status is to say so, and what holds them; each once.
+    pub fn held_too_long(&mut self, now: Instant) -> Vec<(Arc<str>, String)> {
+        let mut out = Vec::new();
+        while let Some((_, key)) = self.untold.pop_front_if(|(due, _)| *due <= now) {
+            let waiting = self.queue.get(&key).filter(|_| self.held.contains(&key));
+            if let Some(why) = waiting.and_then(|w| self.held_by(&w.pod)) {
+                out.push((key, why));
+            }
+        }
+        out
+    }
+
+    /// When that is to be asked next.
+    pub fn next_to_tell(&self) -> Option<Instant> {
+        self.untold.front().map(|(due, _)| *due)
     }
 
     /// Lets pods into the queue that are not held any more.
     fn let_in(&mut self, keys: Vec<Arc<str>>) {
         for key in keys {
             let Some(waiting) = self.queue.get(&key).filter(|_| self.held.contains(&key)) else { continue };
-            if !self.is_held(&waiting.pod) {
+            if self.held_by(&waiting.pod).is_none() {
                 self.held.remove(&key);
                 self.queue.open(&key);
             }
@@ -352,9 +377,11 @@ impl World {
         if let Some(group) = &group {
             self.groups.join(group, &pod.key, assumed);
         }
-        let holds = !gated && self.is_held(&pod);
+        let holds = !gated && self.held_by(&pod).is_some();
         if holds {
-            self.held.insert(pod.key.clone());
+            if self.held.insert(pod.key.clone()) {
+                self.untold.push_back((now + UNTOLD_FOR, pod.key.clone()));
+            }
         } else {
             self.held.remove(&pod.key);
         }

@@ -361,6 +361,9 @@ async fn devices_are_given_before_pods_are_bound() {
         api.pod("one", claiming("shared"));
         tokio::time::sleep(Duration::from_secs(1)).await;
         assert!(api.get("pods", "n/one").unwrap()["status"].is_null(), "without its claim it is not tried");
+        let missing = "could not find ResourceClaim \"n/shared\": object not found";
+        api.told("one", missing).await;
+        api.event("NotReadyForScheduling", missing).await;
         api.put("resourceclaims", claim("shared"));
         let no_class = "0/2 nodes are available: request r: device class gpu does not exist. no new claims to deallocate, \
             preemption: 0/2 nodes are available: 2 Preemption is not helpful for scheduling.";
@@ -548,6 +551,8 @@ async fn gangs_are_placed_together_or_not_at_all() {
         api.put("podgroups", group(3));
         tokio::time::sleep(Duration::from_secs(1)).await;
         assert!(api.get("pods", "n/one").unwrap()["status"].is_null(), "two of three are not tried");
+        api.told("one", "waiting for minCount pods from a gang to appear in scheduling queue").await;
+        assert_eq!(api.get("pods", "n/one").unwrap()["status"]["conditions"][0]["reason"], "NotReadyForScheduling");
         api.pod("three", member());
         let none = "preemption: 0/1 nodes are available: 1 No preemption victims found for incoming pod group.";
         api.told("three", &format!("0/1 nodes are available: 1 Insufficient cpu. {none}")).await;

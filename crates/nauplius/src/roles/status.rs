@@ -193,7 +193,12 @@ async fn answer(about: &About, request: &Request<Incoming>) -> Response<Full<Byt
         Err(status) => return text(StatusCode::INTERNAL_SERVER_ERROR, status.message),
     }
     let told = match path {
-        "/metrics" => return text(StatusCode::OK, client::exposition::text() + &pages::build_info()),
+        "/metrics" => {
+            return text(
+                StatusCode::OK,
+                client::exposition::text() + &pages::build_info() + &pages::process(about.began.elapsed()),
+            );
+        }
         "/configz" => {
             let (name, configuration) = &about.configuration;
             pages::Told::Json(json!({*name: configuration}))
