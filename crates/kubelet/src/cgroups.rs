@@ -126,20 +126,24 @@ fn weight(shares: i64) -> i64 {
     1 + ((shares.clamp(2, 262_144) - 2) * 9999) / 262_142
 }
 
-/// Makes the pod's cgroup, or sets what it may use anew; the path the engine is told.
-pub fn make_pod(config: &Config, pod: &Pod, what: &str, metrics: &Metrics) -> anyhow::Result<String> {
+/// Makes the pod's cgroup, or sets what it may use anew; the path the engine is told. A pod with processors for itself
+/// alone has no other bound on them.
+pub fn make_pod(config: &Config, pod: &Pod, exclusive: bool, what: &str, metrics: &Metrics) -> anyhow::Result<String> {
     if !config.cgroups_per_qos {
         return Ok(String::new());
     }
     let began = Instant::now();
-    let path = write_pod(config, pod)?;
+    let path = write_pod(config, pod, exclusive)?;
     metrics.since(&families::CGROUPS, &[what], began);
     Ok(path)
 }
 
-fn write_pod(config: &Config, pod: &Pod) -> anyhow::Result<String> {
+fn write_pod(config: &Config, pod: &Pod, exclusive: bool) -> anyhow::Result<String> {
     let path = parent(config, pod);
-    let numbers = resources::pod_cgroup(pod);
+    let mut numbers = resources::pod_cgroup(pod);
+    if !config.cpu_quota || exclusive {
+        numbers.cpu_quota = 0;
+    }
     let roots = if is_v2() {
         vec![PathBuf::from(ROOT)]
     } else {

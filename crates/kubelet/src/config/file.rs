@@ -357,7 +357,6 @@ impl File {
             (off(self.run_once), "runOnce", "is not supported"),
             (is(&self.static_pod_url, ""), "staticPodURL", "is not supported; use staticPodPath"),
             (self.read_only_port.unwrap_or(0) == 0, "readOnlyPort", "a port without authentication is not supported"),
-            (self.cpu_cfs_quota != Some(false), "cpuCFSQuota", "limits are always enforced"),
             (self.enable_server != Some(false), "enableServer", "the node API cannot be switched off"),
             (ids.is_none_or(|n| n == 65_536), "userNamespaces.idsPerPod", "only 65536 is supported"),
             (self.default_pod_sysctls.as_ref().is_none_or(BTreeMap::is_empty), "defaultPodSysctls", "is not supported"),
@@ -519,6 +518,7 @@ impl File {
         config.gates.checkpoint = self.gate("ContainerCheckpoint", true);
         config.shutdown = self.shutdown()?;
         config.alignment = self.alignment()?;
+        set(&mut config.cpu_quota, self.cpu_cfs_quota);
         config.processor_options = self.processor_options()?;
         config.exclusive_processors = self.cpu_manager_policy.is_some_and(|p| p == "static");
         config.listen =

@@ -61,6 +61,8 @@ pub struct Config {
     pub reserved: BTreeMap<String, String>,
     /// Containers that ask for whole processors get them for themselves.
     pub exclusive_processors: bool,
+    /// Limits of processor time are enforced (`cpuCFSQuota`).
+    pub cpu_quota: bool,
     /// Which ones they get.
     pub processor_options: crate::processors::take::Options,
     /// Those that nobody gets for itself; as many as are reserved, when not named.
@@ -205,6 +207,7 @@ impl Config {
             pod_pids_limit: None,
             reserved: BTreeMap::new(),
             exclusive_processors: false,
+            cpu_quota: true,
             processor_options: Default::default(),
             memory: memory::Wishes::default(),
             alignment: Wishes::default(),

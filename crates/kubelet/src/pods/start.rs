@@ -56,7 +56,13 @@ pub async fn sandbox(context: &Context, pod: &Pod, attempt: u32) -> Result<(), F
     let prepare = || -> anyhow::Result<String> {
         fs::create_dir_all(context.config.pod_dir(spec::uid(pod)))?;
         fs::create_dir_all(names::pod_log_dir(&context.config.log_dir, pod))?;
-        cgroups::make_pod(&context.config, pod, "create", &context.metrics)
+        cgroups::make_pod(
+            &context.config,
+            pod,
+            context.processors.has_exclusive(spec::uid(pod)),
+            "create",
+            &context.metrics,
+        )
     };
     let cgroup_parent = prepare().map_err(|e| failed("FailedCreatePodContainer", format!("{e:#}")))?;
     let host = dns::parse_resolv_conf(&fs::read_to_string(&context.config.resolv_conf).unwrap_or_default());
@@ -382,6 +388,7 @@ impl Start<'_> {
             cdi_devices,
             node: context.machine.memory(&context.config),
             unified: cgroups::is_v2(),
+            exclusive: !context.processors.exclusive(spec::uid(pod), &container.name).is_empty(),
             processors: context.processors.of(spec::uid(pod), self.name),
             memory_nodes: context.alignment.memory_nodes(spec::uid(pod), self.name),
         };

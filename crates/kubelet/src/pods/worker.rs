@@ -400,7 +400,10 @@ impl Worker {
 
     async fn resize(&mut self, pod: &Pod, id: &str, name: &str) {
         let Some((kind, container)) = spec::find_container(pod, name) else { return };
-        let numbers = spec::resources::container(pod, kind, &container, self.context.machine.memory_bytes as i64);
+        let mut numbers = spec::resources::container(pod, kind, &container, self.context.machine.memory_bytes as i64);
+        if !self.context.config.cpu_quota {
+            numbers.cpu_quota = 0;
+        }
         if let Some(why) = self.too_full(id, numbers.memory_limit_in_bytes).await {
             self.memory.resize_error = Some(Waiting { reason: "Error".into(), message: why });
             tokio::time::sleep(RETRY).await;
@@ -408,7 +411,7 @@ impl Worker {
         }
         // The pod's own bounds first where they grow, and again at the end where they could only then shrink.
         let bounds = || {
-            if let Err(error) = cgroups::make_pod(&self.context.config, pod, "update", &self.context.metrics) {
+            if let Err(error) = cgroups::make_pod(&self.context.config, pod, false, "update", &self.context.metrics) {
                 tracing::warn!(pod = %spec::described(pod), "pod cgroup not resized: {error:#}");
             }
         };

@@ -413,8 +413,8 @@ async fn checkpoint(
     if spec::find_container(&found, container).is_none() {
         return text(StatusCode::NOT_FOUND, format!("container {container} does not exist"));
     }
-    let timeouts = query.iter().filter(|(key, _)| key == "timeout").map(|(_, value)| value.parse::<i64>());
-    let timeout = match timeouts.last() {
+    let mut timeouts = query.iter().filter(|(key, _)| key == "timeout").map(|(_, value)| value.parse::<i64>());
+    let timeout = match timeouts.next_back() {
         None => 0,
         Some(Ok(seconds)) => seconds,
         Some(Err(_)) => return text(StatusCode::NOT_FOUND, "cannot parse value of timeout parameter"),

@@ -35,9 +35,14 @@ pub struct Prepared {
     pub unified: bool,
     /// Where it runs, in the kernel's words; empty: anywhere.
     pub processors: String,
+    /// It has them for itself: nothing else bounds what it does with them.
+    pub exclusive: bool,
     /// Which nodes its memory comes from, in the kernel's words; empty: any.
     pub memory_nodes: String,
 }
+
+/// The engine's word for processor time without a bound.
+const NO_QUOTA: i64 = -1;
 
 /// Where the termination message file of a container start is bound from.
 pub fn message_file(config: &Config, pod: &Pod, container: &str, restart_count: u32) -> PathBuf {
@@ -99,6 +104,10 @@ pub fn config(config: &Config, pod: &Pod, kind: Kind, container: &Container, pre
         &config.root_dir,
         config.seccomp_default,
     );
+    let mut numbers = resources::container(pod, kind, container, prepared.node.capacity as i64);
+    if !config.cpu_quota || prepared.exclusive {
+        numbers.cpu_quota = NO_QUOTA;
+    }
     ContainerConfig {
         metadata: Some(ContainerMetadata { name: container.name.clone(), attempt: prepared.restart_count }),
         image: Some(ImageSpec {
@@ -127,7 +136,7 @@ pub fn config(config: &Config, pod: &Pod, kind: Kind, container: &Container, pre
                 } else {
                     HashMap::new()
                 },
-                ..resources::container(pod, kind, container, prepared.node.capacity as i64)
+                ..numbers
             }),
             security_context: Some(security),
         }),
