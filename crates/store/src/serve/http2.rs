@@ -58,6 +58,10 @@ impl Services {
         }
     }
 
+    pub fn served(&self) -> &Arc<Served> {
+        &self.served
+    }
+
     /// Hands a request to the service it names.
     fn call(&mut self, request: http::Request<Incoming>) -> BoxFuture<http::Response<tonic::body::Body>, Infallible> {
         match request.uri().path().split('/').nth(1) {

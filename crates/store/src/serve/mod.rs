@@ -14,6 +14,8 @@ mod kv;
 mod lease;
 mod limits;
 mod maintenance;
+mod opening;
+mod pages;
 mod range;
 mod tls;
 mod txn;
@@ -25,6 +27,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures::future::BoxFuture;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tonic::Status;
@@ -198,13 +201,21 @@ async fn connection(
     tls: Option<tokio_rustls::TlsAcceptor>,
     services: http2::Services,
 ) -> Result<(), String> {
-    let said = |error: h2::Error| error.to_string();
     match tls {
-        None => http2::serve(stream, services).await.map_err(said),
+        None => opened(stream, services).await,
         Some(tls) => {
             let accepted = tokio::time::timeout(limits::HANDSHAKE_TIMEOUT, tls.accept(stream)).await;
             let stream = accepted.map_err(|error| error.to_string())?.map_err(|error| error.to_string())?;
-            http2::serve(stream, services).await.map_err(said)
+            opened(stream, services).await
         }
+    }
+}
+
+/// The API in HTTP/2, pages in HTTP/1.1.
+async fn opened(io: impl AsyncRead + AsyncWrite + Unpin, services: http2::Services) -> Result<(), String> {
+    let opened = tokio::time::timeout(limits::HANDSHAKE_TIMEOUT, opening::open(io)).await;
+    match opened.map_err(|error| error.to_string())?.map_err(|error| error.to_string())? {
+        (true, io) => http2::serve(io, services).await.map_err(|error| error.to_string()),
+        (false, io) => pages::serve(io, services.served().clone()).await.map_err(|error| error.to_string()),
     }
 }

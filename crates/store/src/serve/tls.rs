@@ -12,7 +12,7 @@ use super::Tls;
 use crate::StoreError;
 use crate::etcd::causes;
 
-/// What turns connections into TLS connections of HTTP/2.
+/// What turns connections into TLS connections, of HTTP/2 where the client has a choice.
 pub fn acceptor(tls: &Tls) -> Result<TlsAcceptor, StoreError> {
     let wrong = |what: &str, error: &dyn std::error::Error| {
         StoreError::Invalid(format!("TLS settings: {what}: {}", causes(error)))
@@ -37,6 +37,6 @@ pub fn acceptor(tls: &Tls) -> Result<TlsAcceptor, StoreError> {
         }
     };
     let mut config = builder.with_single_cert(chain, key).map_err(|error| wrong("the certificate", &error))?;
-    config.alpn_protocols = vec![b"h2".to_vec()];
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(TlsAcceptor::from(Arc::new(config)))
 }

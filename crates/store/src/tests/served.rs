@@ -283,8 +283,8 @@ async fn etcdctl_works() {
         return;
     }
     let served = Served::start().await;
-    // Without a scheme: this client's status calls put the endpoint as it is where a host has to be.
-    let endpoint = served.endpoint.trim_start_matches("http://").to_owned();
+    // With its scheme: this client's status calls put the endpoint as it is where a host has to be.
+    let endpoint = served.endpoint.clone();
     let saved = tempfile::tempdir().unwrap();
     let file = saved.path().join("snapshot");
     let ctl = |args: &str, input: &str| -> String {
@@ -350,4 +350,29 @@ async fn etcdctl_works() {
     assert!(revision > 1000);
     let store = embedded::open(restored.path(), embedded::Options::default()).unwrap();
     assert_eq!(store.range("/", "0", 0, None).await.unwrap().items.len(), 2, "before the watch");
+}
+
+/// What probes and Prometheus ask for, by plain requests on the same port.
+#[tokio::test]
+async fn pages_are_served() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let served = Served::start().await;
+    served.client().call(ask::put("k", "1")).await.unwrap();
+    let address = served.endpoint.trim_start_matches("http://");
+    for (request, code, expected) in [
+        ("GET /health", "200", r#"{"health":"true","reason":""}"#),
+        ("GET /health?serializable=true", "200", r#"{"health":"true","reason":""}"#),
+        ("GET /version", "200", serve::API_VERSION),
+        ("GET /metrics", "200", "\netcd_server_has_leader 1\n"),
+        ("GET /metrics", "200", "\netcd_debugging_mvcc_keys_total 1\n"),
+        ("GET /other", "404", "404 page not found"),
+        ("POST /health", "405", ""),
+    ] {
+        let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+        let text = format!("{request} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
+        stream.write_all(text.as_bytes()).await.unwrap();
+        let mut said = String::new();
+        stream.read_to_string(&mut said).await.unwrap();
+        assert!(said.starts_with(&format!("HTTP/1.1 {code}")) && said.contains(expected), "{request}: {said}");
+    }
 }
