@@ -95,17 +95,16 @@ async fn in_one_task(
             Pin::new(&mut connection).graceful_shutdown();
         }
         // First those that waited for something: what they say goes with the rest.
-        let mut polled = advance(&mut streams, cx);
+        advance(&mut streams, cx);
         loop {
             if let Poll::Ready(result) = Pin::new(&mut connection).poll(cx) {
                 return Poll::Ready(result.map_err(Into::into));
             }
-            let before = streams.len();
             streams.extend(begun.take());
-            if streams.len() == before && !std::mem::take(&mut polled) {
+            // What those that do not end say wakes this task.
+            if !advance(&mut streams, cx) {
                 break;
             }
-            polled = advance(&mut streams, cx);
         }
         match held.send(cx) {
             Ok(()) => Poll::Pending,
