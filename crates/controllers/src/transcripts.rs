@@ -13,7 +13,7 @@ use crate::pods::PodView;
 
 fn object(kind: &str, name: &str, extra: Value) -> Arc<Object> {
     let api_version = match kind {
-        "Pod" | "Node" | "ConfigMap" | "PersistentVolumeClaim" => "v1",
+        "Pod" | "Node" | "ConfigMap" | "PersistentVolumeClaim" | "PersistentVolume" => "v1",
         "CronJob" | "Job" => "batch/v1",
         "PodDisruptionBudget" => "policy/v1",
         _ => "apps/v1",
@@ -586,4 +586,35 @@ fn budgets_nobody_can_reckon_allow_nothing_and_idle_words_are_taken_back() {
         let pod = PodView::new(object("Pod", "p", body)).unwrap();
         assert_eq!(lines(&crate::disruption::plan_stale(&pod, now).unwrap()), expect, "{reason}");
     }
+}
+
+#[test]
+fn a_volume_asked_for_by_name_must_suit() {
+    use crate::volumes::{Volume, plan_claim};
+    let spec = |class: &str, mode: &str, size: &str| {
+        json!({"spec": {"storageClassName": class, "accessModes": [mode], "capacity": {"storage": size},
+            "resources": {"requests": {"storage": size}}}})
+    };
+    let check = |volume: Value, expect: &[&str]| {
+        let object = object("PersistentVolume", "pv", volume);
+        let volume = Volume { typed: object.typed().unwrap(), object };
+        let mut wanted = spec("slow", "ReadWriteOnce", "5Gi");
+        wanted["spec"]["volumeName"] = "pv".into();
+        let claim = self::object("PersistentVolumeClaim", "c", wanted);
+        let plan = plan_claim(&claim, &claim.typed().unwrap(), &[volume], None, &[]).unwrap();
+        assert_eq!(lines(&plan), expect);
+    };
+    let pending = "update persistentvolumeclaims/status n/c";
+    let mismatch = |why: &str| format!("VolumeMismatch Cannot bind to requested volume \"pv\": {why}");
+    for (volume, why) in [
+        (spec("slow", "ReadWriteOnce", "1Gi"), "requested PV is too small"),
+        (spec("fast", "ReadWriteOnce", "9Gi"), "storageClassName does not match"),
+        (spec("slow", "ReadOnlyMany", "9Gi"), "incompatible accessMode"),
+    ] {
+        check(volume, &[pending, &mismatch(why)]);
+    }
+    let old = json!({"metadata": {"annotations": {"volume.beta.kubernetes.io/storage-class": "slow"}}});
+    let mut volume = spec("", "ReadWriteOnce", "9Gi");
+    volume["metadata"] = old["metadata"].clone();
+    check(volume, &["patch persistentvolumes n/pv", "patch persistentvolumeclaims n/c"]);
 }

@@ -9,6 +9,7 @@ use client::{Change, Informer, Patch};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
 use k8s_openapi::api::storage::v1::StorageClass;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use meta::quantity::Quantity;
 use meta::{Gvr, LabelSelector, Object, Status};
 use serde_json::{Value, json};
@@ -23,6 +24,8 @@ const BOUND_BY_CONTROLLER: &str = "pv.kubernetes.io/bound-by-controller";
 const PROVISIONER: &str = "volume.kubernetes.io/storage-provisioner";
 const PROVISIONER_BETA: &str = "volume.beta.kubernetes.io/storage-provisioner";
 const SELECTED_NODE: &str = "volume.kubernetes.io/selected-node";
+/// Where classes were named before there was a field.
+const CLASS_ANNOTATION: &str = "volume.beta.kubernetes.io/storage-class";
 const DEFAULT_CLASS: &str = "storageclass.kubernetes.io/is-default-class";
 pub const CLAIM_PROTECTION: &str = "kubernetes.io/pvc-protection";
 const VOLUME_PROTECTION: &str = "kubernetes.io/pv-protection";
@@ -56,22 +59,41 @@ impl Volume {
         capacity.and_then(|q| q.0.parse().ok()).unwrap_or_else(Quantity::zero)
     }
 
+    /// Why a claim could not have it, its present owner and the claim's selector aside.
+    fn unfit(&self, claim: &PersistentVolumeClaim) -> Option<String> {
+        let (volume, wanted) = (self.typed.spec.clone().unwrap_or_default(), claim.spec.clone().unwrap_or_default());
+        let class = |meta: &ObjectMeta, class: Option<String>| {
+            let marked = meta.annotations.as_ref().and_then(|a| a.get(CLASS_ANNOTATION)).cloned();
+            marked.or(class).unwrap_or_default()
+        };
+        let mode = |m: Option<String>| m.unwrap_or_else(|| "Filesystem".into());
+        let has = volume.access_modes.unwrap_or_default();
+        if self.object.meta.deletion_timestamp.is_some() {
+            return Some(format!("the volume is marked for deletion {:?}", self.object.meta.name));
+        }
+        let mismatch = [
+            (self.size() < asked(claim), "requested PV is too small"),
+            (
+                class(&self.typed.metadata, volume.storage_class_name)
+                    != class(&claim.metadata, wanted.storage_class_name),
+                "storageClassName does not match",
+            ),
+            (mode(volume.volume_mode) != mode(wanted.volume_mode), "incompatible volumeMode"),
+            (wanted.access_modes.iter().flatten().any(|m| !has.contains(m)), "incompatible accessMode"),
+            (
+                volume.volume_attributes_class_name != wanted.volume_attributes_class_name,
+                "VolumeAttributesClass does not match",
+            ),
+        ];
+        mismatch.into_iter().find(|m| m.0).map(|m| m.1.into())
+    }
+
     /// Whether a claim could have it, its present owner aside.
     fn suits(&self, claim: &PersistentVolumeClaim) -> bool {
-        let (Some(volume), Some(wanted)) = (&self.typed.spec, &claim.spec) else { return false };
-        let class = |c: &Option<String>| c.clone().unwrap_or_default();
-        let mode = |m: &Option<String>| m.clone().unwrap_or_else(|| "Filesystem".into());
-        let has = volume.access_modes.as_deref().unwrap_or_default();
-        let selector = wanted.selector.as_ref().and_then(|s| serde_json::to_value(s).ok());
+        let selector = claim.spec.as_ref().and_then(|s| serde_json::to_value(s.selector.as_ref()?).ok());
         let selected =
             selector.is_none_or(|s| LabelSelector::from_value(&s).is_ok_and(|s| s.matches(&self.object.meta.labels)));
-        class(&volume.storage_class_name) == class(&wanted.storage_class_name)
-            && volume.volume_attributes_class_name == wanted.volume_attributes_class_name
-            && mode(&volume.volume_mode) == mode(&wanted.volume_mode)
-            && wanted.access_modes.iter().flatten().all(|m| has.contains(m))
-            && self.size() >= asked(claim)
-            && selected
-            && self.object.meta.deletion_timestamp.is_none()
+        selected && self.unfit(claim).is_none()
     }
 }
 
@@ -129,6 +151,11 @@ pub fn plan_claim(
         }
         return wait(plan, object, claim, class, named.is_some(), consumers);
     };
+    if let Some(why) = volume.unfit(claim).filter(|_| named.is_some() && volume.claim().is_none()) {
+        let said = format!("Cannot bind to requested volume {:?}: {why}", volume.object.meta.name);
+        plan.note(Note::warning(object, "VolumeMismatch", said));
+        return wait(plan, object, claim, class, true, consumers);
+    }
     if volume.claim().is_some() && !ours(&volume) {
         if annotation(BIND_COMPLETED).is_some() {
             let mut status = status_of(object)?;
