@@ -14,6 +14,7 @@ pub mod orphans;
 pub mod plan;
 pub mod pleg;
 pub mod report;
+pub mod resize;
 pub mod start;
 pub mod status;
 pub mod stop;
