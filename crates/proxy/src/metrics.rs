@@ -185,12 +185,18 @@ impl Metrics {
             "Seconds to look through the kernel's connections.",
             &mut out,
         );
-        let plain: [(&str, &str, &str, f64); 10] = [
+        let plain: [(&str, &str, &str, f64); 11] = [
             (
                 "kubeproxy_sync_proxy_rules_nftables_sync_failures_total",
                 "counter",
                 "Transactions nft refused.",
                 numbers.failures as f64,
+            ),
+            (
+                "kubeproxy_sync_proxy_rules_nftables_cleanup_failures_total",
+                "counter",
+                "Removals of what is in use no more that nft refused: none, since they are in the transactions counted above.",
+                0.0,
             ),
             (
                 "kubeproxy_sync_proxy_rules_put_back_total",
