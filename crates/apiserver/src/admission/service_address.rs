@@ -115,7 +115,7 @@ impl Plugin for ServiceAddress {
         }
         let name = service["metadata"]["name"].as_str().unwrap_or_default().to_string();
         let refuse = |errors: Vec<FieldError>| Status::invalid("", "Service", &name, &errors);
-        let asked = resources::kinds::service::asked_addresses(&service["spec"]);
+        let asked = resources::kinds::service::asked_families(&service["spec"]);
         if !asked.is_empty() {
             return Err(refuse(asked));
         }

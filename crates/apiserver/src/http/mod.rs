@@ -353,10 +353,13 @@ async fn dispatch(
             let attributes = authz::Attributes::path(&verb, parts.uri.path());
             caller.taken(server, &attributes);
             authz::admit(server, caller, &attributes)?;
-            if !matches!(parts.method, Method::GET | Method::HEAD) {
+            let response = paths::serve(server, &parts, ending.is_cancelled()).await?;
+            // What is not there is not there for any method.
+            let there = response.status() != http::StatusCode::NOT_FOUND;
+            if there && !matches!(parts.method, Method::GET | Method::HEAD) {
                 return Err(Status::wrong_method());
             }
-            paths::serve(server, &parts, ending.is_cancelled()).await
+            Ok(response)
         }
         Route::Connect(call) => {
             let verb = call.verb(&parts.method);

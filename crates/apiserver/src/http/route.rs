@@ -194,7 +194,7 @@ pub fn parse(method: &Method, path: &str, query: &str) -> Result<Route, Status> 
     }
     let (options, watch) = options(query)?;
     request.options = options;
-    if *method == Method::HEAD {
+    if *method == Method::HEAD || old_watch && *method != Method::GET {
         return Err(Status::wrong_method());
     }
     request.verb = match (method, request.name.is_empty()) {

@@ -46,7 +46,7 @@ impl DeleteOptions {
             options.grace_period_seconds = Some(
                 seconds
                     .parse()
-                    .map_err(|_| Status::bad_request(format!("gracePeriodSeconds: invalid value {seconds:?}")))?,
+                    .map_err(|e| Status::bad_request(crate::http::route::not_a_number("ParseInt", seconds, &e)))?,
             );
         }
         options.propagation = query("propagationPolicy").map(str::to_string);
@@ -65,6 +65,7 @@ impl DeleteOptions {
         let body = match &request.body {
             RequestBody::None => return options.checked(),
             RequestBody::Bytes { bytes, .. } if bytes.is_empty() => return options.checked(),
+            RequestBody::Bytes { bytes, .. } if bytes.trim_ascii() == b"null" => return options.checked(),
             other => body::decode_options(other, "DeleteOptions")?,
         };
         options.grace_period_seconds = body["gracePeriodSeconds"].as_i64().or(options.grace_period_seconds);

@@ -29,7 +29,7 @@ pub async fn create(server: &ApiServer, target: Target<'_>) -> Result<Reply, Sta
         let error = FieldError::invalid(
             &FieldPath::new(&format!("metadata.{field}")),
             said,
-            format!("must match the service account {field}"),
+            format!("must match the service account {field} if specified"),
         );
         Err(Status::invalid("authentication.k8s.io", "TokenRequest", name, &[error]))
     };

@@ -135,9 +135,8 @@ fn to_v2(object: &mut Value) {
 
 fn check_target(at: &At<'_>, errors: &mut Errors) {
     let kind = at.child("type");
-    if errors.need(&kind, "must specify a metric target type")
-        && !["AverageValue", "Utilization", "Value"].contains(&kind.str())
-    {
+    errors.need(&kind, "must specify a metric target type");
+    if !["AverageValue", "Utilization", "Value"].contains(&kind.str()) {
         errors.invalid(&kind, "must be either Utilization, Value, or AverageValue");
     }
     for amount in ["value", "averageValue"].map(|f| at.child(f)).into_iter().filter(At::there) {
@@ -151,9 +150,8 @@ fn check_target(at: &At<'_>, errors: &mut Errors) {
 fn check_metric(at: &At<'_>, errors: &mut Errors) {
     let kind = at.child("type");
     let names = SOURCES.map(|(name, _)| name);
-    if errors.need(&kind, "must specify a metric source type") {
-        errors.one_of(&kind, &names);
-    }
+    errors.need(&kind, "must specify a metric source type");
+    errors.one_of(&kind, &names);
     let Some((_, field)) = SOURCES.iter().find(|(name, _)| *name == kind.str()) else { return };
     let source = at.child(field);
     if !source.there() {
@@ -185,6 +183,7 @@ fn check_metric(at: &At<'_>, errors: &mut Errors) {
         }
         other => {
             errors.need(&source.child("metric.name"), "must specify a metric name");
+            errors.path_segment(&source.child("metric.name"));
             if other == "object" {
                 errors.need(&source.child("describedObject.kind"), "");
                 errors.need(&source.child("describedObject.name"), "");

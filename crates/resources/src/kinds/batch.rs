@@ -145,8 +145,8 @@ fn check_spec(spec: &At<'_>, errors: &mut Errors) {
         "OnFailure" if spec.value.has("podFailurePolicy") => {
             errors.invalid(&policy, "only \"Never\" is supported when podFailurePolicy is specified");
         }
-        // Anything else the template's own check has refused.
-        _ => {}
+        "OnFailure" | "Never" => {}
+        _ => errors.not_supported(&policy, &["Never", "OnFailure"]),
     }
 }
 

@@ -146,7 +146,10 @@ fn check_version(version: &At<'_>, unchanged: &[&str], alike: Alike, first: bool
         structural::schema(&schema, errors);
         // Rules over a schema that is wrong would only be complained about in riddles.
         if errors.0.len() == before {
-            structural::defaults(&schema, errors);
+            // Defaults must be what their schema asks for.
+            if let Err(wrong) = meta::schema::structural::build(schema.value, &schema.path) {
+                errors.0.extend(wrong);
+            }
             rules::schema(&schema, unchanged.contains(&version.value.text("name")), errors);
         }
     } else if !version.value.has("schema.openAPIV3Schema") {
@@ -465,7 +468,7 @@ impl Strategy for ApiService {
         }
         errors.need(&service.child("namespace"), "");
         errors.need(&service.child("name"), "");
-        errors.port(&service.child("port"));
+        webhooks::port(&service.child("port"), &mut errors);
         if insecure.value == &Value::Bool(true) && !bundle.blank() {
             errors.invalid(&insecure, "may not be true if caBundle is present");
         }

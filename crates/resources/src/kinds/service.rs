@@ -193,11 +193,19 @@ fn check_type(spec: &At<'_>, errors: &mut Errors) {
     }
 }
 
-/// What is wrong with the addresses and families somebody asked for, before any are given out.
-pub fn asked_addresses(spec: &Value) -> Vec<FieldError> {
+/// What is wrong with the families somebody asked for, before any addresses are given out.
+pub fn asked_families(spec: &Value) -> Vec<FieldError> {
     let mut errors = Errors::default();
-    check_addresses(&At::new(spec, "spec"), &mut errors);
+    check_families(&At::new(spec, "spec"), &mut errors);
     errors.0
+}
+
+fn check_families(spec: &At<'_>, errors: &mut Errors) {
+    errors.may_one_of(&spec.child("ipFamilyPolicy"), &["PreferDualStack", "RequireDualStack", "SingleStack"]);
+    for family in spec.each("ipFamilies") {
+        errors.one_of(&family, &["IPv4", "IPv6"]);
+    }
+    errors.unique(spec.each("ipFamilies"));
 }
 
 fn check_addresses(spec: &At<'_>, errors: &mut Errors) {
@@ -218,11 +226,7 @@ fn check_addresses(spec: &At<'_>, errors: &mut Errors) {
         }
     }
     errors.unique(ips.items());
-    errors.may_one_of(&spec.child("ipFamilyPolicy"), &["PreferDualStack", "RequireDualStack", "SingleStack"]);
-    for family in spec.each("ipFamilies") {
-        errors.one_of(&family, &["IPv4", "IPv6"]);
-    }
-    errors.unique(spec.each("ipFamilies"));
+    check_families(spec, errors);
 }
 
 fn check_traffic(spec: &At<'_>, errors: &mut Errors) {

@@ -309,6 +309,10 @@ impl Strategy for CsiStorageCapacity {
         errors.0
     }
 
+    fn allow_unconditional_update(&self) -> bool {
+        false
+    }
+
     fn table_row(&self, object: &Value, _now: &str) -> Vec<Value> {
         let capacity = if object.has("capacity") { quantity(object.at("capacity")) } else { "<unset>".into() };
         vec![name(object), object.text("storageClassName").into(), capacity.into()]

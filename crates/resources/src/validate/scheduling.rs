@@ -90,7 +90,10 @@ fn node_field_requirement(at: &At<'_>, errors: &mut Errors) {
         _ => errors.invalid(&at.child("operator"), "not a valid selector operator"),
     }
     if key.str() != "metadata.name" {
-        errors.invalid(&key, "not a valid field selector key");
+        return errors.invalid(&key, "not a valid field selector key");
+    }
+    for value in values.items() {
+        errors.format(&value, formats::dns_subdomain);
     }
 }
 

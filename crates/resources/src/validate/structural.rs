@@ -223,23 +223,6 @@ fn map_key(property: &At<'_>, required: bool, errors: &mut Errors) {
     }
 }
 
-/// Defaults must be what their schema asks for.
-pub fn defaults(at: &At<'_>, errors: &mut Errors) {
-    if let Some(default) = at.value.get("default")
-        && let Ok(schema) = meta::schema::structural::build(at.value, &at.path)
-    {
-        errors.0.extend(meta::schema::validate(schema.root(), default, &at.path.child("default")));
-    }
-    for (_, property) in field(at, "properties").entries() {
-        defaults(&property, errors);
-    }
-    for inner in
-        ["items", "additionalProperties"].map(|name| field(at, name)).into_iter().filter(|i| i.value.is_object())
-    {
-        defaults(&inner, errors);
-    }
-}
-
 fn rules(at: &At<'_>, errors: &mut Errors) {
     for rule in field(at, "x-kubernetes-validations").items() {
         let (text, message) = (rule.child("rule"), rule.child("message"));

@@ -65,6 +65,13 @@ fn service_path(at: &At<'_>, errors: &mut Errors) {
     }
 }
 
+/// The port of a service that is called; absent, it has a default.
+pub fn port(at: &At<'_>, errors: &mut Errors) {
+    if at.there() && !at.number().is_some_and(|p| (1..=65535).contains(&p)) {
+        errors.invalid(at, format!("port is not valid: {}", super::PORT_RANGE));
+    }
+}
+
 /// Where a webhook listens: at a URL or behind a service.
 pub fn client(at: &At<'_>, errors: &mut Errors) {
     let (url, service) = (at.child("url"), at.child("service"));
@@ -73,10 +80,7 @@ pub fn client(at: &At<'_>, errors: &mut Errors) {
         (false, true) => {
             errors.need(&service.child("name"), "service name is required");
             errors.need(&service.child("namespace"), "service namespace is required");
-            let port = service.child("port");
-            if port.there() && !port.number().is_some_and(|p| (1..=65535).contains(&p)) {
-                errors.invalid(&port, format!("port is not valid: {}", super::PORT_RANGE));
-            }
+            port(&service.child("port"), errors);
             service_path(&service.child("path"), errors);
         }
         _ => errors.required(at, "exactly one of url or service is required"),
