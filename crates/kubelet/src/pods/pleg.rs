@@ -26,7 +26,9 @@ pub async fn follow(context: Arc<Context>) {
                 context.metrics.count(&families::EVENTED_OPENED, &[]);
                 // What happened before the stream began.
                 context.workers.wake_all();
+                let began = Instant::now();
                 orphans::sweep(&context).await;
+                context.metrics.since(&families::PLEG_RELIST, &[], began);
                 if !listen(&context, stream).await {
                     return relist(&context).await;
                 }
