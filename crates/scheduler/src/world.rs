@@ -148,7 +148,8 @@ impl World {
     /// Pods that are held for so long that their status is to say so, and what holds them; each once.
     pub fn held_too_long(&mut self, now: Instant) -> Vec<(Arc<str>, String)> {
         let mut out = Vec::new();
-        while let Some((_, key)) = self.untold.pop_front_if(|(due, _)| *due <= now) {
+        while self.untold.front().is_some_and(|(due, _)| *due <= now) {
+            let Some((_, key)) = self.untold.pop_front() else { break };
             let waiting = self.queue.get(&key).filter(|_| self.held.contains(&key));
             if let Some(why) = waiting.and_then(|w| self.held_by(&w.pod)) {
                 out.push((key, why));
