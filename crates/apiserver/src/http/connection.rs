@@ -24,8 +24,9 @@ use tokio_util::sync::CancellationToken;
 use super::Body;
 use super::held::Held;
 
-/// A client that does not finish its request's head in this time is let go.
-pub const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// A connection of HTTP/1.1 that brings no whole head of a request in this time is closed, an idle one too: upstream's time
+/// for idle ones.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(90);
 /// Streams one HTTP/2 connection may have open: upstream's default.
 const MAX_STREAMS: u32 = 250;
 /// A silent connection is asked whether it is alive so often.
