@@ -86,6 +86,16 @@ fn everywhere(metadata: &At<'_>, errors: &mut Errors) {
     owners(&metadata.child("ownerReferences"), errors);
 }
 
+/// Labels or annotations that a conversion webhook made. Upstream's path of annotations lacks its last letter here.
+pub fn validate_map(field: &str, map: &Value) -> Vec<FieldError> {
+    let mut errors = Errors::default();
+    match field {
+        "labels" => selectors::labels(&At::new(map, "metadata.labels"), &mut errors),
+        _ => annotations(&At::new(map, "metadata.annotation"), &mut errors),
+    }
+    errors.0
+}
+
 fn annotations(at: &At<'_>, errors: &mut Errors) {
     let mut total = 0;
     for (key, value) in at.entries() {

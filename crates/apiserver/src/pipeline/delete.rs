@@ -177,6 +177,10 @@ impl ApiServer {
                     return Ok(Outcome::Gone(None));
                 }
             };
+            // Nobody deletes what cannot be shown to him: a webhook that fails to convert keeps its objects.
+            if resource.custom {
+                target.served.present(object.clone(), target.version).await?;
+            }
             let old = object.value().map_err(Status::internal)?;
             self.check_preconditions(&target, options, &old)?;
             let attributes = Attributes { dry_run: options.dry(), ..Attributes::new(&target, Operation::Delete)? };
@@ -271,6 +275,8 @@ impl ApiServer {
         use futures::{FutureExt, StreamExt, TryStreamExt};
         let options = DeleteOptions::of(target.request)?;
         let list = self.list_stored(target).await?;
+        let mut shown = list.items.clone();
+        target.served.present_all(&mut shown, target.version).await?;
         let requests: Vec<Request> = list
             .items
             .iter()
@@ -284,9 +290,7 @@ impl ApiServer {
             deletions.push(self.delete_if_there(Target { request, ..target }, &options).boxed());
         }
         futures::stream::iter(deletions).buffer_unordered(COLLECTION_PARALLEL).try_collect::<Vec<()>>().await?;
-        let mut items = list.items;
-        target.served.present_all(&mut items, target.version).await?;
-        Ok(Reply::List(meta::List { resource_version: list.resource_version, items, ..meta::List::default() }))
+        Ok(Reply::List(meta::List { resource_version: list.resource_version, items: shown, ..meta::List::default() }))
     }
 }
 

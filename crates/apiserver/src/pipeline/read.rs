@@ -312,14 +312,20 @@ impl ApiServer {
                     events.push(match seen.into_watch_event() {
                         meta::WatchEvent::Object { kind, object } => match served.present(object, &shown).await {
                             Ok(object) => meta::WatchEvent::Object { kind, object },
-                            Err(status) => meta::WatchEvent::Error(status),
+                            Err(status) => {
+                                events.push(meta::WatchEvent::Error(status));
+                                return [Some(events), None];
+                            }
                         },
                         other => other,
                     });
                 }
-                events
+                [Some(events), Some(Vec::new())]
             }
         });
+        // What cannot be shown ends the watch: going on would hide that something is missing.
+        let events = events.flat_map(futures::stream::iter).take_while(|batch| std::future::ready(batch.is_some()));
+        let events = events.filter_map(|batch| std::future::ready(batch.filter(|batch| !batch.is_empty())));
         let events: WatchStream = events.boxed();
         debug_assert_eq!(target.request.verb, Verb::Watch);
         Ok(Reply::Watch(events))

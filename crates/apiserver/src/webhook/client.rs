@@ -171,7 +171,8 @@ async fn exchange(
     let response = sender.send_request(request).await.map_err(failed)?;
     let status = response.status();
     let content_type = response.headers().get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok());
-    let is_text = content_type.is_none_or(|t| t.starts_with("text/"));
+    let content_type = content_type.unwrap_or_default().to_string();
+    let is_text = content_type.is_empty() || content_type.starts_with("text/");
     let answer = Limited::new(response.into_body(), MAX_ANSWER).collect().await;
     let answer = answer.map_err(|e| Failure::Answer(format!("reading the webhook's answer: {e}")))?.to_bytes();
     if !status.is_success() {
@@ -180,12 +181,24 @@ async fn exchange(
             true => String::from_utf8_lossy(&answer).trim().chars().take(256).collect(),
             false => String::from("unknown"),
         };
-        let why = if status.as_u16() == 404 {
+        // A server that says what is wrong in a Status is quoted.
+        let said = meta::decode::json(&answer).ok().map(|(said, _)| said);
+        let said = said.filter(|s| s["kind"] == "Status" && s["apiVersion"] == "v1" && s["status"] != "Success");
+        let said = said.as_ref().and_then(|s| s["message"].as_str()).filter(|message| !message.is_empty());
+        let why = if let Some(said) = said {
+            said.to_string()
+        } else if status.as_u16() == 404 {
             "the server could not find the requested resource".to_string()
         } else {
             format!("an error on the server ({text:?}) has prevented the request from succeeding")
         };
         return Err(Failure::Answer(why));
+    }
+    if answer.is_empty() {
+        return Err(Failure::Answer(format!(
+            "0-length response with status code: {} and content type: {content_type}",
+            status.as_u16()
+        )));
     }
     meta::decode::json(&answer).map(|(answer, _)| answer).map_err(|e| Failure::Answer(e.to_string()))
 }

@@ -6,7 +6,7 @@
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use meta::{Status, Value};
+use meta::{Reason, Status, Value};
 use serde::Deserialize;
 use serde_json::json;
 
@@ -50,16 +50,16 @@ impl Conversion {
             let kind = batch
                 .first()
                 .map_or_else(String::new, |o| format!("{}, Kind={}", text(o, "apiVersion"), text(o, "kind")));
-            let failed = |why: String| Status::internal(format!("conversion webhook for {kind} failed: {why}"));
+            // Upstream's failures have no reason of their own.
+            let refuse = |why: String| Status::new(Reason::Unknown, format!("conversion webhook for {kind} {why}"));
             let sent: Vec<&Value> = batch.iter().map(|o| &**o).collect();
-            let converted = self.ask(&sent, api_version).await.map_err(failed)?;
-            for (at, (object, new)) in batch.iter_mut().zip(converted).enumerate() {
-                let new = checked(object, new, api_version).map_err(|why| {
-                    Status::internal(format!(
-                        "conversion webhook for {kind} returned invalid converted object at index {at}: {why}"
-                    ))
-                })?;
-                **object = new;
+            let converted = self.ask(&sent, api_version).await.map_err(|why| refuse(format!("failed: {why}")))?;
+            if converted.len() != batch.len() {
+                return Err(refuse(format!("returned {} objects, expected {}", converted.len(), batch.len())));
+            }
+            for (object, new) in batch.iter_mut().zip(converted) {
+                **object =
+                    checked(object, new, api_version).map_err(|why| refuse(format!("returned invalid {why}")))?;
             }
         }
         Ok(())
@@ -77,28 +77,31 @@ impl Conversion {
             "request": {"uid": uid, "desiredAPIVersion": api_version, "objects": objects},
         });
         let mut answer = client::post(&server, &self.client, &review, TIMEOUT).await?;
+        let (said, kind) = (text(&answer, "apiVersion"), text(&answer, "kind"));
+        if said != review["apiVersion"] || kind != review["kind"] {
+            // A version without a group, and no version at all, are printed with an empty group.
+            let slash = if said.contains('/') { "" } else { "/" };
+            return Err(format!(
+                "expected webhook response of apiextensions.k8s.io/{REVIEW}, Kind=ConversionReview, got {slash}{said}, Kind={kind}"
+            ));
+        }
         let response = &mut answer["response"];
         if !response.is_object() {
-            return Err("invalid response: the webhook's answer has no response".into());
+            return Err("no response provided".into());
         }
         if response["uid"] != uid.as_str() {
-            return Err(format!("invalid response: expected response.uid={uid:?}, got {}", response["uid"]));
+            return Err(format!("expected response.uid={uid:?}, got {:?}", text(response, "uid")));
         }
-        if response["result"]["status"] != "Success" {
-            let message = response["result"]["message"].as_str().unwrap_or_default();
-            return Err(if message.is_empty() {
-                format!("response.result.status was {}, not 'Success'", response["result"]["status"])
-            } else {
-                message.to_string()
-            });
+        let result = &response["result"];
+        match (text(result, "status"), text(result, "message")) {
+            ("Success", _) => {}
+            (status, "") => return Err(format!("response.result.status was '{status}', not 'Success'")),
+            (_, message) => return Err(message.to_string()),
         }
-        let Value::Array(converted) = response["convertedObjects"].take() else {
-            return Err(format!("returned 0 objects, expected {}", objects.len()));
-        };
-        if converted.len() != objects.len() {
-            return Err(format!("returned {} objects, expected {}", converted.len(), objects.len()));
+        match response["convertedObjects"].take() {
+            Value::Array(converted) => Ok(converted),
+            _ => Ok(Vec::new()),
         }
-        Ok(converted)
     }
 }
 
@@ -107,21 +110,22 @@ fn text<'a>(object: &'a Value, field: &str) -> &'a str {
 }
 
 /// What a webhook made of an object, if it is still that object. Its metadata is the original's but for labels and
-/// annotations.
+/// annotations, and those must be fit to be stored where they are not as they were. Errors go on where "returned invalid"
+/// ends.
 fn checked(original: &Value, mut converted: Value, api_version: &str) -> Result<Value, String> {
     if converted["apiVersion"] != api_version {
-        return Err(format!("invalid groupVersion, expected={api_version}, got={}", text(&converted, "apiVersion")));
+        let said = text(&converted, "apiVersion");
+        return Err(format!("object at index 0: invalid groupVersion (expected {api_version}, received {said})"));
     }
     if converted["kind"] != original["kind"] {
-        return Err(format!("invalid kind, expected={}, got={}", text(original, "kind"), text(&converted, "kind")));
+        let (kind, said) = (text(original, "kind"), text(&converted, "kind"));
+        return Err(format!("object at index 0: invalid kind (expected {kind}, received {said})"));
     }
     for field in ["name", "namespace", "uid"] {
         let (before, after) = (text(&original["metadata"], field), text(&converted["metadata"], field));
         if before != after {
-            return Err(format!(
-                "must have the same {}: {after} != {before}",
-                if field == "uid" { "UID" } else { field }
-            ));
+            let field = if field == "uid" { "UID" } else { field };
+            return Err(format!("object: must have the same {field}: {before} != {after}"));
         }
     }
     let said = converted["metadata"].take();
@@ -130,14 +134,45 @@ fn checked(original: &Value, mut converted: Value, api_version: &str) -> Result<
         let Some(map) = kept.as_object_mut() else { break };
         match &said[field] {
             Value::Null => drop(map.remove(field)),
-            value @ Value::Object(entries) if entries.values().all(Value::is_string) => {
-                drop(map.insert(field.into(), value.clone()))
+            value @ Value::Object(entries) => {
+                if let Some((key, value)) = entries.iter().find(|(_, value)| !value.is_string()) {
+                    let found = go_type(value);
+                    return Err(format!(
+                        "metadata: metadata.{field}[{key}] must be a string, but is {found} in converted object"
+                    ));
+                }
+                if map.get(field) != Some(value) {
+                    let errors = resources::metadata::validate_map(field, value);
+                    let errors: Vec<String> = errors.iter().map(ToString::to_string).collect();
+                    match errors.as_slice() {
+                        [] => {}
+                        [error] => return Err(format!("metadata: {error}")),
+                        errors => return Err(format!("metadata: [{}]", errors.join(", "))),
+                    }
+                }
+                map.insert(field.into(), value.clone());
             }
-            _ => return Err(format!("metadata.{field}: Invalid value: must be a map of strings")),
+            value => {
+                let found = go_type(value);
+                return Err(format!("metadata: invalid metadata.{field} of type {found} in converted object"));
+            }
         }
     }
     converted["metadata"] = kept;
     Ok(converted)
+}
+
+/// What Go calls the type of a decoded value.
+fn go_type(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "<nil>",
+        Value::Bool(_) => "bool",
+        Value::Number(n) if n.is_f64() => "float64",
+        Value::Number(_) => "int64",
+        Value::String(_) => "string",
+        Value::Array(_) => "[]interface {}",
+        Value::Object(_) => "map[string]interface {}",
+    }
 }
 
 #[cfg(test)]
@@ -153,15 +188,24 @@ mod tests {
         assert_eq!(converted["metadata"]["generation"], 2);
         assert_eq!(converted["metadata"]["labels"], json!({"z": "y"}));
         for (metadata, expect) in [
-            (json!({"name": "b", "namespace": "n", "uid": "u"}), "must have the same name: b != a"),
-            (json!({"name": "a", "namespace": "n"}), "must have the same UID:  != u"),
+            (json!({"name": "b", "namespace": "n", "uid": "u"}), "object: must have the same name: a != b"),
+            (json!({"name": "a", "namespace": "n"}), "object: must have the same UID: u != "),
             (
                 json!({"name": "a", "namespace": "n", "uid": "u", "labels": {"a": 1}}),
-                "metadata.labels: Invalid value: must be a map of strings",
+                "metadata: metadata.labels[a] must be a string, but is int64 in converted object",
+            ),
+            (
+                json!({"name": "a", "namespace": "n", "uid": "u", "annotations": []}),
+                "metadata: invalid metadata.annotations of type []interface {} in converted object",
+            ),
+            (
+                json!({"name": "a", "namespace": "n", "uid": "u", "annotations": {"a b": ""}}),
+                "metadata: metadata.annotation: Invalid value: \"a b\": name part must consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric character (e.g. 'MyName',  or 'my.name',  or '123-abc', regex used for validation is '([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]')",
             ),
         ] {
             assert_eq!(checked(&original, with(metadata), "g/v2").unwrap_err(), expect);
         }
-        assert!(checked(&original, original.clone(), "g/v2").unwrap_err().starts_with("invalid groupVersion"));
+        let wrong = checked(&original, original.clone(), "g/v2").unwrap_err();
+        assert_eq!(wrong, "object at index 0: invalid groupVersion (expected g/v2, received g/v1)");
     }
 }
