@@ -24,20 +24,28 @@ pub struct Served {
     conversion: Option<Arc<Conversion>>,
     /// How long the store takes with it.
     pub stored: crate::instruments::StoreTimes,
-    /// What a custom kind's schema says in expressions.
-    pub rules: Option<crate::crd_rules::Rules>,
+    /// What a custom kind's schemas say in expressions, version by version.
+    rules: Vec<Option<crate::crd_rules::Rules>>,
 }
 
 impl Served {
     pub fn new(resource: Resource) -> Arc<Self> {
         let cache =
             (!resource.prefix.is_empty()).then(|| Arc::new(Cache::new(resource.prefix.clone(), decoder(&resource))));
-        Arc::new(Self { resource, cache, stored_as: None, conversion: None, stored: Default::default(), rules: None })
+        Arc::new(Self {
+            resource,
+            cache,
+            stored_as: None,
+            conversion: None,
+            stored: Default::default(),
+            rules: Vec::new(),
+        })
     }
 
     /// A custom kind over its cache: the one it had, if it is not new.
     pub fn custom(resource: Resource, cache: Arc<Cache>, conversion: Option<Arc<Conversion>>) -> Arc<Self> {
-        let rules = resource.storage_version().published.as_deref().and_then(crate::crd_rules::Rules::of);
+        let of = |version: &ResourceVersion| version.published.as_deref().and_then(crate::crd_rules::Rules::of);
+        let rules = resource.versions.iter().map(of).collect();
         Arc::new(Self { resource, cache: Some(cache), stored_as: None, conversion, stored: Default::default(), rules })
     }
 
@@ -49,7 +57,7 @@ impl Served {
             stored_as: Some(owner.clone()),
             conversion: None,
             stored: Default::default(),
-            rules: None,
+            rules: Vec::new(),
         })
     }
 
@@ -61,6 +69,12 @@ impl Served {
     pub fn cache(&self) -> Result<&Arc<Cache>, Status> {
         let refuse = || Status::method_not_allowed(&self.resource.group, &self.resource.plural, "get");
         self.cache.as_ref().ok_or_else(refuse)
+    }
+
+    /// The expressions of one version's schema.
+    pub fn rules(&self, version: &ResourceVersion) -> Option<&crate::crd_rules::Rules> {
+        let at = self.resource.versions.iter().position(|v| v.name == version.name)?;
+        self.rules.get(at)?.as_ref()
     }
 
     /// Whether objects must be converted to be shown in `version`.

@@ -8,8 +8,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use cel::{Decl, Error, PER_CALL_LIMIT, Program, Value as Cel};
-use meta::{FieldError, FieldPath, Value};
+use meta::{FieldError, FieldPath, Status, Value};
 use resources::validate::rules;
+
+use crate::pipeline::Target;
 
 /// What all rules of one object may cost to run.
 const BUDGET: i64 = 10_000_000;
@@ -361,14 +363,37 @@ fn failed(rules: &Rules, source: &Value, path: &FieldPath, value: &Value, messag
     }
 }
 
-/// Everything wrong with a custom object by its schema, and by the schema's rules if they can be asked.
-pub fn validate(target: &crate::pipeline::Target<'_>, object: &Value, old: Option<&Value>) -> Vec<FieldError> {
-    let served = target.served;
-    let mut errors = crate::pipeline::body::validate_schema(&served.resource, object);
-    if let (Some(old), Some(schema), false) = (old, &served.resource.storage_version().published, errors.is_empty()) {
+/// Everything wrong with a stored custom object, as the version that was asked for shows it.
+pub async fn validate_stored(
+    target: &Target<'_>,
+    object: &Value,
+    old: Option<&Value>,
+) -> Result<Vec<FieldError>, Status> {
+    let (served, version) = (target.served, target.version);
+    if !served.resource.custom || served.is_storage(version) {
+        return Ok(validate(target, object, old));
+    }
+    let mut seen = object.clone();
+    served.from_storage(&mut seen, &version.name).await?;
+    let mut before = old.cloned();
+    if let Some(before) = &mut before {
+        served.from_storage(before, &version.name).await?;
+    }
+    Ok(validate(target, &seen, before.as_ref()))
+}
+
+/// Everything wrong with a custom object by its version's schema, and by the schema's rules if they can be asked.
+pub fn validate(target: &Target<'_>, object: &Value, old: Option<&Value>) -> Vec<FieldError> {
+    let (served, version) = (target.served, target.version);
+    // Built-in kinds are checked by decoding and their strategies.
+    if !served.resource.custom {
+        return Vec::new();
+    }
+    let mut errors = meta::schema::validate(version.schema.root(), object, &FieldPath::root());
+    if let (Some(old), Some(schema), false) = (old, &version.published, errors.is_empty()) {
         errors = ratchet(errors, schema, object, old);
     }
-    let Some(rules) = &served.rules else { return errors };
+    let Some(rules) = served.rules(version) else { return errors };
     use meta::status::FieldErrorKind::{Required, TooLong, TooMany, TypeInvalid};
     if errors.iter().any(|e| matches!(e.kind, Required | TooLong | TooMany | TypeInvalid)) {
         let why = "some validation rules were not checked because the object was invalid; correct the existing errors to complete validation";

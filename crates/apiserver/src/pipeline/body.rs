@@ -5,7 +5,6 @@
 
 use meta::decode::Issues;
 use meta::{FieldError, RequestBody, Status, Value, Verb};
-use resources::Resource;
 
 use super::{Target, metadata};
 use crate::catalog::Served;
@@ -349,12 +348,19 @@ pub fn default(served: &Served, body: &mut Value) {
     served.resource.strategy.default(body);
 }
 
-/// What a custom resource's schema demands. Built-in kinds are checked by decoding and their strategies.
-pub fn validate_schema(resource: &Resource, body: &Value) -> Vec<FieldError> {
-    if !resource.custom {
-        return Vec::new();
+/// Turns what a client made into the stored form. A custom kind's versions have schemas of their own: the defaults
+/// are those of the client's version, and what that version forbids is told before what its conversion came to.
+pub async fn to_storage(target: &Target<'_>, body: &mut Value) -> Result<(), Status> {
+    let (served, version) = (target.served, target.version);
+    if !served.resource.custom || served.is_storage(version) {
+        return served.to_storage(body, &version.name).await;
     }
-    meta::schema::validate(resource.storage_version().schema.root(), body, &meta::FieldPath::root())
+    meta::schema::default(version.schema.root(), body);
+    let Err(status) = served.to_storage(body, &version.name).await else { return Ok(()) };
+    match crate::crd_rules::validate(target, body, None).as_slice() {
+        [] => Err(status),
+        errors => Err(Status::invalid(target.group(), &served.resource.kind, metadata::text(body, "name"), errors)),
+    }
 }
 
 /// The manager a write is recorded under: the client's word, or the first part of its user agent.
@@ -533,7 +539,7 @@ impl Document {
             // Checking left it other than it was.
             return Err(wrong_patch(&self.laid_over(target, old, now).await?, why));
         }
-        target.served.to_storage(&mut body, &target.version.name).await?;
+        to_storage(target, &mut body).await?;
         Ok(body)
     }
 

@@ -129,7 +129,7 @@ impl ApiServer {
         if !metadata::text(&body, "resourceVersion").is_empty() {
             return Err(Status::bad_request("resourceVersion should not be set on objects to be created"));
         }
-        target.served.to_storage(&mut body, &target.version.name).await?;
+        body::to_storage(&target, &mut body).await?;
         let cx = context(&target, &now);
         let tracks = resource.strategy.tracks_generation(resource.has_status());
         body::default(target.served, &mut body);
@@ -161,7 +161,7 @@ impl ApiServer {
         let mut errors = metadata::validate_name(&target, &body);
         errors.extend(resources::metadata::validate(&body, resource.namespaced));
         errors.extend(resource.strategy.validate_create(&cx, &body));
-        errors.extend(crate::crd_rules::validate(&target, &body, None));
+        errors.extend(crate::crd_rules::validate_stored(&target, &body, None).await?);
         self.refuse(&target, &body, &errors)?;
         for warning in resource.strategy.warnings(&body) {
             target.caller.warn(warning);
@@ -413,7 +413,7 @@ impl ApiServer {
         if matches!(change, Change::Request) {
             let mut errors = resources::metadata::validate_update(&body, old);
             errors.extend(resource.strategy.validate_update(&cx, &body, old));
-            errors.extend(crate::crd_rules::validate(target, &body, Some(old)));
+            errors.extend(crate::crd_rules::validate_stored(target, &body, Some(old)).await?);
             self.refuse(target, &body, &errors)?;
         }
         for warning in resource.strategy.warnings(&body) {
