@@ -108,7 +108,7 @@ async fn ask(server: &ApiServer, remote: &Remote) -> Result<(), String> {
     let url = format!("https://{}:{}{path}", remote.backend.host(), remote.backend.port);
     match answer {
         Err(_) => Err(format!("timed out waiting for {url}")),
-        Ok(Err(why)) => Err(format!("failing or missing response from {url}: {why}")),
+        Ok(Err(why)) => Err(format!("failing or missing response from {url}: Get {url:?}: {why}")),
         Ok(Ok(answer)) if answer.code.is_success() => Ok(()),
         Ok(Ok(answer)) => Err(format!(
             "failing or missing response from {0}: bad status from {0}: {1}",

@@ -169,7 +169,7 @@ pub(super) async fn connect(
 ) -> Result<(Box<dyn Stream>, SocketAddr), String> {
     let address = resolve(server, backend).await?;
     let tcp = server.config().kubelet.dial.connect(address).await;
-    let tcp = tcp.map_err(|e| format!("dial tcp {address}: connect: {e}"))?;
+    let tcp = tcp.map_err(|e| connect::not_dialled(address, &e))?;
     let _ = tcp.set_nodelay(true);
     let name = ServerName::try_from(backend.host()).map_err(|e| e.to_string())?;
     let stream = tokio_rustls::TlsConnector::from(tls.clone()).connect(name, tcp).await;
@@ -199,15 +199,51 @@ where
         Err(why) => return plain(StatusCode::INTERNAL_SERVER_ERROR, why),
     };
     identify(request.headers_mut(), user);
+    let upgrade = connect::is_upgrade(request.headers());
     let path = request.uri().path_and_query().map_or("/", |p| p.as_str()).to_string();
     let carried = match connect(server, &remote.backend, tls).await {
-        Ok((stream, _)) => connect::forward_over(stream, &path, &remote.backend.host(), request).await,
+        Ok((stream, _)) => {
+            if !upgrade {
+                forwarded(request.headers_mut(), &remote.backend.host(), path.split('?').next().unwrap_or_default());
+            }
+            connect::forward_over(stream, &path, &remote.backend.host(), request).await
+        }
+        Err(why) if upgrade => Err(Status::new(Reason::ServiceUnavailable, format!("error dialing backend: {why}"))),
         Err(why) => Err(Status::new(Reason::ServiceUnavailable, format!("error trying to reach service: {why}"))),
     };
-    carried.unwrap_or_else(|status| {
-        tracing::warn!(api = %remote.gv, %status, "aggregated API");
-        plain(StatusCode::SERVICE_UNAVAILABLE, &status.message)
-    })
+    match carried {
+        // Followed by whoever asked, with his credentials, a redirect would lead past this server's authorization.
+        Ok(answer) if answer.status().is_redirection() && answer.headers().contains_key(header::LOCATION) => {
+            let mut refused =
+                Response::new(full("the backend attempted to redirect this request, which is not permitted"));
+            *refused.status_mut() = StatusCode::BAD_GATEWAY;
+            refused
+        }
+        Ok(answer) => answer,
+        Err(status) => {
+            tracing::warn!(api = %remote.gv, %status, "aggregated API");
+            plain(StatusCode::SERVICE_UNAVAILABLE, &status.message)
+        }
+    }
+}
+
+/// Where a call came to, for extension servers that write links.
+fn forwarded(headers: &mut HeaderMap, host: &str, path: &str) {
+    for (name, value) in [("x-forwarded-uri", path), ("x-forwarded-host", host), ("x-forwarded-proto", "https")] {
+        if let Ok(value) = HeaderValue::from_str(value) {
+            headers.insert(name, value);
+        }
+    }
+}
+
+/// Adds who called to those a call came through already.
+pub fn came_from(headers: &mut HeaderMap, address: std::net::IpAddr) {
+    const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+    let before = headers.get_all(FORWARDED_FOR).iter().filter_map(|v| v.to_str().ok());
+    let all: Vec<String> = before.map(String::from).chain([address.to_string()]).collect();
+    if let Ok(all) = HeaderValue::from_str(&all.join(", ")) {
+        headers.insert(FORWARDED_FOR, all);
+    }
 }
 
 /// Bytes of a document an extension server publishes: the largest OpenAPI documents known are a few megabytes.

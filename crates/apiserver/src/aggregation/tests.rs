@@ -101,3 +101,22 @@ fn callers_are_named_in_headers() {
     assert_eq!(all("x-remote-extra-authentication.kubernetes.io%2fpod-name"), "p");
     assert_eq!(all("impersonate-user"), "");
 }
+
+#[test]
+fn callers_are_added_to_those_a_call_came_through() {
+    let mut headers = http::HeaderMap::new();
+    let address = std::net::IpAddr::from([127, 0, 0, 1]);
+    proxy::came_from(&mut headers, address);
+    assert_eq!(headers["x-forwarded-for"], "127.0.0.1");
+    headers.append("x-forwarded-for", http::HeaderValue::from_static("10.0.0.1"));
+    proxy::came_from(&mut headers, address);
+    assert_eq!(headers.get_all("x-forwarded-for").iter().count(), 1);
+    assert_eq!(headers["x-forwarded-for"], "127.0.0.1, 10.0.0.1, 127.0.0.1");
+}
+
+#[test]
+fn refused_connections_are_told_of_as_go_does() {
+    let refused = std::io::Error::from_raw_os_error(111);
+    let said = crate::subresource::connect::not_dialled(([127, 0, 0, 1], 1).into(), &refused);
+    assert_eq!(said, "dial tcp 127.0.0.1:1: connect: connection refused");
+}

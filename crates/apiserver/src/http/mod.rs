@@ -272,7 +272,9 @@ async fn handle(
     let caller = Caller::new(user, agent).told_to(told.trail());
     let lasting = Lasting::default().with(told.trail().map(|trail| trail as _)).with(open.map(|open| open as _));
     request.extensions_mut().insert(lasting);
-    let mut response = answer(server, &caller, request, ending).await.unwrap_or_else(|status| told.refused(&status));
+    let mut response = answer(server, &caller, request, (peer.address, audit_id), ending)
+        .await
+        .unwrap_or_else(|status| told.refused(&status));
     if let Some(executing) = caller.flow.get() {
         executing.tell(response.headers_mut());
     }
@@ -289,6 +291,7 @@ async fn answer(
     server: &Arc<ApiServer>,
     caller: &Caller,
     mut request: http::Request<Incoming>,
+    (address, audit_id): (IpAddr, &HeaderValue),
     ending: CancellationToken,
 ) -> Result<Response<Body>, Status> {
     let remote = {
@@ -300,6 +303,8 @@ async fn answer(
     };
     if let Some(remote) = remote {
         authorize_elsewhere(server, caller, &request)?;
+        aggregation::proxy::came_from(request.headers_mut(), address);
+        request.headers_mut().insert(AUDIT_ID, audit_id.clone());
         return Ok(Box::pin(aggregation::proxy::carry(server, &remote, &caller.user, request)).await);
     }
     let route = route::parse(request.method(), request.uri().path(), request.uri().query().unwrap_or_default())?;

@@ -384,7 +384,29 @@ async fn dial(server: &ApiServer, destination: &Destination) -> Result<Box<dyn S
     Ok(Box::new(tls))
 }
 
-fn is_upgrade(headers: &HeaderMap) -> bool {
+/// A connection that was not made, as Go says it.
+pub(crate) fn not_dialled(address: SocketAddr, error: &std::io::Error) -> String {
+    let said = error.to_string();
+    let said = said.split(" (os error").next().unwrap_or_default();
+    let mut letters = said.chars();
+    let first = letters.next().map(|c| c.to_ascii_lowercase()).into_iter();
+    format!("dial tcp {address}: connect: {}", first.chain(letters).collect::<String>())
+}
+
+/// A connection that ended before its answer, as Go says it.
+fn cut_off(error: &hyper::Error) -> String {
+    use std::error::Error;
+    use std::io::ErrorKind;
+    let io = error.source().and_then(|source| source.downcast_ref::<std::io::Error>());
+    match io.map(std::io::Error::kind) {
+        _ if error.is_incomplete_message() || error.is_closed() => "EOF".into(),
+        Some(ErrorKind::UnexpectedEof) => "EOF".into(),
+        Some(ErrorKind::ConnectionReset) => "read: connection reset by peer".into(),
+        _ => error.to_string(),
+    }
+}
+
+pub(crate) fn is_upgrade(headers: &HeaderMap) -> bool {
     headers.get(header::UPGRADE).is_some()
         && headers
             .get_all(header::CONNECTION)
@@ -423,7 +445,7 @@ where
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
     let upgrade = is_upgrade(request.headers());
-    let failed = |error: hyper::Error| unavailable(format!("error trying to reach service: {error}"));
+    let failed = |error: hyper::Error| unavailable(format!("error trying to reach service: {}", cut_off(&error)));
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(failed)?;
     tokio::spawn(async move {
         if let Err(error) = connection.with_upgrades().await {

@@ -145,7 +145,7 @@ async fn exchange(
     let address = destination.resolve(server, config).await.map_err(transport)?;
     let tls = tls(config.ca_bundle.as_deref()).map_err(transport)?;
     let tcp = server.config().kubelet.dial.connect(address).await;
-    let tcp = tcp.map_err(|e| Failure::Transport(format!("dial tcp {address}: connect: {e}")))?;
+    let tcp = tcp.map_err(|e| Failure::Transport(connect::not_dialled(address, &e)))?;
     let _ = tcp.set_nodelay(true);
     let name = ServerName::try_from(destination.host.clone()).map_err(|e| Failure::Transport(e.to_string()))?;
     let stream = tokio_rustls::TlsConnector::from(Arc::new(tls)).connect(name, tcp).await;
