@@ -3,6 +3,7 @@
 //! A thread of its own writes them. A file that would grow beyond its limit is put aside under the time of that moment, and
 //! of those the oldest go: the names are upstream's (lumberjack's), so whoever collects them finds them.
 
+use std::borrow::Cow;
 use std::fs::File;
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
@@ -37,11 +38,15 @@ pub struct Options {
     pub max_megabytes: u64,
     /// Compress files that were put aside.
     pub compress: bool,
+    /// Lines for people instead of JSON.
+    pub legacy: bool,
 }
 
 /// Opens the log; its writer ends with the sink.
 pub fn open(options: Options, overflow: Overflow) -> Result<Sink, String> {
     let (sink, queue) = Sink::new("log", overflow);
+    let form: fn(&[u8]) -> Cow<'_, [u8]> =
+        if options.legacy { |event| super::legacy::line(event).into() } else { |event| event.into() };
     let out: Box<dyn Out> = if options.path.as_os_str() == "-" {
         Box::new(std::io::stdout())
     } else {
@@ -49,7 +54,8 @@ pub fn open(options: Options, overflow: Overflow) -> Result<Sink, String> {
         Box::new(Rotated::open(options).map_err(|e| format!("ensureLogFile: open {shown}: {e}"))?)
     };
     let errors = sink.errors.clone();
-    let spawned = std::thread::Builder::new().name("audit-log".into()).spawn(move || write_all(out, queue, &errors));
+    let spawned =
+        std::thread::Builder::new().name("audit-log".into()).spawn(move || write_all(out, queue, form, &errors));
     spawned.map_err(|e| format!("audit log's writer: {e}"))?;
     Ok(sink)
 }
@@ -67,7 +73,12 @@ impl Out for std::io::Stdout {
     }
 }
 
-fn write_all(mut out: Box<dyn Out>, mut queue: mpsc::Receiver<Queued>, errors: &Arc<AtomicU64>) {
+fn write_all(
+    mut out: Box<dyn Out>,
+    mut queue: mpsc::Receiver<Queued>,
+    form: fn(&[u8]) -> Cow<'_, [u8]>,
+    errors: &Arc<AtomicU64>,
+) {
     let mut gathered = Vec::new();
     let mut waiting = Vec::new();
     let mut failing = false;
@@ -76,7 +87,7 @@ fn write_all(mut out: Box<dyn Out>, mut queue: mpsc::Receiver<Queued>, errors: &
         while let Some(queued) = next {
             match queued {
                 Queued::Event(event, _) => {
-                    gathered.extend_from_slice(&event);
+                    gathered.extend_from_slice(&form(&event));
                     gathered.push(b'\n');
                     events += 1;
                 }

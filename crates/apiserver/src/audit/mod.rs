@@ -5,12 +5,14 @@
 //! costs anything. Follows `k8s.io/apiserver/pkg/audit` and its filter; what a request means is not known here.
 
 mod event;
+mod legacy;
 pub mod log;
 pub mod policy;
 pub mod sink;
 #[cfg(test)]
 mod tests;
 mod trail;
+mod truncate;
 pub mod webhook;
 
 use std::sync::Arc;

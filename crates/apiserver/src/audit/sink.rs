@@ -35,6 +35,8 @@ pub struct Sink {
     sender: mpsc::Sender<Queued>,
     room: Arc<Semaphore>,
     overflow: Overflow,
+    /// Bytes of an event beyond which it is cut, if it is.
+    max_event: Option<usize>,
     /// Said once, until there is room again.
     dropping: AtomicBool,
     /// Events that did not get where they should.
@@ -46,10 +48,26 @@ impl Sink {
     pub fn new(name: &'static str, overflow: Overflow) -> (Self, mpsc::Receiver<Queued>) {
         let (sender, receiver) = mpsc::channel(MAX_QUEUED);
         let room = Arc::new(Semaphore::new(MAX_QUEUED_BYTES as usize));
-        (Self { name, sender, room, overflow, dropping: Default::default(), errors: Default::default() }, receiver)
+        let (dropping, errors) = Default::default();
+        (Self { name, sender, room, overflow, max_event: None, dropping, errors }, receiver)
+    }
+
+    /// Cuts events of more than so many bytes.
+    pub fn truncating(self, max_event: Option<usize>) -> Self {
+        Self { max_event, ..self }
     }
 
     pub async fn put(&self, event: Bytes) {
+        let event = match self.max_event {
+            None => event,
+            Some(max) => match super::truncate::to(event, max) {
+                Some(event) => event,
+                None => {
+                    self.errors.fetch_add(1, Ordering::Relaxed);
+                    return tracing::error!(backend = self.name, "event is too large even after truncating");
+                }
+            },
+        };
         let size = u32::try_from(event.len()).unwrap_or(u32::MAX).min(MAX_QUEUED_BYTES);
         let put = match self.overflow {
             // The semaphore is never closed; a closed queue has lost its writer.

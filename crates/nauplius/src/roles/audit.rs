@@ -12,6 +12,9 @@ use apiserver::audit::{Audit, log, webhook};
 
 use super::seconds;
 
+/// Bytes of a truncated event, as upstream.
+const MAX_EVENT: usize = 100 << 10;
+
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum Mode {
     /// Answers wait for their events to be taken.
@@ -43,8 +46,14 @@ pub struct AuditOptions {
     #[arg(long, num_args = 0..=1, default_missing_value = "true", default_value_t = false, action = clap::ArgAction::Set)]
     pub audit_log_compress: bool,
     /// How events are written.
-    #[arg(long, default_value = "json", value_parser = ["json"])]
+    #[arg(long, default_value = "json", value_parser = ["json", "legacy"])]
     pub audit_log_format: String,
+    /// Whether an event that is too large for the log loses its objects.
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", default_value_t = false, action = clap::ArgAction::Set)]
+    pub audit_log_truncate_enabled: bool,
+    /// Bytes of an event in the log, where it is truncated.
+    #[arg(long, default_value_t = MAX_EVENT)]
+    pub audit_log_truncate_max_event_size: usize,
     /// What a request does when the log is slower than it.
     #[arg(long, value_enum, default_value_t)]
     pub audit_log_mode: Mode,
@@ -60,6 +69,12 @@ pub struct AuditOptions {
     /// The wait before events are sent again.
     #[arg(long, value_parser = seconds, default_value = "10s")]
     pub audit_webhook_initial_backoff: Duration,
+    /// Whether an event that is too large for the webhook loses its objects.
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", default_value_t = false, action = clap::ArgAction::Set)]
+    pub audit_webhook_truncate_enabled: bool,
+    /// Bytes of an event for the webhook, where it is truncated.
+    #[arg(long, default_value_t = MAX_EVENT)]
+    pub audit_webhook_truncate_max_event_size: usize,
 }
 
 impl AuditOptions {
@@ -83,9 +98,12 @@ impl AuditOptions {
                 max_backups: self.audit_log_maxbackup,
                 max_megabytes: self.audit_log_maxsize,
                 compress: self.audit_log_compress,
+                legacy: self.audit_log_format == "legacy",
             };
             let overflow = if self.audit_log_mode == Mode::Batch { Overflow::Drop } else { Overflow::Block };
-            sinks.push(log::open(options, overflow).map_err(|e| anyhow!(e))?);
+            let opened = log::open(options, overflow).map_err(|e| anyhow!(e))?;
+            let max = self.audit_log_truncate_enabled.then_some(self.audit_log_truncate_max_event_size);
+            sinks.push(opened.truncating(max));
         }
         if let Some(kubeconfig) = &self.audit_webhook_config_file {
             let options = webhook::Options {
@@ -94,7 +112,9 @@ impl AuditOptions {
                 initial_backoff: self.audit_webhook_initial_backoff,
             };
             let opened = webhook::open(kubeconfig, options).await;
-            sinks.push(opened.map_err(|e| anyhow!("initializing audit webhook: {e}"))?);
+            let opened = opened.map_err(|e| anyhow!("initializing audit webhook: {e}"))?;
+            let max = self.audit_webhook_truncate_enabled.then_some(self.audit_webhook_truncate_max_event_size);
+            sinks.push(opened.truncating(max));
         }
         if sinks.is_empty() {
             return Ok(None);
@@ -117,6 +137,18 @@ impl AuditOptions {
             ("audit-log-maxsize", number(self.audit_log_maxsize)),
             ("audit-log-compress", self.audit_log_compress.then(|| "true".into())),
             ("audit-log-mode", mode),
+            ("audit-log-format", (self.audit_log_format == "legacy").then(|| "legacy".into())),
+            ("audit-log-truncate-enabled", self.audit_log_truncate_enabled.then(|| "true".into())),
+            (
+                "audit-log-truncate-max-event-size",
+                self.audit_log_truncate_enabled.then(|| self.audit_log_truncate_max_event_size.to_string().into()),
+            ),
+            ("audit-webhook-truncate-enabled", self.audit_webhook_truncate_enabled.then(|| "true".into())),
+            (
+                "audit-webhook-truncate-max-event-size",
+                self.audit_webhook_truncate_enabled
+                    .then(|| self.audit_webhook_truncate_max_event_size.to_string().into()),
+            ),
             ("audit-webhook-config-file", path(&self.audit_webhook_config_file)),
             ("audit-webhook-batch-max-size", webhook.then(|| self.audit_webhook_batch_max_size.to_string().into())),
             ("audit-webhook-batch-max-wait", time(self.audit_webhook_batch_max_wait).filter(|_| webhook)),
