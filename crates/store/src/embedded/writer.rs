@@ -37,10 +37,6 @@ const LINGER: Duration = Duration::from_micros(50);
 /// back together, and two small groups would take two syncs. A lone writer never waits.
 const GATHER: Duration = Duration::from_micros(200);
 
-/// How long it sleeps between two looks at what came; the system adds its timers' slack (50 us). To yield instead would give the
-/// processor back and forth with those it waits for, a switch of threads a look.
-const GATHER_LOOK: Duration = Duration::from_micros(10);
-
 /// Groups of fewer requests say nothing of the next one.
 const GATHER_REQUESTS: usize = 4;
 
@@ -241,7 +237,7 @@ impl Writer {
                     && group.len() < expected
                     && gathering.get_or_insert_with(Instant::now).elapsed() < GATHER
                 {
-                    std::thread::sleep(GATHER_LOOK);
+                    std::thread::yield_now();
                     next = self.waiting.try_recv().ok();
                 }
             }
