@@ -244,6 +244,22 @@ impl ApiServer {
         served.cache.as_ref()?.get(&served.resource.key(namespace, name))
     }
 
+    /// An object a call names, in its storage version. What the cache does not have may only just have been written: another
+    /// look is taken when it has everything.
+    pub(crate) async fn find(
+        &self,
+        group: &str,
+        plural: &str,
+        namespace: &str,
+        name: &str,
+    ) -> Result<Option<Arc<Object>>, Status> {
+        if let Some(found) = self.lookup(group, plural, namespace, name) {
+            return Ok(Some(found));
+        }
+        self.await_newest().await?;
+        Ok(self.lookup(group, plural, namespace, name))
+    }
+
     /// Whether the cache has any object of a kind.
     pub fn has_any(&self, group: &str, plural: &str) -> bool {
         let catalog = self.catalog();

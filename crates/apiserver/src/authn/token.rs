@@ -159,16 +159,7 @@ impl ApiServer {
     }
 
     async fn must_live(&self, plural: &str, namespace: &str, name: &str, uid: &str) -> Result<(), String> {
-        let found = self.lookup("", plural, namespace, name);
-        // The cache may lag behind a token just made.
-        let found = match found {
-            None => {
-                self.await_newest().await.map_err(|s| s.message)?;
-                self.lookup("", plural, namespace, name)
-            }
-            some => some,
-        };
-        match found {
+        match self.find("", plural, namespace, name).await.map_err(|status| status.message)? {
             Some(object) if &*object.meta.uid == uid => Ok(()),
             Some(_) => Err(format!("{plural} {name} is another one now")),
             None => Err(format!("{plural} {name} does not exist")),

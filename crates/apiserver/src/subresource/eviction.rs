@@ -49,7 +49,8 @@ pub async fn evict(server: &ApiServer, target: Target<'_>) -> Result<Reply, Stat
     let target = Target { request: &request, ..target };
     let mut refused = Status::conflict(target.group(), target.plural(), &request.name, metadata::MODIFIED);
     for _ in 0..TRIES {
-        let pod = server.lookup("", "pods", &request.namespace, &request.name).ok_or_else(|| target.not_found())?;
+        let pod = server.find("", "pods", &request.namespace, &request.name).await?;
+        let pod = pod.ok_or_else(|| target.not_found())?;
         let leave = leave(server, &target, &pod, asked.dry()).await?;
         let mut options = asked.clone();
         if let Leave::AsItIs(_) = &leave
