@@ -55,7 +55,7 @@ fn page(served: &Served, method: &Method, path: &str) -> Page {
             Err(error) => unwell(&error.to_string()),
         },
         ("/version", _) => (StatusCode::OK, JSON, format!(r#"{{"etcdserver":"{API_VERSION}","etcdcluster":"3.5.0"}}"#)),
-        ("/metrics", _) => match metrics(served, full) {
+        ("/metrics", _) => match metrics(served) {
             Ok(text) => (StatusCode::OK, "text/plain; version=0.0.4", text),
             Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, "text/plain", error.to_string()),
         },
@@ -72,7 +72,7 @@ fn unwell(why: &str) -> (StatusCode, &'static str, String) {
     (StatusCode::SERVICE_UNAVAILABLE, "application/json", format!(r#"{{"health":"false","reason":"{why}"}}"#))
 }
 
-fn metrics(served: &Served, full: bool) -> Result<String, StoreError> {
+fn metrics(served: &Served) -> Result<String, StoreError> {
     let Status { revision, compacted, keys, live_bytes, log_bytes, leases, .. } = served.store.status()?;
     let mut page = String::new();
     let mut gauge = |name: &str, what: &str, value: u64| {
@@ -80,7 +80,6 @@ fn metrics(served: &Served, full: bool) -> Result<String, StoreError> {
     };
     gauge("etcd_server_has_leader", "Whether this member has a leader: it is its own.", 1);
     gauge("etcd_server_is_leader", "Whether this member is the leader.", 1);
-    gauge("etcd_server_health_failures", "Whether a probe of health fails now.", u64::from(full));
     gauge(
         "etcd_server_quota_backend_bytes",
         "The most bytes of keys and values.",
