@@ -14,6 +14,7 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
 
+use super::direct::{self, BLOCK, Direct};
 use super::record::{self, Entry, Place};
 use crate::{Revision, StoreError};
 
@@ -34,6 +35,7 @@ const TAIL_ROOM: u64 = 128;
 
 /// Zeros are written in pieces of this many bytes, a page: the kernel keeps what was written in one piece as one unit of
 /// its cache, and writes the whole unit to disk however little of it a later record changes.
+/// Only where writes cannot go past that cache.
 const ZERO_PIECE: usize = 4 << 10;
 
 /// The next segment is prepared when a segment is longer than this part of what it may be: there is time, and a store that
@@ -121,9 +123,21 @@ pub struct Faults {
     pub sync: std::sync::atomic::AtomicBool,
     #[cfg(test)]
     pub space: std::sync::atomic::AtomicBool,
+    /// The filesystem knows no direct writes.
+    #[cfg(test)]
+    pub indirect: std::sync::atomic::AtomicBool,
 }
 
 impl Faults {
+    /// Opens a segment for direct writes, where they can be.
+    fn direct(&self, path: &Path, position: u64) -> io::Result<Option<Direct>> {
+        #[cfg(test)]
+        if self.indirect.load(std::sync::atomic::Ordering::SeqCst) {
+            return Ok(None);
+        }
+        Direct::open(path, position)
+    }
+
     fn check_sync(&self) -> io::Result<()> {
         #[cfg(test)]
         if self.sync.load(std::sync::atomic::Ordering::SeqCst) {
@@ -151,6 +165,7 @@ pub fn segment_name(number: u64) -> String {
 pub struct Log {
     dir: PathBuf,
     file: File,
+    direct: Option<Direct>,
     header: SegmentHeader,
     position: u64,
     reserved: u64,
@@ -182,17 +197,18 @@ impl Log {
         faults: std::sync::Arc<Faults>,
     ) -> Result<Self, StoreError> {
         let header = SegmentHeader { store, number: 1, first_revision: after + 1 };
-        let reserved = SEGMENT_HEADER as u64 + zeros_ahead(segment_bytes);
+        let reserved = blocks(SEGMENT_HEADER as u64 + zeros_ahead(segment_bytes));
         let path = dir.join(segment_name(header.number));
         let create = || {
             let file = make_segment(&path.with_extension("tmp"), reserved, &faults)?;
             name_segment(&file, &path, &header)?;
-            Ok(file)
+            Ok((file, faults.direct(&path, SEGMENT_HEADER as u64)?))
         };
-        let file = create().map_err(|e| StoreError::io("creating the log", &e))?;
+        let (file, direct) = create().map_err(|e| StoreError::io("creating the log", &e))?;
         Ok(Log {
             dir: dir.into(),
             file,
+            direct,
             header,
             position: SEGMENT_HEADER as u64,
             reserved,
@@ -213,7 +229,7 @@ impl Log {
     ) -> Result<Self, StoreError> {
         let Tail { header, position, torn, last_revision, sealed } = tail;
         let path = dir.join(segment_name(header.number));
-        let open = || -> io::Result<(File, u64)> {
+        let open = || {
             let file = OpenOptions::new().read(true).write(true).open(&path)?;
             let reserved = file.metadata()?.len();
             if torn {
@@ -222,11 +238,24 @@ impl Log {
             }
             // Recovery has read the file ahead in large units; they would be written whole with each record.
             nix::fcntl::posix_fadvise(&file, 0, 0, nix::fcntl::PosixFadviseAdvice::POSIX_FADV_DONTNEED)?;
-            Ok((file, reserved))
+            Ok((file, faults.direct(&path, position)?, reserved))
         };
-        let (file, reserved) = open().map_err(|e| StoreError::io(format_args!("opening {}", path.display()), &e))?;
+        let (file, direct, reserved) =
+            open().map_err(|e| StoreError::io(format_args!("opening {}", path.display()), &e))?;
         let dir = dir.into();
-        Ok(Log { dir, file, header, position, reserved, last_revision, sealed, segment_bytes, next: None, faults })
+        Ok(Log {
+            dir,
+            file,
+            direct,
+            header,
+            position,
+            reserved,
+            last_revision,
+            sealed,
+            segment_bytes,
+            next: None,
+            faults,
+        })
     }
 
     /// Appends one record, begun by [`record::begin`], and syncs it. `last_revision` is the newest revision in it or before
@@ -258,20 +287,30 @@ impl Log {
     fn write(&mut self, record: &mut Vec<u8>) -> io::Result<()> {
         let place = Place { store: self.header.store, segment: self.header.number, offset: self.position };
         record::seal(record, place);
-        self.file.write_all_at(record, self.position)?;
+        let written = match &mut self.direct {
+            Some(direct) => match direct.append(record, self.position) {
+                Err(e) if direct::is_unable(&e) => false,
+                written => written.map(|()| true)?,
+            },
+            None => false,
+        };
+        if !written {
+            self.direct = None;
+            self.file.write_all_at(record, self.position)?;
+            self.file.sync_data()?;
+        }
         self.faults.check_sync()?;
-        self.file.sync_data()?;
         self.position += record.len() as u64;
         Ok(())
     }
 
     /// Makes sure that zeros for a record of so many bytes are on disk.
     fn reserve(&mut self, bytes: u64) -> Result<(), AppendError> {
-        let needed = self.position + bytes + TAIL_ROOM;
+        let needed = blocks(self.position + bytes + TAIL_ROOM);
         if needed <= self.reserved {
             return Ok(());
         }
-        let to = needed.max(self.reserved + zeros_ahead(self.segment_bytes));
+        let to = needed.max(blocks(self.reserved + zeros_ahead(self.segment_bytes)));
         let written = self.faults.check_space().and_then(|()| write_zeros(&self.file, self.reserved, to));
         match written {
             Ok(()) => {}
@@ -294,7 +333,7 @@ impl Log {
     /// Starts to make the next segment. That it fails is met again when the segment is needed.
     fn prepare(&mut self) {
         let (path, faults) = (self.next_path(), self.faults.clone());
-        let length = SEGMENT_HEADER as u64 + self.segment_bytes + zeros_ahead(self.segment_bytes);
+        let length = blocks(SEGMENT_HEADER as u64 + self.segment_bytes + zeros_ahead(self.segment_bytes));
         let make = move || Ok((make_segment(&path, length, &faults)?, length));
         self.next = std::thread::Builder::new().name("store-segment".into()).spawn(make).ok();
     }
@@ -305,7 +344,7 @@ impl Log {
         match prepared {
             Some(prepared) => Ok(prepared),
             None => {
-                let length = SEGMENT_HEADER as u64 + zeros_ahead(self.segment_bytes);
+                let length = blocks(SEGMENT_HEADER as u64 + zeros_ahead(self.segment_bytes));
                 Ok((make_segment(&self.next_path(), length, &self.faults)?, length))
             }
         }
@@ -316,10 +355,11 @@ impl Log {
         let number = self.header.number + 1;
         let header = SegmentHeader { number, first_revision: self.last_revision + 1, ..self.header };
         let next = self.next_segment().and_then(|(file, reserved)| {
-            name_segment(&file, &self.dir.join(segment_name(number)), &header)?;
-            Ok((file, reserved))
+            let path = self.dir.join(segment_name(number));
+            name_segment(&file, &path, &header)?;
+            Ok((file, self.faults.direct(&path, SEGMENT_HEADER as u64)?, reserved))
         });
-        let (file, reserved) = match next {
+        let (file, direct, reserved) = match next {
             Ok(next) => next,
             Err(e) if is_full(&e) => {
                 return Err(AppendError::NoSpace(StoreError::Full(format!(
@@ -341,6 +381,7 @@ impl Log {
             last_revision: self.last_revision,
         });
         self.file = file;
+        self.direct = direct;
         self.header = header;
         self.position = SEGMENT_HEADER as u64;
         self.reserved = reserved;
@@ -381,6 +422,11 @@ fn zeros_ahead(segment_bytes: u64) -> u64 {
     segment_bytes.clamp(2 * TAIL_ROOM, ZEROS_AHEAD)
 }
 
+/// Whole blocks for so many bytes.
+fn blocks(bytes: u64) -> u64 {
+    bytes.next_multiple_of(BLOCK as u64)
+}
+
 fn is_full(error: &io::Error) -> bool {
     matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded)
 }
@@ -404,7 +450,9 @@ fn make_segment(path: &Path, length: u64, faults: &Faults) -> io::Result<File> {
         let mut at = 0;
         while at < length {
             let to = length.min(at + ZEROS_AHEAD);
-            write_zeros(&file, at, to)?;
+            if !direct::write_zeros(path, at, to)? {
+                write_zeros(&file, at, to)?;
+            }
             // Piece by piece, so that records of the segment before do not wait behind all of it.
             file.sync_all()?;
             at = to;

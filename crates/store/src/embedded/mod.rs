@@ -5,6 +5,7 @@
 //! One writer thread commits waiting requests in groups, one sync a group; readers read memory and see only what is
 //! durable. An idle store writes nothing and wakes nobody.
 
+mod direct;
 pub(crate) mod history;
 pub(crate) mod index;
 mod keys;

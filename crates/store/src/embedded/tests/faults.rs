@@ -60,6 +60,27 @@ async fn without_room_writes_fail_and_later_work() {
     assert_eq!(store.current_revision().await.unwrap(), revision + 19);
 }
 
+/// Segments written past the cache, through it, and both: a filesystem may know direct writes today and not tomorrow.
+#[tokio::test]
+async fn direct_and_cached_writes_go_on_from_each_other() {
+    let dir = tempfile::tempdir().unwrap();
+    let value = |n: usize| format!("{n}-").repeat(1 + n * 37 % 500);
+    let mut written = 0;
+    for indirect in [false, true, true, false, true, false] {
+        let store = open(dir.path(), small()).unwrap();
+        for n in 0..written {
+            let (kv, _) = store.get(&format!("/k{n}"), None).await.unwrap();
+            assert_eq!(kv.unwrap().value, value(n), "key {n} of {written}");
+        }
+        // From the next segment on.
+        store.faults.indirect.store(indirect, Ordering::SeqCst);
+        for n in written..written + 25 {
+            commit(&store, vec![put(&format!("/k{n}"), &value(n))]).await;
+        }
+        written += 25;
+    }
+}
+
 #[test]
 fn a_directory_belongs_to_one_store() {
     let dir = tempfile::tempdir().unwrap();
