@@ -9,6 +9,7 @@
 #![forbid(unsafe_code)]
 
 pub mod account;
+pub mod answers;
 pub mod api;
 pub mod discovery;
 pub mod election;

@@ -31,11 +31,9 @@ pub struct Cache {
 }
 
 impl Cache {
-    /// Adds what is known to a reply; `false` when nothing is.
-    pub fn fill(&self, reply: &mut Message, name: &Name, kind: RecordType, now: Instant) -> bool {
-        let Some(entry) = self.entries.get(&(name.to_lowercase(), kind)).filter(|entry| now < entry.until) else {
-            return false;
-        };
+    /// Adds what is known to a reply, and says whether that is something or that there is nothing; `None` when nobody knows.
+    pub fn fill(&self, reply: &mut Message, name: &Name, kind: RecordType, now: Instant) -> Option<bool> {
+        let entry = self.entries.get(&(name.to_lowercase(), kind)).filter(|entry| now < entry.until)?;
         let age = u32::try_from(now.saturating_duration_since(entry.since).as_secs()).unwrap_or(u32::MAX);
         let aged = |record: &Record| {
             let mut record = record.clone();
@@ -45,7 +43,18 @@ impl Cache {
         reply.metadata.response_code = entry.code;
         reply.answers.extend(entry.answers.iter().map(aged));
         reply.authorities.extend(entry.authorities.iter().map(aged));
-        true
+        Some(!entry.answers.is_empty())
+    }
+
+    /// Forgets everything: somebody else is asked from now on.
+    pub fn clear(&mut self) {
+        self.entries.clear();
+    }
+
+    /// How many answers are held: that there is something, and that there is nothing.
+    pub fn held(&self) -> [usize; 2] {
+        let something = self.entries.values().filter(|entry| !entry.answers.is_empty()).count();
+        [something, self.entries.len() - something]
     }
 
     /// Remembers an answer, if it is one that may be.

@@ -5,13 +5,14 @@
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query, ResponseCode};
 use hickory_proto::rr::{Name, RecordType};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UdpSocket};
 
+use crate::metrics::Metrics;
 use crate::upstreams::Servers;
 
 /// For one server; clients wait about five seconds for us in all.
@@ -19,10 +20,14 @@ const SERVER_TIMEOUT: Duration = Duration::from_secs(2);
 const PACKET_BYTES: usize = 4096;
 
 /// The first answer of the servers, in turn; when none has one, what the last one says instead.
-pub async fn ask(servers: &Servers, name: &Name, kind: RecordType) -> io::Result<Message> {
+pub async fn ask(servers: &Servers, name: &Name, kind: RecordType, metrics: &Metrics) -> io::Result<Message> {
     let mut last = Err(io::Error::other("no server to ask"));
     for server in servers.in_turn() {
-        last = match tokio::time::timeout(SERVER_TIMEOUT, ask_one(server, name, kind)).await {
+        let began = Instant::now();
+        let said = tokio::time::timeout(SERVER_TIMEOUT, ask_one(server, name, kind)).await;
+        let code = said.as_ref().ok().and_then(|said| said.as_ref().ok()).map(|said| said.metadata.response_code);
+        metrics.asked(server, code, began.elapsed());
+        last = match said {
             Ok(Ok(message)) if knows(&message) => {
                 servers.answered(server);
                 return Ok(message);

@@ -2,8 +2,8 @@
 //!
 //! [`zone`] holds what is known, an immutable set of records for each Service, replaced one by one as the API changes;
 //! [`answer`] turns one packet into one packet, a pure function of the zone; [`run`] listens on UDP and TCP, and
-//! [`forward`] asks other servers about other names, where there are any ([`upstreams`]), and [`cache`] remembers what they
-//! said.
+//! [`forward`] asks other servers about other names, where there are any ([`upstreams`], and what a ConfigMap says of them,
+//! [`settings`]), and [`cache`] remembers what they said; [`metrics`] counts.
 //!
 //! It follows the Kubernetes DNS specification, version 1.1. Where it runs: in every node, on the cluster IP of the
 //! Service `kube-dns` itself, which it holds as an address of `lo` ([`address`]). So a pod's query is answered on its
@@ -18,7 +18,9 @@ pub mod address;
 pub mod answer;
 pub mod cache;
 mod forward;
+pub mod metrics;
 mod run;
+pub mod settings;
 #[cfg(test)]
 mod tests;
 pub mod upstreams;
@@ -28,6 +30,9 @@ pub mod zone;
 use std::net::SocketAddr;
 
 pub use run::run;
+
+/// Where CoreDNS shows its metrics.
+pub const METRICS_PORT: u16 = 9153;
 
 /// How this server works.
 #[derive(Clone, Debug)]
@@ -40,6 +45,10 @@ pub struct Config {
     pub upstreams: Vec<SocketAddr>,
     /// Domains that have servers of their own.
     pub stub_domains: Vec<(String, Vec<SocketAddr>)>,
+    /// The ConfigMap, namespace and name, that says of other servers what goes before this.
+    pub config_map: Option<(String, String)>,
+    /// Where `/metrics`, `/health` and `/ready` answer; an address that is taken is done without.
+    pub metrics: Vec<SocketAddr>,
     /// How long an answer may be kept, in seconds; also for "no such name".
     pub ttl: u32,
 }
@@ -51,6 +60,8 @@ impl Default for Config {
             domain: "cluster.local".into(),
             upstreams: Vec::new(),
             stub_domains: Vec::new(),
+            config_map: None,
+            metrics: Vec::new(),
             ttl: 5,
         }
     }

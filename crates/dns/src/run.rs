@@ -6,14 +6,16 @@
 use std::collections::BTreeSet;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use client::answers::{Answer, serve};
 use client::{Client, Informers, Keep, News, Reflector, Scope, gvr_of};
 use futures_core::future::BoxFuture;
 use hickory_proto::op::{Message, ResponseCode};
-use k8s_openapi::api::core::v1::{Namespace, Service};
+use hickory_proto::rr::RecordType;
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use serde::de::DeserializeOwned;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -24,10 +26,12 @@ use tokio_util::sync::CancellationToken;
 use crate::address::{self, Held};
 use crate::answer::{Outcome, Transport, add_foreign, answer, encode};
 use crate::cache::Cache;
+use crate::metrics::{Answered, By, Metrics};
+use crate::settings::Settings;
 use crate::upstreams::Upstreams;
 use crate::world::World;
 use crate::zone::Zone;
-use crate::{Config, forward};
+use crate::{Config, forward, settings};
 
 /// Questions under way to other servers; beyond it askers are told to try again.
 const MAX_FORWARDED: usize = 1000;
@@ -53,8 +57,9 @@ async fn running(config: Config, client: Client, cancel: CancellationToken) -> R
     };
     let server = Arc::new(Server {
         zone: RwLock::new(zone),
-        upstreams,
+        upstreams: RwLock::new(Arc::new(upstreams)),
         cache: Mutex::default(),
+        metrics: Arc::default(),
         forwarded: Arc::new(Semaphore::new(MAX_FORWARDED)),
         connections: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
     });
@@ -65,8 +70,23 @@ async fn running(config: Config, client: Client, cancel: CancellationToken) -> R
         tasks.spawn(server.clone().serve_udp(Arc::new(udp)));
         tasks.spawn(server.clone().serve_tcp(tcp));
     }
-    cancel.run_until_cancelled(follow(&server, &client)).await;
+    let mut pages = Vec::new();
+    for address in &config.metrics {
+        match TcpListener::bind(address).await {
+            Ok(listener) => pages.push(serve(listener, server.clone().pages())),
+            Err(error) => tracing::warn!("DNS does not show its metrics on {address}: {error}"),
+        }
+    }
+    cancel
+        .run_until_cancelled(async {
+            tokio::select! {
+                () = follow(&server, &client) => {}
+                () = follow_settings(&server, &client, &config) => {}
+            }
+        })
+        .await;
     tasks.shutdown().await;
+    drop(pages);
     drop(held);
     Ok(())
 }
@@ -118,6 +138,38 @@ async fn follow(server: &Server, client: &Client) {
     }
 }
 
+/// Asks the servers that the ConfigMap names, from when it does; those of the start when it says nothing or is not there.
+async fn follow_settings(server: &Server, client: &Client, config: &Config) {
+    let Some((namespace, name)) = &config.config_map else { return std::future::pending().await };
+    let scope = Scope {
+        namespace: namespace.clone(),
+        field_selector: Some(format!("metadata.name={name}")),
+        ..Scope::all(gvr_of::<ConfigMap>())
+    };
+    let mut news = Reflector::start(client, scope);
+    let mut now = Settings::default();
+    while let Some(batch) = news.next().await {
+        for one in batch {
+            let said = match one {
+                News::Put(object) => {
+                    let data = read::<ConfigMap>(&object).and_then(|map| map.data).unwrap_or_default();
+                    let (said, faults) = settings::read(&data);
+                    for fault in faults {
+                        tracing::warn!("the ConfigMap {namespace}/{name} for the DNS is passed over in part: {fault}");
+                    }
+                    said
+                }
+                News::Gone(_) => Settings::default(),
+                News::Complete => continue,
+            };
+            if said != now {
+                server.ask_others(&said, config);
+                now = said;
+            }
+        }
+    }
+}
+
 /// Reads an object; what is made of it is kept, not the object.
 fn read<T: DeserializeOwned>(object: &client::Object) -> Option<T> {
     match serde_json::from_slice(object.raw()) {
@@ -131,8 +183,9 @@ fn read<T: DeserializeOwned>(object: &client::Object) -> Option<T> {
 
 struct Server {
     zone: RwLock<Zone>,
-    upstreams: Upstreams,
+    upstreams: RwLock<Arc<Upstreams>>,
     cache: Mutex<Cache>,
+    metrics: Arc<Metrics>,
     forwarded: Arc<Semaphore>,
     connections: Arc<Semaphore>,
 }
@@ -145,6 +198,40 @@ impl Server {
 
     fn write(&self) -> RwLockWriteGuard<'_, Zone> {
         self.zone.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    // So is the cache, and whom to ask is one pointer.
+    fn cache(&self) -> MutexGuard<'_, Cache> {
+        self.cache.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn upstreams(&self) -> Arc<Upstreams> {
+        self.upstreams.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Other servers from now on, and nothing remembered of what those before them said.
+    fn ask_others(&self, said: &Settings, config: &Config) {
+        let default = said.upstreams.clone().unwrap_or_else(|| config.upstreams.clone());
+        let own = config.stub_domains.iter().filter(|(domain, _)| !said.stub_domains.iter().any(|(d, _)| d == domain));
+        let stubs: Vec<_> = said.stub_domains.iter().chain(own).cloned().collect();
+        // Names were checked when they were read.
+        let Some(upstreams) = Upstreams::new(default, &stubs) else { return };
+        *self.upstreams.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(upstreams);
+        self.cache().clear();
+    }
+
+    /// What is shown to probes and scrapers.
+    fn pages(self: Arc<Self>) -> impl Fn(&str) -> Answer + Send + Sync + 'static {
+        move |path| match path {
+            "/metrics" => {
+                self.metrics.holds(self.cache().held());
+                Answer { content_type: "text/plain; version=0.0.4", ..Answer::text(200, self.metrics.render()) }
+            }
+            "/health" => Answer::text(200, "OK"),
+            "/ready" if self.read().is_complete() => Answer::text(200, "OK"),
+            "/ready" => Answer::text(503, "kubernetes"),
+            _ => Answer::text(404, "404 page not found\n"),
+        }
     }
 
     /// Whether that was all. Records are made outside the lock.
@@ -197,12 +284,12 @@ impl Server {
                     continue;
                 }
             };
-            let packet = &buffer[..length];
-            let (outcome, size) = answer(&self.read(), packet, &self.upstreams);
+            let mut asked = Asked { transport: Transport::Udp, peer, began: Instant::now(), bytes: length, room: None };
+            let outcome = self.begin(&buffer[..length], &mut asked);
             match outcome {
                 Outcome::Ignore => {}
                 Outcome::Reply(reply) => {
-                    if let Some(bytes) = encode(reply, Transport::Udp, size) {
+                    if let Some(bytes) = self.end(reply, By::Zone, &asked) {
                         // An asker that cannot be reached asks again, or not.
                         let _ = socket.send_to(&bytes, peer).await;
                     }
@@ -210,14 +297,15 @@ impl Server {
                 asking => {
                     let (server, socket) = (self.clone(), socket.clone());
                     let Ok(permit) = self.forwarded.clone().try_acquire_owned() else {
-                        if let Some(bytes) = refuse(asking).and_then(|reply| encode(reply, Transport::Udp, size)) {
+                        self.metrics.rejected();
+                        if let Some(bytes) = refuse(asking).and_then(|reply| self.end(reply, By::Nobody, &asked)) {
                             let _ = socket.send_to(&bytes, peer).await;
                         }
                         continue;
                     };
                     tokio::spawn(async move {
-                        if let Some(bytes) =
-                            server.finish(asking).await.and_then(|reply| encode(reply, Transport::Udp, size))
+                        if let Some((reply, by)) = server.finish(asking).await
+                            && let Some(bytes) = server.end(reply, by, &asked)
                         {
                             let _ = socket.send_to(&bytes, peer).await;
                         }
@@ -228,9 +316,35 @@ impl Server {
         }
     }
 
+    /// Decides a packet, as far as that can be done here.
+    fn begin(&self, packet: &[u8], asked: &mut Asked) -> Outcome {
+        let upstreams = self.upstreams();
+        let (outcome, room) = answer(&self.read(), packet, &upstreams);
+        asked.room = room;
+        outcome
+    }
+
+    /// The reply's bytes; counted.
+    fn end(&self, reply: Message, by: By, asked: &Asked) -> Option<Vec<u8>> {
+        let code = reply.metadata.response_code;
+        let kind = reply.queries.first().map_or(RecordType::ZERO, |query| query.query_type);
+        let by = if by == By::Zone && !reply.metadata.authoritative { By::Nobody } else { by };
+        let bytes = encode(reply, asked.transport, asked.room)?;
+        self.metrics.answered(&Answered {
+            transport: asked.transport,
+            over_v4: asked.peer.is_ipv4(),
+            kind,
+            code,
+            by,
+            took: asked.began.elapsed(),
+            sizes: (asked.bytes, bytes.len()),
+        });
+        Some(bytes)
+    }
+
     async fn serve_tcp(self: Arc<Self>, listener: TcpListener) {
         loop {
-            let Ok((stream, _)) = listener.accept().await else {
+            let Ok((stream, peer)) = listener.accept().await else {
                 tokio::time::sleep(ACCEPT_PAUSE).await;
                 continue;
             };
@@ -238,14 +352,14 @@ impl Server {
             let server = self.clone();
             tokio::spawn(async move {
                 // Who hangs up or falls silent is no news.
-                let _ = server.converse(stream).await;
+                let _ = server.converse(stream, peer).await;
                 drop(permit);
             });
         }
     }
 
     /// One TCP connection's questions, one after the other.
-    async fn converse(&self, mut stream: TcpStream) -> io::Result<()> {
+    async fn converse(&self, mut stream: TcpStream, peer: SocketAddr) -> io::Result<()> {
         stream.set_nodelay(true)?;
         loop {
             let packet = tokio::time::timeout(IDLE, async {
@@ -253,29 +367,34 @@ impl Server {
                 stream.read_exact(&mut packet).await.map(|_| packet)
             })
             .await??;
-            let (outcome, _) = answer(&self.read(), &packet, &self.upstreams);
-            let Some(bytes) = self.finish(outcome).await.and_then(|reply| encode(reply, Transport::Tcp, None)) else {
-                return Ok(());
-            };
+            let (began, bytes) = (Instant::now(), packet.len());
+            let mut asked = Asked { transport: Transport::Tcp, peer, began, bytes, room: None };
+            let outcome = self.begin(&packet, &mut asked);
+            let Some((reply, by)) = self.finish(outcome).await else { return Ok(()) };
+            let Some(bytes) = self.end(reply, by, &asked) else { return Ok(()) };
             let length = u16::try_from(bytes.len()).map_err(io::Error::other)?;
             tokio::time::timeout(IDLE, stream.write_all(&[&length.to_be_bytes(), &bytes[..]].concat())).await??;
         }
     }
 
-    /// Asks other servers where that is needed.
-    async fn finish(&self, outcome: Outcome) -> Option<Message> {
+    /// Asks other servers where that is needed; and says who had the answer.
+    async fn finish(&self, outcome: Outcome) -> Option<(Message, By)> {
         match outcome {
             Outcome::Ignore => None,
-            Outcome::Reply(reply) => Some(reply),
+            Outcome::Reply(reply) => Some((reply, By::Zone)),
             Outcome::Ask { mut reply, name, kind } => {
-                // The cache is whole after each of its methods, so a poisoned lock still guards a good one.
-                let cache = || self.cache.lock().unwrap_or_else(PoisonError::into_inner);
-                if cache().fill(&mut reply, &name, kind, Instant::now()) {
-                    return Some(reply);
+                let found = self.cache().fill(&mut reply, &name, kind, Instant::now());
+                self.metrics.looked_up(found);
+                if found.is_some() {
+                    return Some((reply, By::Cache));
                 }
-                match forward::ask(self.upstreams.servers(&name), &name, kind).await {
+                let upstreams = self.upstreams();
+                match forward::ask(upstreams.servers(&name), &name, kind, &self.metrics).await {
                     Ok(foreign) => {
-                        cache().keep(&name, kind, &foreign, Instant::now());
+                        // Whom nobody asks any more must not be remembered.
+                        if Arc::ptr_eq(&upstreams, &self.upstreams()) {
+                            self.cache().keep(&name, kind, &foreign, Instant::now());
+                        }
                         add_foreign(&mut reply, foreign);
                     }
                     Err(error) => {
@@ -283,10 +402,20 @@ impl Server {
                         reply.metadata.response_code = ResponseCode::ServFail;
                     }
                 }
-                Some(reply)
+                Some((reply, By::Forward))
             }
         }
     }
+}
+
+/// A question on its way.
+struct Asked {
+    transport: Transport,
+    peer: SocketAddr,
+    began: Instant,
+    bytes: usize,
+    /// How large a reply the asker takes over UDP, if he says.
+    room: Option<u16>,
 }
 
 /// "Try again", to a question that there is no room for now.

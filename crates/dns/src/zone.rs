@@ -205,6 +205,11 @@ impl Zone {
         self.complete = true;
     }
 
+    /// Whether names of the cluster are answered.
+    pub fn is_complete(&self) -> bool {
+        self.complete
+    }
+
     pub fn set_namespaces(&mut self, names: HashSet<String>) {
         self.namespaces = names;
     }

@@ -20,9 +20,10 @@ use tokio_util::sync::CancellationToken;
 
 const WAIT: Duration = Duration::from_secs(10);
 
-/// One Service in the first list, another one in the watch once it is let through.
+/// One Service in the first list, another one in the watch once it is let through; and a ConfigMap for the server.
 struct Api {
     second: watch::Receiver<bool>,
+    stub_domains: String,
 }
 
 fn service(name: &str, ip: &str, version: u32) -> Arc<Object> {
@@ -37,7 +38,16 @@ impl Transport for Api {
     async fn call(&self, request: Request) -> Result<Reply, Status> {
         let services = &*request.resource.resource == "services";
         if request.verb == Verb::List {
-            let items = if services { vec![service("one", "10.96.0.1", 1)] } else { Vec::new() };
+            let items = match &*request.resource.resource {
+                "services" => vec![service("one", "10.96.0.1", 1)],
+                "configmaps" => {
+                    assert_eq!(request.options.field_selector.as_deref(), Some("metadata.name=kube-dns"));
+                    let body = json!({"apiVersion": "v1", "kind": "ConfigMap", "data": {"stubDomains": self.stub_domains},
+                        "metadata": {"name": "kube-dns", "namespace": "kube-system", "uid": "m", "resourceVersion": "1"}});
+                    vec![Arc::new(Object::from_value(&body).unwrap())]
+                }
+                _ => Vec::new(),
+            };
             return Ok(Reply::List(List { resource_version: 1, items, ..List::default() }));
         }
         if request.options.send_initial_events == Some(true) {
@@ -112,8 +122,8 @@ async fn useless_server() -> SocketAddr {
     address
 }
 
-/// Knows `example.com`, by UDP only.
-async fn other_server() -> SocketAddr {
+/// Knows one name, by UDP only.
+async fn other_server(known: &'static str) -> SocketAddr {
     let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     let address = socket.local_addr().unwrap();
     tokio::spawn(async move {
@@ -123,7 +133,7 @@ async fn other_server() -> SocketAddr {
             let mut reply = Message::new(request.metadata.id, MessageType::Response, OpCode::Query);
             reply.queries = request.queries.clone();
             let name = request.queries[0].name.clone();
-            if name.to_string() == "example.com." {
+            if name.to_string() == known {
                 reply.add_answer(Record::from_rdata(name, 60, RData::A(A(Ipv4Addr::new(192, 0, 2, 7)))));
             } else {
                 reply.metadata.response_code = ResponseCode::NXDomain;
@@ -139,6 +149,27 @@ async fn other_server() -> SocketAddr {
     address
 }
 
+async fn page(at: SocketAddr, path: &str) -> std::io::Result<String> {
+    let mut stream = TcpStream::connect(at).await?;
+    stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes()).await?;
+    let mut out = String::new();
+    stream.read_to_string(&mut out).await?;
+    Ok(out)
+}
+
+/// Each family has its type before its first value.
+fn page_is_fine(page: &str) -> bool {
+    let body = page.split("\r\n\r\n").nth(1).unwrap_or_default();
+    let mut family = "";
+    body.lines().all(|line| match line.strip_prefix("# TYPE ") {
+        Some(rest) => {
+            family = rest.split(' ').next().unwrap_or_default();
+            true
+        }
+        None => line.starts_with("# HELP ") || line.starts_with(family),
+    })
+}
+
 #[tokio::test]
 async fn it_serves() {
     // A port free for UDP a moment ago; TCP ports of that number are hardly ever taken.
@@ -149,9 +180,17 @@ async fn it_serves() {
     let cancel = CancellationToken::new();
     // Of three servers two are of no use: one is not there, one knows nothing.
     let gone = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap().local_addr().unwrap();
-    let upstreams = vec![gone, useless_server().await, other_server().await];
-    let config = dns::Config { listen: vec![server], upstreams, ..dns::Config::default() };
-    let running = tokio::spawn(dns::run(config, Client::new(Api { second }), cancel.clone()));
+    let upstreams = vec![gone, useless_server().await, other_server("example.com.").await];
+    let config = dns::Config {
+        listen: vec![server],
+        upstreams,
+        config_map: Some(("kube-system".into(), "kube-dns".into())),
+        metrics: vec![SocketAddr::from((Ipv4Addr::LOCALHOST, server.port().wrapping_add(1).max(1024)))],
+        ..dns::Config::default()
+    };
+    let shown = config.metrics[0];
+    let stub_domains = json!({"stub.example": [other_server("host.stub.example.").await.to_string()]}).to_string();
+    let running = tokio::spawn(dns::run(config, Client::new(Api { second, stub_domains }), cancel.clone()));
 
     // Until the first lists are in the answer is "try again"; a connection tells that the sockets are there.
     let ready = async {
@@ -175,6 +214,25 @@ async fn it_serves() {
     assert_eq!(addresses(&foreign), [IpAddr::from([192, 0, 2, 7])]);
     assert!(!foreign.metadata.authoritative);
     assert_eq!(over_tcp(server, &["example.org."]).await[0].metadata.response_code, ResponseCode::NXDomain);
+
+    let by_stub = async {
+        while addresses(&over_udp(server, "host.stub.example.").await).is_empty() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(WAIT, by_stub).await.expect("the ConfigMap's server is asked");
+    // Where somebody else has that port there is nothing to see.
+    if let Ok(page) = page(shown, "/metrics").await {
+        for line in [
+            "coredns_dns_requests_total{family=\"1\",proto=\"tcp\",server=\"dns://:53\",view=\"\",zone=\".\",type=\"A\"} 3",
+            "coredns_dns_responses_total{plugin=\"kubernetes\",rcode=\"NXDOMAIN\",server=\"dns://:53\",view=\"\",zone=\".\"} 1",
+            "coredns_cache_hits_total{type=\"success\",",
+            "coredns_proxy_request_duration_seconds_count{proxy_name=\"forward\",rcode=\"NOERROR\",to=\"127.0.0.1:",
+        ] {
+            assert!(page.contains(line), "{line}\n{page}");
+        }
+        assert!(page_is_fine(&page), "{page}");
+    }
 
     let_through.send(true).unwrap();
     let told = async {

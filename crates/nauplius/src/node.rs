@@ -6,6 +6,7 @@
 pub mod leftovers;
 mod pod_network_role;
 mod proxy_role;
+mod published;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -13,19 +14,17 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use client::{Client, Informers};
+use client::Informers;
 use ipnet::IpNet;
-use k8s_openapi::api::core::v1::{Service, ServicePort, ServiceSpec};
-use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, PolicyRule, RoleRef, Subject};
 use kubelet::certificates;
 use kubelet::config::eviction::{Amount, Eviction, Signal};
 use serde::{Deserialize, Serialize};
-use serde_json::json;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use pod_network_role::{PodNetworkRoleOptions, pod_network};
 pub use proxy_role::{ProxyOptions, proxy};
+pub use published::{dns_service, roles as publish_roles};
 
 use crate::cli::ApiAccess;
 use crate::{fabric, roles, supervise};
@@ -124,6 +123,9 @@ impl NodePlace {
         dns::Config {
             listen: self.dns_addresses.iter().map(|address| SocketAddr::new(*address, 53)).collect(),
             domain: CLUSTER_DOMAIN.into(),
+            config_map: Some((published::DNS_NAMESPACE.into(), published::DNS_NAME.into())),
+            // At the address that is the node's own while it answers there.
+            metrics: self.dns_addresses.iter().map(|address| SocketAddr::new(*address, dns::METRICS_PORT)).collect(),
             ..dns::Config::default()
         }
     }
@@ -242,6 +244,20 @@ pub struct DnsOptions {
     /// Servers for a domain of their own, `DOMAIN=ADDRESS[:PORT][+…]`, joined by commas.
     #[arg(long, value_delimiter = ',', value_parser = dns::upstreams::parse_stub)]
     pub stub_domain: Vec<(String, Vec<SocketAddr>)>,
+    /// A ConfigMap, `NAMESPACE/NAME`, whose `stubDomains` and `upstreamNameservers` go before these two, also when they
+    /// change; needs to read it.
+    #[arg(long, value_parser = parse_config_map)]
+    pub config_map: Option<(String, String)>,
+    /// Where /metrics, /health and /ready are served, joined by commas.
+    #[arg(long, value_delimiter = ',')]
+    pub metrics_bind_address: Vec<SocketAddr>,
+}
+
+fn parse_config_map(text: &str) -> Result<(String, String), String> {
+    let parts = text.split_once('/').filter(|(namespace, name)| !namespace.is_empty() && !name.is_empty());
+    parts
+        .map(|(namespace, name)| (namespace.into(), name.into()))
+        .ok_or_else(|| format!("{text:?} is not NAMESPACE/NAME"))
 }
 
 #[derive(clap::Args, Clone)]
@@ -345,6 +361,8 @@ pub async fn dns(options: DnsOptions, cancel: CancellationToken) -> Result<()> {
             domain: options.cluster_domain,
             upstreams: options.upstream,
             stub_domains: options.stub_domain,
+            config_map: options.config_map,
+            metrics: options.metrics_bind_address,
             ..dns::Config::default()
         },
         client,
@@ -458,89 +476,6 @@ async fn wait_for_socket(endpoint: &str) {
     while tokio::net::UnixStream::connect(path).await.is_err() && tokio::time::Instant::now() < deadline {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-}
-
-/// The `kube-dns` Service, at the address pods are told.
-pub async fn publish_dns_service(admin: &Client, addresses: &[IpAddr]) -> Result<()> {
-    let port = |name: &str, protocol: &str| ServicePort {
-        name: Some(name.into()),
-        port: 53,
-        protocol: Some(protocol.into()),
-        ..Default::default()
-    };
-    let mut service = Service {
-        spec: Some(ServiceSpec {
-            cluster_ip: addresses.first().map(ToString::to_string),
-            cluster_ips: Some(addresses.iter().map(ToString::to_string).collect()),
-            ip_family_policy: Some(if addresses.len() > 1 { "RequireDualStack" } else { "SingleStack" }.into()),
-            ports: Some(vec![port("dns", "UDP"), port("dns-tcp", "TCP")]),
-            ..Default::default()
-        }),
-        ..Default::default()
-    };
-    service.metadata.name = Some("kube-dns".into());
-    service.metadata.namespace = Some("kube-system".into());
-    service.metadata.labels =
-        Some([("k8s-app", "kube-dns"), ("kubernetes.io/name", "CoreDNS")].map(|(k, v)| (k.into(), v.into())).into());
-    let services = admin.api::<Service>().namespaced("kube-system");
-    match services.create(&service).await {
-        Ok(_) => return Ok(()),
-        Err(status) if !status.is_already_exists() => return Err(status).context("Service kube-dns"),
-        Err(_) => {}
-    }
-    // A cluster that got a second address family, or lost it, since it was made.
-    let known = services.get("kube-dns").await.context("Service kube-dns")?;
-    let now = known.spec.as_ref().and_then(|spec| spec.cluster_ips.clone()).unwrap_or_default();
-    let wanted = service.spec.unwrap_or_default();
-    let ips = wanted.cluster_ips.unwrap_or_default();
-    if now.len() != ips.len() && now.first() == ips.first() {
-        let patch = json!({"spec": {"ipFamilyPolicy": wanted.ip_family_policy, "clusterIPs": ips, "ipFamilies": null}});
-        if let Err(status) = services.patch("kube-dns", client::Patch::Merge(patch)).await {
-            tracing::warn!("Service kube-dns keeps the addresses it has: {status}");
-        }
-    }
-    Ok(())
-}
-
-/// What the proxy may read beyond upstream's role for it, so that it can enforce NetworkPolicies.
-pub async fn publish_policy_role(admin: &Client) -> Result<()> {
-    const NAME: &str = "nauplius:network-policies";
-    let rule = |group: &str, resources: &[&str]| PolicyRule {
-        api_groups: Some(vec![group.into()]),
-        resources: Some(resources.iter().map(|resource| (*resource).into()).collect()),
-        verbs: vec!["list".into(), "watch".into()],
-        ..Default::default()
-    };
-    let mut role = ClusterRole {
-        rules: Some(vec![rule("networking.k8s.io", &["networkpolicies"]), rule("", &["pods", "namespaces"])]),
-        ..Default::default()
-    };
-    role.metadata.name = Some(NAME.into());
-    let mut binding = ClusterRoleBinding {
-        role_ref: RoleRef {
-            api_group: Some("rbac.authorization.k8s.io".into()),
-            kind: "ClusterRole".into(),
-            name: NAME.into(),
-        },
-        subjects: Some(vec![Subject {
-            api_group: Some("rbac.authorization.k8s.io".into()),
-            kind: "User".into(),
-            name: "system:kube-proxy".into(),
-            namespace: None,
-        }]),
-        ..Default::default()
-    };
-    binding.metadata.name = Some(NAME.into());
-    for made in [
-        admin.api::<ClusterRole>().create(&role).await.map(drop),
-        admin.api::<ClusterRoleBinding>().create(&binding).await.map(drop),
-    ] {
-        match made {
-            Err(status) if !status.is_already_exists() => return Err(status).context(NAME),
-            _ => {}
-        }
-    }
-    Ok(())
 }
 
 /// Imports archives through an engine's socket, or into every node of a cluster.

@@ -202,8 +202,8 @@ pub async fn run(options: Options, cancel: CancellationToken) -> Result<()> {
     };
     children::ready(&admin, &cancel).await?;
     progress.done("kube-apiserver");
-    crate::node::publish_dns_service(&admin, &options.ranges.dns()).await?;
-    crate::node::publish_policy_role(&admin).await?;
+    crate::node::dns_service(&admin, &options.ranges.dns()).await?;
+    crate::node::publish_roles(&admin).await?;
 
     let controller_options = controllers::Options {
         node_monitor_grace_period: options.node_monitor_grace_period,
