@@ -25,6 +25,7 @@ use crate::node::machine::{self, Machine};
 use crate::plugins::claims::Claims;
 use crate::plugins::devices::Devices;
 use crate::pods::allocation::Allocations;
+use crate::pods::report::Turns;
 use crate::pods::{self, Workers};
 use crate::processors::{self, Processors};
 use crate::references::References;
@@ -79,6 +80,7 @@ pub struct Context {
     /// This node's own object.
     pub nodes: Arc<Informer>,
     pub workers: Arc<Workers>,
+    pub turns: Arc<Turns>,
     pub evictions: Evictions,
     pub statics: Statics,
     pub stats: Stats,
@@ -231,6 +233,7 @@ fn build(config: Config, client: Client) -> anyhow::Result<Arc<Context>> {
         services: Informer::start(&client, Scope::all(Gvr::new("", "v1", "services"))),
         nodes: Informer::start(&client, by_field("nodes", format!("metadata.name={node}"))),
         workers,
+        turns: Arc::default(),
         evictions: Evictions::default(),
         statics: Statics::default(),
         stats: Stats::default(),

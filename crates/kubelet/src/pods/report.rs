@@ -1,16 +1,17 @@
 //! Reporting a pod's status: one patch at a time, always the newest, only what changed.
 //!
 //! The patch is a strategic merge with the pod's uid, so that it can neither hit a namesake nor undo conditions that
-//! others own.
+//! others own. What a pod passes through on its way up or down is told only if it lasts, and rationed over all pods: when
+//! a hundred come at once, telling how far each is must not keep them from getting there.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use client::{Client, Patch};
-use k8s_openapi::api::core::v1::{Pod, PodStatus};
+use k8s_openapi::api::core::v1::{ContainerStatus, Pod, PodStatus};
 use serde_json::{Map, Value, json};
-use tokio::sync::watch;
+use tokio::sync::{Mutex, watch};
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::metrics::{Metrics, families};
@@ -19,6 +20,54 @@ use crate::spec;
 /// Between attempts while the API server does not answer.
 const RETRY: [Duration; 4] =
     [Duration::from_millis(100), Duration::from_millis(500), Duration::from_secs(1), Duration::from_secs(3)];
+
+/// How long a passing status may wait for what comes after it.
+const PASSING: Duration = Duration::from_millis(150);
+/// Passing statuses of all pods that may be told at once, and the time between two in the long run.
+const AT_ONCE: u32 = 10;
+const APART: Duration = Duration::from_millis(100);
+
+/// Whose turn it is to tell a passing status.
+pub struct Turns(Mutex<tokio::time::Instant>);
+
+impl Default for Turns {
+    fn default() -> Self {
+        Self(Mutex::new(tokio::time::Instant::now()))
+    }
+}
+
+impl Turns {
+    /// Waits for a turn and takes it; who gives up waiting takes none.
+    async fn take(&self) {
+        // The time at which all turns will be there again.
+        let mut full = self.0.lock().await;
+        let due = *full - APART * (AT_ONCE - 1);
+        tokio::time::sleep_until(due).await;
+        *full = (*full).max(tokio::time::Instant::now()) + APART;
+    }
+}
+
+/// How much a status matters by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Weight {
+    /// Others act on it.
+    Lasting,
+    /// A step on the way to another.
+    Passing,
+}
+
+/// The weight of the status of a pod that is not asked to end: until anything of it ran or went wrong, it passes.
+pub fn weight(status: &PodStatus) -> Weight {
+    let all = [&status.init_container_statuses, &status.container_statuses, &status.ephemeral_container_statuses];
+    let begins = |c: &ContainerStatus| {
+        let waiting = c.state.as_ref().and_then(|s| s.waiting.as_ref());
+        let reason = waiting.and_then(|w| w.reason.as_deref());
+        matches!(reason, Some("ContainerCreating" | "PodInitializing"))
+            && c.last_state.as_ref().is_none_or(|l| l.terminated.is_none())
+    };
+    let passes = status.phase.as_deref() == Some("Pending") && status.reason.is_none();
+    if passes && all.into_iter().flatten().flatten().all(begins) { Weight::Passing } else { Weight::Lasting }
+}
 
 /// Merge keys of the lists that are merged and not replaced.
 const MERGED: [(&str, &str); 3] = [("conditions", "type"), ("podIPs", "ip"), ("hostIPs", "ip")];
@@ -91,19 +140,36 @@ fn version(pod: &Pod) -> u64 {
     pod.metadata.resource_version.as_deref().and_then(|v| v.parse().ok()).unwrap_or(0)
 }
 
+/// Waits until there is something that others should know by now.
+async fn lasts(next: &mut watch::Receiver<Option<(Arc<PodStatus>, Weight)>>, turns: &Turns) {
+    let told = async {
+        tokio::time::sleep(PASSING).await;
+        turns.take().await;
+    };
+    let lasting = async {
+        // Without a sender, what was last wanted is still to be told.
+        let _ = next.wait_for(|wanted| wanted.as_ref().is_none_or(|(_, weight)| *weight == Weight::Lasting)).await;
+    };
+    tokio::select! {
+        biased;
+        () = lasting => {}
+        () = told => {}
+    }
+}
+
 /// Reports one pod.
 pub struct Reporter {
     /// The pod's version as of the last write; what is older says nothing about it.
     written: Arc<AtomicU64>,
-    wanted: watch::Sender<Option<Arc<PodStatus>>>,
+    wanted: watch::Sender<Option<(Arc<PodStatus>, Weight)>>,
     sent: watch::Receiver<Option<Arc<PodStatus>>>,
     _task: AbortOnDropHandle<()>,
 }
 
 impl Reporter {
     /// `before` is what the API has.
-    pub fn start(client: Client, metrics: Arc<Metrics>, pod: &Pod, before: PodStatus) -> Self {
-        let (wanted, mut next) = watch::channel::<Option<Arc<PodStatus>>>(None);
+    pub fn start(client: Client, metrics: Arc<Metrics>, turns: Arc<Turns>, pod: &Pod, before: PodStatus) -> Self {
+        let (wanted, mut next) = watch::channel::<Option<(Arc<PodStatus>, Weight)>>(None);
         let (done, sent) = watch::channel::<Option<Arc<PodStatus>>>(None);
         let written = Arc::new(AtomicU64::new(version(pod)));
         let latest = written.clone();
@@ -119,9 +185,10 @@ impl Reporter {
         let task = tokio::spawn(async move {
             let mut before = Arc::new(before);
             while next.changed().await.is_ok() {
+                lasts(&mut next, &turns).await;
                 let (mut attempt, began) = (0, Instant::now());
                 loop {
-                    let Some(status) = next.borrow_and_update().clone() else { break };
+                    let Some((status, _)) = next.borrow_and_update().clone() else { break };
                     if let Some(mut patch) = difference(&before, &status, &uid) {
                         if is_static {
                             patch["metadata"] = json!({});
@@ -157,19 +224,26 @@ impl Reporter {
     }
 
     /// Reports this next, instead of whatever was waiting.
-    pub fn report(&self, status: PodStatus) {
-        self.wanted.send_if_modified(|last| {
-            if last.as_deref() == Some(&status) {
-                return false;
+    pub fn report(&self, status: PodStatus, weight: Weight) {
+        self.wanted.send_if_modified(|last| match last {
+            // What was said as a step and turns out to last is not said again, but sooner.
+            Some((said, was)) if **said == status => {
+                let sooner = *was == Weight::Passing && weight == Weight::Lasting;
+                if sooner {
+                    *was = weight;
+                }
+                sooner
             }
-            *last = Some(Arc::new(status));
-            true
+            _ => {
+                *last = Some((Arc::new(status), weight));
+                true
+            }
         });
     }
 
     /// Whether somebody else changed what was reported, as this version of the pod, newer than the report, shows.
     pub fn is_overwritten(&self, pod: &Pod) -> bool {
-        let Some(said) = self.wanted.borrow().clone() else { return false };
+        let Some((said, _)) = self.wanted.borrow().clone() else { return false };
         self.sent.borrow().as_ref().is_some_and(|sent| Arc::ptr_eq(sent, &said))
             && version(pod) > self.written.load(Ordering::Acquire)
             && is_overwritten(pod.status.as_ref().unwrap_or(&PodStatus::default()), &said)
@@ -177,7 +251,7 @@ impl Reporter {
 
     /// Waits until the last status is written.
     pub async fn flush(&mut self) {
-        let Some(wanted) = self.wanted.borrow().clone() else { return };
+        let Some((wanted, _)) = self.wanted.borrow().clone() else { return };
         // The task ends only with this reporter.
         let _ = self.sent.wait_for(|sent| sent.as_ref().is_some_and(|s| Arc::ptr_eq(s, &wanted))).await;
     }
@@ -201,6 +275,64 @@ mod tests {
         {
             assert_eq!(is_overwritten(&there, &said), expect, "{there:?}");
         }
+    }
+
+    #[test]
+    fn what_passes_is_told_apart() {
+        let creating = json!({"name": "c", "ready": false, "restartCount": 0, "image": "i", "imageID": "",
+            "state": {"waiting": {"reason": "ContainerCreating"}}, "lastState": {}});
+        let with = |key: &str, value: Value| {
+            let mut status = creating.clone();
+            status[key] = value;
+            json!({"phase": "Pending", "containerStatuses": [creating.clone(), status]})
+        };
+        for (status, expect) in [
+            (json!({"phase": "Pending", "containerStatuses": [creating]}), Weight::Passing),
+            (json!({"phase": "Pending", "reason": "Evicted"}), Weight::Lasting),
+            (json!({"phase": "Running"}), Weight::Lasting),
+            (with("state", json!({"waiting": {"reason": "ErrImagePull"}})), Weight::Lasting),
+            (with("state", json!({"running": {}})), Weight::Lasting),
+            (with("lastState", json!({"terminated": {"exitCode": 1}})), Weight::Lasting),
+        ] {
+            let parsed: PodStatus = serde_json::from_value(status.clone()).unwrap();
+            assert_eq!(weight(&parsed), expect, "{status}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn passing_statuses_take_turns() {
+        let turns = Turns::default();
+        let began = tokio::time::Instant::now();
+        for _ in 0..AT_ONCE {
+            turns.take().await;
+        }
+        assert_eq!(began.elapsed(), Duration::ZERO);
+        for _ in 0..3 {
+            // Nobody who gives up takes a turn.
+            let _ = tokio::time::timeout(APART / 2, turns.take()).await;
+            turns.take().await;
+        }
+        assert_eq!(began.elapsed(), APART * 3);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_step_gives_way_to_what_lasts() {
+        let status = |phase: &str| Arc::new(PodStatus { phase: Some(phase.into()), ..Default::default() });
+        let (send, mut next) = watch::channel(None);
+        let turns = Turns::default();
+        let began = tokio::time::Instant::now();
+        send.send_replace(Some((status("Pending"), Weight::Passing)));
+        lasts(&mut next, &turns).await;
+        assert_eq!(began.elapsed(), PASSING);
+        send.send_replace(Some((status("Pending"), Weight::Passing)));
+        let (_, ()) = tokio::join!(
+            async {
+                tokio::time::sleep(PASSING / 3).await;
+                send.send_replace(Some((status("Running"), Weight::Lasting)))
+            },
+            lasts(&mut next, &turns)
+        );
+        assert_eq!(began.elapsed(), PASSING + PASSING / 3);
     }
 
     #[test]

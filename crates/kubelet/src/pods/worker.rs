@@ -17,7 +17,7 @@ use super::inbox::{Inbox, Latest};
 use super::look::Known;
 use super::observed::{Observed, State};
 use super::plan::{BackOff, Failed, Memory, Plan, Step, Waiting, Why, plan};
-use super::report::Reporter;
+use super::report::{Reporter, Weight, weight};
 use super::start::{self, Start};
 use super::status::{Facts, Verdict, generate, is_terminal};
 use super::stop;
@@ -94,7 +94,7 @@ impl Worker {
         let new = before.start_time.is_none();
         Self {
             uid: spec::uid(&pod).to_string(),
-            reporter: Reporter::start(context.client.clone(), context.metrics.clone(), &pod, before.clone()),
+            reporter: Self::reporter_from(&context, &pod, before.clone()),
             context,
             inbox,
             memory: Memory::default(),
@@ -143,8 +143,8 @@ impl Worker {
         self.end().await;
     }
 
-    fn reporter_from(&self, pod: &Pod, there: PodStatus) -> Reporter {
-        Reporter::start(self.context.client.clone(), self.context.metrics.clone(), pod, there)
+    fn reporter_from(context: &Context, pod: &Pod, there: PodStatus) -> Reporter {
+        Reporter::start(context.client.clone(), context.metrics.clone(), context.turns.clone(), pod, there)
     }
 
     /// Counts how long the pod took to run, once it does; one that did before this agent began says nothing.
@@ -179,7 +179,9 @@ impl Worker {
         let status = generate(pod, &facts);
         self.count_start(pod, &status);
         self.before = status.clone();
-        self.reporter.report(status);
+        // A pod that is asked to end is on its way until all of it has ended.
+        let ends = self.inbox.ending.is_cancelled() && !over;
+        self.reporter.report(status.clone(), if ends { Weight::Passing } else { weight(&status) });
     }
 
     /// Reads what containers that ended had to say.
@@ -237,7 +239,7 @@ impl Worker {
             (true, Some(at)) if at > now => Some(at),
             (true, Some(_)) => {
                 let there = pod.status.clone().unwrap_or_default();
-                self.reporter = self.reporter_from(pod, there);
+                self.reporter = Self::reporter_from(&self.context, pod, there);
                 None
             }
         };
@@ -262,7 +264,7 @@ impl Worker {
             }
         }
         if self.inbox.take_resend() {
-            self.reporter = self.reporter_from(pod, PodStatus::default());
+            self.reporter = Self::reporter_from(&self.context, pod, PodStatus::default());
         }
         self.take_back(pod);
         let pod = &self.judge_resize(pod, &seen);
