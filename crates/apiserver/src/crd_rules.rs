@@ -344,7 +344,7 @@ fn variables<'v>(
         Some(old) => Some(Cel::of(old, &rules.decl)?),
         None => None,
     };
-    let before = if optional { Cel::Optional(before.map(Arc::new)) } else { before.unwrap_or(Cel::Null) };
+    let before = if optional { Cel::Optional(before.map(std::rc::Rc::new)) } else { before.unwrap_or(Cel::Null) };
     Ok([("self", Cel::of(value, &rules.decl)?), ("oldSelf", before)])
 }
 

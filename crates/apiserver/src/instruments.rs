@@ -32,7 +32,9 @@ const MAX_NAMES: usize = 2000;
 const OPERATIONS: [Operation; 4] = [Operation::Create, Operation::Update, Operation::Delete, Operation::Connect];
 /// Operations, let through and refused.
 type ByOutcome = [Histogram<6>; 8];
-const BY_OUTCOME: ByOutcome = [const { Histogram::new(&ADMISSION) }; 8];
+const fn by_outcome() -> ByOutcome {
+    [const { Histogram::new(&ADMISSION) }; 8]
+}
 
 /// Which half of admission.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,9 +49,9 @@ impl Half {
     }
 }
 
-static STEPS: [ByOutcome; 2] = [BY_OUTCOME; 2];
-static MUTATING_TIMES: [ByOutcome; MUTATING.len()] = [BY_OUTCOME; MUTATING.len()];
-static VALIDATING_TIMES: [ByOutcome; VALIDATING.len()] = [BY_OUTCOME; VALIDATING.len()];
+static STEPS: [ByOutcome; 2] = [const { by_outcome() }; 2];
+static MUTATING_TIMES: [ByOutcome; MUTATING.len()] = [const { by_outcome() }; MUTATING.len()];
+static VALIDATING_TIMES: [ByOutcome; VALIDATING.len()] = [const { by_outcome() }; VALIDATING.len()];
 
 fn place(operation: Operation, rejected: bool) -> usize {
     OPERATIONS.iter().position(|o| *o == operation).unwrap_or(0) * 2 + usize::from(rejected)

@@ -1,7 +1,5 @@
 //! Kinds that are asked, not stored: token and access reviews, bindings, component statuses.
 
-use std::collections::BTreeMap;
-
 use meta::{Reply, Status, Value};
 use serde_json::json;
 
@@ -88,7 +86,7 @@ fn subject(spec: &Value) -> Result<User, Status> {
         extra: spec["extra"]
             .as_object()
             .map(|e| e.iter().map(|(k, v)| (k.clone(), strings(v))).collect())
-            .unwrap_or_else(BTreeMap::new),
+            .unwrap_or_default(),
     };
     if user.name.is_empty() && user.groups.is_empty() {
         let path = meta::FieldPath::new("spec.user");

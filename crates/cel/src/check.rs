@@ -95,7 +95,7 @@ pub fn check(mut expr: Expr, ids: u32, scope: &Scope<'_>) -> Result<Checked, Vec
     };
     let output = checker.expr(&mut expr);
     if checker.issues.is_empty() {
-        literals(&expr, &checker.refs, &mut checker.issues);
+        literals(&expr, &mut checker.issues);
     }
     if !checker.issues.is_empty() {
         return Err(checker.issues);
@@ -497,8 +497,8 @@ impl Checker<'_> {
 }
 
 /// Literal arguments that can only fail are refused before they do.
-fn literals(e: &Expr, refs: &[Ref], issues: &mut Vec<Issue>) {
-    let mut below = |expr: &Expr| literals(expr, refs, issues);
+fn literals(e: &Expr, issues: &mut Vec<Issue>) {
+    let mut below = |expr: &Expr| literals(expr, issues);
     match &e.kind {
         Kind::Literal(_) | Kind::Ident(_) => {}
         Kind::Select { operand, .. } => below(operand),

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use crate::ast::{Entry, Expr, Fold, Kind, Literal};
@@ -125,7 +126,7 @@ impl<'a> Run<'_, 'a> {
                 Some(inner) => get_field(inner, field)?.transpose()?,
                 None => None,
             };
-            return Ok(if test { Value::Bool(found.is_some()) } else { Value::Optional(found.map(Arc::new)) });
+            return Ok(if test { Value::Bool(found.is_some()) } else { Value::Optional(found.map(Rc::new)) });
         }
         let found = get_field(&object, field)?;
         if test {
@@ -204,7 +205,7 @@ impl<'a> Run<'_, 'a> {
                 if items.len() >= MAX_ITEMS {
                     return fail(format!("a list of more than {MAX_ITEMS} items"));
                 }
-                Arc::make_mut(&mut items).push(item);
+                Rc::make_mut(&mut items).push(item);
                 Ok(Value::List(List::Made(items)))
             }
             other => self.dispatch(id, "_+_", &[other, Value::list(vec![item])]),
@@ -251,7 +252,7 @@ impl<'a> Run<'_, 'a> {
             insert(&mut out, key, value)?;
         }
         self.charge(30)?;
-        Ok(Value::Map(Mapping::Made(Arc::new(out))))
+        Ok(Value::Map(Mapping::Made(Rc::new(out))))
     }
 
     fn message(&mut self, name: &Arc<str>, fields: &[(Arc<str>, Expr, bool)]) -> Result<Value<'a>, Error> {
@@ -265,7 +266,7 @@ impl<'a> Run<'_, 'a> {
             out.insert(field.clone(), value);
         }
         self.charge(40)?;
-        Ok(Value::Object(Object::Made(name.clone(), Arc::new(out))))
+        Ok(Value::Object(Object::Made(name.clone(), Rc::new(out))))
     }
 
     fn fold(&mut self, fold: &Fold) -> Result<Value<'a>, Error> {
@@ -373,7 +374,7 @@ fn optional_field<'a>(object: &Value<'a>, field: &str) -> Result<Value<'a>, Erro
     match object {
         Value::Optional(None) => Ok(Value::Optional(None)),
         Value::Optional(Some(inner)) => optional_field(inner, field),
-        object => Ok(Value::Optional(get_field(object, field)?.transpose()?.map(Arc::new))),
+        object => Ok(Value::Optional(get_field(object, field)?.transpose()?.map(Rc::new))),
     }
 }
 

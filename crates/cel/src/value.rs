@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Deref;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -54,30 +55,30 @@ pub enum Value<'a> {
     Map(Mapping<'a>),
     Object(Object<'a>),
     Type(Arc<str>),
-    Optional(Option<Arc<Value<'a>>>),
+    Optional(Option<Rc<Value<'a>>>),
     Opaque(Opaque<'a>),
 }
 
 #[derive(Clone, Debug)]
 pub enum List<'a> {
     Json(&'a [Json], Option<&'a Decl>),
-    Made(Arc<Vec<Value<'a>>>),
+    Made(Rc<Vec<Value<'a>>>),
 }
 
 #[derive(Clone, Debug)]
 pub enum Mapping<'a> {
     Json(&'a Map<String, Json>, Option<&'a Decl>),
-    Made(Arc<BTreeMap<Key, (Value<'a>, Value<'a>)>>),
+    Made(Rc<BTreeMap<Key, (Value<'a>, Value<'a>)>>),
     /// Of maps: one that is asked for and not there is empty.
-    Open(Arc<BTreeMap<Key, (Value<'a>, Value<'a>)>>),
+    Open(Rc<BTreeMap<Key, (Value<'a>, Value<'a>)>>),
 }
 
 #[derive(Clone)]
 pub enum Object<'a> {
     Json(&'a Map<String, Json>, &'a Fields),
-    Made(Arc<str>, Arc<BTreeMap<Arc<str>, Value<'a>>>),
+    Made(Arc<str>, Rc<BTreeMap<Arc<str>, Value<'a>>>),
     /// Fields that were worked out before, well or not.
-    Worked(Arc<str>, Arc<BTreeMap<Arc<str>, Result<Value<'a>, Error>>>),
+    Worked(Arc<str>, Rc<BTreeMap<Arc<str>, Result<Value<'a>, Error>>>),
 }
 
 impl fmt::Debug for Object<'_> {
@@ -100,16 +101,16 @@ impl<'a> Value<'a> {
     }
 
     pub fn list(items: Vec<Value<'a>>) -> Self {
-        Value::List(List::Made(Arc::new(items)))
+        Value::List(List::Made(Rc::new(items)))
     }
 
     /// A map without entries.
     fn nothing() -> Self {
-        Value::Map(Mapping::Made(Arc::default()))
+        Value::Map(Mapping::Made(Rc::default()))
     }
 
     pub fn some(value: Value<'a>) -> Self {
-        Value::Optional(Some(Arc::new(value)))
+        Value::Optional(Some(Rc::new(value)))
     }
 
     /// JSON without a declared shape.
@@ -339,7 +340,7 @@ fn compare_mixed(double: f64, whole: i128) -> Option<std::cmp::Ordering> {
 }
 
 impl<'a> List<'a> {
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         match self {
             List::Json(items, _) => items.len(),
             List::Made(items) => items.len(),
@@ -387,7 +388,7 @@ impl<'a> List<'a> {
         for at in 0..self.len() {
             let (Some(a), Some(b)) = (self.get(at), other.get(at)) else { return Ok(false) };
             let a = a?;
-            if !a.equals(&b?)? && !(unordered && other.contains(&a)?) {
+            if !(a.equals(&b?)? || unordered && other.contains(&a)?) {
                 return Ok(false);
             }
         }
@@ -437,7 +438,7 @@ fn same_keys(keys: &[String], a: &Value<'_>, b: &Value<'_>) -> Result<bool, Erro
 }
 
 impl<'a> Mapping<'a> {
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         match self {
             Mapping::Json(map, _) => map.len(),
             Mapping::Made(map) | Mapping::Open(map) => map.len(),

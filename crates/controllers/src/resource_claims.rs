@@ -109,9 +109,7 @@ pub fn plan_claim(claim: &Object, uses: &dyn Fn(&str) -> bool) -> Result<Plan, S
         fields.remove("reservedFor");
         let made_for_a_pod = claim.meta.controller().is_some_and(|c| c.kind == "Pod");
         // Devices of a claim that leaves, or was made for a pod that ended, are free again.
-        if allocated && !reserved.is_empty()
-            || allocated && (claim.meta.deletion_timestamp.is_some() || !made_for_a_pod)
-        {
+        if allocated && (!reserved.is_empty() || claim.meta.deletion_timestamp.is_some() || !made_for_a_pod) {
             fields.remove("allocation");
             fields.remove("devices");
         }
@@ -152,7 +150,7 @@ fn reconcile(ask: &Ask, pods: &Informer, claims: &Informer, templates: &Informer
             let pod = pods.get(&meta::object::object_key(&claim.meta.namespace, &r.name));
             let pod = pod.filter(|p| *p.meta.uid == *r.uid).and_then(|p| PodView::new(p).ok());
             // One that leaves before it had a node never used anything.
-            pod.is_some_and(|p| !p.is_finished() && !(p.is_terminating() && p.node().is_empty()))
+            pod.is_some_and(|p| !p.is_finished() && (!p.is_terminating() || !p.node().is_empty()))
         })
         .map(|r| r.uid.as_str())
         .collect();

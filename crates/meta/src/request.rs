@@ -117,7 +117,7 @@ impl Request {
     /// The URL's path, without query.
     pub fn path(&self) -> String {
         let mut path = self.resource.base_path();
-        if !self.namespace.is_empty() && !(&*self.resource.resource == "namespaces" && self.resource.group.is_empty()) {
+        if !self.namespace.is_empty() && (&*self.resource.resource != "namespaces" || !self.resource.group.is_empty()) {
             path.push_str("/namespaces/");
             path.push_str(&self.namespace);
         }

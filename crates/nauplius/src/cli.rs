@@ -34,7 +34,7 @@ enum Command {
     /// Run the kubelet alone.
     Kubelet(Box<node::KubeletOptions>),
     /// Run the service proxy alone.
-    Proxy(node::ProxyOptions),
+    Proxy(Box<node::ProxyOptions>),
     /// Keep the ways to other nodes' pods alone: routes, or a tunnel.
     PodNetwork(node::PodNetworkRoleOptions),
     /// Run the cluster's DNS server alone.
@@ -164,7 +164,7 @@ fn run(command: Command) -> anyhow::Result<()> {
             Command::Scheduler(options) => roles::scheduler(options, cancel).await,
             Command::ControllerManager(options) => roles::controller_manager(options, cancel).await,
             Command::Kubelet(options) => node::kubelet(*options, cancel).await,
-            Command::Proxy(options) => node::proxy(options, cancel).await,
+            Command::Proxy(options) => node::proxy(*options, cancel).await,
             Command::PodNetwork(options) => node::pod_network(options, cancel).await,
             Command::Dns(options) => node::dns(options, cancel).await,
             Command::Runtime(options) => node::runtime(options, cancel).await,

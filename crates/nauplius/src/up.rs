@@ -330,7 +330,10 @@ async fn simulate(
     tasks.spawn(async move {
         supervise::role(simulated::AGENT, token, |own| {
             let run = kubelet::simulated::run(client.clone(), simulation.clone(), own);
-            async { Ok(run.await) }
+            async {
+                run.await;
+                Ok(())
+            }
         })
         .await;
     });

@@ -588,10 +588,13 @@ mod tests {
         }
         match view.shape() {
             Shape::Struct(of) => {
-                let fields = of.fields.iter().filter_map(|f| {
-                    (dice.roll(4) != 0).then(|| (f.name.to_string(), invent(view.of(f), depth - 1, dice)))
-                });
-                meta::Value::Object(fields.collect())
+                let mut fields = serde_json::Map::new();
+                for f in of.fields.iter() {
+                    if dice.roll(4) != 0 {
+                        fields.insert(f.name.to_string(), invent(view.of(f), depth - 1, dice));
+                    }
+                }
+                meta::Value::Object(fields)
             }
             Shape::Map { .. } => {
                 json!({"a": view.child("a").map_or(json!("b"), |v| invent(v, depth - 1, dice)), "": "x"})

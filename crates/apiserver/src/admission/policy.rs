@@ -173,7 +173,7 @@ impl<'i, 'a> Session<'i, 'a> {
             };
             self.worked.insert(name.into(), value);
         }
-        let fields = CelObject::Worked(expressions::VARIABLES.into(), Arc::new(self.worked.clone()));
+        let fields = CelObject::Worked(expressions::VARIABLES.into(), std::rc::Rc::new(self.worked.clone()));
         let sight = Sight { inputs: self.inputs, variables: Some(Cel::Object(fields)) };
         let (value, cost) = program.eval(&sight, PER_CALL_LIMIT);
         match i64::try_from(cost) {

@@ -32,7 +32,7 @@ pub fn is_service(resource: &Resource) -> bool {
     resource.group.is_empty() && &*resource.plural == "services"
 }
 
-fn strings<'a>(list: &'a Value) -> impl Iterator<Item = &'a str> {
+fn strings(list: &Value) -> impl Iterator<Item = &str> {
     list.as_array().into_iter().flatten().filter_map(Value::as_str)
 }
 

@@ -236,7 +236,7 @@ impl Rule {
             }
         }
         omit_stages(&self.omit_stages, &path.child("omitStages"), errors);
-        if !self.non_resource_urls.is_empty() && !(self.resources.is_empty() && self.namespaces.is_empty()) {
+        if !self.non_resource_urls.is_empty() && (!self.resources.is_empty() || !self.namespaces.is_empty()) {
             let why = "rules cannot apply to both regular resources and non-resource URLs";
             errors.push(FieldError::invalid(&urls, self.non_resource_urls.clone(), why));
         }

@@ -94,7 +94,7 @@ fn holds(item: &Value, condition: &str) -> bool {
     let found = find(item, path.trim().trim_start_matches('@'));
     let same = match found {
         Some(Value::String(text)) => text == wanted,
-        Some(other) => other.to_string() == wanted,
+        Some(other) => format!("{other}") == wanted,
         None => false,
     };
     same == equal

@@ -238,7 +238,7 @@ pub fn error(status: &Status) -> Response<Body> {
     response
 }
 
-fn text_of<'a>(headers: &'a HeaderMap, name: header::HeaderName) -> Option<&'a str> {
+fn text_of(headers: &HeaderMap, name: header::HeaderName) -> Option<&str> {
     headers.get(name).and_then(|v| v.to_str().ok())
 }
 

@@ -149,7 +149,7 @@ macro_rules! rows {
                 |_| named($key).map_or_else(no_overload, Ok),
             ),)*
             Row("format.named", "format-named", "(string) optional(kubernetes.NamedFormat)", |a| {
-                Ok(Value::Optional(named(text(a, 0)?).map(std::sync::Arc::new)))
+                Ok(Value::Optional(named(text(a, 0)?).map(std::rc::Rc::new)))
             }),
             Row("validate", "format-validate", "kubernetes.NamedFormat.(string) optional(list(string))", |a| {
                 let Some(Value::Opaque(Opaque::Format(format))) = a.first() else { return no_overload() };

@@ -1,7 +1,7 @@
 //! Lists, sets of list items, and what macros need to build maps.
 
 use std::cmp::Ordering;
-use std::sync::Arc;
+use std::rc::Rc;
 
 use super::operators::compare;
 use super::{Row, bool, int, list, map, no_overload};
@@ -187,7 +187,7 @@ fn range<'a>(args: &[Value<'a>]) -> Outcome<'a> {
 fn end<'a>(args: &[Value<'a>], last: bool) -> Outcome<'a> {
     let items = list(args, 0)?;
     let at = if last { items.len().wrapping_sub(1) } else { 0 };
-    Ok(Value::Optional(items.get(at).transpose()?.map(Arc::new)))
+    Ok(Value::Optional(items.get(at).transpose()?.map(Rc::new)))
 }
 
 fn map_insert<'a>(args: &[Value<'a>]) -> Outcome<'a> {
@@ -218,7 +218,7 @@ fn map_insert<'a>(args: &[Value<'a>]) -> Outcome<'a> {
         }
         _ => return no_overload(),
     }
-    Ok(Value::Map(Mapping::Made(Arc::new(out))))
+    Ok(Value::Map(Mapping::Made(Rc::new(out))))
 }
 
 macro_rules! comparable {

@@ -143,7 +143,7 @@ fn optional_index<'a>(args: &[Value<'a>]) -> Outcome<'a> {
         [Value::Map(map), key] => map.get(key),
         _ => return no_overload(),
     };
-    Ok(Value::Optional(found.transpose()?.map(std::sync::Arc::new)))
+    Ok(Value::Optional(found.transpose()?.map(std::rc::Rc::new)))
 }
 
 fn shown(value: &Value<'_>) -> String {

@@ -1,6 +1,6 @@
 //! Values that may be absent.
 
-use std::sync::Arc;
+use std::rc::Rc;
 
 use super::{Row, bool, list, no_overload};
 use crate::eval::{Error, fail};
@@ -38,7 +38,7 @@ fn unwrap<'a>(args: &[Value<'a>]) -> Result<Value<'a>, Error> {
 pub const ROWS: &[Row] = &[
     Row("optional.of", "optional_of", "(V) optional(V)", |a| Ok(Value::some(a[0].clone()))),
     Row("optional.ofNonZeroValue", "optional_ofNonZeroValue", "(V) optional(V)", |a| {
-        Ok(Value::Optional((!is_zero(&a[0])).then(|| Arc::new(a[0].clone()))))
+        Ok(Value::Optional((!is_zero(&a[0])).then(|| Rc::new(a[0].clone()))))
     }),
     Row("optional.none", "optional_none", "() optional(V)", |_| Ok(Value::Optional(None))),
     Row("optional.unwrap", "optional_unwrap", "(list(optional(V))) list(V)", unwrap),

@@ -130,7 +130,7 @@ fn query<'a>(args: &[Value<'a>]) -> Result<Value<'a>, Error> {
     for (key, values) in lists {
         insert(&mut out, Value::text(key), Value::list(values))?;
     }
-    Ok(Value::Map(Mapping::Made(Arc::new(out))))
+    Ok(Value::Map(Mapping::Made(std::rc::Rc::new(out))))
 }
 
 pub fn check(raw: &str) -> Result<(), String> {

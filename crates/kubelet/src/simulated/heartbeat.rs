@@ -116,7 +116,7 @@ pub async fn run(client: &Client, nodes: &Informer, grace: Duration) {
                 }
             }
         }
-        if round % rounds == 0 {
+        if round.is_multiple_of(rounds) {
             known.retain(|number, _| ours.contains_key(number));
         }
     }

@@ -94,16 +94,8 @@ pub fn config(config: &Config, pod: &Pod, kind: Kind, container: &Container, pre
     let environment = &prepared.environment;
     let lookup = |name: &str| environment.iter().find(|(k, _)| k == name).map(|(_, v)| v.clone());
     let expanded = |list: &Option<Vec<String>>| list.iter().flatten().map(|t| expand(t, lookup)).collect();
-    let security = security::container(
-        pod,
-        kind,
-        container,
-        prepared.image.as_ref(),
-        prepared.target,
-        prepared.users,
-        &config.root_dir,
-        config.seccomp_default,
-    );
+    let security =
+        security::container(pod, kind, container, prepared.image.as_ref(), prepared.target, prepared.users, config);
     let mut numbers = resources::container(pod, kind, container, prepared.node.capacity as i64);
     if !config.cpu_quota || prepared.exclusive {
         numbers.cpu_quota = NO_QUOTA;

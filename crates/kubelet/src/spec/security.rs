@@ -5,6 +5,7 @@ use std::path::Path;
 use k8s_openapi::api::core::v1::{Container, Pod, SecurityContext};
 
 use super::Kind;
+use crate::config::Config;
 use crate::cri::v1::{
     Capability, Image, Int64Value, LinuxContainerSecurityContext, LinuxSandboxSecurityContext, NamespaceMode,
     NamespaceOption, SeLinuxOption, SecurityProfile, SupplementalGroupsPolicy, UserNamespace,
@@ -185,8 +186,7 @@ pub fn container(
     image: Option<&Image>,
     target: Option<String>,
     users: Option<UserNamespace>,
-    root_dir: &Path,
-    seccomp_default: bool,
+    config: &Config,
 ) -> LinuxContainerSecurityContext {
     let context = effective(pod, container);
     let (supplemental_groups, supplemental_groups_policy) = groups(pod);
@@ -223,7 +223,7 @@ pub fn container(
         no_new_privs: context.allow_privilege_escalation == Some(false),
         masked_paths: paths(&MASKED),
         readonly_paths: paths(&READ_ONLY),
-        seccomp: Some(seccomp(&context, root_dir, seccomp_default)),
+        seccomp: Some(seccomp(&context, &config.root_dir, config.seccomp_default)),
         apparmor: apparmor(&context),
         ..Default::default()
     }
@@ -305,7 +305,7 @@ mod tests {
             json!({"runAsUser": 2, "allowPrivilegeEscalation": false, "capabilities": {"drop": ["ALL"]}}),
         );
         let c = &super::super::spec(&pod).containers[0];
-        let got = container(&pod, Kind::Main, c, None, None, None, Path::new("/r"), false);
+        let got = container(&pod, Kind::Main, c, None, None, None, &Config::new("n", "/r", "/s"));
         assert_eq!(got.run_as_user.map(|u| u.value), Some(2));
         assert_eq!(got.supplemental_groups, [6, 5]);
         assert!(got.no_new_privs && !got.masked_paths.is_empty());

@@ -203,7 +203,7 @@ fn a_tunnel_is_planned_from_the_nodes() {
     };
     assert!(show(&[]).is_empty());
     let other = node("b", &["10.244.1.0/24", "fd00:10:244:1::/64"], &["2001:db8::2", "192.0.2.2"]);
-    let said = show(&[other.clone()]);
+    let said = show(std::slice::from_ref(&other));
     assert_eq!(said.len(), 3, "{said:?}");
     assert!(said[0].starts_with("10.244.1.0 is 06") && said[1].starts_with("fd00:10:244:1:: is 06"), "{said:?}");
     assert!(said[2].ends_with("behind 192.0.2.2"), "{said:?}");

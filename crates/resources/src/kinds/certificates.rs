@@ -303,7 +303,7 @@ mod tests {
             CX.now
         );
         assert!(
-            !update("status", "status.conditions", approved()).find("status.conditions", "type", "Approved").is_some()
+            update("status", "status.conditions", approved()).find("status.conditions", "type", "Approved").is_none()
         );
         assert!(!update("", "status.certificate", json!("eA==")).has("status.certificate"));
         assert_eq!(update("", "spec.signerName", json!("other.com/x")).text("spec.signerName"), "example.com/s");

@@ -6,6 +6,7 @@
 #![allow(clippy::arc_with_non_send_sync, reason = "values of CEL share by Arc, and those made here stay here")]
 
 use std::collections::{BTreeMap, HashMap};
+use std::rc::Rc;
 use std::sync::{Arc, Mutex};
 
 use cel::value::{Key, Mapping, Text, Value};
@@ -141,14 +142,14 @@ fn by_domain<'a>(driver: &str, entries: impl Iterator<Item = (&'a str, Value<'st
     for (domain, entries) in domains {
         let domain = if domain.is_empty() { driver } else { domain };
         match all.get_mut(&Key::String(domain.into())) {
-            Some((_, Value::Map(Mapping::Made(there)))) => Arc::make_mut(there).extend(entries),
+            Some((_, Value::Map(Mapping::Made(there)))) => Rc::make_mut(there).extend(entries),
             _ => {
-                let made = Value::Map(Mapping::Made(Arc::new(entries)));
+                let made = Value::Map(Mapping::Made(Rc::new(entries)));
                 all.insert(Key::String(domain.into()), (text(domain), made));
             }
         }
     }
-    Value::Map(Mapping::Open(Arc::new(all)))
+    Value::Map(Mapping::Open(Rc::new(all)))
 }
 
 /// The variable `device`.
@@ -166,5 +167,5 @@ fn value_of(driver: &str, device: &api::Device) -> Result<Value<'static>, String
         ("capacity".into(), by_domain(driver, capacity)),
     ]
     .into();
-    Ok(Value::Object(cel::value::Object::Made(DEVICE.into(), Arc::new(fields))))
+    Ok(Value::Object(cel::value::Object::Made(DEVICE.into(), Rc::new(fields))))
 }

@@ -97,10 +97,8 @@ fn branch(ops: &[pb::RequestOp]) -> Result<Written<'_>, Status> {
     };
     for op in ops {
         match &op.request {
-            Some(Request::RequestPut(put)) => {
-                if covered(&deletes, &put.key) || !puts.insert(&put.key) {
-                    return Err(error::duplicate_key());
-                }
+            Some(Request::RequestPut(put)) if covered(&deletes, &put.key) || !puts.insert(&put.key) => {
+                return Err(error::duplicate_key());
             }
             Some(Request::RequestTxn(txn)) => {
                 let ((then_puts, then_deletes), (else_puts, else_deletes)) =
