@@ -34,7 +34,7 @@ pub use api::{Api, DeleteOptions, DynamicApi, Kind, ListOptions, Patch, Propagat
 pub use discovery::ApiResource;
 pub use election::LeaderElection;
 pub use informer::{Informer, Informers, Keep, Scope};
-pub use queue::{Backoff, Queue};
+pub use queue::{Backoff, Queue, give_back};
 pub use recorder::{EventType, Recorder, reference};
 pub use reflector::{News, Reflector};
 pub use site::Site;

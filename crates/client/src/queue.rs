@@ -224,6 +224,7 @@ impl<K: Clone + Eq + Hash> Queue<K> {
     /// The worker is done with the key; what was asked meanwhile comes up again.
     pub fn done(&self, key: &K) {
         let mut state = self.state();
+        state.give_back();
         if let Some(since) = state.processing.remove(key).flatten() {
             state.figures.worked.observe(since.elapsed());
         }
@@ -254,6 +255,28 @@ impl<K: Clone + Eq + Hash> Queue<K> {
         state.delayed.clear();
         state.delayed_at.clear();
         self.shared.1.notify_one();
+    }
+}
+
+/// Entries a map may have room for without using it.
+const SPARE: usize = 256;
+
+/// Gives back the room a burst needed, once an eighth of it would do.
+pub fn give_back<K: Eq + Hash, V>(map: &mut HashMap<K, V>) {
+    if map.capacity() > SPARE && map.len() < map.capacity() / 8 {
+        map.shrink_to(map.len() * 2);
+    }
+}
+
+impl<K: Eq + Hash> State<K> {
+    fn give_back(&mut self) {
+        give_back(&mut self.dirty);
+        give_back(&mut self.processing);
+        give_back(&mut self.delayed_at);
+        give_back(&mut self.failures);
+        if self.order.capacity() > SPARE && self.order.len() < self.order.capacity() / 8 {
+            self.order.shrink_to(self.order.len() * 2);
+        }
     }
 }
 

@@ -134,10 +134,12 @@ fn sign(
 
 pub fn signing_requests(cx: &Context) -> Controller {
     let requests = cx.informers.get::<CertificateSigningRequest>();
-    let (of, signer, longest) = (requests.clone(), cx.options.signing.clone(), cx.options.cluster_signing_duration);
+    let (of, options) = (requests.clone(), cx.options.clone());
     Controller::new("certificatesigningrequest-signing-controller", move |ask| {
-        let Some((object, authority)) = of.get(&ask.key).zip(signer.as_ref()) else { return Ok(Plan::nothing()) };
+        let Some(object) = of.get(&ask.key) else { return Ok(Plan::nothing()) };
         let request = decoded::<CertificateSigningRequest>(&object)?;
+        let own = options.signers.get(&request.spec.signer_name);
+        let Some(authority) = own.or(options.signing.as_ref()) else { return Ok(Plan::nothing()) };
         let status = status_of(&object)?;
         let approved = condition(&status, "Approved").is_some_and(|c| c["status"] == "True");
         let over = ["Denied", "Failed"].iter().any(|c| condition(&status, c).is_some());
@@ -151,7 +153,7 @@ pub fn signing_requests(cx: &Context) -> Controller {
         if !approved || over || status.get("certificate").is_some() || !ours.contains(&name) {
             return Ok(Plan::nothing());
         }
-        sign(&object, &request, authority, longest, ask.now)
+        sign(&object, &request, authority, options.cluster_signing_duration, ask.now)
     })
     .watch(&requests, own_key)
 }

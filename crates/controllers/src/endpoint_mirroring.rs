@@ -98,6 +98,11 @@ pub fn plan_mirror(endpoints: &Object, service: &Object, slices: Vec<Arc<Object>
     Ok(plan)
 }
 
+/// Whether the endpoints controller writes it, which sees to the slices too.
+fn is_planned(endpoints: &Object) -> bool {
+    endpoints.meta.label(ENDPOINTS_MANAGED_BY).is_some()
+}
+
 pub fn endpoint_slice_mirroring(cx: &Context) -> Controller {
     let (services, endpoints) = (cx.informers.get::<Service>(), cx.informers.get::<Endpoints>());
     let slices = cx.informers.get::<EndpointSlice>();
@@ -110,8 +115,7 @@ pub fn endpoint_slice_mirroring(cx: &Context) -> Controller {
     Controller::new("endpointslice-mirroring-controller", move |ask| {
         let held = of_slices.by_index("mirror", &ask.key);
         let mirrored = of_endpoints.get(&ask.key).zip(of.get(&ask.key)).filter(|(endpoints, service)| {
-            let skipped = endpoints.meta.label(SKIP_MIRROR) == Some("true")
-                || endpoints.meta.label(ENDPOINTS_MANAGED_BY).is_some();
+            let skipped = endpoints.meta.label(SKIP_MIRROR) == Some("true") || is_planned(endpoints);
             let selecting = service
                 .typed::<Service>()
                 .is_ok_and(|s| s.spec.as_ref().is_some_and(|s| s.selector.as_ref().is_some_and(|m| !m.is_empty())));
@@ -125,7 +129,10 @@ pub fn endpoint_slice_mirroring(cx: &Context) -> Controller {
         Ok(Plan { actions: gone.collect(), ..Plan::nothing() })
     })
     .watch(&services, own_key)
-    .watch(&endpoints, own_key)
+    .watch(&endpoints, |c| match [&c.old, &c.new].into_iter().flatten().all(|o| is_planned(o)) {
+        true => Vec::new(),
+        false => own_key(c),
+    })
     .watch(&slices, move |c| [&c.old, &c.new].into_iter().flatten().filter_map(|o| mirror_of(o)).collect())
 }
 

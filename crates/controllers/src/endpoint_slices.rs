@@ -1,4 +1,4 @@
-//! EndpointSlices: a Service's endpoints in slices of at most [`MAX_PER_SLICE`], each of one address family and one set of
+//! EndpointSlices: a Service's endpoints in slices of at most so many, each of one address family and one set of
 //! ports, changed as little as possible. Pure but for what it is declared with; hints are [`crate::topology`]'s.
 
 use std::collections::{BTreeMap, HashMap};
@@ -22,8 +22,6 @@ use crate::runner::{Controller, own_key};
 use crate::topology::{self, Zones};
 use crate::{Context, decoded};
 
-/// Endpoints in a slice, upstream's default.
-const MAX_PER_SLICE: usize = 100;
 const CONTROLLER: &str = "endpointslice-controller.k8s.io";
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -135,7 +133,7 @@ struct Slice {
 }
 
 /// The slices of one address family and one set of ports: keep what is right, change in place, then fill up.
-fn fill(existing: Vec<Existing>, desired: Vec<Endpoint>, ports: &[EndpointPort]) -> Vec<Slice> {
+fn fill(existing: Vec<Existing>, desired: Vec<Endpoint>, ports: &[EndpointPort], most: usize) -> Vec<Slice> {
     let at: HashMap<(&str, &[Box<str>]), usize> =
         desired.iter().enumerate().map(|(at, e)| (e.identity(), at)).collect();
     let mut taken = vec![false; desired.len()];
@@ -149,11 +147,11 @@ fn fill(existing: Vec<Existing>, desired: Vec<Endpoint>, ports: &[EndpointPort])
     rest.sort_by_key(|at| desired[*at].identity());
     let mut rest = rest.into_iter();
     for place in &mut places {
-        let room = MAX_PER_SLICE.saturating_sub(place.len());
+        let room = most.saturating_sub(place.len());
         place.extend(rest.by_ref().take(room));
     }
     loop {
-        let place: Vec<usize> = rest.by_ref().take(MAX_PER_SLICE).collect();
+        let place: Vec<usize> = rest.by_ref().take(most).collect();
         if place.is_empty() {
             break;
         }
@@ -188,7 +186,7 @@ fn of_family(
     let mut slices = Vec::new();
     for (ports, endpoints) in desired {
         let held = existing.remove(&(family.into(), ports.clone())).unwrap_or_default();
-        slices.extend(fill(held, endpoints, &ports));
+        slices.extend(fill(held, endpoints, &ports, world.max_per_slice));
     }
     if is_placeholder && slices.is_empty() {
         slices.push(Slice { existing: None, endpoints: Vec::new(), ports: Vec::new() });
@@ -310,6 +308,7 @@ pub fn endpoint_slices(cx: &Context) -> Controller {
     let (services, all_pods) = (cx.informers.get::<Service>(), pod_facts::informer(&cx.informers));
     let (nodes, slices) = (cx.informers.get::<Node>(), cx.informers.get::<EndpointSlice>());
     index(&services, &all_pods);
+    let max_per_slice = cx.options.max_endpoints_per_slice;
     let ours = |o: &Object| o.meta.label(MANAGED_BY) == Some(CONTROLLER);
     let service_of = move |o: &Object| {
         Some(meta::object::object_key(&o.meta.namespace, o.meta.label(SERVICE_NAME).filter(|_| ours(o))?))
@@ -321,7 +320,9 @@ pub fn endpoint_slices(cx: &Context) -> Controller {
         // The slices of a Service that is gone go with it: they are its dependents.
         let Some(object) = of.get(&ask.key) else { return Ok(Plan::nothing()) };
         let typed = decoded::<Service>(&object)?;
-        let Some(world) = gather(&object, &typed, &of_pods, &of_nodes)? else { return Ok(Plan::nothing()) };
+        let Some(world) = gather(&object, &typed, &of_pods, &of_nodes, max_per_slice)? else {
+            return Ok(Plan::nothing());
+        };
         let namespace = &object.meta.namespace;
         let taken = |name: &str| of_slices.get(&meta::object::object_key(namespace, name)).is_some();
         // Of both ways to ask the annotation counts.
@@ -351,5 +352,6 @@ pub fn endpoint_slices(cx: &Context) -> Controller {
         }
     })
     .paced(PACE)
+    .settled()
     .workers(cx.options.concurrency)
 }

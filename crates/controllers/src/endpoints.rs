@@ -41,6 +41,8 @@ pub struct World<'a> {
     pub pods: Vec<PodView>,
     /// Zones of nodes that have one.
     pub zones: BTreeMap<String, String>,
+    /// Endpoints in a slice.
+    pub max_per_slice: usize,
 }
 
 pub fn is_headless(spec: &ServiceSpec) -> bool {
@@ -299,6 +301,7 @@ pub fn gather<'a>(
     typed: &'a Service,
     pods: &Informer,
     nodes: &Informer,
+    max_per_slice: usize,
 ) -> Result<Option<World<'a>>, Status> {
     let Some(spec) = &typed.spec else { return Ok(None) };
     let Some(selector) = spec.selector.as_ref().filter(|_| spec.type_.as_deref() != Some("ExternalName")) else {
@@ -311,7 +314,7 @@ pub fn gather<'a>(
     let pods = pods::views(pods.list_selected(Some(&service.meta.namespace), &selector))?;
     let zone = |p: &PodView| Some((p.node().to_string(), nodes.get(p.node())?.meta.label(ZONE)?.to_string()));
     let zones = pods.iter().filter_map(zone).collect();
-    Ok(Some(World { service, spec, pods, zones }))
+    Ok(Some(World { service, spec, pods, zones, max_per_slice }))
 }
 
 /// Whether endpoints show the same of two versions of a pod.
@@ -367,6 +370,7 @@ pub fn endpoints(cx: &Context) -> Controller {
     let (nodes, endpoints) = (cx.informers.get::<Node>(), cx.informers.get::<Endpoints>());
     let (of, of_pods, of_nodes, of_endpoints) = (services.clone(), all_pods.clone(), nodes.clone(), endpoints.clone());
     index(&services, &all_pods);
+    let max_per_slice = cx.options.max_endpoints_per_slice;
     let ours = |o: &Object| o.meta.label(ENDPOINTS_MANAGED_BY).is_some();
     Controller::new("endpoints-controller", move |ask| {
         let existing = of_endpoints.get(&ask.key);
@@ -378,7 +382,9 @@ pub fn endpoints(cx: &Context) -> Controller {
             return Ok(plan);
         };
         let typed = decoded::<Service>(&object)?;
-        let Some(world) = gather(&object, &typed, &of_pods, &of_nodes)? else { return Ok(Plan::nothing()) };
+        let Some(world) = gather(&object, &typed, &of_pods, &of_nodes, max_per_slice)? else {
+            return Ok(Plan::nothing());
+        };
         plan_endpoints(&world, existing.as_ref())
     })
     .watch(&services, own_key)
@@ -389,5 +395,6 @@ pub fn endpoints(cx: &Context) -> Controller {
     })
     .read(&nodes)
     .paced(PACE)
+    .settled()
     .workers(cx.options.concurrency)
 }

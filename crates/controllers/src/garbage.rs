@@ -252,7 +252,7 @@ impl Graph {
         let Some(object) = informer.get(key).filter(|o| is_relevant(o)) else { return Ok(Plan::nothing()) };
         let (mut standing, mut elsewhere) = (Vec::with_capacity(object.meta.owner_references.len()), Vec::new());
         if object.meta.deletion_timestamp.is_none() {
-            for owner in &object.meta.owner_references {
+            for owner in object.meta.owner_references.iter() {
                 // Owners that were seen to go are not looked for.
                 let was_seen = self.is_known_gone(&owner.uid);
                 let found = self.standing(&object, owner).await?;
@@ -343,7 +343,7 @@ impl Graph {
 
     /// Owners that wait for their dependents may be done now.
     fn enqueue_waiting_owners(&self, dependent: &Object, queue: &Queue<Arc<str>>) {
-        for owner in &dependent.meta.owner_references {
+        for owner in dependent.meta.owner_references.iter() {
             let group = owner.api_version.split_once('/').map_or("", |(g, _)| g).to_string();
             let resource =
                 self.kinds.read().unwrap_or_else(PoisonError::into_inner).get(&(group, owner.kind.clone())).cloned();

@@ -12,7 +12,7 @@ use meta::{LabelSelector, Object, Status};
 use serde_json::{Value, json};
 
 use crate::conditions::{self, Condition};
-use crate::hpa::{self, History};
+use crate::hpa::{self, Autoscaling, History};
 use crate::hpa_metrics::{Look, together};
 use crate::plan::{Action, Note, Plan};
 use crate::pod_facts;
@@ -30,6 +30,7 @@ struct Report<'a> {
     object: &'a Object,
     status: Value,
     plan: Plan,
+    settings: Autoscaling,
     now: Timestamp,
 }
 
@@ -44,9 +45,10 @@ impl Report<'_> {
 
     fn finish(mut self, known: &Value) -> Result<Plan, Status> {
         if self.status != *known {
-            self.plan.act(Action::status(&resource(), self.object, self.status)?);
+            let failed = Note::warning(self.object, "FailedUpdateStatus", "{}");
+            self.plan.act(Action::status(&resource(), self.object, self.status)?.failed(failed));
         }
-        self.plan.again_after(hpa::PERIOD);
+        self.plan.again_after(self.settings.period);
         Ok(self.plan)
     }
 }
@@ -102,20 +104,14 @@ fn selected(all_pods: &Informer, selectors: &Selectors, object: &Object, text: &
     pods::views(found).map_err(|status| wrong("InvalidSelector", status.message))
 }
 
-async fn reconcile(
-    client: &Client,
-    all_pods: &Informer,
-    kinds: &Kinds,
-    histories: &Mutex<HashMap<String, History>>,
-    selectors: &Selectors,
-    object: &Object,
-    now: Timestamp,
-) -> Result<Plan, Status> {
+async fn reconcile(memory: &Memory, object: &Object, now: Timestamp, failure: Option<&Status>) -> Result<Plan, Status> {
+    let Memory { client, all_pods, kinds, histories, selectors, settings } = memory;
+    let settings = *settings;
     let typed = decoded::<HorizontalPodAutoscaler>(object)?;
     let spec = &typed.spec;
     let known = status_of(object)?;
     let status = if known.is_object() { known.clone() } else { json!({}) };
-    let mut report = Report { object, status, plan: Plan::nothing(), now };
+    let mut report = Report { object, status, plan: Plan::nothing(), settings, now };
     report.plan.stop_at_failure = true;
     report.status["observedGeneration"] = object.meta.generation.into();
     let namespace = &*object.meta.namespace;
@@ -173,7 +169,7 @@ async fn reconcile(
                 return report.finish(&known);
             }
         };
-        let look = Look { client, namespace, spec, scale: &scale, pods, now };
+        let look = Look { client, namespace, spec, scale: &scale, pods, settings, now };
         let metrics = spec.metrics.as_deref().unwrap_or_default();
         let mut answers = Vec::with_capacity(metrics.len());
         for metric in metrics {
@@ -199,7 +195,7 @@ async fn reconcile(
                     "ValidMetricFound",
                     &format!("the HPA was able to successfully calculate a replica count from {metric}"),
                 );
-                let bounded = hpa::bound(spec, &mut history, current, proposed, now);
+                let bounded = hpa::bound(spec, &settings, &mut history, current, proposed, now);
                 wanted = bounded.replicas;
                 match bounded.stabilized {
                     Some((why, message)) => report.set("AbleToScale", "True", why, message),
@@ -225,6 +221,18 @@ async fn reconcile(
     if wanted != current {
         let mut body = scale.object.value().map_err(Status::internal)?;
         body["spec"]["replicas"] = wanted.into();
+        let ours = resource().resource;
+        let of_target = |s: &&Status| s.details.as_ref().is_none_or(|d| d.kind != *ours);
+        if let Some(why) = failure.filter(of_target) {
+            // Told before it is tried again: what fails ends the plan.
+            let said = format!("the HPA controller was unable to update the target scale: {}", why.message);
+            report.set("AbleToScale", "False", "FailedUpdateScale", &said);
+            if report.status != known {
+                report.plan.act(Action::status(&resource(), object, report.status.clone())?);
+                report.plan.again_after(settings.period);
+                return Ok(report.plan);
+            }
+        }
         report.set(
             "AbleToScale",
             "True",
@@ -248,22 +256,36 @@ async fn reconcile(
     report.finish(&known)
 }
 
+/// What looks at autoscalers need, and what they remember of each other.
+struct Memory {
+    client: Client,
+    all_pods: Arc<Informer>,
+    kinds: Kinds,
+    histories: Mutex<HashMap<String, History>>,
+    selectors: Selectors,
+    settings: Autoscaling,
+}
+
 pub fn autoscaler(cx: &Context) -> Controller {
     let (autoscalers, all_pods) = (cx.informers.get::<HorizontalPodAutoscaler>(), pod_facts::informer(&cx.informers));
-    let (of, of_pods, client) = (autoscalers.clone(), all_pods.clone(), cx.client.clone());
-    let histories: Arc<Mutex<HashMap<String, History>>> = Arc::default();
-    let selectors: Arc<Selectors> = Arc::default();
-    let kinds: Arc<Kinds> = Arc::default();
+    let of = autoscalers.clone();
+    let memory = Arc::new(Memory {
+        client: cx.client.clone(),
+        all_pods: all_pods.clone(),
+        kinds: Kinds::default(),
+        histories: Mutex::default(),
+        selectors: Mutex::default(),
+        settings: cx.options.autoscaling,
+    });
     let run = move |ask: Ask| {
-        let (of, of_pods, client, kinds) = (of.clone(), of_pods.clone(), client.clone(), kinds.clone());
-        let (histories, selectors) = (histories.clone(), selectors.clone());
+        let (of, memory) = (of.clone(), memory.clone());
         async move {
             let Some(object) = of.get(&ask.key).filter(|o| o.meta.deletion_timestamp.is_none()) else {
-                histories.lock().unwrap_or_else(PoisonError::into_inner).remove(&*ask.key);
-                selectors.lock().unwrap_or_else(PoisonError::into_inner).remove(&*ask.key);
+                memory.histories.lock().unwrap_or_else(PoisonError::into_inner).remove(&*ask.key);
+                memory.selectors.lock().unwrap_or_else(PoisonError::into_inner).remove(&*ask.key);
                 return Ok(Plan::nothing());
             };
-            reconcile(&client, &of_pods, &kinds, &histories, &selectors, &object, ask.now).await
+            reconcile(&memory, &object, ask.now, ask.failure.as_deref()).await
         }
         .boxed()
     };

@@ -8,14 +8,37 @@ use k8s_openapi::api::autoscaling::v2::{HPAScalingRules, HorizontalPodAutoscaler
 
 use crate::pods::{PodView, seconds_between};
 
-/// Relative deviation from the target that is let be.
-pub const TOLERANCE: f64 = 0.1;
-/// Seconds a pod's processor use is disbelieved after its start, unless it is ready and was measured since.
-const INITIALIZATION: i64 = 300;
-/// Seconds after its start within which a pod that is not ready counts as never having been ready.
-const READINESS_DELAY: i64 = 30;
-/// Seconds the highest recommendation of the past holds against scaling down, when nothing else is said.
-const DOWN_STABILIZATION: i64 = 300;
+/// What autoscalers go by where they say nothing themselves.
+#[derive(Clone, Copy, Debug)]
+pub struct Autoscaling {
+    /// How often an autoscaler looks.
+    pub period: Duration,
+    /// Relative deviation from the target that is let be.
+    pub tolerance: f64,
+    /// How long a pod's processor use is disbelieved after its start, unless it is ready and was measured since.
+    pub cpu_initialization: Duration,
+    /// How long after its start a pod that is not ready counts as never having been ready.
+    pub initial_readiness_delay: Duration,
+    /// How long the highest recommendation of the past holds against scaling down.
+    pub downscale_stabilization: Duration,
+}
+
+impl Default for Autoscaling {
+    fn default() -> Self {
+        Self {
+            period: Duration::from_secs(15),
+            tolerance: 0.1,
+            cpu_initialization: Duration::from_secs(300),
+            initial_readiness_delay: Duration::from_secs(30),
+            downscale_stabilization: Duration::from_secs(300),
+        }
+    }
+}
+
+fn seconds(time: Duration) -> i64 {
+    i64::try_from(time.as_secs()).unwrap_or(i64::MAX)
+}
+
 /// Longest stabilization window and policy period there is, in seconds: what is remembered.
 const MEMORY: i64 = 3600;
 /// Replicas an autoscaler without behaviour may always scale up to; beyond, to twice what there is.
@@ -44,7 +67,7 @@ pub struct Groups {
 }
 
 /// Sorts pods: those that ended or leave do not count; `is_cpu` says that starting pods burn more than they will.
-pub fn group(pods: &[PodView], measures: &[Measured], is_cpu: bool, now: Timestamp) -> Groups {
+pub fn group(pods: &[PodView], measures: &[Measured], is_cpu: bool, settings: &Autoscaling, now: Timestamp) -> Groups {
     let mut groups = Groups::default();
     for pod in pods.iter().filter(|p| !p.is_terminating() && !p.is_failed()) {
         let name = pod.name().to_string();
@@ -56,7 +79,7 @@ pub fn group(pods: &[PodView], measures: &[Measured], is_cpu: bool, now: Timesta
             groups.missing.push(name);
             continue;
         };
-        if is_cpu && is_starting(pod, measure, now) {
+        if is_cpu && is_starting(pod, measure, settings, now) {
             groups.unready.push(name);
             continue;
         }
@@ -66,16 +89,16 @@ pub fn group(pods: &[PodView], measures: &[Measured], is_cpu: bool, now: Timesta
     groups
 }
 
-fn is_starting(pod: &PodView, measure: &Measured, now: Timestamp) -> bool {
+fn is_starting(pod: &PodView, measure: &Measured, settings: &Autoscaling, now: Timestamp) -> bool {
     let condition = pod.condition("Ready");
     let started = pod.facts.start_time;
     let (Some(condition), Some(started)) = (condition, started) else { return true };
     let changed = condition.last_transition_time.unwrap_or(started);
-    if seconds_between(started, now) < INITIALIZATION {
+    if seconds_between(started, now) < seconds(settings.cpu_initialization) {
         let covered = seconds_between(changed, measure.at) as f64;
         return condition.status == "False" || covered < measure.window;
     }
-    condition.status == "False" && seconds_between(started, changed) < READINESS_DELAY
+    condition.status == "False" && seconds_between(started, changed) < seconds(settings.initial_readiness_delay)
 }
 
 /// What a metric's target compares with.
@@ -102,12 +125,6 @@ pub struct Proposal {
 pub struct Tolerances {
     pub down: f64,
     pub up: f64,
-}
-
-impl Default for Tolerances {
-    fn default() -> Self {
-        Self { down: TOLERANCE, up: TOLERANCE }
-    }
 }
 
 impl Tolerances {
@@ -265,7 +282,7 @@ fn policy_bound(rules: &HPAScalingRules, current: i64, scalings: &[(Timestamp, i
 }
 
 /// Rules with upstream's defaults for what is not said.
-fn rules(spec: &HorizontalPodAutoscalerSpec, up: bool) -> (HPAScalingRules, i64) {
+fn rules(spec: &HorizontalPodAutoscalerSpec, settings: &Autoscaling, up: bool) -> (HPAScalingRules, i64) {
     use k8s_openapi::api::autoscaling::v2::HPAScalingPolicy;
     let behavior = spec.behavior.clone().unwrap_or_default();
     let mut rules = if up { behavior.scale_up } else { behavior.scale_down }.unwrap_or_default();
@@ -274,15 +291,16 @@ fn rules(spec: &HorizontalPodAutoscalerSpec, up: bool) -> (HPAScalingRules, i64)
         let all = if up { vec![policy("Pods", 4), policy("Percent", 100)] } else { vec![policy("Percent", 100)] };
         rules.policies = Some(all);
     }
-    let window = rules.stabilization_window_seconds.map_or(if up { 0 } else { DOWN_STABILIZATION }, i64::from);
+    let usual = if up { 0 } else { seconds(settings.downscale_stabilization) };
+    let window = rules.stabilization_window_seconds.map_or(usual, i64::from);
     (rules, window)
 }
 
-/// The tolerances an autoscaler names, else upstream's.
-pub fn tolerances(spec: &HorizontalPodAutoscalerSpec) -> Tolerances {
+/// The tolerances an autoscaler names, else the usual.
+pub fn tolerances(spec: &HorizontalPodAutoscalerSpec, usual: f64) -> Tolerances {
     let of = |rules: Option<&HPAScalingRules>| {
         let named = rules.and_then(|r| r.tolerance.as_ref()).and_then(|q| q.0.parse::<meta::quantity::Quantity>().ok());
-        named.map_or(TOLERANCE, |q| q.milli_value() as f64 / 1000.0)
+        named.map_or(usual, |q| q.milli_value() as f64 / 1000.0)
     };
     let behavior = spec.behavior.as_ref();
     Tolerances {
@@ -294,6 +312,7 @@ pub fn tolerances(spec: &HorizontalPodAutoscalerSpec) -> Tolerances {
 /// Brings what metrics want within stabilization, policies and the spec's bounds.
 pub fn bound(
     spec: &HorizontalPodAutoscalerSpec,
+    settings: &Autoscaling,
     history: &mut History,
     current: i64,
     wanted: i64,
@@ -305,7 +324,7 @@ pub fn bound(
     if history.recommendations.is_empty() {
         history.recommendations.push((now, current));
     }
-    let ((up, up_window), (down, down_window)) = (rules(spec, true), rules(spec, false));
+    let ((up, up_window), (down, down_window)) = (rules(spec, settings, true), rules(spec, settings, false));
     let within = |window: i64| {
         let past = history.recommendations.iter().filter(move |(at, _)| seconds_between(*at, now) < window);
         past.map(|(_, n)| *n)
@@ -353,14 +372,13 @@ pub fn bound(
     Bounded { replicas, stabilized, limited }
 }
 
-/// How often an autoscaler looks.
-pub const PERIOD: Duration = Duration::from_secs(15);
-
 #[cfg(test)]
 mod tests {
     use k8s_openapi::api::autoscaling::v2::{HPAScalingPolicy, HorizontalPodAutoscalerBehavior};
 
     use super::*;
+
+    const USUAL: Tolerances = Tolerances { down: 0.1, up: 0.1 };
 
     fn at(second: i64) -> Timestamp {
         Timestamp::from_second(1_800_000_000 + second).unwrap()
@@ -390,24 +408,13 @@ mod tests {
             ("up, but not beyond tolerance with idle ones", 4, &[700, 700, 700], 0, 1, 50, 4),
             ("up, missing pods count as idle", 4, &[900, 900, 900], 0, 1, 50, 6),
         ] {
-            let found = by_pods(
-                current,
-                groups(milli, unready, missing),
-                Target::Utilization(percent),
-                &request,
-                Tolerances::default(),
-            );
+            let found =
+                by_pods(current, groups(milli, unready, missing), Target::Utilization(percent), &request, USUAL);
             assert_eq!(found.unwrap().replicas, expect, "{what}");
         }
-        let none = by_pods(3, groups(&[], 3, 0), Target::Average(1), &request, Tolerances::default());
+        let none = by_pods(3, groups(&[], 3, 0), Target::Average(1), &request, USUAL);
         assert!(none.is_err());
-        let average = by_pods(
-            3,
-            groups(&[20_000, 10_000, 30_000], 0, 0),
-            Target::Average(15_000),
-            &request,
-            Tolerances::default(),
-        );
+        let average = by_pods(3, groups(&[20_000, 10_000, 30_000], 0, 0), Target::Average(15_000), &request, USUAL);
         assert_eq!(average.unwrap(), Proposal { replicas: 4, utilization: None, average_milli: 20_000 });
         let narrow = Tolerances { up: 0.01, down: 0.1 };
         let found = by_pods(3, groups(&[1030, 1030, 1030], 0, 0), Target::Utilization(100), &request, narrow);
@@ -416,7 +423,7 @@ mod tests {
 
     #[test]
     fn values() {
-        let t = Tolerances::default();
+        let t = USUAL;
         assert_eq!(by_value(3, 3, 20_000, 15_000, t), 4);
         assert_eq!(by_value(3, 3, 15_500, 15_000, t), 3);
         assert_eq!(by_value(0, 0, 31_000, 15_000, t), 3);
@@ -439,27 +446,28 @@ mod tests {
             (60, 300, 100, Some("TooManyReplicas")),
             (1, 1, 2, Some("TooFewReplicas")),
         ] {
-            let bounded = bound(&spec(2, 100), &mut History::default(), current, wanted, at(0));
+            let bounded =
+                bound(&spec(2, 100), &Autoscaling::default(), &mut History::default(), current, wanted, at(0));
             assert_eq!((bounded.replicas, bounded.limited.map(|l| l.0)), (expect, why), "{current} {wanted}");
         }
         // With behaviour what was added within the period counts.
         let named = HorizontalPodAutoscalerSpec { behavior: Some(Default::default()), ..spec(1, 100) };
-        assert_eq!(bound(&named, &mut History::default(), 3, 50, at(0)).replicas, 7);
+        assert_eq!(bound(&named, &Autoscaling::default(), &mut History::default(), 3, 50, at(0)).replicas, 7);
         let mut history = History::default();
         history.scaled(4, at(0));
-        assert_eq!(bound(&named, &mut history, 8, 50, at(10)).replicas, 8);
-        assert_eq!(bound(&named, &mut history, 8, 50, at(15)).replicas, 16);
+        assert_eq!(bound(&named, &Autoscaling::default(), &mut history, 8, 50, at(10)).replicas, 8);
+        assert_eq!(bound(&named, &Autoscaling::default(), &mut history, 8, 50, at(15)).replicas, 16);
     }
 
     #[test]
     fn scaling_down_waits_for_its_window() {
         let mut history = History::default();
         let spec = spec(2, 100);
-        let first = bound(&spec, &mut history, 10, 4, at(0));
+        let first = bound(&spec, &Autoscaling::default(), &mut history, 10, 4, at(0));
         assert_eq!((first.replicas, first.stabilized.map(|s| s.0)), (10, Some("ScaleDownStabilized")));
-        assert_eq!(bound(&spec, &mut history, 10, 3, at(299)).replicas, 10);
-        assert_eq!(bound(&spec, &mut history, 10, 3, at(301)).replicas, 3);
-        assert_eq!(bound(&spec, &mut History::default(), 10, 10, at(0)).replicas, 10);
+        assert_eq!(bound(&spec, &Autoscaling::default(), &mut history, 10, 3, at(299)).replicas, 10);
+        assert_eq!(bound(&spec, &Autoscaling::default(), &mut history, 10, 3, at(301)).replicas, 3);
+        assert_eq!(bound(&spec, &Autoscaling::default(), &mut History::default(), 10, 10, at(0)).replicas, 10);
     }
 
     #[test]
@@ -490,7 +498,8 @@ mod tests {
             ("Disabled", false, 10, 1, 10),
         ] {
             let mut history = History { recommendations: vec![(at(-1000), 1)], scalings: Vec::new() };
-            let bounded = bound(&with(rules(select, both()), up), &mut history, current, wanted, at(0));
+            let bounded =
+                bound(&with(rules(select, both()), up), &Autoscaling::default(), &mut history, current, wanted, at(0));
             assert_eq!(bounded.replicas, expect, "{select} {up}");
         }
     }

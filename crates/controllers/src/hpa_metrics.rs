@@ -12,7 +12,7 @@ use meta::quantity::{Format, Quantity};
 use meta::{LabelSelector, Status};
 use serde_json::{Value, json};
 
-use crate::hpa::{self, Groups, Measured, Target};
+use crate::hpa::{self, Autoscaling, Groups, Measured, Target};
 use crate::pods::PodView;
 use crate::scale::Scale;
 
@@ -68,6 +68,7 @@ pub struct Look<'a> {
     pub spec: &'a HorizontalPodAutoscalerSpec,
     pub scale: &'a Scale,
     pub pods: Vec<PodView>,
+    pub settings: Autoscaling,
     pub now: Timestamp,
 }
 
@@ -112,7 +113,7 @@ impl Look<'_> {
     }
 
     fn groups(&self, measures: &[Measured], is_cpu: bool) -> Groups {
-        hpa::group(&self.pods, measures, is_cpu, self.now)
+        hpa::group(&self.pods, measures, is_cpu, &self.settings, self.now)
     }
 
     async fn by_resource(
@@ -146,8 +147,14 @@ impl Look<'_> {
             }
         }
         let request = |pod: &str| requests.get(pod).copied();
-        let proposal =
-            hpa::by_pods(self.scale.replicas, groups, wanted, &request, hpa::tolerances(self.spec)).map_err(failed)?;
+        let proposal = hpa::by_pods(
+            self.scale.replicas,
+            groups,
+            wanted,
+            &request,
+            hpa::tolerances(self.spec, self.settings.tolerance),
+        )
+        .map_err(failed)?;
         Ok((proposal, matches!(wanted, Target::Utilization(_))))
     }
 
@@ -193,7 +200,8 @@ impl Look<'_> {
 
     /// A value shared by the target's pods: (replicas, what the status says of it).
     fn by_number(&self, value: i64, target: &MetricTarget) -> Result<(i64, Value), String> {
-        let (current, running, tolerances) = (self.scale.replicas, self.scale.running, hpa::tolerances(self.spec));
+        let (current, running, tolerances) =
+            (self.scale.replicas, self.scale.running, hpa::tolerances(self.spec, self.settings.tolerance));
         if let Some(average) = milli_of(target.average_value.as_ref()) {
             let mean = if running > 0 { (value + running - 1) / running } else { value };
             let replicas = hpa::by_average(current, running, value, average, tolerances);
@@ -242,7 +250,7 @@ impl Look<'_> {
                 .collect();
             let wanted = milli_of(source.target.average_value.as_ref()).unwrap_or(1);
             let groups = self.groups(&measures, false);
-            let tolerances = hpa::tolerances(self.spec);
+            let tolerances = hpa::tolerances(self.spec, self.settings.tolerance);
             let found = hpa::by_pods(self.scale.replicas, groups, Target::Average(wanted), &|_| None, tolerances)
                 .map_err(failed)?;
             let status = json!({"metric": source.metric, "current": current(&found)});

@@ -62,8 +62,10 @@ mod topology;
 mod trust_bundles;
 mod volume_attributes;
 mod volume_growth;
+mod volume_reclaim;
 mod volumes;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -75,6 +77,7 @@ use serde_json::Value;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+pub use hpa::Autoscaling;
 use runner::Controller;
 
 /// How long a node may be silent when nobody says otherwise: upstream's since v1.32.
@@ -113,6 +116,8 @@ pub struct Options {
     pub root_ca: Option<String>,
     /// Signs certificate requests; without it they wait.
     pub signing: Option<signing::Authority>,
+    /// Authorities of signers that have their own, by the signer's name.
+    pub signers: BTreeMap<String, signing::Authority>,
     /// Longest life of a certificate signed.
     pub cluster_signing_duration: Duration,
     /// Signs tokens kept in Secrets; without it such Secrets stay empty.
@@ -121,6 +126,13 @@ pub struct Options {
     pub accounts: Option<Accounts>,
     /// Keys a controller reconciles at once.
     pub concurrency: usize,
+    /// The same for controllers that have their own number, by name.
+    pub workers: BTreeMap<&'static str, usize>,
+    /// How long controllers let changes gather before they look, by name.
+    pub batches: BTreeMap<&'static str, Duration>,
+    pub autoscaling: Autoscaling,
+    /// Endpoints in a slice.
+    pub max_endpoints_per_slice: usize,
     /// Finished pods kept before the oldest are deleted.
     pub terminated_pod_gc_threshold: usize,
     /// How often controllers look at everything, to find what no event told; that there never is any is [`metrics`]' to say.
@@ -146,10 +158,15 @@ impl Default for Options {
             local_path: None,
             root_ca: None,
             signing: None,
+            signers: BTreeMap::new(),
             cluster_signing_duration: Duration::from_secs(365 * 24 * 3600),
             service_account_signer: None,
             accounts: None,
             concurrency: 5,
+            workers: BTreeMap::new(),
+            batches: BTreeMap::new(),
+            autoscaling: Autoscaling::default(),
+            max_endpoints_per_slice: 100,
             terminated_pod_gc_threshold: 12_500,
             resync: Duration::from_secs(600),
         }
@@ -176,6 +193,21 @@ impl Context {
     /// Whether a controller is among those that run.
     fn runs(&self, name: &str) -> bool {
         CONTROLLERS.iter().any(|c| c.0 == name && is_enabled(name, c.1, &self.options.controllers))
+    }
+}
+
+impl Context {
+    /// A controller as the options have it.
+    fn made(&self, name: &str, make: Make) -> Controller {
+        let controller = make(self);
+        let controller = match self.options.workers.get(name) {
+            Some(workers) => controller.workers(*workers),
+            None => controller,
+        };
+        match self.options.batches.get(name) {
+            Some(batch) => controller.settling(*batch),
+            None => controller,
+        }
     }
 }
 
@@ -435,14 +467,14 @@ pub async fn run(
             options: cx.options.clone(),
         });
         if !NEEDS.iter().any(|n| n.0 == *name) {
-            let controller = make(&cx);
+            let controller = cx.made(name, *make);
             tasks.spawn(controller.run(cx.client.clone(), cx.options.resync, cancel.clone()));
             continue;
         }
         let cancel = cancel.clone();
         tasks.spawn(async move {
             if cancel.run_until_cancelled(has_needs(&cx.client, name)).await.is_some() {
-                make(&cx).run(cx.client.clone(), cx.options.resync, cancel).await;
+                cx.made(name, *make).run(cx.client.clone(), cx.options.resync, cancel).await;
             }
         });
     }

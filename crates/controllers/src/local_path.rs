@@ -15,12 +15,12 @@ use serde_json::{Value, json};
 
 use crate::plan::{Action, Note, Plan};
 use crate::runner::{Ask, Controller};
+use crate::volumes::PROVISIONED_BY;
 use crate::{Context, decoded, status_of};
 
 pub const PROVISIONER: &str = "nauplius.dev/local-path";
 const CLASS: &str = "local-path";
 const DEFAULT_CLASS: &str = "storageclass.kubernetes.io/is-default-class";
-const PROVISIONED_BY: &str = "pv.kubernetes.io/provisioned-by";
 const FOR_PROVISIONER: &str = "volume.kubernetes.io/storage-provisioner";
 const SELECTED_NODE: &str = "volume.kubernetes.io/selected-node";
 /// The key that stands for the class itself: no claim and no volume is called so.

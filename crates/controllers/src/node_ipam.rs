@@ -190,7 +190,9 @@ pub fn node_ipam(cx: &Context) -> Controller {
         let texts: Vec<String> = blocks.iter().map(ToString::to_string).collect();
         let patch =
             json!({"metadata": {"uid": &*object.meta.uid}, "spec": {"podCIDR": texts.first(), "podCIDRs": texts}});
-        plan.act(Action::patch(&client::gvr_of::<Node>(), &object, "", client::Patch::Merge(patch)));
+        let said = format!("Node {} status is now: CIDRAssignmentFailed", object.meta.name);
+        let assign = Action::patch(&client::gvr_of::<Node>(), &object, "", client::Patch::Merge(patch));
+        plan.act(assign.failed(Note::normal(&object, "CIDRAssignmentFailed", said)));
         Ok(plan)
     })
     .watch(&all_nodes, own_key)

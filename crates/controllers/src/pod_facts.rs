@@ -4,9 +4,8 @@
 //! as it is asked for. Controllers in a process of their own hold this and the metadata, and no body (see [`informer`]).
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, HashMap};
-use std::hash::{DefaultHasher, Hasher};
-use std::sync::{Arc, LazyLock, Mutex, PoisonError, Weak};
+use std::collections::BTreeMap;
+use std::sync::{Arc, LazyLock};
 
 use client::{Informer, Informers, Keep, Scope};
 use jiff::Timestamp;
@@ -16,6 +15,7 @@ use k8s_openapi::api::core::v1::{
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use meta::Object;
+use meta::alike::{Alike, hash_of};
 use serde::{Deserialize, Serialize};
 
 /// The one informer of all pods.
@@ -160,32 +160,13 @@ impl Shape {
     }
 
     fn shared(self) -> Arc<Self> {
-        let mut hasher = DefaultHasher::new();
-        if let Ok(text) = serde_json::to_vec(&self) {
-            hasher.write(&text);
-        }
-        let mut known = SHAPES.lock().unwrap_or_else(PoisonError::into_inner);
-        let hash = hasher.finish();
-        if let Some(same) = known.0.get(&hash).and_then(Weak::upgrade).filter(|k| **k == self) {
-            return same;
-        }
-        let shape = Arc::new(self);
-        known.0.insert(hash, Arc::downgrade(&shape));
-        if known.0.len() > known.1 {
-            known.0.retain(|_, weak| weak.strong_count() > 0);
-            known.1 = (known.0.len() * 2).max(FEWEST_SHAPES);
-        }
-        shape
+        let text = serde_json::to_vec(&self).unwrap_or_default();
+        SHAPES.one(hash_of(&text), Arc::new(self))
     }
 }
 
-/// Shapes known before those that nobody holds any more are looked for.
-const FEWEST_SHAPES: usize = 64;
-
-type Shapes = (HashMap<u64, Weak<Shape>>, usize);
-
-/// Every shape some pod has, by its hash; of two that collide only one is shared.
-static SHAPES: LazyLock<Mutex<Shapes>> = LazyLock::new(|| Mutex::new((HashMap::new(), FEWEST_SHAPES)));
+/// Every shape some pod has.
+static SHAPES: LazyLock<Alike<Shape>> = LazyLock::new(Alike::default);
 
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase")]

@@ -9,7 +9,7 @@ use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use client::{Batch, Change, Client, Informer, Queue, Recorder};
+use client::{Batch, Change, Client, Informer, Queue, Recorder, give_back};
 use futures::StreamExt;
 use futures::future::{BoxFuture, FutureExt, join_all};
 use futures::stream::FuturesUnordered;
@@ -69,6 +69,7 @@ pub struct Controller {
     workers: usize,
     /// What it does follows from informers alone, so a look without an event must find nothing.
     is_pure: bool,
+    is_settled: bool,
 }
 
 /// The changed object's own key.
@@ -98,6 +99,7 @@ impl Controller {
             reconcile: Box::new(reconcile),
             workers: 5,
             is_pure: false,
+            is_settled: false,
         }
     }
 
@@ -142,6 +144,12 @@ impl Controller {
         self
     }
 
+    /// One plan does all there is to do: what it wrote need not be looked at when it is seen again.
+    pub fn settled(mut self) -> Self {
+        self.is_settled = true;
+        self
+    }
+
     /// Keys reconciled at once.
     pub fn workers(mut self, workers: usize) -> Self {
         self.workers = workers;
@@ -160,6 +168,7 @@ impl Controller {
             reconcile: self.reconcile,
             pace: self.pace,
             is_pure: self.is_pure,
+            is_settled: self.is_settled,
             informers: self
                 .watches
                 .iter()
@@ -213,6 +222,9 @@ async fn follow(watch: Arc<Watch>, running: Arc<Running>, settling: Duration) {
         for change in &changes {
             for key in (watch.map)(change) {
                 let key: Arc<str> = key.into();
+                if running.is_settled && running.is_echo(&key, &watch.informer.scope().resource, change) {
+                    continue;
+                }
                 running.unheard().remove(&key);
                 running.queue.add_after(key, settling);
             }
@@ -273,6 +285,7 @@ struct Running {
     reconcile: Reconcile,
     pace: Duration,
     is_pure: bool,
+    is_settled: bool,
     informers: HashMap<Gvr, Arc<Informer>>,
     memory: Mutex<HashMap<Arc<str>, KeyMemory>>,
     /// Keys that only a resync made dirty.
@@ -312,7 +325,21 @@ impl Running {
         change(of_key);
         if of_key.is_empty() {
             memory.remove(key);
+            give_back(&mut memory);
         }
+    }
+
+    /// Whether a change is the key's own last write, seen again, and nothing else.
+    fn is_echo(&self, key: &Arc<str>, resource: &Gvr, change: &Change) -> bool {
+        let Some(seen) = change.new.as_ref().map(|o| o.resource_version) else { return false };
+        let mut is_own = false;
+        self.remember(key, |memory| {
+            is_own = memory.written.get(resource) == Some(&seen);
+            if is_own {
+                memory.written.remove(resource);
+            }
+        });
+        is_own
     }
 
     /// Finds out what was created without our knowing, so that it is waited for as if we knew.

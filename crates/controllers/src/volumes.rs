@@ -16,13 +16,16 @@ use serde_json::{Value, json};
 
 use crate::plan::{Action, Note, Plan};
 use crate::pod_facts::{self, facts};
+use crate::pods;
 use crate::runner::{Controller, own_key};
-use crate::{Context, decoded, owners, status_of};
+use crate::{Context, decoded, owners, status_of, volume_reclaim};
 
 const BIND_COMPLETED: &str = "pv.kubernetes.io/bind-completed";
 const BOUND_BY_CONTROLLER: &str = "pv.kubernetes.io/bound-by-controller";
 const PROVISIONER: &str = "volume.kubernetes.io/storage-provisioner";
 const PROVISIONER_BETA: &str = "volume.beta.kubernetes.io/storage-provisioner";
+/// Who made a volume, and deletes it.
+pub const PROVISIONED_BY: &str = "pv.kubernetes.io/provisioned-by";
 const SELECTED_NODE: &str = "volume.kubernetes.io/selected-node";
 /// Where classes were named before there was a field.
 const CLASS_ANNOTATION: &str = "volume.beta.kubernetes.io/storage-class";
@@ -36,7 +39,7 @@ pub fn claims_resource() -> Gvr {
     client::gvr_of::<PersistentVolumeClaim>()
 }
 
-fn volumes_resource() -> Gvr {
+pub fn volumes_resource() -> Gvr {
     client::gvr_of::<PersistentVolume>()
 }
 
@@ -266,6 +269,7 @@ fn wait(
 pub fn plan_volume(
     volume: &Volume,
     claim: Option<(&Object, &PersistentVolumeClaim)>,
+    users: &[String],
     now: Timestamp,
 ) -> Result<Plan, Status> {
     let mut plan = Plan::nothing();
@@ -285,6 +289,9 @@ pub fn plan_volume(
     };
     if phase == "Released" && known["phase"] == "Failed" {
         return Ok(plan);
+    }
+    if phase == "Released" && known["phase"] == "Released" {
+        return volume_reclaim::plan(volume, known, users, now);
     }
     if known["phase"] != *phase {
         let mut status = if known.is_object() { known } else { json!({}) };
@@ -310,7 +317,10 @@ pub fn binder(cx: &Context) -> Controller {
             let volume = view(object)?;
             let claim = volume.claim().and_then(|(key, _)| of_claims.get(&key));
             let typed = claim.as_ref().map(|c| decoded::<PersistentVolumeClaim>(c)).transpose()?;
-            return plan_volume(&volume, claim.as_deref().zip(typed.as_deref()), ask.now);
+            let pods = volume.claim().map(|(key, _)| all_pods.by_index(BY_CLAIM, &key)).unwrap_or_default();
+            let users: Vec<String> =
+                pods::views(pods)?.iter().filter(|p| !p.is_finished()).map(|p| p.object.meta.key()).collect();
+            return plan_volume(&volume, claim.as_deref().zip(typed.as_deref()), &users, ask.now);
         }
         let Some(object) = of_claims.get(&ask.key) else { return Ok(Plan::nothing()) };
         let claim = decoded::<PersistentVolumeClaim>(&object)?;

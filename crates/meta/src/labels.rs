@@ -1,15 +1,21 @@
 //! An object's labels: few, read often, hardly ever changed; so a sorted list, a fifth of the room a tree takes.
 
 use std::fmt;
+use std::sync::{Arc, LazyLock};
 
 use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
+
+use crate::alike::{Alike, hash_of};
 
 type Pair = (Box<str>, Box<str>);
 
 /// Labels by key, in the keys' order.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Labels(Box<[Pair]>);
+pub struct Labels(Arc<[Pair]>);
+
+/// Labels that some object kept for long has.
+static SHARED: LazyLock<Alike<[Pair]>> = LazyLock::new(Alike::default);
 
 impl Labels {
     pub fn get(&self, key: &str) -> Option<&str> {
@@ -39,12 +45,21 @@ impl Labels {
     /// Sets a label, in place of one of its key.
     pub fn insert(&mut self, key: Box<str>, value: Box<str>) {
         match self.place(&key) {
-            Ok(at) => self.0[at].1 = value,
+            Ok(at) => Arc::make_mut(&mut self.0)[at].1 = value,
             Err(at) => {
-                let mut pairs = std::mem::take(&mut self.0).into_vec();
+                let mut pairs = self.0.to_vec();
                 pairs.insert(at, (key, value));
                 self.0 = pairs.into();
             }
+        }
+    }
+}
+
+impl Labels {
+    /// Shares them with objects that have the same.
+    pub(crate) fn share(&mut self) {
+        if !self.is_empty() {
+            self.0 = SHARED.one(hash_of(&self.0), self.0.clone());
         }
     }
 }

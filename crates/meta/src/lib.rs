@@ -6,6 +6,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod alike;
 pub mod apply;
 pub mod decode;
 pub mod formats;

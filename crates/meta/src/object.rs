@@ -7,18 +7,19 @@
 
 use std::any::Any;
 use std::borrow::Cow;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, LazyLock, OnceLock};
 
 use bytes::Bytes;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::alike::{Alike, hash_of};
 use crate::labels::Labels;
 use crate::managed::{apart, without_managed_fields};
 
 /// `metadata.ownerReferences[]`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct OwnerReference {
     pub api_version: String,
@@ -48,8 +49,8 @@ pub struct Meta {
     pub deletion_grace_period_seconds: Option<i64>,
     #[serde(deserialize_with = "exact")]
     pub finalizers: Vec<Box<str>>,
-    #[serde(deserialize_with = "exact")]
-    pub owner_references: Vec<OwnerReference>,
+    #[serde(deserialize_with = "list")]
+    pub owner_references: Arc<[OwnerReference]>,
     /// As the wire spells it; [`Object::resource_version`] is the one to use.
     #[serde(rename = "resourceVersion")]
     wire_version: Option<Box<str>>,
@@ -67,7 +68,23 @@ fn exact<'de, D: serde::Deserializer<'de>, T: Deserialize<'de>>(d: D) -> Result<
     Ok(list)
 }
 
+fn list<'de, D: serde::Deserializer<'de>, T: Deserialize<'de>>(d: D) -> Result<Arc<[T]>, D::Error> {
+    let list: Vec<T> = or_default(d)?;
+    Ok(if list.is_empty() { Arc::default() } else { list.into() })
+}
+
+/// Owners that some object kept for long has: a controller's objects all have the same.
+static OWNERS: LazyLock<Alike<[OwnerReference]>> = LazyLock::new(Alike::default);
+
 impl Meta {
+    /// Shares labels and owners with objects that have the same, for those who keep very many objects.
+    fn share(&mut self) {
+        if !self.owner_references.is_empty() {
+            self.owner_references = OWNERS.one(hash_of(&self.owner_references), self.owner_references.clone());
+        }
+        self.labels.share();
+    }
+
     /// `namespace/name`, or `name` for cluster-scoped objects: the key components use, as client-go's
     /// `MetaNamespaceKeyFunc` writes it.
     pub fn key(&self) -> String {
@@ -314,6 +331,7 @@ impl Object {
     pub fn forget_body(&mut self) {
         if matches!(self.splice, Splice::Present) {
             self.raw = Bytes::new();
+            self.meta.share();
         }
     }
 
