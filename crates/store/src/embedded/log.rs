@@ -311,7 +311,8 @@ impl Log {
             return Ok(());
         }
         let to = needed.max(blocks(self.reserved + zeros_ahead(self.segment_bytes)));
-        let written = self.faults.check_space().and_then(|()| write_zeros(&self.file, self.reserved, to));
+        let path = self.segment().1;
+        let written = self.faults.check_space().and_then(|()| fill(&self.file, &path, self.reserved, to));
         match written {
             Ok(()) => {}
             Err(e) if is_full(&e) => {
@@ -431,6 +432,11 @@ fn is_full(error: &io::Error) -> bool {
     matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded)
 }
 
+/// Writes zeros past the cache where they can be, which they can if `from` and `to` lie between blocks.
+fn fill(file: &File, path: &Path, from: u64, to: u64) -> io::Result<()> {
+    if direct::write_zeros(path, from, to)? { Ok(()) } else { write_zeros(file, from, to) }
+}
+
 fn write_zeros(file: &File, from: u64, to: u64) -> io::Result<()> {
     let zeros = [0; ZERO_PIECE];
     let mut at = from;
@@ -450,9 +456,7 @@ fn make_segment(path: &Path, length: u64, faults: &Faults) -> io::Result<File> {
         let mut at = 0;
         while at < length {
             let to = length.min(at + ZEROS_AHEAD);
-            if !direct::write_zeros(path, at, to)? {
-                write_zeros(&file, at, to)?;
-            }
+            fill(&file, path, at, to)?;
             // Piece by piece, so that records of the segment before do not wait behind all of it.
             file.sync_all()?;
             at = to;
