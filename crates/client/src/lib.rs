@@ -17,6 +17,7 @@ pub mod exposition;
 mod follower;
 pub mod informer;
 pub mod metrics;
+pub mod process;
 pub mod queue;
 mod queue_figures;
 pub mod recorder;

@@ -340,47 +340,6 @@ impl Text {
             self.line(format_args!("apiserver_audit_error_total{{plugin=\"{plugin}\"}} {count}"));
         }
     }
-
-    /// What the kernel says of this process; nothing where it says nothing.
-    fn process(&mut self, uptime: Duration) {
-        const PAGE: u64 = 4096;
-        const TICKS: f64 = 100.0;
-        let mut tell = |name: &str, kind: &str, help: &str, value: Option<f64>| {
-            if let Some(value) = value {
-                self.head(name, kind, help);
-                self.line(format_args!("{name} {value}"));
-            }
-        };
-        let read = |file: &str| std::fs::read_to_string(format!("/proc/self/{file}")).unwrap_or_default();
-        // The command's name may hold anything; what follows its closing parenthesis is numbers.
-        let stat = read("stat");
-        let numbers: Vec<u64> = stat
-            .rsplit_once(')')
-            .map(|(_, rest)| rest.split_whitespace().skip(1).filter_map(|n| n.parse().ok()).collect())
-            .unwrap_or_default();
-        let ticks = numbers.get(10).zip(numbers.get(11)).map(|(user, system)| (user + system) as f64 / TICKS);
-        tell("process_cpu_seconds_total", "counter", "Processor time spent, seconds.", ticks);
-        let statm: Vec<u64> = read("statm").split_whitespace().filter_map(|n| n.parse().ok()).collect();
-        let pages = |at: usize| statm.get(at).map(|n| (n * PAGE) as f64);
-        tell("process_resident_memory_bytes", "gauge", "Memory in use.", pages(1));
-        tell("process_virtual_memory_bytes", "gauge", "Address space in use.", pages(0));
-        let open = std::fs::read_dir("/proc/self/fd").ok().map(|entries| entries.count() as f64);
-        tell("process_open_fds", "gauge", "Descriptors in use.", open);
-        let limits = read("limits");
-        let files =
-            limits.lines().find_map(|l| l.strip_prefix("Max open files")?.split_whitespace().next()?.parse().ok());
-        tell("process_max_fds", "gauge", "Descriptors that may be in use.", files);
-        let began = std::time::SystemTime::now()
-            .duration_since(std::time::UNIX_EPOCH)
-            .ok()
-            .map(|now| now.saturating_sub(uptime));
-        tell(
-            "process_start_time_seconds",
-            "gauge",
-            "When this began, seconds since 1970.",
-            began.map(|d| d.as_secs_f64()),
-        );
-    }
 }
 
 pub fn render(server: &ApiServer) -> String {
@@ -391,8 +350,7 @@ pub fn render(server: &ApiServer) -> String {
         text.audit(audit);
     }
     instruments::write_page(&mut text.0, server);
-    text.process(server.uptime());
-    text.0 + &client::exposition::text()
+    text.0 + &client::process::text() + &client::exposition::text()
 }
 
 #[cfg(test)]

@@ -94,7 +94,7 @@ pub async fn serve(context: &Context) -> Response<Body> {
     out.push_str(&build_info(&context.config.version));
     out.push_str(&context.metrics.printed(&families::ALL));
     out.push_str(&certificates(context));
-    out.push_str(&process());
+    out.push_str(&client::process::text());
     // A process that serves more than this agent shows its clients' figures where it shows all of them, too.
     out.push_str(&client::exposition::text());
     text(StatusCode::OK, out)
@@ -118,33 +118,6 @@ fn certificates(context: &Context) -> String {
                 "# HELP {name} How long the certificate in use is valid yet.\n# TYPE {name} gauge\n{name} {left}\n"
             ));
         }
-    }
-    out
-}
-
-/// What every process tells of itself.
-fn process() -> String {
-    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
-    // The name may hold anything, parentheses too: what is after the last one counts.
-    let fields: Vec<f64> = stat
-        .rsplit_once(')')
-        .map(|(_, rest)| rest.split_whitespace().map(|f| f.parse().unwrap_or(0.0)).collect())
-        .unwrap_or_default();
-    let field = |n: usize| fields.get(n - 3).copied().unwrap_or(0.0);
-    let sysconf = |name| nix::unistd::sysconf(name).ok().flatten().unwrap_or(1) as f64;
-    let (ticks, page) = (sysconf(nix::unistd::SysconfVar::CLK_TCK), sysconf(nix::unistd::SysconfVar::PAGE_SIZE));
-    let boot = std::fs::read_to_string("/proc/stat").unwrap_or_default();
-    let boot: f64 = boot.lines().find_map(|l| l.strip_prefix("btime ")?.parse().ok()).unwrap_or(0.0);
-    let files = std::fs::read_dir("/proc/self/fd").map_or(0, |d| d.count());
-    let mut out = String::new();
-    for (name, kind, help, value) in [
-        ("process_cpu_seconds_total", "counter", "Processor time used, in seconds.", (field(14) + field(15)) / ticks),
-        ("process_open_fds", "gauge", "Open file descriptors.", files as f64),
-        ("process_resident_memory_bytes", "gauge", "Memory in use, in bytes.", field(24) * page),
-        ("process_start_time_seconds", "gauge", "When the process began, since 1970.", boot + field(22) / ticks),
-        ("process_virtual_memory_bytes", "gauge", "Address space, in bytes.", field(23)),
-    ] {
-        out.push_str(&format!("# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {value}\n"));
     }
     out
 }

@@ -194,10 +194,7 @@ async fn answer(about: &About, request: &Request<Incoming>) -> Response<Full<Byt
     }
     let told = match path {
         "/metrics" => {
-            return text(
-                StatusCode::OK,
-                client::exposition::text() + &pages::build_info() + &pages::process(about.began.elapsed()),
-            );
+            return text(StatusCode::OK, client::exposition::text() + &pages::build_info() + &client::process::text());
         }
         "/configz" => {
             let (name, configuration) = &about.configuration;

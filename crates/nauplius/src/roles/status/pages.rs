@@ -87,37 +87,6 @@ pub fn build_info() -> String {
     )
 }
 
-/// What the kernel says of this process, for `/metrics`.
-pub fn process(up: Duration) -> String {
-    /// Pages are this large, and processor time is counted in so many parts of a second, wherever this runs.
-    const PAGE: f64 = 4096.0;
-    const TICKS: f64 = 100.0;
-    let read = |file: &str| std::fs::read_to_string(format!("/proc/self/{file}")).unwrap_or_default();
-    let number = |text: &str, at: usize| text.split_whitespace().nth(at).and_then(|n| n.parse::<f64>().ok());
-    let stat = read("stat");
-    // The command's name may hold anything; what follows its closing parenthesis is numbers.
-    let stat = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
-    let ticks = number(stat, 11).zip(number(stat, 12)).map(|(user, system)| (user + system) / TICKS);
-    let memory = read("statm");
-    let open = std::fs::read_dir("/proc/self/fd").ok().map(|entries| entries.count() as f64);
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).ok();
-    let began = now.map(|now| now.saturating_sub(up).as_secs_f64());
-    let mut out = String::new();
-    for (name, kind, about, value) in [
-        ("process_cpu_seconds_total", "counter", "Processor time spent, seconds.", ticks),
-        ("process_resident_memory_bytes", "gauge", "Memory in use.", number(&memory, 1).map(|n| n * PAGE)),
-        ("process_virtual_memory_bytes", "gauge", "Address space in use.", number(&memory, 0).map(|n| n * PAGE)),
-        ("process_open_fds", "gauge", "Descriptors in use.", open),
-        ("process_start_time_seconds", "gauge", "When this began, seconds since 1970.", began),
-    ] {
-        if let Some(value) = value {
-            client::metrics::head(&mut out, name, kind, about);
-            out.push_str(&format!("{name} {value}\n"));
-        }
-    }
-    out
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -137,7 +106,6 @@ mod tests {
         let flags = BTreeMap::from([("secure-port".to_string(), "10259".to_string())]);
         let Told::Text(text) = flagz("kube-scheduler", "", &flags) else { panic!() };
         assert!(text.ends_with("\n\nsecure-port=10259\n"), "{text}");
-        assert_eq!(process(Duration::ZERO).lines().filter(|l| !l.starts_with('#')).count(), 5);
         assert!(build_info().contains("major=\"1\",minor=\"37\""));
     }
 }
