@@ -431,24 +431,17 @@ impl Coster<'_> {
                 let cost = if id == "add_list" { Range::fixed(1) } else { size.scaled(TRAVERSAL) };
                 Estimate { cost: cost.plus(sum), size: Some(size) }
             }
-            (
-                "less_string"
-                | "greater_string"
-                | "less_equals_string"
-                | "greater_equals_string"
-                | "less_bytes"
-                | "greater_bytes"
-                | "less_equals_bytes"
-                | "greater_equals_bytes"
-                | "equals"
-                | "not_equals",
-                _,
-                [left, right],
-            ) => {
+            (id, _, [left, right]) if compares_contents(id) => {
                 let max = self.known(left).max.min(self.known(right).max);
                 only(Range { min: u64::from(max > 0), max }.scaled(TRAVERSAL))
             }
             _ => only(Range::fixed(1)),
         }
     }
+}
+
+/// Whether an overload compares two contents, as far as the shorter goes.
+fn compares_contents(id: &str) -> bool {
+    let ordered = ["less_equals_", "less_", "greater_equals_", "greater_"].iter().find_map(|by| id.strip_prefix(by));
+    matches!(id, "equals" | "not_equals") || ordered.is_some_and(|of| matches!(of, "string" | "bytes"))
 }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value as Json};
 
+use crate::parse::RESERVED;
 use crate::types::{Provider, Type};
 
 /// The largest request the estimates assume, whatever the server takes.
@@ -55,33 +56,9 @@ pub struct Fields {
     pub escaped: BTreeMap<String, (Arc<str>, Arc<Decl>)>,
 }
 
-const WORDS: [&str; 21] = [
-    "true",
-    "false",
-    "null",
-    "in",
-    "as",
-    "break",
-    "const",
-    "continue",
-    "else",
-    "for",
-    "function",
-    "if",
-    "import",
-    "let",
-    "loop",
-    "package",
-    "namespace",
-    "return",
-    "var",
-    "void",
-    "while",
-];
-
 /// The name an expression uses for a property, if it can name it at all.
 pub fn escape(name: &str) -> Option<String> {
-    if WORDS.contains(&name) {
+    if matches!(name, "true" | "false" | "null" | "in") || RESERVED.contains(&name) {
         return Some(format!("__{name}__"));
     }
     let mut chars = name.chars();

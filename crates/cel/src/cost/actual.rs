@@ -2,7 +2,7 @@
 
 use crate::value::Value;
 
-use super::{AUTHORIZATION, FORMAT_REGEX, REGEX, TRAVERSAL};
+use super::{AUTHORIZATION, FORMAT_REGEX, REGEX, TRAVERSAL, compares_contents};
 
 fn scaled(size: u64, factor: f64) -> u64 {
     (size as f64 * factor).ceil() as u64
@@ -69,16 +69,7 @@ pub fn of_call(function: &str, id: &str, args: &[Value<'_>], result: &Value<'_>)
         "starts_with_string" | "ends_with_string" => scaled(size(1), TRAVERSAL),
         "string_to_bytes" | "bytes_to_string" | "strings_quote" | "string_format" => scaled(size(0), TRAVERSAL),
         "in_list" => size(1),
-        "less_string"
-        | "greater_string"
-        | "less_equals_string"
-        | "greater_equals_string"
-        | "less_bytes"
-        | "greater_bytes"
-        | "less_equals_bytes"
-        | "greater_equals_bytes"
-        | "equals"
-        | "not_equals" => scaled(size(0).min(size(1)), TRAVERSAL),
+        id if compares_contents(id) => scaled(size(0).min(size(1)), TRAVERSAL),
         "add_string" | "add_bytes" => scaled(size(0) + size(1), TRAVERSAL),
         "matches_string" | "matches" => pattern(size(0), size(1)),
         "contains_string" => scaled(size(0), TRAVERSAL).saturating_mul(scaled(size(1), TRAVERSAL)),

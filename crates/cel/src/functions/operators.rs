@@ -242,82 +242,31 @@ pub const ROWS: &[Row] = &[
 ];
 
 macro_rules! comparisons {
-    ($($kinds:literal),*) => {
+    ($($kinds:literal $types:literal),*) => {
         &[$(
-            Row("_<_", concat!("less_", $kinds), ARGS[position($kinds)], less),
-            Row("_<=_", concat!("less_equals_", $kinds), ARGS[position($kinds)], less_equals),
-            Row("_>_", concat!("greater_", $kinds), ARGS[position($kinds)], greater),
-            Row("_>=_", concat!("greater_equals_", $kinds), ARGS[position($kinds)], greater_equals),
+            Row("_<_", concat!("less_", $kinds), $types, less),
+            Row("_<=_", concat!("less_equals_", $kinds), $types, less_equals),
+            Row("_>_", concat!("greater_", $kinds), $types, greater),
+            Row("_>=_", concat!("greater_equals_", $kinds), $types, greater_equals),
         )*]
     };
 }
 
-const NAMES: [&str; 14] = [
-    "bool",
-    "int64",
-    "int64_double",
-    "int64_uint64",
-    "uint64",
-    "uint64_double",
-    "uint64_int64",
-    "double",
-    "double_int64",
-    "double_uint64",
-    "string",
-    "bytes",
-    "timestamp",
-    "duration",
-];
-const ARGS: [&str; 14] = [
-    "(bool, bool) bool",
-    "(int, int) bool",
-    "(int, double) bool",
-    "(int, uint) bool",
-    "(uint, uint) bool",
-    "(uint, double) bool",
-    "(uint, int) bool",
-    "(double, double) bool",
-    "(double, int) bool",
-    "(double, uint) bool",
-    "(string, string) bool",
-    "(bytes, bytes) bool",
-    "(timestamp, timestamp) bool",
-    "(duration, duration) bool",
-];
-
-const fn position(name: &str) -> usize {
-    let mut at = 0;
-    while at < NAMES.len() {
-        let (a, b) = (NAMES[at].as_bytes(), name.as_bytes());
-        if a.len() == b.len() {
-            let mut i = 0;
-            while i < a.len() && a[i] == b[i] {
-                i += 1;
-            }
-            if i == a.len() {
-                return at;
-            }
-        }
-        at += 1;
-    }
-    at
-}
-
 pub const COMPARISONS: &[Row] = comparisons!(
-    "bool",
-    "int64",
-    "int64_double",
-    "int64_uint64",
-    "uint64",
-    "uint64_double",
-    "uint64_int64",
-    "double",
-    "double_int64",
-    "double_uint64",
-    "string",
-    "bytes",
-    "timestamp",
-    "duration"
+    "bool" "(bool, bool) bool",
+    "int64" "(int, int) bool",
+    "int64_double" "(int, double) bool",
+    "int64_uint64" "(int, uint) bool",
+    "uint64" "(uint, uint) bool",
+    "uint64_double" "(uint, double) bool",
+    "uint64_int64" "(uint, int) bool",
+    "double" "(double, double) bool",
+    "double_int64" "(double, int) bool",
+    "double_uint64" "(double, uint) bool",
+    "string" "(string, string) bool",
+    "bytes" "(bytes, bytes) bool",
+    "timestamp" "(timestamp, timestamp) bool",
+    "duration" "(duration, duration) bool"
 );
 
 fn to_int<'a>(args: &[Value<'a>]) -> Outcome<'a> {

@@ -20,7 +20,8 @@ const MAX_NESTING: u32 = 100;
 /// Nodes of one expression with its macros written out; the optional macros copy their targets.
 const MAX_NODES: u32 = 200_000;
 
-const RESERVED: [&str; 17] = [
+/// Words that name nothing, beside those of the grammar itself.
+pub(crate) const RESERVED: [&str; 17] = [
     "as",
     "break",
     "const",
