@@ -66,7 +66,7 @@ mod volume_reclaim;
 mod volumes;
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use client::{Client, Informers};
@@ -434,6 +434,35 @@ async fn has_needs(client: &Client, name: &str) {
     }
 }
 
+/// The controllers that were started, and whether each still runs.
+static STARTED: Mutex<BTreeMap<&'static str, bool>> = Mutex::new(BTreeMap::new());
+
+/// The controllers that run here; `false` for one that ended though nobody asked it to.
+pub fn health() -> Vec<(&'static str, bool)> {
+    STARTED.lock().unwrap_or_else(PoisonError::into_inner).iter().map(|(name, well)| (*name, *well)).collect()
+}
+
+/// Notes a controller as running while it lives.
+struct Alive(&'static str);
+
+impl Alive {
+    fn new(name: &'static str) -> Self {
+        STARTED.lock().unwrap_or_else(PoisonError::into_inner).insert(name, true);
+        Self(name)
+    }
+}
+
+impl Drop for Alive {
+    fn drop(&mut self) {
+        let mut started = STARTED.lock().unwrap_or_else(PoisonError::into_inner);
+        if std::thread::panicking() {
+            started.insert(self.0, false);
+        } else {
+            started.remove(self.0);
+        }
+    }
+}
+
 /// Runs the controllers until cancelled. Leader election, where there are several of us, is the caller's.
 pub async fn run(
     client: Client,
@@ -466,13 +495,18 @@ pub async fn run(
             informers: cx.informers.clone(),
             options: cx.options.clone(),
         });
+        let alive = Alive::new(name);
         if !NEEDS.iter().any(|n| n.0 == *name) {
-            let controller = cx.made(name, *make);
-            tasks.spawn(controller.run(cx.client.clone(), cx.options.resync, cancel.clone()));
+            let run = cx.made(name, *make).run(cx.client.clone(), cx.options.resync, cancel.clone());
+            tasks.spawn(async move {
+                let _alive = alive;
+                run.await;
+            });
             continue;
         }
         let cancel = cancel.clone();
         tasks.spawn(async move {
+            let _alive = alive;
             if cancel.run_until_cancelled(has_needs(&cx.client, name)).await.is_some() {
                 cx.made(name, *make).run(cx.client.clone(), cx.options.resync, cancel).await;
             }

@@ -291,7 +291,7 @@ fn start_in_process(
     let (manager, token) = (client("system:kube-controller-manager", roles::CONTROLLER_MANAGER), cancel.clone());
     tasks.spawn(async move {
         supervise::role(roles::CONTROLLER_MANAGER, token, |own| {
-            roles::run_controllers(manager.clone(), false, controllers.clone(), own)
+            roles::run_controllers(manager.clone(), controllers.clone(), own)
         })
         .await;
     });

@@ -5,14 +5,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
-use client::{Client, Informers};
+use client::{Client, Informers, LeaderElection};
 use controllers::signing::Authority;
 use controllers::tokens::Signer;
 use ipnet::IpNet;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
-use super::{CONTROLLER_MANAGER, connect, lead, seconds, status};
+use super::controller_flags::{
+    AutoscalerFlags, Concurrency, Election, Endpoints, Fixed, Signers, Switches, TakenFlags,
+};
+use super::{CONTROLLER_MANAGER, FeatureGates, connect, seconds, status};
 use crate::cli::{ApiAccess, Ranges};
 use crate::pki::Pki;
 
@@ -38,8 +41,6 @@ pub struct ControllerManagerOptions {
     pub node_cidr_mask_size_ipv4: u8,
     #[arg(long, default_value_t = 64)]
     pub node_cidr_mask_size_ipv6: u8,
-    #[arg(long, num_args = 0..=1, default_missing_value = "true", default_value_t = true, action = clap::ArgAction::Set)]
-    pub leader_elect: bool,
     /// Published in each namespace as `kube-root-ca.crt`.
     #[arg(long)]
     pub root_ca_file: Option<PathBuf>,
@@ -80,29 +81,43 @@ pub struct ControllerManagerOptions {
     #[arg(long)]
     pub local_path_dir: Option<PathBuf>,
     #[command(flatten)]
+    pub election: Election,
+    #[command(flatten)]
+    pub signers: Signers,
+    #[command(flatten)]
+    pub autoscaler: AutoscalerFlags,
+    #[command(flatten)]
+    pub endpoints: Endpoints,
+    #[command(flatten)]
+    pub switches: Switches,
+    #[command(flatten)]
+    pub gates: FeatureGates,
+    #[command(flatten)]
     pub port: status::Port,
     #[command(flatten)]
+    pub fixed: Fixed,
+    #[command(flatten)]
     pub taken: TakenFlags,
-}
-
-/// Flags of upstream's that are taken and change nothing.
-#[derive(clap::Args, Clone, Default)]
-pub struct TakenFlags {
-    #[arg(long, hide = true)]
-    cluster_name: Option<String>,
-    #[arg(long, hide = true)]
-    feature_gates: Option<String>,
+    #[command(flatten)]
+    pub concurrency: Concurrency,
 }
 
 /// The configuration in effect, as upstream's `/configz` names it.
-fn document(options: &controllers::Options, elect: bool, own_accounts: bool) -> Value {
+fn document(options: &controllers::Options, election: &Election, own_accounts: bool) -> Value {
     let time = |d: Duration| meta::time::format_duration(i64::try_from(d.as_nanos()).unwrap_or(i64::MAX));
     let joined = crate::ranges::joined;
     json!({
         "Generic": {
             "Controllers": options.controllers,
-            "LeaderElection": {"LeaderElect": elect, "LeaseDuration": "15s", "RenewDeadline": "10s", "RetryPeriod": "2s",
-                "ResourceLock": "leases", "ResourceName": CONTROLLER_MANAGER, "ResourceNamespace": "kube-system"},
+            "LeaderElection": {
+                "LeaderElect": election.leader_elect,
+                "LeaseDuration": time(election.leader_elect_lease_duration),
+                "RenewDeadline": time(election.leader_elect_renew_deadline),
+                "RetryPeriod": time(election.leader_elect_retry_period),
+                "ResourceLock": "leases",
+                "ResourceName": election.leader_elect_resource_name,
+                "ResourceNamespace": election.leader_elect_resource_namespace,
+            },
         },
         "KubeCloudShared": {
             "AllocateNodeCIDRs": options.allocate_node_cidrs,
@@ -124,6 +139,14 @@ fn document(options: &controllers::Options, elect: bool, own_accounts: bool) -> 
             "LargeClusterSizeThreshold": options.large_cluster_size_threshold,
             "UnhealthyZoneThreshold": options.unhealthy_zone_threshold,
         },
+        "HPAController": {
+            "HorizontalPodAutoscalerSyncPeriod": time(options.autoscaling.period),
+            "HorizontalPodAutoscalerTolerance": options.autoscaling.tolerance,
+            "HorizontalPodAutoscalerCPUInitializationPeriod": time(options.autoscaling.cpu_initialization),
+            "HorizontalPodAutoscalerInitialReadinessDelay": time(options.autoscaling.initial_readiness_delay),
+            "HorizontalPodAutoscalerDownscaleStabilizationWindow": time(options.autoscaling.downscale_stabilization),
+        },
+        "EndpointSliceController": {"MaxEndpointsPerSlice": options.max_endpoints_per_slice},
         "PodGCController": {"TerminatedPodGCThreshold": options.terminated_pod_gc_threshold},
     })
 }
@@ -138,24 +161,26 @@ pub fn duration(text: &str) -> Result<Duration, String> {
     while !rest.is_empty() {
         let digits = rest.find(|c: char| !c.is_ascii_digit()).ok_or_else(bad)?;
         let number: u64 = rest[..digits].parse().map_err(|_| bad())?;
-        let unit = rest[digits..].chars().next().ok_or_else(bad)?;
-        let seconds = match unit {
-            'h' => 3600,
-            'm' => 60,
-            's' => 1,
+        let behind = &rest[digits..];
+        let unit = behind.find(|c: char| c.is_ascii_digit()).unwrap_or(behind.len());
+        let millis = match &behind[..unit] {
+            "h" => 3_600_000,
+            "m" => 60_000,
+            "s" => 1000,
+            "ms" => 1,
             _ => return Err(bad()),
         };
-        total = number.checked_mul(seconds).and_then(|n| total.checked_add(n)).ok_or_else(bad)?;
-        rest = &rest[digits + 1..];
+        total = number.checked_mul(millis).and_then(|n| total.checked_add(n)).ok_or_else(bad)?;
+        rest = &behind[unit..];
     }
-    Ok(Duration::from_secs(total))
+    Ok(Duration::from_millis(total))
 }
 
 fn read(file: &Path) -> Result<String> {
     std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))
 }
 
-fn authority(certificate: &Path, key: &Path) -> Result<Authority> {
+pub fn authority(certificate: &Path, key: &Path) -> Result<Authority> {
     let made = Authority::from_pem(&read(certificate)?, &read(key)?);
     made.map_err(|e| anyhow!("{} and {}: {e}", certificate.display(), key.display()))
 }
@@ -166,6 +191,8 @@ fn signer(key: &Path) -> Result<Signer> {
 
 /// The role alone.
 pub async fn controller_manager(options: ControllerManagerOptions, cancel: CancellationToken) -> Result<()> {
+    options.election.check()?;
+    options.gates.read()?;
     let client = connect(&options.api.kubeconfig, CONTROLLER_MANAGER).await?;
     let files = options.cluster_signing_cert_file.as_deref().zip(options.cluster_signing_key_file.as_deref());
     let own_accounts = options.use_service_account_credentials;
@@ -179,7 +206,12 @@ pub async fn controller_manager(options: ControllerManagerOptions, cancel: Cance
     });
     let controllers = controllers::Options {
         accounts,
-        controllers: options.controllers,
+        controllers: options.controllers.into_iter().chain(options.switches.off()).collect(),
+        workers: options.concurrency.workers(),
+        batches: options.endpoints.batches(),
+        autoscaling: options.autoscaler.read(),
+        max_endpoints_per_slice: options.endpoints.max_endpoints_per_slice.into(),
+        signers: options.signers.read(files.is_some())?,
         allocate_node_cidrs: options.allocate_node_cidrs,
         cluster_cidrs: options.cluster_cidr,
         service_cidrs: options.service_cluster_ip_range,
@@ -202,15 +234,30 @@ pub async fn controller_manager(options: ControllerManagerOptions, cancel: Cance
     };
     let about = status::About {
         component: CONTROLLER_MANAGER,
-        configuration: (
-            "kubecontrollermanager.config.k8s.io",
-            document(&controllers, options.leader_elect, own_accounts),
-        ),
+        configuration: ("kubecontrollermanager.config.k8s.io", document(&controllers, &options.election, own_accounts)),
+        parts: controllers::health,
         client: client.clone(),
         began: std::time::Instant::now(),
     };
     options.port.serve(PORT, about, &cancel).await?;
-    run_controllers(client, options.leader_elect, controllers, cancel).await
+    let informers = Informers::new(client.clone());
+    let run =
+        |cancel: CancellationToken| controllers::run(client.clone(), informers.clone(), controllers.clone(), cancel);
+    let election = &options.election;
+    if !election.leader_elect {
+        return run(cancel).await.map_err(Into::into);
+    }
+    let (namespace, name) = (&election.leader_elect_resource_namespace, &election.leader_elect_resource_name);
+    let candidate = LeaderElection {
+        lease_duration: election.leader_elect_lease_duration,
+        renew_deadline: election.leader_elect_renew_deadline,
+        retry_period: election.leader_elect_retry_period,
+        ..LeaderElection::new(client.clone(), namespace, name, &super::identity())
+    };
+    match candidate.run(cancel, run).await {
+        Some(Err(error)) => Err(error.into()),
+        Some(Ok(())) | None => Ok(()),
+    }
 }
 
 /// The controllers of a cluster whose files are ours, with all its keys.
@@ -244,15 +291,10 @@ pub fn arguments_of(ca: &Path) -> Vec<String> {
     out
 }
 
-pub async fn run_controllers(
-    client: Client,
-    elect: bool,
-    options: controllers::Options,
-    cancel: CancellationToken,
-) -> Result<()> {
+/// The controllers beside the API server, which has no other.
+pub async fn run_controllers(client: Client, options: controllers::Options, cancel: CancellationToken) -> Result<()> {
     let informers = Informers::new(client.clone());
-    let run = |cancel: CancellationToken| controllers::run(client.clone(), informers.clone(), options.clone(), cancel);
-    lead(&client, elect, CONTROLLER_MANAGER, cancel, run).await
+    controllers::run(client, informers, options, cancel).await.map_err(Into::into)
 }
 
 #[cfg(test)]
@@ -266,6 +308,8 @@ mod tests {
             ("40", Some(40)),
             ("8760h0m0s", Some(31_536_000)),
             ("1m30s", Some(90)),
+            ("1s500ms", Some(1)),
+            ("ms", None),
             ("x", None),
             ("5", Some(5)),
             ("3d", None),

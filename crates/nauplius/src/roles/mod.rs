@@ -2,6 +2,7 @@
 
 pub mod apiserver;
 mod audit;
+pub mod controller_flags;
 pub mod controller_manager;
 mod encryption;
 mod gates;
@@ -14,7 +15,6 @@ use std::net::SocketAddr;
 
 use anyhow::{Context, Result};
 use client::Client;
-use tokio_util::sync::CancellationToken;
 
 pub use audit::AuditOptions;
 pub use controller_manager::{ControllerManagerOptions, controller_manager, run_controllers};
@@ -48,23 +48,6 @@ pub async fn connect_modestly(kubeconfig: &std::path::Path, agent: &str, in_flig
 fn identity() -> String {
     let host = nix::unistd::gethostname().map_or_else(|_| "localhost".into(), |h| h.to_string_lossy().into_owned());
     format!("{host}_{}", std::process::id())
-}
-
-/// Runs a component, when asked only while it holds its lease.
-async fn lead<F, Fut, E>(client: &Client, elect: bool, name: &str, cancel: CancellationToken, run: F) -> Result<()>
-where
-    F: Fn(CancellationToken) -> Fut,
-    Fut: std::future::Future<Output = Result<(), E>>,
-    E: std::error::Error + Send + Sync + 'static,
-{
-    if !elect {
-        return run(cancel).await.map_err(Into::into);
-    }
-    let election = client::LeaderElection::new(client.clone(), "kube-system", name, &identity());
-    match election.run(cancel, run).await {
-        Some(Err(error)) => Err(error.into()),
-        Some(Ok(())) | None => Ok(()),
-    }
 }
 
 /// A free port's address, or what is wrong with the one asked for.

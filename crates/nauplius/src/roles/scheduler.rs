@@ -82,6 +82,7 @@ pub async fn scheduler(options: SchedulerOptions, cancel: CancellationToken) -> 
     let about = status::About {
         component: SCHEDULER,
         configuration: ("componentconfig", configuration.document.clone()),
+        parts: Vec::new,
         client: client.clone(),
         began: std::time::Instant::now(),
     };

@@ -44,6 +44,12 @@ pub struct Port {
     tls_cert_file: Option<PathBuf>,
     #[arg(long, requires = "tls_cert_file")]
     tls_private_key_file: Option<PathBuf>,
+    /// The oldest TLS spoken: VersionTLS12 or VersionTLS13; nothing older is.
+    #[arg(long, default_value = "VersionTLS12", value_parser = ["VersionTLS10", "VersionTLS11", "VersionTLS12", "VersionTLS13"])]
+    tls_min_version: String,
+    /// Paths that anybody may read.
+    #[arg(long, value_delimiter = ',', default_value = "/healthz,/readyz,/livez")]
+    authorization_always_allow_paths: Vec<String>,
     #[command(flatten)]
     taken: Taken,
 }
@@ -70,6 +76,50 @@ struct Taken {
     kube_api_burst: Option<String>,
     #[arg(long, hide = true, num_args = 0..=1, default_missing_value = "true")]
     profiling: Option<String>,
+    #[arg(long, hide = true)]
+    allow_metric_labels: Option<String>,
+    #[arg(long, hide = true, num_args = 0..=1, default_missing_value = "true")]
+    authentication_skip_lookup: Option<String>,
+    #[arg(long, hide = true)]
+    authentication_token_webhook_cache_ttl: Option<String>,
+    #[arg(long, hide = true)]
+    authorization_webhook_cache_authorized_ttl: Option<String>,
+    #[arg(long, hide = true)]
+    authorization_webhook_cache_unauthorized_ttl: Option<String>,
+    #[arg(long, hide = true, num_args = 0..=1, default_missing_value = "true")]
+    contention_profiling: Option<String>,
+    #[arg(long, hide = true)]
+    disabled_metrics: Option<String>,
+    #[arg(long, hide = true)]
+    http2_max_streams_per_connection: Option<String>,
+    #[arg(long, hide = true)]
+    log_flush_frequency: Option<String>,
+    #[arg(long, hide = true)]
+    log_json_info_buffer_size: Option<String>,
+    #[arg(long, hide = true, num_args = 0..=1, default_missing_value = "true")]
+    log_json_split_stream: Option<String>,
+    #[arg(long, hide = true)]
+    logging_format: Option<String>,
+    #[arg(long, hide = true, num_args = 0..=1, default_missing_value = "true")]
+    permit_address_sharing: Option<String>,
+    #[arg(long, hide = true, num_args = 0..=1, default_missing_value = "true")]
+    permit_port_sharing: Option<String>,
+    #[arg(long, hide = true)]
+    requestheader_allowed_names: Option<String>,
+    #[arg(long, hide = true)]
+    requestheader_extra_headers_prefix: Option<String>,
+    #[arg(long, hide = true)]
+    requestheader_group_headers: Option<String>,
+    #[arg(long, hide = true)]
+    requestheader_uid_headers: Option<String>,
+    #[arg(long, hide = true)]
+    requestheader_username_headers: Option<String>,
+    #[arg(long, hide = true)]
+    show_hidden_metrics_for_version: Option<String>,
+    #[arg(long, hide = true)]
+    tls_cipher_suites: Option<String>,
+    #[arg(long, hide = true)]
+    vmodule: Option<String>,
     #[arg(short, long, hide = true)]
     v: Option<String>,
 }
@@ -81,9 +131,11 @@ impl Port {
         if port == 0 {
             return Ok(());
         }
+        let about = Arc::new(Shown { about, open: self.authorization_always_allow_paths.clone() });
+        let newest_only = self.tls_min_version == "VersionTLS13";
         let own = self.tls_cert_file.as_deref().zip(self.tls_private_key_file.as_deref());
         let listener = super::listen((self.bind_address, port).into()).await?;
-        tokio::spawn(serve(listener, tls(own)?, about, cancel.clone()));
+        tokio::spawn(serve(listener, tls(own, newest_only)?, about, cancel.clone()));
         Ok(())
     }
 }
@@ -109,7 +161,7 @@ fn flags() -> &'static BTreeMap<String, String> {
 }
 
 /// What to serve with: the files named, or a certificate nobody needs to trust, as upstream makes one.
-fn tls(files: Option<(&Path, &Path)>) -> Result<Arc<ServerConfig>> {
+fn tls(files: Option<(&Path, &Path)>, newest_only: bool) -> Result<Arc<ServerConfig>> {
     let (certificate, key) = match files {
         Some((certificate, key)) => {
             let read = |p: &Path| std::fs::read_to_string(p).with_context(|| format!("cannot read {}", p.display()));
@@ -122,13 +174,15 @@ fn tls(files: Option<(&Path, &Path)>) -> Result<Arc<ServerConfig>> {
     };
     let chain = CertificateDer::pem_slice_iter(certificate.as_bytes()).collect::<Result<Vec<_>, _>>()?;
     let key = PrivateKeyDer::from_pem_slice(key.as_bytes())?;
-    Ok(Arc::new(ServerConfig::builder().with_no_client_auth().with_single_cert(chain, key)?))
+    let versions = if newest_only { &[&rustls::version::TLS13][..] } else { rustls::ALL_VERSIONS };
+    Ok(Arc::new(
+        ServerConfig::builder_with_protocol_versions(versions).with_no_client_auth().with_single_cert(chain, key)?,
+    ))
 }
 
 /// Serves until cancelled.
-async fn serve(listener: TcpListener, tls: Arc<ServerConfig>, about: About, cancel: CancellationToken) {
+async fn serve(listener: TcpListener, tls: Arc<ServerConfig>, about: Arc<Shown>, cancel: CancellationToken) {
     let acceptor = tokio_rustls::TlsAcceptor::from(tls);
-    let about = Arc::new(about);
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
         let accepted = tokio::select! {
@@ -170,27 +224,49 @@ pub struct About {
     pub component: &'static str,
     /// The configuration in effect, under the name `/configz` has it by.
     pub configuration: (&'static str, Value),
+    /// Its parts, and which are well.
+    pub parts: fn() -> Vec<(&'static str, bool)>,
     /// Judges who may read what is not for everybody.
     pub client: Client,
     pub began: Instant,
 }
 
-async fn answer(about: &About, request: &Request<Incoming>) -> Response<Full<Bytes>> {
-    let path = request.uri().path();
+/// What is shown, and which of it to everybody.
+struct Shown {
+    about: About,
+    open: Vec<String>,
+}
+
+impl Shown {
+    /// Whether a path is one of those, or below one that ends in `*`.
+    fn is_open(&self, path: &str) -> bool {
+        self.open.iter().any(|open| match open.strip_suffix('*') {
+            Some(above) => path.starts_with(above),
+            None => path == open,
+        })
+    }
+}
+
+async fn answer(shown: &Shown, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+    let (about, path) = (&shown.about, request.uri().path());
     let of = |name: header::HeaderName| request.headers().get(name).and_then(|v| v.to_str().ok()).unwrap_or_default();
-    if matches!(path, "/healthz" | "/livez" | "/readyz") {
-        return text(StatusCode::OK, "ok");
+    if let Some(rest) = path.strip_prefix("/healthz").or(path.strip_prefix("/livez")).or(path.strip_prefix("/readyz")) {
+        let verbose =
+            request.uri().query().is_some_and(|q| q.split('&').any(|p| p == "verbose" || p == "verbose=true"));
+        return health(path, rest, verbose, &(about.parts)());
     }
     if !pages::PATHS.contains(&path) {
         return text(StatusCode::NOT_FOUND, "404 page not found\n");
     }
-    let Some(token) = of(header::AUTHORIZATION).strip_prefix("Bearer ") else {
-        return text(StatusCode::UNAUTHORIZED, "Unauthorized\n");
-    };
-    match may_read(&about.client, token, path).await {
-        Ok(true) => {}
-        Ok(false) => return text(StatusCode::FORBIDDEN, "Forbidden\n"),
-        Err(status) => return text(StatusCode::INTERNAL_SERVER_ERROR, status.message),
+    if !shown.is_open(path) {
+        let Some(token) = of(header::AUTHORIZATION).strip_prefix("Bearer ") else {
+            return text(StatusCode::UNAUTHORIZED, "Unauthorized\n");
+        };
+        match may_read(&about.client, token, path).await {
+            Ok(true) => {}
+            Ok(false) => return text(StatusCode::FORBIDDEN, "Forbidden\n"),
+            Err(status) => return text(StatusCode::INTERNAL_SERVER_ERROR, status.message),
+        }
     }
     let told = match path {
         "/metrics" => {
@@ -214,6 +290,32 @@ async fn answer(about: &About, request: &Request<Incoming>) -> Response<Full<Byt
             response
         }
     }
+}
+
+/// How a component is, or one of its parts, as upstream's checks tell it.
+fn health(path: &str, rest: &str, verbose: bool, parts: &[(&str, bool)]) -> Response<Full<Bytes>> {
+    if let Some(one) = rest.strip_prefix('/') {
+        return match parts.iter().find(|(name, _)| *name == one) {
+            Some((_, true)) => text(StatusCode::OK, "ok"),
+            Some((_, false)) => text(StatusCode::INTERNAL_SERVER_ERROR, "internal server error: it has ended\n"),
+            None => text(StatusCode::NOT_FOUND, "404 page not found\n"),
+        };
+    }
+    if !rest.is_empty() {
+        return text(StatusCode::NOT_FOUND, "404 page not found\n");
+    }
+    let well = parts.iter().all(|(_, well)| *well);
+    if well && !verbose {
+        return text(StatusCode::OK, "ok");
+    }
+    let line = |(name, well): &(&str, bool)| match well {
+        true => format!("[+]{name} ok\n"),
+        false => format!("[-]{name} failed: reason withheld\n"),
+    };
+    let name = path.trim_start_matches('/');
+    let told: String = parts.iter().map(line).collect();
+    let (code, outcome) = if well { (StatusCode::OK, "passed") } else { (StatusCode::INTERNAL_SERVER_ERROR, "failed") };
+    text(code, format!("{told}{name} check {outcome}\n"))
 }
 
 /// Asks the API server who a token is for, and whether that one may read a path.
