@@ -98,12 +98,15 @@ pub enum Refused {
     Unaligned(String),
 }
 
-/// How many processors a container is to have for itself: whole ones of a guaranteed pod.
+/// So many thousandths of processors, when these are whole ones; 0 otherwise.
+pub fn whole(milli: i64) -> usize {
+    if milli > 0 && milli % 1000 == 0 { usize::try_from(milli / 1000).unwrap_or(0) } else { 0 }
+}
+
+/// How many processors a container is to have for itself: whole ones of what is guaranteed.
 pub fn wanted(pod: &Pod, container: &Container) -> usize {
     let requests = container.resources.as_ref().and_then(|r| r.requests.as_ref().or(r.limits.as_ref()));
-    let milli = amount(requests, "cpu").unwrap_or(0);
-    let whole = milli > 0 && milli % 1000 == 0 && resources::qos(pod) == resources::Qos::Guaranteed;
-    if whole { usize::try_from(milli / 1000).unwrap_or(0) } else { 0 }
+    if resources::is_guaranteed(pod, container) { whole(amount(requests, "cpu").unwrap_or(0)) } else { 0 }
 }
 
 /// What is being given to one pod's containers, one after the other. What init containers had, those after them may have.
@@ -118,6 +121,11 @@ impl Giving {
     /// The free ones are those nobody has and nobody reserved.
     pub fn new(topology: Topology, free: Cpus, options: Options) -> Self {
         Self { topology, options, free, spare: Cpus::new() }
+    }
+
+    /// Some of this machine's processors, to be given in turn.
+    pub fn among(&self, cpus: &Cpus) -> Self {
+        Self::new(self.topology.clone(), cpus.clone(), self.options)
     }
 
     /// Near which of these memory nodes so many could be had.

@@ -39,10 +39,9 @@ pub fn qos(pod: &Pod) -> Qos {
         Some("BestEffort") => return Qos::BestEffort,
         _ => {}
     }
-    let pod_level = super::spec(pod).resources.as_ref();
-    let all: Vec<Option<&ResourceRequirements>> = match pod_level {
-        Some(r) if r.requests.is_some() || r.limits.is_some() => vec![pod_level],
-        _ => super::all_containers(pod).map(|(_, c)| c.resources.as_ref()).collect(),
+    let all: Vec<Option<&ResourceRequirements>> = match pod_level(pod) {
+        Some(whole) => vec![Some(whole)],
+        None => super::all_containers(pod).map(|(_, c)| c.resources.as_ref()).collect(),
     };
     let set = |list: Option<&BTreeMap<String, Quantity>>, name: &str| amount(list, name).filter(|v| *v > 0);
     let (mut any, mut guaranteed) = (false, true);
@@ -59,6 +58,25 @@ pub fn qos(pod: &Pod) -> Qos {
         (true, true) => Qos::Guaranteed,
         (true, false) => Qos::Burstable,
     }
+}
+
+/// What a pod asks for as a whole, when it does.
+pub fn pod_level(pod: &Pod) -> Option<&ResourceRequirements> {
+    super::spec(pod).resources.as_ref().filter(|r| r.requests.is_some() || r.limits.is_some())
+}
+
+/// Whether a container's own resources are guaranteed: all of them are in a guaranteed pod, unless the pod is so by what
+/// it asks for as a whole.
+pub fn is_guaranteed(pod: &Pod, container: &Container) -> bool {
+    let own = || {
+        let resources = container.resources.as_ref();
+        ["cpu", "memory"].iter().all(|name| {
+            let limit = amount(resources.and_then(|r| r.limits.as_ref()), name).filter(|v| *v > 0);
+            let request = amount(resources.and_then(|r| r.requests.as_ref()), name);
+            limit.is_some() && request.is_none_or(|r| Some(r) == limit)
+        })
+    };
+    qos(pod) == Qos::Guaranteed && (pod_level(pod).is_none() || own())
 }
 
 pub fn shares(milli_cpu: i64) -> i64 {
@@ -84,6 +102,12 @@ pub fn oom_score(pod: &Pod, kind: Kind, container: &Container, memory_capacity: 
     if kind == Kind::Sidecar {
         // A sidecar must not die before the containers it serves.
         request = super::spec(pod).containers.iter().map(of).min().unwrap_or(0).max(request);
+    }
+    if let Some(whole) = pod_level(pod).and_then(|r| amount(r.requests.as_ref(), "memory")) {
+        // What the pod asks for beyond its containers is everybody's alike.
+        let lasting = || super::all_containers(pod).filter(|(kind, _)| matches!(kind, Kind::Main | Kind::Sidecar));
+        let named: i64 = lasting().map(|(_, c)| of(c)).sum();
+        request += whole.saturating_sub(named).max(0) / lasting().count().max(1) as i64;
     }
     let score = 1000 - (1000i128 * i128::from(request) / i128::from(memory_capacity.max(1))) as i64;
     if score < 3 {

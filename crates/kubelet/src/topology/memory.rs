@@ -6,14 +6,14 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::core::v1::{Container, Pod};
+use k8s_openapi::api::core::v1::{Container, Pod, ResourceRequirements};
 use serde::{Deserialize, Serialize};
 
 use super::hint::{Hint, Mask, judged, masks};
 use super::machine::Amounts;
 use crate::quantity::value;
 use crate::spec::Kind;
-use crate::spec::resources::{self, Qos};
+use crate::spec::resources;
 
 /// Memory of one kind from a group of nodes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -40,10 +40,15 @@ struct Node {
 
 /// What a guaranteed pod's container asks for, by kind.
 pub fn wanted(pod: &Pod, container: &Container) -> Amounts {
-    if resources::qos(pod) != Qos::Guaranteed {
+    if !resources::is_guaranteed(pod, container) {
         return Amounts::new();
     }
-    let requests = container.resources.as_ref().and_then(|r| r.requests.as_ref().or(r.limits.as_ref()));
+    asked(container.resources.as_ref())
+}
+
+/// The memory among resources, by kind.
+pub fn asked(resources: Option<&ResourceRequirements>) -> Amounts {
+    let requests = resources.and_then(|r| r.requests.as_ref().or(r.limits.as_ref()));
     let of = requests.into_iter().flatten().filter(|(name, _)| *name == "memory" || name.starts_with("hugepages-"));
     of.map(|(name, q)| (name.clone(), value(q).max(0) as u64)).collect()
 }

@@ -29,8 +29,11 @@ use crate::plugins::devices::Devices;
 use crate::pods::status::Verdict;
 use crate::processors::core::{self, Cpus, Refused};
 use crate::processors::{Processors, present};
+use crate::spec::resources::{self, Qos};
 use crate::spec::{self, Kind};
 
+/// Under this name lies what a pod has as a whole; no container has it.
+const WHOLE: &str = "";
 const FILE: &str = "memory_manager_state";
 /// More memory nodes make too many combinations.
 const MAX_NODES: usize = 8;
@@ -105,8 +108,17 @@ pub enum Refusal {
     Unaligned(String),
 }
 
+impl From<Refused> for Refusal {
+    fn from(refused: Refused) -> Self {
+        match refused {
+            Refused::Short(why) => Refusal::Short(why),
+            Refused::Unaligned(why) => Refusal::Unaligned(why),
+        }
+    }
+}
+
 /// What a container, or a pod in sum, asks of each giver.
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Asked {
     cpus: usize,
     memory: Amounts,
@@ -137,7 +149,18 @@ impl Asked {
         }
     }
 
-    /// Of a whole pod: main containers with sidecars, or an init container with the sidecars before it.
+    /// Of a guaranteed pod that asks as a whole.
+    fn whole(pod: &Pod, devices: &DeviceView) -> Option<Self> {
+        let whole = resources::pod_level(pod).filter(|_| resources::qos(pod) == Qos::Guaranteed)?;
+        let milli = crate::quantity::amount(whole.requests.as_ref().or(whole.limits.as_ref()), "cpu");
+        Some(Self {
+            cpus: core::whole(milli.unwrap_or(0)),
+            memory: memory::asked(Some(whole)),
+            ..Self::in_sum(pod, devices)
+        })
+    }
+
+    /// Of a pod by its containers: main containers with sidecars, or an init container with the sidecars before it.
     fn in_sum(pod: &Pod, devices: &DeviceView) -> Self {
         let add = |a: u64, b: u64| a + b;
         let (mut sum, mut sidecars, mut peak) = (Self::default(), Self::default(), Self::default());
@@ -194,12 +217,7 @@ impl Givers {
             self.set_aside(kind, resource, *count, hint.affinity);
         }
         match &mut self.cpus {
-            Some(cpus) if asked.cpus > 0 => {
-                cpus.give(kind, asked.cpus, hint.affinity).map_err(|refused| match refused {
-                    Refused::Short(why) => Refusal::Short(why),
-                    Refused::Unaligned(why) => Refusal::Unaligned(why),
-                })
-            }
+            Some(cpus) if asked.cpus > 0 => Ok(cpus.give(kind, asked.cpus, hint.affinity)?),
             _ => Ok(Cpus::new()),
         }
     }
@@ -223,6 +241,42 @@ impl Givers {
     }
 }
 
+/// What a pod is given that asks for resources as a whole: processors of which its containers have some for themselves and
+/// share the rest, and memory that is all of theirs.
+fn plan_whole(pod: &Pod, asked: &Asked, hint: Hint, mut givers: Givers) -> Result<Given, Refusal> {
+    let mut given = Given::default();
+    let pool = givers.give(Kind::Main, WHOLE, &Asked { devices: BTreeMap::new(), ..asked.clone() }, hint)?;
+    let mut among = givers.cpus.as_ref().map(|cpus| cpus.among(&pool));
+    let mut sharing = Vec::new();
+    let mut shared = pool.clone();
+    for (kind, container) in spec::all_containers(pod).filter(|(kind, _)| *kind != Kind::Ephemeral) {
+        let own = Asked::of(pod, container, &givers.devices);
+        let name = || container.name.clone();
+        for (resource, count) in &own.devices {
+            givers.set_aside(kind, resource, *count, hint.affinity);
+        }
+        given.affinities.extend(hint.affinity.map(|mask| (name(), mask)));
+        match among.as_mut().filter(|_| !pool.is_empty() && own.cpus > 0) {
+            Some(among) => {
+                let cpus = among.give(kind, own.cpus, hint.affinity)?;
+                if kind != Kind::Init {
+                    shared.retain(|cpu| !cpus.contains(cpu));
+                }
+                given.cpus.insert(name(), cpus);
+            }
+            None => sharing.push(name()),
+        }
+    }
+    if !pool.is_empty() {
+        if shared.is_empty() && !sharing.is_empty() {
+            return Err(Refusal::Short(format!("no cpus of the pod are left for {}", sharing.join(", "))));
+        }
+        given.cpus.extend(sharing.into_iter().map(|name| (name, shared.clone())));
+    }
+    given.memory = givers.memory.map(|m| m.given).unwrap_or_default();
+    Ok(given)
+}
+
 /// What a pod is given, by rules.
 pub fn plan(pod: &Pod, nodes: &Nodes, wishes: &Wishes, mut givers: Givers) -> Result<Given, Refusal> {
     let numbers = nodes.numbers();
@@ -233,7 +287,12 @@ pub fn plan(pod: &Pod, nodes: &Nodes, wishes: &Wishes, mut givers: Givers) -> Re
             (_, false) => Err(Refusal::Apart),
         }
     };
-    let whole = match wishes.whole_pods && wishes.rules.policy != Policy::None {
+    let whole_pods = wishes.whole_pods && wishes.rules.policy != Policy::None;
+    if whole_pods && let Some(asked) = Asked::whole(pod, &givers.devices) {
+        let hint = judged(&givers, &asked)?;
+        return plan_whole(pod, &asked, hint, givers);
+    }
+    let whole = match whole_pods {
         true => Some(judged(&givers, &Asked::in_sum(pod, &givers.devices))?),
         false => None,
     };
@@ -388,8 +447,11 @@ impl Alignment {
         }
         let memory = self.memory.as_ref().map(|m| m.read(|grants| memory::Giving::new(&m.allocatable, grants)));
         let view = if aligned { devices.view() } else { DeviceView::new() };
-        let pins = processors.giving().is_some() && spec::all_containers(pod).any(|(_, c)| core::wanted(pod, c) > 0);
-        let remembers = memory.is_some() && spec::all_containers(pod).any(|(_, c)| !memory::wanted(pod, c).is_empty());
+        let whole = Asked::whole(pod, &view).filter(|_| aligned && self.wishes.whole_pods).unwrap_or_default();
+        let wants = |(_, c): (_, &Container)| core::wanted(pod, c) > 0;
+        let pins = processors.giving().is_some() && (whole.cpus > 0 || spec::all_containers(pod).any(wants));
+        let wants = |(_, c): (_, &Container)| !memory::wanted(pod, c).is_empty();
+        let remembers = memory.is_some() && (!whole.memory.is_empty() || spec::all_containers(pod).any(wants));
         let began = std::time::Instant::now();
         let given = plan(pod, &self.nodes, &self.wishes, Givers::new(processors.giving(), memory, view));
         if aligned {
@@ -445,7 +507,9 @@ impl Alignment {
 
     /// The nodes a container's memory comes from, in the kernel's words; empty: any.
     pub fn memory_nodes(&self, uid: &str, container: &str) -> String {
-        let nodes: Cpus = self.memory_of(uid, container).into_iter().flat_map(|b| b.nodes).collect();
+        let of = |name: &str| self.memory_of(uid, name).into_iter().flat_map(|b| b.nodes).collect::<Cpus>();
+        let own = of(container);
+        let nodes = if own.is_empty() { of(WHOLE) } else { own };
         core::printed(&nodes)
     }
 

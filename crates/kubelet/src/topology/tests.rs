@@ -53,6 +53,10 @@ fn shown(got: Result<Given, Refusal>) -> String {
 #[test]
 fn resources_lie_together() {
     let one = |c: Value| json!({"containers": [c]});
+    let whole = |cpu: &str, memory: &str, containers: Value| {
+        let amounts = json!({"cpu": cpu, "memory": memory});
+        json!({"resources": {"requests": amounts, "limits": amounts}, "containers": containers})
+    };
     for (policy, whole_pods, spec, taken, devices, expect) in [
         ("none", false, one(container("a", "2", "1Mi", 0)), "0-2", "", "a=3-4 a:0"),
         ("best-effort", false, one(container("a", "2", "1Mi", 0)), "0-2", "", "a=4-5 a:1 a@1"),
@@ -98,6 +102,46 @@ fn resources_lie_together() {
             "",
             "",
             "a=0-2 i=0-3 a:0 i:0 a@0 i@0",
+        ),
+        // What a pod asks for as a whole is its containers' to share, but for what one has for itself.
+        (
+            "single-numa-node",
+            true,
+            whole("4", "2Mi", json!([container("a", "2", "1Mi", 0), {"name": "b"}, {"name": "c"}])),
+            "0",
+            "",
+            "a=4-5 b=6-7 c=6-7 :1 a@1 b@1 c@1",
+        ),
+        (
+            "single-numa-node",
+            true,
+            whole("4", "2Mi", json!([{"name": "a", "resources": {"requests": {"cpu": "2"}}}])),
+            "",
+            "",
+            "a=0-3 :0 a@0",
+        ),
+        ("single-numa-node", true, whole("5", "2Mi", json!([{"name": "a"}])), "", "", "apart"),
+        (
+            "single-numa-node",
+            true,
+            whole("2", "2Mi", json!([container("a", "2", "1Mi", 0), {"name": "b"}])),
+            "",
+            "",
+            "no cpus of the pod are left for b",
+        ),
+        ("single-numa-node", true, whole("1500m", "2Mi", json!([{"name": "a"}])), "", "", ":0 a@0"),
+        // By containers, only those that are guaranteed themselves have any.
+        (
+            "single-numa-node",
+            false,
+            whole(
+                "4",
+                "2Mi",
+                json!([container("a", "2", "1Mi", 0), {"name": "b", "resources": {"requests": {"cpu": "1"}}}]),
+            ),
+            "0",
+            "",
+            "a=1-2 a:0 a@0",
         ),
         (
             "none",
