@@ -49,10 +49,8 @@ pub async fn node(context: &Context) -> Readings {
         let info = context.engine.image_fs_info(v1::ImageFsInfoRequest {}).await.ok();
         let path = info.and_then(|i| Some(PathBuf::from(&i.image_filesystems.first()?.fs_id.as_ref()?.mountpoint)));
         if let Some((bytes, inodes)) = path.and_then(|p| filesystem(&p)) {
-            // One file system is one: it is not short of room twice.
-            if out.get(&Signal::NodefsBytes).is_none_or(|n| n.capacity != bytes.capacity) {
-                out.extend([(Signal::ImagefsBytes, bytes), (Signal::ImagefsInodes, inodes)]);
-            }
+            // Where both are one file system, the images' thresholds count for it as well, as upstream has it.
+            out.extend([(Signal::ImagefsBytes, bytes), (Signal::ImagefsInodes, inodes)]);
         }
     }
     out.extend(pids().map(|reading| (Signal::Pids, reading)));

@@ -40,6 +40,8 @@ pub struct Facts<'a> {
     pub over: bool,
     /// Evicted, past its deadline, or refused.
     pub verdict: Option<&'a Verdict>,
+    /// Whether the engine makes mounts below a read-only one read-only, too.
+    pub recursive_read_only: bool,
     /// Messages containers left when they ended, by container id.
     pub messages: &'a BTreeMap<String, String>,
     pub now: Timestamp,
@@ -217,7 +219,13 @@ fn container(
             mount_path: m.mount_path.clone(),
             name: m.name.clone(),
             read_only: m.read_only.filter(|r| *r),
-            recursive_read_only: (m.read_only == Some(true)).then(|| "Disabled".to_string()),
+            recursive_read_only: (m.read_only == Some(true)).then(|| {
+                let is_recursive = match m.recursive_read_only.as_deref() {
+                    Some("Enabled" | "IfPossible") => facts.recursive_read_only,
+                    _ => false,
+                };
+                if is_recursive { "Enabled" } else { "Disabled" }.to_string()
+            }),
             volume_status: None,
         })
         .collect();
@@ -553,6 +561,7 @@ mod tests {
             host_ips: &[],
             over,
             verdict: None,
+            recursive_read_only: true,
             messages: &MESSAGES,
             now: Timestamp::UNIX_EPOCH,
         }
@@ -614,6 +623,27 @@ mod tests {
             let spec = json!({"restartPolicy": "Never", "containers": [container]});
             let got = status(spec, &seen(&[("a", 0, State::Exited, code)]), &[], false);
             assert_eq!(got.phase.as_deref(), Some(expect), "{own} {code}");
+        }
+    }
+
+    #[test]
+    fn how_mounts_are_read_only() {
+        let pod: Pod = serde_json::from_value(json!({"spec": {"containers": [{"name": "a", "volumeMounts": [
+            {"name": "v", "mountPath": "/0"},
+            {"name": "v", "mountPath": "/1", "readOnly": true},
+            {"name": "v", "mountPath": "/2", "readOnly": true, "recursiveReadOnly": "IfPossible"},
+            {"name": "v", "mountPath": "/3", "readOnly": true, "recursiveReadOnly": "Disabled"}]}]}}))
+        .unwrap();
+        let seen = seen(&[("a", 0, State::Running, 0)]);
+        let waiting = BTreeMap::new();
+        for (supported, expect) in [
+            (true, [None, Some("Disabled"), Some("Enabled"), Some("Disabled")]),
+            (false, [None, Some("Disabled"), Some("Disabled"), Some("Disabled")]),
+        ] {
+            let status = generate(&pod, &Facts { recursive_read_only: supported, ..facts(&seen, &waiting, false) });
+            let mounts = status.container_statuses.unwrap()[0].volume_mounts.clone().unwrap();
+            let got: Vec<_> = mounts.iter().map(|m| m.recursive_read_only.as_deref()).collect();
+            assert_eq!(got, expect, "{supported}");
         }
     }
 

@@ -173,6 +173,7 @@ impl Worker {
             host_ips: &self.context.host_ips,
             over,
             verdict: self.verdict.as_ref(),
+            recursive_read_only: self.context.recursive_read_only(),
             messages: &self.messages,
             now: Timestamp::now(),
         };

@@ -76,6 +76,7 @@ fn subresources(path: &str) -> Vec<&'static str> {
         "logs" => vec!["log"],
         "pods" | "runningpods" | "allocatedPods" => vec!["pods", "proxy"],
         "configz" => vec!["configz", "proxy"],
+        "healthz" | "livez" | "readyz" => vec!["healthz", "proxy"],
         "checkpoint" => vec!["checkpoint"],
         "statusz" => vec!["statusz"],
         "flagz" => vec!["flagz"],
@@ -180,5 +181,27 @@ impl Auth {
             if allowed { self.config.allowed_for } else { self.config.denied_for },
         );
         decision
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_specific_permission_goes_first() {
+        for (path, expect) in [
+            ("/pods", vec!["pods", "proxy"]),
+            ("/runningpods/", vec!["pods", "proxy"]),
+            ("/healthz/syncloop", vec!["healthz", "proxy"]),
+            ("/configz", vec!["configz", "proxy"]),
+            ("/stats/summary", vec!["stats"]),
+            ("/metrics/cadvisor", vec!["metrics"]),
+            ("/logs/", vec!["log"]),
+            ("/checkpoint/n/p/c", vec!["checkpoint"]),
+            ("/exec/n/p/c", vec!["proxy"]),
+        ] {
+            assert_eq!(subresources(path), expect, "{path}");
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! The node API: what the control plane and people ask of a node over HTTPS.
 //!
-//! Every request is authenticated and authorized before anything is looked at ([`auth`]); only `/healthz` is open to
-//! all. Streams are handed to the engine byte by byte ([`streams`]).
+//! Every request is authenticated and authorized before anything is looked at ([`auth`]); who keeps the process alive asks
+//! the port without TLS ([`healthz`]), which says nothing else. Streams are handed to the engine byte by byte ([`streams`]).
 
 pub mod auth;
 pub mod authorities;
@@ -275,9 +275,6 @@ async fn answer(
     request: Request<Incoming>,
 ) -> Response<Body> {
     let path = request.uri().path().to_string();
-    if let Some(response) = health::answer(&context.metrics, request.uri()) {
-        return response;
-    }
     let user = match peer {
         Some(user) => user.clone(),
         None => match auth.bearer(&request).await {
@@ -287,6 +284,9 @@ async fn answer(
     };
     if let Err(why) = auth.allows(&user, request.method(), &path).await {
         return text(StatusCode::FORBIDDEN, why);
+    }
+    if let Some(response) = health::answer(&context.metrics, request.uri()) {
+        return response;
     }
     let first = path.trim_start_matches('/').split('/').next().unwrap_or_default();
     if let Some(why) = disabled(&context.config, first, &path) {
