@@ -19,7 +19,8 @@ pub fn yaml(text: &[u8]) -> Result<Value> {
     Ok(meta::yaml::read(text).map_err(anyhow::Error::msg)?.0)
 }
 
-fn parse(file: &str, text: &str) -> Result<Vec<Scenario>> {
+/// A file's scenarios.
+pub fn parse(file: &str, text: &str) -> Result<Vec<Scenario>> {
     serde_json::from_value(yaml(text.as_bytes()).with_context(|| format!("scenarios/{file}.yaml"))?)
         .with_context(|| format!("scenarios/{file}.yaml"))
 }
@@ -30,7 +31,7 @@ async fn run(server: &http::Server, files: &[(&str, &str)]) -> Result<()> {
     let mut failed = Vec::new();
     for (file, text) in files {
         for scenario in parse(file, text)? {
-            match scenario.run(server, minor).await {
+            match scenario.run(server, minor, &[]).await {
                 Ok(true) => println!("{file}: {}: passed", scenario.name),
                 Ok(false) => println!("{file}: {}: skipped, it is about a newer version than 1.{minor}", scenario.name),
                 Err(error) => failed.push(format!("{file}: {error:#}")),

@@ -106,14 +106,16 @@ pub async fn minor_version(server: &Server) -> Result<u32> {
 }
 
 impl Scenario {
-    /// Runs it; whether it was for this server at all.
-    pub async fn run(&self, server: &Server, minor: u32) -> Result<bool> {
+    /// Runs it, with more words where the scenarios' place has some; whether it was for this server at all.
+    pub async fn run(&self, server: &Server, minor: u32, more: &[(&str, &str)]) -> Result<bool> {
         if self.since.is_some_and(|since| since > minor) {
             return Ok(false);
         }
         let id = format!("{:08x}", rand::random::<u32>());
         let namespace = format!("scenario-{id}");
-        let words = [("ns", namespace.clone()), ("id", id)].map(|(k, v)| (k.to_string(), v)).into();
+        let more = more.iter().map(|(word, value)| (*word, value.to_string()));
+        let words = [("ns", namespace.clone()), ("id", id)].into_iter().chain(more);
+        let words = words.map(|(word, value)| (word.to_string(), value)).collect();
         let mut run = Run { server, words, saved: BTreeMap::new(), watches: BTreeMap::new() };
         let made = run
             .simple("POST", "/api/v1/namespaces", Some(serde_json::json!({"metadata": {"name": namespace}})))

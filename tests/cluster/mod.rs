@@ -13,6 +13,7 @@ mod faults;
 mod image;
 mod network;
 mod place;
+mod pods;
 mod process;
 mod storage;
 mod workloads;
@@ -268,6 +269,8 @@ async fn parts(stage: &mut Stage, variant: &Variant) -> Result<()> {
         done("up killed");
         faults::node_lost(stage).await?;
         done("a node lost");
+        pods::all(&stage.cluster.kubeconfig, image::NAME).await?;
+        done("what pods of later years get");
     }
     workloads::rollout(stage).await?;
     done("rollout");
