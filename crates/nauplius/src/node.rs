@@ -59,6 +59,9 @@ pub struct NodePlace {
     pub pod_networks: Vec<IpNet>,
     #[serde(default)]
     pub pod_network: fabric::PodNetworkOptions,
+    /// Where the embedded engine looks for CNI configurations; the built-in bridge when absent.
+    #[serde(default)]
+    pub cni_conf_dir: Option<PathBuf>,
     pub client_ca: PathBuf,
     pub kubelet_kubeconfig: PathBuf,
     pub proxy_kubeconfig: PathBuf,
@@ -77,7 +80,10 @@ impl NodePlace {
     }
 
     fn runtime(&self) -> Result<runtime::Config> {
-        runtime_config(&self.dir.join("runtime"), &self.run_dir.join("runtime"), &self.engine_socket(), &self.cgroup)
+        let dirs = (self.dir.join("runtime"), self.run_dir.join("runtime"));
+        let mut config = runtime_config(&dirs.0, &dirs.1, &self.engine_socket(), &self.cgroup)?;
+        config.network.cni_conf_dir = self.cni_conf_dir.clone();
+        Ok(config)
     }
 
     fn kubelet(&self) -> kubelet::Config {

@@ -64,6 +64,10 @@ pub struct Options {
     pub ranges: Ranges,
     #[command(flatten)]
     pub network: crate::fabric::PodNetworkOptions,
+    /// Connect pods by the CNI plugins of the configuration found here, or in its folder named like the node; without, by the
+    /// built-in bridge.
+    #[arg(long, conflicts_with = "container_runtime_endpoint")]
+    pub cni_conf_dir: Option<PathBuf>,
     /// Run each role in a process of its own, over HTTPS.
     #[arg(long)]
     pub split: bool,

@@ -27,6 +27,7 @@ pub mod endpoints;
 mod few;
 pub mod fragment;
 pub mod health;
+pub mod listing;
 pub mod map;
 pub mod metrics;
 pub mod nft;

@@ -3,13 +3,9 @@
 //! A [`Transaction`] is one atomic commit. A difference adds chains and sets first, then swaps map elements, then removes
 //! what nothing leads to any more, so that each step refers only to what exists.
 
-use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::net::IpAddr;
 use std::sync::Arc;
-
-use serde::Deserialize;
-use serde::de::IgnoredAny;
 
 use crate::elements::Change;
 use crate::map::{Element, Entry, Map, Value};
@@ -325,61 +321,4 @@ pub fn changes(delta: &Delta, now: &Ruleset) -> Transaction {
         }
     }
     out
-}
-
-/// What `nft -j list table` shows, as far as it is looked at: of elements their number.
-#[derive(Debug, Deserialize)]
-pub struct Listing {
-    nftables: Vec<Listed>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum Listed {
-    Chain {
-        name: String,
-    },
-    Rule {
-        chain: String,
-    },
-    #[serde(alias = "set")]
-    Map {
-        name: String,
-        #[serde(default)]
-        elem: Vec<IgnoredAny>,
-    },
-    #[serde(untagged)]
-    Other(IgnoredAny),
-}
-
-/// Whether what nft shows has everything the ruleset put there, by count: enough to see a flush or a removal, without
-/// reading each element back.
-pub fn intact(listing: &Listing, ruleset: &Ruleset) -> bool {
-    let mut rules: BTreeMap<&str, usize> = BTreeMap::new();
-    let mut elements: BTreeMap<&str, usize> = BTreeMap::new();
-    for listed in &listing.nftables {
-        match listed {
-            Listed::Chain { name } => _ = rules.entry(name).or_default(),
-            Listed::Rule { chain } => *rules.entry(chain).or_default() += 1,
-            Listed::Map { name, elem } => _ = elements.insert(name, elem.len()),
-            Listed::Other(_) => {}
-        }
-    }
-    let mut expected_rules: BTreeMap<&str, usize> = BTreeMap::new();
-    for command in &*ruleset.base {
-        let mut words = command.split(' ').skip(1);
-        match (words.next(), words.next()) {
-            (Some("chain"), Some(name)) => _ = expected_rules.entry(name).or_default(),
-            (Some("rule"), Some(name)) => *expected_rules.entry(name).or_default() += 1,
-            _ => {}
-        }
-    }
-    expected_rules.extend(ruleset.chains.iter().map(|(name, (rules, _))| (&**name, rules.len())));
-    let mut counts: BTreeMap<Map, usize> = BTreeMap::new();
-    for (element, _) in ruleset.elements() {
-        *counts.entry(element.map()).or_default() += 1;
-    }
-    expected_rules.iter().all(|(name, count)| rules.get(name) == Some(count))
-        && counts.iter().all(|(map, count)| elements.get(&*map.name()) == Some(count))
-        && ruleset.sets.keys().all(|name| elements.contains_key(&**name))
 }

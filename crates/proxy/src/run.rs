@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use crate::conntrack::{Netfilter, stale};
 use crate::fragment::Fragment;
 use crate::health::{Health, HealthPorts, own_servers};
+use crate::listing::intact;
 use crate::metrics::Metrics;
 use crate::nft::{self, Transaction};
 use crate::objects::Objects;
@@ -31,7 +32,7 @@ use crate::{Config, Family, TABLE};
 /// Put on a node before the cluster autoscaler removes it.
 const LEAVING_TAINT: &str = "ToBeDeletedByClusterAutoscaler";
 /// How often the rule set's generation is looked at, to see whether somebody else changed something.
-const LOOK: Duration = Duration::from_secs(5);
+const LOOK: Duration = Duration::from_secs(1);
 /// How long the first table waits for the policies.
 const POLICIES_WITHIN: Duration = Duration::from_secs(10);
 /// How long the first table waits for the ranges of cluster IPs.
@@ -313,7 +314,7 @@ impl Shell {
             return;
         }
         for table in &self.tables {
-            if !listing(table.family).await.is_some_and(|listing| nft::intact(&listing, table)) {
+            if !listing(table.family).await.is_some_and(|listing| intact(&listing, table)) {
                 tracing::warn!(
                     "the table {} {TABLE} was changed by somebody else: writing it anew",
                     table.family.nft()

@@ -9,6 +9,7 @@ use tokio::process::Command;
 
 use crate::conntrack::Netfilter;
 use crate::elements::Change;
+use crate::listing::Listing;
 use crate::nft::{self, Transaction};
 use crate::program::{Delta, Ruleset};
 use crate::{Family, TABLE};
@@ -78,7 +79,7 @@ impl Update {
 }
 
 /// The table as nft shows it; `None` when there is none.
-pub async fn listing(family: Family) -> Option<nft::Listing> {
+pub async fn listing(family: Family) -> Option<Listing> {
     let output = Command::new("nft").args(["-j", "list", "table", family.nft(), TABLE]).kill_on_drop(true).output();
     let output = tokio::time::timeout(NFT_TIMEOUT, output).await.ok()?.ok()?;
     output.status.success().then(|| serde_json::from_slice(&output.stdout).ok())?

@@ -41,6 +41,13 @@ pub struct Child {
     log: PathBuf,
 }
 
+/// Where a node looks for CNI configurations: they mostly name its own pod range, so it may have a folder of its own.
+fn cni_conf_dir(dir: &Path, node: &str) -> Result<PathBuf> {
+    let dir = dir.canonicalize().with_context(|| format!("cannot use the directory {}", dir.display()))?;
+    let own = dir.join(node);
+    Ok(if own.is_dir() { own } else { dir })
+}
+
 fn arg(name: &str, value: impl AsRef<std::ffi::OsStr>) -> OsString {
     let mut out = OsString::from(format!("--{name}="));
     out.push(value);
@@ -154,6 +161,7 @@ impl Child {
             dns_addresses: options.ranges.dns(),
             pod_networks: options.ranges.cluster_cidr.clone(),
             pod_network: options.network.clone(),
+            cni_conf_dir: options.cni_conf_dir.as_deref().map(|dir| cni_conf_dir(dir, &name)).transpose()?,
             client_ca: pki.ca_file(),
             kubelet_kubeconfig: identities.kubeconfig(
                 &name,

@@ -15,7 +15,8 @@ use std::time::Duration;
 
 use net::{CLIENT, NODE, Net, VIP, WAIT, spec, translated};
 use proxy::conntrack::{Netfilter, stale};
-use proxy::nft::{full, intact};
+use proxy::listing::intact;
+use proxy::nft::full;
 use proxy::{Config, Family, Ruleset, TABLE, diff, program};
 use serde_json::{Value, json};
 
@@ -58,6 +59,16 @@ fn packets_go(family: Family) {
     assert!(!intact(&listing(), &now));
     net.apply(&full(&now).text);
     assert!(intact(&listing(), &now));
+    // So is what takes another's place: an endpoint, and a rule.
+    let table = format!("{} {TABLE}", family.nft());
+    let (vip, pod, other) = (net.address(VIP), net.address("10.8.1.2"), net.address("10.8.3.9"));
+    let put = |pod| format!("element {table} tcp-endpoints {{ {vip} . 80 . 0 : {pod} . 8080 }}");
+    net.apply(&format!("delete {}\nadd {}\n", put(pod), put(other)));
+    assert!(!intact(&listing(), &now));
+    net.apply(&full(&now).text);
+    net.apply(&format!("flush chain {table} prerouting\nadd rule {table} prerouting accept\n"));
+    assert!(!intact(&listing(), &now));
+    net.apply(&full(&now).text);
 
     // One endpoint less: the table that was is turned into the table that is.
     let next = |now: &mut Ruleset, table: Ruleset| {

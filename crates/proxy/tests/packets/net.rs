@@ -94,7 +94,7 @@ impl Net {
         }
     }
 
-    pub fn listing(&self) -> proxy::nft::Listing {
+    pub fn listing(&self) -> proxy::listing::Listing {
         serde_json::from_str(&self.nft(&["-j", "list", "table", self.family.nft(), TABLE], "")).unwrap()
     }
 

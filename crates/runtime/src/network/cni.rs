@@ -3,6 +3,7 @@
 //! Guarantees: what was used to add a pod is remembered and used to delete it, whatever the configuration says by
 //! then; deleting runs the plugins in reverse and needs no living pod.
 
+use std::collections::HashMap;
 use std::io::Write;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -16,6 +17,11 @@ use cri::v1::{PodSandboxConfig, Protocol};
 
 /// Largest configuration file in bytes.
 const MAX_CONFIG: u64 = 1 << 20;
+
+/// The capability of plugins that want to see the pod's annotations, as containerd calls it.
+const ANNOTATIONS: &str = "io.kubernetes.cri.pod-annotations";
+/// Bits in a burst beyond a pod's rate, as containerd has it: as many as the plugin takes.
+const BURST_BITS: u32 = u32::MAX;
 
 /// A list of plugins.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -75,6 +81,19 @@ impl<'a> Call<'a> {
                 .collect();
             config.insert("portMappings".into(), Value::Array(ports));
         }
+        if can("bandwidth")
+            && let Some(limits) = bandwidth(&self.config.annotations)
+        {
+            config.insert("bandwidth".into(), limits);
+        }
+        if can("cgroupPath")
+            && let Some(linux) = &self.config.linux
+        {
+            config.insert("cgroupPath".into(), json!(linux.cgroup_parent));
+        }
+        if can(ANNOTATIONS) {
+            config.insert(ANNOTATIONS.into(), json!(self.config.annotations));
+        }
         if can("dns")
             && let Some(dns) = &self.config.dns_config
         {
@@ -93,16 +112,9 @@ impl<'a> Call<'a> {
         command: &str,
         previous: Option<&Value>,
     ) -> Result<Value> {
-        let kind = plugin.get("type").and_then(Value::as_str).context("a plugin without type")?;
-        if kind.contains('/') {
-            bail!("plugin type \"{kind}\" is not a name");
-        }
-        let program = self
-            .bin_dirs
-            .iter()
-            .map(|dir| dir.join(kind))
-            .find(|path| path.exists())
-            .with_context(|| format!("failed to find plugin \"{kind}\" in path {:?}", self.bin_dirs))?;
+        let kind = kind_of(plugin)?;
+        let program = find(kind, self.bin_dirs)
+            .with_context(|| format!("plugin type=\"{kind}\" failed ({})", command.to_lowercase()))?;
         let mut input = plugin.clone();
         let runtime = self.runtime_config(plugin);
         input.remove("capabilities");
@@ -145,7 +157,62 @@ impl<'a> Call<'a> {
     }
 }
 
+fn kind_of(plugin: &Map<String, Value>) -> Result<&str> {
+    let kind = plugin.get("type").and_then(Value::as_str).context("a plugin without type")?;
+    if kind.contains('/') {
+        bail!("plugin type \"{kind}\" is not a name");
+    }
+    Ok(kind)
+}
+
+/// A plugin's program.
+fn find(kind: &str, dirs: &[PathBuf]) -> Result<PathBuf> {
+    let found = dirs.iter().map(|dir| dir.join(kind)).find(|path| path.exists());
+    let all = || dirs.iter().map(|dir| dir.display().to_string()).collect::<Vec<_>>().join(" ");
+    found.with_context(|| format!("failed to find plugin \"{kind}\" in path [{}]", all()))
+}
+
+/// How much a pod's link may carry, from its annotations.
+fn bandwidth(annotations: &HashMap<String, String>) -> Option<Value> {
+    let rate = |way: &str| bits(annotations.get(&format!("kubernetes.io/{way}-bandwidth"))?);
+    let mut out = Map::new();
+    for way in ["ingress", "egress"] {
+        if let Some(rate) = rate(way) {
+            out.insert(format!("{way}Rate"), json!(rate));
+            out.insert(format!("{way}Burst"), json!(BURST_BITS));
+        }
+    }
+    (!out.is_empty()).then_some(Value::Object(out))
+}
+
+/// A quantity of bits a second: a whole or decimal number and its unit. `None` for what is none, or beyond 1k to 1P.
+fn bits(text: &str) -> Option<u64> {
+    let text = text.trim();
+    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let factor: f64 = match unit {
+        "" => 1.0,
+        "k" => 1e3,
+        "M" => 1e6,
+        "G" => 1e9,
+        "T" => 1e12,
+        "P" => 1e15,
+        "Ki" => 1024.0,
+        "Mi" => 1_048_576.0,
+        "Gi" => 1_073_741_824.0,
+        "Ti" => 1_099_511_627_776.0,
+        _ => return None,
+    };
+    let rate = number.parse::<f64>().ok()? * factor;
+    (1e3..=1e15).contains(&rate).then_some(rate as u64)
+}
+
 impl Conflist {
+    /// Whether every plugin's program is there.
+    pub fn is_runnable(&self, bin_dirs: &[PathBuf]) -> Result<()> {
+        self.plugins.iter().try_for_each(|plugin| find(kind_of(plugin)?, bin_dirs).map(drop))
+    }
+
     /// The first configuration of a directory, by name; `None` if there is none.
     pub fn load(dir: &Path) -> Result<Option<Conflist>> {
         let Ok(entries) = std::fs::read_dir(dir) else { return Ok(None) };
@@ -237,11 +304,33 @@ mod tests {
     fn configurations_are_read() {
         let list =
             Conflist::parse(br#"{"cniVersion":"1.0.0","name":"n","plugins":[{"type":"bridge"},{"type":"portmap"}]}"#);
-        assert_eq!(list.unwrap().plugins.len(), 2);
+        let list = list.unwrap();
+        assert_eq!(list.plugins.len(), 2);
         let single = Conflist::parse(br#"{"name":"n","type":"bridge"}"#).unwrap();
         assert_eq!((single.plugins.len(), single.version.as_str()), (1, "0.3.1"));
+        let lost = list.is_runnable(&["/nowhere".into()]).unwrap_err();
+        assert_eq!(lost.to_string(), "failed to find plugin \"bridge\" in path [/nowhere]");
         for bad in ["", "{}", r#"{"name":"n"}"#, r#"{"type":"x"}"#, r#"{"name":"n","plugins":[1]}"#] {
             assert!(Conflist::parse(bad.as_bytes()).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn annotations_limit_the_link() {
+        for (ingress, egress, expect) in [
+            ("10M", "", r#"{"ingressBurst":4294967295,"ingressRate":10000000}"#),
+            (
+                "1Ki",
+                "1.5G",
+                r#"{"egressBurst":4294967295,"egressRate":1500000000,"ingressBurst":4294967295,"ingressRate":1024}"#,
+            ),
+            ("999", "2P", "null"),
+            ("fast", "1E", "null"),
+        ] {
+            let annotations = [("ingress", ingress), ("egress", egress)];
+            let annotations =
+                annotations.map(|(way, text)| (format!("kubernetes.io/{way}-bandwidth"), text.to_string())).into();
+            assert_eq!(json!(bandwidth(&annotations)).to_string(), expect, "{ingress} {egress}");
         }
     }
 }

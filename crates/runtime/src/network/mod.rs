@@ -117,7 +117,7 @@ impl Network {
     /// Why pods cannot be connected now, if so.
     pub fn problem(&self) -> Option<String> {
         match self.conflist() {
-            Some(Ok(_)) => None,
+            Some(Ok(list)) => list.is_runnable(&self.config.cni_bin_dirs).err().map(|error| format!("{error:#}")),
             Some(Err(error)) => Some(format!("cni config invalid: {error:#}")),
             None if !self.pools().is_empty() => None,
             None => Some("no CNI configuration and no pod CIDR yet".into()),
