@@ -353,40 +353,36 @@ impl Object {
 
     /// Appends the object as clients see it.
     pub fn write_json(&self, out: &mut Vec<u8>) {
-        match self.splice {
-            Splice::Present => out.extend_from_slice(&self.raw),
-            Splice::At(at) => {
-                let (head, tail) = self.raw.split_at(at as usize);
-                out.extend_from_slice(head);
-                out.extend_from_slice(RESOURCE_VERSION);
-                write_decimal(self.resource_version, out);
-                out.extend_from_slice(b"\",");
-                out.extend_from_slice(tail);
-            }
-        }
+        let stored = self.begin_json(false, out);
+        out.extend_from_slice(stored);
     }
 
-    /// Appends the object as an item of a list of its kind: without `kind` and `apiVersion`, which the list says.
-    pub fn write_json_item(&self, out: &mut Vec<u8>) {
-        match self.splice {
-            Splice::Present => match self.value() {
-                Ok(Value::Object(mut body)) => {
+    /// Appends how the JSON begins that clients see, and gives the stored bytes it ends with. A `bare` object is an item of
+    /// a list of its kind: without `kind` and `apiVersion`, which the list says.
+    pub fn begin_json(&self, bare: bool, out: &mut Vec<u8>) -> &[u8] {
+        let at = match self.splice {
+            Splice::At(at) => at as usize,
+            Splice::Present => {
+                if bare && let Ok(Value::Object(mut body)) = self.value() {
                     body.remove("kind");
                     body.remove("apiVersion");
                     // Writing a tree to memory does not fail.
                     let _ = serde_json::to_writer(out, &body);
+                    return &[];
                 }
-                _ => out.extend_from_slice(&self.raw),
-            },
-            Splice::At(at) => {
-                out.push(b'{');
-                out.extend_from_slice(METADATA);
-                out.extend_from_slice(RESOURCE_VERSION);
-                write_decimal(self.resource_version, out);
-                out.extend_from_slice(b"\",");
-                out.extend_from_slice(&self.raw[at as usize..]);
+                return &self.raw;
             }
+        };
+        if bare {
+            out.push(b'{');
+            out.extend_from_slice(METADATA);
+        } else {
+            out.extend_from_slice(&self.raw[..at]);
         }
+        out.extend_from_slice(RESOURCE_VERSION);
+        write_decimal(self.resource_version, out);
+        out.extend_from_slice(b"\",");
+        &self.raw[at..]
     }
 
     /// The object as clients see it.
@@ -508,7 +504,8 @@ mod tests {
         assert_eq!(object.value().unwrap(), seen);
         for object in [&object, &Object::from_wire(object.to_json()).unwrap()] {
             let mut item = Vec::new();
-            object.write_json_item(&mut item);
+            let stored = object.begin_json(true, &mut item);
+            item.extend_from_slice(stored);
             let mut expected = seen.clone();
             expected.as_object_mut().unwrap().retain(|field, _| field != "kind" && field != "apiVersion");
             assert_eq!(serde_json::from_slice::<Value>(&item).unwrap(), expected);

@@ -1,7 +1,6 @@
 //! Replies as bytes: JSON, YAML, protobuf, tables, metadata only; whole, or as a watch.
 //!
-//! Objects are already encoded; a list is their bytes between commas, cut into chunks of one TLS record. Only tables,
-//! metadata, YAML and protobuf look inside.
+//! Objects are already encoded, and so are [`lists`] of them. Only tables, metadata, YAML and protobuf look inside.
 
 use std::convert::Infallible;
 use std::io::Write;
@@ -17,11 +16,9 @@ use resources::Resource;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
-use super::{Body, full, table};
+use super::{Body, full, lists, table};
 use crate::server::ApiServer;
 
-/// One HTTP/2 DATA frame in one TLS record: header and authentication tag deducted from 16 KiB.
-const CHUNK: usize = 16_375;
 /// Replies above this are compressed for clients that take it, as upstream.
 const GZIP_FROM: usize = 128 * 1024;
 
@@ -243,13 +240,13 @@ pub fn reply(
                     Format::Json,
                 )?,
             };
-            Ok(whole(code, negotiated, bytes))
+            whole(code, negotiated, bytes)
         }
         Reply::Value { value, code } => {
             let code = StatusCode::from_u16(code).unwrap_or(StatusCode::OK);
             let format = negotiated.plain.ok_or_else(not_acceptable)?;
             let bytes = value_bytes(shape, &value, format)?;
-            Ok(chunked(code, format, negotiated, vec![bytes]))
+            ready(code, format, negotiated, bytes)
         }
         Reply::List(list) => list_reply(list, shape, negotiated),
         Reply::Watch(events) => watch_reply(events, shape, negotiated, ending),
@@ -272,9 +269,9 @@ fn respond(code: StatusCode, format: Format, body: Body) -> Response<Body> {
     response
 }
 
-fn whole(code: StatusCode, negotiated: &Negotiated, bytes: Bytes) -> Response<Body> {
+fn whole(code: StatusCode, negotiated: &Negotiated, bytes: Bytes) -> Result<Response<Body>, Status> {
     let format = if negotiated.view == View::Table { Format::Json } else { negotiated.format };
-    chunked(code, format, negotiated, vec![bytes])
+    ready(code, format, negotiated, bytes)
 }
 
 /// JSON as Go indents it: two spaces, a line break at the end.
@@ -289,31 +286,28 @@ fn indent(json: &[u8]) -> Bytes {
     }
 }
 
-/// A body of ready pieces, compressed when that pays.
-fn chunked(code: StatusCode, format: Format, negotiated: &Negotiated, pieces: Vec<Bytes>) -> Response<Body> {
-    let pieces = if negotiated.pretty && format == Format::Json { vec![indent(&pieces.concat())] } else { pieces };
-    let length: usize = pieces.iter().map(Bytes::len).sum();
-    if negotiated.gzip && length > GZIP_FROM {
-        let mut encoder = flate2::write::GzEncoder::new(Vec::with_capacity(length / 4), flate2::Compression::fast());
-        // Writing to memory does not fail.
-        let written = pieces.iter().try_for_each(|piece| encoder.write_all(piece)).and_then(|()| encoder.finish());
-        if let Ok(compressed) = written {
-            let mut response = respond(code, format, full(compressed));
-            response.headers_mut().insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
-            response.headers_mut().insert(header::VARY, HeaderValue::from_static("Accept-Encoding"));
-            return response;
-        }
+/// A body that is ready, compressed when that pays.
+fn ready(code: StatusCode, format: Format, negotiated: &Negotiated, bytes: Bytes) -> Result<Response<Body>, Status> {
+    let bytes = if negotiated.pretty && format == Format::Json { indent(&bytes) } else { bytes };
+    if negotiated.gzip && bytes.len() > GZIP_FROM {
+        return compressed(code, format, bytes.len(), std::iter::once(bytes));
     }
-    let mut pieces = pieces;
-    if pieces.len() == 1
-        && let Some(only) = pieces.pop()
-    {
-        return respond(code, format, full(only));
-    }
-    let frames = futures::stream::iter(pieces.into_iter().map(|piece| Ok::<_, Infallible>(Frame::data(piece))));
-    let mut response = respond(code, format, StreamBody::new(frames).boxed_unsync());
-    response.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from(length));
-    response
+    Ok(respond(code, format, full(bytes)))
+}
+
+/// Pieces, of so many bytes, as one compressed body.
+fn compressed(
+    code: StatusCode,
+    format: Format,
+    length: usize,
+    mut pieces: impl Iterator<Item = Bytes>,
+) -> Result<Response<Body>, Status> {
+    let mut encoder = flate2::write::GzEncoder::new(Vec::with_capacity(length / 4), flate2::Compression::fast());
+    pieces.try_for_each(|piece| encoder.write_all(&piece)).map_err(Status::internal)?;
+    let mut response = respond(code, format, full(encoder.finish().map_err(Status::internal)?));
+    response.headers_mut().insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+    response.headers_mut().insert(header::VARY, HeaderValue::from_static("Accept-Encoding"));
+    Ok(response)
 }
 
 fn value_bytes(shape: &Shape, value: &Value, format: Format) -> Result<Bytes, Status> {
@@ -381,40 +375,27 @@ fn list_reply(list: List, shape: &Shape, negotiated: &Negotiated) -> Result<Resp
     match (negotiated.view, negotiated.format) {
         (View::Table, _) => {
             let value = tabulate(shape, &list.items, &list, true)?;
-            Ok(whole(StatusCode::OK, negotiated, value_bytes(shape, &value, Format::Json)?))
+            whole(StatusCode::OK, negotiated, value_bytes(shape, &value, Format::Json)?)
         }
         (View::Metadata, format) => {
             let items = list.items.iter().map(|object| partial(object)).collect::<Result<Vec<_>, _>>()?;
             let value = json!({"kind": "PartialObjectMetadataList", "apiVersion": "meta.k8s.io/v1", "metadata": list_metadata(&list), "items": items});
-            Ok(whole(StatusCode::OK, negotiated, value_bytes(shape, &value, format)?))
+            whole(StatusCode::OK, negotiated, value_bytes(shape, &value, format)?)
         }
         (View::Whole, Format::Json) => {
             let head = json!({"kind": list_kind, "apiVersion": shape.api_version, "metadata": list_metadata(&list)})
                 .to_string();
-            let mut pieces = Vec::new();
-            let mut piece = Vec::with_capacity(CHUNK + 4096);
-            piece.extend_from_slice(&head.as_bytes()[..head.len() - 1]);
-            piece.extend_from_slice(b",\"items\":[");
-            for (at, object) in list.items.iter().enumerate() {
-                if at > 0 {
-                    piece.push(b',');
-                }
-                if custom {
-                    object.write_json(&mut piece)
-                } else {
-                    object.write_json_item(&mut piece)
-                }
-                if piece.len() >= CHUNK {
-                    let mut ready = Bytes::from(std::mem::replace(&mut piece, Vec::with_capacity(CHUNK + 4096)));
-                    while ready.len() >= CHUNK {
-                        pieces.push(ready.split_to(CHUNK));
-                    }
-                    piece.extend_from_slice(&ready);
-                }
+            let pieces = lists::Pieces::new(&head, list.items, !custom);
+            let length = pieces.about();
+            if negotiated.pretty || length <= lists::PIECE {
+                let bytes = pieces.collect::<Vec<_>>().concat().into();
+                return ready(StatusCode::OK, Format::Json, negotiated, bytes);
             }
-            piece.extend_from_slice(b"]}\n");
-            pieces.push(piece.into());
-            Ok(chunked(StatusCode::OK, Format::Json, negotiated, pieces))
+            if negotiated.gzip && length > GZIP_FROM {
+                return compressed(StatusCode::OK, Format::Json, length, pieces);
+            }
+            let frames = futures::stream::iter(pieces.map(|piece| Ok::<_, Infallible>(Frame::data(piece))));
+            Ok(respond(StatusCode::OK, Format::Json, StreamBody::new(frames).boxed_unsync()))
         }
         (View::Whole, format) => {
             let mut items =
@@ -426,7 +407,7 @@ fn list_reply(list: List, shape: &Shape, negotiated: &Negotiated) -> Result<Resp
                 }
             }
             let value = json!({"kind": list_kind, "apiVersion": shape.api_version, "metadata": list_metadata(&list), "items": items});
-            Ok(whole(StatusCode::OK, negotiated, value_bytes(shape, &value, format)?))
+            whole(StatusCode::OK, negotiated, value_bytes(shape, &value, format)?)
         }
     }
 }

@@ -11,6 +11,7 @@ mod health;
 mod held;
 mod jsonpath;
 pub mod lasting;
+mod lists;
 mod metrics;
 mod paths;
 pub mod route;
