@@ -17,6 +17,9 @@ use super::{Cache, Event};
 
 /// Events handed over at once; a reader that is slower gets the rest on its next turn.
 const BATCH: usize = 512;
+/// Bytes of the objects at a watch's beginning that are sent at a time: there may be any number of them, and all together
+/// they would be as long as a list.
+const FIRST_BYTES: usize = 64 << 10;
 /// How often a quiet watch that asked for bookmarks gets one. Upstream: about a minute.
 const BOOKMARK_EVERY: Duration = Duration::from_secs(60);
 
@@ -140,7 +143,7 @@ struct Walk {
     position: Revision,
     /// The store's own history, while the cache's does not reach back to `position`.
     backlog: Option<store::WatchStream>,
-    first: Option<Vec<Seen>>,
+    first: std::vec::IntoIter<Seen>,
     bookmarks: bool,
     deadline: tokio::time::Instant,
     bookmark_at: tokio::time::Instant,
@@ -148,6 +151,20 @@ struct Walk {
 }
 
 impl Walk {
+    /// The next of what the watch begins with.
+    fn next_of_first(&mut self) -> Vec<Seen> {
+        let (mut batch, mut bytes) = (Vec::new(), 0);
+        while bytes < FIRST_BYTES
+            && let Some(seen) = self.first.next()
+        {
+            if let Seen::Changed(_, object) = &seen {
+                bytes += object.json_len();
+            }
+            batch.push(seen);
+        }
+        batch
+    }
+
     /// The next of what the cache no longer knows; nothing when it only got further.
     async fn catch_up(&mut self) -> Result<Vec<Arc<Event>>, Status> {
         let lost = |_| gone(self.position, self.cache.oldest());
@@ -209,14 +226,15 @@ pub fn watch(
         selection,
         position: start.position,
         backlog: None,
-        first: (!first.is_empty()).then_some(first),
+        first: first.into_iter(),
         bookmarks: start.bookmarks,
         deadline: now + start.timeout,
         bookmark_at: next_bookmark(now, now + start.timeout),
         ended: false,
     };
     futures::stream::unfold(walk, |mut walk| async move {
-        if let Some(first) = walk.first.take() {
+        let first = walk.next_of_first();
+        if !first.is_empty() {
             return Some((first, walk));
         }
         while !walk.ended {
