@@ -4,6 +4,7 @@
 //! that Go finds equal are equal here and print the same. Text already in (what Go takes for) canonical form is kept as
 //! written. Bounds: a mantissa holds 38 digits, where Go's is unlimited; longer texts are refused, larger sums saturate.
 
+use std::borrow::Cow;
 use std::cmp::Ordering;
 use std::fmt;
 use std::str::FromStr;
@@ -115,7 +116,10 @@ impl FromStr for Quantity {
         let whole = whole.trim_start_matches('0');
         let whole = if whole.is_empty() { "0" } else { whole };
         let suffix = suffix(rest)?;
-        let digits = format!("{whole}{fraction}");
+        let digits = match fraction {
+            "" => Cow::Borrowed(whole),
+            _ => Cow::Owned(format!("{whole}{fraction}")),
+        };
         let significant = digits.trim_start_matches('0').trim_end_matches('0').len();
         if significant > MAX_DIGITS {
             return Err(QuantityError::Number);

@@ -238,7 +238,11 @@ pub fn volumes<'v>(at: &At<'v>, errors: &mut Errors) -> HashSet<&'v str> {
     let mut names = HashSet::new();
     for volume in at.items() {
         let before = errors.0.len();
-        let mut kinds = SOURCES.iter().filter(|kind| volume.value.has(kind));
+        // A volume has few members, and there are many sources.
+        let members = volume.value.map("").iter().filter(|(_, of)| !of.is_null());
+        let mut kinds: Vec<usize> = members.filter_map(|(kind, _)| SOURCES.iter().position(|s| s == kind)).collect();
+        kinds.sort_unstable();
+        let mut kinds = kinds.into_iter().map(|kind| SOURCES[kind]);
         match kinds.next() {
             None => errors.required(&volume, "must specify a volume type"),
             Some(kind) => source(&volume, kind, errors),
