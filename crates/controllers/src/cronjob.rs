@@ -21,7 +21,11 @@ use crate::{Context, conditions, decoded, status_of};
 
 /// What is told to those who write a time zone into the schedule itself.
 const TIME_ZONES: &str = "https://kubernetes.io/docs/concepts/workloads/controllers/cron-jobs/";
-const SCHEDULED_AT: &str = "batch.kubernetes.io/cronjob-scheduled-timestamp";
+pub const SCHEDULED_AT: &str = "batch.kubernetes.io/cronjob-scheduled-timestamp";
+/// The clock may be set while we wait, which no timer notices: so long at most until we do.
+const LONGEST_WAIT: Duration = Duration::from_secs(60);
+/// Keys reconciled at once: many are due in the same second, and nobody should have to wait for the pods of the first.
+const WORKERS: usize = 32;
 /// Bytes of a CronJob's name in its Jobs' names.
 const MAX_PREFIX: usize = 52;
 
@@ -171,7 +175,7 @@ fn schedule(
     };
     if let Some(next) = schedule.next(now) {
         let wait = u64::try_from(next.as_millisecond() - now.as_millisecond()).unwrap_or(0);
-        plan.again_after(Duration::from_millis(wait + 100));
+        plan.again_after(Duration::from_millis(wait + 1).min(LONGEST_WAIT));
     }
     let last = client::time::parse(status["lastScheduleTime"].as_str().unwrap_or_default());
     let created = client::time::parse(&object.meta.creation_timestamp).unwrap_or(now);
@@ -256,4 +260,5 @@ pub fn cron_jobs(cx: &Context) -> Controller {
     })
     .watch(&crons, own_key)
     .watch(&jobs, owners::to_controller("CronJob"))
+    .workers(WORKERS)
 }

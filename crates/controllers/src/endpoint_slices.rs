@@ -2,7 +2,7 @@
 //! ports, changed as little as possible. Pure but for what it is declared with; hints are [`crate::topology`]'s.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use client::Informer;
 use k8s_openapi::api::core::v1::{Node, Service};
@@ -20,7 +20,7 @@ use crate::pod_facts;
 use crate::pods::{self, PodView};
 use crate::runner::{Controller, own_key};
 use crate::topology::{self, Zones};
-use crate::{Context, decoded};
+use crate::{Context, decoded, figures};
 
 const CONTROLLER: &str = "endpointslice-controller.k8s.io";
 
@@ -304,21 +304,48 @@ fn zones_of(nodes: &Informer) -> Result<Zones, Status> {
     Ok(topology::zones(nodes.iter().map(|(node, object)| (&**object, &**node))))
 }
 
+/// Has shown how many slices and endpoints there are and should be.
+fn show(
+    desired: &Arc<Mutex<HashMap<Arc<str>, usize>>>,
+    slices: &Arc<Informer>,
+    ours: fn(&Object) -> bool,
+    max_per_slice: usize,
+) {
+    let (desired, slices) = (Arc::downgrade(desired), Arc::downgrade(slices));
+    figures::refreshed("endpointslice-controller", move || {
+        let Some((desired, slices)) = desired.upgrade().zip(slices.upgrade()) else { return };
+        let (mut endpoints, mut least) = (0, 0);
+        for count in desired.lock().unwrap_or_else(PoisonError::into_inner).values() {
+            endpoints += count;
+            least += count.div_ceil(max_per_slice).max(1);
+        }
+        figures::set("endpoint_slice_controller_endpoints_desired", &[], endpoints);
+        figures::set("endpoint_slice_controller_desired_endpoint_slices", &[], least);
+        figures::set("endpoint_slice_controller_num_endpoint_slices", &[], slices.list_where(None, ours).len());
+    });
+}
+
 pub fn endpoint_slices(cx: &Context) -> Controller {
     let (services, all_pods) = (cx.informers.get::<Service>(), pod_facts::informer(&cx.informers));
     let (nodes, slices) = (cx.informers.get::<Node>(), cx.informers.get::<EndpointSlice>());
     index(&services, &all_pods);
     let max_per_slice = cx.options.max_endpoints_per_slice;
-    let ours = |o: &Object| o.meta.label(MANAGED_BY) == Some(CONTROLLER);
+    let ours: fn(&Object) -> bool = |o| o.meta.label(MANAGED_BY) == Some(CONTROLLER);
     let service_of = move |o: &Object| {
         Some(meta::object::object_key(&o.meta.namespace, o.meta.label(SERVICE_NAME).filter(|_| ours(o))?))
     };
     slices.add_index("service", move |o| service_of(o).into_iter().collect());
     let hinted = services.clone();
     let (of, of_pods, of_nodes, of_slices) = (services.clone(), all_pods.clone(), nodes.clone(), slices.clone());
+    // Endpoints of each Service, for those who watch how many there are.
+    let desired: Arc<Mutex<HashMap<Arc<str>, usize>>> = Arc::default();
+    show(&desired, &slices, ours, max_per_slice);
     Controller::new("endpointslice-controller", move |ask| {
         // The slices of a Service that is gone go with it: they are its dependents.
-        let Some(object) = of.get(&ask.key) else { return Ok(Plan::nothing()) };
+        let Some(object) = of.get(&ask.key) else {
+            desired.lock().unwrap_or_else(PoisonError::into_inner).remove(&ask.key);
+            return Ok(Plan::nothing());
+        };
         let typed = decoded::<Service>(&object)?;
         let Some(world) = gather(&object, &typed, &of_pods, &of_nodes, max_per_slice)? else {
             return Ok(Plan::nothing());
@@ -328,6 +355,8 @@ pub fn endpoint_slices(cx: &Context) -> Controller {
         // Of both ways to ask the annotation counts.
         let wanted = topology::is_wanted(typed.metadata.annotations.as_ref());
         let shares = if wanted { Some(zones_of(&of_nodes)?) } else { None };
+        let endpoints = world.pods.iter().filter(|p| belongs(p, true)).count();
+        desired.lock().unwrap_or_else(PoisonError::into_inner).insert(ask.key.clone(), endpoints);
         plan(&world, shares.as_ref(), of_slices.by_index("service", &ask.key), taken)
     })
     .watch(&services, own_key)

@@ -14,12 +14,12 @@ use serde_json::{Value, json};
 use crate::conditions::{self, Condition};
 use crate::hpa::{self, Autoscaling, History};
 use crate::hpa_metrics::{Look, together};
-use crate::plan::{Action, Note, Plan};
+use crate::plan::{Action, Note, Plan, What};
 use crate::pod_facts;
 use crate::pods::{self, PodView};
 use crate::runner::{Ask, Controller};
 use crate::scale::{Kinds, scale_of};
-use crate::{Context, decoded, status_of};
+use crate::{Context, decoded, figures, status_of};
 
 fn resource() -> Gvr {
     client::gvr_of::<HorizontalPodAutoscaler>()
@@ -256,6 +256,30 @@ async fn reconcile(memory: &Memory, object: &Object, now: Timestamp, failure: Op
     report.finish(&known)
 }
 
+/// Which way a look scales, in the words of its figure.
+fn action_of(plan: &Result<Plan, Status>) -> &'static str {
+    let actions = plan.iter().flat_map(|p| &p.actions);
+    let scaled = actions.filter_map(|a| match &a.what {
+        What::Update { subresource: "scale", body, .. } => Some(body),
+        _ => None,
+    });
+    match scaled.map(|b| b["spec"]["replicas"].as_i64() > b["status"]["replicas"].as_i64()).next() {
+        None => "none",
+        Some(true) => "scale_up",
+        Some(false) => "scale_down",
+    }
+}
+
+/// What went wrong with a look: what its spec says, or something else.
+fn error_of(plan: &Result<Plan, Status>) -> &'static str {
+    let told = |p: &Plan, reason: &str| p.notes.iter().any(|n| n.reason == reason);
+    match plan {
+        Ok(plan) if told(plan, "SelectorRequired") || told(plan, "InvalidSelector") => "spec",
+        Ok(plan) if plan.notes.is_empty() => "none",
+        Ok(_) | Err(_) => "internal",
+    }
+}
+
 /// What looks at autoscalers need, and what they remember of each other.
 struct Memory {
     client: Client,
@@ -285,7 +309,10 @@ pub fn autoscaler(cx: &Context) -> Controller {
                 memory.selectors.lock().unwrap_or_else(PoisonError::into_inner).remove(&*ask.key);
                 return Ok(Plan::nothing());
             };
-            reconcile(&memory, &object, ask.now, ask.failure.as_deref()).await
+            let plan = reconcile(&memory, &object, ask.now, ask.failure.as_deref()).await;
+            let labels = [("action", action_of(&plan)), ("error", error_of(&plan))];
+            figures::count("horizontal_pod_autoscaler_controller_reconciliations_total", &labels, 1);
+            plan
         }
         .boxed()
     };

@@ -6,6 +6,7 @@ use std::time::Duration;
 use client::Change;
 use k8s_openapi::api::batch::v1::Job;
 use meta::{LabelSelector, Object};
+use serde_json::Value;
 
 use crate::job::{FINALIZER, has_finalizer, plan, strip};
 use crate::owners::{self, BY_CONTROLLER, ORPHANS};
@@ -14,7 +15,7 @@ use crate::pod_facts;
 use crate::pods::{self, PodView};
 use crate::replicas::pods_resource;
 use crate::runner::{Controller, own_key};
-use crate::{Context, conditions, decoded, status_of};
+use crate::{Context, conditions, decoded, figures, status_of};
 
 const OURSELVES: &str = "kubernetes.io/job-controller";
 /// The index of pods nobody controls that carry our finalizer, by namespace.
@@ -75,13 +76,43 @@ pub fn jobs(cx: &Context) -> Controller {
         plan_of_left.actions.extend(plan.actions);
         Ok(Plan { actions: plan_of_left.actions, ..plan })
     })
-    .watch(&jobs, own_key)
+    .watch(&jobs, |change| {
+        show_progress(change);
+        own_key(change)
+    })
     .watch(&all_pods, move |change: &Change| {
         let mut keys = by_name(change);
         keys.extend(by_selector(change).into_iter().filter(|k| !keys.contains(k)).collect::<Vec<_>>());
         keys
     })
     .workers(cx.options.concurrency)
+}
+
+/// How a Job ended, and why.
+fn ended(status: &Value) -> Option<(&'static str, String)> {
+    [("Complete", "succeeded"), ("Failed", "failed")].into_iter().find_map(|(kind, result)| {
+        let condition = conditions::get(status, kind).filter(|c| c["status"] == "True")?;
+        Some((result, condition["reason"].as_str().unwrap_or_default().to_string()))
+    })
+}
+
+/// Counts what a Job's status says that it did not say before.
+fn show_progress(change: &Change) {
+    let (Some(old), Some(new)) = (&change.old, &change.new) else { return };
+    let (Ok(before), Ok(after), Ok(job)) = (status_of(old), status_of(new), decoded::<Job>(new)) else { return };
+    let mode = job.spec.as_ref().and_then(|s| s.completion_mode.as_deref()).unwrap_or("NonIndexed");
+    for result in ["succeeded", "failed"] {
+        let number = |status: &Value| status[result].as_u64().unwrap_or(0);
+        let more = number(&after).saturating_sub(number(&before));
+        if more > 0 {
+            let labels = [("completion_mode", mode), ("result", result)];
+            figures::count("job_controller_job_pods_finished_total", &labels, more);
+        }
+    }
+    if let (None, Some((result, reason))) = (ended(&before), ended(&after)) {
+        let labels = [("completion_mode", mode), ("result", result), ("reason", &*reason)];
+        figures::count("job_controller_jobs_finished_total", &labels, 1);
+    }
 }
 
 /// Deletes finished Jobs when their time is over.

@@ -19,6 +19,7 @@ mod disruption;
 mod endpoint_mirroring;
 mod endpoint_slices;
 mod endpoints;
+mod figures;
 mod garbage;
 mod hash;
 mod history;

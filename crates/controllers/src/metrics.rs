@@ -66,6 +66,7 @@ pub fn resync_found() -> u64 {
 /// Shows the counts at this process's `/metrics`.
 pub fn show() {
     client::exposition::register("controllers", text);
+    client::exposition::register("controllers, each", crate::figures::text);
 }
 
 /// All counts, as `/metrics` shows them.

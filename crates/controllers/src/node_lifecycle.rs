@@ -3,7 +3,7 @@
 //! A node is heard when its lease or its status changes; how long ago is measured by our clock from when we saw it, so
 //! that clocks need not agree. Evicting the pods of tainted nodes is [`crate::taint_eviction`]'s.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -16,6 +16,7 @@ use k8s_openapi::api::core::v1::{Node, ObjectReference, Taint};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use meta::{Object, Status};
 use serde_json::{Value, json};
+use tokio::time::Instant;
 
 use crate::node_upkeep;
 use crate::nodes::{self, NOT_READY, UNREACHABLE};
@@ -23,7 +24,7 @@ use crate::plan::{Action, Note, Plan, What};
 use crate::pod_facts::{self, facts};
 use crate::pods::{self, PodView};
 use crate::runner::{Ask, Controller, own_key};
-use crate::{Context, decoded, status_of};
+use crate::{Context, decoded, figures, status_of};
 
 const LEASES: &str = "kube-node-lease";
 /// Conditions that say nothing any more once the node is silent.
@@ -210,9 +211,9 @@ fn wanted_taints(node: &Node, health: Health, now: Timestamp) -> Vec<Taint> {
 /// A node that is known.
 struct Heard {
     uid: String,
-    /// What it said last, and when that was heard.
+    /// What it said last, and when that was heard: by a clock that nobody sets.
     voice: String,
-    at: Timestamp,
+    at: Instant,
 }
 
 /// That a node came or went, as people look for it.
@@ -233,12 +234,35 @@ fn told(name: &str, uid: &str, reason: &'static str, said: &str) -> Note {
 struct Memory {
     heard: HashMap<String, Heard>,
     /// When a node of a zone was last told to evict.
-    evicted: HashMap<String, Timestamp>,
+    evicted: HashMap<String, Instant>,
 }
 
+/// A node's zone, as upstream's figures name it.
 fn zone(object: &Object) -> String {
     let label = |name: &str| object.meta.label(name).unwrap_or_default().to_string();
-    format!("{}/{}", label("topology.kubernetes.io/region"), label("topology.kubernetes.io/zone"))
+    let (region, zone) = (label("topology.kubernetes.io/region"), label("topology.kubernetes.io/zone"));
+    if region.is_empty() && zone.is_empty() { String::new() } else { format!("{region}:\0:{zone}") }
+}
+
+const ZONE_GAUGES: [&str; 3] =
+    ["node_collector_zone_size", "node_collector_zone_health", "node_collector_unhealthy_nodes_in_zone"];
+
+/// Shows how large zones are, and how well.
+fn show_zones(all: &[Arc<Object>]) {
+    let mut zones: BTreeMap<String, (usize, usize)> = BTreeMap::new();
+    for node in all {
+        let (size, unready) = zones.entry(zone(node)).or_default();
+        *size += 1;
+        *unready += usize::from(!node.typed::<Node>().is_ok_and(|n| ready_status(&n) == "True"));
+    }
+    for gauge in ZONE_GAUGES {
+        figures::clear(gauge);
+    }
+    for (zone, (size, unready)) in zones {
+        figures::set(ZONE_GAUGES[0], &[("zone", &zone)], size);
+        figures::set(ZONE_GAUGES[1], &[("zone", &zone)], (size - unready) * 100 / size);
+        figures::set(ZONE_GAUGES[2], &[("zone", &zone)], unready);
+    }
 }
 
 pub fn node_lifecycle(cx: &Context) -> Controller {
@@ -251,7 +275,9 @@ pub fn node_lifecycle(cx: &Context) -> Controller {
     let queue_all = move |queue: client::Queue<Arc<str>>, period: Duration| async move {
         loop {
             tokio::time::sleep(period).await;
-            everything.list(None).iter().for_each(|n| queue.add(n.meta.name.to_string().into()));
+            let all = everything.list(None);
+            show_zones(&all);
+            all.iter().for_each(|n| queue.add(n.meta.name.to_string().into()));
         }
     };
     let period = cx.options.node_monitor_period;
@@ -276,15 +302,16 @@ pub fn node_lifecycle(cx: &Context) -> Controller {
             Some(_) => options.node_monitor_grace_period,
             None => options.node_startup_grace_period,
         };
+        let instant = Instant::now();
         let mut memory = memory.lock().unwrap_or_else(PoisonError::into_inner);
         let uid = object.meta.uid.to_string();
         let is_new = memory.heard.get(&*ask.key).is_none_or(|h| h.uid != uid);
         let heard =
-            memory.heard.entry(ask.key.to_string()).or_insert_with(|| Heard { uid, voice: voice.clone(), at: ask.now });
+            memory.heard.entry(ask.key.to_string()).or_insert_with(|| Heard { uid, voice: voice.clone(), at: instant });
         if heard.voice != voice || is_new {
-            *heard = Heard { uid: object.meta.uid.to_string(), voice, at: ask.now };
+            *heard = Heard { uid: object.meta.uid.to_string(), voice, at: instant };
         }
-        let silent = pods::seconds_between(heard.at, ask.now);
+        let silent = i64::try_from((instant - heard.at).as_secs()).unwrap_or(i64::MAX);
         let (mut may_evict, mut all_down) = (false, false);
         if ready_status(&node) != "True" && nodes::condition(&node, "Ready").is_some() {
             let zone = zone(&object);
@@ -302,13 +329,14 @@ pub fn node_lifecycle(cx: &Context) -> Controller {
             let state = zone_state(here, unready, options.unhealthy_zone_threshold);
             let rate = eviction_rate(state, here, &options);
             let last = memory.evicted.get(&zone).copied();
-            let rationed = last.is_none_or(|l| pods::seconds_between(l, ask.now) as f64 >= 1.0 / rate);
+            let rationed = last.is_none_or(|l| (instant - l).as_secs_f64() >= 1.0 / rate);
             may_evict = anybody && rate > 0.0 && rationed;
             let tainted = nodes::taints(&node)
                 .iter()
                 .any(|t| t.effect == "NoExecute" && [NOT_READY, UNREACHABLE].contains(&t.key.as_str()));
             if may_evict && !tainted {
-                memory.evicted.insert(zone, ask.now);
+                figures::count("node_collector_evictions_total", &[("zone", &zone)], 1);
+                memory.evicted.insert(zone, instant);
             }
         }
         drop(memory);

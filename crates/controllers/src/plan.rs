@@ -59,6 +59,18 @@ pub enum What {
     SlowStart(Vec<Action>),
 }
 
+impl What {
+    /// What it does, in the API's word.
+    pub fn verb(&self) -> &'static str {
+        match self {
+            Self::Create { .. } => "create",
+            Self::Update { .. } => "update",
+            Self::Patch { .. } => "patch",
+            Self::Delete { .. } | Self::DeleteCollection { .. } | Self::SlowStart(_) => "delete",
+        }
+    }
+}
+
 /// One write with its place, and what to tell when it went well or did not.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Action {

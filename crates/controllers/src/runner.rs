@@ -14,14 +14,15 @@ use futures::StreamExt;
 use futures::future::{BoxFuture, FutureExt, join_all};
 use futures::stream::FuturesUnordered;
 use jiff::Timestamp;
+use k8s_openapi::api::batch::v1::Job;
 use meta::{Gvr, Object, Reason, Status};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::metrics;
 use crate::plan::{Action, Note, Plan, What};
+use crate::{figures, metrics};
 
 /// How long a reconcile waits for the informers to reach its key's last writes before the key goes to the back.
 const CATCH_UP: Duration = Duration::from_secs(5);
@@ -315,6 +316,11 @@ impl Running {
         }
     }
 
+    /// The Job of a key, for those who count by its kind.
+    fn job(&self, key: &str) -> Option<Arc<Object>> {
+        self.informers.get(&client::gvr_of::<Job>())?.get(key)
+    }
+
     fn unheard(&self) -> std::sync::MutexGuard<'_, HashSet<Arc<str>>> {
         self.unheard.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -401,12 +407,13 @@ impl Running {
             return (Duration::ZERO, false);
         }
         let (mut took, mut wrote) = (Duration::ZERO, false);
-        let (mut failure, mut is_due) = (None, false);
+        let (mut failure, mut is_due, mut action) = (None, false, "reconciling");
         self.remember(key, |memory| {
             failure = memory.failure.clone();
             is_due = memory.due.take().is_some_and(|due| due <= Instant::now());
         });
         let unheard = self.unheard().remove(key) && failure.is_none() && !is_due;
+        let began = Instant::now();
         let ask = Ask { key: key.clone(), now: Timestamp::now(), failure };
         let outcome = AssertUnwindSafe(async {
             let begun = Instant::now();
@@ -416,6 +423,7 @@ impl Running {
             let plan = plan?;
             let (again, writes) = (plan.again, plan.actions.len());
             wrote = writes > 0;
+            action = figures::action(&plan);
             let found = unheard && wrote;
             if found {
                 tracing::warn!(controller = self.name, %key, first = %plan.actions[0], "only a resync found this to do");
@@ -430,6 +438,7 @@ impl Running {
         .catch_unwind()
         .await
         .unwrap_or_else(|_| Err(Status::internal(format!("{} panicked at {key}", self.name))));
+        figures::synced(self.name, action, || self.job(key), began.elapsed(), outcome.as_ref().err());
         match outcome {
             Ok(again) => {
                 self.queue.forget(key);
@@ -488,6 +497,7 @@ impl Running {
         let api = self.client.dynamic(resource.clone()).namespaced(&namespace);
         let (mut name, mut removed) = (String::new(), None);
         let creates = matches!(what, What::Create { .. });
+        let (verb, due) = (what.verb(), figures::due(self.name, &what));
         let result = match what {
             What::Create { body } => {
                 name = body["metadata"]["name"].as_str().unwrap_or_default().to_string();
@@ -524,6 +534,7 @@ impl Running {
             // Groups do not nest; `execute` takes them apart.
             What::SlowStart(_) => return Ok(()),
         };
+        figures::wrote(self.name, verb, &resource.resource, due, result.is_ok());
         match result {
             Ok(object) => {
                 self.remember(key, |memory| {

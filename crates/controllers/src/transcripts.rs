@@ -129,7 +129,7 @@ fn cron_jobs_follow_their_schedule() {
             json!({"metadata": {"ownerReferences": [{"uid": "uid-c"}]}, "status": {"conditions": conditions, "startTime": name}}),
         )
     };
-    let next = "again in 150 s";
+    let next = "again in 60 s";
     let name = format!("c-{}", at("2026-01-01T10:05:00Z").as_second() / 60);
     let running = json!({"status": {"active": [{"name": "j", "uid": "uid-j"}]}});
     for (what, spec, status, jobs, expect) in [

@@ -3,6 +3,7 @@
 //! Volumes that are there are bound; for others the claim is marked for the provisioner its class names. What a
 //! released volume's policy says is noted; deleting the medium is its driver's.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use client::{Change, Informer, Patch};
@@ -18,7 +19,7 @@ use crate::plan::{Action, Note, Plan};
 use crate::pod_facts::{self, facts};
 use crate::pods;
 use crate::runner::{Controller, own_key};
-use crate::{Context, decoded, owners, status_of, volume_reclaim};
+use crate::{Context, decoded, figures, owners, status_of, volume_reclaim};
 
 const BIND_COMPLETED: &str = "pv.kubernetes.io/bind-completed";
 const BOUND_BY_CONTROLLER: &str = "pv.kubernetes.io/bound-by-controller";
@@ -302,6 +303,36 @@ pub fn plan_volume(
     Ok(plan)
 }
 
+/// Has shown how many claims and volumes are bound, and are not.
+fn show(claims: &Arc<Informer>, volumes: &Arc<Informer>) {
+    let (claims, volumes) = (Arc::downgrade(claims), Arc::downgrade(volumes));
+    figures::refreshed("persistentvolume-binder-controller", move || {
+        let Some((claims, volumes)) = claims.upgrade().zip(volumes.upgrade()) else { return };
+        let tell = |families: [&'static str; 2], label: &str, of: BTreeMap<String, [usize; 2]>| {
+            families.into_iter().for_each(figures::clear);
+            for (value, counts) in of {
+                for (family, count) in families.into_iter().zip(counts).filter(|(_, count)| *count > 0) {
+                    figures::set(family, &[(label, &value)], count);
+                }
+            }
+        };
+        let mut by_namespace: BTreeMap<String, [usize; 2]> = BTreeMap::new();
+        for claim in claims.list(None) {
+            let is_bound = status_of(&claim).is_ok_and(|s| s["phase"] == "Bound");
+            by_namespace.entry(claim.meta.namespace.to_string()).or_default()[usize::from(!is_bound)] += 1;
+        }
+        tell(["pv_collector_bound_pvc_count", "pv_collector_unbound_pvc_count"], "namespace", by_namespace);
+        let mut by_class: BTreeMap<String, [usize; 2]> = BTreeMap::new();
+        for volume in volumes.list(None) {
+            let is_bound = status_of(&volume).is_ok_and(|s| s["phase"] == "Bound");
+            let typed = volume.typed::<PersistentVolume>().ok();
+            let class = typed.and_then(|v| v.spec.as_ref()?.storage_class_name.clone()).unwrap_or_default();
+            by_class.entry(class).or_default()[usize::from(!is_bound)] += 1;
+        }
+        tell(["pv_collector_bound_pv_count", "pv_collector_unbound_pv_count"], "storage_class", by_class);
+    });
+}
+
 pub fn binder(cx: &Context) -> Controller {
     let (claims, volumes) = (cx.informers.get::<PersistentVolumeClaim>(), cx.informers.get::<PersistentVolume>());
     let (classes, all_pods) = (cx.informers.get::<StorageClass>(), pod_facts::informer(&cx.informers));
@@ -310,6 +341,7 @@ pub fn binder(cx: &Context) -> Controller {
     let (of_claims, of_volumes, of_classes) = (claims.clone(), volumes.clone(), classes.clone());
     let (waiting, for_classes) = (claims.clone(), claims.clone());
     let view = |object: Arc<Object>| Ok::<_, Status>(Volume { typed: decoded::<PersistentVolume>(&object)?, object });
+    show(&claims, &volumes);
     // A volume's key has no slash; a claim's has one.
     Controller::new("persistentvolume-binder-controller", move |ask| {
         if !ask.key.contains('/') {
