@@ -114,7 +114,10 @@ pub async fn own_servers(config: &Config, health: &Arc<Health>, metrics: &Arc<Me
     if let Some(listener) = bind(config.metrics).await? {
         let (metrics, config, began) = (metrics.clone(), config.clone(), SystemTime::now());
         out.push(serve(listener, move |path| match path {
-            "/metrics" => Answer { content_type: "text/plain; version=0.0.4", ..Answer::text(200, metrics.render()) },
+            "/metrics" => Answer {
+                content_type: "text/plain; version=0.0.4",
+                ..Answer::text(200, metrics.render() + &client::exposition::text())
+            },
             "/proxyMode" => Answer::text(200, "nftables"),
             "/healthz" => Answer::text(200, "ok"),
             "/configz" => Answer { content_type: "application/json", ..Answer::text(200, pages::configz(&config)) },

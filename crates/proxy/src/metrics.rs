@@ -1,8 +1,13 @@
-//! What the proxy did, in numbers, under upstream's names.
+//! What the proxy did, in numbers, under upstream's names and labels.
+//!
+//! Upstream's works on each address family by itself; here one write is for all of them, so what is told of one is told of
+//! each.
 
 use std::fmt::Write as _;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use crate::Family;
 
 /// Upper bounds of the duration buckets, in seconds: doubling from a millisecond.
 const BUCKETS: [f64; 15] =
@@ -45,13 +50,17 @@ impl Histogram {
         self.sum += seconds;
     }
 
-    fn write(&self, name: &str, help: &str, out: &mut String) {
+    /// The values, once for each set of labels.
+    fn write(&self, name: &str, help: &str, labels: &[String], out: &mut String) {
         let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} histogram");
-        for (count, bound) in self.buckets.iter().zip(&self.bounds) {
-            let _ = writeln!(out, "{name}_bucket{{le=\"{bound}\"}} {count}");
+        for labels in labels {
+            for (count, bound) in self.buckets.iter().zip(&self.bounds) {
+                let _ = writeln!(out, "{name}_bucket{{{labels},le=\"{bound}\"}} {count}");
+            }
+            let (count, sum) = (self.count, self.sum);
+            let _ = writeln!(out, "{name}_bucket{{{labels},le=\"+Inf\"}} {count}");
+            let _ = writeln!(out, "{name}_sum{{{labels}}} {sum}\n{name}_count{{{labels}}} {count}");
         }
-        let _ =
-            writeln!(out, "{name}_bucket{{le=\"+Inf\"}} {0}\n{name}_sum {1}\n{name}_count {0}", self.count, self.sum);
     }
 }
 
@@ -68,8 +77,8 @@ impl Default for Programming {
 struct Numbers {
     programming: Programming,
     conntrack: Histogram,
-    /// Services whose local traffic policy finds no endpoint here: internal, external.
-    without_local: [usize; 2],
+    /// Services whose local traffic policy finds no endpoint here, of each family: internal, external.
+    without_local: Vec<[usize; 2]>,
     all: Histogram,
     partial: Histogram,
     full: Histogram,
@@ -94,10 +103,15 @@ fn seconds_now() -> f64 {
 /// Shared between the loop that counts and the server that tells.
 #[derive(Debug, Default)]
 pub struct Metrics {
+    families: Vec<Family>,
     numbers: Mutex<Numbers>,
 }
 
 impl Metrics {
+    pub fn new(families: &[Family]) -> Metrics {
+        Metrics { families: families.to_vec(), numbers: Mutex::default() }
+    }
+
     // Each update leaves the numbers whole, so a poisoned lock still guards good ones.
     fn numbers(&self) -> MutexGuard<'_, Numbers> {
         self.numbers.lock().unwrap_or_else(PoisonError::into_inner)
@@ -121,8 +135,9 @@ impl Metrics {
         }
     }
 
-    pub fn without_local(&self, counts: [usize; 2]) {
-        self.numbers().without_local = counts;
+    /// In the order of the families.
+    pub fn without_local(&self, counts: impl IntoIterator<Item = [usize; 2]>) {
+        self.numbers().without_local = counts.into_iter().collect();
     }
 
     pub fn failed(&self) {
@@ -160,101 +175,126 @@ impl Metrics {
     pub fn render(&self) -> String {
         let numbers = self.numbers();
         let mut out = String::new();
+        let labels: Vec<String> =
+            self.families.iter().map(|family| format!("ip_family=\"{}\"", family.address_type())).collect();
         numbers.all.write(
             "kubeproxy_sync_proxy_rules_duration_seconds",
             "Seconds to bring rules into effect, whole or in part.",
+            &labels,
             &mut out,
         );
         numbers.partial.write(
             "kubeproxy_sync_partial_proxy_rules_duration_seconds",
             "Seconds to bring changed Services into effect.",
+            &labels,
             &mut out,
         );
         numbers.full.write(
             "kubeproxy_sync_full_proxy_rules_duration_seconds",
             "Seconds to write the whole table.",
+            &labels,
             &mut out,
         );
         numbers.programming.0.write(
             "kubeproxy_network_programming_duration_seconds",
             "Seconds from a pod's change to rules that know of it.",
+            &labels,
             &mut out,
         );
         numbers.conntrack.write(
             "kubeproxy_conntrack_reconciler_sync_duration_seconds",
             "Seconds to look through the kernel's connections.",
+            &labels,
             &mut out,
         );
-        let plain: [(&str, &str, &str, f64); 11] = [
+        let plain: [(&str, &str, &str, bool, f64); 11] = [
             (
                 "kubeproxy_sync_proxy_rules_nftables_sync_failures_total",
                 "counter",
                 "Transactions nft refused.",
+                true,
                 numbers.failures as f64,
             ),
             (
                 "kubeproxy_sync_proxy_rules_nftables_cleanup_failures_total",
                 "counter",
                 "Removals of what is in use no more that nft refused: none, since they are in the transactions counted above.",
+                true,
                 0.0,
             ),
             (
                 "kubeproxy_sync_proxy_rules_put_back_total",
                 "counter",
                 "Times somebody else had changed the table.",
+                false,
                 numbers.put_back as f64,
             ),
             (
                 "kubeproxy_conntrack_reconciler_deleted_entries_total",
                 "counter",
                 "Connections forgotten because their endpoint left.",
+                true,
                 numbers.forgotten as f64,
             ),
             (
                 "kubeproxy_sync_proxy_rules_service_changes_total",
                 "counter",
                 "Changed Services seen.",
+                false,
                 numbers.service_changes as f64,
             ),
             (
                 "kubeproxy_sync_proxy_rules_endpoint_changes_total",
                 "counter",
                 "Changed EndpointSlices seen.",
+                false,
                 numbers.endpoint_changes as f64,
             ),
             (
                 "kubeproxy_sync_proxy_rules_last_timestamp_seconds",
                 "gauge",
                 "When rules were last brought into effect.",
+                true,
                 numbers.last_sync_seconds,
             ),
             (
                 "kubeproxy_sync_proxy_rules_last_queued_timestamp_seconds",
                 "gauge",
                 "When a change was last seen.",
+                true,
                 numbers.last_queued_seconds,
             ),
             (
                 "kubeproxy_sync_proxy_rules_service_changes_pending",
                 "gauge",
                 "Changed Services not in effect yet.",
+                false,
                 numbers.pending[0] as f64,
             ),
             (
                 "kubeproxy_sync_proxy_rules_endpoint_changes_pending",
                 "gauge",
                 "Changed EndpointSlices not in effect yet.",
+                false,
                 numbers.pending[1] as f64,
             ),
-            ("kubeproxy_services", "gauge", "Services in the table.", numbers.services as f64),
+            ("kubeproxy_services", "gauge", "Services in the table.", false, numbers.services as f64),
         ];
-        for (name, kind, help, value) in plain {
-            let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {value}");
+        for (name, kind, help, of_family, value) in plain {
+            let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}");
+            if !of_family {
+                let _ = writeln!(out, "{name} {value}");
+            }
+            for labels in labels.iter().filter(|_| of_family) {
+                let _ = writeln!(out, "{name}{{{labels}}} {value}");
+            }
         }
         let name = "kubeproxy_sync_proxy_rules_no_local_endpoints_total";
         let _ = writeln!(out, "# HELP {name} Services whose local policy finds no endpoint here.\n# TYPE {name} gauge");
-        for (policy, count) in ["internal", "external"].iter().zip(numbers.without_local) {
-            let _ = writeln!(out, "{name}{{traffic_policy=\"{policy}\"}} {count}");
+        for (labels, counts) in labels.iter().zip(&numbers.without_local) {
+            for (policy, count) in ["internal", "external"].iter().zip(counts) {
+                let _ = writeln!(out, "{name}{{{labels},traffic_policy=\"{policy}\"}} {count}");
+            }
         }
         for (name, counts) in [("healthz", numbers.healthz), ("livez", numbers.livez)] {
             let name = format!("kubeproxy_proxy_{name}_total");

@@ -60,7 +60,7 @@ async fn running(config: Config, client: Client, cancel: CancellationToken) -> R
     let ranges = informers.get::<ServiceCIDR>();
     let (mut node_changes, mut range_changes) = (nodes.subscribe(), ranges.subscribe());
     let health = Arc::new(Health::default());
-    let metrics = Arc::new(Metrics::default());
+    let metrics = Arc::new(Metrics::new(&config.families));
     let _servers = own_servers(&config, &health, &metrics).await?;
     let ready = async { tokio::join!(objects.ready(), nodes.synced()) };
     if cancel.run_until_cancelled(ready).await.is_none() {
@@ -209,9 +209,7 @@ impl Shell {
         let services = self.tables.first().map_or(0, Ruleset::services);
         self.metrics.synced(began.elapsed(), full, services);
         self.metrics.programmed(self.objects.triggers.drain(..));
-        let missing =
-            self.tables.iter().map(Ruleset::without_local).fold([0; 2], |[a, b], [c, d]| [a.max(c), b.max(d)]);
-        self.metrics.without_local(missing);
+        self.metrics.without_local(self.tables.iter().map(Ruleset::without_local));
         tracing::debug!(full, services, took = ?began.elapsed(), "proxy rules written");
         if connectionless {
             self.forget_stale();

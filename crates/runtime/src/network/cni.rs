@@ -290,7 +290,11 @@ pub fn delete_cached(call: &Call<'_>, dir: &Path) -> Result<()> {
     let added: Added =
         serde_json::from_slice(&std::fs::read(&cache)?).with_context(|| format!("reading {}", cache.display()))?;
     let previous = (!added.result.is_null()).then_some(&added.result);
-    for plugin in added.conflist.plugins.iter().rev() {
+    // Of a pod that never got as far as a result, a plugin that is not there has done nothing that could be undone.
+    let ran = |plugin: &&Map<String, Value>| {
+        previous.is_some() || kind_of(plugin).and_then(|kind| find(kind, call.bin_dirs)).is_ok()
+    };
+    for plugin in added.conflist.plugins.iter().rev().filter(ran) {
         call.run(&added.conflist, plugin, "DEL", previous)?;
     }
     Ok(std::fs::remove_file(&cache)?)
