@@ -16,7 +16,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Container as Spec, Pod, ResourceRequirements, ResourceStatus};
 
 pub use back_off::{BackOff, MAX_BACK_OFF};
-pub use restart::{resized, restarts, round};
+pub use restart::{changed, resized, restarts, round};
 
 use super::observed::{Container, Observed, State};
 use crate::spec::{self, Kind, names};
@@ -47,6 +47,8 @@ pub struct Memory {
     pub sandbox_failed: Option<Failed>,
     /// The resources each running container has, by id, as far as this agent gave or found them.
     pub applied: HashMap<String, ResourceRequirements>,
+    /// The same of the pod as a whole.
+    pub applied_whole: Option<ResourceRequirements>,
     /// The health of the devices plugins gave the containers, by container name.
     pub devices: BTreeMap<String, Vec<ResourceStatus>>,
     /// Why a resize that is asked for cannot be made now.
@@ -107,6 +109,8 @@ pub enum Step {
         id: String,
         name: String,
     },
+    /// Gives the pod as a whole the resources of its specification.
+    ResizeWhole,
     Start {
         name: String,
         kind: Kind,
@@ -263,6 +267,13 @@ impl Planner<'_> {
     }
 }
 
+/// Whether the pod as a whole has other resources than it asks for.
+pub fn whole_changed(pod: &Pod, memory: &Memory) -> bool {
+    let wanted = spec::resources::pod_level(pod);
+    let both = memory.applied_whole.as_ref().zip(wanted);
+    both.is_some_and(|(applied, wanted)| changed(wanted, applied).next().is_some())
+}
+
 /// What to do now.
 pub fn plan(pod: &Pod, seen: &Observed, memory: &Memory, now: Timestamp) -> Plan {
     let mut planner = Planner { pod, seen, memory, now, round: round(pod, seen), out: Plan::default() };
@@ -279,6 +290,9 @@ pub fn plan(pod: &Pod, seen: &Observed, memory: &Memory, now: Timestamp) -> Plan
     }
     for stale in seen.containers.iter().filter(|c| c.state == State::Created) {
         planner.out.steps.push(Step::Remove { id: stale.id.clone() });
+    }
+    if whole_changed(pod, memory) {
+        planner.out.steps.push(Step::ResizeWhole);
     }
     planner.ephemeral();
     if planner.init(&sandbox.id) {

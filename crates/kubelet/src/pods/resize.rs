@@ -6,7 +6,7 @@ use k8s_openapi::api::core::v1::Pod;
 
 use super::allocation::Allocation;
 use super::observed::{Observed, State};
-use super::plan::{Waiting, resized};
+use super::plan::{Waiting, resized, whole_changed};
 use super::status::is_terminal;
 use super::worker::{RETRY, Worker};
 use crate::cgroups;
@@ -37,6 +37,11 @@ impl Worker {
             let had = reported.and_then(|s| s.resources.clone()).or_else(|| container.resources.clone());
             self.memory.applied.insert(running.id.clone(), had.unwrap_or_default());
         }
+        if self.memory.applied_whole.is_none() && seen.ready_sandbox().is_some() {
+            let granted = self.context.allocations.apply(pod);
+            let had = self.before.resources.clone().or_else(|| spec::resources::pod_level(&granted).cloned());
+            self.memory.applied_whole = had;
+        }
         let wished = Allocation::of(pod);
         let granted = self.context.allocations.get(pod);
         if granted.equals(&wished) {
@@ -66,7 +71,7 @@ impl Worker {
             let applied = self.memory.applied.get(&c.id);
             spec::find_container(&granted_pod, &c.name)
                 .is_some_and(|(_, s)| applied.is_some_and(|a| resized(&s, a).is_some()))
-        });
+        }) || whole_changed(&granted_pod, &self.memory);
         if !self.memory.resizing {
             self.memory.resize_error = None;
         }
@@ -118,36 +123,85 @@ impl Worker {
         })
     }
 
-    pub(super) async fn resize(&mut self, pod: &Pod, id: &str, name: &str) {
-        let Some((kind, container)) = spec::find_container(pod, name) else { return };
+    /// A container's numbers for the engine.
+    fn numbers(&self, pod: &Pod, name: &str) -> Option<v1::LinuxContainerResources> {
+        let (kind, container) = spec::find_container(pod, name)?;
         let mut numbers = spec::resources::container(pod, kind, &container, self.context.machine.memory_bytes as i64);
         if !self.context.config.cpu_quota {
             numbers.cpu_quota = 0;
         }
+        Some(numbers)
+    }
+
+    fn resize_bounds(&self, pod: &Pod) {
+        if let Err(error) = cgroups::make_pod(&self.context.config, pod, false, "update", &self.context.metrics) {
+            tracing::warn!(pod = %spec::described(pod), "pod cgroup not resized: {error:#}");
+        }
+    }
+
+    /// The pod's own bounds, and those of containers that have no other.
+    pub(super) async fn resize_whole(&mut self, pod: &Pod, seen: &Observed) {
+        let Some(wanted) = spec::resources::pod_level(pod).cloned() else { return };
+        let limit = crate::quantity::amount(wanted.limits.as_ref(), "memory").unwrap_or(0);
+        let had = self.memory.applied_whole.as_ref().and_then(|a| crate::quantity::amount(a.limits.as_ref(), "memory"));
+        if limit > 0 && had.is_none_or(|had| limit < had) {
+            let labels = [(spec::names::POD_UID.to_string(), self.uid.clone())].into();
+            let used = self.used(v1::ContainerStatsFilter { label_selector: labels, ..Default::default() }).await;
+            if let Some(used) = used.filter(|used| *used > limit as u64) {
+                let why = format!("attempting to set pod memory limit ({limit}) below current usage ({used})");
+                return self.not_resized(why).await;
+            }
+        }
+        self.resize_bounds(pod);
+        for running in seen.containers.iter().filter(|c| c.state == State::Running) {
+            let Some(numbers) = self.numbers(pod, &running.name) else { continue };
+            let request = v1::UpdateContainerResourcesRequest {
+                container_id: running.id.clone(),
+                linux: Some(numbers),
+                ..Default::default()
+            };
+            if let Err(status) = self.context.engine.update_container_resources(request).await {
+                tracing::warn!(pod = %spec::described(pod), container = %running.name, "container not resized: {status}");
+                return self.not_resized(status.message().into()).await;
+            }
+        }
+        self.resize_bounds(pod);
+        self.memory.applied_whole = Some(wanted);
+        self.memory.resize_error = None;
+    }
+
+    async fn not_resized(&mut self, why: String) {
+        self.memory.resize_error = Some(Waiting { reason: "Error".into(), message: why });
+        tokio::time::sleep(RETRY).await;
+    }
+
+    /// The memory that containers use.
+    async fn used(&self, filter: v1::ContainerStatsFilter) -> Option<u64> {
+        let request = v1::ListContainerStatsRequest { filter: Some(filter) };
+        let stats = self.context.engine.list_container_stats(request).await.ok()?.stats;
+        let of = |s: &v1::ContainerStats| Some(s.memory.as_ref()?.usage_bytes.as_ref()?.value);
+        (!stats.is_empty()).then(|| stats.iter().filter_map(of).sum())
+    }
+
+    pub(super) async fn resize(&mut self, pod: &Pod, id: &str, name: &str) {
+        let Some((_, container)) = spec::find_container(pod, name) else { return };
+        let Some(numbers) = self.numbers(pod, name) else { return };
         if let Some(why) = self.too_full(id, numbers.memory_limit_in_bytes).await {
-            self.memory.resize_error = Some(Waiting { reason: "Error".into(), message: why });
-            tokio::time::sleep(RETRY).await;
-            return;
+            return self.not_resized(why).await;
         }
         // The pod's own bounds first where they grow, and again at the end where they could only then shrink.
-        let bounds = || {
-            if let Err(error) = cgroups::make_pod(&self.context.config, pod, false, "update", &self.context.metrics) {
-                tracing::warn!(pod = %spec::described(pod), "pod cgroup not resized: {error:#}");
-            }
-        };
-        bounds();
+        self.resize_bounds(pod);
         let request =
             v1::UpdateContainerResourcesRequest { container_id: id.into(), linux: Some(numbers), ..Default::default() };
         match self.context.engine.update_container_resources(request).await {
             Ok(_) => {
-                bounds();
+                self.resize_bounds(pod);
                 self.memory.applied.insert(id.into(), container.resources.clone().unwrap_or_default());
                 self.memory.resize_error = None;
             }
             Err(status) => {
                 tracing::warn!(pod = %spec::described(pod), container = name, "container not resized: {status}");
-                self.memory.resize_error = Some(Waiting { reason: "Error".into(), message: status.message().into() });
-                tokio::time::sleep(RETRY).await;
+                self.not_resized(status.message().into()).await;
             }
         }
     }
@@ -159,10 +213,7 @@ impl Worker {
         if limit <= 0 || had.is_some_and(|had| had <= limit) {
             return None;
         }
-        let filter = v1::ContainerStatsFilter { id: id.into(), ..Default::default() };
-        let request = v1::ListContainerStatsRequest { filter: Some(filter) };
-        let stats = self.context.engine.list_container_stats(request).await.ok()?.stats;
-        let used = stats.first()?.memory.as_ref()?.usage_bytes.as_ref()?.value;
+        let used = self.used(v1::ContainerStatsFilter { id: id.into(), ..Default::default() }).await?;
         (used > limit as u64)
             .then(|| format!("attempting to set container memory limit ({limit}) below current usage ({used})"))
     }

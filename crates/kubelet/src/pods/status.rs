@@ -457,7 +457,7 @@ pub fn generate(pod: &Pod, facts: &Facts<'_>) -> PodStatus {
         ..Default::default()
     };
     if let Some(granted) = spec::spec(pod).resources.as_ref().filter(|_| !facts.over) {
-        out.resources = Some(granted.clone());
+        out.resources = facts.memory.applied_whole.clone().or_else(|| Some(granted.clone()));
         out.allocated_resources = granted.requests.clone();
     }
     if let Some(first) = facts.host_ips.first() {

@@ -332,6 +332,7 @@ impl Worker {
                 }
                 Step::CreateSandbox { attempt } => self.make_sandbox(pod, seen, *attempt).await,
                 Step::Kill { id, name, why } => self.kill(pod, seen, id, name, *why).await,
+                Step::ResizeWhole => self.resize_whole(pod, seen).await,
                 Step::Resize { id, name } => self.resize(pod, id, name).await,
                 Step::Remove { id } => {
                     if let Err(status) = self

@@ -47,16 +47,23 @@ pub fn restarts(pod: &Pod, kind: Kind, container: &Spec, exit_code: i32) -> bool
     }
 }
 
+/// Which of cpu and memory differ.
+pub fn changed<'a>(
+    wanted: &'a ResourceRequirements,
+    applied: &'a ResourceRequirements,
+) -> impl Iterator<Item = &'static str> + 'a {
+    ["cpu", "memory"].into_iter().filter(|name| {
+        let of = |r: &ResourceRequirements| {
+            (quantity::amount(r.requests.as_ref(), name), quantity::amount(r.limits.as_ref(), name))
+        };
+        of(wanted) != of(applied)
+    })
+}
+
 /// Whether cpu or memory differ between what a container has and what it asks for, and whether it asked to be restarted
 /// when they do.
 pub fn resized(container: &Spec, applied: &ResourceRequirements) -> Option<bool> {
     let wanted = container.resources.clone().unwrap_or_default();
-    let differs = |name: &str| {
-        let of = |r: &ResourceRequirements| {
-            (quantity::amount(r.requests.as_ref(), name), quantity::amount(r.limits.as_ref(), name))
-        };
-        of(&wanted) != of(applied)
-    };
     let restart = |name: &str| {
         container
             .resize_policy
@@ -64,6 +71,6 @@ pub fn resized(container: &Spec, applied: &ResourceRequirements) -> Option<bool>
             .flatten()
             .any(|p| p.resource_name == name && p.restart_policy == "RestartContainer")
     };
-    let changed: Vec<&str> = ["cpu", "memory"].into_iter().filter(|name| differs(name)).collect();
+    let changed: Vec<&str> = changed(&wanted, applied).collect();
     (!changed.is_empty()).then(|| changed.into_iter().any(restart))
 }

@@ -76,6 +76,7 @@ fn words(plan: &Plan) -> String {
             Step::Kill { id, why, .. } => format!("kill:{id}:{why:?}"),
             Step::Remove { id } => format!("remove:{id}"),
             Step::Resize { id, .. } => format!("resize:{id}"),
+            Step::ResizeWhole => "resize-whole".to_string(),
             Step::Start { name, restart_count, .. } => format!("start:{name}/{restart_count}"),
         })
         .collect();
@@ -252,4 +253,23 @@ fn back_off_doubles_and_forgets() {
     }
     assert_eq!(last.delay, MAX_BACK_OFF);
     assert_eq!(BackOff::next(Some(last), at(20 + 601), at(700), MAX_BACK_OFF).delay, FIRST_BACK_OFF);
+}
+
+#[test]
+fn a_pod_as_a_whole_is_resized() {
+    let whole = |cpu: &str| json!({"requests": {"cpu": cpu}, "limits": {"cpu": "2", "memory": "1Mi"}});
+    let seen = Observed { sandboxes: vec![sandbox(0, true)], containers: containers("main=R") };
+    for (has, wants, expect) in [
+        (Some("100m"), Some("100m"), vec![]),
+        (Some("100m"), Some("0.1"), vec![]),
+        (Some("100m"), Some("200m"), vec![Step::ResizeWhole]),
+        // Nothing is known, or nothing asked.
+        (None, Some("200m"), vec![]),
+        (Some("100m"), None, vec![]),
+    ] {
+        let spec = wants.map_or(json!({}), |cpu| json!({"resources": whole(cpu)}));
+        let applied_whole = has.map(|cpu| serde_json::from_value(whole(cpu)).unwrap());
+        let memory = Memory { applied_whole, ..Memory::default() };
+        assert_eq!(plan(&pod("Always", spec), &seen, &memory, at(9)).steps, expect, "{has:?} {wants:?}");
+    }
 }
