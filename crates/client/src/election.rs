@@ -38,8 +38,23 @@ pub struct LeaderElection {
     pub retry_period: Duration,
 }
 
-/// Whether this process leads, by the lease's name.
-static LEADS: Mutex<BTreeMap<String, bool>> = Mutex::new(BTreeMap::new());
+/// How long a leader may go on past its lease before its health says so: it should have given up long before.
+const TOLERATED: Duration = Duration::from_secs(20);
+
+/// By the lease's name: until when this process leads at most, as of its last renewal; `None` while it stands by.
+static LEADS: Mutex<BTreeMap<String, Option<Instant>>> = Mutex::new(BTreeMap::new());
+
+/// What is wrong with the leadership of a lease, where this process thinks that it leads.
+pub fn fault(lease: &str) -> Option<String> {
+    let until = LEADS.lock().unwrap_or_else(PoisonError::into_inner).get(lease).copied().flatten()?;
+    let over = until + TOLERATED < Instant::now();
+    over.then(|| format!("failed election to renew leadership on lease {lease}"))
+}
+
+/// Whether this process leads, or does not have to.
+pub fn leads(lease: &str) -> bool {
+    LEADS.lock().unwrap_or_else(PoisonError::into_inner).get(lease).is_none_or(Option::is_some)
+}
 
 /// What `/metrics` shows of it.
 fn page() -> String {
@@ -47,7 +62,7 @@ fn page() -> String {
     let name = "leader_election_master_status";
     head(&mut out, name, "gauge", "[ALPHA] Whether this process leads: 1, or stands by: 0.");
     for (lease, leads) in LEADS.lock().unwrap_or_else(PoisonError::into_inner).iter() {
-        let _ = writeln!(out, "{name}{{name=\"{lease}\"}} {}", u8::from(*leads));
+        let _ = writeln!(out, "{name}{{name=\"{lease}\"}} {}", u8::from(leads.is_some()));
     }
     out
 }
@@ -106,8 +121,10 @@ impl LeaderElection {
         Some(result)
     }
 
+    /// Says whether this process leads, from now on or again.
     fn tell(&self, leads: bool) {
-        LEADS.lock().unwrap_or_else(PoisonError::into_inner).insert(self.name.clone(), leads);
+        let until = leads.then(|| Instant::now() + self.lease_duration);
+        LEADS.lock().unwrap_or_else(PoisonError::into_inner).insert(self.name.clone(), until);
     }
 
     fn record(&self, recorder: &Recorder, what: &str) {
@@ -144,7 +161,10 @@ impl LeaderElection {
             tokio::time::sleep(self.retry_period).await;
             let left = self.renew_deadline.saturating_sub(renewed.elapsed());
             match tokio::time::timeout(left, self.try_hold(api, seen)).await {
-                Ok(Ok(true)) => renewed = Instant::now(),
+                Ok(Ok(true)) => {
+                    renewed = Instant::now();
+                    self.tell(true);
+                }
                 Ok(Ok(false)) => return,
                 Ok(Err(status)) => tracing::debug!(lease = %self.name, "cannot renew: {status}"),
                 Err(_) => return,

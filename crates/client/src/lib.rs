@@ -15,6 +15,7 @@ pub mod discovery;
 pub mod election;
 pub mod exposition;
 mod follower;
+pub mod health;
 pub mod informer;
 pub mod metrics;
 pub mod process;

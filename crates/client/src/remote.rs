@@ -4,12 +4,13 @@
 //! requests in flight instead of a slow rate, and every body and watch line has a limit.
 
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::{StreamExt, stream};
 use http::{HeaderValue, Method, header};
+use http_body::Body as _;
 use http_body_util::BodyExt;
 use kube::client::Body;
 use kube::config::{KubeConfigOptions, Kubeconfig};
@@ -95,8 +96,14 @@ impl Remote {
 
     async fn send(&self, request: http::Request<Body>) -> Result<http::Response<Body>, Status> {
         let method = request.method().clone();
+        let size = request.body().size_hint().exact().unwrap_or_default();
+        let start = Instant::now();
         let sent = self.client.send(request).await;
-        crate::metrics::requested(sent.as_ref().map_or(0, |r| r.status().as_u16()), &self.host, method.as_str());
+        let (code, length) = match &sent {
+            Ok(response) => (response.status().as_u16(), response.body().size_hint().exact()),
+            Err(_) => (0, None),
+        };
+        crate::metrics::requested(code, &self.host, method.as_str(), start.elapsed(), (size, length));
         let response = sent.map_err(|e| unavailable(chain(&e)))?;
         if response.status().is_success() {
             return Ok(response);

@@ -233,6 +233,37 @@ async fn one_candidate_leads_and_the_next_follows_its_release() {
     assert_eq!(said, ["a leads", "a ends", "b leads"]);
 }
 
+#[tokio::test(start_paused = true)]
+async fn leadership_is_told() {
+    let fake = Fake::default();
+    let client = Client::new(fake.clone());
+    let alone = LeaderElection::new(client.clone(), "n", "alone", "host_1");
+    let shows = |value: u8| {
+        let line = format!("leader_election_master_status{{name=\"alone\"}} {value}\n");
+        assert!(crate::exposition::text().contains(&line), "{line}{}", crate::exposition::text());
+    };
+    let leads = |_| async {
+        shows(1);
+        assert!(crate::election::leads("alone") && crate::election::fault("alone").is_none());
+        // Renewed all the while.
+        tokio::time::sleep(Duration::from_secs(120)).await;
+        assert_eq!(crate::election::fault("alone"), None);
+    };
+    alone.run(CancellationToken::new(), leads).await;
+    shows(0);
+    assert!(!crate::election::leads("alone") && crate::election::leads("not led by anybody here"));
+    let events = client.dynamic(crate::Gvr::new("", "v1", "events")).namespaced("n");
+    let seen = loop {
+        let list = events.list(&Default::default()).await.unwrap();
+        if let Some(event) = list.items.iter().find(|o| &*o.kind == "Event") {
+            break event.value().unwrap();
+        }
+        tokio::task::yield_now().await;
+    };
+    assert_eq!((&seen["reason"], &seen["message"]), (&"LeaderElection".into(), &"host_1 became leader".into()));
+    assert_eq!((&seen["involvedObject"]["kind"], &seen["involvedObject"]["name"]), (&"Lease".into(), &"alone".into()));
+}
+
 #[tokio::test]
 async fn discovery_names_what_it_could_not_read() {
     let found = Client::new(Fake::default()).discover().await.unwrap();

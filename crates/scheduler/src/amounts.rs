@@ -103,17 +103,17 @@ fn of_container(container: &ContainerView, statuses: &[ContainerStatusView], ass
     out
 }
 
-/// What a pod takes of its node. With `assume`, containers that ask for no CPU or memory count with assumed amounts, as
-/// scoring wants it.
-pub fn of_pod(spec: &PodSpecView, status: &PodStatusView, assume: bool) -> Amounts {
+/// What the containers of a pod come to at its hungriest moment, `own` telling what each counts for (and whether it is one
+/// of those that start before the others).
+fn of_containers(spec: &PodSpecView, own: impl Fn(&ContainerView, bool) -> Amounts) -> Amounts {
     let mut total = Amounts::default();
     for container in &spec.containers {
-        total.add(&of_container(container, &status.container_statuses, assume));
+        total.add(&own(container, false));
     }
     // Sidecars stay; a plain init container runs beside the sidecars that precede it.
     let (mut sidecars, mut peak) = (Amounts::default(), Amounts::default());
     for container in &spec.init_containers {
-        let mut own = of_container(container, &status.init_container_statuses, assume);
+        let mut own = own(container, true);
         if &*container.restart_policy == "Always" {
             total.add(&own);
             sidecars.add(&own);
@@ -124,9 +124,13 @@ pub fn of_pod(spec: &PodSpecView, status: &PodStatusView, assume: bool) -> Amoun
         peak.raise_to(&own);
     }
     total.raise_to(&peak);
-    // Requests of the pod as a whole stand instead of its containers', for the resources that may have them.
-    for name in spec.resources.requests.keys() {
-        let whole = Amounts::of(&spec.resources.requests);
+    total
+}
+
+/// Has what is said of the pod as a whole stand instead of its containers', for the resources of which that may be said.
+fn override_by(total: &mut Amounts, said: &Quantities) {
+    for name in said.keys() {
+        let whole = Amounts::of(said);
         match &**name {
             "cpu" => total.cpu = whole.cpu,
             "memory" => total.memory = whole.memory,
@@ -137,9 +141,34 @@ pub fn of_pod(spec: &PodSpecView, status: &PodStatusView, assume: bool) -> Amoun
             _ => {}
         }
     }
+}
+
+/// What a pod takes of its node. With `assume`, containers that ask for no CPU or memory count with assumed amounts, as
+/// scoring wants it.
+pub fn of_pod(spec: &PodSpecView, status: &PodStatusView, assume: bool) -> Amounts {
+    let mut total = of_containers(spec, |container, init| {
+        let statuses = if init { &status.init_container_statuses } else { &status.container_statuses };
+        of_container(container, statuses, assume)
+    });
+    override_by(&mut total, &spec.resources.requests);
     total.add(&Amounts::of(&spec.overhead));
     total.extended.retain(|e| e.amount > 0);
     total.extended.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+    total
+}
+
+/// What a pod may take at most, of resources that are limited.
+pub fn limits_of_pod(spec: &PodSpecView) -> Amounts {
+    let mut total = of_containers(spec, |container, _| Amounts::of(&container.resources.limits));
+    override_by(&mut total, &spec.resources.limits);
+    let mut overhead = Amounts::of(&spec.overhead);
+    // What is not limited stays so.
+    overhead.cpu *= i64::from(total.cpu > 0);
+    overhead.memory *= i64::from(total.memory > 0);
+    overhead.ephemeral *= i64::from(total.ephemeral > 0);
+    overhead.extended.retain(|e| total.extended(e.resource) > 0);
+    total.add(&overhead);
+    total.extended.retain(|e| e.amount > 0);
     total
 }
 

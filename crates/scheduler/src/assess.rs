@@ -94,6 +94,9 @@ impl Core {
             devices.score(&self.snapshot, &feasible, &mut liked, pod.spec.profile.weights.dynamic_resources);
             columns.push(("DynamicResources", liked));
         }
+        let mut room = vec![0; feasible.len()];
+        prepared.score_volumes(&self.snapshot, pod, &feasible, &mut room);
+        columns.push(("VolumeBinding", room));
         for (at, id) in feasible.into_iter().enumerate() {
             let scores: Vec<_> = columns.iter().map(|(name, of)| (*name, of[at])).collect();
             out.feasible.push(Liked { id, total: scores.iter().map(|s| s.1).sum(), scores });

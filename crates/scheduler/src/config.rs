@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use crate::extender::Settings;
 use crate::profile::{Profile, ProfileRef};
 use arguments::Arguments;
-use file::{File, Form, LeaderElectionFile, ProfileFile};
+use file::{At, File, Form, LeaderElectionFile, ProfileFile};
 use mistakes::Mistakes;
 use plugins::{Enabled, Point};
 
@@ -89,22 +89,62 @@ fn times(file: &File) -> impl Iterator<Item = &String> {
     times.chain(file.extenders.iter().filter_map(|e| e.http_timeout.as_ref()))
 }
 
+/// What Go's decoder says where version and kind are looked for and there are no fields.
+fn not_an_object(raw: &Value) -> Option<String> {
+    const WANTED: &str =
+        r#"struct { APIVersion string "json:\"apiVersion,omitempty\""; Kind string "json:\"kind,omitempty\"" }"#;
+    let look = "couldn't get version/kind; json parse error: json: cannot unmarshal";
+    let name = |value: &Value| match value {
+        Value::Bool(_) => "bool",
+        Value::Number(_) => "number",
+        Value::String(_) => "string",
+        Value::Array(_) => "array",
+        _ => "object",
+    };
+    match raw {
+        Value::Null => None,
+        Value::Object(fields) => ["apiVersion", "kind"].into_iter().find_map(|field| {
+            let value = fields.get(field).filter(|v| !v.is_null() && !v.is_string())?;
+            Some(format!("{look} {} into Go struct field .{field} of type string", name(value)))
+        }),
+        _ => Some(format!("{look} {} into Go value of type {WANTED}", name(raw))),
+    }
+}
+
+/// A value without what is null, which is as good as absent.
+fn without_nulls(raw: &Value) -> Value {
+    match raw {
+        Value::Object(map) => Value::Object(
+            map.iter().filter(|(_, v)| !v.is_null()).map(|(k, v)| (k.clone(), without_nulls(v))).collect(),
+        ),
+        Value::Array(list) => list.iter().filter(|v| !v.is_null()).map(without_nulls).collect(),
+        other => other.clone(),
+    }
+}
+
 /// The form, if the text has it.
 fn decode(raw: &Value) -> Result<File, Wrong> {
+    if let Some(wrong) = not_an_object(raw) {
+        return Err(Wrong(wrong));
+    }
     let text = |name: &str| raw[name].as_str().unwrap_or_default();
     let (version, kind) = (text("apiVersion"), text("kind"));
     if kind.is_empty() {
-        return Err(Wrong(format!("Object 'Kind' is missing in '{raw}'")));
+        let shown = if raw.is_null() { String::new() } else { raw.to_string() };
+        return Err(Wrong(format!("Object 'Kind' is missing in '{shown}'")));
     }
     if version != GROUP_VERSION || kind != "KubeSchedulerConfiguration" {
         return Err(Wrong(format!("no kind {kind:?} is registered for version {version:?}")));
+    }
+    if let Some(wrong) = File::wrong(raw, At::TOP) {
+        return Err(Wrong(wrong));
     }
     let mut unknown = Vec::new();
     File::unknown(raw, "", &mut unknown);
     if !unknown.is_empty() {
         return Err(Wrong(format!("{STRICT}{}", unknown.join(", "))));
     }
-    let file: File = serde_json::from_value(raw.clone()).map_err(|e| Wrong(e.to_string()))?;
+    let file: File = serde_json::from_value(without_nulls(raw)).map_err(|e| Wrong(e.to_string()))?;
     if let Some(text) = times(&file).find(|t| time(t).is_none()) {
         return Err(Wrong(format!("time: invalid duration {text:?}")));
     }
@@ -190,7 +230,7 @@ fn check_percent(percent: Option<i32>, path: &str, out: &mut Mistakes) {
     }
 }
 
-fn check(file: &File, arguments: &[Vec<(String, Arguments)>], out: &mut Mistakes) {
+fn check(file: &File, arguments: &[Vec<(String, Arguments)>], gates: Gates, out: &mut Mistakes) {
     if let Some(burst) = file.client_connection.burst.filter(|b| *b < 0) {
         out.invalid("clientConnection.burst", burst, "must be non-negative");
     }
@@ -213,7 +253,7 @@ fn check(file: &File, arguments: &[Vec<(String, Arguments)>], out: &mut Mistakes
             if arguments[at][..of].iter().any(|a| a.0 == *plugin) {
                 out.duplicate(&path, plugin);
             }
-            args.check(&format!("{path}.args"), out);
+            args.check(&format!("{path}.args"), gates, out);
         }
         let known = |p: &ProfileFile| p.scheduler_name.as_deref().unwrap_or_default() == name;
         if let Some(first) = file.profiles[..at].iter().position(known) {
@@ -265,6 +305,7 @@ fn profile(from: &ProfileFile, arguments: &[(String, Arguments)]) -> Result<Prof
     w.inter_pod_affinity = score("InterPodAffinity");
     w.image_locality = score("ImageLocality");
     w.dynamic_resources = score("DynamicResources");
+    w.volume_binding = score("VolumeBinding");
     let placement = |name: &str| enabled.weight(Point::PlacementScore, name).unwrap_or(0);
     w.placement_pods_count = placement("PodGroupPodsCount");
     w.placement_fit = placement("NodeResourcesFit");
@@ -303,7 +344,7 @@ pub fn read(raw: &Value, gates: Gates) -> Result<Configuration, Wrong> {
     for (at, profile) in file.profiles.iter().enumerate() {
         let mut all = Vec::new();
         for (of, given) in profile.plugin_config.iter().enumerate() {
-            let args = Arguments::of(given).map_err(|why| {
+            let args = Arguments::of(given, gates).map_err(|why| {
                 let strict = if why.starts_with(STRICT) { STRICT } else { "" };
                 Wrong(format!("{strict}decoding .profiles[{at}].pluginConfig[{of}]: {why}"))
             })?;
@@ -311,7 +352,7 @@ pub fn read(raw: &Value, gates: Gates) -> Result<Configuration, Wrong> {
         }
         for name in profile.plugins.iter().flat_map(plugins::names) {
             if all.iter().all(|(known, _)| *known != name)
-                && let Some(args) = Arguments::usual(&name)
+                && let Some(args) = Arguments::usual(&name, gates)
             {
                 all.push((name, args));
             }
@@ -319,7 +360,7 @@ pub fn read(raw: &Value, gates: Gates) -> Result<Configuration, Wrong> {
         arguments.push(all);
     }
     let mut wrong = Mistakes::default();
-    check(&file, &arguments, &mut wrong);
+    check(&file, &arguments, gates, &mut wrong);
     wrong.none()?;
     let ignored = extenders::ignored(&file.extenders);
     let mut profiles: Vec<ProfileRef> = Vec::with_capacity(file.profiles.len());

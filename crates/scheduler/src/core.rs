@@ -21,14 +21,26 @@ use crate::plugins::{
     volume_binding, volume_restrictions, volume_zone,
 };
 use crate::pod::{Pod, Spec};
+use crate::profile::Weights;
 use crate::ranking::Ranking;
 use crate::snapshot::{NodeId, Snapshot};
 use crate::symbol::{Symbol, SymbolMap};
+use crate::timing::{Ended, Point, Timing, Unwatched, Watch};
 use crate::verdict::{Plugin, Plugins, Reason, Refusal, WhyNot};
 
 /// The largest sum of scores by which nodes are ranked: each number up to it takes some bytes. Weights that go beyond cost a
 /// look at every node for each pod.
 const MOST_RANKED: i64 = 65_536;
+
+/// Plugins that score a node alone.
+type Weigher = (&'static str, fn(&Weights) -> i64);
+const ALONE: [Weigher; 5] = [
+    ("NodeResourcesFit", |w| w.node_resources_fit),
+    ("NodeResourcesBalancedAllocation", |w| w.node_resources_balanced_allocation),
+    ("ImageLocality", |w| w.image_locality),
+    ("NodeAffinity", |w| w.node_affinity),
+    ("TaintToleration", |w| w.taint_toleration),
+];
 
 /// Specs whose verdicts are remembered; each costs some 40 bytes a node.
 const REMEMBERED: usize = 32;
@@ -43,8 +55,12 @@ enum Local {
 
 /// Whether the plugins that look at one node let the pod on it, whatever is elsewhere.
 pub fn filter_alone(spec: &Spec, node: &Node) -> Result<(), Refusal> {
-    let on = |plugin, verdict: fn(&Spec, &Node) -> Result<(), Refusal>| {
-        if spec.profile.has(plugin) { verdict(spec, node) } else { Ok(()) }
+    filter_watched(spec, node, &mut Unwatched)
+}
+
+fn filter_watched(spec: &Spec, node: &Node, watch: &mut impl Watch) -> Result<(), Refusal> {
+    let mut on = |plugin, verdict: fn(&Spec, &Node) -> Result<(), Refusal>| {
+        if spec.profile.has(plugin) { watch.filter(plugin, || verdict(spec, node)) } else { Ok(()) }
     };
     on(Plugin::NodeUnschedulable, node_unschedulable::filter)?;
     on(Plugin::TaintToleration, taint_toleration::filter)?;
@@ -54,25 +70,34 @@ pub fn filter_alone(spec: &Spec, node: &Node) -> Result<(), Refusal> {
     on(Plugin::NodeResourcesFit, node_resources_fit::filter)
 }
 
-fn look(spec: &Spec, node: &Node, snapshot: &Snapshot) -> Local {
+fn look(spec: &Spec, node: &Node, snapshot: &Snapshot, watch: &mut impl Watch) -> Local {
     if !node.present {
         return Local::Absent;
     }
-    if let Err(refusal) = filter_alone(spec, node) {
+    if let Err(refusal) = filter_watched(spec, node, watch) {
         return Local::Refused(refusal);
     }
     let weights = &spec.profile.weights;
-    let scored = |weight: i64, score: &dyn Fn() -> i64| if weight == 0 { 0 } else { weight * score() };
-    let fixed = scored(weights.node_resources_fit, &|| node_resources_fit::score(spec, node))
-        + scored(weights.node_resources_balanced_allocation, &|| node_resources_balanced_allocation::score(spec, node))
-        + scored(weights.image_locality, &|| image_locality::score(spec, node, snapshot));
-    let (affinity, taints) = (
-        if weights.node_affinity == 0 { 0 } else { node_affinity::score(spec, node) },
-        if weights.taint_toleration == 0 { 0 } else { taint_toleration::score(spec, node) },
-    );
+    let mut scored = |weight: i64, plugin, score: &dyn Fn() -> i64| {
+        if weight == 0 { 0 } else { watch.score(plugin, score) }
+    };
+    let fixed = weights.node_resources_fit
+        * scored(weights.node_resources_fit, "NodeResourcesFit", &|| node_resources_fit::score(spec, node))
+        + weights.node_resources_balanced_allocation
+            * scored(weights.node_resources_balanced_allocation, "NodeResourcesBalancedAllocation", &|| {
+                node_resources_balanced_allocation::score(spec, node)
+            })
+        + weights.image_locality
+            * scored(weights.image_locality, "ImageLocality", &|| image_locality::score(spec, node, snapshot));
+    let affinity = scored(weights.node_affinity, "NodeAffinity", &|| node_affinity::score(spec, node));
+    let taints = scored(weights.taint_toleration, "TaintToleration", &|| taint_toleration::score(spec, node));
     let affinity = i32::try_from(affinity).unwrap_or(i32::MAX);
     let taints = u16::try_from(taints).unwrap_or(u16::MAX);
     Local::Passed { taints, affinity, fixed: fixed as i32 }
+}
+
+fn look_timed(spec: &Spec, node: &Node, snapshot: &Snapshot, timing: &mut Timing) -> Local {
+    if timing.looks_at_node() { look(spec, node, snapshot, timing) } else { look(spec, node, snapshot, &mut Unwatched) }
 }
 
 struct Evaluation {
@@ -120,18 +145,18 @@ impl Evaluation {
         self.ranking.set(id, score);
     }
 
-    fn update(&mut self, snapshot: &Snapshot) {
+    fn update(&mut self, snapshot: &Snapshot, timing: &mut Timing) {
         let changed = snapshot.changed_since(self.version).filter(|_| self.image_epoch == snapshot.image_epoch);
         self.nodes.resize(snapshot.nodes().len(), Local::Absent);
         match changed {
             Some(changed) => {
                 for id in changed {
-                    self.set(id, look(&self.spec, snapshot.node(id), snapshot));
+                    self.set(id, look_timed(&self.spec, snapshot.node(id), snapshot, timing));
                 }
             }
             None => {
                 for (at, node) in snapshot.nodes().iter().enumerate() {
-                    self.set(NodeId(at as u32), look(&self.spec, node, snapshot));
+                    self.set(NodeId(at as u32), look_timed(&self.spec, node, snapshot, timing));
                 }
             }
         }
@@ -148,7 +173,7 @@ struct Evaluations {
 }
 
 impl Evaluations {
-    fn current(&mut self, snapshot: &Snapshot, spec: &Arc<Spec>) -> &Evaluation {
+    fn current(&mut self, snapshot: &Snapshot, spec: &Arc<Spec>, timing: &mut Timing) -> &Evaluation {
         self.clock += 1;
         let address = Arc::as_ptr(spec) as usize;
         if !self.known.contains_key(&address)
@@ -158,7 +183,7 @@ impl Evaluations {
             self.known.remove(&oldest);
         }
         let evaluation = self.known.entry(address).or_insert_with(|| Evaluation::of(spec));
-        evaluation.update(snapshot);
+        evaluation.update(snapshot, timing);
         evaluation.used = self.clock;
         evaluation
     }
@@ -226,14 +251,19 @@ pub struct Prepared {
 impl Prepared {
     /// An error stands in the way wherever the pod would go.
     pub fn new(snapshot: &mut Snapshot, pod: &Pod) -> Result<Self, Box<WhyNot>> {
+        Self::timed(snapshot, pod, &mut Timing::default())
+    }
+
+    fn timed(snapshot: &mut Snapshot, pod: &Pod, timing: &mut Timing) -> Result<Self, Box<WhyNot>> {
         let profile = pod.spec.profile.clone();
         let nodes = snapshot.present();
         let obstacle = |plugin, why| Box::new(WhyNot { nodes, pod: Some((plugin, why)), ..WhyNot::default() });
         let devices = if !pod.wants_devices() || !profile.has(Plugin::DynamicResources) {
             None
         } else {
-            let state = dynamic_resources::State::prepare(&snapshot.devices, pod);
-            Some(state.map_err(|obstacle| WhyNot::of_devices(obstacle, snapshot.present()))?)
+            let prepare = || dynamic_resources::State::prepare(&snapshot.devices, pod);
+            let state = timing.once("DynamicResources", Point::PreFilter, prepare);
+            Some(state.map_err(|obstacle| WhyNot::of_devices(obstacle, nodes))?)
         };
         if pod.spec.grouped && !snapshot.places_groups {
             let why = "the pod is one of a group (spec.schedulingGroup): the feature gate GenericWorkload is off";
@@ -242,18 +272,54 @@ impl Prepared {
         let volumes = if pod.volumes.is_empty() {
             None
         } else {
-            let binding = match volume_binding::State::prepare(&snapshot.storage, pod) {
+            let prepare = || volume_binding::State::prepare(&snapshot.storage, pod);
+            let binding = match timing.once("VolumeBinding", Point::PreFilter, prepare) {
                 Err(why) if profile.has(Plugin::VolumeBinding) => return Err(obstacle(Plugin::VolumeBinding, why)),
                 Err(_) => volume_binding::State::default(),
                 Ok(state) => state,
             };
-            let restrictions = volume_restrictions::State::prepare(&snapshot.storage, pod, &binding);
-            let limits = node_volume_limits::State::prepare(snapshot, pod);
+            let restrictions = timing.once("VolumeRestrictions", Point::PreFilter, || {
+                volume_restrictions::State::prepare(&snapshot.storage, pod, &binding)
+            });
+            let limits =
+                timing.once("NodeVolumeLimits", Point::PreFilter, || node_volume_limits::State::prepare(snapshot, pod));
             Some(Volumes { restrictions, limits, binding })
         };
-        let hard = if profile.has(Plugin::PodTopologySpread) { Hard::prepare(snapshot, pod) } else { None };
-        let required = if profile.has(Plugin::InterPodAffinity) { Required::prepare(snapshot, pod) } else { None };
+        let mut hard = None;
+        if profile.has(Plugin::PodTopologySpread) {
+            hard = timing.once("PodTopologySpread", Point::PreFilter, || Hard::prepare(snapshot, pod));
+        }
+        let mut required = None;
+        if profile.has(Plugin::InterPodAffinity) {
+            required = timing.once("InterPodAffinity", Point::PreFilter, || Required::prepare(snapshot, pod));
+        }
         Ok(Self { volumes, hard, required, devices, within: snapshot.within, filters: profile.filters })
+    }
+
+    /// Plugins that have something to say about some node.
+    fn asked(&self, spec: &Spec) -> Plugins {
+        let mut out = self.filters;
+        let mut unless = |asked: bool, plugins: &[Plugin]| {
+            if !asked {
+                plugins.iter().for_each(|p| out.remove(*p));
+            }
+        };
+        use Plugin::*;
+        unless(false, &[SchedulingGates, GangScheduling]);
+        unless(!spec.selection.is_everything(), &[NodeAffinity]);
+        unless(!spec.ports.is_empty(), &[NodePorts]);
+        unless(self.volumes.is_some(), &[VolumeRestrictions, NodeVolumeLimits, VolumeBinding, VolumeZone]);
+        unless(self.hard.is_some(), &[PodTopologySpread]);
+        unless(self.required.is_some(), &[InterPodAffinity]);
+        unless(self.devices.is_some(), &[DynamicResources]);
+        out
+    }
+
+    /// Adds what the room for its volumes is worth.
+    pub fn score_volumes(&self, snapshot: &Snapshot, pod: &Pod, nodes: &[NodeId], totals: &mut [i64]) {
+        if let Some(volumes) = &self.volumes {
+            volumes.binding.score(snapshot, &pod.spec.profile, nodes, totals);
+        }
     }
 
     /// Whether every node will do, as far as this goes.
@@ -267,29 +333,40 @@ impl Prepared {
 
     /// The node is given apart, since it may be supposed to be other than it is.
     pub fn filter(&self, snapshot: &Snapshot, id: NodeId, node: &Node) -> Result<(), Refusal> {
+        self.filter_watched(snapshot, id, node, &mut Unwatched)
+    }
+
+    fn filter_watched(
+        &self,
+        snapshot: &Snapshot,
+        id: NodeId,
+        node: &Node,
+        watch: &mut impl Watch,
+    ) -> Result<(), Refusal> {
         if let Some((key, value)) = self.within
             && node.labels.get(key) != Some(value)
         {
             return Err(Refusal::unresolvable(Plugin::GangScheduling, Reason::OutsideDomain));
         }
         if let Some(volumes) = &self.volumes {
-            let on = |plugin| self.filters.contains(plugin);
-            if on(Plugin::VolumeRestrictions) {
-                volumes.restrictions.filter(node)?;
-            }
-            if on(Plugin::NodeVolumeLimits) {
-                volumes.limits.filter(snapshot, node)?;
-            }
-            if on(Plugin::VolumeBinding) {
-                volumes.binding.filter(&snapshot.storage, node)?;
-            }
-            if on(Plugin::VolumeZone) {
-                volume_zone::filter(&volumes.binding, node)?;
-            }
+            let mut on = |plugin, verdict: &dyn Fn() -> Result<(), Refusal>| {
+                if self.filters.contains(plugin) { watch.filter(plugin, verdict) } else { Ok(()) }
+            };
+            on(Plugin::VolumeRestrictions, &|| volumes.restrictions.filter(node))?;
+            on(Plugin::NodeVolumeLimits, &|| volumes.limits.filter(snapshot, node))?;
+            on(Plugin::VolumeBinding, &|| volumes.binding.filter(&snapshot.storage, node))?;
+            on(Plugin::VolumeZone, &|| volume_zone::filter(&volumes.binding, node))?;
         }
-        self.hard.as_ref().map_or(Ok(()), |h| h.filter(id))?;
-        self.required.as_ref().map_or(Ok(()), |r| r.filter(id))?;
-        self.devices.as_ref().map_or(Ok(()), |d| d.filter(snapshot, node))
+        if let Some(hard) = &self.hard {
+            watch.filter(Plugin::PodTopologySpread, || hard.filter(id))?;
+        }
+        if let Some(required) = &self.required {
+            watch.filter(Plugin::InterPodAffinity, || required.filter(id))?;
+        }
+        match &self.devices {
+            Some(devices) => watch.filter(Plugin::DynamicResources, || devices.filter(snapshot, node)),
+            None => Ok(()),
+        }
     }
 
     /// Supposes that another pod came to a node (1) or left it (-1).
@@ -312,6 +389,7 @@ pub struct Core {
     pub snapshot: Snapshot,
     pub nominations: Nominations,
     pub budgets: Budgets,
+    pub timing: Timing,
     evaluations: Evaluations,
 }
 
@@ -336,7 +414,13 @@ impl Core {
         if nodes == 0 {
             return Err(Box::default());
         }
-        let prepared = Prepared::new(&mut self.snapshot, pod)?;
+        self.timing.begin();
+        let prepared = Prepared::timed(&mut self.snapshot, pod, &mut self.timing);
+        self.timing.lap(Point::PreFilter, Ended::of(&prepared.as_ref().map(|_| ()), Ended::Unresolvable));
+        let prepared = prepared?;
+        if self.timing.on {
+            self.timing.filtered = prepared.asked(&pod.spec);
+        }
         // A pod that names its one node (as those of daemon sets do) needs no look at the others.
         let mut refusals = Refusals::default();
         let alone;
@@ -344,12 +428,13 @@ impl Core {
         let only = pod.spec.selection.only_name().filter(|_| pod.spec.profile.has(Plugin::NodeAffinity));
         let (from, local) = match only.map(|name| self.snapshot.node_id(name)) {
             None => {
-                let evaluation = self.evaluations.current(&self.snapshot, &pod.spec);
+                let evaluation = self.evaluations.current(&self.snapshot, &pod.spec, &mut self.timing);
                 // Where only the nodes themselves are liked or not, the best are known already.
                 let snapshot = &self.snapshot;
                 if evaluation.relative == 0
                     && self.nominations.by_node.is_empty()
                     && prepared.devices.is_none()
+                    && !prepared.volumes.as_ref().is_some_and(|v| v.binding.scores(&pod.spec.profile))
                     && (weights.pod_topology_spread == 0 || !pod_topology_spread::scores(snapshot, pod))
                     && (weights.inter_pod_affinity == 0 || !inter_pod_affinity::scores(snapshot, pod))
                 {
@@ -359,13 +444,14 @@ impl Core {
                         evaluation.ranking.first(rng, |id| prepared.filter(snapshot, id, snapshot.node(id)).is_ok())
                     };
                     if let Some(best) = best {
+                        self.timing.lap(Point::Filter, Ended::Success);
                         return Ok(best);
                     }
                 }
                 (0, evaluation.nodes.as_slice())
             }
             Some(id) => {
-                alone = id.map(|id| look(&pod.spec, self.snapshot.node(id), &self.snapshot));
+                alone = id.map(|id| look_timed(&pod.spec, self.snapshot.node(id), &self.snapshot, &mut self.timing));
                 let there = usize::from(matches!(alone, Some(Local::Refused(_) | Local::Passed { .. })));
                 if nodes > there {
                     let refusal = Refusal::unresolvable(Plugin::NodeAffinity, Reason::NodeAffinity);
@@ -389,7 +475,13 @@ impl Core {
                 }
                 Local::Passed { taints, affinity, fixed } => (i64::from(taints), i64::from(affinity), i64::from(fixed)),
             };
-            let rest = prepared.filter(&self.snapshot, id, self.snapshot.node(id)).and_then(|()| {
+            let node = self.snapshot.node(id);
+            let rest = if !prepared.is_empty() && self.timing.looks_at_node() {
+                prepared.filter_watched(&self.snapshot, id, node, &mut self.timing)
+            } else {
+                prepared.filter(&self.snapshot, id, node)
+            };
+            let rest = rest.and_then(|()| {
                 if nominations { with_nominated(&self.snapshot, &self.nominations, pod, id) } else { Ok(()) }
             });
             if let Err(refusal) = rest {
@@ -404,8 +496,10 @@ impl Core {
             totals.push(fixed);
         }
         if let Some(why) = prepared.devices.as_ref().and_then(|d| d.fault()) {
+            self.timing.lap(Point::Filter, Ended::Error);
             return Err(WhyNot::of_devices(Obstacle::Fault(why), nodes).into());
         }
+        self.timing.lap(Point::Filter, Ended::Success);
         match feasible.as_slice() {
             [] => {
                 return Err(Box::new(WhyNot {
@@ -431,15 +525,39 @@ impl Core {
             totals[at] += weights.taint_toleration * (taint_toleration::normalize(taints, most_taints) - usual)
                 + weights.node_affinity * node_affinity::normalize(affinity, most_affinity);
         }
+        let timing = &mut self.timing;
+        if timing.on {
+            timing.scored.extend(ALONE.iter().filter(|(_, weight)| weight(&weights) != 0).map(|(name, _)| *name));
+        }
+        let together = |plugin, timing: &mut Timing, score: &mut dyn FnMut()| {
+            if timing.on {
+                timing.scored.push(plugin);
+            }
+            timing.once(plugin, Point::Score, score);
+        };
         if let Some(devices) = &prepared.devices {
-            devices.score(&self.snapshot, &feasible, &mut totals, weights.dynamic_resources);
+            together("DynamicResources", timing, &mut || {
+                devices.score(&self.snapshot, &feasible, &mut totals, weights.dynamic_resources);
+            });
+        }
+        if prepared.volumes.is_some() {
+            together("VolumeBinding", timing, &mut || {
+                prepared.score_volumes(&self.snapshot, pod, &feasible, &mut totals);
+            });
         }
         if weights.pod_topology_spread != 0 {
-            pod_topology_spread::score(&mut self.snapshot, pod, &feasible, &mut totals, weights.pod_topology_spread);
+            let weight = weights.pod_topology_spread;
+            together("PodTopologySpread", timing, &mut || {
+                pod_topology_spread::score(&mut self.snapshot, pod, &feasible, &mut totals, weight);
+            });
         }
         if weights.inter_pod_affinity != 0 {
-            inter_pod_affinity::score(&mut self.snapshot, pod, &feasible, &mut totals, weights.inter_pod_affinity);
+            let weight = weights.inter_pod_affinity;
+            together("InterPodAffinity", timing, &mut || {
+                inter_pod_affinity::score(&mut self.snapshot, pod, &feasible, &mut totals, weight);
+            });
         }
+        timing.lap(Point::Score, Ended::Success);
         Ok(feasible[best(&totals, rng)])
     }
 

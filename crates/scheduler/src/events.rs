@@ -62,17 +62,18 @@ impl Events {
         out
     }
 
-    fn verdict(&self, waiting: &Waiting, nodes: &[NodeId], core: &Core) -> Option<bool> {
+    fn verdict(&self, waiting: &Waiting, nodes: &[NodeId], core: &Core) -> Option<(bool, &'static str)> {
         let refused_by = waiting.refused_by;
         // Nobody knows what changes an extender's mind; and where there was no node, anything may be better.
         let anything = self.overflown || refused_by.is_empty() || refused_by == Plugins::all();
-        let woken = anything || self.list.iter().any(|e| refused_by.iter().any(|p| helps(p, e, &waiting.pod, core)));
+        let helpful = |e: &&Event| anything || refused_by.iter().any(|p| helps(p, e, &waiting.pod, core));
+        let by = self.list.iter().find(helpful)?;
         // Where a node would have it now, waiting longer only helps others.
         let welcome = |id: &NodeId| {
             let node = core.snapshot.nodes().get(id.index()).filter(|n| n.present);
             node.is_some_and(|n| filter_alone(&waiting.pod.spec, n).is_ok())
         };
-        woken.then(|| nodes.iter().any(welcome))
+        Some((nodes.iter().any(welcome), by.label()))
     }
 
     /// Wakes the pods that may now have a chance.
@@ -81,7 +82,7 @@ impl Events {
             return;
         }
         let nodes = self.nodes();
-        let mut known: HashMap<Alike, Option<bool>> = HashMap::new();
+        let mut known: HashMap<Alike, Option<(bool, &'static str)>> = HashMap::new();
         queue.wake(now, |waiting| match alike(waiting) {
             Some(alike) => *known.entry(alike).or_insert_with(|| self.verdict(waiting, &nodes, core)),
             None => self.verdict(waiting, &nodes, core),

@@ -96,7 +96,7 @@ impl Scheduler {
     fn withdraw(&mut self, members: &[Member], outcomes: &[Outcome]) {
         for (member, taken) in members.iter().zip(outcomes) {
             if let Ok(taken) = taken {
-                self.give_back(&member.key, taken);
+                self.give_back(&member.pod, taken);
             }
         }
     }

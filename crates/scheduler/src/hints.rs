@@ -50,6 +50,28 @@ pub enum Event {
     Group(Arc<str>),
 }
 
+impl Event {
+    /// What upstream calls it: the resource, and what became of it.
+    pub fn label(&self) -> &'static str {
+        match self {
+            Self::Node { before: None, .. } => "NodeAdd",
+            Self::Node { .. } => "NodeUpdate",
+            Self::NodeGone(_) => "NodeDelete",
+            Self::Came(_) => "AssignedPodAdd",
+            Self::Left(..) => "AssignedPodDelete",
+            Self::Namespace => "NamespaceUpdate",
+            Self::Claim(_) => "PersistentVolumeClaimUpdate",
+            Self::Volume { .. } => "PersistentVolumeUpdate",
+            Self::Class(_) => "StorageClassUpdate",
+            Self::Attachable { .. } => "CSINodeUpdate",
+            Self::Capacity => "CSIStorageCapacityUpdate",
+            Self::DeviceClaim { .. } => "ResourceClaimUpdate",
+            Self::Devices => "ResourceSliceUpdate",
+            Self::Group(_) => "PodGroupUpdate",
+        }
+    }
+}
+
 /// Whether an event may have changed a plugin's mind about a pod.
 pub fn helps(plugin: Plugin, event: &Event, pod: &Pod, core: &Core) -> bool {
     let spec = &*pod.spec;

@@ -28,6 +28,7 @@ pub mod pod;
 pub mod profile;
 pub mod queue;
 pub mod ranking;
+mod resource_figures;
 mod run;
 pub mod selector;
 pub mod snapshot;
@@ -35,6 +36,7 @@ mod sources;
 pub mod spread_defaults;
 pub mod storage;
 pub mod symbol;
+pub mod timing;
 pub mod verdict;
 pub mod view;
 mod world;
@@ -43,9 +45,12 @@ mod writes;
 #[cfg(test)]
 mod tests;
 
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-pub use run::run;
+pub use resource_figures::page as resource_figures;
+pub use run::{run, warm};
 
 /// How the scheduler runs.
 #[derive(Clone, Debug)]
@@ -63,6 +68,8 @@ pub struct Options {
     pub groups: bool,
     /// The gate `TopologyAwareWorkloadScheduling`: and kept in one domain of a topology, if they ask for it.
     pub topology: bool,
+    /// Set once all that is followed was listed.
+    pub synced: Arc<AtomicBool>,
 }
 
 impl From<&config::Configuration> for Options {
@@ -87,6 +94,7 @@ impl Default for Options {
             extenders: Vec::new(),
             groups: false,
             topology: false,
+            synced: Arc::default(),
         }
     }
 }

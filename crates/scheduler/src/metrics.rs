@@ -3,6 +3,7 @@
 //! One set for the process, since there is one scheduler in it; counting is a few relaxed additions. It knows nothing of who
 //! reads.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
@@ -10,19 +11,28 @@ use std::time::Duration;
 
 use client::metrics::{Histogram, head};
 
-const fn doubling<const N: usize>(first: f64) -> [f64; N] {
+use crate::profile::Profile;
+use crate::timing::{Ended, Point, Run, Timing};
+use crate::verdict::Plugin;
+
+const fn growing<const N: usize>(first: f64, by: f64) -> [f64; N] {
     let (mut out, mut at) = ([first; N], 1);
     while at < N {
-        out[at] = out[at - 1] * 2.0;
+        out[at] = out[at - 1] * by;
         at += 1;
     }
     out
+}
+
+const fn doubling<const N: usize>(first: f64) -> [f64; N] {
+    growing(first, 2.0)
 }
 
 // Upper bounds as upstream has them: seconds, or pieces.
 static ATTEMPT_BOUNDS: [f64; 15] = doubling(0.001);
 static POINT_BOUNDS: [f64; 12] = doubling(0.0001);
 static SLI_BOUNDS: [f64; 20] = doubling(0.01);
+static PLUGIN_BOUNDS: [f64; 20] = growing(0.00001, 1.5);
 static TRIES_BOUNDS: [f64; 5] = doubling(1.0);
 static VICTIMS_BOUNDS: [f64; 7] = doubling(1.0);
 
@@ -39,19 +49,6 @@ impl Attempt {
         [(Self::Scheduled, "scheduled"), (Self::Unschedulable, "unschedulable"), (Self::Error, "error")];
 }
 
-/// An extension point whose time is taken. Filters and scores are not among them: they are not asked one after the other.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Point {
-    PostFilter,
-    PreBind,
-    Bind,
-}
-
-impl Point {
-    const ALL: [(Self, &'static str); 3] =
-        [(Self::PostFilter, "PostFilter"), (Self::PreBind, "PreBind"), (Self::Bind, "Bind")];
-}
-
 /// What put a pod into a queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cause {
@@ -60,18 +57,20 @@ pub enum Cause {
     ScheduleAttemptFailure,
     BackoffComplete,
     UnschedulableTimeout,
-    /// Something in the cluster.
-    Event,
+    /// What held it is no more: its gates, or companions that were missing.
+    Opened,
+    /// Something in the cluster, by upstream's word for it.
+    Event(&'static str),
 }
 
 impl Cause {
-    const ALL: [(Self, &'static str); 6] = [
+    const FIXED: [(Self, &'static str); 6] = [
         (Self::PodAdd, "PodAdd"),
         (Self::PodUpdate, "PodUpdate"),
         (Self::ScheduleAttemptFailure, "ScheduleAttemptFailure"),
         (Self::BackoffComplete, "BackoffComplete"),
         (Self::UnschedulableTimeout, "UnschedulableTimeout"),
-        (Self::Event, "ClusterEvent"),
+        (Self::Opened, "SchedulingGateEliminated"),
     ];
 }
 
@@ -81,8 +80,11 @@ const QUEUES: [&str; 4] = ["active", "backoff", "unschedulable", "gated"];
 struct OfProfile {
     name: Box<str>,
     attempts: [Histogram<15>; 3],
-    /// By point, and whether it went well.
-    points: [[Histogram<12>; 2]; 3],
+    /// By point and end.
+    points: [[Histogram<12>; Ended::ALL.len()]; Point::ALL.len()],
+    /// Plugins that had something to filter by: for the pod at all, and for each node.
+    filtered: [[AtomicU64; Plugin::ALL.len()]; 2],
+    scored: Mutex<BTreeMap<&'static str, u64>>,
 }
 
 /// See the module.
@@ -95,7 +97,11 @@ pub struct Metrics {
     preemption_attempts: AtomicU64,
     victims: Histogram<7>,
     /// By queue and cause.
-    incoming: [[AtomicU64; 6]; 4],
+    incoming: [[AtomicU64; Cause::FIXED.len()]; 4],
+    incoming_by_event: Mutex<BTreeMap<(usize, &'static str), u64>>,
+    after_flush: AtomicU64,
+    removals: [Histogram<20>; 2],
+    plugins: Mutex<BTreeMap<(&'static str, Point, Ended), Box<Histogram<20>>>>,
     pending: [AtomicU64; 4],
     /// By plugin and profile.
     unschedulable: Mutex<Vec<(&'static str, Box<str>, usize)>>,
@@ -116,7 +122,11 @@ pub static METRICS: Metrics = Metrics {
     tries: Histogram::new(&TRIES_BOUNDS),
     preemption_attempts: AtomicU64::new(0),
     victims: Histogram::new(&VICTIMS_BOUNDS),
-    incoming: [const { [const { AtomicU64::new(0) }; 6] }; 4],
+    incoming: [const { [const { AtomicU64::new(0) }; Cause::FIXED.len()] }; 4],
+    incoming_by_event: Mutex::new(BTreeMap::new()),
+    after_flush: AtomicU64::new(0),
+    removals: [const { Histogram::new(&SLI_BOUNDS) }; 2],
+    plugins: Mutex::new(BTreeMap::new()),
     pending: [const { AtomicU64::new(0) }; 4],
     unschedulable: Mutex::new(Vec::new()),
     assumed: AtomicU64::new(0),
@@ -131,7 +141,9 @@ impl Metrics {
         let of = |name| OfProfile {
             name,
             attempts: [const { Histogram::new(&ATTEMPT_BOUNDS) }; 3],
-            points: [const { [const { Histogram::new(&POINT_BOUNDS) }; 2] }; 3],
+            points: [const { [const { Histogram::new(&POINT_BOUNDS) }; Ended::ALL.len()] }; Point::ALL.len()],
+            filtered: [const { [const { AtomicU64::new(0) }; Plugin::ALL.len()] }; 2],
+            scored: Mutex::new(BTreeMap::new()),
         };
         self.profiles.get_or_init(|| profiles.map(of).collect());
     }
@@ -149,14 +161,52 @@ impl Metrics {
     }
 
     /// What an extension point took.
-    pub fn point(&self, profile: &str, point: Point, success: bool, took: Duration) {
+    pub fn point(&self, profile: &str, point: Point, ended: Ended, took: Duration) {
         if let Some(of) = self.of(profile) {
-            of.points[point as usize][usize::from(success)].observe(took);
+            of.points[point as usize][ended as usize].observe(took);
         }
     }
 
-    /// A pod was bound this long after it was first seen, at that attempt.
-    pub fn bound(&self, attempts: u32, after: Duration) {
+    /// What was noted of an attempt: its points, the plugins that were asked, and what those looked at closely took.
+    pub fn timing(&self, profile: &Profile, timing: &Timing) {
+        let Some(of) = self.of(&profile.scheduler_name) else { return };
+        timing
+            .points()
+            .iter()
+            .for_each(|(point, ended, took)| of.points[*point as usize][*ended as usize].observe(*took));
+        for (asked, counts) in [(profile.filters, &of.filtered[0]), (timing.filtered, &of.filtered[1])] {
+            for plugin in asked.iter() {
+                counts[plugin as usize].fetch_add(1, Ordering::Relaxed);
+            }
+        }
+        if !timing.scored.is_empty() {
+            let mut scored = of.scored.lock().unwrap_or_else(PoisonError::into_inner);
+            timing.scored.iter().for_each(|plugin| *scored.entry(plugin).or_default() += 1);
+        }
+        timing.plugins().iter().for_each(|run| self.plugin(*run));
+    }
+
+    /// What one run of a plugin took.
+    pub fn plugin(&self, (plugin, point, ended, took): Run) {
+        let mut plugins = self.plugins.lock().unwrap_or_else(PoisonError::into_inner);
+        let fresh = || Box::new(Histogram::new(&PLUGIN_BOUNDS));
+        plugins.entry((plugin, point, ended)).or_insert_with(fresh).observe(took);
+    }
+
+    /// The same of a plugin that is alone at its point.
+    pub fn plugin_and_point(&self, profile: &str, run: Run) {
+        self.point(profile, run.1, run.2, run.3);
+        self.plugin(run);
+    }
+
+    /// A pod was removed to make room, or was not.
+    pub fn removed(&self, success: bool, took: Duration) {
+        self.removals[usize::from(success)].observe(took);
+    }
+
+    /// A pod was bound this long after it was first seen, at that attempt, made perhaps only because it had waited for so long.
+    pub fn bound(&self, attempts: u32, after: Duration, flushed: bool) {
+        self.after_flush.fetch_add(flushed.into(), Ordering::Relaxed);
         let at = (attempts.max(1) as usize).min(MOST_TRIES) - 1;
         self.to_bound[at].observe(after);
         self.tries.observe(Duration::from_secs(attempts.into()));
@@ -169,7 +219,17 @@ impl Metrics {
 
     /// A pod came into a queue: 0 active, 1 backing off, 2 unschedulable, 3 gated.
     pub fn incoming(&self, queue: usize, cause: Cause) {
-        self.incoming[queue][cause as usize].fetch_add(1, Ordering::Relaxed);
+        let fixed = Cause::FIXED.iter().position(|(known, _)| *known == cause);
+        match (fixed, cause) {
+            (Some(at), _) => {
+                self.incoming[queue][at].fetch_add(1, Ordering::Relaxed);
+            }
+            (None, Cause::Event(event)) => {
+                let mut counts = self.incoming_by_event.lock().unwrap_or_else(PoisonError::into_inner);
+                *counts.entry((queue, event)).or_default() += 1;
+            }
+            (None, _) => {}
+        }
     }
 
     /// How many pods each plugin keeps waiting.
@@ -216,12 +276,39 @@ impl Metrics {
         let name = "scheduler_framework_extension_point_duration_seconds";
         head(&mut out, name, "histogram", "[STABLE] How long the plugins of an extension point take.");
         for of in profiles() {
-            for (point, said) in Point::ALL {
-                for (success, status) in [(1, "Success"), (0, "Error")] {
-                    let labels = format!("extension_point=\"{said}\",profile=\"{}\",status=\"{status}\"", of.name);
-                    of.points[point as usize][success].write(&mut out, name, &labels);
+            for (point, ended) in Point::ALL.iter().flat_map(|p| Ended::ALL.iter().map(move |e| (*p, *e))) {
+                let histogram = &of.points[point as usize][ended as usize];
+                if histogram.count() > 0 {
+                    let (point, status) = (point.name(), ended.name());
+                    let labels = format!("extension_point=\"{point}\",profile=\"{}\",status=\"{status}\"", of.name);
+                    histogram.write(&mut out, name, &labels);
                 }
             }
+        }
+        let name = "scheduler_plugin_execution_duration_seconds";
+        head(&mut out, name, "histogram", "[BETA] How long a plugin takes, of some attempts and nodes.");
+        for ((plugin, point, ended), took) in self.plugins.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+            let (point, status) = (point.name(), ended.name());
+            took.write(&mut out, name, &format!("extension_point=\"{point}\",plugin=\"{plugin}\",status=\"{status}\""));
+        }
+        let name = "scheduler_plugin_evaluation_total";
+        head(&mut out, name, "counter", "[BETA] Attempts in which a plugin had a say.");
+        for of in profiles() {
+            let mut line = |plugin: &str, point: &str, count: u64| {
+                if count > 0 {
+                    let profile = &of.name;
+                    let _ = writeln!(
+                        out,
+                        "{name}{{extension_point=\"{point}\",plugin=\"{plugin}\",profile=\"{profile}\"}} {count}"
+                    );
+                }
+            };
+            for (counts, point) in of.filtered.iter().zip(["PreFilter", "Filter"]) {
+                let asked = Plugin::ALL.iter().zip(counts).filter(|(p, _)| point == "Filter" || p.prepares());
+                asked.for_each(|(plugin, count)| line(plugin.name(), point, load(count)));
+            }
+            let scored = of.scored.lock().unwrap_or_else(PoisonError::into_inner);
+            scored.iter().for_each(|(plugin, count)| line(plugin, "Score", *count));
         }
         let name = "scheduler_pod_scheduling_sli_duration_seconds";
         head(&mut out, name, "histogram", "[BETA] From the first sight of a pod to its binding, by attempts.");
@@ -231,21 +318,37 @@ impl Metrics {
         let name = "scheduler_pod_scheduling_attempts";
         head(&mut out, name, "histogram", "[STABLE] Attempts until a pod was placed.");
         self.tries.write(&mut out, name, "");
+        let name = "scheduler_pod_scheduled_after_flush_total";
+        head(
+            &mut out,
+            name,
+            "counter",
+            "[ALPHA] Pods placed when they were tried again only for the time they had waited.",
+        );
+        let _ = writeln!(out, "{name} {}", load(&self.after_flush));
         let name = "scheduler_preemption_attempts_total";
         head(&mut out, name, "counter", "[STABLE] Attempts to make room.");
         let _ = writeln!(out, "{name} {}", load(&self.preemption_attempts));
         let name = "scheduler_preemption_victims";
         head(&mut out, name, "histogram", "[STABLE] Pods removed to make room.");
         self.victims.write(&mut out, name, "");
+        let name = "scheduler_preemption_goroutines_duration_seconds";
+        head(&mut out, name, "histogram", "[ALPHA] How long the removal of a pod takes that is in the way.");
+        let removals = || self.removals.iter().zip(["error", "success"]);
+        removals().for_each(|(took, result)| took.write(&mut out, name, &format!("result=\"{result}\"")));
+        let name = "scheduler_preemption_goroutines_execution_total";
+        head(&mut out, name, "counter", "[ALPHA] Removals of pods that are in the way.");
+        for (took, result) in removals() {
+            let _ = writeln!(out, "{name}{{result=\"{result}\"}} {}", took.count());
+        }
         let name = "scheduler_queue_incoming_pods_total";
         head(&mut out, name, "counter", "[STABLE] Pods that came into a queue, by what put them there.");
-        for (queue, counts) in QUEUES.iter().zip(&self.incoming) {
-            for (cause, event) in Cause::ALL {
-                let count = load(&counts[cause as usize]);
-                if count > 0 {
-                    let _ = writeln!(out, "{name}{{event=\"{event}\",queue=\"{queue}\"}} {count}");
-                }
-            }
+        let events = self.incoming_by_event.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let fixed = self.incoming.iter().enumerate().flat_map(|(queue, counts)| {
+            Cause::FIXED.iter().zip(counts).map(move |((_, event), count)| ((queue, *event), load(count)))
+        });
+        for ((queue, event), count) in fixed.filter(|(_, count)| *count > 0).chain(events) {
+            let _ = writeln!(out, "{name}{{event=\"{event}\",queue=\"{}\"}} {count}", QUEUES[queue]);
         }
         let name = "scheduler_pending_pods";
         head(&mut out, name, "gauge", "[STABLE] Pods that wait, by queue.");
@@ -272,15 +375,24 @@ impl Metrics {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::verdict::Plugins;
 
     #[test]
     fn a_page_has_upstreams_names() {
         METRICS.name(["default-scheduler".into()].into_iter());
         METRICS.attempt("default-scheduler", Attempt::Scheduled, Duration::from_millis(1));
-        METRICS.bound(3, Duration::from_millis(15));
+        METRICS.bound(3, Duration::from_millis(15), true);
         METRICS.preempted(2);
         METRICS.incoming(2, Cause::ScheduleAttemptFailure);
-        METRICS.point("default-scheduler", Point::Bind, true, Duration::from_micros(150));
+        METRICS.incoming(0, Cause::Event("NodeAdd"));
+        METRICS.removed(true, Duration::from_millis(15));
+        let run = ("DefaultBinder", Point::Bind, Ended::Success, Duration::from_micros(150));
+        METRICS.plugin_and_point("default-scheduler", run);
+        let mut timing = Timing::watching();
+        timing.begin();
+        timing.lap(Point::PreFilter, Ended::Unresolvable);
+        (timing.filtered, timing.scored) = (Plugins::of(&[Plugin::NodePorts]), vec!["ImageLocality"]);
+        METRICS.timing(&Profile::default(), &timing);
         METRICS.unschedulable(vec![("NodePorts", "default-scheduler".into(), 4)]);
         let page = METRICS.page();
         for expect in [
@@ -288,6 +400,14 @@ mod tests {
             "scheduler_scheduling_attempt_duration_seconds_bucket{profile=\"default-scheduler\",result=\"scheduled\",le=\"0.001\"} ",
             "scheduler_scheduling_algorithm_duration_seconds_count",
             "scheduler_framework_extension_point_duration_seconds_bucket{extension_point=\"Bind\",profile=\"default-scheduler\",status=\"Success\",le=\"0.0002\"} 1\n",
+            "scheduler_framework_extension_point_duration_seconds_count{extension_point=\"PreFilter\",profile=\"default-scheduler\",status=\"UnschedulableAndUnresolvable\"} 1\n",
+            "scheduler_plugin_execution_duration_seconds_count{extension_point=\"Bind\",plugin=\"DefaultBinder\",status=\"Success\"} 1\n",
+            "scheduler_plugin_evaluation_total{extension_point=\"Filter\",plugin=\"NodePorts\",profile=\"default-scheduler\"} 1\n",
+            "scheduler_plugin_evaluation_total{extension_point=\"PreFilter\",plugin=\"NodeAffinity\",profile=\"default-scheduler\"} 1\n",
+            "scheduler_plugin_evaluation_total{extension_point=\"Score\",plugin=\"ImageLocality\",profile=\"default-scheduler\"} 1\n",
+            "scheduler_pod_scheduled_after_flush_total ",
+            "scheduler_preemption_goroutines_execution_total{result=\"success\"} ",
+            "scheduler_queue_incoming_pods_total{event=\"NodeAdd\",queue=\"active\"} ",
             "scheduler_pod_scheduling_sli_duration_seconds_bucket{attempts=\"3\",le=\"0.02\"} 1\n",
             "scheduler_pod_scheduling_attempts_bucket{le=\"4\"} ",
             "scheduler_preemption_attempts_total ",

@@ -24,6 +24,7 @@ pub struct Weights {
     pub inter_pod_affinity: i64,
     pub image_locality: i64,
     pub dynamic_resources: i64,
+    pub volume_binding: i64,
     /// Of placements of a pod group: how many of its pods a placement holds, and how full it is.
     pub placement_pods_count: i64,
     pub placement_fit: i64,
@@ -40,6 +41,7 @@ impl Default for Weights {
             inter_pod_affinity: 2,
             image_locality: 1,
             dynamic_resources: 2,
+            volume_binding: 1,
             placement_pods_count: 1,
             placement_fit: 1,
         }
@@ -129,6 +131,9 @@ pub struct Profile {
     pub added_preferences: Box<[Preference]>,
     pub spread: SpreadDefaulting,
     pub bind_timeout: Duration,
+    /// Points (utilization in percent, score 0..=100) of a broken line: what is thought of how much of the room for volumes a pod
+    /// takes; `None` for nothing.
+    pub volume_shape: Option<Box<[(i64, i64)]>>,
     /// How long one node may be searched for devices; `None` for as long as it takes.
     pub devices_filter_within: Option<Duration>,
     /// How long devices may take to be made ready for a pod.
@@ -159,6 +164,7 @@ impl Default for Profile {
             added_preferences: Box::default(),
             spread: SpreadDefaulting::System,
             bind_timeout: Duration::from_secs(600),
+            volume_shape: Some([(0, 100), (100, 0)].into()),
             devices_filter_within: Some(Duration::from_secs(10)),
             devices_ready_within: Duration::from_secs(600),
             candidates: (10, 100),

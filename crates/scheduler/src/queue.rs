@@ -20,6 +20,9 @@ use crate::verdict::{Plugin, Plugins};
 /// How long a pod may lie unschedulable before it is tried again whatever happened.
 const UNSCHEDULABLE_FOR: Duration = Duration::from_secs(300);
 
+/// What wakes a pod for which room was to be made: one that was in the way is gone, or that came to nothing.
+const PREEMPTION: &str = "AssignedPodDelete";
+
 /// The condition `PodScheduled` as last seen or sent.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Condition {
@@ -42,6 +45,8 @@ pub struct Waiting {
     removals: u32,
     /// Whether something would have.
     missed: bool,
+    /// Whether it is tried again for nothing but the time it waited.
+    pub flushed: bool,
     /// Priority (reversed), when it came, and a number that tells equals apart.
     rank: (i64, Instant, u64),
     tried: Instant,
@@ -244,6 +249,7 @@ impl PodQueue {
             gated,
             removals: 0,
             missed: false,
+            flushed: false,
             rank,
             tried: now,
             place: Place::Out,
@@ -301,7 +307,7 @@ impl PodQueue {
     pub fn open(&mut self, key: &Arc<str>) {
         if let Some(w) = self.pods.get_mut(key).filter(|w| w.place == Place::Gated) {
             w.gated = false;
-            self.enter(key, Place::Active, Cause::Event);
+            self.enter(key, Place::Active, Cause::Opened);
         }
     }
 
@@ -313,9 +319,9 @@ impl PodQueue {
         }
     }
 
-    /// Unschedulable pods that may be worth another try go on; the predicate says which: with `Some(true)` as soon as
-    /// there is nothing better to do, with `Some(false)` not before their delay is over.
-    pub fn wake(&mut self, now: Instant, mut worth: impl FnMut(&Waiting) -> Option<bool>) {
+    /// Unschedulable pods that may be worth another try go on; the predicate says which, and why: with `true` as soon as
+    /// there is nothing better to do, with `false` not before their delay is over.
+    pub fn wake(&mut self, now: Instant, mut worth: impl FnMut(&Waiting) -> Option<(bool, &'static str)>) {
         let mut woken = Vec::new();
         for (_, _, key) in &self.unschedulable {
             if let Some(w) = self.pods.get(key)
@@ -324,15 +330,15 @@ impl PodQueue {
                 woken.push((key.clone(), eager));
             }
         }
-        for (key, eager) in woken {
-            self.awaken(&key, eager, now, Cause::Event);
+        for (key, (eager, why)) in woken {
+            self.awaken(&key, eager, now, Cause::Event(why));
         }
     }
 
     /// One pod is worth another try once its delay is over.
     pub fn wake_one(&mut self, key: &Arc<str>, now: Instant) {
         if self.pods.get(key).is_some_and(|w| w.place == Place::Unschedulable) {
-            self.awaken(key, false, now, Cause::Event);
+            self.awaken(key, false, now, Cause::Event(PREEMPTION));
         }
     }
 
@@ -348,7 +354,7 @@ impl PodQueue {
         let Some(w) = self.pods.get_mut(key) else { return };
         w.removals = w.removals.saturating_sub(1);
         if w.removals == 0 && std::mem::take(&mut w.missed) && w.place == Place::Unschedulable {
-            self.awaken(key, true, now, Cause::Event);
+            self.awaken(key, true, now, Cause::Event(PREEMPTION));
         }
     }
 
@@ -358,6 +364,7 @@ impl PodQueue {
             w.missed = true;
             return;
         }
+        w.flushed = cause == Cause::UnschedulableTimeout;
         let (tried, attempts) = (w.tried, w.attempts);
         let until = tried + self.delay(attempts);
         self.enter(key, if until <= now { Place::Active } else { Place::BackingOff(until, eager) }, cause);
@@ -442,10 +449,10 @@ mod tests {
         queue.failed(&"n/b".into(), at(1));
         assert_eq!(queue.next(), Some(at(3)), "the delay doubles");
         // Nothing else to do: no need to wait for the delay.
-        queue.wake(at(0), |w| w.refused_by.intersects(by).then_some(true));
+        queue.wake(at(0), |w| w.refused_by.intersects(by).then_some((true, "")));
         assert_eq!(pop(&mut queue, 1).as_deref(), Some("n/a"));
         queue.refused(&"n/a".into(), by);
-        queue.wake(at(1), |_| Some(false));
+        queue.wake(at(1), |_| Some((false, "")));
         assert_eq!(pop(&mut queue, 2), None);
         queue.advance(at(3));
         assert_eq!(pop(&mut queue, 3).as_deref(), Some("n/b"));
@@ -459,7 +466,7 @@ mod tests {
         assert_eq!(queue.next(), Some(at(303)), "nobody is forgotten");
         // While room is made for it, what happens is only remembered.
         queue.begin_removal("n/gated");
-        queue.wake(at(30), |_| Some(true));
+        queue.wake(at(30), |_| Some((true, "")));
         assert_eq!(pop(&mut queue, 30), None);
         queue.end_removal(&"n/gated".into(), at(30));
         assert_eq!(pop(&mut queue, 30).as_deref(), Some("n/gated"));

@@ -6,6 +6,7 @@
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use client::{Client, EventType, Informer, Informers, Recorder, reference};
 use futures::FutureExt;
@@ -19,7 +20,7 @@ use crate::consult;
 use crate::events::Events;
 use crate::extender::{self, Extender};
 use crate::hints::Event;
-use crate::metrics::{Attempt, METRICS, Point};
+use crate::metrics::{Attempt, METRICS};
 use crate::plugins::default_preemption::Plan;
 use crate::plugins::{dynamic_resources, volume_binding};
 use crate::pod::Pod;
@@ -28,6 +29,7 @@ use crate::queue::{Condition, PodQueue};
 use crate::snapshot::NodeId;
 use crate::sources::{Served, Sources};
 use crate::symbol::Symbol;
+use crate::timing::{Ended, Point, Timing};
 use crate::verdict::{Plugins, WhyNot};
 use crate::world::World;
 use crate::{Error, Options, writes};
@@ -99,6 +101,15 @@ pub fn run(
     Box::pin(running(client, informers, options, cancel))
 }
 
+/// Has everything followed that a scheduler needs, before it leads, so that it can begin at once when it does. What is
+/// followed stays so as long as `informers`.
+pub async fn warm(client: &Client, informers: &Informers, options: &Options) {
+    let mut served = Served::of(client).await;
+    served.groups &= options.groups;
+    Sources::new(informers, served).listen().await;
+    options.synced.store(true, Ordering::Release);
+}
+
 async fn running(
     client: Client,
     informers: Arc<Informers>,
@@ -114,6 +125,7 @@ async fn running(
     if cancel.run_until_cancelled(sources.listen()).await.is_none() {
         return Ok(());
     }
+    options.synced.store(true, Ordering::Release);
     let queue = PodQueue::new(options.pod_initial_backoff, options.pod_max_backoff);
     let mut scheduler = Scheduler {
         world: World::new(queue, options.profiles.clone()),
@@ -132,6 +144,7 @@ async fn running(
         slow: JoinSet::new(),
         options,
     };
+    scheduler.world.core.timing = Timing::watching();
     scheduler.world.core.snapshot.devices.served = served.devices;
     scheduler.world.core.snapshot.places_groups = served.groups;
     scheduler.world.groups.enabled = served.groups;
@@ -275,6 +288,9 @@ impl Scheduler {
             Err(_) => Attempt::Unschedulable,
         };
         METRICS.attempt(&pod.spec.profile.scheduler_name, how, start.elapsed());
+        if interested.is_empty() {
+            METRICS.timing(&pod.spec.profile, &self.world.core.timing);
+        }
         found
     }
 
@@ -285,6 +301,7 @@ impl Scheduler {
 
     /// Takes a node for a pod, in what is known here.
     pub(crate) fn take(&mut self, pod: &Pod, id: NodeId) -> Taken {
+        let start = Instant::now();
         let core = &self.world.core;
         let node = core.snapshot.node(id).name.clone();
         let steps = Steps { volumes: core.volume_steps(pod, id), devices: core.device_steps(pod, id) };
@@ -292,15 +309,23 @@ impl Scheduler {
         volume_binding::reserve(&mut snapshot.storage, &steps.volumes, Symbol::of(&node));
         dynamic_resources::reserve(&mut snapshot.devices, &steps.devices);
         snapshot.place(pod.clone(), &node);
+        METRICS.point(&pod.spec.profile.scheduler_name, Point::Reserve, Ended::Success, start.elapsed());
         Taken { node, steps }
     }
 
     /// Takes that back, before anything was sent.
-    pub(crate) fn give_back(&mut self, key: &str, taken: &Taken) {
+    pub(crate) fn give_back(&mut self, pod: &Pod, taken: &Taken) {
+        self.release(&pod.spec.profile, &taken.steps);
+        self.world.core.snapshot.remove(&pod.key);
+    }
+
+    /// Lets go of what was reserved for a pod.
+    fn release(&mut self, profile: &ProfileRef, steps: &Steps) {
+        let start = Instant::now();
         let snapshot = &mut self.world.core.snapshot;
-        volume_binding::release(&mut snapshot.storage, &taken.steps.volumes);
-        dynamic_resources::release(&mut snapshot.devices, &taken.steps.devices);
-        snapshot.remove(key);
+        volume_binding::release(&mut snapshot.storage, &steps.volumes);
+        dynamic_resources::release(&mut snapshot.devices, &steps.devices);
+        METRICS.point(&profile.scheduler_name, Point::Unreserve, Ended::Success, start.elapsed());
     }
 
     /// Sends a pod on its way to the node taken for it, its claims first.
@@ -319,7 +344,9 @@ impl Scheduler {
                     Some(extender) => extender.bind(&object, &node).await,
                     None => writes::bind(client, object, node).await.map_err(|s| of_plugin("Bind", "DefaultBinder", s)),
                 };
-                METRICS.point(&profile.scheduler_name, Point::Bind, bound.is_ok(), start.elapsed());
+                let ended = Ended::of(&bound, Ended::Error);
+                METRICS
+                    .plugin_and_point(&profile.scheduler_name, ("DefaultBinder", Point::Bind, ended, start.elapsed()));
                 bound
             }
         };
@@ -349,7 +376,12 @@ impl Scheduler {
                     (Ok(()), Some(claims)) => writes::await_devices(&client, &claims, &devices, ready_within).await,
                     (reserved, _) => reserved,
                 };
-                METRICS.point(&profile.scheduler_name, Point::PreBind, ready.is_ok(), start.elapsed());
+                METRICS.point(
+                    &profile.scheduler_name,
+                    Point::PreBind,
+                    Ended::of(&ready, Ended::Error),
+                    start.elapsed(),
+                );
                 let bound = match ready {
                     Ok(()) => bind.await,
                     Err(status) => Err(of_plugin("PreBind", "DynamicResources", status)),
@@ -384,7 +416,9 @@ impl Scheduler {
             } else {
                 self.world.core.preempt(pod, &why, &mut rand::rng())
             };
-            METRICS.point(&pod.spec.profile.scheduler_name, Point::PostFilter, plan.is_ok(), start.elapsed());
+            let ended = if plan.is_ok() { Ended::Success } else { Ended::Unschedulable };
+            let run = ("DefaultPreemption", Point::PostFilter, ended, start.elapsed());
+            METRICS.plugin_and_point(&pod.spec.profile.scheduler_name, run);
             match plan {
                 Ok(plan) => nominated = Some(self.make_room(pod, plan)),
                 Err(message) => {
@@ -499,7 +533,10 @@ impl Scheduler {
             let (by, waiting, node) = (pod.uid.clone(), pod.key.clone(), name.clone());
             self.world.queue.begin_removal(&waiting);
             self.calls.spawn(async move {
-                Answer::Evicted { victim: object, by, waiting, node, result: guarded(call).await }
+                let start = Instant::now();
+                let result = guarded(call).await;
+                METRICS.removed(result.is_ok(), start.elapsed());
+                Answer::Evicted { victim: object, by, waiting, node, result }
             });
         }
     }
@@ -540,15 +577,14 @@ impl Scheduler {
                 let assumed = self.world.assumed.get_key_value(key.as_str()).map(|(key, _)| key.clone());
                 let profile = self.profile_of(&key);
                 if let Some(waiting) = assumed.and_then(|key| self.world.queue.remove(&key)) {
-                    METRICS.bound(waiting.attempts, waiting.since().elapsed());
+                    METRICS.bound(waiting.attempts, waiting.since().elapsed(), waiting.flushed);
                 }
                 let message = format!("Successfully assigned {key} to {node}");
                 self.record(&profile, &object, EventType::Normal, "Scheduled", message);
             }
             Ok(Answer::Bound { object, node, steps, result: Err(status) }) => {
-                let snapshot = &mut self.world.core.snapshot;
-                volume_binding::release(&mut snapshot.storage, &steps.volumes);
-                dynamic_resources::release(&mut snapshot.devices, &steps.devices);
+                let profile = self.profile_of(&object.meta.key());
+                self.release(&profile, &steps);
                 self.unplace(&object, &node, &status, events);
             }
             Ok(Answer::Evicted { victim, by, waiting, node, result: Ok(()) }) => {

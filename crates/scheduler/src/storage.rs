@@ -15,6 +15,7 @@ use crate::node_selection::NodeSelection;
 use crate::selector::Selector;
 use crate::sources::Source;
 use crate::symbol::{Labels, Symbol, SymbolMap};
+use crate::verdict::Reason;
 
 /// Set by whoever completes a binding of claim and volume.
 const BIND_COMPLETED: &str = "pv.kubernetes.io/bind-completed";
@@ -89,6 +90,8 @@ struct Capacity {
     nodes: Option<Selector>,
     /// `None`: nothing is known, so nothing is there.
     most: Option<i64>,
+    /// How much room there is for volumes altogether; 0 where that is not told.
+    whole: i64,
 }
 
 /// What is known of storage.
@@ -208,6 +211,7 @@ fn capacity_of(object: &Arc<Object>) -> Option<Capacity> {
         class: told.storage_class_name.as_str().into(),
         nodes: told.node_topology.as_ref().map(|s| Selector::compile(Some(s))),
         most: most.map(|q| size(Some(q))),
+        whole: size(told.capacity.as_ref()),
     })
 }
 
@@ -286,15 +290,19 @@ impl Storage {
         self.limits.get(&node)?.iter().find(|l| l.0 == driver).map(|l| l.1)
     }
 
-    /// Whether a driver can make a claim's volume where a node reaches it, as far as it tells.
-    pub fn has_room(&self, claim: &Claim, class: &Class, node: &Labels) -> bool {
+    /// Whether a driver can make a claim's volume where a node reaches it, as far as it tells: an error when not, and how much
+    /// room there is, where that is told.
+    pub fn room_for(&self, claim: &Claim, class: &Class, node: &Labels) -> Result<Option<i64>, Reason> {
         let will_do = |c: &Capacity| {
             c.class == claim.class
                 && c.most.is_some_and(|most| most >= claim.size)
                 && c.nodes.as_ref().is_some_and(|nodes| nodes.matches(node))
         };
-        let silent = class.driver.is_none_or(|driver| !self.telling.contains(&driver));
-        silent || self.capacities.values().any(|c| will_do(c))
+        if class.driver.is_none_or(|driver| !self.telling.contains(&driver)) {
+            return Ok(None);
+        }
+        let fitting = self.capacities.values().filter(|c| will_do(c));
+        fitting.map(|c| c.whole).max().map(Some).ok_or(Reason::NoStorageSpace)
     }
 
     /// The node where a claim's volume is to be made.

@@ -192,6 +192,63 @@ fn volumes_bind_pods_to_nodes() {
 }
 
 #[test]
+fn room_for_volumes_counts() {
+    use crate::sources::Source;
+    let mut cluster = Cluster::new(&zoned(&[("a", "1"), ("b", "2"), ("c", "3")]));
+    let c = &mut cluster;
+    let class = json!({"provisioner": "csi.x", "volumeBindingMode": "WaitForFirstConsumer"});
+    c.storage(Source::Classes, "StorageClass", "made", class.clone());
+    c.storage(Source::Classes, "StorageClass", "told", class);
+    c.storage(Source::CsiDrivers, "CSIDriver", "csi.x", json!({"spec": {"storageCapacity": true}}));
+    for (zone, room) in [("1", "10Gi"), ("2", "100Gi"), ("3", "20Gi")] {
+        c.storage(
+            Source::Capacities,
+            "CSIStorageCapacity",
+            &format!("n/{zone}"),
+            json!({"storageClassName": "made", "capacity": room,
+                "nodeTopology": {"matchLabels": {"topology.kubernetes.io/zone": zone}}}),
+        );
+    }
+    let claim = |class: &str, size: &str| json!({"spec": {"storageClassName": class, "accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": size}}}});
+    c.storage(Source::Claims, "PersistentVolumeClaim", "n/one", claim("made", "5Gi"));
+    c.storage(Source::Claims, "PersistentVolumeClaim", "n/large", claim("made", "15Gi"));
+    c.storage(Source::Claims, "PersistentVolumeClaim", "n/local", claim("local", "5Gi"));
+    assert_eq!(c.ask(&uses("one")), "b", "where the most room is left");
+    let pod = c.pod("asked", &uses("one"));
+    let scores = |c: &mut Cluster, pod: &Pod| -> Vec<(String, i64)> {
+        let of = |scores: &[(&'static str, i64)]| scores.iter().find(|s| s.0 == "VolumeBinding").map_or(0, |s| s.1);
+        let mut out: Vec<_> = c
+            .core
+            .assess(pod)
+            .feasible
+            .iter()
+            .map(|l| (c.core.snapshot.node(l.id).name.to_string(), of(&l.scores)))
+            .collect();
+        out.sort();
+        out
+    };
+    assert_eq!(scores(c, &pod), [("a".into(), 50), ("b".into(), 95), ("c".into(), 75)]);
+    let two = c.pod("two", &json!({"spec": {"volumes": [
+        {"name": "v", "persistentVolumeClaim": {"claimName": "one"}}, {"name": "w", "persistentVolumeClaim": {"claimName": "large"}}]}}));
+    assert_eq!(scores(c, &two), [("b".into(), 80), ("c".into(), 0)], "together they take more than there is at c");
+    // Volumes that are there count by their own size.
+    c.storage(
+        Source::Classes,
+        "StorageClass",
+        "local",
+        json!({"provisioner": "kubernetes.io/no-provisioner", "volumeBindingMode": "WaitForFirstConsumer"}),
+    );
+    for (node, size) in [("a", "20Gi"), ("c", "10Gi")] {
+        let on = json!({"required": {"nodeSelectorTerms": [{"matchExpressions": [{"key": "kubernetes.io/hostname", "operator": "In", "values": [node]}]}]}});
+        c.storage(Source::Volumes, "PersistentVolume", node,
+            json!({"spec": {"storageClassName": "local", "accessModes": ["ReadWriteOnce"], "capacity": {"storage": size}, "nodeAffinity": on}}));
+    }
+    let local = c.pod("local", &uses("local"));
+    assert_eq!(scores(c, &local), [("a".into(), 75), ("c".into(), 50)]);
+    assert_eq!(c.ask(&uses("local")), "a");
+}
+
+#[test]
 fn drivers_attach_only_so_many_volumes() {
     use crate::sources::Source;
     let mut cluster = Cluster::new(&[("a", json!({})), ("b", json!({}))]);

@@ -48,6 +48,11 @@ impl Plugin {
         Self::NodeDeclaredFeatures,
     ];
 
+    /// Whether it looks at the pod before it looks at nodes.
+    pub fn prepares(self) -> bool {
+        !matches!(self, Self::SchedulingGates | Self::NodeUnschedulable | Self::TaintToleration)
+    }
+
     /// As upstream calls it.
     pub fn name(self) -> &'static str {
         match self {

@@ -334,7 +334,7 @@ impl World {
         let confirmed = self.assumed.remove(&pod.key).is_some();
         self.drop_nomination_elsewhere(&pod, node, events);
         if let Some(waiting) = self.queue.remove(&pod.key) {
-            METRICS.bound(waiting.attempts, now.saturating_duration_since(waiting.since()));
+            METRICS.bound(waiting.attempts, now.saturating_duration_since(waiting.since()), waiting.flushed);
         }
         if let Some(old) = self.core.snapshot.pod(&pod.key) {
             let same_node = *self.core.snapshot.node(old.node).name == *node;

@@ -277,7 +277,7 @@ async fn nobody_waits_behind_those_who_do_not_fit() {
                 queue.refused(&key, Plugins::of(&[Plugin::NodeResourcesFit]));
             }
         }
-        queue.wake(now, |_| Some(false));
+        queue.wake(now, |_| Some((false, "")));
         tokio::time::advance(Duration::from_millis(100)).await;
     }
     assert!(small_after.is_some_and(|after| after < Duration::from_secs(30)), "{small_after:?} {tried:?}");

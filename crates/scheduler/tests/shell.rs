@@ -246,8 +246,10 @@ async fn with_options<F: Future<Output = ()>>(options: scheduler::Options, scena
     let client = Client::new(api.clone());
     let informers = Informers::new(client.clone());
     let cancel = CancellationToken::new();
+    let synced = options.synced.clone();
     let running = tokio::spawn(scheduler::run(client, informers, options, cancel.clone()));
     scenario(api).await;
+    assert!(synced.load(std::sync::atomic::Ordering::Acquire));
     cancel.cancel();
     running.await.unwrap().unwrap();
 }
@@ -553,6 +555,12 @@ async fn gangs_are_placed_together_or_not_at_all() {
         assert!(api.get("pods", "n/one").unwrap()["status"].is_null(), "two of three are not tried");
         api.told("one", "waiting for minCount pods from a gang to appear in scheduling queue").await;
         assert_eq!(api.get("pods", "n/one").unwrap()["status"]["conditions"][0]["reason"], "NotReadyForScheduling");
+        api.event("NotReadyForScheduling", "waiting for minCount pods from a gang to appear in scheduling queue").await;
+        api.pod("gated", json!({"schedulingGates": [{"name": "g"}]}));
+        tokio::time::sleep(Duration::from_secs(30)).await;
+        assert!(api.get("pods", "n/gated").unwrap()["status"].is_null(), "who holds it says so, not we");
+        let calls = api.0.0.lock().unwrap().calls.clone();
+        assert_eq!(calls, ["patch pods/status n/one", "patch pods/status n/two"], "each is told once");
         api.pod("three", member());
         let none = "preemption: 0/1 nodes are available: 1 No preemption victims found for incoming pod group.";
         api.told("three", &format!("0/1 nodes are available: 1 Insufficient cpu. {none}")).await;

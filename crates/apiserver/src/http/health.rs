@@ -1,13 +1,10 @@
-//! `/healthz`, `/livez`, `/readyz`: single checks, and all of them together, as upstream words them.
+//! The server's own checks, at `/healthz`, `/livez` and `/readyz`: single ones, and all of them together.
 //!
-//! What is asked is counted for `/metrics/slis`. Why a check fails is told only below its own path, which takes a right of
-//! its own.
+//! Why a check fails is told only below its own path, which takes a right of its own.
 
-use std::collections::BTreeMap;
-use std::fmt::Write;
-use std::sync::{LazyLock, Mutex};
 use std::time::Duration;
 
+use client::health::ASKERS;
 use http::{HeaderName, HeaderValue, Response, StatusCode};
 
 use super::Body;
@@ -56,14 +53,6 @@ const CHECKS: &[(&str, Check, bool)] = &[
     ("shutdown", Check::Staying, true),
 ];
 
-/// Outcomes by check and by who asks: how often well, how often not, and whether the last was well.
-type Seen = BTreeMap<(&'static str, &'static str), (u64, u64, bool)>;
-
-static SEEN: LazyLock<Mutex<Seen>> = LazyLock::new(Mutex::default);
-
-/// The three who ask.
-const ASKERS: [&str; 3] = ["healthz", "livez", "readyz"];
-
 fn checks(asker: &str) -> impl Iterator<Item = (&'static str, Check)> {
     let ready = asker == "readyz";
     CHECKS.iter().filter(move |(.., only_ready)| ready || !only_ready).map(|(name, check, _)| (*name, *check))
@@ -92,54 +81,20 @@ async fn fault(server: &ApiServer, check: Check, ending: bool) -> Option<String>
 /// Answers below one of the three; `None` where there is no such check.
 pub async fn serve(server: &ApiServer, asker: &str, check: &str, query: &str, ending: bool) -> Option<Response<Body>> {
     let asker = ASKERS.into_iter().find(|known| *known == asker)?;
-    if !check.is_empty() {
-        let (_, check) = checks(asker).find(|(name, _)| *name == check)?;
-        return Some(match fault(server, check, ending).await {
-            None => text(StatusCode::OK, "ok".into()),
-            Some(why) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("internal server error: {why}\n")),
-        });
-    }
-    let query: Vec<(String, String)> = super::route::pairs(query).collect();
-    let mut excluded: Vec<&str> = query.iter().filter(|(k, _)| k == "exclude").map(|(_, v)| &**v).collect();
-    let (mut told, mut fine) = (String::new(), true);
-    // Writing to a String does not fail.
-    let mut line = |text: std::fmt::Arguments<'_>| {
-        let _ = told.write_fmt(text);
-    };
-    for (name, check) in checks(asker) {
-        if excluded.contains(&name) {
-            excluded.retain(|e| *e != name);
-            line(format_args!("[+]{name} excluded: ok\n"));
-            continue;
+    let said = if check.is_empty() {
+        let query: Vec<(String, String)> = super::route::pairs(query).collect();
+        let mut outcomes = Vec::with_capacity(CHECKS.len());
+        for (name, check) in checks(asker) {
+            outcomes.push((name, fault(server, check, ending).await));
         }
-        let fault = fault(server, check, ending).await;
-        let mut seen = SEEN.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let outcome = seen.entry((name, asker)).or_default();
-        outcome.2 = fault.is_none();
-        match fault {
-            None => {
-                outcome.0 += 1;
-                line(format_args!("[+]{name} ok\n"));
-            }
-            Some(why) => {
-                tracing::warn!(name, why, "a health check failed");
-                outcome.1 += 1;
-                fine = false;
-                line(format_args!("[-]{name} failed: reason withheld\n"));
-            }
-        }
-    }
-    if !excluded.is_empty() {
-        excluded.sort_unstable();
-        let names: Vec<String> = excluded.iter().map(|name| format!("{name:?}")).collect();
-        line(format_args!("warn: some health checks cannot be excluded: no matches for {}\n", names.join(",")));
-    }
-    Some(if !fine {
-        text(StatusCode::INTERNAL_SERVER_ERROR, format!("{told}{asker} check failed\n"))
-    } else if query.iter().any(|(k, _)| k == "verbose") {
-        text(StatusCode::OK, format!("{told}{asker} check passed\n"))
+        client::health::told(asker, &outcomes, &query)
     } else {
-        text(StatusCode::OK, "ok".into())
+        let (_, check) = checks(asker).find(|(name, _)| *name == check)?;
+        client::health::alone(fault(server, check, ending).await)
+    };
+    Some(match said {
+        Ok(said) => text(StatusCode::OK, said),
+        Err(said) => text(StatusCode::INTERNAL_SERVER_ERROR, said),
     })
 }
 
@@ -149,29 +104,4 @@ fn text(code: StatusCode, text: String) -> Response<Body> {
     let headers = response.headers_mut();
     headers.insert(HeaderName::from_static("x-content-type-options"), HeaderValue::from_static("nosniff"));
     response
-}
-
-/// `/metrics/slis`.
-pub fn slis() -> String {
-    let seen = SEEN.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    let mut out = String::from(
-        "# HELP kubernetes_healthcheck [STABLE] The outcome of the last health check of a name and type.\n\
-         # TYPE kubernetes_healthcheck gauge\n",
-    );
-    let mut line = |text: std::fmt::Arguments<'_>| {
-        let _ = out.write_fmt(text);
-    };
-    for ((name, asker), (.., fine)) in seen.iter() {
-        line(format_args!("kubernetes_healthcheck{{name=\"{name}\",type=\"{asker}\"}} {}\n", u8::from(*fine)));
-    }
-    line(format_args!("# HELP kubernetes_healthchecks_total [STABLE] Health checks by name, type and outcome.\n"));
-    line(format_args!("# TYPE kubernetes_healthchecks_total counter\n"));
-    for ((name, asker), (well, ill, _)) in seen.iter() {
-        for (status, count) in [("error", ill), ("success", well)].into_iter().filter(|(_, n)| **n > 0) {
-            line(format_args!(
-                "kubernetes_healthchecks_total{{name=\"{name}\",status=\"{status}\",type=\"{asker}\"}} {count}\n"
-            ));
-        }
-    }
-    out
 }

@@ -119,7 +119,7 @@ pub async fn serve(server: &Arc<ApiServer>, parts: &Parts, ending: bool) -> Resu
         ["statusz"] => zpages::statusz(server, accept, &PLAIN),
         ["flagz"] => zpages::flagz(server, accept),
         ["metrics"] => Ok(with_type(metrics::render(server), METRICS)),
-        ["metrics", "slis"] => Ok(with_type(health::slis(), METRICS)),
+        ["metrics", "slis"] => Ok(with_type(client::health::slis(), METRICS)),
         _ => Ok(not_found()),
     }
 }

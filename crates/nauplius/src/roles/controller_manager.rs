@@ -238,6 +238,9 @@ pub async fn controller_manager(options: ControllerManagerOptions, cancel: Cance
         parts: controllers::health,
         client: client.clone(),
         began: std::time::Instant::now(),
+        gates: resources::gates::Gates::default(),
+        checks: vec![status::Check::leadership(options.election.leader_elect_resource_name.clone(), &["healthz"])],
+        pages: Vec::new(),
     };
     options.port.serve(PORT, about, &cancel).await?;
     let informers = Informers::new(client.clone());

@@ -10,6 +10,8 @@ use resources::gates::Gates;
 const GENERIC_WORKLOAD: &str = "GenericWorkload";
 /// Groups that ask for it are kept in one domain of a topology.
 const TOPOLOGY: &str = "TopologyAwareWorkloadScheduling";
+/// Room for volumes counts when nodes are scored.
+const CAPACITY_SCORING: &str = "StorageCapacityScoring";
 
 #[derive(clap::Args, Clone, Debug, Default)]
 pub struct FeatureGates {
@@ -54,6 +56,11 @@ impl FeatureGates {
     /// Whether it keeps groups together in a topology.
     pub fn topology(&self) -> Result<bool> {
         Ok(self.read()?.is_open(TOPOLOGY))
+    }
+
+    /// Whether room for volumes counts when nodes are scored.
+    pub fn scores_capacity(&self) -> Result<bool> {
+        Ok(self.read()?.is_open(CAPACITY_SCORING))
     }
 
     /// The flag's value for another process; `None` when nothing was said.

@@ -1,6 +1,8 @@
 //! The scheduler's role: its flags, its configuration file, and `explain`.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use anyhow::{Context, Result, bail};
 use client::{Client, Informers, LeaderElection};
@@ -52,15 +54,23 @@ pub enum Action {
 
 /// Reads a configuration file; without one, the defaults.
 fn configuration(file: Option<&Path>, gates: &FeatureGates) -> Result<Configuration> {
-    let gates = config::Gates { groups: gates.groups()?, topology: gates.topology()? };
+    let gates = config::Gates {
+        groups: gates.groups()?,
+        topology: gates.topology()?,
+        capacity_scoring: gates.scores_capacity()?,
+    };
     let Some(file) = file else { return Ok(Configuration::usual(gates)?) };
     let name = || format!("scheduler configuration {}", file.display());
     if std::fs::metadata(file).with_context(name)?.len() > MAX_FILE {
         bail!("{} is larger than {MAX_FILE} bytes", name());
     }
     let text = std::fs::read(file).with_context(name)?;
-    let (raw, _) = meta::yaml::read(&text).map_err(anyhow::Error::msg).with_context(name)?;
-    config::read(&raw, gates).with_context(name)
+    let (raw, issues) = meta::yaml::read(&text).map_err(anyhow::Error::msg).with_context(name)?;
+    let configuration = config::read(&raw, gates).with_context(name)?;
+    match issues.strict_error() {
+        None => Ok(configuration),
+        Some(wrong) => Err(anyhow::Error::msg(wrong)).with_context(name),
+    }
 }
 
 /// The role, alone.
@@ -79,39 +89,82 @@ pub async fn scheduler(options: SchedulerOptions, cancel: CancellationToken) -> 
         bail!("no kubeconfig: give --kubeconfig, or clientConnection.kubeconfig in the configuration file");
     };
     let client = connect(&kubeconfig, SCHEDULER).await?;
+    let elect = options.leader_elect.unwrap_or(configuration.leader_election.elect);
+    let informers = Informers::new(client.clone());
+    let settings = settings(&configuration, &options.gates)?;
     let about = status::About {
         component: SCHEDULER,
         configuration: ("componentconfig", configuration.document.clone()),
         parts: Vec::new,
         client: client.clone(),
         began: std::time::Instant::now(),
+        gates: options.gates.read()?,
+        checks: checks(&configuration, elect, &settings, &cancel),
+        pages: vec![resources(&configuration, elect, &informers, &settings)],
     };
     options.port.serve(PORT, about, &cancel).await?;
-    let elect = options.leader_elect.unwrap_or(configuration.leader_election.elect);
-    run_configured(client, elect, &configuration, &options.gates, cancel).await
+    run_configured(client, elect, &configuration, informers, settings, cancel).await
+}
+
+fn settings(configuration: &Configuration, gates: &FeatureGates) -> Result<scheduler::Options> {
+    let from = scheduler::Options::from(configuration);
+    Ok(scheduler::Options { groups: gates.groups()?, topology: gates.topology()?, ..from })
+}
+
+/// Health, as upstream's scheduler has it: whoever stands by is ready too, having seen the cluster.
+fn checks(
+    configuration: &Configuration,
+    elect: bool,
+    settings: &scheduler::Options,
+    cancel: &CancellationToken,
+) -> Vec<status::Check> {
+    let lease = configuration.leader_election.name.clone();
+    let leadership = elect.then(|| status::Check::leadership(lease, &["healthz", "readyz"]));
+    let synced = settings.synced.clone();
+    let sync = move || (!synced.load(Ordering::Acquire)).then(|| "handlers are not fully synchronized".into());
+    let own = [
+        status::Check::staying(cancel.clone()),
+        status::Check { name: "sched-handler-sync", askers: &["readyz"], fault: Box::new(sync) },
+    ];
+    leadership.into_iter().chain(own).collect()
+}
+
+/// What pods ask for; only who leads tells, or it would be told twice.
+fn resources(
+    configuration: &Configuration,
+    elect: bool,
+    informers: &Arc<Informers>,
+    settings: &scheduler::Options,
+) -> status::Page {
+    let (lease, informers, synced) =
+        (configuration.leader_election.name.clone(), informers.clone(), settings.synced.clone());
+    let tells = move || synced.load(Ordering::Acquire) && (!elect || client::election::leads(&lease));
+    let text = move || if tells() { scheduler::resource_figures(&informers) } else { String::new() };
+    status::Page { path: "/metrics/resources", text: Box::new(text) }
 }
 
 /// The role beside others, by the defaults.
 pub async fn run_scheduler(client: Client, elect: bool, gates: FeatureGates, cancel: CancellationToken) -> Result<()> {
-    run_configured(client, elect, &configuration(None, &gates)?, &gates, cancel).await
+    let configuration = configuration(None, &gates)?;
+    let (informers, settings) = (Informers::new(client.clone()), settings(&configuration, &gates)?);
+    run_configured(client, elect, &configuration, informers, settings, cancel).await
 }
 
 async fn run_configured(
     client: Client,
     elect: bool,
     configuration: &Configuration,
-    gates: &FeatureGates,
+    informers: Arc<Informers>,
+    settings: scheduler::Options,
     cancel: CancellationToken,
 ) -> Result<()> {
-    let informers = Informers::new(client.clone());
-    let options = scheduler::Options {
-        groups: gates.groups()?,
-        topology: gates.topology()?,
-        ..scheduler::Options::from(configuration)
-    };
-    let run = |cancel: CancellationToken| scheduler::run(client.clone(), informers.clone(), options.clone(), cancel);
+    let run = |cancel: CancellationToken| scheduler::run(client.clone(), informers.clone(), settings.clone(), cancel);
     if !elect {
         return run(cancel).await.map_err(Into::into);
+    }
+    let warm = scheduler::warm(&client, &informers, &settings);
+    if !configuration.delay_cache && cancel.run_until_cancelled(warm).await.is_none() {
+        return Ok(());
     }
     let lease = &configuration.leader_election;
     let election = LeaderElection {

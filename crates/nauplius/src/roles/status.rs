@@ -1,5 +1,5 @@
-//! What a component shows on its own port: `/healthz` for whoever keeps the process alive; `/metrics`, `/configz`, `/statusz`
-//! and `/flagz` for whom the API server lets read them.
+//! What a component shows on its own port: `/healthz`, `/livez` and `/readyz` for whoever keeps the process alive; single
+//! checks, `/metrics`, `/configz`, `/statusz` and `/flagz` for whom the API server lets read them.
 
 mod pages;
 
@@ -12,11 +12,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use bytes::Bytes;
+use client::health::ASKERS;
 use client::{Client, Gvr, Status};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::{Request, Response, StatusCode, header};
 use hyper_util::rt::TokioIo;
+use resources::gates::Gates;
 use rustls::ServerConfig;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -218,6 +220,36 @@ fn text(status: StatusCode, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
     response
 }
 
+/// What is wrong with something, if anything is.
+type Fault = Box<dyn Fn() -> Option<String> + Send + Sync>;
+
+/// A health check beside `ping`, which answering at all passes.
+pub struct Check {
+    pub name: &'static str,
+    /// Who ask it: of [`client::health::ASKERS`].
+    pub askers: &'static [&'static str],
+    pub fault: Fault,
+}
+
+impl Check {
+    /// That a leader renews its lease.
+    pub fn leadership(lease: String, askers: &'static [&'static str]) -> Self {
+        Self { name: "leaderElection", askers, fault: Box::new(move || client::election::fault(&lease)) }
+    }
+
+    /// That the process means to stay.
+    pub fn staying(cancel: CancellationToken) -> Self {
+        let fault = move || cancel.is_cancelled().then(|| "process is shutting down".into());
+        Self { name: "shutdown", askers: &["readyz"], fault: Box::new(fault) }
+    }
+}
+
+/// A page in the Prometheus text format beside `/metrics`.
+pub struct Page {
+    pub path: &'static str,
+    pub text: Box<dyn Fn() -> String + Send + Sync>,
+}
+
 /// What a component tells of itself.
 pub struct About {
     /// As upstream calls it.
@@ -229,6 +261,38 @@ pub struct About {
     /// Judges who may read what is not for everybody.
     pub client: Client,
     pub began: Instant,
+    pub gates: Gates,
+    pub checks: Vec<Check>,
+    pub pages: Vec<Page>,
+}
+
+impl About {
+    /// Checks of one asker: their names, and what is wrong.
+    fn outcomes(&self, asker: &str) -> impl Iterator<Item = (&'static str, Option<String>)> {
+        let own = self.checks.iter().filter(move |c| c.askers.contains(&asker)).map(|c| (c.name, (c.fault)()));
+        let parts = (self.parts)().into_iter().map(|(name, well)| (name, (!well).then(|| "it has ended".to_string())));
+        std::iter::once(("ping", None)).chain(own).chain(parts)
+    }
+
+    /// Health, if the path asks for it.
+    fn health(&self, path: &str, query: &str) -> Option<Response<Full<Bytes>>> {
+        let (asker, check) = path.strip_prefix('/')?.split_once('/').unwrap_or((path.get(1..)?, ""));
+        let asker = ASKERS.into_iter().find(|known| *known == asker)?;
+        let said = if check.is_empty() {
+            let query: Vec<(String, String)> = query
+                .split('&')
+                .map(|p| p.split_once('=').unwrap_or((p, "")))
+                .map(|(k, v)| (k.into(), v.into()))
+                .collect();
+            client::health::told(asker, &self.outcomes(asker).collect::<Vec<_>>(), &query)
+        } else {
+            client::health::alone(self.outcomes(asker).find(|(name, _)| *name == check)?.1)
+        };
+        Some(match said {
+            Ok(said) => text(StatusCode::OK, said),
+            Err(said) => text(StatusCode::INTERNAL_SERVER_ERROR, said),
+        })
+    }
 }
 
 /// What is shown, and which of it to everybody.
@@ -250,12 +314,9 @@ impl Shown {
 async fn answer(shown: &Shown, request: &Request<Incoming>) -> Response<Full<Bytes>> {
     let (about, path) = (&shown.about, request.uri().path());
     let of = |name: header::HeaderName| request.headers().get(name).and_then(|v| v.to_str().ok()).unwrap_or_default();
-    if let Some(rest) = path.strip_prefix("/healthz").or(path.strip_prefix("/livez")).or(path.strip_prefix("/readyz")) {
-        let verbose =
-            request.uri().query().is_some_and(|q| q.split('&').any(|p| p == "verbose" || p == "verbose=true"));
-        return health(path, rest, verbose, &(about.parts)());
-    }
-    if !pages::PATHS.contains(&path) {
+    let health = about.health(path, request.uri().query().unwrap_or_default());
+    let page = about.pages.iter().find(|p| p.path == path);
+    if health.is_none() && page.is_none() && !pages::PATHS.contains(&path) {
         return text(StatusCode::NOT_FOUND, "404 page not found\n");
     }
     if !shown.is_open(path) {
@@ -268,16 +329,25 @@ async fn answer(shown: &Shown, request: &Request<Incoming>) -> Response<Full<Byt
             Err(status) => return text(StatusCode::INTERNAL_SERVER_ERROR, status.message),
         }
     }
+    if let Some(health) = health {
+        return health;
+    }
+    if let Some(page) = page {
+        return text(StatusCode::OK, (page.text)());
+    }
     let told = match path {
         "/metrics" => {
-            return text(StatusCode::OK, client::exposition::text() + &pages::build_info() + &client::process::text());
+            let own = pages::build_info() + &pages::features(&about.gates) + &client::process::text();
+            return text(StatusCode::OK, client::exposition::text() + &own);
         }
+        "/metrics/slis" => return text(StatusCode::OK, client::health::slis()),
         "/configz" => {
             let (name, configuration) = &about.configuration;
             pages::Told::Json(json!({*name: configuration}))
         }
         "/statusz" => {
-            pages::statusz(about.component, of(header::ACCEPT), about.began.elapsed(), jiff::Timestamp::now())
+            let more: Vec<&str> = about.pages.iter().map(|p| p.path).collect();
+            pages::statusz(about.component, &more, of(header::ACCEPT), about.began.elapsed(), jiff::Timestamp::now())
         }
         _ => pages::flagz(about.component, of(header::ACCEPT), flags()),
     };
@@ -290,32 +360,6 @@ async fn answer(shown: &Shown, request: &Request<Incoming>) -> Response<Full<Byt
             response
         }
     }
-}
-
-/// How a component is, or one of its parts, as upstream's checks tell it.
-fn health(path: &str, rest: &str, verbose: bool, parts: &[(&str, bool)]) -> Response<Full<Bytes>> {
-    if let Some(one) = rest.strip_prefix('/') {
-        return match parts.iter().find(|(name, _)| *name == one) {
-            Some((_, true)) => text(StatusCode::OK, "ok"),
-            Some((_, false)) => text(StatusCode::INTERNAL_SERVER_ERROR, "internal server error: it has ended\n"),
-            None => text(StatusCode::NOT_FOUND, "404 page not found\n"),
-        };
-    }
-    if !rest.is_empty() {
-        return text(StatusCode::NOT_FOUND, "404 page not found\n");
-    }
-    let well = parts.iter().all(|(_, well)| *well);
-    if well && !verbose {
-        return text(StatusCode::OK, "ok");
-    }
-    let line = |(name, well): &(&str, bool)| match well {
-        true => format!("[+]{name} ok\n"),
-        false => format!("[-]{name} failed: reason withheld\n"),
-    };
-    let name = path.trim_start_matches('/');
-    let told: String = parts.iter().map(line).collect();
-    let (code, outcome) = if well { (StatusCode::OK, "passed") } else { (StatusCode::INTERNAL_SERVER_ERROR, "failed") };
-    text(code, format!("{told}{name} check {outcome}\n"))
 }
 
 /// Asks the API server who a token is for, and whether that one may read a path.
@@ -337,4 +381,65 @@ async fn may_read(client: &Client, token: &str, path: &str) -> Result<bool, Stat
     let reviews = client.dynamic(Gvr::new("authorization.k8s.io", "v1", "subjectaccessreviews"));
     let answer = reviews.create(access).await?.value().map_err(Status::internal)?;
     Ok(answer["status"]["allowed"] == true)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use super::*;
+
+    /// A server that nobody asks.
+    struct Nobody;
+
+    #[async_trait::async_trait]
+    impl client::Transport for Nobody {
+        async fn call(&self, _: meta::Request) -> Result<meta::Reply, Status> {
+            Err(Status::internal("nobody is there"))
+        }
+
+        async fn get_path(&self, _: &str) -> Result<Bytes, Status> {
+            Err(Status::internal("nobody is there"))
+        }
+    }
+
+    #[test]
+    fn who_is_not_in_sync_is_alive_and_not_ready() {
+        let (synced, cancel) = (Arc::new(AtomicBool::new(false)), CancellationToken::new());
+        let seen = synced.clone();
+        let sync = move || (!seen.load(Ordering::Acquire)).then(|| "handlers are not fully synchronized".into());
+        let about = About {
+            component: "kube-scheduler",
+            configuration: ("componentconfig", Value::Null),
+            client: Client::new(Nobody),
+            began: Instant::now(),
+            parts: || vec![("a-part", true)],
+            gates: Gates::default(),
+            checks: vec![
+                Check::leadership("nobody's".into(), &["healthz", "readyz"]),
+                Check::staying(cancel.clone()),
+                Check { name: "sched-handler-sync", askers: &["readyz"], fault: Box::new(sync) },
+            ],
+            pages: Vec::new(),
+        };
+        let code = |path: &str, query: &str| about.health(path, query).map_or(404, |r| r.status().as_u16());
+        for (path, before, after) in [
+            ("/healthz", 200, 200),
+            ("/livez", 200, 200),
+            ("/readyz", 500, 200),
+            ("/readyz/sched-handler-sync", 500, 200),
+            ("/readyz/ping", 200, 200),
+            ("/readyz/a-part", 200, 200),
+            ("/readyz/leaderElection", 200, 200),
+            ("/livez/leaderElection", 404, 404),
+            ("/metrics", 404, 404),
+        ] {
+            synced.store(false, Ordering::Release);
+            assert_eq!(code(path, ""), before, "{path}");
+            synced.store(true, Ordering::Release);
+            assert_eq!(code(path, ""), after, "{path}");
+        }
+        cancel.cancel();
+        assert_eq!((code("/readyz", ""), code("/readyz", "exclude=shutdown"), code("/livez", "")), (500, 200, 200));
+    }
 }

@@ -8,12 +8,12 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::file::{
-    ArgsOf, DefaultPreemptionArgs, DynamicResourcesArgs, Form, InterPodAffinityArgs, NodeAffinityArgs,
+    ArgsOf, At, DefaultPreemptionArgs, DynamicResourcesArgs, Form, InterPodAffinityArgs, NodeAffinityArgs,
     NodeResourcesBalancedAllocationArgs, NodeResourcesFitArgs, PodTopologySpreadArgs, Ratio, ResourceSpec,
     ScoringStrategy, ShapePoint, VolumeBindingArgs,
 };
 use super::mistakes::Mistakes;
-use super::{GROUP, GROUP_VERSION, STRICT, time};
+use super::{GROUP, GROUP_VERSION, Gates, STRICT, not_an_object, time, without_nulls};
 use crate::node_selection::{NodeSelection, Preference};
 use crate::plugins::MAX_SCORE;
 use crate::pod::SpreadConstraint;
@@ -40,6 +40,9 @@ pub enum Arguments {
 
 fn read<T: DeserializeOwned + Form>(raw: &Value, name: &str) -> Result<T, String> {
     let mut raw = if raw.is_null() { Value::Object(Default::default()) } else { raw.clone() };
+    if let Some(wrong) = not_an_object(&raw) {
+        return Err(format!("decoding args for plugin {name}: {wrong}"));
+    }
     if let Some(map) = raw.as_object_mut() {
         let said = map.remove("kind").and_then(|k| k.as_str().map(str::to_string)).unwrap_or_default();
         let version = map.remove("apiVersion").and_then(|v| v.as_str().map(str::to_string)).unwrap_or_default();
@@ -52,13 +55,16 @@ fn read<T: DeserializeOwned + Form>(raw: &Value, name: &str) -> Result<T, String
             return Err(format!("args for plugin {name} were not of type {wanted}.{GROUP}, got {said}.{GROUP}"));
         }
     }
+    if let Some(wrong) = T::wrong(&raw, At::TOP) {
+        return Err(format!("decoding args for plugin {name}: {wrong}"));
+    }
     let mut unknown = Vec::new();
     T::unknown(&raw, "", &mut unknown);
     if !unknown.is_empty() {
         let unknown = unknown.join(", ");
         return Err(format!("{STRICT}decoding args for plugin {name}: {STRICT}{unknown}"));
     }
-    serde_json::from_value(raw).map_err(|e| format!("decoding args for plugin {name}: {e}"))
+    serde_json::from_value(without_nulls(&raw)).map_err(|e| format!("decoding args for plugin {name}: {e}"))
 }
 
 fn usual_resources() -> Vec<ResourceSpec> {
@@ -74,7 +80,7 @@ fn weigh(resources: &mut Vec<ResourceSpec>) {
 
 impl Arguments {
     /// Those of a plugin, with what it does not say filled in.
-    pub fn of(given: &ArgsOf) -> Result<Self, String> {
+    pub fn of(given: &ArgsOf, gates: Gates) -> Result<Self, String> {
         let (name, raw) = (given.name.as_str(), &given.args);
         Ok(match name {
             "DefaultPreemption" => {
@@ -121,6 +127,14 @@ impl Arguments {
             "VolumeBinding" => {
                 let mut args: VolumeBindingArgs = read(raw, name)?;
                 args.bind_timeout_seconds.get_or_insert(600);
+                if gates.capacity_scoring && args.shape.as_ref().is_none_or(Vec::is_empty) {
+                    // The more room is left, the better.
+                    args.shape = Some(
+                        [(0, MAX_SHAPE_SCORE), (100, 0)]
+                            .map(|(utilization, score)| ShapePoint { utilization, score })
+                            .into(),
+                    );
+                }
                 Self::VolumeBinding(args)
             }
             _ => Self::Other(raw.clone()),
@@ -128,13 +142,13 @@ impl Arguments {
     }
 
     /// Those a plugin has without a word in the file; `None` when it takes none.
-    pub fn usual(name: &str) -> Option<Self> {
-        let out = Self::of(&ArgsOf { name: name.into(), args: Value::Null }).ok()?;
+    pub fn usual(name: &str, gates: Gates) -> Option<Self> {
+        let out = Self::of(&ArgsOf { name: name.into(), args: Value::Null }, gates).ok()?;
         (!matches!(out, Self::Other(_))).then_some(out)
     }
 
     /// Says what is wrong with them.
-    pub fn check(&self, path: &str, out: &mut Mistakes) {
+    pub fn check(&self, path: &str, gates: Gates, out: &mut Mistakes) {
         match self {
             Self::DefaultPreemption(args) => check_preemption(args, path, out),
             Self::DynamicResources(args) => {
@@ -173,7 +187,10 @@ impl Arguments {
                     let why = "invalid BindTimeoutSeconds, should not be a negative value";
                     out.invalid(format!("{path}.bindTimeoutSeconds"), seconds, why);
                 }
-                if let Some(shape) = &args.shape {
+                let shape = args.shape.as_deref();
+                if gates.capacity_scoring {
+                    check_shape(shape.unwrap_or_default(), &format!("{path}.shape"), out);
+                } else if let Some(shape) = shape {
                     let why = "unexpected field `shape`, remove it or turn on the feature gate StorageCapacityScoring";
                     out.invalid(format!("{path}.shape"), shown(shape), why);
                 }
@@ -223,9 +240,7 @@ impl Arguments {
                     "MostAllocated" => Strategy::MostAllocated,
                     "RequestedToCapacityRatio" => {
                         let shape = from.requested_to_capacity_ratio.iter().flat_map(|r| &r.shape);
-                        let scale = MAX_SCORE / i64::from(MAX_SHAPE_SCORE);
-                        let points = shape.map(|p| (i64::from(p.utilization), i64::from(p.score) * scale));
-                        Strategy::RequestedToCapacityRatio(points.collect())
+                        Strategy::RequestedToCapacityRatio(line(shape))
                     }
                     _ => Strategy::LeastAllocated,
                 };
@@ -241,10 +256,17 @@ impl Arguments {
             Self::VolumeBinding(args) => {
                 let seconds = args.bind_timeout_seconds.and_then(|s| u64::try_from(s).ok());
                 profile.bind_timeout = Duration::from_secs(seconds.unwrap_or_default());
+                profile.volume_shape = args.shape.as_ref().map(|shape| line(shape.iter()));
             }
             Self::Other(_) => {}
         }
     }
+}
+
+/// A shape, with scores as nodes get them.
+fn line<'a>(shape: impl Iterator<Item = &'a ShapePoint>) -> Box<[(i64, i64)]> {
+    let scale = MAX_SCORE / i64::from(MAX_SHAPE_SCORE);
+    shape.map(|p| (i64::from(p.utilization), i64::from(p.score) * scale)).collect()
 }
 
 /// As Go shows such a list.

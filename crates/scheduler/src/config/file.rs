@@ -1,22 +1,80 @@
 //! The file's form, field by field as upstream names them: read under those names, and shown (`/configz`) under the ones
-//! upstream has for the form after defaults. What is not named is an error.
+//! upstream has for the form after defaults. What is not named is an error, and so is a value of another type, told as Go's
+//! decoder tells it.
+
+use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{NodeAffinity, TopologySpreadConstraint};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-/// What can tell which fields it does not know.
+/// Where a value stands: the innermost struct by Go's name for it, and the path from the outermost. Both are empty at the
+/// top.
+#[derive(Clone, Copy)]
+pub struct At<'a> {
+    of: &'a str,
+    path: &'a str,
+}
+
+impl At<'_> {
+    pub const TOP: Self = Self { of: "", path: "" };
+}
+
+/// What can tell that a value has another form, and which fields it does not know.
 pub trait Form {
+    /// Its type as Go writes it.
+    fn go() -> String;
+
+    /// The first value of another type, in the words of Go's decoder. Null is none of any type.
+    fn wrong(raw: &Value, at: At<'_>) -> Option<String>;
+
     fn unknown(_raw: &Value, _path: &str, _out: &mut Vec<String>) {}
 }
 
+/// What Go's decoder says of a value that is of another type; a number that is none of this type is told.
+fn mismatch(raw: &Value, at: At<'_>, wanted: &str) -> String {
+    let found = match raw {
+        Value::Null => "null".into(),
+        Value::Bool(_) => "bool".into(),
+        Value::Number(number) if wanted.starts_with("int") => format!("number {number}"),
+        Value::Number(_) => "number".into(),
+        Value::String(_) => "string".to_string(),
+        Value::Array(_) => "array".into(),
+        Value::Object(_) => "object".into(),
+    };
+    match at {
+        At { path: "", .. } => format!("json: cannot unmarshal {found} into Go value of type {wanted}"),
+        At { of, path } => format!("json: cannot unmarshal {found} into Go struct field {of}.{path} of type {wanted}"),
+    }
+}
+
 impl<T: Form> Form for Option<T> {
+    fn go() -> String {
+        T::go()
+    }
+
+    fn wrong(raw: &Value, at: At<'_>) -> Option<String> {
+        T::wrong(raw, at)
+    }
+
     fn unknown(raw: &Value, path: &str, out: &mut Vec<String>) {
         T::unknown(raw, path, out);
     }
 }
 
 impl<T: Form> Form for Vec<T> {
+    fn go() -> String {
+        format!("[]{}", T::go())
+    }
+
+    fn wrong(raw: &Value, at: At<'_>) -> Option<String> {
+        match raw {
+            Value::Null => None,
+            Value::Array(items) => items.iter().find_map(|item| T::wrong(item, at)),
+            _ => Some(mismatch(raw, at, &Self::go())),
+        }
+    }
+
     fn unknown(raw: &Value, path: &str, out: &mut Vec<String>) {
         for (at, item) in raw.as_array().into_iter().flatten().enumerate() {
             T::unknown(item, &format!("{path}[{at}]"), out);
@@ -24,10 +82,65 @@ impl<T: Form> Form for Vec<T> {
     }
 }
 
-macro_rules! plain {
-    ($($type:ty),*) => { $(impl Form for $type {})* };
+impl<T: Form> Form for BTreeMap<String, T> {
+    fn go() -> String {
+        format!("map[string]{}", T::go())
+    }
+
+    fn wrong(raw: &Value, at: At<'_>) -> Option<String> {
+        match raw {
+            Value::Null => None,
+            Value::Object(map) => map.values().find_map(|value| T::wrong(value, at)),
+            _ => Some(mismatch(raw, at, &Self::go())),
+        }
+    }
 }
-plain!(String, bool, i32, i64, f64, Value, NodeAffinity, TopologySpreadConstraint);
+
+macro_rules! plain {
+    ($($type:ty, $go:literal, $is:expr;)*) => { $(
+        impl Form for $type {
+            fn go() -> String {
+                $go.into()
+            }
+
+            fn wrong(raw: &Value, at: At<'_>) -> Option<String> {
+                let is: fn(&Value) -> bool = $is;
+                (!raw.is_null() && !is(raw)).then(|| mismatch(raw, at, $go))
+            }
+        }
+    )* };
+}
+plain! {
+    String, "string", Value::is_string;
+    bool, "bool", Value::is_boolean;
+    i32, "int32", |v| v.as_i64().is_some_and(|n| i32::try_from(n).is_ok());
+    i64, "int64", Value::is_i64;
+    f64, "float32", Value::is_number;
+    Value, "runtime.RawExtension", |_| true;
+}
+
+/// Types of the core API, read as they are and checked by a form of the same fields.
+macro_rules! checked_by {
+    ($($type:ty, $form:ty;)*) => { $(
+        impl Form for $type {
+            fn go() -> String {
+                <$form>::go()
+            }
+
+            fn wrong(raw: &Value, at: At<'_>) -> Option<String> {
+                <$form>::wrong(raw, at)
+            }
+
+            fn unknown(raw: &Value, path: &str, out: &mut Vec<String>) {
+                <$form>::unknown(raw, path, out);
+            }
+        }
+    )* };
+}
+checked_by! {
+    NodeAffinity, AffinityForm;
+    TopologySpreadConstraint, SpreadForm;
+}
 
 /// `enable_https` as upstream writes it; a raw word without its mark.
 fn json_name(field: &str) -> String {
@@ -45,13 +158,36 @@ fn json_name(field: &str) -> String {
 }
 
 macro_rules! form {
-    ($($name:ident { $($(#[$about:meta])* $field:ident: $type:ty),* $(,)? })*) => {
+    ($($name:ident is $go:literal { $($(#[$about:meta])* $field:ident: $type:ty),* $(,)? })*) => {
         $(
             #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
             #[serde(rename_all(deserialize = "camelCase", serialize = "PascalCase"), default)]
             pub struct $name { $($(#[$about])* pub $field: $type,)* }
 
             impl Form for $name {
+                fn go() -> String {
+                    if $go.contains('.') { $go.into() } else { format!("v1.{}", $go) }
+                }
+
+                fn wrong(raw: &Value, at: At<'_>) -> Option<String> {
+                    let fields = match raw {
+                        Value::Null => return None,
+                        Value::Object(fields) => fields,
+                        _ => return Some(mismatch(raw, at, &Self::go())),
+                    };
+                    let of = $go.rsplit('.').next().unwrap_or_default();
+                    let dot = if at.path.is_empty() { "" } else { "." };
+                    let mut fields: Vec<_> = fields.iter().collect();
+                    fields.sort_unstable_by_key(|(field, _)| *field);
+                    fields.into_iter().find_map(|(field, value)| {
+                        let path = format!("{}{dot}{field}", at.path);
+                        $(if *field == json_name(stringify!($field)) {
+                            return <$type as Form>::wrong(value, At { of, path: &path });
+                        })*
+                        None
+                    })
+                }
+
                 fn unknown(raw: &Value, path: &str, out: &mut Vec<String>) {
                     let dot = if path.is_empty() { "" } else { "." };
                     for (field, value) in raw.as_object().into_iter().flatten() {
@@ -69,7 +205,7 @@ macro_rules! form {
 }
 
 form! {
-    File {
+    File is "KubeSchedulerConfiguration" {
         #[serde(rename = "apiVersion")]
         api_version: String,
         #[serde(skip_serializing)]
@@ -86,7 +222,7 @@ form! {
         extenders: Vec<ExtenderFile>,
         delay_cache_until_active: bool,
     }
-    ExtenderFile {
+    ExtenderFile is "Extender" {
         #[serde(rename(serialize = "URLPrefix"))]
         url_prefix: String,
         filter_verb: String,
@@ -104,7 +240,7 @@ form! {
         managed_resources: Vec<ManagedResource>,
         ignorable: bool,
     }
-    TlsFile {
+    TlsFile is "ExtenderTLSConfig" {
         insecure: bool,
         server_name: Option<String>,
         cert_file: Option<String>,
@@ -118,8 +254,8 @@ form! {
         #[serde(rename(serialize = "CAData"))]
         ca_data: Option<String>,
     }
-    ManagedResource { name: String, ignored_by_scheduler: bool }
-    LeaderElectionFile {
+    ManagedResource is "ExtenderManagedResource" { name: String, ignored_by_scheduler: bool }
+    LeaderElectionFile is "v1alpha1.LeaderElectionConfiguration" {
         leader_elect: Option<bool>,
         lease_duration: Option<String>,
         renew_deadline: Option<String>,
@@ -128,21 +264,21 @@ form! {
         resource_name: Option<String>,
         resource_namespace: Option<String>,
     }
-    ClientConnection {
+    ClientConnection is "v1alpha1.ClientConnectionConfiguration" {
         kubeconfig: Option<String>,
         accept_content_types: Option<String>,
         content_type: Option<String>,
         #[serde(rename(serialize = "QPS"))]
         qps: Option<f64>,
-        burst: Option<i64>,
+        burst: Option<i32>,
     }
-    ProfileFile {
+    ProfileFile is "KubeSchedulerProfile" {
         scheduler_name: Option<String>,
         percentage_of_nodes_to_score: Option<i32>,
         plugins: Option<PluginSets>,
         plugin_config: Vec<ArgsOf>,
     }
-    PluginSets {
+    PluginSets is "Plugins" {
         pre_enqueue: PluginSet,
         queue_sort: PluginSet,
         pre_filter: PluginSet,
@@ -161,36 +297,55 @@ form! {
         placement_feasible: PluginSet,
         pod_group_post_filter: PluginSet,
     }
-    PluginSet { enabled: Vec<PluginFile>, disabled: Vec<PluginFile> }
-    PluginFile { name: String, weight: i32 }
-    ArgsOf { name: String, args: Value }
-    ResourceSpec { name: String, weight: i64 }
-    ScoringStrategy {
+    PluginSet is "PluginSet" { enabled: Vec<PluginFile>, disabled: Vec<PluginFile> }
+    PluginFile is "Plugin" { name: String, weight: i32 }
+    ArgsOf is "PluginConfig" { name: String, args: Value }
+    ResourceSpec is "ResourceSpec" { name: String, weight: i64 }
+    ScoringStrategy is "ScoringStrategy" {
         r#type: String,
         resources: Vec<ResourceSpec>,
         requested_to_capacity_ratio: Option<Ratio>,
     }
-    Ratio { shape: Vec<ShapePoint> }
-    ShapePoint { utilization: i32, score: i32 }
-    NodeResourcesFitArgs {
+    Ratio is "RequestedToCapacityRatioParam" { shape: Vec<ShapePoint> }
+    ShapePoint is "UtilizationShapePoint" { utilization: i32, score: i32 }
+    NodeResourcesFitArgs is "NodeResourcesFitArgs" {
         ignored_resources: Vec<String>,
         ignored_resource_groups: Vec<String>,
         scoring_strategy: Option<ScoringStrategy>,
     }
-    NodeResourcesBalancedAllocationArgs { resources: Vec<ResourceSpec> }
-    InterPodAffinityArgs {
+    NodeResourcesBalancedAllocationArgs is "NodeResourcesBalancedAllocationArgs" { resources: Vec<ResourceSpec> }
+    InterPodAffinityArgs is "InterPodAffinityArgs" {
         hard_pod_affinity_weight: Option<i32>,
         ignore_preferred_terms_of_existing_pods: bool,
     }
-    NodeAffinityArgs { added_affinity: Option<NodeAffinity> }
-    PodTopologySpreadArgs {
+    NodeAffinityArgs is "NodeAffinityArgs" { added_affinity: Option<NodeAffinity> }
+    PodTopologySpreadArgs is "PodTopologySpreadArgs" {
         default_constraints: Vec<TopologySpreadConstraint>,
         defaulting_type: String,
     }
-    VolumeBindingArgs { bind_timeout_seconds: Option<i64>, shape: Option<Vec<ShapePoint>> }
-    DefaultPreemptionArgs {
+    VolumeBindingArgs is "VolumeBindingArgs" { bind_timeout_seconds: Option<i64>, shape: Option<Vec<ShapePoint>> }
+    DefaultPreemptionArgs is "DefaultPreemptionArgs" {
         min_candidate_nodes_percentage: Option<i32>,
         min_candidate_nodes_absolute: Option<i32>,
     }
-    DynamicResourcesArgs { filter_timeout: Option<String>, binding_timeout: Option<String> }
+    DynamicResourcesArgs is "DynamicResourcesArgs" { filter_timeout: Option<String>, binding_timeout: Option<String> }
+    AffinityForm is "NodeAffinity" {
+        required_during_scheduling_ignored_during_execution: Option<NodeSelectorForm>,
+        preferred_during_scheduling_ignored_during_execution: Vec<PreferredForm>,
+    }
+    NodeSelectorForm is "NodeSelector" { node_selector_terms: Vec<NodeTermForm> }
+    PreferredForm is "PreferredSchedulingTerm" { weight: i32, preference: NodeTermForm }
+    NodeTermForm is "NodeSelectorTerm" { match_expressions: Vec<NodeRequirementForm>, match_fields: Vec<NodeRequirementForm> }
+    NodeRequirementForm is "NodeSelectorRequirement" { key: String, operator: String, values: Vec<String> }
+    SpreadForm is "TopologySpreadConstraint" {
+        max_skew: i32,
+        topology_key: String,
+        when_unsatisfiable: String,
+        label_selector: Option<LabelSelectorForm>,
+        min_domains: Option<i32>,
+        node_affinity_policy: Option<String>,
+        node_taints_policy: Option<String>,
+        match_label_keys: Vec<String>,
+    }
+    LabelSelectorForm is "LabelSelector" { match_labels: BTreeMap<String, String>, match_expressions: Vec<NodeRequirementForm> }
 }

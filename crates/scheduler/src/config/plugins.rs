@@ -92,12 +92,20 @@ enum Gate {
 }
 
 /// Which of the gates that change the default set are open.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Gates {
     /// `GenericWorkload`
     pub groups: bool,
     /// `TopologyAwareWorkloadScheduling`
     pub topology: bool,
+    /// `StorageCapacityScoring`: room for volumes counts when nodes are scored.
+    pub capacity_scoring: bool,
+}
+
+impl Default for Gates {
+    fn default() -> Self {
+        Self { groups: false, topology: false, capacity_scoring: true }
+    }
 }
 
 impl Gates {
@@ -127,8 +135,8 @@ const fn known(name: &'static str, points: &'static [Point], filter: Option<Plug
 const PLUGINS: &[Known] = &[
     known("SchedulingGates", &[PreEnqueue], Some(Plugin::SchedulingGates), 0, Gate::Open),
     known("PrioritySort", &[QueueSort], None, 0, Gate::Open),
-    known("NodeName", &[Filter], None, 0, Gate::Open),
     known("NodeUnschedulable", &[Filter], Some(Plugin::NodeUnschedulable), 0, Gate::Open),
+    known("NodeName", &[Filter], None, 0, Gate::Open),
     known("TaintToleration", &[Filter, PreScore, Score], Some(Plugin::TaintToleration), 3, Gate::Open),
     known("NodeAffinity", FILTERS_AND_SCORES, Some(Plugin::NodeAffinity), 2, Gate::Open),
     known("NodePorts", FILTERS, Some(Plugin::NodePorts), 0, Gate::Open),

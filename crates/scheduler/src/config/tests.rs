@@ -11,7 +11,7 @@ fn file(rest: Value) -> Result<Configuration, Wrong> {
     for (field, value) in rest.as_object().unwrap() {
         raw[field] = value.clone();
     }
-    read(&raw, Gates { groups: true, topology: true })
+    read(&raw, Gates { groups: true, topology: true, ..Gates::default() })
 }
 
 fn one(profile: Value) -> ProfileRef {
@@ -91,7 +91,7 @@ fn every_default_plugin_can_be_named() {
     }
     assert_eq!(names(Gates::default()).len(), 20);
     assert_eq!(
-        names(Gates { groups: true, topology: true })[20..],
+        names(Gates { groups: true, topology: true, ..Gates::default() })[20..],
         ["GangScheduling", "TopologyPlacementGenerator", "PodGroupPodsCount"]
     );
 }
@@ -100,6 +100,163 @@ fn names(gates: Gates) -> Vec<String> {
     let usual = Configuration::usual(gates).unwrap().document;
     let enabled = usual["Profiles"][0]["Plugins"]["MultiPoint"]["Enabled"].as_array().unwrap().clone();
     enabled.iter().map(|p| p["Name"].as_str().unwrap().to_string()).collect()
+}
+
+#[test]
+fn values_of_other_types_are_told_as_go_tells_them() {
+    let bad = |rest: Value| file(rest).unwrap_err().to_string();
+    // The right side is what upstream says of the same file.
+    for (given, found, of, path, wanted) in [
+        (json!({"parallelism": "x", "bogus": 1}), "string", "KubeSchedulerConfiguration", "parallelism", "int32"),
+        (json!({"parallelism": 1.5}), "number 1.5", "KubeSchedulerConfiguration", "parallelism", "int32"),
+        (
+            json!({"parallelism": 99999999999_i64}),
+            "number 99999999999",
+            "KubeSchedulerConfiguration",
+            "parallelism",
+            "int32",
+        ),
+        (json!({"parallelism": [1]}), "array", "KubeSchedulerConfiguration", "parallelism", "int32"),
+        (json!({"enableProfiling": 1}), "number", "KubeSchedulerConfiguration", "enableProfiling", "bool"),
+        (json!({"profiles": {}}), "object", "KubeSchedulerConfiguration", "profiles", "[]v1.KubeSchedulerProfile"),
+        (json!({"profiles": [1]}), "number", "KubeSchedulerConfiguration", "profiles", "v1.KubeSchedulerProfile"),
+        (
+            json!({"profiles": [{"schedulerName": 5}]}),
+            "number",
+            "KubeSchedulerProfile",
+            "profiles.schedulerName",
+            "string",
+        ),
+        (json!({"profiles": [{"plugins": []}]}), "array", "KubeSchedulerProfile", "profiles.plugins", "v1.Plugins"),
+        (
+            json!({"profiles": [{"plugins": {"score": {"enabled": [{"name": "NodePorts", "weight": "heavy"}]}}}]}),
+            "string",
+            "Plugin",
+            "profiles.plugins.score.enabled.weight",
+            "int32",
+        ),
+        (
+            json!({"profiles": [{"plugins": {"score": {"enabled": "NodePorts"}}}]}),
+            "string",
+            "PluginSet",
+            "profiles.plugins.score.enabled",
+            "[]v1.Plugin",
+        ),
+        (
+            json!({"leaderElection": true}),
+            "bool",
+            "KubeSchedulerConfiguration",
+            "leaderElection",
+            "v1alpha1.LeaderElectionConfiguration",
+        ),
+        (
+            json!({"leaderElection": {"leaseDuration": 15}}),
+            "number",
+            "LeaderElectionConfiguration",
+            "leaderElection.leaseDuration",
+            "string",
+        ),
+        (
+            json!({"clientConnection": {"qps": "fast"}}),
+            "string",
+            "ClientConnectionConfiguration",
+            "clientConnection.qps",
+            "float32",
+        ),
+        (
+            json!({"clientConnection": {"burst": 1.5}}),
+            "number 1.5",
+            "ClientConnectionConfiguration",
+            "clientConnection.burst",
+            "int32",
+        ),
+        (
+            json!({"extenders": [{"tlsConfig": "x"}]}),
+            "string",
+            "Extender",
+            "extenders.tlsConfig",
+            "v1.ExtenderTLSConfig",
+        ),
+        (
+            json!({"extenders": [{"managedResources": ["a"]}]}),
+            "string",
+            "Extender",
+            "extenders.managedResources",
+            "v1.ExtenderManagedResource",
+        ),
+        (
+            json!({"profiles": [{"pluginConfig": [{"name": [1]}]}]}),
+            "array",
+            "PluginConfig",
+            "profiles.pluginConfig.name",
+            "string",
+        ),
+    ] {
+        let expect = format!("json: cannot unmarshal {found} into Go struct field {of}.{path} of type {wanted}");
+        assert_eq!(bad(given), expect);
+    }
+    for (name, given, found, field, wanted) in [
+        (
+            "NodeResourcesFit",
+            json!({"ignoredResources": "x"}),
+            "string",
+            "NodeResourcesFitArgs.ignoredResources",
+            "[]string",
+        ),
+        (
+            "NodeResourcesFit",
+            json!({"scoringStrategy": {"resources": [{"name": "cpu", "weight": "x"}]}}),
+            "string",
+            "ResourceSpec.scoringStrategy.resources.weight",
+            "int64",
+        ),
+        (
+            "NodeAffinity",
+            json!({"addedAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": "x"}}}),
+            "string",
+            "NodeSelector.addedAffinity.requiredDuringSchedulingIgnoredDuringExecution.nodeSelectorTerms",
+            "[]v1.NodeSelectorTerm",
+        ),
+        (
+            "PodTopologySpread",
+            json!({"defaultConstraints": [{"maxSkew": "x"}]}),
+            "string",
+            "TopologySpreadConstraint.defaultConstraints.maxSkew",
+            "int32",
+        ),
+        (
+            "VolumeBinding",
+            json!({"bindTimeoutSeconds": "5s"}),
+            "string",
+            "VolumeBindingArgs.bindTimeoutSeconds",
+            "int64",
+        ),
+    ] {
+        let said = bad(json!({"profiles": [{"pluginConfig": [{"name": name, "args": given}]}]}));
+        let before = format!("decoding .profiles[0].pluginConfig[0]: decoding args for plugin {name}");
+        assert_eq!(
+            said,
+            format!("{before}: json: cannot unmarshal {found} into Go struct field {field} of type {wanted}")
+        );
+    }
+    let wanted =
+        r#"struct { APIVersion string "json:\"apiVersion,omitempty\""; Kind string "json:\"kind,omitempty\"" }"#;
+    let look = "couldn't get version/kind; json parse error: json: cannot unmarshal";
+    for (given, expect) in [
+        (json!(["a"]), format!("{look} array into Go value of type {wanted}")),
+        (json!("x"), format!("{look} string into Go value of type {wanted}")),
+        (
+            json!({"apiVersion": 5, "kind": "x"}),
+            format!("{look} number into Go struct field .apiVersion of type string"),
+        ),
+        (Value::Null, "Object 'Kind' is missing in ''".into()),
+    ] {
+        assert_eq!(read(&given, Gates::default()).unwrap_err().to_string(), expect);
+    }
+    // Null is as good as nothing.
+    let nothing = json!({"parallelism": null, "profiles": [{"schedulerName": null, "plugins": null}], "extenders": null,
+        "leaderElection": {"resourceName": null}});
+    assert_eq!(file(nothing).unwrap().document, file(json!({"profiles": [{}]})).unwrap().document);
 }
 
 #[test]
@@ -119,6 +276,9 @@ fn arguments_are_taken() {
     assert_eq!(&*p.fit.resources, [(Resource::of("example.com/gpu"), 3)]);
     assert_eq!(args("InterPodAffinity", json!({"hardPodAffinityWeight": 9})).hard_pod_affinity_weight, 9);
     assert_eq!(args("VolumeBinding", json!({"bindTimeoutSeconds": 5})).bind_timeout, Duration::from_secs(5));
+    assert_eq!(args("VolumeBinding", Value::Null).volume_shape.as_deref(), Some(&[(0, 100), (100, 0)][..]));
+    let shape = json!({"shape": [{"utilization": 0, "score": 0}, {"utilization": 50, "score": 7}]});
+    assert_eq!(args("VolumeBinding", shape).volume_shape.as_deref(), Some(&[(0, 0), (50, 70)][..]));
     assert_eq!(args("DefaultPreemption", json!({"minCandidateNodesPercentage": 20})).candidates, (20, 100));
     let p = args("DynamicResources", json!({"filterTimeout": "0s", "bindingTimeout": "1m30s"}));
     assert_eq!((p.devices_filter_within, p.devices_ready_within), (None, Duration::from_secs(90)));
@@ -180,6 +340,11 @@ fn what_is_wrong_is_said() {
     let profile = |profile: Value| bad(json!({"profiles": [profile]}));
     let plugin = |point: &str, set: Value| profile(json!({"plugins": {point: set}}));
     let args = |name: &str, args: Value| profile(json!({"pluginConfig": [{"name": name, "args": args}]}));
+    let unscored = |args: Value| {
+        let raw = json!({"apiVersion": GROUP_VERSION, "kind": "KubeSchedulerConfiguration",
+            "profiles": [{"pluginConfig": [{"name": "VolumeBinding", "args": args}]}]});
+        read(&raw, Gates { capacity_scoring: false, ..Gates::default() }).unwrap_err().to_string()
+    };
     let constraint = json!([{"maxSkew": 0, "topologyKey": "", "whenUnsatisfiable": "X", "labelSelector": {}}]);
     let of_profile =
         |said: &str| format!("initializing profiles: creating profile for scheduler name default-scheduler: {said}");
@@ -276,7 +441,15 @@ fn what_is_wrong_is_said() {
             ),
         ),
         (
-            args("VolumeBinding", json!({"bindTimeoutSeconds": -1, "shape": [{"utilization": 0, "score": 1}]})),
+            args("VolumeBinding", json!({"bindTimeoutSeconds": -1, "shape": [{"utilization": 0, "score": 11}]})),
+            format!(
+                "[{}, {}]",
+                of_args("bindTimeoutSeconds: Invalid value: -1: invalid BindTimeoutSeconds, should not be a negative value"),
+                of_args("shape[0].score: Invalid value: 11: not in valid range [0, 10]"),
+            ),
+        ),
+        (
+            unscored(json!({"bindTimeoutSeconds": -1, "shape": [{"utilization": 0, "score": 1}]})),
             format!(
                 "[{}, {}]",
                 of_args("bindTimeoutSeconds: Invalid value: -1: invalid BindTimeoutSeconds, should not be a negative value"),

@@ -64,7 +64,7 @@ fn use_of(resource: Resource, spec: &Spec, node: &Node) -> Option<(i64, i64)> {
 }
 
 /// A broken line's height at a point.
-fn height(line: &[(i64, i64)], at: i64) -> i64 {
+pub fn height(line: &[(i64, i64)], at: i64) -> i64 {
     let mut before: Option<(i64, i64)> = None;
     for point in line {
         if at <= point.0 {

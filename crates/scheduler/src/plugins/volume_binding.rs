@@ -4,7 +4,10 @@
 use std::sync::{Arc, LazyLock};
 
 use crate::node::Node;
+use crate::plugins::node_resources_fit::height;
 use crate::pod::{Pod, Volume as PodVolume};
+use crate::profile::Profile;
+use crate::snapshot::{NodeId, Snapshot};
 use crate::storage::{Claim, Storage, Volume, ZONE_LABELS};
 use crate::symbol::Symbol;
 use crate::verdict::{Plugin, Reason, Refusal};
@@ -104,12 +107,62 @@ impl State {
             if !class.provisions || claim.selector.is_some() || !class.topologies.matches(node) {
                 return Err(Reason::NoVolume);
             }
-            if !storage.has_room(claim, class, &node.labels) {
-                return Err(Reason::NoStorageSpace);
-            }
+            storage.room_for(claim, class, &node.labels)?;
             steps.push(Step::Provision { claim: claim.key.clone() });
         }
         Ok(steps)
+    }
+
+    /// Whether nodes may differ in the room they have for what is to be bound or made.
+    pub fn scores(&self, profile: &Profile) -> bool {
+        !self.waiting.is_empty() && profile.weights.volume_binding != 0 && profile.volume_shape.is_some()
+    }
+
+    /// What is thought of the share of a node's room that the pod would take: volumes that are there, or, where none is
+    /// to be bound, what drivers tell; by class, each counting the same.
+    fn score_one(&self, storage: &Storage, node: &Node, shape: &[(i64, i64)]) -> i64 {
+        let Ok(steps) = self.steps(storage, node) else { return 0 };
+        let claim = |key: &str| self.waiting.iter().find(|c| *c.key == *key);
+        let mut classes: Vec<(&str, i64, i64)> = Vec::new();
+        let mut take = |class, asked: i64, room: &dyn Fn(i64) -> i64| match classes.iter_mut().find(|c| c.0 == class) {
+            Some(of) => (of.1, of.2) = (of.1.saturating_add(asked), room(of.2)),
+            None => classes.push((class, asked, room(0))),
+        };
+        let binds = steps.iter().any(|s| matches!(s, Step::Bind { .. }));
+        for step in &steps {
+            match step {
+                Step::Bind { volume, claim: key, .. } => {
+                    if let (Some(volume), Some(claim)) = (storage.volume(volume), claim(key)) {
+                        take(&claim.class, claim.size, &|room| room.saturating_add(volume.size));
+                    }
+                }
+                Step::Provision { claim: key } if !binds => {
+                    let Some((claim, class)) = claim(key).and_then(|c| Some((c, storage.class(&c.class)?))) else {
+                        continue;
+                    };
+                    if let Ok(Some(room)) = storage.room_for(claim, class, &node.labels) {
+                        // However many are made there, the room is the same.
+                        take(&claim.class, claim.size, &|_| room);
+                    }
+                }
+                Step::Provision { .. } => {}
+            }
+        }
+        let count = i64::try_from(classes.len()).unwrap_or(i64::MAX);
+        let whole = |asked: i64, room: i64| room == 0 || asked > room;
+        let used =
+            |asked, room| if whole(asked, room) { 100 } else { (i128::from(asked) * 100 / i128::from(room)) as i64 };
+        let sum: i64 = classes.iter().map(|(_, asked, room)| height(shape, used(*asked, *room))).sum();
+        // Rounded half up.
+        if count == 0 { 0 } else { (2 * sum + count) / (2 * count) }
+    }
+
+    /// Adds the weighted scores of nodes to their totals.
+    pub fn score(&self, snapshot: &Snapshot, profile: &Profile, nodes: &[NodeId], totals: &mut [i64]) {
+        let Some(shape) = profile.volume_shape.as_deref().filter(|_| self.scores(profile)) else { return };
+        for (id, total) in nodes.iter().zip(totals) {
+            *total += profile.weights.volume_binding * self.score_one(&snapshot.storage, snapshot.node(*id), shape);
+        }
     }
 }
 

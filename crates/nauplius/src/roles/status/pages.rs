@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use resources::gates::Gates;
 use serde_json::{Value, json};
 
 const WARNING: &str = "Warning: This endpoint is not meant to be machine parseable, has no formatting compatibility guarantees and is for debugging purposes only.";
@@ -13,7 +14,7 @@ const VERSIONS: [&str; 2] = ["v1beta1", "v1alpha1"];
 const KUBERNETES: &str = "1.37";
 pub const ACCEPTED: &str = "only the following media types are accepted: text/plain, application/json";
 /// What is told beside the health checks, to whom may read it.
-pub const PATHS: [&str; 4] = ["/configz", "/flagz", "/metrics", "/statusz"];
+pub const PATHS: [&str; 5] = ["/configz", "/flagz", "/metrics", "/metrics/slis", "/statusz"];
 
 /// An answer.
 #[derive(Debug, PartialEq)]
@@ -52,12 +53,12 @@ fn text(component: &str, kind: &str, shown: String) -> Told {
     Told::Text(format!("\n{component} {}\n{WARNING}\n\n{shown}", kind.to_lowercase()))
 }
 
-/// Since when a component runs, and what it is.
-pub fn statusz(component: &str, accept: &str, up: Duration, now: jiff::Timestamp) -> Told {
+/// Since when a component runs, and what it is. `more` are paths that others do not have.
+pub fn statusz(component: &str, more: &[&str], accept: &str, up: Duration, now: jiff::Timestamp) -> Told {
     let began = now.checked_sub(up).unwrap_or(now);
     let (seconds, binary) = (up.as_secs(), env!("CARGO_PKG_VERSION"));
     let mut paths = vec!["/healthz", "/livez", "/readyz"];
-    paths.extend(PATHS);
+    paths.extend(PATHS.iter().chain(more));
     paths.sort_unstable();
     let fields = json!({"startTime": began.strftime("%Y-%m-%dT%H:%M:%SZ").to_string(), "uptimeSeconds": seconds,
         "binaryVersion": binary, "emulationVersion": KUBERNETES, "paths": paths});
@@ -87,6 +88,17 @@ pub fn build_info() -> String {
     )
 }
 
+/// Which gates are open, for `/metrics`.
+pub fn features(gates: &Gates) -> String {
+    let (name, mut out) = ("kubernetes_feature_enabled", String::new());
+    client::metrics::head(&mut out, name, "gauge", "[BETA] Feature gates, and whether they are open.");
+    for (gate, open) in gates.all() {
+        let (gate, stage) = (gate.name, gate.stage.as_str());
+        out.push_str(&format!("{name}{{name=\"{gate}\",stage=\"{stage}\"}} {}\n", u8::from(open)));
+    }
+    out
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -94,7 +106,8 @@ mod tests {
     #[test]
     fn people_get_text_and_programs_a_kind() {
         let now = jiff::Timestamp::from_second(1_725_607_316).unwrap();
-        let status = |accept: &str| statusz("kube-scheduler", accept, Duration::from_secs(3725), now);
+        let status =
+            |accept: &str| statusz("kube-scheduler", &["/metrics/resources"], accept, Duration::from_secs(3725), now);
         for accept in ["", "*/*", "text/plain;charset=utf-8"] {
             let Told::Text(text) = status(accept) else { panic!("{accept}") };
             assert!(text.starts_with("\nkube-scheduler statusz\nWarning: "), "{text}");
@@ -107,5 +120,10 @@ mod tests {
         let Told::Text(text) = flagz("kube-scheduler", "", &flags) else { panic!() };
         assert!(text.ends_with("\n\nsecure-port=10259\n"), "{text}");
         assert!(build_info().contains("major=\"1\",minor=\"37\""));
+        let features = features(&Gates::default());
+        assert!(
+            features.contains("kubernetes_feature_enabled{name=\"GenericWorkload\",stage=\"BETA\"} 0\n"),
+            "{features}"
+        );
     }
 }
