@@ -87,7 +87,8 @@ pub fn tell(out: &mut String, core: &mut Core, pod: &Pod, assessment: &Assessmen
     if !reasons.is_empty() {
         out.push_str("\n  refused by\n");
     }
-    for ((plugin, text), names) in &reasons {
+    for ((plugin, text), names) in &mut reasons {
+        names.sort_unstable();
         let shown = names[..names.len().min(REFUSED_NAMED)].join(", ");
         let more = if names.len() > REFUSED_NAMED { ", …" } else { "" };
         let _ = writeln!(out, "    {plugin:<18} {:>6}  {text} ({shown}{more})", names.len());

@@ -234,7 +234,9 @@ impl Scheduler {
         }
         let snapshot = &self.world.core.snapshot;
         let leaving = |id: NodeId| snapshot.pods_on(id).any(|(_, p)| p.deleting && p.priority() < priority);
-        if nominated.iter().filter_map(|(_, node)| snapshot.node_id(*node)).any(leaving) {
+        // Others who are asked to go may not be on their way yet.
+        let asked = members.iter().any(|m| self.world.queue.has_removals(&m.key));
+        if asked || nominated.iter().filter_map(|(_, node)| snapshot.node_id(*node)).any(leaving) {
             nominated.iter().for_each(|(pod, node)| self.world.core.nominations.set(pod, Some(*node)));
             return Err("not eligible due to a terminating pod on the nominated node.".into());
         }

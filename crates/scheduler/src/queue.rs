@@ -349,6 +349,11 @@ impl PodQueue {
         }
     }
 
+    /// Whether room is being made for a pod.
+    pub fn has_removals(&self, key: &str) -> bool {
+        self.pods.get(key).is_some_and(|w| w.removals > 0)
+    }
+
     /// One removal is over. After the last, what happened meanwhile counts.
     pub fn end_removal(&mut self, key: &Arc<str>, now: Instant) {
         let Some(w) = self.pods.get_mut(key) else { return };

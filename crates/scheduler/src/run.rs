@@ -588,6 +588,7 @@ impl Scheduler {
                 self.unplace(&object, &node, &status, events);
             }
             Ok(Answer::Evicted { victim, by, waiting, node, result: Ok(()) }) => {
+                self.world.note_leaving(&victim);
                 self.world.queue.end_removal(&waiting, Instant::now());
                 let message = format!("Preempted by pod {by} on node {node}");
                 self.record(&self.profile_of(&waiting), &victim, EventType::Normal, "Preempted", message);

@@ -16,7 +16,7 @@ use k8s_openapi::api::core::v1::{
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::resource::v1::{DeviceClass, DeviceTaintRule, ResourceClaim, ResourceSlice};
 use k8s_openapi::api::scheduling::v1beta1::PodGroup;
-use k8s_openapi::api::storage::v1::{CSIDriver, CSINode, CSIStorageCapacity, StorageClass};
+use k8s_openapi::api::storage::v1::{CSIDriver, CSINode, CSIStorageCapacity, StorageClass, VolumeAttachment};
 
 /// How a server's list of its resources names taint rules.
 const RULES: &[u8] = b"\"devicetaintrules\"";
@@ -37,6 +37,7 @@ pub enum Source {
     CsiNodes,
     CsiDrivers,
     Capacities,
+    Attachments,
     Budgets,
     DeviceClaims,
     DeviceClasses,
@@ -94,6 +95,7 @@ impl Sources {
             (CsiNodes, informers.get::<CSINode>()),
             (CsiDrivers, informers.get::<CSIDriver>()),
             (Capacities, informers.get::<CSIStorageCapacity>()),
+            (Attachments, informers.get::<VolumeAttachment>()),
             (Budgets, informers.get::<PodDisruptionBudget>()),
         ];
         if served.devices {

@@ -1,14 +1,15 @@
 //! Claims, volumes, classes and what drivers can attach, as the volume plugins ask about them; and what was decided about
 //! them here but is not seen yet.
 
-use std::collections::{HashMap, HashSet};
-use std::sync::Arc;
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use client::Change;
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, TopologySelectorTerm};
-use k8s_openapi::api::storage::v1::{CSIDriver, CSINode, CSIStorageCapacity, StorageClass};
+use k8s_openapi::api::storage::v1::{CSINode, CSIStorageCapacity, StorageClass, VolumeAttachment};
 use meta::Object;
 use meta::quantity::Quantity;
+use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use crate::node_selection::NodeSelection;
@@ -16,6 +17,7 @@ use crate::selector::Selector;
 use crate::sources::Source;
 use crate::symbol::{Labels, Symbol, SymbolMap};
 use crate::verdict::Reason;
+use crate::world::view;
 
 /// Set by whoever completes a binding of claim and volume.
 const BIND_COMPLETED: &str = "pv.kubernetes.io/bind-completed";
@@ -105,6 +107,11 @@ pub struct Storage {
     capacities: HashMap<Arc<str>, Arc<Capacity>>,
     /// By node: driver and how many volumes it attaches there.
     limits: SymbolMap<Box<[(Symbol, i64)]>>,
+    /// Drivers without which a node does not do for their volumes, and what is said of it then.
+    required: SymbolMap<&'static str>,
+    /// VolumeAttachments by name, and the volumes they attach by node.
+    attachments: HashMap<Arc<str>, (Symbol, Box<str>)>,
+    attached: SymbolMap<Vec<Box<str>>>,
     /// Volumes given to claims here, not seen yet.
     reserved: HashMap<Box<str>, Box<str>>,
     /// Nodes selected for claims here, not seen yet.
@@ -196,12 +203,21 @@ fn class_of(object: &Arc<Object>) -> Option<Class> {
     })
 }
 
+/// What each of a node's drivers attaches at most; one that does not say has no end.
 fn limits_of(object: &Arc<Object>) -> Option<Box<[(Symbol, i64)]>> {
     let node = typed::<CSINode>(object)?;
     let limit = |d: &k8s_openapi::api::storage::v1::CSINodeDriver| {
-        Some((Symbol::of(&d.name), i64::from(d.allocatable.as_ref()?.count?)))
+        let count = d.allocatable.as_ref().and_then(|a| a.count);
+        (Symbol::of(&d.name), count.map_or(i64::MAX, i64::from))
     };
-    Some(node.spec.drivers.iter().filter_map(limit).collect())
+    Some(node.spec.drivers.iter().map(limit).collect())
+}
+
+/// The node and the volume of a VolumeAttachment.
+fn attachment_of(object: &Arc<Object>) -> Option<(Symbol, Box<str>)> {
+    let attachment = typed::<VolumeAttachment>(object)?;
+    let volume = attachment.spec.source.persistent_volume_name.as_deref()?;
+    Some((Symbol::of(&attachment.spec.node_name), volume.into()))
 }
 
 fn capacity_of(object: &Arc<Object>) -> Option<Capacity> {
@@ -215,8 +231,36 @@ fn capacity_of(object: &Arc<Object>) -> Option<Capacity> {
     })
 }
 
-fn tells_capacity(object: &Arc<Object>) -> bool {
-    typed::<CSIDriver>(object).is_some_and(|d| d.spec.storage_capacity == Some(true))
+/// What of a CSIDriver matters here.
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct DriverView {
+    storage_capacity: Option<bool>,
+    prevent_pod_scheduling_if_missing: Option<bool>,
+}
+
+#[derive(Deserialize)]
+struct DriverOf {
+    #[serde(default)]
+    spec: DriverView,
+}
+
+/// Drivers told apart where they are missing; a cluster has a handful.
+const MAX_DRIVERS: usize = 256;
+
+/// What is said of a node without a driver. The text is kept for good, so there is an end to how many there are.
+fn missing_driver(name: &str) -> &'static str {
+    static TEXTS: Mutex<BTreeMap<String, &'static str>> = Mutex::new(BTreeMap::new());
+    let mut texts = TEXTS.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(text) = texts.get(name) {
+        return text;
+    }
+    if texts.len() >= MAX_DRIVERS {
+        return "CSI driver is not installed on the node";
+    }
+    let text = Box::leak(format!("{name} CSI driver is not installed on the node").into_boxed_str());
+    texts.insert(name.into(), text);
+    text
 }
 
 /// Puts or removes; whether that changed anything.
@@ -251,8 +295,39 @@ impl Storage {
                 set(&mut self.volumes, key, volume)
             }
             Source::Classes => set(&mut self.classes, key, object.and_then(class_of)),
-            Source::CsiDrivers if object.is_some_and(tells_capacity) => self.telling.insert(Symbol::of(key)),
-            Source::CsiDrivers => self.telling.remove(&Symbol::of(key)),
+            Source::CsiDrivers => {
+                let driver = Symbol::of(key);
+                let view = object.and_then(|o| view::<DriverOf>(o)).map(|d| d.spec).unwrap_or_default();
+                let required = view.prevent_pod_scheduling_if_missing == Some(true);
+                let told = match view.storage_capacity {
+                    Some(true) => self.telling.insert(driver),
+                    _ => self.telling.remove(&driver),
+                };
+                let had = self.required.remove(&driver).is_some();
+                if required {
+                    self.required.insert(driver, missing_driver(key));
+                }
+                told || had != required
+            }
+            Source::Attachments => {
+                let new = object.and_then(|o| attachment_of(o));
+                if self.attachments.get(key) == new.as_ref() {
+                    return false;
+                }
+                if let Some((node, volume)) = self.attachments.remove(key)
+                    && let Some(volumes) = self.attached.get_mut(&node)
+                {
+                    volumes.retain(|v| *v != volume);
+                    if volumes.is_empty() {
+                        self.attached.remove(&node);
+                    }
+                }
+                if let Some((node, volume)) = new {
+                    self.attached.entry(node).or_default().push(volume.clone());
+                    self.attachments.insert(key.clone(), (node, volume));
+                }
+                true
+            }
             Source::Capacities => set(&mut self.capacities, key, object.and_then(capacity_of)),
             _ => {
                 let node = Symbol::of(key);
@@ -288,6 +363,17 @@ impl Storage {
     /// What a driver can attach to a node.
     pub fn limit(&self, node: Symbol, driver: Symbol) -> Option<i64> {
         self.limits.get(&node)?.iter().find(|l| l.0 == driver).map(|l| l.1)
+    }
+
+    /// What is said of a node that must have a driver and has not.
+    pub fn missing(&self, node: Symbol, driver: Symbol) -> Option<&'static str> {
+        let said = self.required.get(&driver).copied()?;
+        self.limit(node, driver).is_none().then_some(said)
+    }
+
+    /// Volumes attached to a node, whoever uses them.
+    pub fn attached(&self, node: Symbol) -> impl Iterator<Item = &Arc<Volume>> {
+        self.attached.get(&node).into_iter().flatten().filter_map(|name| self.volume(name))
     }
 
     /// Whether a driver can make a claim's volume where a node reaches it, as far as it tells: an error when not, and how much

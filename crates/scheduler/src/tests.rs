@@ -30,7 +30,7 @@ pub fn merge(into: &mut Value, from: &Value) {
 pub fn object(kind: &str, name: &str, rest: &Value) -> Object {
     let (namespace, name) = meta::object::split_key(name);
     let version = match kind {
-        "StorageClass" | "CSINode" | "CSIDriver" | "CSIStorageCapacity" => "storage.k8s.io/v1",
+        "StorageClass" | "CSINode" | "CSIDriver" | "CSIStorageCapacity" | "VolumeAttachment" => "storage.k8s.io/v1",
         "ResourceClaim" | "DeviceClass" | "ResourceSlice" => "resource.k8s.io/v1",
         _ => "v1",
     };
@@ -277,6 +277,20 @@ fn drivers_attach_only_so_many_volumes() {
     c.place("q", "b", &uses("two"));
     assert_eq!(c.ask(&uses("three")), "0/2 nodes are available: 2 node(s) exceed max volume count.");
     assert_eq!(c.ask(&uses("two")), "b", "attached already");
+    // A pod that is gone leaves its volume attached for a while.
+    c.core.snapshot.remove("n/p");
+    assert_eq!(c.ask(&uses("three")), "a");
+    let attachment = json!({"spec": {"attacher": "d", "nodeName": "a", "source": {"persistentVolumeName": "one"}}});
+    c.storage(Source::Attachments, "VolumeAttachment", "va", attachment);
+    assert_eq!(c.ask(&uses("three")), "0/2 nodes are available: 2 node(s) exceed max volume count.");
+    // A node without the driver has no limit, unless the driver says that it is needed.
+    c.storage(Source::CsiNodes, "CSINode", "a", json!({"spec": {"drivers": []}}));
+    assert_eq!(c.ask(&uses("three")), "a");
+    c.storage(Source::CsiDrivers, "CSIDriver", "d", json!({"spec": {"preventPodSchedulingIfMissing": true}}));
+    assert_eq!(
+        c.ask(&uses("three")),
+        "0/2 nodes are available: 1 d CSI driver is not installed on the node, 1 node(s) exceed max volume count."
+    );
 }
 
 fn cpu(amount: &str) -> Value {

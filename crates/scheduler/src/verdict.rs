@@ -148,6 +148,8 @@ pub enum Reason {
     DiskConflict,
     ReadWriteOncePod,
     VolumeLimit,
+    /// What is said of a driver that the node has not.
+    MissingDriver(&'static str),
     VolumeNodeAffinity,
     NoVolume,
     NoStorageSpace,
@@ -220,6 +222,7 @@ impl Reason {
             Self::ReadWriteOncePod => {
                 "node has pod using PersistentVolumeClaim with the same name and ReadWriteOncePod access mode"
             }
+            Self::MissingDriver(said) => said,
             Self::VolumeLimit => "node(s) exceed max volume count",
             Self::VolumeNodeAffinity => "node(s) didn't match PersistentVolume's node affinity",
             Self::NoVolume => "node(s) didn't find available persistent volumes to bind",

@@ -100,7 +100,8 @@ impl World {
                 | Source::Classes
                 | Source::CsiNodes
                 | Source::CsiDrivers
-                | Source::Capacities => {
+                | Source::Capacities
+                | Source::Attachments => {
                     self.take_storage(source, &change, events);
                 }
                 Source::Budgets => self.core.budgets.take(&change),
@@ -254,6 +255,19 @@ impl World {
     }
 
     /// No room is held for a pod any more: others may have it.
+    /// A placed pod was told to go: it is on its way out, whether or not that has been seen.
+    pub fn note_leaving(&mut self, object: &Object) {
+        let snapshot = &mut self.core.snapshot;
+        let key = object.meta.key();
+        if snapshot.pod(&key).is_some_and(|p| *p.pod.uid == *object.meta.uid && !p.pod.deleting)
+            && let Some(mut placed) = snapshot.remove(&key)
+        {
+            placed.pod.deleting = true;
+            let node = snapshot.node(placed.node).name.clone();
+            snapshot.place(placed.pod, &node);
+        }
+    }
+
     fn drop_nomination(&mut self, pod: &Pod, events: &mut Events) {
         let held = self.core.nominations.node_of(&pod.key).and_then(|node| self.core.snapshot.node_id(node));
         self.core.nominations.set(pod, None);
@@ -284,7 +298,13 @@ impl World {
                     events.push(Event::Volume { moved: has_moved(volume.as_deref(), now) });
                 }
             }
-            Source::CsiDrivers | Source::Capacities => events.push(Event::Capacity),
+            Source::Capacities => events.push(Event::Capacity),
+            Source::CsiDrivers => {
+                events.push(Event::Capacity);
+                // A driver may be needed no more where it is not.
+                events.push(Event::Attachable { more: true });
+            }
+            Source::Attachments => events.push(Event::Attachable { more: !there }),
             Source::Classes if there => events.push(Event::Class(key.clone())),
             Source::CsiNodes if there => {
                 let now = storage.limits(node).unwrap_or_default();

@@ -21,6 +21,8 @@ struct State {
     objects: BTreeMap<(String, String), Value>,
     watches: Watches,
     refuse_binds: usize,
+    /// Deletions after which others take their time.
+    fast_deletions: usize,
     calls: Vec<String>,
 }
 
@@ -220,6 +222,14 @@ impl Transport for Api {
             }
             Verb::Delete => {
                 self.get(&resource, &key).ok_or_else(missing)?;
+                let slow = {
+                    let mut state = self.0.0.lock().unwrap();
+                    state.fast_deletions = state.fast_deletions.saturating_sub(1);
+                    state.fast_deletions == 0
+                };
+                if slow {
+                    tokio::time::sleep(Duration::from_secs(20)).await;
+                }
                 self.remove(&resource, &key);
                 Ok(Reply::Value { value: Value::Null, code: 200 })
             }
@@ -619,6 +629,35 @@ async fn room_is_made_for_gangs_as_a_whole() {
             api.until(name, "placed", |p| p["spec"]["nodeName"].is_string()).await;
         }
         assert!(api.get("pods", "n/low").is_none());
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn room_is_made_for_a_gang_once() {
+    let options = scheduler::Options { groups: true, ..scheduler::Options::default() };
+    with_options(options, |api| async move {
+        api.0.0.lock().unwrap().fast_deletions = 2;
+        let pod = |priority: i64| json!({"priority": priority, "containers": cpu("2")["containers"]});
+        let nodes = ["a", "b", "c", "d", "e", "f"];
+        for node in nodes {
+            api.node(node, "2");
+            api.pod(&format!("low-{node}"), pod(1));
+        }
+        for node in nodes {
+            api.until(&format!("low-{node}"), "placed", |p| p["spec"]["nodeName"].is_string()).await;
+        }
+        api.put("podgroups", gang(2, json!({"priority": 9})));
+        for name in ["one", "two"] {
+            let mut spec = pod(9);
+            spec["schedulingGroup"] = json!({"podGroupName": "g"});
+            api.pod(name, spec);
+        }
+        for name in ["one", "two"] {
+            api.until(name, "placed", |p| p["spec"]["nodeName"].is_string()).await;
+        }
+        let left = nodes.iter().filter(|n| api.get("pods", &format!("n/low-{n}")).is_some()).count();
+        assert_eq!(left, 4, "while one is on its way out, nobody else is asked to go");
     })
     .await;
 }

@@ -27,6 +27,7 @@ fn kind(source: Source) -> &'static str {
         Source::CsiNodes => "CSINode",
         Source::CsiDrivers => "CSIDriver",
         Source::Capacities => "CSIStorageCapacity",
+        Source::Attachments => "VolumeAttachment",
         Source::DeviceClaims => "ResourceClaim",
         Source::DeviceClasses => "DeviceClass",
         Source::DeviceSlices => "ResourceSlice",

@@ -1,4 +1,4 @@
-//! A driver attaches only so many volumes to a node.
+//! A driver attaches only so many volumes to a node, and none where it is not.
 
 use std::collections::HashSet;
 
@@ -32,8 +32,14 @@ impl State {
 
     pub fn filter(&self, snapshot: &Snapshot, node: &Node) -> Result<(), Refusal> {
         let storage = &snapshot.storage;
-        let limits: Vec<(Symbol, i64)> =
-            self.0.iter().filter_map(|a| Some((a.0, storage.limit(node.symbol, a.0)?))).collect();
+        if let Some(said) = self.0.iter().find_map(|a| storage.missing(node.symbol, a.0)) {
+            return Err(Refusal::resolvable(Plugin::NodeVolumeLimits, Reason::MissingDriver(said)));
+        }
+        let limits: Vec<(Symbol, i64)> = self
+            .0
+            .iter()
+            .filter_map(|a| Some((a.0, storage.limit(node.symbol, a.0).filter(|l| *l < i64::MAX)?)))
+            .collect();
         if limits.is_empty() {
             return Ok(());
         }
@@ -45,6 +51,8 @@ impl State {
         if attached.len() == before {
             return Ok(());
         }
+        // What is still attached though its pods are gone takes its place too.
+        attached.extend(storage.attached(node.symbol).filter_map(|v| v.csi));
         let over = |(driver, limit): &(Symbol, i64)| attached.iter().filter(|a| a.0 == *driver).count() as i64 > *limit;
         if limits.iter().any(over) {
             return Err(Refusal::resolvable(Plugin::NodeVolumeLimits, Reason::VolumeLimit));
