@@ -310,6 +310,23 @@ fn compressed(
     Ok(response)
 }
 
+/// A body in pieces, of so many bytes: made as it is sent when it is long, compressed when that pays.
+fn in_pieces(
+    format: Format,
+    negotiated: &Negotiated,
+    length: usize,
+    pieces: impl Iterator<Item = Bytes> + Send + 'static,
+) -> Result<Response<Body>, Status> {
+    if length <= lists::PIECE || negotiated.pretty && format == Format::Json {
+        return ready(StatusCode::OK, format, negotiated, pieces.collect::<Vec<_>>().concat().into());
+    }
+    if negotiated.gzip && length > GZIP_FROM {
+        return compressed(StatusCode::OK, format, length, pieces);
+    }
+    let frames = futures::stream::iter(pieces.map(|piece| Ok::<_, Infallible>(Frame::data(piece))));
+    Ok(respond(StatusCode::OK, format, StreamBody::new(frames).boxed_unsync()))
+}
+
 fn value_bytes(shape: &Shape, value: &Value, format: Format) -> Result<Bytes, Status> {
     match format {
         Format::Json => serde_json::to_vec(value).map(Bytes::from).map_err(Status::internal),
@@ -386,18 +403,21 @@ fn list_reply(list: List, shape: &Shape, negotiated: &Negotiated) -> Result<Resp
             let head = json!({"kind": list_kind, "apiVersion": shape.api_version, "metadata": list_metadata(&list)})
                 .to_string();
             let pieces = lists::Pieces::new(&head, list.items, !custom);
-            let length = pieces.about();
-            if negotiated.pretty || length <= lists::PIECE {
-                let bytes = pieces.collect::<Vec<_>>().concat().into();
-                return ready(StatusCode::OK, Format::Json, negotiated, bytes);
-            }
-            if negotiated.gzip && length > GZIP_FROM {
-                return compressed(StatusCode::OK, Format::Json, length, pieces);
-            }
-            let frames = futures::stream::iter(pieces.map(|piece| Ok::<_, Infallible>(Frame::data(piece))));
-            Ok(respond(StatusCode::OK, Format::Json, StreamBody::new(frames).boxed_unsync()))
+            in_pieces(Format::Json, negotiated, pieces.about(), pieces)
         }
-        (View::Whole, format) => {
+        (View::Whole, Format::Protobuf) => {
+            let view = shape.kind().filter(|(r, _)| !r.custom).and_then(|(r, version)| {
+                meta::schema::builtin().kind(&meta::Gvk::new(&r.group, &version.name, &r.kind))
+            });
+            let view =
+                view.ok_or_else(|| Status::new(Reason::NotAcceptable, "custom resources have no protobuf form"))?;
+            let items = list.items.iter().map(|object| object.value().map_err(Status::internal));
+            let kind = (&*shape.api_version, list_kind);
+            let pieces = meta::protobuf::encode_list(view, kind, &list_metadata(&list), items, lists::PIECE)?;
+            let length: usize = pieces.iter().map(Vec::len).sum();
+            in_pieces(Format::Protobuf, negotiated, length, pieces.into_iter().map(Bytes::from))
+        }
+        (View::Whole, Format::Yaml) => {
             let mut items =
                 list.items.iter().map(|o| o.value().map_err(Status::internal)).collect::<Result<Vec<_>, _>>()?;
             if !custom {
@@ -407,7 +427,7 @@ fn list_reply(list: List, shape: &Shape, negotiated: &Negotiated) -> Result<Resp
                 }
             }
             let value = json!({"kind": list_kind, "apiVersion": shape.api_version, "metadata": list_metadata(&list), "items": items});
-            whole(StatusCode::OK, negotiated, value_bytes(shape, &value, format)?)
+            whole(StatusCode::OK, negotiated, value_bytes(shape, &value, Format::Yaml)?)
         }
     }
 }

@@ -119,35 +119,59 @@ pub fn encode(view: View<'_>, value: &Value) -> Result<Vec<u8>, ProtobufError> {
 /// Puts a message into an envelope.
 pub fn seal(api_version: &str, kind: &str, raw: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(raw.len() + api_version.len() + kind.len() + 32);
-    out.extend_from_slice(MAGIC);
-    wire::message(&mut out, 1, |out| {
-        wire::bytes(out, 1, api_version.as_bytes());
-        wire::bytes(out, 2, kind.as_bytes());
-    });
-    wire::bytes(&mut out, 2, raw);
-    wire::bytes(&mut out, 3, b"");
-    wire::bytes(&mut out, 4, b"");
+    begin_envelope(api_version, kind, raw.len(), &mut out);
+    out.extend_from_slice(raw);
+    out.extend_from_slice(ENVELOPE_END);
     out
 }
 
-/// Writes a list with its envelope from the messages of its items (as [`write_message`] makes them), which may be shared.
-pub fn encode_list<'b>(
-    types: &Types,
-    api_version: &str,
-    kind: &str,
+/// An envelope up to its message.
+fn begin_envelope(api_version: &str, kind: &str, raw_bytes: usize, out: &mut Vec<u8>) {
+    out.extend_from_slice(MAGIC);
+    wire::message(out, 1, |out| {
+        wire::bytes(out, 1, api_version.as_bytes());
+        wire::bytes(out, 2, kind.as_bytes());
+    });
+    wire::key(out, 2, 2);
+    wire::varint(out, raw_bytes as u64);
+}
+
+/// Behind the message: no encoding and no media type, which are written nevertheless.
+const ENVELOPE_END: &[u8] = &[3 << 3 | 2, 0, 4 << 3 | 2, 0];
+
+/// A list's envelope in pieces that follow each other, those of items at least `piece` bytes long but for the last. An
+/// item's tree is asked for when it is its turn, so that there is one of them at a time. `item` is the schema of one, `kind`
+/// the list's.
+pub fn encode_list<E: From<ProtobufError>>(
+    item: View<'_>,
+    (api_version, kind): (&str, &str),
     metadata: &Value,
-    items: impl IntoIterator<Item = &'b [u8]>,
-) -> Result<Vec<u8>, ProtobufError> {
-    let view =
-        types.named("io.k8s.apimachinery.pkg.apis.meta.v1.ListMeta").ok_or(ProtobufError::Malformed("no ListMeta"))?;
-    let mut meta = Vec::new();
-    write_message(view, metadata, &mut meta)?;
-    let mut raw = Vec::with_capacity(4096);
-    wire::bytes(&mut raw, 1, &meta);
-    for item in items {
-        wire::bytes(&mut raw, 2, item);
+    items: impl IntoIterator<Item = Result<Value, E>>,
+    piece: usize,
+) -> Result<Vec<Vec<u8>>, E> {
+    let list_meta = item.types.named(LIST_META).ok_or(ProtobufError::Malformed("no ListMeta"))?;
+    let (mut pieces, mut last) = (vec![Vec::new()], Vec::new());
+    wire::message(&mut last, 1, |out| write_message(list_meta, metadata, out))?;
+    for value in items {
+        if last.len() >= piece {
+            pieces.push(std::mem::take(&mut last));
+        }
+        let value = value?;
+        wire::message(&mut last, 2, |out| write_message(item, &value, out))?;
     }
-    Ok(seal(api_version, kind, &raw))
+    pieces.push(last);
+    let raw_bytes = pieces.iter().map(Vec::len).sum();
+    begin_envelope(api_version, kind, raw_bytes, &mut pieces[0]);
+    pieces.push(ENVELOPE_END.to_vec());
+    Ok(pieces)
+}
+
+const LIST_META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.ListMeta";
+
+impl From<ProtobufError> for crate::Status {
+    fn from(error: ProtobufError) -> Self {
+        Self::internal(error)
+    }
 }
 
 /// One frame of a watch: the length in four bytes, then a `WatchEvent` whose object is an object with its envelope.

@@ -132,3 +132,22 @@ fn watch_frames_carry_envelopes() {
 }
 
 use crate::schema::JSON_SCHEMA_PROPS;
+
+/// A list in pieces is the list as a whole.
+#[test]
+fn lists_in_pieces() {
+    let item =
+        |at: usize| json!({"metadata": {"name": format!("n{at}"), "uid": "u"}, "data": {"k": "x".repeat(at * 40)}});
+    let view = |kind: &str| builtin().kind(&Gvk::new("", "v1", kind)).unwrap();
+    let metadata = json!({"resourceVersion": "7", "continue": "c", "remainingItemCount": 3});
+    for count in [0, 1, 9] {
+        let items: Vec<Value> = (0..count).map(item).collect();
+        let list = json!({"kind": "ConfigMapList", "apiVersion": "v1", "metadata": metadata, "items": items});
+        let whole = encode(view("ConfigMapList"), &list).unwrap();
+        for piece in [1, 300, 100_000] {
+            let given = items.iter().cloned().map(Ok::<_, ProtobufError>);
+            let pieces = encode_list(view("ConfigMap"), ("v1", "ConfigMapList"), &metadata, given, piece).unwrap();
+            assert_eq!(pieces.concat(), whole, "{count} items in pieces of {piece}");
+        }
+    }
+}
