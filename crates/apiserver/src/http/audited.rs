@@ -8,7 +8,8 @@ use http::{HeaderMap, HeaderValue, Request, Response, header};
 use http_body_util::BodyExt;
 use meta::{Reply, Status, Verb};
 
-use super::encode::{self, Negotiated, Shape};
+use super::encode::{self, Shape};
+use super::negotiated::Negotiated;
 use super::route::{self, Route};
 use super::{Body, text_of};
 use crate::audit::{Audit, Received, Trail};

@@ -13,6 +13,7 @@ mod jsonpath;
 pub mod lasting;
 mod lists;
 mod metrics;
+pub mod negotiated;
 mod paths;
 pub mod route;
 mod table;
@@ -379,8 +380,8 @@ async fn dispatch(
         }
         Route::Resource(mut request) => {
             caller.taken(server, &authz::Attributes::of(&request));
-            let pretty = encode::wants_pretty(&parts.headers, parts.uri.query().unwrap_or_default());
-            let negotiated = encode::Negotiated::of(&parts.headers, request.verb)?.pretty(pretty);
+            let pretty = negotiated::wants_pretty(&parts.headers, parts.uri.query().unwrap_or_default());
+            let negotiated = negotiated::Negotiated::of(&parts.headers, request.verb)?.pretty(pretty);
             if request.verb.is_write() {
                 let content_type = text_of(&parts.headers, header::CONTENT_TYPE).unwrap_or_default().to_string();
                 let bytes = read_body(body).await?;
