@@ -30,7 +30,7 @@ pub struct Negotiated {
     /// JSON for people: indented.
     pub pretty: bool,
     /// JSON will do where there is no protobuf.
-    json_too: bool,
+    pub json_too: bool,
 }
 
 impl Negotiated {
