@@ -352,6 +352,11 @@ impl File {
                 "memoryThrottlingFactor",
                 "must be greater than 0 and less than or equal to 1.0",
             ),
+            (
+                is(&self.tls_min_version, "VersionTLS12") || is(&self.tls_min_version, "VersionTLS13"),
+                "tlsMinVersion",
+                "only VersionTLS12 and VersionTLS13 are supported",
+            ),
             (is(&mode, "Webhook"), "authorization.mode", "only Webhook is supported"),
             (off(anonymous), "authentication.anonymous.enabled", "anonymous requests are not supported"),
             (off(self.run_once), "runOnce", "is not supported"),
@@ -534,6 +539,8 @@ impl File {
             (None, None) => {}
             _ => bail!("invalid configuration: tlsCertFile and tlsPrivateKeyFile belong together"),
         }
+        config.tls.newest_only = self.tls_min_version.is_some_and(|v| v.eq_ignore_ascii_case("VersionTLS13"));
+        set(&mut config.tls.suites, self.tls_cipher_suites);
         set(&mut config.rotate_certificates, self.rotate_certificates);
         set(&mut config.server_tls_bootstrap, self.server_tls_bootstrap);
         if let Some(authentication) = self.authentication {
@@ -696,6 +703,10 @@ mod tests {
         let memory =
             read(&["memorySwap: {swapBehavior: LimitedSwap}\nfeatureGates: {MemoryQoS: false}"]).unwrap().memory;
         assert_eq!((memory.swap, memory.qos, memory.throttling), (true, false, None));
+        let tls = read(&["tlsMinVersion: VersionTLS13\ntlsCipherSuites: [TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256]"])
+            .unwrap()
+            .tls;
+        assert!(tls.newest_only && tls.suites.len() == 1);
         let reserved = read(&["systemReserved: {cpu: 100m}\nkubeReserved: {cpu: 200m}"]).unwrap().reserved;
         assert_eq!(reserved["cpu"], "300m");
     }
@@ -710,6 +721,7 @@ mod tests {
             ("crashLoopBackOff: {maxContainerRestartPeriod: 301s}", "between 1s and 300s"),
             ("imageGCHighThresholdPercent: 10", "must be less than"),
             ("readOnlyPort: 10255", "readOnlyPort"),
+            ("tlsMinVersion: VersionTLS10", "tlsMinVersion: only VersionTLS12 and VersionTLS13"),
             ("topologyManagerPolicy: odd", "topologyManagerPolicy non-allowable value: odd"),
             ("topologyManagerScope: odd", "topologyManagerScope non-allowable value: odd"),
             ("topologyManagerPolicyOptions: {odd: x}", "unknown Topology Manager Policy option"),

@@ -32,6 +32,8 @@ pub struct Config {
     pub listen: SocketAddr,
     /// Serving certificate and key (PEM files); a self-signed pair is made in `root_dir` when absent.
     pub serving_certificate: Option<(PathBuf, PathBuf)>,
+    /// The node API is served with these only.
+    pub tls: Tls,
     /// PEM bundle that client certificates must chain to; without it only bearer tokens are accepted.
     pub client_ca: Option<PathBuf>,
     /// The addresses reported for the node, one of each family it has; the first non-loopback one of the namespace when
@@ -155,6 +157,15 @@ impl Default for Auth {
     }
 }
 
+/// What of TLS is offered.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Tls {
+    /// Nothing older than version 1.3; 1.2 is the oldest otherwise.
+    pub newest_only: bool,
+    /// The cipher suites of version 1.2, by their names; all there are when empty. Those of 1.3 are always offered.
+    pub suites: Vec<String>,
+}
+
 /// Pods of at least this priority (and below the next step's) get so long when the machine goes down.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Shutdown {
@@ -189,6 +200,7 @@ impl Config {
             image_endpoint: None,
             listen: SocketAddr::from(([0, 0, 0, 0], 10250)),
             serving_certificate: None,
+            tls: Tls::default(),
             client_ca: None,
             node_ips: Vec::new(),
             hostname: None,

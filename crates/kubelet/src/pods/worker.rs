@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::api::core::v1::{Pod, PodStatus, ResourceHealth, ResourceStatus};
+use k8s_openapi::api::core::v1::{DownwardAPIVolumeFile, Pod, PodStatus, ResourceHealth, ResourceStatus};
 use tokio::time::Instant;
 
 use super::inbox::{Inbox, Latest};
@@ -517,12 +517,19 @@ fn device_health(context: &Context, pod: &Pod) -> BTreeMap<String, Vec<ResourceS
     spec::all_containers(pod).map(|(_, c)| (c.name.clone(), of(&c.name))).filter(|(_, l)| !l.is_empty()).collect()
 }
 
-/// Whether labels or annotations can show in the pod's volumes. Those are written at every look, which does nothing
-/// while the content is the same.
+/// Whether what can change of a pod shows in its volumes: labels, annotations, resources. Those are written at every look,
+/// which does nothing while the content is the same; its name and namespace never change.
 fn shows_metadata(pod: &Pod) -> bool {
+    let changes = |item: &DownwardAPIVolumeFile| {
+        let field = item.field_ref.as_ref().map_or("", |f| f.field_path.as_str());
+        item.resource_field_ref.is_some()
+            || ["metadata.labels", "metadata.annotations"].iter().any(|name| field.starts_with(name))
+    };
     spec::spec(pod).volumes.iter().flatten().any(|v| {
-        v.downward_api.is_some()
-            || v.projected.as_ref().is_some_and(|p| p.sources.iter().flatten().any(|s| s.downward_api.is_some()))
+        let projected = v.projected.iter().flat_map(|p| p.sources.iter().flatten());
+        let projected = projected.filter_map(|s| s.downward_api.as_ref()?.items.as_ref());
+        let own = v.downward_api.as_ref().and_then(|d| d.items.as_ref());
+        own.into_iter().chain(projected).flatten().any(changes)
     })
 }
 
@@ -553,4 +560,29 @@ fn log_tail(path: &str) -> String {
         out.drain(..from);
     }
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    #[test]
+    fn what_can_change_in_volumes() {
+        let field = |path: &str| json!({"path": "f", "fieldRef": {"fieldPath": path}});
+        let direct = |item: Value| json!({"name": "v", "downwardAPI": {"items": [item]}});
+        let projected =
+            |item: Value| json!({"name": "v", "projected": {"sources": [{"downwardAPI": {"items": [item]}}]}});
+        for (volume, expect) in [
+            (direct(field("metadata.name")), false),
+            (direct(field("metadata.labels")), true),
+            (direct(json!({"path": "f", "resourceFieldRef": {"resource": "limits.cpu"}})), true),
+            (projected(field("metadata.namespace")), false),
+            (projected(field("metadata.annotations['a']")), true),
+            (json!({"name": "v", "emptyDir": {}}), false),
+        ] {
+            let pod: Pod = serde_json::from_value(json!({"spec": {"containers": [], "volumes": [volume]}})).unwrap();
+            assert_eq!(shows_metadata(&pod), expect, "{volume}");
+        }
+    }
 }

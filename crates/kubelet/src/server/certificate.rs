@@ -37,14 +37,35 @@ pub fn certificates(path: &Path) -> anyhow::Result<Vec<CertificateDer<'static>>>
     read.collect::<Result<_, _>>().with_context(|| format!("{} is not a PEM certificate", path.display()))
 }
 
+/// Leaves, of the cipher suites of TLS 1.2, those named; those of 1.3 cannot be chosen, as with Go's servers.
+fn restrict(provider: &mut rustls::crypto::CryptoProvider, names: &[String]) -> anyhow::Result<()> {
+    if let Some(odd) = names.iter().find(|name| !name.starts_with("TLS_")) {
+        anyhow::bail!("invalid configuration: tlsCipherSuites: Cipher suite {odd} not supported or doesn't exist");
+    }
+    if !names.is_empty() {
+        provider.cipher_suites.retain(|suite| {
+            let name = format!("{:?}", suite.suite());
+            suite.tls13().is_some()
+                || names.iter().any(|n| n.trim_end_matches("_SHA256") == name.trim_end_matches("_SHA256"))
+        });
+    }
+    Ok(())
+}
+
 /// The acceptor's configuration; `issued` is the pair the cluster's signer gives, where it is to give one.
 pub fn server_config(
     config: &Config,
     ips: &[IpAddr],
     issued: Option<Arc<Current>>,
 ) -> anyhow::Result<rustls::ServerConfig> {
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let builder = rustls::ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
+    let mut provider = rustls::crypto::ring::default_provider();
+    restrict(&mut provider, &config.tls.suites)?;
+    let versions: &[_] = if config.tls.newest_only {
+        &[&rustls::version::TLS13]
+    } else {
+        &[&rustls::version::TLS12, &rustls::version::TLS13]
+    };
+    let builder = rustls::ServerConfig::builder_with_provider(Arc::new(provider)).with_protocol_versions(versions)?;
     let builder = match &config.client_ca {
         Some(path) => builder.with_client_cert_verifier(Arc::new(Authorities::open(path)?)),
         None => builder.with_no_client_auth(),
@@ -64,4 +85,29 @@ pub fn server_config(
     };
     out.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn suites_are_chosen_by_name() {
+        let left = |names: &[&str]| {
+            let mut provider = rustls::crypto::ring::default_provider();
+            let names: Vec<String> = names.iter().map(|n| n.to_string()).collect();
+            restrict(&mut provider, &names).map(|()| provider.cipher_suites.len())
+        };
+        let (all, none) = (left(&[]).unwrap(), left(&["TLS_RSA_WITH_AES_128_CBC_SHA"]).unwrap());
+        assert_eq!((all, none), (9, 3));
+        // Go knows the last by two names.
+        for name in [
+            "TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384",
+            "TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256",
+            "TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305",
+        ] {
+            assert_eq!(left(&[name]).unwrap(), 4, "{name}");
+        }
+        assert!(left(&["AES"]).unwrap_err().to_string().contains("Cipher suite AES not supported"));
+    }
 }
