@@ -144,11 +144,20 @@ impl LeaderElection {
     }
 
     async fn acquire(&self, api: &Api<Lease>, seen: &mut Option<Seen>) {
+        let mut failures: u32 = 0;
         loop {
             match self.try_hold(api, seen).await {
                 Ok(true) => return,
-                Ok(false) => {}
-                Err(status) => tracing::debug!(lease = %self.name, "cannot acquire: {status}"),
+                Ok(false) => failures = 0,
+                Err(status) => {
+                    failures = failures.saturating_add(1);
+                    // A server that is still starting is no news; one that does not allow it is.
+                    if failures >= 4 && failures.is_power_of_two() {
+                        tracing::warn!(lease = %self.name, failures, "cannot acquire: {status}");
+                    } else {
+                        tracing::debug!(lease = %self.name, "cannot acquire: {status}");
+                    }
+                }
             }
             tokio::time::sleep(self.pause()).await;
         }
@@ -166,7 +175,7 @@ impl LeaderElection {
                     self.tell(true);
                 }
                 Ok(Ok(false)) => return,
-                Ok(Err(status)) => tracing::debug!(lease = %self.name, "cannot renew: {status}"),
+                Ok(Err(status)) => tracing::warn!(lease = %self.name, "cannot renew: {status}"),
                 Err(_) => return,
             }
             if renewed.elapsed() >= self.renew_deadline {
