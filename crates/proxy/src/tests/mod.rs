@@ -2,6 +2,7 @@
 
 mod model;
 mod policies;
+mod services;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;

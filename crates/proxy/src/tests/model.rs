@@ -1,18 +1,14 @@
 //! A table in memory that takes nft's commands as strictly as the kernel does, and packets.
 //!
-//! Random histories of Services and endpoints are played: after each step the table got to by differences must equal the
-//! table written whole, and send every packet where a plain reading of the objects says.
+//! Random histories of Services are played to it, and of policies. IPv6's table is the same but for its words, so it is told
+//! of as IPv4's ([`Model::apply_of`]).
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
-use k8s_openapi::api::core::v1 as core;
-use k8s_openapi::api::discovery::v1::EndpointSlice;
-use serde_json::{Value, json};
+use ipnet::IpNet;
 
-use super::{compiled, service, slice, view};
-use crate::nft::{changes, full};
-use crate::program::Delta;
-use crate::{Config, Family, Ruleset};
+use crate::Family;
 
 /// What the table holds.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -22,6 +18,14 @@ pub(super) struct Model {
 }
 
 impl Model {
+    /// One transaction of a family.
+    pub(super) fn apply_of(&mut self, family: Family, text: &str) {
+        match family {
+            Family::V4 => self.apply(text),
+            Family::V6 => self.apply(&text.replace("ip6 ", "ip ")),
+        }
+    }
+
     /// One transaction. Panics where nft or the kernel would refuse.
     pub(super) fn apply(&mut self, text: &str) {
         for line in text.lines() {
@@ -107,8 +111,17 @@ impl Model {
     }
 
     /// All endpoints a new connection may be sent to, or why none; and whether its source is rewritten.
-    fn packet(&self, source: Source, address: &str, protocol: &str, port: u16) -> (Outcome, bool) {
+    pub(super) fn packet(&self, source: Source, from: &str, to: (&str, &str, u16)) -> (Outcome, bool) {
+        let (address, protocol, port) = to;
         let key = format!("{address} . {protocol} . {port}");
+        let from: IpAddr = from.parse().unwrap();
+        let is_let_in = |entry: &String| {
+            let range = entry.strip_prefix(&format!("{key} . "));
+            range.is_some_and(|range| range.parse::<IpNet>().unwrap().contains(&from))
+        };
+        if self.sets["restricted"].contains_key(&key) && !self.sets["sources"].keys().any(is_let_in) {
+            return (Outcome::Dropped, false);
+        }
         let verdict = self.sets["frontends"].get(&key).or_else(|| {
             self.sets["node-addresses"].get(address)?;
             self.sets["node-ports"].get(&format!("{protocol} . {port}"))
@@ -163,7 +176,7 @@ impl Model {
                 continue;
             }
             if let Some(endpoint) = rest.split("dnat to ").nth(1) {
-                return Outcome::To(BTreeSet::from([endpoint.to_string()]));
+                return Outcome::To(BTreeSet::from([endpoint.replace(['[', ']'], "")]));
             }
             if let Some((count, map)) = spread(rest) {
                 let (address, port) = (key.split(" . ").next().unwrap(), key.rsplit(" . ").next().unwrap());
@@ -205,88 +218,19 @@ fn targets(text: &str) -> Vec<&str> {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Source {
+pub(super) enum Source {
     Pod,
     Node,
     Outside,
 }
 
 #[derive(Clone, Debug, PartialEq)]
-enum Outcome {
+pub(super) enum Outcome {
     To(BTreeSet<String>),
     Refused,
     Dropped,
     /// None of the proxy's business.
     Untouched,
-}
-
-/// An endpoint: number, local, ready, serving.
-type Listed = (u8, bool, bool, bool);
-
-/// A small Service as the objects say it, before any cleverness.
-#[derive(Clone, Debug)]
-struct Plain {
-    number: u8,
-    protocol: &'static str,
-    external: bool,
-    affinity: bool,
-    internal_local: bool,
-    external_local: bool,
-    endpoints: Vec<Listed>,
-}
-
-impl Plain {
-    fn objects(&self) -> (core::Service, EndpointSlice) {
-        let name = format!("s{}", self.number);
-        let mut spec = json!({"type": "NodePort", "clusterIP": format!("10.7.0.{}", self.number),
-            "ports": [{"name": "p", "port": 80, "protocol": self.protocol, "nodePort": 30000 + u32::from(self.number)}],
-            "internalTrafficPolicy": if self.internal_local { "Local" } else { "Cluster" },
-            "externalTrafficPolicy": if self.external_local { "Local" } else { "Cluster" }});
-        if self.affinity {
-            spec["sessionAffinity"] = "ClientIP".into();
-        }
-        if self.external {
-            spec["externalIPs"] = json!(["198.51.100.1"]);
-        }
-        let endpoints: Vec<Value> = self
-            .endpoints
-            .iter()
-            .map(|(n, local, ready, serving)| {
-                json!({"addresses": [format!("10.8.0.{n}")], "nodeName": if *local { "here" } else { "there" },
-                    "conditions": {"ready": ready, "serving": serving, "terminating": !ready}})
-            })
-            .collect();
-        let ports = json!([{"name": "p", "port": 8080, "protocol": self.protocol}]);
-        (service(&name, spec), slice(&name, ports, Value::Array(endpoints)))
-    }
-
-    fn usable(&self, local_only: bool) -> BTreeSet<String> {
-        let near = |e: &&Listed| e.1 || !local_only;
-        let pick = |want: fn(&Listed) -> bool| -> BTreeSet<String> {
-            self.endpoints.iter().filter(near).filter(|e| want(e)).map(|e| format!("10.8.0.{}:8080", e.0)).collect()
-        };
-        let ready = pick(|e| e.2);
-        if ready.is_empty() { pick(|e| e.3) } else { ready }
-    }
-
-    fn expect(&self, source: Source, external: bool) -> (Outcome, bool) {
-        let (all, here) = (self.usable(false), self.usable(true));
-        let to = |set: &BTreeSet<String>, marked: bool| (Outcome::To(set.clone()), marked);
-        let outside = source != Source::Pod;
-        match (external, if external { self.external_local } else { self.internal_local }) {
-            _ if all.is_empty() && here.is_empty() => (Outcome::Refused, false),
-            (false, false) => to(&all, outside),
-            (false, true) if here.is_empty() => (Outcome::Dropped, false),
-            (false, true) => to(&here, outside),
-            (true, false) => to(&all, true),
-            (true, true) => match source {
-                Source::Pod => to(&all, false),
-                Source::Node => to(&all, true),
-                Source::Outside if here.is_empty() => (Outcome::Dropped, false),
-                Source::Outside => to(&here, false),
-            },
-        }
-    }
 }
 
 /// A small generator: the same histories on every run.
@@ -300,83 +244,5 @@ impl Dice {
 
     pub(super) fn yes(&mut self, one_in: u64) -> bool {
         self.roll(one_in) == 0
-    }
-
-    fn service(&mut self, number: u8) -> Plain {
-        let endpoints = (0..self.roll(6))
-            .map(|_| {
-                let n = self.roll(9) as u8 + 1;
-                let ready = !self.yes(3);
-                (n, n.is_multiple_of(2), ready, ready || self.yes(2))
-            })
-            .map(|e| (e.0, e))
-            .collect::<BTreeMap<_, _>>()
-            .into_values()
-            .collect();
-        Plain {
-            number,
-            protocol: ["TCP", "UDP", "SCTP"][self.roll(3) as usize],
-            external: self.yes(2),
-            affinity: self.yes(3),
-            internal_local: self.yes(3),
-            external_local: self.yes(2),
-            endpoints,
-        }
-    }
-}
-
-#[test]
-fn random_histories() {
-    let config = Config { cluster_cidrs: vec!["10.8.0.0/16".parse().unwrap()], ..Config::new("here") };
-    for seed in 0..12 {
-        let mut dice = Dice(seed);
-        let mut world: BTreeMap<u8, Plain> = BTreeMap::new();
-        let mut table = Ruleset::new(Family::V4, &view(), &config);
-        let mut model = Model::default();
-        model.apply(&full(&table).text);
-        for _ in 0..40 {
-            let mut delta = Delta::default();
-            for _ in 0..=dice.roll(3) {
-                let number = dice.roll(6) as u8 + 1;
-                let key = format!("ns/s{number}");
-                if dice.yes(5) {
-                    world.remove(&number);
-                    table.update(key.as_str(), None, &mut delta);
-                    continue;
-                }
-                let plain = dice.service(number);
-                let (service, slice) = plain.objects();
-                world.insert(number, plain);
-                let previous = table.fragment(&key).cloned();
-                let next = compiled(&service, &[slice], &config, previous.as_deref());
-                table.update(key.as_str(), next, &mut delta);
-            }
-            model.apply(&changes(&delta, &table).text);
-            let mut whole = Model::default();
-            whole.apply(&full(&table).text);
-            assert_eq!(model.used(), whole.used(), "seed {seed}");
-            for (number, plain) in &world {
-                let protocol = plain.protocol.to_lowercase();
-                for source in [Source::Pod, Source::Node, Source::Outside] {
-                    let ip = format!("10.7.0.{number}");
-                    assert_eq!(
-                        model.packet(source, &ip, &protocol, 80),
-                        plain.expect(source, false),
-                        "{source:?} → {plain:?}"
-                    );
-                    let port = 30000 + u16::from(*number);
-                    let got = model.packet(source, "192.0.2.1", &protocol, port);
-                    assert_eq!(got, plain.expect(source, true), "{source:?} → node port of {plain:?}");
-                    assert_eq!(model.packet(source, &ip, &protocol, 81).0, Outcome::Refused);
-                }
-            }
-            // The external IP is the first claimant's, for each protocol.
-            for protocol in ["TCP", "UDP", "SCTP"] {
-                let owner = world.values().find(|plain| plain.external && plain.protocol == protocol);
-                let got = model.packet(Source::Outside, "198.51.100.1", &protocol.to_lowercase(), 80);
-                let expect = owner.map_or((Outcome::Untouched, false), |plain| plain.expect(Source::Outside, true));
-                assert_eq!(got, expect, "seed {seed} {protocol}");
-            }
-        }
     }
 }
