@@ -68,6 +68,7 @@ scenarios!(
     apply,
     bad_input,
     conformance,
+    controllers,
     crud,
     custom,
     delete,

@@ -54,7 +54,7 @@ impl InProcess {
             Local::new(running.server.clone(), "system:kube-controller-manager", &[], roles::CONTROLLER_MANAGER)
                 .client();
         let controllers = roles::controller_manager::options_of(&ranges, &pki, dir.path())?;
-        tokio::spawn(roles::run_controllers(manager, false, controllers, cancel.clone()));
+        tokio::spawn(roles::run_controllers(manager, controllers, cancel.clone()));
         Ok(Self { kubeconfig, cancel, _dir: dir })
     }
 }
