@@ -5,6 +5,7 @@
 
 use hickory_proto::op::{Edns, Message, MessageType, Metadata, OpCode, ResponseCode};
 use hickory_proto::rr::{DNSClass, Name, RData, Record, RecordType};
+use hickory_proto::serialize::binary::BinEncodable;
 
 use crate::upstreams::Upstreams;
 use crate::zone::{Lookup, Zone, alias, is_reverse};
@@ -19,6 +20,13 @@ const TCP_BYTES: usize = 65_535;
 const MAX_ALIASES: usize = 8;
 /// A DNS header; less is no packet at all.
 const HEADER_BYTES: usize = 12;
+
+/// Records beyond which a reply is written one by one.
+const MANY_RECORDS: usize = 100;
+/// A pointer to the name that follows the header.
+const ASKED_NAME: [u8; 2] = [0xc0, HEADER_BYTES as u8];
+/// The mark in the header's third byte.
+const TRUNCATED: u8 = 2;
 
 /// How a packet came, which decides how much may go back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -133,39 +141,76 @@ fn resolve(zone: &Zone, mut reply: Message, mut name: Name, kind: RecordType, up
 
 /// The reply's bytes. What does not fit is left out: additional records silently, answers with the truncation mark that
 /// has the asker come back over TCP. `None` when not even the question can be written.
-pub fn encode(mut reply: Message, transport: Transport, asked_bytes: Option<u16>) -> Option<Vec<u8>> {
+pub fn encode(reply: Message, transport: Transport, asked_bytes: Option<u16>) -> Option<Vec<u8>> {
     let limit = match transport {
         Transport::Tcp => TCP_BYTES,
         Transport::Udp => asked_bytes.map_or(PLAIN_BYTES, |bytes| usize::from(bytes.min(EDNS_BYTES)).max(PLAIN_BYTES)),
     };
-    let bytes = reply.to_vec().ok()?;
-    if bytes.len() <= limit {
-        return Some(bytes);
-    }
-    reply.additionals.clear();
-    let bytes = reply.to_vec().ok()?;
-    if bytes.len() <= limit {
-        return Some(bytes);
-    }
-    reply.metadata.truncation = true;
-    let answers = std::mem::take(&mut reply.answers);
-    reply.authorities.clear();
-    // The most answers that fit, by halving.
-    let (mut fits, mut too_many) = (0, answers.len());
-    let mut best = None;
-    while too_many - fits > 1 || best.is_none() {
-        let middle = if best.is_none() { 0 } else { fits + (too_many - fits) / 2 };
-        reply.answers = answers[..middle].to_vec();
+    if reply.answers.len() + reply.additionals.len() <= MANY_RECORDS {
         let bytes = reply.to_vec().ok()?;
         if bytes.len() <= limit {
-            (fits, best) = (middle, Some(bytes));
-        } else if middle == 0 {
-            return None;
-        } else {
-            too_many = middle;
+            return Some(bytes);
         }
     }
-    best
+    encode_many(reply, limit)
+}
+
+/// The same record by record, until there is no more room. The usual way gives up shortening names after some hundred
+/// records; here all that have the asked name share it with the question, whose name begins where the header ends.
+fn encode_many(mut reply: Message, limit: usize) -> Option<Vec<u8>> {
+    let [answers, authorities, additionals] =
+        [&mut reply.answers, &mut reply.authorities, &mut reply.additionals].map(std::mem::take);
+    let asked = reply.queries.first()?.name.clone();
+    let mut bytes = reply.to_vec().ok()?;
+    // What follows the question is the asker's EDNS record, one of the additional ones.
+    let edns = bytes.split_off(HEADER_BYTES + asked.to_bytes().ok()?.len() + 4);
+    let room = limit.checked_sub(edns.len()).filter(|room| bytes.len() <= *room)?;
+    let put = |records: &[Record], bytes: &mut Vec<u8>| -> Option<u16> {
+        let mut count = 0;
+        for record in records {
+            let before = bytes.len();
+            match &record.name {
+                name if *name == asked => bytes.extend(ASKED_NAME),
+                name => bytes.extend(name.to_bytes().ok()?),
+            }
+            let data = record.data.to_bytes().ok()?;
+            bytes.extend(u16::from(record.record_type()).to_be_bytes());
+            bytes.extend(u16::from(record.dns_class).to_be_bytes());
+            bytes.extend(record.ttl.to_be_bytes());
+            bytes.extend(u16::try_from(data.len()).ok()?.to_be_bytes());
+            bytes.extend(data);
+            if bytes.len() > room {
+                bytes.truncate(before);
+                break;
+            }
+            count += 1;
+        }
+        Some(count)
+    };
+    let answered = put(&answers, &mut bytes)?;
+    let whole = usize::from(answered) == answers.len();
+    let mut counts = [answered, 0, 0];
+    if whole {
+        counts[1] = put(&authorities, &mut bytes)?;
+    }
+    let (has_edns, end) = (u16::from(!edns.is_empty()), bytes.len() + edns.len());
+    bytes.extend(edns);
+    if whole {
+        let more = put(&additionals, &mut bytes)?;
+        // All or none: the asker cannot tell which are missing.
+        if usize::from(more) == additionals.len() && bytes.len() <= limit {
+            counts[2] = more;
+        } else {
+            bytes.truncate(end);
+        }
+    } else {
+        bytes[2] |= TRUNCATED;
+    }
+    counts[2] += has_edns;
+    for (place, count) in bytes[6..HEADER_BYTES].chunks_exact_mut(2).zip(counts) {
+        place.copy_from_slice(&count.to_be_bytes());
+    }
+    Some(bytes)
 }
 
 /// Takes what another server said into a reply.

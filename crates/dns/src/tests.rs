@@ -401,6 +401,40 @@ fn what_does_not_fit_is_marked() {
     assert!(answers > 20 && truncated);
 }
 
+/// As many as there may be: each takes no more than it must, over TCP all are there.
+#[test]
+fn very_many_endpoints_are_told() {
+    let mut zone = zone();
+    let slices: Vec<Value> = (0..30)
+        .map(|slice| {
+            let endpoints: Vec<Value> = (0..100)
+                .map(|n| json!({"addresses": [format!("10.244.{slice}.{n}")], "hostname": format!("h{slice}-{n}")}))
+                .collect();
+            json!({"addressType": "IPv4", "endpoints": endpoints, "ports": [{"name": "p", "port": 80}]})
+        })
+        .collect();
+    put_slices(&mut zone, "ns/huge", json!({"clusterIP": "None"}), &slices);
+    put_slices(&mut zone, "ns/large", json!({"clusterIP": "None"}), &slices[..10]);
+    for (name, kind, transport, edns, expect) in [
+        ("huge.ns", RecordType::A, Transport::Tcp, None, (3000, 0, false)),
+        ("huge.ns", RecordType::A, Transport::Tcp, Some(1232), (3000, 0, false)),
+        ("huge.ns", RecordType::A, Transport::Udp, Some(1232), (73, 0, true)),
+        ("_p._tcp.large.ns", RecordType::SRV, Transport::Tcp, None, (1000, 0, false)),
+        ("_p._tcp.LARGE.ns", RecordType::SRV, Transport::Udp, None, (9, 0, true)),
+        ("h9-7.large.ns", RecordType::A, Transport::Udp, None, (1, 0, false)),
+    ] {
+        let packet = packet(&format!("{name}.svc.cluster.local."), kind, edns);
+        let (Outcome::Reply(reply), size) = answer(&zone, &packet, &Upstreams::default()) else { panic!("no reply") };
+        let whole: Vec<Record> = reply.answers.clone();
+        let bytes = encode(reply, transport, size).unwrap();
+        let message = Message::from_vec(&bytes).unwrap();
+        let got = (message.answers.len(), message.additionals.len(), message.metadata.truncation);
+        assert_eq!(got, expect, "{name} {kind} {transport:?}");
+        assert_eq!(message.edns.is_some(), edns.is_some());
+        assert_eq!(message.answers, whole[..message.answers.len()], "{name}");
+    }
+}
+
 #[test]
 fn the_first_answer_takes_turns() {
     let zone = zone();

@@ -104,6 +104,7 @@ pub fn records_of_endpoints<'a>(
 ) -> Option<Records> {
     let mut out = Records::new(key, origin)?;
     out.headless = true;
+    let mut known = HashSet::new();
     for slice in slices {
         for (address, hostname) in &slice.hosts {
             let label = if hostname.is_empty() { dashed(*address) } else { hostname.to_string() };
@@ -119,9 +120,8 @@ pub fn records_of_endpoints<'a>(
                     out.ports.push(Port { name, protocol, targets: Vec::new() });
                     out.ports.len() - 1
                 });
-                let target = (*number, name.clone());
-                if !out.ports[at].targets.contains(&target) {
-                    out.ports[at].targets.push(target);
+                if known.insert((at, *number, name.clone())) {
+                    out.ports[at].targets.push((*number, name.clone()));
                 }
             }
         }
