@@ -208,34 +208,53 @@ pub fn processes(config: &Config, pod: &Pod) -> u64 {
 /// What everything below the node's own cgroup has used; none for a node that is the whole machine.
 pub fn used(config: &Config) -> Option<Used> {
     let path = config.cgroup_root.trim_matches('/');
-    if path.is_empty() {
-        return None;
-    }
+    if path.is_empty() { None } else { used_below(path) }
+}
+
+/// What all pods have used.
+pub fn used_by_pods(config: &Config) -> Option<Used> {
+    used_below(format!("{}/kubepods", config.cgroup_root.trim_matches('/')).trim_start_matches('/'))
+}
+
+fn used_below(path: &str) -> Option<Used> {
     let read = |controller: &str, file: &str| {
         let root = if is_v2() { PathBuf::from(ROOT) } else { Path::new(ROOT).join(controller) };
         fs::read_to_string(root.join(path).join(file)).ok()
     };
     let number = |text: Option<String>| text.and_then(|t| t.trim().parse::<u64>().ok());
-    let row = |text: Option<String>, name: &str| {
-        text?.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix(' ')?.trim().parse::<u64>().ok())
+    let row = |text: &str, name: &str| {
+        text.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix(' ')?.trim().parse::<u64>().ok())
     };
-    let (cpu_nanos, memory, inactive) = if is_v2() {
-        let cpu = row(read("", "cpu.stat"), "usage_usec").map(|micros| micros * 1000);
-        (cpu, number(read("", "memory.current")), row(read("", "memory.stat"), "inactive_file"))
+    let stat = read("memory", "memory.stat").unwrap_or_default();
+    let of = |v2: &str, v1: &str| row(&stat, if is_v2() { v2 } else { v1 }).unwrap_or(0);
+    let (cpu_nanos, memory) = if is_v2() {
+        let micros = read("", "cpu.stat").and_then(|text| row(&text, "usage_usec"));
+        (micros.map(|micros| micros * 1000), number(read("", "memory.current")))
     } else {
-        let memory = number(read("memory", "memory.usage_in_bytes"));
-        (number(read("cpuacct", "cpuacct.usage")), memory, row(read("memory", "memory.stat"), "total_inactive_file"))
+        (number(read("cpuacct", "cpuacct.usage")), number(read("memory", "memory.usage_in_bytes")))
     };
     let memory = memory?;
-    Some(Used { cpu_nanos: cpu_nanos?, memory, working_set: memory.saturating_sub(inactive.unwrap_or(0)) })
+    Some(Used {
+        cpu_nanos: cpu_nanos?,
+        memory,
+        working_set: memory.saturating_sub(of("inactive_file", "total_inactive_file")),
+        rss: of("anon", "total_rss"),
+        page_faults: of("pgfault", "total_pgfault"),
+        major_page_faults: of("pgmajfault", "total_pgmajfault"),
+    })
 }
 
 /// What a cgroup has used.
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Used {
     pub cpu_nanos: u64,
     pub memory: u64,
     /// Without what can be dropped easily.
     pub working_set: u64,
+    /// Memory that is of no file.
+    pub rss: u64,
+    pub page_faults: u64,
+    pub major_page_faults: u64,
 }
 
 /// Removes a cgroup and those below it; processes still in it are a reason to fail.

@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use crate::agent::Context;
-use crate::cgroups;
+use crate::cgroups::{self, Used};
 
 /// Nanoseconds of one tick of the kernel's clock for people.
 const TICK: u64 = 10_000_000;
@@ -100,14 +100,21 @@ pub fn filesystem(path: &Path, at: &str) -> Value {
     }
 }
 
+/// Lines of `/proc/meminfo`, in bytes; none when one of them is not there.
+fn meminfo<const N: usize>(names: &[&str; N]) -> Option<[u64; N]> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let mut out = [0; N];
+    for (place, name) in out.iter_mut().zip(names) {
+        let kib =
+            text.lines().find_map(|l| l.strip_prefix(name)?.trim().trim_end_matches("kB").trim().parse::<u64>().ok());
+        *place = kib? * 1024;
+    }
+    Some(out)
+}
+
 /// Swap in use and free, in bytes.
 fn swap() -> Option<(u64, u64)> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let row = |name: &str| {
-        let kib = text.lines().find_map(|l| l.strip_prefix(name)?.trim().trim_end_matches("kB").trim().parse().ok());
-        kib.map(|kib: u64| kib * 1024)
-    };
-    let (total, free) = (row("SwapTotal:")?, row("SwapFree:")?);
+    let [total, free] = meminfo(&["SwapTotal:", "SwapFree:"])?;
     Some((total.saturating_sub(free), free))
 }
 
@@ -127,22 +134,55 @@ fn tasks(at: &str) -> Value {
 /// The node's part of the summary.
 pub fn summary(context: &Context, rate: &Rate, at: &str) -> Value {
     let available = crate::node::machine::memory_available().unwrap_or(0);
-    let (cpu, memory, working_set) = match cgroups::used(&context.config) {
-        Some(used) => {
-            let (own_cpu, own_memory) = own();
-            (used.cpu_nanos + own_cpu, used.memory + own_memory, used.working_set + own_memory)
-        }
+    let (own_cpu, own_memory) = own();
+    let own =
+        Used { cpu_nanos: own_cpu, memory: own_memory, working_set: own_memory, rss: own_memory, ..Used::default() };
+    let all = match cgroups::used(&context.config) {
+        Some(used) => Used {
+            cpu_nanos: used.cpu_nanos + own.cpu_nanos,
+            memory: used.memory + own.memory,
+            working_set: used.working_set + own.working_set,
+            rss: used.rss + own.rss,
+            ..used
+        },
         None => {
             let used = context.machine.memory_bytes.saturating_sub(available);
-            (busy_nanos(), used, used)
+            let kernel = std::fs::read_to_string("/proc/vmstat").unwrap_or_default();
+            let counted =
+                |name: &str| kernel.lines().find_map(|l| l.strip_prefix(name)?.trim().parse().ok()).unwrap_or(0);
+            Used {
+                cpu_nanos: busy_nanos(),
+                memory: used,
+                working_set: used,
+                rss: meminfo(&["AnonPages:"]).map_or(0, |[anonymous]| anonymous),
+                page_faults: counted("pgfault "),
+                major_page_faults: counted("pgmajfault "),
+            }
         }
     };
+    let memory = |used: &Used, available: Option<u64>| {
+        let mut out = json!({"time": at, "usageBytes": used.memory, "workingSetBytes": used.working_set,
+            "rssBytes": used.rss, "pageFaults": used.page_faults, "majorPageFaults": used.major_page_faults});
+        if let Some(available) = available {
+            out["availableBytes"] = available.into();
+        }
+        out
+    };
+    let began = started().map_or(at.to_string(), rfc3339);
+    let part = |name: &str, used: &Used| {
+        json!({"name": name, "startTime": began, "memory": memory(used, None),
+            "cpu": {"time": at, "usageCoreNanoSeconds": used.cpu_nanos}})
+    };
+    let pods = cgroups::used_by_pods(&context.config);
+    let parts: Vec<Value> =
+        [Some(part("kubelet", &own)), pods.map(|used| part("pods", &used))].into_iter().flatten().collect();
     let disk = filesystem(&context.config.root_dir, at);
     json!({
         "nodeName": context.config.node_name,
-        "startTime": started().map_or(at.to_string(), rfc3339),
-        "cpu": {"time": at, "usageNanoCores": rate.of(cpu), "usageCoreNanoSeconds": cpu},
-        "memory": {"time": at, "availableBytes": available, "usageBytes": memory, "workingSetBytes": working_set},
+        "startTime": began,
+        "systemContainers": parts,
+        "cpu": {"time": at, "usageNanoCores": rate.of(all.cpu_nanos), "usageCoreNanoSeconds": all.cpu_nanos},
+        "memory": memory(&all, Some(available)),
         "swap": swap().map(|(used, free)| json!({"time": at, "swapUsageBytes": used, "swapAvailableBytes": free})),
         "rlimit": tasks(at),
         "network": interfaces(at),
@@ -160,5 +200,6 @@ mod tests {
         let (_, memory) = own();
         assert!(memory > 0);
         assert!(started().is_some());
+        assert!(meminfo(&["AnonPages:"]).is_some_and(|[bytes]| bytes > 0) && meminfo(&["Odd:"]).is_none());
     }
 }
