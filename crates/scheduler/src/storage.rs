@@ -310,7 +310,7 @@ impl Storage {
                 told || had != required
             }
             Source::Attachments => {
-                let new = object.and_then(|o| attachment_of(o));
+                let new = object.and_then(attachment_of);
                 if self.attachments.get(key) == new.as_ref() {
                     return false;
                 }

@@ -115,7 +115,7 @@ impl Timing {
         self.plugins.clear();
         (self.filtered, self.nodes) = (Plugins::default(), NODES);
         self.scored.clear();
-        self.close = self.attempts % SAMPLED == 0;
+        self.close = self.attempts.is_multiple_of(SAMPLED);
         self.attempts = self.attempts.wrapping_add(1);
         self.last = Some(Instant::now());
     }
