@@ -18,7 +18,12 @@ use crate::policy::{Labels, Pod, Policy};
 use crate::program::Delta;
 use crate::{Config, Family, Ruleset};
 
-const OUTSIDE: [&str; 3] = ["203.0.113.5", "10.1.2.3", "10.1.9.9"];
+/// Histories, and steps of each.
+const SEEDS: u64 = 10;
+const STEPS: usize = 24;
+const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
+const OUTSIDE: [[&str; 3]; 2] =
+    [["203.0.113.5", "10.1.2.3", "10.1.9.9"], ["2001:db8::5", "fd01:1:2::3", "fd01:1:9::9"]];
 
 /// One packet that opens a connection.
 #[derive(Clone, Copy, Debug)]
@@ -111,8 +116,8 @@ fn address<'a>(model: &Model, after: &'a str, address: &str) -> (bool, &'a str) 
 #[derive(Clone, Debug, Default)]
 struct World {
     namespaces: BTreeMap<String, Value>,
-    /// By `namespace/name`: labels, address, local.
-    pods: BTreeMap<String, (Value, String, bool)>,
+    /// By `namespace/name`: labels, an address of each family, local.
+    pods: BTreeMap<String, (Value, [String; 2], bool)>,
     policies: BTreeMap<String, Value>,
 }
 
@@ -126,7 +131,7 @@ impl World {
     fn pod_at(&self, address: &str) -> Option<(&str, &Value, bool)> {
         self.pods
             .iter()
-            .find(|(_, pod)| pod.1 == address)
+            .find(|(_, pod)| pod.1.iter().any(|own| own == address))
             .map(|(key, pod)| (key.split_once('/').unwrap().0, &pod.0, pod.2))
     }
 
@@ -199,13 +204,14 @@ fn selected(selector: &Value, labels: &Value) -> bool {
         })
 }
 
-fn pod_object(key: &str, labels: &Value, address: &str, local: bool) -> core::Pod {
+fn pod_object(key: &str, labels: &Value, addresses: &[String], local: bool) -> core::Pod {
     let (namespace, name) = key.split_once('/').unwrap();
     serde_json::from_value(json!({
         "metadata": {"name": name, "namespace": namespace, "labels": labels},
         "spec": {"nodeName": if local { "here" } else { "there" },
             "containers": [{"name": "c", "ports": [{"name": "serve", "containerPort": 80}]}]},
-        "status": {"phase": "Running", "podIP": address, "podIPs": [{"ip": address}]}}))
+        "status": {"phase": "Running", "podIP": addresses[0],
+            "podIPs": addresses.iter().map(|ip| json!({"ip": ip})).collect::<Vec<_>>()}}))
     .unwrap()
 }
 
@@ -231,11 +237,13 @@ fn selector(dice: &mut Dice) -> Value {
 }
 
 fn peer(dice: &mut Dice) -> Value {
-    match dice.roll(5) {
+    match dice.roll(7) {
         0 => json!({"podSelector": selector(dice)}),
         1 => json!({"namespaceSelector": selector(dice)}),
         2 => json!({"namespaceSelector": selector(dice), "podSelector": selector(dice)}),
         3 => json!({"ipBlock": {"cidr": "0.0.0.0/0", "except": ["10.1.2.0/24", "10.8.0.0/30"]}}),
+        4 => json!({"ipBlock": {"cidr": "::/0", "except": ["fd01:1:2::/48", "fd00:8:a0::/127"]}}),
+        5 => json!({"ipBlock": {"cidr": "fd01:1::/32"}}),
         _ => json!({"ipBlock": {"cidr": "10.1.0.0/16"}}),
     }
 }
@@ -282,14 +290,16 @@ fn read(key: &str, spec: &Value) -> Policy {
 fn random_policies() {
     let config = Config { network_policies: true, ..Config::new("here") };
     let mut judged = [0usize; 2];
-    for seed in 0..16 {
+    for seed in 0..SEEDS {
         let mut dice = Dice(seed + 100);
         let mut world = World::default();
         let mut known = Policies::default();
-        let mut table = Ruleset::new(Family::V4, &view(), &config);
-        let mut model = Model::default();
-        model.apply(&full(&table).text);
-        for _ in 0..30 {
+        let mut tables = FAMILIES.map(|family| Ruleset::new(family, &view(), &config));
+        let mut models = [Model::default(), Model::default()];
+        for (model, table) in models.iter_mut().zip(&tables) {
+            model.apply_of(table.family, &full(table).text);
+        }
+        for _ in 0..STEPS {
             for _ in 0..=dice.roll(4) {
                 let namespace = format!("n{}", dice.roll(2));
                 let number = dice.roll(4) + 1;
@@ -307,10 +317,11 @@ fn random_policies() {
                     }
                     2..=4 => {
                         let labels = labels(&mut dice);
-                        let address = format!("10.8.{}.{number}", &namespace[1..]);
+                        let place = &namespace[1..];
+                        let addresses = [format!("10.8.{place}.{number}"), format!("fd00:8:a{place}::{number}")];
                         let local = !number.is_multiple_of(3);
-                        known.set_pod(&key, Pod::read(&pod_object(&key, &labels, &address, local), "here"));
-                        world.pods.insert(key, (labels, address, local));
+                        known.set_pod(&key, Pod::read(&pod_object(&key, &labels, &addresses, local), "here"));
+                        world.pods.insert(key, (labels, addresses, local));
                     }
                     5 => {
                         known.set_policy(&key, None);
@@ -323,30 +334,35 @@ fn random_policies() {
                     }
                 }
             }
-            let mut delta = Delta::default();
-            for key in known.take_dirty() {
-                table.update(key.as_str(), known.compile(&key, Family::V4), &mut delta);
-            }
-            let text = changes(&delta, &table).text;
-            assert!(element_changes(&delta, &table).is_none_or(|changes| changes.is_empty() == text.is_empty()));
-            model.apply(&text);
-            let mut fresh = Ruleset::new(Family::V4, &view(), &config);
-            for key in known.keys() {
-                fresh.update(key.as_str(), known.compile(&key, Family::V4), &mut Delta::default());
-            }
-            let mut whole = Model::default();
-            whole.apply(&full(&fresh).text);
-            assert_eq!(model, whole, "seed {seed}");
-            let addresses: Vec<&str> = world.pods.values().map(|pod| pod.1.as_str()).chain(OUTSIDE).collect();
-            for (from, to) in addresses.iter().flat_map(|from| addresses.iter().map(move |to| (*from, *to))) {
-                if from == to {
-                    continue;
+            let dirty = known.take_dirty();
+            for (which, (table, model)) in tables.iter_mut().zip(&mut models).enumerate() {
+                let family = table.family;
+                let mut delta = Delta::default();
+                for key in &dirty {
+                    table.update(key.as_str(), known.compile(key, family), &mut delta);
                 }
-                for (protocol, port) in [("tcp", 80), ("tcp", 83), ("udp", 80), ("sctp", 90), ("icmp", 0)] {
-                    let packet = Packet { from, to, protocol, port };
-                    let expect = world.allows(packet);
-                    assert_eq!(passes(&model, packet), expect, "seed {seed} {packet:?} in {world:#?}");
-                    judged[usize::from(expect)] += 1;
+                let text = changes(&delta, table).text;
+                assert!(element_changes(&delta, table).is_none_or(|changes| changes.is_empty() == text.is_empty()));
+                model.apply_of(family, &text);
+                let mut fresh = Ruleset::new(family, &view(), &config);
+                for key in known.keys() {
+                    fresh.update(key.as_str(), known.compile(&key, family), &mut Delta::default());
+                }
+                let mut whole = Model::default();
+                whole.apply_of(family, &full(&fresh).text);
+                assert_eq!(*model, whole, "seed {seed}");
+                let pods = world.pods.values().map(|pod| pod.1[which].as_str());
+                let addresses: Vec<&str> = pods.chain(OUTSIDE[which]).collect();
+                for (from, to) in addresses.iter().flat_map(|from| addresses.iter().map(move |to| (*from, *to))) {
+                    if from == to {
+                        continue;
+                    }
+                    for (protocol, port) in [("tcp", 80), ("tcp", 83), ("udp", 80), ("sctp", 90), ("icmp", 0)] {
+                        let packet = Packet { from, to, protocol, port };
+                        let expect = world.allows(packet);
+                        assert_eq!(passes(model, packet), expect, "seed {seed} {packet:?} in {world:#?}");
+                        judged[usize::from(expect)] += 1;
+                    }
                 }
             }
         }
@@ -387,7 +403,7 @@ fn policies_as_lines() {
             .collect();
         assert_eq!(got, lines, "{spec}");
     }
-    let mut pod = pod_object("ns/p", &json!({}), "10.8.0.1", true);
+    let mut pod = pod_object("ns/p", &json!({}), &["10.8.0.1".into()], true);
     assert!(Pod::read(&pod, "here").is_some_and(|pod| pod.local));
     pod.status.as_mut().unwrap().phase = Some("Succeeded".into());
     assert_eq!(Pod::read(&pod, "here"), None);
