@@ -360,7 +360,8 @@ pub fn step(pod: &Pod, host: &str, address: &str, schedule: &Schedule, now: Time
         let state = State::Running { since: now, ready, restarts: restarts_so_far, last: Some((at, life.exit_code)) };
         return Step::Write { status: draft.status("Running", state), again: None };
     }
-    let ready = ready_at <= now;
+    // What is ready at once stays so, whoever sets the clock.
+    let ready = life.ready_after.is_zero() || ready_at <= now;
     let wanted = ready && draft.gates_hold();
     let conditions = pod.status.iter().flat_map(|s| s.conditions.iter().flatten());
     let says_ready = conditions.into_iter().any(|c| c.type_ == "Ready" && c.status == "True");
