@@ -297,3 +297,22 @@ fn add<K: Clone + Eq + Hash>(state: &mut State<K>, key: K) -> bool {
     state.order.push_back(key);
     true
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_burst_leaves_no_room_behind() {
+        let queue = Queue::<u32>::default();
+        (0..10_000).for_each(|key| queue.add(key));
+        for _ in 0..10_000 {
+            let key = queue.get().await.unwrap();
+            queue.done(&key);
+        }
+        let state = queue.state();
+        for room in [state.dirty.capacity(), state.processing.capacity(), state.order.capacity()] {
+            assert!(room <= 2 * SPARE, "{room}");
+        }
+    }
+}
