@@ -159,6 +159,27 @@ impl Served {
         }
     }
 
+    /// Whether objects, and so their fields' owners, may be in several versions that name fields differently.
+    pub fn has_versions(&self) -> bool {
+        self.stored_as.is_none() && self.resource.versions.len() > 1
+    }
+
+    /// A version by its `apiVersion`, served or not.
+    pub fn version_of(&self, api_version: &str) -> Option<&ResourceVersion> {
+        let said = meta::GroupVersion::parse(api_version)?;
+        self.resource.version(&said.version).filter(|_| *said.group == *self.resource.group)
+    }
+
+    /// A tree in any version of the kind in another.
+    pub async fn convert(&self, body: &mut Value, version: &ResourceVersion) -> Result<(), Status> {
+        if let Some(conversion) = &self.conversion {
+            return Box::pin(self.through(conversion, body, version)).await;
+        }
+        let from = body["apiVersion"].as_str().and_then(|v| v.rsplit('/').next()).unwrap_or_default().to_string();
+        self.to_storage(body, &from).await?;
+        self.from_storage(body, &version.name).await
+    }
+
     fn is_shown_as_stored(&self, object: &Object, version: &ResourceVersion) -> bool {
         self.stored_as.is_none()
             && self.is_storage(version)

@@ -6,7 +6,7 @@
 use meta::decode::Issues;
 use meta::{FieldError, RequestBody, Status, Value, Verb};
 
-use super::{Target, metadata};
+use super::{Target, metadata, owners};
 use crate::catalog::Served;
 use crate::server::ApiServer;
 
@@ -363,58 +363,6 @@ pub async fn to_storage(target: &Target<'_>, body: &mut Value) -> Result<(), Sta
     }
 }
 
-/// The manager a write is recorded under: the client's word, or the first part of its user agent.
-fn manager<'a>(target: &Target<'a>) -> &'a str {
-    let agent = &target.caller.user_agent;
-    let named = target.request.options.field_manager.as_deref().filter(|m| !m.is_empty());
-    named.unwrap_or_else(|| agent.split('/').next().filter(|a| !a.is_empty()).unwrap_or("unknown"))
-}
-
-fn applied_by<'a>(target: &Target<'a>, now: &'a str) -> meta::apply::Writer<'a> {
-    meta::apply::Writer { manager: manager(target), subresource: &target.request.subresource, now }
-}
-
-/// Records who owns which fields after an ordinary write.
-pub fn manage_fields(target: &Target<'_>, old: Option<&Value>, body: &mut Value, now: &str) -> Result<(), Status> {
-    let root = target.served.storage().storage_version().schema.root();
-    meta::apply::track_update(root, old, body, &applied_by(target, now));
-    Ok(())
-}
-
-/// The same for a create whose client sent no entries, as it will be stored.
-pub fn managed_by_creator(target: &Target<'_>, body: &Value, now: &str) -> Option<String> {
-    let root = target.served.storage().storage_version().schema.root();
-    meta::apply::created(root, body, &applied_by(target, now))
-}
-
-/// As [`manage_fields`], with the old body's entries as text: the new ones, likewise (empty for none). Where that cannot be
-/// said in text, both bodies get their entries back, and nothing is returned.
-pub fn manage_fields_apart(
-    target: &Target<'_>,
-    old: &mut Value,
-    body: &mut Value,
-    entries: &str,
-    now: &str,
-) -> Result<Option<String>, Status> {
-    let sent = metadata::of(body)?.remove("managedFields");
-    // Most who send entries send those they read.
-    let told = sent.as_ref().filter(|sent| !sent.is_null()).map(Value::to_string);
-    let theirs = told.is_some_and(|told| told != entries);
-    let root = target.served.storage().storage_version().schema.root();
-    if !theirs && let Some(managed) = meta::apply::updated(root, old, body, entries, &applied_by(target, now)) {
-        return Ok(Some(managed.into_owned()));
-    }
-    if !entries.is_empty() {
-        let entries: Value = serde_json::from_str(entries).map_err(Status::internal)?;
-        metadata::of(old)?.insert("managedFields".into(), entries);
-    }
-    if let Some(sent) = sent {
-        metadata::of(body)?.insert("managedFields".into(), sent);
-    }
-    manage_fields(target, Some(old), body, now)?;
-    Ok(None)
-}
-
 /// A document that makes a new body of an old one, in the requested version.
 pub enum Document {
     Put(Value),
@@ -523,7 +471,7 @@ impl Document {
                 let nothing =
                     serde_json::json!({"kind": body["kind"], "apiVersion": body["apiVersion"], "metadata": {}});
                 let root = target.version.schema.root();
-                meta::apply::apply(root, &nothing, body, false, &applied_by(target, now))
+                meta::apply::apply(root, &nothing, body, false, &owners::applied_by(target, now))
                     .map_err(|c| c.status(target.group(), target.plural(), &target.request.name))
             }
             _ => Err(target.not_found()),
@@ -620,9 +568,7 @@ impl Document {
                 {
                     map.remove("status");
                 }
-                let force = target.request.options.force.unwrap_or(false);
-                return meta::apply::apply(root, &seen, &applied, force, &applied_by(target, now))
-                    .map_err(|conflicts| conflicts.status(target.group(), target.plural(), &target.request.name));
+                return owners::apply(target, &seen, &applied, now).await;
             }
         };
         expect_kind(target, &mut body)?;

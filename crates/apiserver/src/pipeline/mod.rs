@@ -8,6 +8,7 @@ pub mod body;
 pub mod delete;
 mod list_options;
 pub mod metadata;
+mod owners;
 pub mod read;
 pub mod write;
 

@@ -12,7 +12,7 @@ use resources::Context;
 use store::{Compare, Op, Txn, TxnOutcome};
 
 use super::read::store_error;
-use super::{Target, body, metadata};
+use super::{Target, body, metadata, owners};
 use crate::admission::{self, Attributes, Operation, service_address};
 use crate::clock;
 use crate::instruments::Asked;
@@ -147,9 +147,9 @@ impl ApiServer {
             // As text, where nobody is shown the tree.
             let sent = metadata::of(&mut body)?.contains_key("managedFields");
             let as_text = !sent && !admission::is_shown(self) && !target.dry_run()?;
-            managed = as_text.then(|| body::managed_by_creator(&target, &body, &now)).flatten();
+            managed = as_text.then(|| owners::of_creator(&target, &body, &now)).flatten();
             if managed.is_none() {
-                body::manage_fields(&target, None, &mut body, &now)?;
+                owners::manage(&target, None, &mut body, &now).await?;
             }
         }
         let mut attributes = Attributes::new(&target, Operation::Create)?;
@@ -394,9 +394,9 @@ impl ApiServer {
         body::default(target.served, &mut body);
         let mut managed = None;
         if let Some(entries) = entries {
-            managed = body::manage_fields_apart(target, old, &mut body, &entries, &now)?;
+            managed = owners::manage_apart(target, old, &mut body, &entries, &now).await?;
         } else if !matches!(document, Some(body::Document::Apply(_))) {
-            body::manage_fields(target, Some(old), &mut body, &now)?;
+            owners::manage(target, Some(old), &mut body, &now).await?;
         }
         let old = &*old;
         let mut attributes = Attributes::new(target, Operation::Update)?;

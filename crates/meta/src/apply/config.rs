@@ -1,7 +1,7 @@
 //! What an applied configuration says: its set of fields, whether it can be told apart item by item, and what it makes
 //! of a live object.
 //!
-//! Merging never removes; [`prune`] then takes away what the applier applied before and applies no more.
+//! Merging never removes; [`super::prune`] then takes away what the applier applied before and applies no more.
 
 use std::collections::{HashMap, HashSet};
 
@@ -179,45 +179,4 @@ fn merge_list(place: Place<'_>, identity: Identity<'_>, live: Vec<Value>, config
         l += 1;
     }
     out
-}
-
-/// Removes from a merged object what was applied last time (`last`) and is owned by no one now.
-pub fn prune(place: Place<'_>, merged: &mut Value, last: &Fields, owned: &Fields) {
-    let goes = |last: &Value, now: Option<&Value>, declared: bool| {
-        // A declared field counts as applied when anything in it was.
-        let was = declared || fields::member(last);
-        let is = now.is_some_and(|now| declared || fields::member(now));
-        was && !is
-    };
-    match (place.form(merged), merged) {
-        (Form::Object, Value::Object(map)) => map.retain(|name, value| {
-            let element = field_element(name);
-            let Some(before) = last.get(&element) else { return true };
-            let now = owned.get(&element);
-            !goes(before, now, place.declares(name)) && !emptied(place.child(name), value, before, now)
-        }),
-        (Form::List(identity), Value::Array(items)) => items.retain_mut(|item| {
-            let Ok(element) = place.element(identity, item) else { return true };
-            let Some(before) = last.get(&element) else { return true };
-            let now = owned.get(&element);
-            !goes(before, now, false) && !emptied(place.item(), item, before, now)
-        }),
-        _ => {}
-    }
-}
-
-/// Prunes inside a value that stays; whether that left it without anything in it, and no one who owns it empty.
-fn emptied(place: Place<'_>, value: &mut Value, last: &Value, owned: Option<&Value>) -> bool {
-    let nothing = Fields::new();
-    let empty = |value: &Value| match value {
-        Value::Object(map) => map.is_empty(),
-        Value::Array(items) => items.is_empty(),
-        _ => true,
-    };
-    let Value::Object(last) = last else { return false };
-    if empty(value) {
-        return false;
-    }
-    prune(place, value, last, owned.and_then(Value::as_object).unwrap_or(&nothing));
-    empty(value) && !owned.is_some_and(fields::member)
 }

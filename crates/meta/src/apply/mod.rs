@@ -3,7 +3,7 @@
 //! [`track_update`] runs on every ordinary write, so it walks the old and the new object once, builds only what differs
 //! and leaves the entries of others the opaque JSON they are unless a field they may own is touched. [`apply`] merges a
 //! configuration. Both know the schema, not the kind; they read no clock, and what a subresource may not write has to be
-//! restored in the body before. Entries written in another version of the API are compared by path, without conversion.
+//! restored in the body before. Who wrote in another version of the API is judged in that version ([`versions`]).
 
 mod compare;
 mod config;
@@ -14,19 +14,22 @@ mod fields;
 mod last_applied;
 mod opaque;
 mod place;
+mod prune;
 mod text;
+mod versions;
 
 pub use conflicts::{Conflict, Conflicts};
 pub use created::created;
 pub use opaque::updated;
+pub use versions::{Unconverted, Versions};
 
 use serde_json::{Map, Value};
 
 use crate::schema::View;
-use compare::Difference;
 use entries::Operation;
 use fields::Fields;
 use place::Place;
+use versions::Differences;
 
 /// The manager given what was there before the first apply to an object without any entries.
 const BEFORE_FIRST_APPLY: &str = "before-first-apply";
@@ -59,10 +62,18 @@ fn put(body: &mut Value, entries: Vec<Value>) {
     }
 }
 
+/// An object as other versions are made of it.
+fn bare(object: &Value) -> Value {
+    let mut bare = object.clone();
+    if let Some(metadata) = metadata(&mut bare) {
+        metadata.remove("managedFields");
+    }
+    bare
+}
+
 /// The entries before this write: what the client sent, or the old object's when that is nothing, or may not be
 /// changed (subresources), or cannot be read.
-fn entries_before(old: Option<&Value>, body: &mut Value, writer: &Writer<'_>) -> Vec<Value> {
-    let sent = metadata(body).and_then(|m| m.remove("managedFields"));
+fn entries_before(old: Option<&Value>, sent: Option<Value>, writer: &Writer<'_>) -> Vec<Value> {
     let olds = || old.and_then(entries_of).filter(|e| entries::valid(e)).cloned().unwrap_or_default();
     match sent {
         Some(Value::Array(sent)) if writer.subresource.is_empty() => {
@@ -82,36 +93,75 @@ fn entries_before(old: Option<&Value>, body: &mut Value, writer: &Writer<'_>) ->
 
 /// Keeps `managedFields` of a body up to date after an ordinary create (`old` is none) or update.
 pub fn track_update(root: View<'_>, old: Option<&Value>, body: &mut Value, writer: &Writer<'_>) {
-    let mut entries = entries_before(old, body, writer);
+    let sent = metadata(body).and_then(|m| m.remove("managedFields"));
+    let api_version = entries::text(body, "apiVersion").to_string();
+    // Of one version nothing is ever lacking.
+    if let Ok(entries) = tracked(&Versions::one(root), old, body, sent, &api_version, writer) {
+        put(body, entries);
+    }
+}
+
+/// The same for a kind of several versions, written in `api_version` whatever the version of the bodies is. The new
+/// entries, or what has to be converted before there can be any.
+pub fn track_update_across(
+    versions: &Versions<'_>,
+    old: Option<&Value>,
+    body: &Value,
+    api_version: &str,
+    writer: &Writer<'_>,
+) -> Result<Vec<Value>, Unconverted> {
+    let sent = body.get("metadata").and_then(|m| m.get("managedFields")).cloned();
+    tracked(versions, old, &bare(body), sent, api_version, writer)
+}
+
+fn tracked(
+    versions: &Versions<'_>,
+    old: Option<&Value>,
+    body: &Value,
+    sent: Option<Value>,
+    api_version: &str,
+    writer: &Writer<'_>,
+) -> Result<Vec<Value>, Unconverted> {
+    let mut entries = entries_before(old, sent, writer);
     // An object whose entries were taken away is not tracked again before someone applies.
     if old.is_some() && entries.is_empty() {
-        return put(body, entries);
+        return Ok(entries);
     }
-    let difference = compare::compare(root, old, body);
-    if !difference.is_empty() {
-        let api_version = body.get("apiVersion").and_then(Value::as_str).unwrap_or_default();
-        record(Place::root(root), &mut entries, difference, api_version, writer);
+    versions.drop_gone(&mut entries);
+    let without = old.filter(|_| versions.are_several()).map(bare);
+    let differences = versions.differences(without.as_ref().or(old), body, api_version, &entries)?;
+    if differences.values().any(|(_, difference)| !difference.is_empty()) {
+        record(versions, &mut entries, differences, api_version, writer);
     }
-    put(body, entries);
+    Ok(entries)
 }
 
 /// Gives the writer what it gained, and takes from the others that and what is no more.
-fn record(place: Place<'_>, entries: &mut Vec<Value>, difference: Difference, api_version: &str, writer: &Writer<'_>) {
-    let Difference { gained, lost } = difference;
+fn record(
+    versions: &Versions<'_>,
+    entries: &mut Vec<Value>,
+    mut differences: Differences<'_>,
+    api_version: &str,
+    writer: &Writer<'_>,
+) {
     entries::merge_twins(entries);
     let own = entries::find(entries, writer, Operation::Update, api_version);
     for (at, entry) in entries.iter_mut().enumerate() {
+        let Some((place, difference)) = differences.get(versions.name(entries::text(entry, "apiVersion"))) else {
+            continue;
+        };
         let Some(set) = entries::fields_mut(entry) else { continue };
         // Built-in types keep their list and map types; those of a CRD may have changed.
         if !place.is_builtin() {
-            config::reconcile(place, set);
+            config::reconcile(*place, set);
         }
-        fields::subtract(set, &lost);
+        fields::subtract(set, &difference.lost);
         if Some(at) != own {
-            fields::subtract(set, &gained);
+            fields::subtract(set, &difference.gained);
         }
     }
-    if !gained.is_empty() {
+    let gained = differences.remove(versions.name(api_version)).map(|(_, difference)| difference.gained);
+    if let Some(gained) = gained.filter(|gained| !gained.is_empty()) {
         match own {
             Some(at) => {
                 match entries::fields_mut(&mut entries[at]) {
@@ -161,12 +211,30 @@ pub fn apply(
     force: bool,
     writer: &Writer<'_>,
 ) -> Result<Value, Conflicts> {
-    let place = Place::root(root);
+    match apply_across(&Versions::one(root), live, applied, force, writer) {
+        Ok(done) => done,
+        Err(lacking) => Err(Conflicts::Invalid(format!("no conversion to {} was asked for", lacking.api_version))),
+    }
+}
+
+/// The same for a kind of several versions, some of which others may have written in; or what has to be converted before
+/// it can be told.
+pub fn apply_across(
+    versions: &Versions<'_>,
+    live: &Value,
+    applied: &Value,
+    force: bool,
+    writer: &Writer<'_>,
+) -> Result<Result<Value, Conflicts>, Unconverted> {
     let api_version = entries::text(applied, "apiVersion");
+    let Some(root) = versions.root(api_version) else {
+        return Ok(Err(Conflicts::Invalid(format!("there is no version {api_version}"))));
+    };
+    let place = Place::root(root);
     let mut errors = Vec::new();
     config::check(place, applied, "", &mut errors);
     if !errors.is_empty() {
-        return Err(Conflicts::Invalid(unfit(applied, &errors)));
+        return Ok(Err(Conflicts::Invalid(unfit(applied, &errors))));
     }
     let ignored = ignored(place, writer);
     let ignore = |set: &mut Fields| ignored.iter().for_each(|element| drop(set.remove(*element)));
@@ -181,40 +249,44 @@ pub fn apply(
         }
     }
 
+    versions.drop_gone(&mut entries);
     entries::merge_twins(&mut entries);
-    for set in entries.iter_mut().filter_map(entries::fields_mut) {
-        config::reconcile(place, set);
+    for entry in &mut entries {
+        let place = versions.place(entries::text(entry, "apiVersion"));
+        if let (Some(place), Some(set)) = (place, entries::fields_mut(entry)) {
+            config::reconcile(place, set);
+        }
     }
     let mut set = config::applied(place, applied);
     ignore(&mut set);
     let own = entries::find(&entries, writer, Operation::Apply, api_version);
     let before = own.map(|at| entries.remove(at));
 
+    let live = &bare(live);
     let mut merged = live.clone();
-    if let Some(metadata) = metadata(&mut merged) {
-        metadata.remove("managedFields");
-    }
     config::merge(place, &mut merged, applied);
     if let Some(metadata) = metadata(&mut merged) {
         metadata.remove("managedFields");
     }
-    if let Some(last) = before.as_ref().and_then(entries::fields_of).filter(|f| !f.is_empty()) {
-        let mut owned = set.clone();
-        for entry in &entries {
-            fields::unite(&mut owned, entries::fields_of(entry).cloned().unwrap_or_default());
-        }
-        config::prune(place, &mut merged, last, &owned);
+    if let Some(last) = before.as_ref().filter(|before| entries::fields_of(before).is_some_and(|f| !f.is_empty())) {
+        let own = entries::new(writer, Operation::Apply, api_version, set.clone());
+        let owners: Vec<&Value> = entries.iter().chain([&own]).collect();
+        merged = prune::withdrawn(versions, merged, last, &owners, api_version)?;
         // Lists applied empty are in no set, but they were applied.
         config::merge(place, &mut merged, applied);
     }
 
-    let mut difference = compare::compare(root, Some(live), &merged);
-    ignore(&mut difference.gained);
-    ignore(&mut difference.lost);
-    if !force {
-        refuse_conflicts(root, live, &entries, &difference.gained, writer, api_version)?;
+    let mut differences = versions.differences(Some(live), &merged, api_version, &entries)?;
+    for (_, difference) in differences.values_mut() {
+        ignore(&mut difference.gained);
+        ignore(&mut difference.lost);
+    }
+    let theirs = |entry: &Value| differences.get(versions.name(entries::text(entry, "apiVersion")));
+    if !force && let Err(conflicts) = refuse_conflicts(root, live, &entries, theirs, writer, api_version) {
+        return Ok(Err(conflicts));
     }
     for entry in &mut entries {
+        let Some((_, difference)) = theirs(entry) else { continue };
         if let Some(owned) = entries::fields_mut(entry) {
             fields::subtract(owned, &difference.gained);
             fields::subtract(owned, &difference.lost);
@@ -222,7 +294,7 @@ pub fn apply(
     }
     compare::strip(&mut set);
     let mut entry = entries::new(writer, Operation::Apply, api_version, set);
-    if difference.is_empty() {
+    if differences.get(versions.name(api_version)).is_some_and(|(_, difference)| difference.is_empty()) {
         // Nothing was written: whoever applies what is there already, as upstream, does it at no time.
         entries::set_time(&mut entry, before.as_ref().and_then(|b| b.get("time")));
     }
@@ -231,15 +303,15 @@ pub fn apply(
     entries::sort(&mut entries);
     last_applied::keep(&mut merged, applied, writer);
     put(&mut merged, entries);
-    Ok(merged)
+    Ok(Ok(merged))
 }
 
 /// Fails when others own what would change.
-fn refuse_conflicts(
+fn refuse_conflicts<'d>(
     root: View<'_>,
     live: &Value,
     entries: &[Value],
-    gained: &Fields,
+    changed: impl Fn(&Value) -> Option<&'d (Place<'d>, compare::Difference)>,
     writer: &Writer<'_>,
     api_version: &str,
 ) -> Result<(), Conflicts> {
@@ -247,8 +319,8 @@ fn refuse_conflicts(
     let mut allowed: Option<Fields> = None;
     let mut found: Vec<Conflict> = Vec::new();
     for entry in entries {
-        let Some(owned) = entries::fields_of(entry) else { continue };
-        let mut contested = fields::intersection(owned, gained);
+        let (Some(owned), Some((_, changed))) = (entries::fields_of(entry), changed(entry)) else { continue };
+        let mut contested = fields::intersection(owned, &changed.gained);
         if !contested.is_empty() {
             let allowed = allowed.get_or_insert_with(|| last_applied::allowed(root, live, writer, api_version));
             fields::subtract(&mut contested, allowed);

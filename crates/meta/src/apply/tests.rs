@@ -6,6 +6,7 @@ use super::*;
 use crate::Gvk;
 use crate::schema::{Schema, builtin};
 
+mod across;
 mod random;
 
 const NOW: &str = "2026-01-01T00:00:00Z";
