@@ -67,6 +67,8 @@ impl Stage {
             network_namespace: None,
             serving: Default::default(),
             store: Default::default(),
+            access: Default::default(),
+            listening: Default::default(),
         };
         let cancel = CancellationToken::new();
         let begun = Instant::now();

@@ -4,6 +4,7 @@
 //! whose kubeconfig `NAUPLIUS_TEST_KUBECONFIG` names. One more test runs them all over a real etcd.
 
 pub mod expect;
+pub mod hooks;
 pub mod http;
 pub mod scenario;
 pub mod server;
@@ -28,10 +29,11 @@ pub fn parse(file: &str, text: &str) -> Result<Vec<Scenario>> {
 /// Runs files of scenarios against one server. All run, so that one failure hides no other.
 async fn run(server: &http::Server, files: &[(&str, &str)]) -> Result<()> {
     let minor = scenario::minor_version(server).await?;
+    let hooks = hooks::Hooks::start().await?;
     let mut failed = Vec::new();
     for (file, text) in files {
         for scenario in parse(file, text)? {
-            match scenario.run(server, minor, &[]).await {
+            match scenario.run(server, minor, &hooks.words(), Some(&hooks)).await {
                 Ok(true) => println!("{file}: {}: passed", scenario.name),
                 Ok(false) => println!("{file}: {}: skipped, it is about a newer version than 1.{minor}", scenario.name),
                 Err(error) => failed.push(format!("{file}: {error:#}")),
@@ -86,7 +88,8 @@ scenarios!(
     subresources,
     tokens,
     validation,
-    watch
+    watch,
+    webhooks
 );
 
 /// All of them over a real etcd, where one is installed.

@@ -1,8 +1,9 @@
 //! The API scenarios: what a step is, and how one is carried out.
 //!
 //! A scenario is a list of steps against one server, in a namespace of its own (`$ns`). Words that begin with `$` stand
-//! for what earlier answers held (`keep`), for the namespace, or for `$id`, which no other scenario has. The same files run
-//! against any server; what only newer ones have is marked `since`.
+//! for what earlier answers held (`keep`), for the namespace, for `$id`, which no other scenario has, or for a webhook to be
+//! configured (`$hooks` its URL, `$bundle` its authority). The same files run against any server; what only newer ones have
+//! is marked `since`.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -16,6 +17,7 @@ use serde_json::Value;
 use tokio::time::Instant;
 
 use super::expect::differences;
+use super::hooks::Hooks;
 use super::http::{Answer, Identity, Server, Stream};
 
 /// How long an event of a watch may take.
@@ -79,6 +81,9 @@ struct Step {
     /// A name for the whole answer.
     save: Option<String>,
 
+    /// What a webhook was asked in this journal since the last look: `match` is of a list of requests.
+    asked: Option<String>,
+
     /// Opens a watch under this name.
     open: Option<String>,
     /// The watch `events` are of.
@@ -93,6 +98,7 @@ struct Step {
 
 struct Run<'a> {
     server: &'a Server,
+    hooks: Option<&'a Hooks>,
     words: BTreeMap<String, String>,
     saved: BTreeMap<String, Bytes>,
     watches: BTreeMap<String, Stream>,
@@ -106,8 +112,15 @@ pub async fn minor_version(server: &Server) -> Result<u32> {
 }
 
 impl Scenario {
-    /// Runs it, with more words where the scenarios' place has some; whether it was for this server at all.
-    pub async fn run(&self, server: &Server, minor: u32, more: &[(&str, &str)]) -> Result<bool> {
+    /// Runs it, with more words where the scenarios' place has some, and a webhook where they configure one; whether it was
+    /// for this server at all.
+    pub async fn run(
+        &self,
+        server: &Server,
+        minor: u32,
+        more: &[(&str, &str)],
+        hooks: Option<&Hooks>,
+    ) -> Result<bool> {
         if self.since.is_some_and(|since| since > minor) {
             return Ok(false);
         }
@@ -116,7 +129,7 @@ impl Scenario {
         let more = more.iter().map(|(word, value)| (*word, value.to_string()));
         let words = [("ns", namespace.clone()), ("id", id)].into_iter().chain(more);
         let words = words.map(|(word, value)| (word.to_string(), value)).collect();
-        let mut run = Run { server, words, saved: BTreeMap::new(), watches: BTreeMap::new() };
+        let mut run = Run { server, hooks, words, saved: BTreeMap::new(), watches: BTreeMap::new() };
         let made = run
             .simple("POST", "/api/v1/namespaces", Some(serde_json::json!({"metadata": {"name": namespace}})))
             .await?;
@@ -124,7 +137,8 @@ impl Scenario {
         let mut result = Ok(true);
         for (i, step) in self.steps.iter().enumerate() {
             if let Err(error) = run.step(step).await {
-                let what = step.request.as_deref().or(step.watch.as_deref()).unwrap_or_default();
+                let what =
+                    step.request.as_deref().or(step.watch.as_deref()).or(step.asked.as_deref()).unwrap_or_default();
                 result = Err(error.context(format!("{}: step {} ({what})", self.name, i + 1)));
                 break;
             }
@@ -191,6 +205,12 @@ impl Run<'_> {
         }
         if let Some(name) = &step.watch {
             self.events(step, name).await?;
+        }
+        if let (Some(journal), Some(expected)) = (&step.asked, &step.matching) {
+            let hooks = self.hooks.context("no webhook is here")?;
+            let asked = Value::from(hooks.asked(&self.fill(journal)?));
+            let differ = differences(&self.fill_value(expected)?, &asked);
+            ensure!(differ.is_empty(), "asked: {}\n  in {asked}", differ.join("\n  "));
         }
         Ok(())
     }

@@ -28,6 +28,16 @@ impl InProcess {
     }
 
     pub async fn serving(store: apiserver::StoreOptions, serving: roles::Serving) -> Result<Self> {
+        Self::with("127.0.0.1:0".parse()?, store, serving, Default::default()).await
+    }
+
+    /// With others who are believed, or who decide.
+    pub async fn with(
+        listen: std::net::SocketAddr,
+        store: apiserver::StoreOptions,
+        serving: roles::Serving,
+        access: roles::AccessOptions,
+    ) -> Result<Self> {
         nauplius::tls::install_provider();
         let dir = tempfile::tempdir()?;
         let pki = Pki::open(&dir.path().join("pki"))?;
@@ -37,13 +47,15 @@ impl InProcess {
         };
         let options = apiserver::Options {
             data_dir: dir.path().into(),
-            listen: "127.0.0.1:0".parse()?,
+            listen,
             advertise_address: None,
             ranges: ranges.clone(),
             network_namespace: None,
             serving,
             store,
             audit: Default::default(),
+            access,
+            listening: Default::default(),
         };
         let cancel = CancellationToken::new();
         let running = apiserver::start(&options, &pki, cancel.clone()).await?;

@@ -20,7 +20,7 @@ pub async fn all(kubeconfig: &Path, image: &str) -> Result<()> {
     let minor = scenario::minor_version(server).await?;
     let scenarios = api::parse("pods", SCENARIOS)?;
     let run = |scenario: scenario::Scenario| async move {
-        match scenario.run(server, minor, &[("image", image)]).await {
+        match scenario.run(server, minor, &[("image", image)], None).await {
             Ok(true) => println!("pods: {}: passed", scenario.name),
             Ok(false) => println!("pods: {}: skipped, it is about a newer version than 1.{minor}", scenario.name),
             Err(error) => return Some(format!("{error:#}")),

@@ -40,10 +40,14 @@ fn config() -> Config {
         node_ports: (30000, 32767),
         issuer: "https://kubernetes.default.svc".into(),
         service_account_key: key(),
+        service_accounts: Default::default(),
+        authentication: Default::default(),
+        authorization: Default::default(),
         kubelet: KubeletConnection { tls: Arc::new(tls), dial: Arc::new(DirectDial) },
         front_proxy: None,
         enabled: Default::default(),
         audit: None,
+        settings: Default::default(),
         flags: Default::default(),
     }
 }

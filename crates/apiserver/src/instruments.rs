@@ -143,6 +143,96 @@ pub fn policy(policy: &str, binding: &str, action: &str, error: &str) {
     );
 }
 
+static TOKENS_OF_ISSUERS: Named<Histogram<15>> = LazyLock::new(Mutex::default);
+static KEYS_READ: Named<u64> = LazyLock::new(Mutex::default);
+static WHEN_KEYS_READ: Named<f64> = LazyLock::new(Mutex::default);
+static AUTHORIZERS_ASKED: Named<u64> = LazyLock::new(Mutex::default);
+static AUTHORIZER_TIMES: Named<Histogram<15>> = LazyLock::new(Mutex::default);
+static AUTHORIZERS_FAILED_OPEN: Named<u64> = LazyLock::new(Mutex::default);
+static AUTHORIZERS_EXCLUDED: Named<u64> = LazyLock::new(Mutex::default);
+static CONDITIONS_FAILED: Named<u64> = LazyLock::new(Mutex::default);
+static RELOADS: Named<u64> = LazyLock::new(Mutex::default);
+static WHEN_RELOADED: Named<f64> = LazyLock::new(Mutex::default);
+static IMPERSONATIONS: Named<u64> = LazyLock::new(Mutex::default);
+
+fn time(named: &Mutex<BTreeMap<String, Histogram<15>>>, labels: String, took: Duration) {
+    let mut series = lock(named);
+    if series.len() < MAX_NAMES || series.contains_key(&labels) {
+        series.entry(labels).or_insert_with(|| Histogram::new(&AUTH)).observe(took);
+    }
+}
+
+fn now() -> f64 {
+    jiff::Timestamp::now().as_duration().as_secs_f64()
+}
+
+/// A name as upstream's metrics hide it.
+fn hashed(name: &str) -> String {
+    let digest = ring::digest::digest(&ring::digest::SHA256, name.as_bytes());
+    let hex: String = digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("sha256:{hex}")
+}
+
+/// An issuer's token was judged.
+pub fn token_of_issuer(issuer: &str, good: bool, took: Duration) {
+    let result = if good { "success" } else { "failure" };
+    time(&TOKENS_OF_ISSUERS, format!("jwt_issuer_hash=\"{}\",result=\"{result}\"", hashed(issuer)), took);
+}
+
+/// An issuer's keys were read, or could not be.
+pub fn keys_read(issuer: &str, well: bool) {
+    let result = if well { "success" } else { "failure" };
+    let labels = format!("jwt_issuer_hash=\"{}\",result=\"{result}\"", hashed(issuer));
+    count(&KEYS_READ, labels.clone());
+    lock(&WHEN_KEYS_READ).insert(labels, now());
+}
+
+/// How asking an authorizer went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    Success,
+    Error,
+    Timeout,
+}
+
+/// A webhook authorizer was asked.
+pub fn authorizer_asked(name: &str, outcome: Outcome, denies_on_error: bool, took: Duration) {
+    let result = match outcome {
+        Outcome::Success => "success",
+        Outcome::Error => "error",
+        Outcome::Timeout => "timeout",
+    };
+    let labels = format!("name=\"{name}\",result=\"{result}\"");
+    count(&AUTHORIZERS_ASKED, labels.clone());
+    time(&AUTHORIZER_TIMES, labels.clone(), took);
+    if outcome != Outcome::Success && !denies_on_error {
+        count(&AUTHORIZERS_FAILED_OPEN, labels);
+    }
+}
+
+/// A webhook's match conditions said that it is not to be asked, or could not say.
+pub fn authorizer_excluded(name: &str) {
+    count(&AUTHORIZERS_EXCLUDED, format!("name=\"{name}\",type=\"Webhook\""));
+}
+
+pub fn authorizer_condition_failed(name: &str) {
+    count(&CONDITIONS_FAILED, format!("name=\"{name}\",type=\"Webhook\""));
+}
+
+/// A configuration file that changed was taken up, or not: `authentication` or `authorization`.
+pub fn reloaded(what: &'static str, well: bool) {
+    let status = if well { "success" } else { "failure" };
+    let labels = format!("{what} status=\"{status}\"");
+    count(&RELOADS, labels.clone());
+    lock(&WHEN_RELOADED).insert(labels, now());
+}
+
+/// Somebody acted as another, in this mode, or wanted to.
+pub fn impersonated(mode: &str, allowed: bool) {
+    let decision = if allowed { "allowed" } else { "denied" };
+    count(&IMPERSONATIONS, format!("decision=\"{decision}\",mode=\"{mode}\""));
+}
+
 static AUTHENTICATION: [Histogram<15>; 2] = [const { Histogram::new(&AUTH) }; 2];
 const AUTHENTICATED: [&str; 2] = ["success", "failure"];
 static AUTHORIZATION: [Histogram<15>; 2] = [const { Histogram::new(&AUTH) }; 2];
@@ -326,6 +416,58 @@ fn write_auth(out: &mut String) {
     series(out, "authenticated_user_requests", "counter", about, users.into_iter());
 }
 
+fn write_configured(out: &mut String, server: &ApiServer) {
+    let times = |out: &mut String, name: &str, about: &str, of: &Mutex<BTreeMap<String, Histogram<15>>>| {
+        head(out, name, "histogram", about);
+        lock(of).iter().for_each(|(labels, times)| times.write(out, name, labels));
+    };
+    let authentication = "apiserver_authentication";
+    let name = format!("{authentication}_jwt_authenticator_latency_seconds");
+    times(out, &name, "[ALPHA] Seconds an issuer's token took.", &TOKENS_OF_ISSUERS);
+    let name = format!("{authentication}_jwt_authenticator_jwks_fetch_total");
+    named(out, &name, "[ALPHA] How often issuers' keys were read.", &KEYS_READ);
+    let name = format!("{authentication}_jwt_authenticator_jwks_fetch_last_timestamp_seconds");
+    let read = lock(&WHEN_KEYS_READ).clone();
+    series(out, &name, "gauge", "[ALPHA] When issuers' keys were read last.", read.into_iter());
+    let authorization = "apiserver_authorization";
+    let decisions: Vec<_> = server.authorization().chain().0.iter().flat_map(|member| member.counts()).collect();
+    let decisions = decisions.into_iter().filter(|(_, count)| *count > 0);
+    let name = format!("{authorization}_decisions_total");
+    series(out, &name, "counter", "[ALPHA] Decisions by who made them.", decisions);
+    for (name, about, of) in [
+        ("webhook_evaluations_total", "[ALPHA] Calls of authorizers elsewhere.", &AUTHORIZERS_ASKED),
+        (
+            "webhook_evaluations_fail_open_total",
+            "[ALPHA] Calls that failed and left it to others.",
+            &AUTHORIZERS_FAILED_OPEN,
+        ),
+        (
+            "match_condition_exclusions_total",
+            "[ALPHA] Requests an authorizer was not asked about.",
+            &AUTHORIZERS_EXCLUDED,
+        ),
+        ("match_condition_evaluation_errors_total", "[ALPHA] Match conditions that failed.", &CONDITIONS_FAILED),
+    ] {
+        named(out, &format!("{authorization}_{name}"), about, of);
+    }
+    let name = format!("{authorization}_webhook_duration_seconds");
+    times(out, &name, "[ALPHA] Seconds authorizers elsewhere took.", &AUTHORIZER_TIMES);
+    for what in ["authentication", "authorization"] {
+        let of = |(labels, value): (&String, f64)| {
+            labels.strip_prefix(what).map(|labels| (labels.trim_start().to_string(), value))
+        };
+        let prefix = format!("apiserver_{what}_config_controller_automatic_reload");
+        let reloads: Vec<_> = lock(&RELOADS).iter().filter_map(|(l, n)| of((l, *n as f64))).collect();
+        let about = "[ALPHA] How often a changed configuration was taken up.";
+        series(out, &format!("{prefix}s_total"), "counter", about, reloads.into_iter());
+        let when: Vec<_> = lock(&WHEN_RELOADED).iter().filter_map(|(l, at)| of((l, *at))).collect();
+        let about = "[ALPHA] When a changed configuration was taken up last.";
+        series(out, &format!("{prefix}_last_timestamp_seconds"), "gauge", about, when.into_iter());
+    }
+    let name = "apiserver_impersonation_attempts_total";
+    named(out, name, "[ALPHA] Attempts to act as another.", &IMPERSONATIONS);
+}
+
 fn write_store(out: &mut String, server: &ApiServer) {
     let catalog = server.catalog();
     let mut kinds: Vec<_> =
@@ -381,6 +523,7 @@ fn write_watches(out: &mut String) {
 pub fn write_page(out: &mut String, server: &ApiServer) {
     write_admission(out);
     write_auth(out);
+    write_configured(out, server);
     write_store(out, server);
     write_watches(out);
     server.flow_control().write_page(out);

@@ -136,11 +136,15 @@ fn access(server: &ApiServer, user: &User, spec: &Value) -> Result<Value, Status
         let (verb, path) = (text("nonResourceAttributes", "verb"), text("nonResourceAttributes", "path"));
         authz::decide(server, user, &Attributes::path(&verb, &path))
     };
+    let denied = matches!(decision, Decision::Deny(_));
     let (allowed, reason) = match decision {
         Decision::Allow(reason) => (true, reason),
-        Decision::NoOpinion(reason) => (false, reason),
+        Decision::Deny(reason) | Decision::NoOpinion(reason) => (false, reason),
     };
     let mut status = json!({"allowed": allowed});
+    if denied {
+        status["denied"] = true.into();
+    }
     if !reason.is_empty() {
         status["reason"] = reason.into();
     }

@@ -9,7 +9,9 @@ use meta::{Object, Status};
 use store::{Backend, LeaseId, StoreError};
 use tokio_util::sync::CancellationToken;
 
+use crate::authn::Authentication;
 use crate::authn::token::TokenKeys;
+use crate::authz::chain::Authorization;
 use crate::authz::node::NodeAuthorizer;
 use crate::authz::rbac::Rbac;
 use crate::cache::feed::Feed;
@@ -28,18 +30,50 @@ pub struct Config {
     pub node_ports: (u16, u16),
     /// `iss` of service account tokens.
     pub issuer: String,
-    /// Private key of service account tokens, P-256 in PKCS#8 PEM.
+    /// Private key that signs service account tokens, PEM.
     pub service_account_key: String,
+    pub service_accounts: ServiceAccounts,
     /// How the server presents itself to kubelets, and how it trusts them.
     pub kubelet: KubeletConnection,
     /// Who may speak for others, and how this server does so to extension servers; none takes no such calls.
     pub front_proxy: Option<Arc<FrontProxy>>,
+    /// Who else is believed, and who decides.
+    pub authentication: Arc<Authentication>,
+    pub authorization: Arc<Authorization>,
     /// Feature gates, and which kinds are served in which versions.
     pub enabled: resources::enablement::Enablement,
     /// Who is told of requests; nobody where absent.
     pub audit: Option<Arc<crate::audit::Audit>>,
+    pub settings: Settings,
     /// How this server was told to be, by upstream's names of flags; for people to look at.
     pub flags: std::collections::BTreeMap<String, String>,
+}
+
+/// What is as upstream has it unless somebody says otherwise.
+#[derive(Clone, Debug, Default)]
+pub struct Settings {
+    /// Admission plugins that are not asked.
+    pub disabled_plugins: crate::admission::Disabled,
+    /// Seconds an event lives.
+    pub event_ttl: Option<u64>,
+    /// The longest a request may take.
+    pub request_timeout: Option<Duration>,
+    /// Origins whose pages may call this server from a browser.
+    pub cors: crate::http::cors::Origins,
+}
+
+/// Service account tokens beyond the usual: who else's are taken, and what they are for.
+#[derive(Clone, Debug, Default)]
+pub struct ServiceAccounts {
+    /// Other keys they may be signed with, PEM.
+    pub keys: Vec<String>,
+    pub other_issuers: Vec<String>,
+    /// What tokens for this server are for; its issuer where empty.
+    pub audiences: Vec<String>,
+    /// Where relying parties find the keys; below the issuer where empty.
+    pub jwks_uri: String,
+    /// Longest life of a token, seconds.
+    pub max_seconds: Option<i64>,
 }
 
 /// The authority of front proxies, apart from the clients' own; and this server's certificate of it. All PEM.
@@ -50,8 +84,30 @@ pub struct FrontProxy {
     pub ca: String,
     /// Common names of front proxies; empty takes all the authority signed.
     pub allowed_names: Vec<String>,
+    pub headers: FrontProxyHeaders,
     pub certificate: String,
     pub key: String,
+}
+
+/// Under which headers front proxies say for whom they speak; of several the first that is there counts.
+#[derive(Clone, Debug)]
+pub struct FrontProxyHeaders {
+    pub username: Vec<String>,
+    pub uid: Vec<String>,
+    pub group: Vec<String>,
+    pub extra_prefix: Vec<String>,
+}
+
+impl Default for FrontProxyHeaders {
+    fn default() -> Self {
+        let one = |name: &str| vec![name.to_string()];
+        Self {
+            username: one("X-Remote-User"),
+            uid: one("X-Remote-Uid"),
+            group: one("X-Remote-Group"),
+            extra_prefix: one("X-Remote-Extra-"),
+        }
+    }
 }
 
 /// How kubelets are reached for logs, exec and the like.
@@ -114,10 +170,10 @@ impl ApiServer {
     }
 
     async fn starting(config: Config, store: Arc<dyn Backend>, cancel: CancellationToken) -> Result<Arc<Self>, String> {
-        let keys = TokenKeys::new(&config.service_account_key, &config.issuer)?;
+        let keys = TokenKeys::new(&config.service_account_key, &config.issuer, &config.service_accounts)?;
         let front_proxies =
             config.front_proxy.as_deref().map(crate::authn::front_proxy::FrontProxies::new).transpose()?;
-        let catalog = Catalog::new(builtin_kinds(&config.enabled), 1);
+        let catalog = Catalog::new(builtin_kinds(&config), 1);
         let feed = Feed::new(store.clone());
         let mut caches: Vec<_> = catalog.kinds().iter().filter_map(|served| served.cache.clone()).collect();
         caches.sort_by(|a, b| a.prefix().cmp(b.prefix()));
@@ -175,6 +231,14 @@ impl ApiServer {
 
     pub fn feed(&self) -> &Arc<Feed> {
         &self.feed
+    }
+
+    pub fn authentication(&self) -> &Authentication {
+        &self.config.authentication
+    }
+
+    pub fn authorization(&self) -> &Authorization {
+        &self.config.authorization
     }
 
     pub fn rbac(&self) -> &Rbac {
@@ -309,10 +373,13 @@ impl ApiServer {
 }
 
 /// The built-in rows, rows of one prefix over one cache.
-fn builtin_kinds(enabled: &resources::enablement::Enablement) -> Vec<Arc<Served>> {
+fn builtin_kinds(config: &Config) -> Vec<Arc<Served>> {
     let mut kinds: Vec<Arc<Served>> = Vec::new();
     let types = meta::schema::builtin();
-    for resource in resources::builtin::table(types, enabled) {
+    for mut resource in resources::builtin::table(types, &config.enabled) {
+        if &*resource.plural == "events" {
+            resource.ttl_seconds = config.settings.event_ttl.unwrap_or(resource.ttl_seconds);
+        }
         let owner =
             kinds.iter().find(|served| !resource.prefix.is_empty() && served.resource.prefix == resource.prefix);
         kinds.push(match owner {

@@ -76,10 +76,14 @@ impl Fixture {
             node_ports: (30000, 32767),
             issuer: "https://kubernetes.default.svc".into(),
             service_account_key: key(),
+            service_accounts: Default::default(),
             kubelet: KubeletConnection { tls: Arc::new(tls), dial: Arc::new(DirectDial) },
             front_proxy: None,
+            authentication: Default::default(),
+            authorization: Default::default(),
             enabled: Default::default(),
             audit,
+            settings: Default::default(),
             flags: Default::default(),
         };
         let cancel = CancellationToken::new();

@@ -107,7 +107,18 @@ fn fields_of<'e>(expr: &'e ast::Expr, var: &str, found: &mut Vec<&'e str>) {
                 found.push(field);
             }
         }
-        Kind::Call { target, args, .. } => target.as_deref().into_iter().chain(args).for_each(below),
+        Kind::Call { function, target, args } => {
+            target.as_deref().into_iter().chain(args).for_each(below);
+            // `claims.?name`
+            if &**function == "_?._"
+                && let [operand, name] = &args[..]
+                && operand.as_ident() == Some(var)
+                && let Kind::Literal(ast::Literal::String(field)) = &name.kind
+                && !found.contains(&&**field)
+            {
+                found.push(field);
+            }
+        }
         Kind::List(items) => items.iter().for_each(|i| below(&i.0)),
         Kind::Map(entries) => entries.iter().for_each(|e| {
             below(&e.key);

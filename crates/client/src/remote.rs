@@ -129,7 +129,7 @@ impl Remote {
     }
 }
 
-/// One address that takes documents: an audit webhook.
+/// One address that takes documents, and may answer with one: a webhook that a kubeconfig names.
 pub struct Post {
     remote: Remote,
     path: String,
@@ -147,9 +147,39 @@ impl Post {
     }
 
     pub async fn json(&self, body: Bytes) -> Result<(), Status> {
+        self.exchange(body).await.map(drop)
+    }
+
+    async fn exchange(&self, body: Bytes) -> Result<Bytes, Status> {
         let request = http::Request::post(&self.path).header(header::CONTENT_TYPE, "application/json");
         let request = request.body(Body::from(body)).map_err(|e| Status::bad_request(e.to_string()))?;
-        self.remote.exchange(request).await.map(drop)
+        self.remote.exchange(request).await.map(|(_, answer)| answer)
+    }
+
+    /// Sends a document and reads the answer.
+    pub async fn ask(&self, document: &serde_json::Value) -> Result<serde_json::Value, Status> {
+        let answer = self.exchange(document.to_string().into()).await?;
+        serde_json::from_slice(&answer).map_err(|e| Status::internal(format!("the answer is no JSON: {e}")))
+    }
+
+    /// The same, asked again while the server cannot answer: each wait is half as long again.
+    pub async fn ask_patiently(
+        &self,
+        document: &serde_json::Value,
+        tries: u32,
+        first_wait: Duration,
+    ) -> Result<serde_json::Value, Status> {
+        let mut wait = first_wait;
+        for _ in 1..tries {
+            match self.ask(document).await {
+                Err(status) if status.code >= 500 || status.is(Reason::TooManyRequests) => {
+                    tokio::time::sleep(wait).await;
+                    wait = wait.mul_f64(1.5);
+                }
+                answered => return answered,
+            }
+        }
+        self.ask(document).await
     }
 }
 

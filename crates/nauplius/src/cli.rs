@@ -99,7 +99,11 @@ fn arguments() -> Vec<std::ffi::OsString> {
 }
 
 pub fn main() -> ExitCode {
-    let arguments = arguments();
+    let mut arguments = arguments();
+    let mut inert = Vec::new();
+    if arguments.get(1).is_some_and(|first| first == "apiserver") {
+        (arguments, inert) = roles::inert::without(arguments);
+    }
     // The container shim runs before anything makes a thread.
     if arguments.get(1).is_some_and(|first| first == "shim") {
         runtime::shim_main(arguments.into_iter().skip(2));
@@ -122,6 +126,7 @@ pub fn main() -> ExitCode {
         }
     };
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(true).init();
+    inert.iter().for_each(|said| tracing::warn!("{said}"));
     crate::tls::install_provider();
     match run(cli.command) {
         Ok(()) => ExitCode::SUCCESS,

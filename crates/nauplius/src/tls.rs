@@ -34,11 +34,37 @@ fn roots(ca_pem: &str) -> Result<RootCertStore> {
 
 /// A server that takes client certificates of the authorities in the PEM text, and clients without one.
 pub fn server(pair: &Pair, client_ca_pem: &str) -> Result<Arc<ServerConfig>> {
+    server_speaking(pair, client_ca_pem, None, &[])
+}
+
+/// The same of these versions and cipher suites of TLS, by the names upstream gives them; all when nothing is said.
+pub fn server_speaking(
+    pair: &Pair,
+    client_ca_pem: &str,
+    oldest: Option<&str>,
+    suites: &[String],
+) -> Result<Arc<ServerConfig>> {
     let (chain, key) = load(pair)?;
-    let verifier = rustls::server::WebPkiClientVerifier::builder(Arc::new(roots(client_ca_pem)?))
-        .allow_unauthenticated()
-        .build()?;
-    let mut config = ServerConfig::builder().with_client_cert_verifier(verifier).with_single_cert(chain, key)?;
+    let mut provider = rustls::crypto::ring::default_provider();
+    if !suites.is_empty() {
+        let known = |suite: &rustls::SupportedCipherSuite| format!("{:?}", suite.suite());
+        // Go calls some of them by a longer name, and knows some that nobody should speak.
+        let plain = |name: &str| name.trim_end_matches("_SHA256").to_string();
+        provider
+            .cipher_suites
+            .retain(|suite| suite.tls13().is_some() || suites.iter().any(|name| plain(name) == plain(&known(suite))));
+    }
+    let versions: &[&rustls::SupportedProtocolVersion] = match oldest {
+        Some("VersionTLS13") => &[&rustls::version::TLS13],
+        _ => rustls::ALL_VERSIONS,
+    };
+    let provider = Arc::new(provider);
+    let verifier =
+        rustls::server::WebPkiClientVerifier::builder_with_provider(Arc::new(roots(client_ca_pem)?), provider.clone())
+            .allow_unauthenticated()
+            .build()?;
+    let builder = ServerConfig::builder_with_provider(provider).with_protocol_versions(versions)?;
+    let mut config = builder.with_client_cert_verifier(verifier).with_single_cert(chain, key)?;
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(Arc::new(config))
 }

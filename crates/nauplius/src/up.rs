@@ -81,6 +81,8 @@ pub struct Options {
     pub serving: roles::Serving,
     #[command(flatten)]
     pub audit: roles::AuditOptions,
+    #[command(flatten)]
+    pub access: roles::AccessOptions,
 }
 
 /// Where a cluster's files are when no one says.
@@ -174,6 +176,8 @@ pub async fn run(options: Options, cancel: CancellationToken) -> Result<()> {
         store: options.store.clone(),
         serving: options.serving.clone(),
         audit: options.audit.clone(),
+        access: options.access.clone(),
+        listening: Default::default(),
     };
     let mut children = Children::new(cancel.clone(), &claim);
     // Ended after everything that still talks to it.

@@ -152,6 +152,43 @@ pub(crate) static VALIDATING: [Listed; 12] = [
     ("ResourceQuota", &resource_quota::ResourceQuota),
 ];
 
+/// Plugins that are not asked, by their places.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Disabled {
+    mutating: u16,
+    validating: u16,
+    policies: bool,
+    webhooks: bool,
+}
+
+/// Names of plugins that fill in from outside the lists.
+const OUTSIDE: [&str; 2] = ["MutatingAdmissionPolicy", "MutatingAdmissionWebhook"];
+/// Upstream's plugins that are one here, or part of how every write is checked.
+const WITHIN: [&str; 4] =
+    ["CertificateSigning", "CertificateSubjectRestriction", "ClusterTrustBundleAttest", "PodTopologyLabels"];
+
+impl Disabled {
+    /// All plugins there are, by upstream's names.
+    pub fn known() -> impl Iterator<Item = &'static str> {
+        let listed = MUTATING.iter().chain(&VALIDATING).map(|(name, _)| *name).filter(|name| !name.is_empty());
+        listed.chain(OUTSIDE).chain(WITHIN)
+    }
+
+    pub fn new<'n>(names: impl IntoIterator<Item = &'n str>) -> Self {
+        let mut out = Self::default();
+        for name in names {
+            let places = |list: &[Listed]| {
+                list.iter().enumerate().filter(|(_, (n, _))| *n == name).fold(0, |bits, (at, _)| bits | 1 << at)
+            };
+            out.mutating |= places(&MUTATING);
+            out.validating |= places(&VALIDATING);
+            out.policies |= name == OUTSIDE[0];
+            out.webhooks |= name == OUTSIDE[1];
+        }
+        out
+    }
+}
+
 /// The mark a delete leaves is part of that delete, which was admitted as one.
 fn is_mark(a: &Attributes<'_>) -> bool {
     a.operation == Operation::Update && matches!(a.target.request.verb, Verb::Delete | Verb::DeleteCollection)
@@ -170,7 +207,10 @@ pub async fn mutate(
     let result = async {
         fill_in(server, a, object, old).await?;
         // Most clusters have neither.
-        if !policy_mutate::any(server) && !webhook::any_mutating(server) {
+        let disabled = server.config().settings.disabled_plugins;
+        let policies = !disabled.policies && policy_mutate::any(server);
+        let webhooks = !disabled.webhooks && webhook::any_mutating(server);
+        if !policies && !webhooks {
             return Ok(false);
         }
         Box::pin(ask_others(server, a, object, old)).await
@@ -188,7 +228,8 @@ async fn fill_in(
     old: Option<&Value>,
 ) -> Result<(), Status> {
     let mut began = Instant::now();
-    for (at, (_, plugin)) in MUTATING.iter().enumerate() {
+    let disabled = server.config().settings.disabled_plugins.mutating;
+    for (at, (_, plugin)) in MUTATING.iter().enumerate().filter(|(at, _)| disabled & (1 << at) == 0) {
         let result = plugin.mutate(server, a, object, old).await;
         let ended = Instant::now();
         instruments::plugin(Half::Admit, at, a.operation, result.is_err(), ended - began);
@@ -215,13 +256,19 @@ async fn ask_others(
     old: Option<&Value>,
 ) -> Result<bool, Status> {
     let (mut policies, mut round) = (policy_mutate::Round::default(), webhook::Round::default());
-    let by_policies = policies.run(server, a, object, old).await?;
+    let disabled = server.config().settings.disabled_plugins;
+    let by_policies = !disabled.policies && policies.run(server, a, object, old).await?;
+    if disabled.webhooks {
+        return if by_policies { fill_in(server, a, object, old).await.map(|()| true) } else { Ok(false) };
+    }
     if !webhook::mutate(server, a, object, old, &mut round).await? && !by_policies {
         return Ok(false);
     }
     // What policies and webhooks changed is new to the plugins, and to webhooks that came before the one that changed it.
     fill_in(server, a, object, old).await?;
-    policies.again().run(server, a, object, old).await?;
+    if !disabled.policies {
+        policies.again().run(server, a, object, old).await?;
+    }
     webhook::mutate(server, a, object, old, &mut round.again()).await?;
     Ok(true)
 }
@@ -237,7 +284,8 @@ pub async fn validate(
     }
     let first = Instant::now();
     let (mut began, mut result) = (first, Ok(()));
-    for (at, (_, plugin)) in VALIDATING.iter().enumerate() {
+    let disabled = server.config().settings.disabled_plugins.validating;
+    for (at, (_, plugin)) in VALIDATING.iter().enumerate().filter(|(at, _)| disabled & (1 << at) == 0) {
         result = plugin.validate(server, a, object, old).await;
         let ended = Instant::now();
         instruments::plugin(Half::Validate, at, a.operation, result.is_err(), ended - began);

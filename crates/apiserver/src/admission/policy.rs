@@ -220,10 +220,13 @@ impl Authorize for Asker<'_> {
             name: &check.name,
             path: (!check.path.is_empty()).then_some(&*check.path),
             field_selector: &check.field_selector,
+            label_selector: &check.label_selector,
         };
         match authz::decide(self.server, account.as_ref().unwrap_or(self.user), &attributes) {
             authz::Decision::Allow(reason) => Decision { allowed: true, reason, error: String::new() },
-            authz::Decision::NoOpinion(reason) => Decision { allowed: false, reason, error: String::new() },
+            authz::Decision::Deny(reason) | authz::Decision::NoOpinion(reason) => {
+                Decision { allowed: false, reason, error: String::new() }
+            }
         }
     }
 }

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use futures::StreamExt;
 use meta::{Reply, RequestBody, Status, Value, WatchStream};
 
-use super::event::{self, Event, ObjectReference};
+use super::event::{self, AuthenticationMetadata, Event, ObjectReference};
 use super::policy::{Level, Stage, Verdict};
 use super::{Audit, Received};
 use crate::pipeline::{Target, metadata};
@@ -87,8 +87,12 @@ impl Trail {
         self.tell(Stage::RequestReceived).await;
     }
 
-    pub fn impersonating(&self, user: &crate::authn::User) {
-        self.event().impersonated_user = Some(user.into());
+    /// The request is made as another user; `constraint` is the verb that allowed it, where one did for this alone.
+    pub fn impersonating(&self, user: &crate::authn::User, constraint: Option<String>) {
+        let mut event = self.event();
+        event.impersonated_user = Some(user.into());
+        event.authentication_metadata =
+            constraint.map(|impersonation_constraint| AuthenticationMetadata { impersonation_constraint });
     }
 
     /// The first word under a key stays.

@@ -15,12 +15,13 @@ use rustls::server::danger::ClientCertVerifier;
 use x509_parser::prelude::*;
 
 use super::User;
-use crate::server::FrontProxy;
+use crate::server::{FrontProxy, FrontProxyHeaders};
 
 /// Decides which certificates are front proxies'.
 pub struct FrontProxies {
     verifier: Arc<dyn ClientCertVerifier>,
     allowed_names: Vec<String>,
+    headers: FrontProxyHeaders,
 }
 
 /// The roots of PEM text.
@@ -39,7 +40,7 @@ impl FrontProxies {
         let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots(&config.ca)?), provider)
             .build()
             .map_err(|e| format!("the front proxies' authority: {e}"))?;
-        Ok(Self { verifier, allowed_names: config.allowed_names.clone() })
+        Ok(Self { verifier, allowed_names: config.allowed_names.clone(), headers: config.headers.clone() })
     }
 
     /// Whether a certificate chain is signed by the front proxies' authority; such a chain names no user by itself.
@@ -56,21 +57,35 @@ impl FrontProxies {
     }
 }
 
-/// The user a front proxy's headers name, if they name one. The headers are taken off.
-pub fn user_of_headers(headers: &mut HeaderMap) -> Option<User> {
-    let texts = |headers: &HeaderMap, name: &str| -> Vec<String> {
-        headers.get_all(name).iter().filter_map(|v| v.to_str().ok()).map(String::from).collect()
-    };
-    let first = |headers: &HeaderMap, name: &str| texts(headers, name).into_iter().find(|t| !t.is_empty());
-    let name = first(headers, "x-remote-user")?;
-    let mut extra: BTreeMap<String, Vec<String>> = BTreeMap::new();
-    for (key, value) in headers.iter() {
-        let (Some(key), Ok(value)) = (key.as_str().strip_prefix("x-remote-extra-"), value.to_str()) else { continue };
-        extra.entry(crate::http::route::decode(key).to_lowercase()).or_default().push(value.into());
+impl FrontProxies {
+    /// The user a front proxy's headers name, if they name one. The headers are taken off.
+    pub fn user(&self, headers: &mut HeaderMap) -> Option<User> {
+        user_of_headers(&self.headers, headers)
     }
-    let uid = first(headers, "x-remote-uid").unwrap_or_default();
-    let groups = texts(headers, "x-remote-group");
-    let own: Vec<_> = headers.keys().filter(|k| k.as_str().starts_with("x-remote-")).cloned().collect();
+}
+
+fn user_of_headers(names: &FrontProxyHeaders, headers: &mut HeaderMap) -> Option<User> {
+    let texts = |headers: &HeaderMap, names: &[String]| -> Vec<String> {
+        let all = names.iter().map(|name| headers.get_all(name.as_str()));
+        let texts = all.map(|values| values.iter().filter_map(|v| v.to_str().ok()).map(String::from).collect());
+        texts.into_iter().find(|texts: &Vec<String>| texts.iter().any(|t| !t.is_empty())).unwrap_or_default()
+    };
+    let first = |headers: &HeaderMap, names: &[String]| texts(headers, names).into_iter().find(|t| !t.is_empty());
+    let name = first(headers, &names.username)?;
+    let mut extra: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    let prefixes: Vec<String> = names.extra_prefix.iter().map(|prefix| prefix.to_lowercase()).collect();
+    let extra_of = |key: &str| prefixes.iter().find_map(|prefix| key.strip_prefix(prefix).map(String::from));
+    for (key, value) in headers.iter() {
+        let (Some(key), Ok(value)) = (extra_of(key.as_str()), value.to_str()) else { continue };
+        extra.entry(crate::http::route::decode(&key).to_lowercase()).or_default().push(value.into());
+    }
+    let uid = first(headers, &names.uid).unwrap_or_default();
+    let groups = texts(headers, &names.group);
+    let plain = [&names.username, &names.uid, &names.group];
+    let is_own = |key: &str| {
+        extra_of(key).is_some() || plain.iter().any(|names| names.iter().any(|name| name.eq_ignore_ascii_case(key)))
+    };
+    let own: Vec<_> = headers.keys().filter(|key| is_own(key.as_str())).cloned().collect();
     for name in own {
         headers.remove(name);
     }
@@ -83,6 +98,7 @@ mod tests {
 
     #[test]
     fn headers_name_users() {
+        let user_of_headers = |headers: &mut HeaderMap| super::user_of_headers(&FrontProxyHeaders::default(), headers);
         let mut headers = HeaderMap::new();
         assert_eq!(user_of_headers(&mut headers), None);
         headers.insert("x-remote-group", "a".parse().unwrap());

@@ -35,7 +35,7 @@ impl ApiServer {
         token: &str,
         audiences: &[String],
     ) -> Option<Result<Verified, String>> {
-        let claims = keys.claims(token, ISSUER, &["iss", "sub"]).ok()?;
+        let claims = keys.claims(token, &[ISSUER], &["iss", "sub"]).ok()?;
         Some(self.judge(keys, token, &claims, audiences))
     }
 
@@ -47,8 +47,11 @@ impl ApiServer {
             return Err("token subject does not match its service account".into());
         }
         // It has no audience of its own: it is for this server.
-        if !audiences.is_empty() && !audiences.contains(&keys.issuer) {
-            return Err(other_audiences(std::slice::from_ref(&keys.issuer), audiences));
+        let own = &keys.audiences;
+        let shared: Vec<String> =
+            own.iter().filter(|own| audiences.is_empty() || audiences.contains(own)).cloned().collect();
+        if shared.is_empty() {
+            return Err(other_audiences(own, audiences));
         }
         let found = self.lookup("", "secrets", &namespace, &secret).filter(|s| s.meta.deletion_timestamp.is_none());
         let found = found.ok_or_else(|| format!("secret {namespace}/{secret} does not exist"))?;
@@ -69,7 +72,7 @@ impl ApiServer {
         user.groups = vec!["system:serviceaccounts".into(), format!("system:serviceaccounts:{namespace}")];
         let is_noted = found.meta.label(LAST_USED) == Some(&*today());
         let used = (!is_noted).then_some((namespace, secret));
-        Ok(Verified { user, audiences: vec![keys.issuer.clone()], used })
+        Ok(Verified { user, audiences: shared, used })
     }
 
     /// Notes that the token of a Secret was used today. That it could not be noted is no reason to refuse it.

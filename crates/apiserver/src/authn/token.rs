@@ -1,24 +1,33 @@
 //! Service account tokens: signing, verifying, and the key set others verify them with.
 //!
-//! JWTs signed with ES256, bound to a service account and often to a pod, as upstream's TokenRequest makes them. A token is
-//! good while its signature, times and audience are, and the objects it is bound to still exist with the same uid.
+//! JWTs bound to a service account and often to a pod, as upstream's TokenRequest makes them. A token is good while its
+//! signature, times and audience are, and the objects it is bound to still exist with the same uid.
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
-use ring::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair};
+use jsonwebtoken::{EncodingKey, Header, Validation};
 use serde_json::{Value, json};
 
 use super::User;
-use crate::server::ApiServer;
+use super::keys::{self, Verifying};
+use crate::server::{ApiServer, ServiceAccounts};
 
 /// Signs and verifies.
 pub struct TokenKeys {
     encoding: EncodingKey,
-    decoding: DecodingKey,
-    key_id: String,
+    header: Header,
+    /// The signing key's public half first.
+    verifying: Vec<Verifying>,
     jwks: Value,
+    jwks_uri: String,
+    /// Of new tokens.
     pub issuer: String,
+    /// All whose tokens are taken.
+    issuers: Vec<String>,
+    /// What tokens for this server are for.
+    pub audiences: Vec<String>,
+    /// Longest life of a token, seconds.
+    pub max_seconds: Option<i64>,
 }
 
 /// A token that is good.
@@ -30,23 +39,27 @@ pub struct Verified {
 }
 
 impl TokenKeys {
-    /// From a P-256 private key in PKCS#8 PEM.
-    pub fn new(pkcs8_pem: &str, issuer: &str) -> Result<Self, String> {
-        let der = pem_body(pkcs8_pem).ok_or("the service account key is not PEM")?;
-        let rng = ring::rand::SystemRandom::new();
-        let pair = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &der, &rng)
-            .map_err(|e| format!("service account key: {e}"))?;
-        // Uncompressed point: 4, x, y.
-        let point = pair.public_key().as_ref();
-        let (x, y) = (URL_SAFE_NO_PAD.encode(&point[1..33]), URL_SAFE_NO_PAD.encode(&point[33..65]));
-        let key_id = URL_SAFE_NO_PAD.encode(ring::digest::digest(&ring::digest::SHA256, point));
-        let jwks = json!({"keys": [{"use": "sig", "kty": "EC", "kid": key_id, "crv": "P-256", "alg": "ES256", "x": x, "y": y}]});
+    /// From a private key in PEM, which signs, and what else is configured.
+    pub fn new(private: &str, issuer: &str, more: &ServiceAccounts) -> Result<Self, String> {
+        let signing = keys::signing(private).map_err(|e| format!("service account key: {e}"))?;
+        let mut verifying = vec![signing.public];
+        for pem in &more.keys {
+            let found = keys::verifying(pem).map_err(|e| format!("service account key: {e}"))?;
+            verifying
+                .extend(found.into_iter().filter(|key| verifying.iter().all(|k| k.id != key.id)).collect::<Vec<_>>());
+        }
+        let or = |said: &str, usual: String| if said.is_empty() { usual } else { said.to_string() };
+        let issuers: Vec<String> = std::iter::once(issuer.to_string()).chain(more.other_issuers.clone()).collect();
         Ok(Self {
-            encoding: EncodingKey::from_ec_der(&der),
-            decoding: DecodingKey::from_ec_components(&x, &y).map_err(|e| e.to_string())?,
-            key_id,
-            jwks,
+            encoding: signing.encoding,
+            header: Header { kid: Some(verifying[0].id.clone()), ..Header::new(signing.algorithm) },
+            jwks: json!({"keys": verifying.iter().map(|key| key.jwk.clone()).collect::<Vec<_>>()}),
+            verifying,
+            jwks_uri: or(&more.jwks_uri, format!("{}/openid/v1/jwks", issuer.trim_end_matches('/'))),
             issuer: issuer.into(),
+            audiences: if more.audiences.is_empty() { vec![issuer.into()] } else { more.audiences.clone() },
+            issuers,
+            max_seconds: more.max_seconds,
         })
     }
 
@@ -56,39 +69,65 @@ impl TokenKeys {
 
     /// OpenID discovery, for relying parties outside the cluster.
     pub fn openid_configuration(&self) -> Value {
+        let mut algorithms: Vec<&str> = self.verifying.iter().filter_map(|key| key.jwk["alg"].as_str()).collect();
+        algorithms.sort_unstable();
+        algorithms.dedup();
         json!({
             "issuer": self.issuer,
-            "jwks_uri": format!("{}/openid/v1/jwks", self.issuer),
+            "jwks_uri": self.jwks_uri,
             "response_types_supported": ["id_token"],
             "subject_types_supported": ["public"],
-            "id_token_signing_alg_values_supported": ["ES256"],
+            "id_token_signing_alg_values_supported": algorithms,
         })
     }
 
-    pub fn sign(&self, claims: &Value) -> Result<String, String> {
-        let header = Header { kid: Some(self.key_id.clone()), ..Header::new(Algorithm::ES256) };
-        jsonwebtoken::encode(&header, claims, &self.encoding).map_err(|e| e.to_string())
+    /// Whose tokens are taken.
+    pub fn issuers(&self) -> &[String] {
+        &self.issuers
     }
 
-    pub(super) fn claims(&self, token: &str, issuer: &str, required: &[&str]) -> Result<Value, String> {
-        let mut validation = Validation::new(Algorithm::ES256);
+    pub fn sign(&self, claims: &Value) -> Result<String, String> {
+        jsonwebtoken::encode(&self.header, claims, &self.encoding).map_err(|e| e.to_string())
+    }
+
+    pub(super) fn claims<I: ToString>(&self, token: &str, issuers: &[I], required: &[&str]) -> Result<Value, String> {
+        let header = jsonwebtoken::decode_header(token).map_err(|e| e.to_string())?;
+        let mut validation = Validation::new(header.alg);
         validation.validate_aud = false; // Audiences are compared by the caller.
         validation.validate_nbf = true;
         validation.leeway = 10;
-        validation.set_issuer(&[issuer]);
+        validation.set_issuer(issuers);
         validation.set_required_spec_claims(required);
-        jsonwebtoken::decode::<Value>(token, &self.decoding, &validation).map(|t| t.claims).map_err(|e| e.to_string())
+        let fits = |key: &&Verifying| key.algorithms.contains(&header.alg);
+        // The one it names first; what it names is only a word.
+        let named = |key: &&Verifying| header.kid.as_deref() == Some(&key.id);
+        let all = self.verifying.iter().filter(fits);
+        let order = all.clone().filter(named).chain(all.filter(|key| !named(key)));
+        let mut why = "no key of its kind is known".to_string();
+        for key in order {
+            match jsonwebtoken::decode::<Value>(token, &key.decoding, &validation) {
+                Ok(token) => return Ok(token.claims),
+                Err(error) => {
+                    why = error.to_string();
+                    // Another key does not make it younger.
+                    if *error.kind() != jsonwebtoken::errors::ErrorKind::InvalidSignature {
+                        break;
+                    }
+                }
+            }
+        }
+        Err(why)
     }
 }
 
 /// What is said of a token that no service account ever had.
 const NOT_OURS: &str = "invalid bearer token";
 
-/// Whether a token says that it is from this issuer, true or not.
-fn is_own(token: &str, issuer: &str) -> bool {
+/// Whether a token says that it is from one of these, true or not.
+fn is_own(token: &str, issuers: &[String]) -> bool {
     let claims = token.split('.').nth(1).and_then(|part| URL_SAFE_NO_PAD.decode(part).ok());
     let claims = claims.and_then(|bytes| serde_json::from_slice::<Value>(&bytes).ok());
-    claims.is_some_and(|claims| claims["iss"] == issuer)
+    claims.is_some_and(|claims| issuers.iter().any(|issuer| claims["iss"] == **issuer))
 }
 
 /// A token that is for others.
@@ -96,19 +135,14 @@ pub(super) fn other_audiences(said: &[String], wanted: &[String]) -> String {
     format!("[invalid bearer token, token audiences {said:?} is invalid for the target audiences {wanted:?}]")
 }
 
-fn pem_body(pem: &str) -> Option<Vec<u8>> {
-    let body: String = pem.lines().filter(|line| !line.starts_with("-----")).map(str::trim).collect();
-    base64::engine::general_purpose::STANDARD.decode(body).ok()
-}
-
 impl ApiServer {
-    /// Verifies a token for the given audiences; none means the API server's own.
-    pub async fn verify_token(&self, token: &str, audiences: &[String]) -> Result<Verified, String> {
+    /// Verifies a service account's token for the given audiences; none means the API server's own.
+    pub(super) async fn verify_account_token(&self, token: &str, audiences: &[String]) -> Result<Verified, String> {
         let keys = self.token_keys();
-        let claims = match keys.claims(token, &keys.issuer, &["exp", "iss", "sub"]) {
+        let claims = match keys.claims(token, &keys.issuers, &["exp", "iss", "sub"]) {
             Ok(claims) => claims,
             Err(why) => {
-                let why = if is_own(token, &keys.issuer) {
+                let why = if is_own(token, &keys.issuers) {
                     format!("[invalid bearer token, {why}]")
                 } else {
                     NOT_OURS.into()
@@ -116,8 +150,7 @@ impl ApiServer {
                 return self.verify_legacy_token(keys, token, audiences).unwrap_or(Err(why));
             }
         };
-        let own = std::slice::from_ref(&keys.issuer);
-        let wanted = if audiences.is_empty() { own } else { audiences };
+        let wanted = if audiences.is_empty() { &keys.audiences } else { audiences };
         let said: Vec<String> = match &claims["aud"] {
             Value::String(one) => vec![one.clone()],
             many => many.as_array().into_iter().flatten().filter_map(Value::as_str).map(String::from).collect(),

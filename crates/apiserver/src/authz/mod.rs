@@ -1,17 +1,21 @@
-//! What a user may do: node, RBAC, and the few words that are always free.
+//! What a user may do: whoever is in the chain decides, and masters pass.
 //!
-//! Every request passes [`require`] exactly once before the pipeline looks at it. `system:masters` passes; a node may do
-//! what its own pods need ([`node`]); everyone else, and a node beyond that, needs a rule ([`rbac`]).
+//! Every request passes [`admit`] exactly once before the pipeline looks at it. Where nothing else is configured
+//! ([`configuration`]), a node may do what its own pods need ([`node`]); everyone else, and a node beyond that, needs a rule
+//! ([`rbac`]). Others may be asked ([`webhook`]).
 
+pub mod chain;
+pub mod configuration;
 pub mod node;
 pub mod rbac;
 pub mod references;
 #[cfg(test)]
 mod tests;
+pub mod webhook;
 
 use meta::{Request, Status, Verb};
 
-use crate::authn::{MASTERS, User};
+use crate::authn::User;
 use crate::pipeline::Caller;
 use crate::server::ApiServer;
 
@@ -29,11 +33,13 @@ pub struct Attributes<'a> {
     pub path: Option<&'a str>,
     /// What a collection is narrowed to, as the request spells it.
     pub field_selector: &'a str,
+    pub label_selector: &'a str,
 }
 
 impl<'a> Attributes<'a> {
     pub fn of(request: &'a Request) -> Self {
         let collection = matches!(request.verb, Verb::List | Verb::Watch | Verb::DeleteCollection);
+        let narrowed = |selector: &'a Option<String>| selector.as_deref().filter(|_| collection).unwrap_or_default();
         let mut out = Self {
             verb: request.verb.as_str(),
             group: &request.resource.group,
@@ -43,7 +49,8 @@ impl<'a> Attributes<'a> {
             namespace: &request.namespace,
             name: if request.verb == Verb::Create && request.subresource.is_empty() { "" } else { &request.name },
             path: None,
-            field_selector: if collection { request.options.field_selector.as_deref().unwrap_or_default() } else { "" },
+            field_selector: narrowed(&request.options.field_selector),
+            label_selector: narrowed(&request.options.label_selector),
         };
         // Reading one object through a field selector is a read of that object, as upstream sees it.
         if out.name.is_empty() {
@@ -78,33 +85,33 @@ impl<'a> Attributes<'a> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Decision {
     Allow(String),
+    /// No, whoever else would be asked.
+    Deny(String),
     NoOpinion(String),
 }
 
-/// Decides.
+/// Decides where nothing may be waited for.
 pub fn decide(server: &ApiServer, user: &User, attributes: &Attributes<'_>) -> Decision {
-    if user.in_group(MASTERS) {
+    if chain::is_master(user) {
         return Decision::Allow(String::new());
     }
-    let reason = match server.node_authorizer().decide(server, user, attributes) {
-        Decision::NoOpinion(reason) => reason,
-        allowed => return allowed,
-    };
-    match server.rbac().decide(server, user, attributes) {
-        Decision::NoOpinion(_) => Decision::NoOpinion(reason),
-        allowed => allowed,
-    }
+    server.authorization().chain().decide(server, user, attributes)
 }
 
-/// As [`require`], for the request itself: the audit log is told.
-pub fn admit(server: &ApiServer, caller: &Caller, attributes: &Attributes<'_>) -> Result<(), Status> {
+/// As [`require`], for the request itself: the audit log is told, and who has to be asked elsewhere is waited for.
+pub async fn admit(server: &ApiServer, caller: &Caller, attributes: &Attributes<'_>) -> Result<(), Status> {
     let began = std::time::Instant::now();
-    let decision = decide(server, &caller.user, attributes);
+    let chain = server.authorization().chain();
+    let decision = if chain.asks_others() && !chain::is_master(&caller.user) {
+        Box::pin(chain.ask(server, &caller.user, attributes)).await
+    } else {
+        decide(server, &caller.user, attributes)
+    };
     crate::instruments::authorized(matches!(decision, Decision::Allow(_)), began.elapsed());
     if let Some(trail) = &caller.trail {
         let (word, reason) = match &decision {
             Decision::Allow(reason) => ("allow", reason),
-            Decision::NoOpinion(reason) => ("forbid", reason),
+            Decision::Deny(reason) | Decision::NoOpinion(reason) => ("forbid", reason),
         };
         trail.annotate("authorization.k8s.io/decision", word);
         trail.annotate("authorization.k8s.io/reason", reason.as_str());
@@ -118,7 +125,7 @@ pub fn require(server: &ApiServer, user: &User, attributes: &Attributes<'_>) -> 
 }
 
 fn verdict(decision: Decision, user: &User, attributes: &Attributes<'_>) -> Result<(), Status> {
-    let Decision::NoOpinion(reason) = decision else { return Ok(()) };
+    let (Decision::Deny(reason) | Decision::NoOpinion(reason)) = decision else { return Ok(()) };
     let why = match attributes.path {
         Some(path) => format!("User {:?} cannot {} path {path:?}", user.name, attributes.verb),
         None => {

@@ -191,15 +191,16 @@ fn widens(now: &Value, wanted: &Value) -> bool {
 /// How extension servers recognize clients, and this server when it speaks for them.
 async fn publish_authentication(server: &Arc<ApiServer>) -> Result<(), Status> {
     let Some(front_proxy) = &server.config().front_proxy else { return Ok(()) };
-    let list = |names: &[&str]| json!(names).to_string();
+    let list = |names: &[String]| json!(names).to_string();
+    let headers = &front_proxy.headers;
     let data = json!({
         "client-ca-file": front_proxy.client_ca,
         "requestheader-client-ca-file": front_proxy.ca,
         "requestheader-allowed-names": json!(front_proxy.allowed_names).to_string(),
-        "requestheader-username-headers": list(&["X-Remote-User"]),
-        "requestheader-uid-headers": list(&["X-Remote-Uid"]),
-        "requestheader-group-headers": list(&["X-Remote-Group"]),
-        "requestheader-extra-headers-prefix": list(&["X-Remote-Extra-"]),
+        "requestheader-username-headers": list(&headers.username),
+        "requestheader-uid-headers": list(&headers.uid),
+        "requestheader-group-headers": list(&headers.group),
+        "requestheader-extra-headers-prefix": list(&headers.extra_prefix),
     });
     let (namespace, name) = ("kube-system", "extension-apiserver-authentication");
     let found = server.lookup("", "configmaps", namespace, name);

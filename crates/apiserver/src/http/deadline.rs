@@ -9,12 +9,13 @@ use meta::{Status, Verb};
 
 use super::route::{Route, pairs};
 
-/// What a request may take at most, and takes where it does not say.
+/// What a request may take at most, and takes where it does not say, unless configured.
 const LONGEST: Duration = Duration::from_secs(60);
 
 /// The time allowed, or none for what has no end by itself. Zero and less ask for the longest; a text that is no duration
 /// of Go's is refused.
-pub fn allowed(route: &Route, query: &str) -> Result<Option<Duration>, Status> {
+pub fn allowed(route: &Route, query: &str, longest: Option<Duration>) -> Result<Option<Duration>, Status> {
+    let longest = longest.unwrap_or(LONGEST);
     match route {
         Route::Connect(_) => return Ok(None),
         Route::Resource(request) if request.verb == Verb::Watch => return Ok(None),
@@ -22,16 +23,16 @@ pub fn allowed(route: &Route, query: &str) -> Result<Option<Duration>, Status> {
     }
     // Hardly anybody asks.
     if !query.contains("timeout=") {
-        return Ok(Some(LONGEST));
+        return Ok(Some(longest));
     }
     let asked = pairs(query).find(|(key, _)| key == "timeout").map(|(_, value)| value).filter(|v| !v.is_empty());
-    let Some(asked) = asked else { return Ok(Some(LONGEST)) };
+    let Some(asked) = asked else { return Ok(Some(longest)) };
     let nanos = meta::time::parse_duration(&asked).ok_or_else(|| {
         let why = format!("invalid timeout specified in the request URL - time: invalid duration {asked:?}");
         Status::bad_request(why)
     })?;
     let asked = Duration::from_nanos(u64::try_from(nanos).unwrap_or(0));
-    Ok(Some(asked).filter(|asked| !asked.is_zero()).map(|asked| asked.min(LONGEST)).or(Some(LONGEST)))
+    Ok(Some(asked).filter(|asked| !asked.is_zero()).map(|asked| asked.min(longest)).or(Some(longest)))
 }
 
 /// Answers in the time allowed, or says that it was not enough. What was asked may still be done.
@@ -71,7 +72,7 @@ mod tests {
             ),
         ] {
             let route = route::parse(&Method::GET, path, query).expect("a route");
-            let got = allowed(&route, query).map_err(|status| status.message);
+            let got = allowed(&route, query, None).map_err(|status| status.message);
             assert_eq!(got, expect.map_err(Into::into), "{path}?{query}");
         }
     }

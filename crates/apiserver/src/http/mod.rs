@@ -5,10 +5,12 @@
 
 mod audited;
 mod connection;
+pub mod cors;
 mod deadline;
 pub mod encode;
 mod health;
 mod held;
+mod impersonation;
 mod jsonpath;
 pub mod lasting;
 mod lists;
@@ -202,6 +204,12 @@ async fn guarded(
     ending: CancellationToken,
 ) -> Response<Body> {
     let observed = metrics::Observed::begin(&request);
+    let origin = server.config().settings.cors.allowed(request.headers());
+    if let Some(origin) = &origin
+        && request.method() == Method::OPTIONS
+    {
+        return cors::asked(origin);
+    }
     let audit_id = audit_id(request.headers());
     let told = audited::Slot::default();
     let handled = handle(server, peer, request, (&audit_id, &told, observed.long_running()), ending);
@@ -215,6 +223,9 @@ async fn guarded(
         }
     };
     response.headers_mut().insert(AUDIT_ID, audit_id);
+    if let Some(origin) = &origin {
+        cors::tell(origin, response.headers_mut());
+    }
     observed.end(response.status());
     tracing::debug!(
         method = %observed.method(),
@@ -252,10 +263,13 @@ async fn handle(
     ending: CancellationToken,
 ) -> Response<Body> {
     let began = std::time::Instant::now();
-    let spoken_for = if peer.speaks { authn::front_proxy::user_of_headers(request.headers_mut()) } else { None };
+    let spoken_for = server.front_proxies().filter(|_| peer.speaks).and_then(|f| f.user(request.headers_mut()));
     let user = match (spoken_for, &peer.user) {
         (Some(user), _) => Ok(Arc::new(user)),
-        (None, Ok(user)) => server.authenticate(user.as_ref(), text_of(request.headers(), header::AUTHORIZATION)).await,
+        (None, Ok(user)) => {
+            let said = text_of(request.headers(), header::AUTHORIZATION);
+            server.authenticate(user.as_ref(), said, request.uri().path()).await
+        }
         (None, Err(status)) => Err(status.clone()),
     };
     instruments::authenticated(user.as_ref().ok().map(|user| &*user.name), began.elapsed());
@@ -266,7 +280,7 @@ async fn handle(
         Ok(user) => user,
         Err(status) => return error(&status),
     };
-    let user = match impersonate(server, user, request.headers(), told) {
+    let user = match impersonation::apply(server, user, &request, told) {
         Ok(user) => user,
         Err(status) => return told.refused(&status),
     };
@@ -304,7 +318,7 @@ async fn answer(
         aggregation::proxy::of_path(server, of_document.unwrap_or(path)).filter(publishes)
     };
     if let Some(remote) = remote {
-        authorize_elsewhere(server, caller, &request)?;
+        authorize_elsewhere(server, caller, &request).await?;
         aggregation::proxy::came_from(request.headers_mut(), address);
         request.headers_mut().insert(AUDIT_ID, audit_id.clone());
         return Ok(Box::pin(aggregation::proxy::carry(server, &remote, &caller.user, request)).await);
@@ -325,23 +339,45 @@ async fn answer(
             return Ok(upgrade.carry(response.map(|body| lasting.held_by(body))));
         }
     }
-    let allowed = deadline::allowed(&route, request.uri().query().unwrap_or_default())?;
+    let allowed = {
+        let longest = server.config().settings.request_timeout;
+        deadline::allowed(&route, request.uri().query().unwrap_or_default(), longest)?
+    };
     let response = deadline::kept(allowed, dispatch(server, caller, route, request, ending)).await?;
     Ok(response.map(|body| lasting.held_by(body)))
 }
 
 /// Authorizes a call that another server answers: paths there may be longer than ours.
-fn authorize_elsewhere<B>(server: &ApiServer, caller: &Caller, request: &http::Request<B>) -> Result<(), Status> {
-    let (method, path) = (request.method(), request.uri().path());
-    match route::parse(method, path, request.uri().query().unwrap_or_default()) {
-        Ok(Route::Resource(asked)) => authz::admit(server, caller, &authz::Attributes::of(&asked)),
-        Ok(Route::Connect(call)) => {
-            let attributes = authz::Attributes { verb: call.verb(method), ..authz::Attributes::of(&call.request) };
-            authz::admit(server, caller, &attributes)
+async fn authorize_elsewhere<B>(server: &ApiServer, caller: &Caller, request: &http::Request<B>) -> Result<(), Status> {
+    authz::admit(server, caller, &Asks::of(request).attributes()).await
+}
+
+/// What a request asks for, as rules describe it, wherever it is answered.
+enum Asks<'r> {
+    Resource(Box<meta::Request>, Option<&'static str>),
+    Path(String, &'r str),
+}
+
+impl<'r> Asks<'r> {
+    fn of<B>(request: &'r http::Request<B>) -> Self {
+        let (method, path) = (request.method(), request.uri().path());
+        match route::parse(method, path, request.uri().query().unwrap_or_default()) {
+            Ok(Route::Resource(asked)) => Self::Resource(Box::new(asked), None),
+            Ok(Route::Connect(call)) => {
+                let verb = call.verb(method);
+                Self::Resource(Box::new(call.request), Some(verb))
+            }
+            Ok(Route::Path) | Err(_) => Self::Path(method.as_str().to_ascii_lowercase(), path),
         }
-        Ok(Route::Path) | Err(_) => {
-            let verb = method.as_str().to_ascii_lowercase();
-            authz::admit(server, caller, &authz::Attributes::path(&verb, path))
+    }
+
+    fn attributes(&self) -> authz::Attributes<'_> {
+        match self {
+            Self::Resource(request, verb) => {
+                let attributes = authz::Attributes::of(request);
+                authz::Attributes { verb: verb.unwrap_or(attributes.verb), ..attributes }
+            }
+            Self::Path(verb, path) => authz::Attributes::path(verb, path),
         }
     }
 }
@@ -359,7 +395,7 @@ async fn dispatch(
             let verb = parts.method.as_str().to_ascii_lowercase();
             let attributes = authz::Attributes::path(&verb, parts.uri.path());
             caller.taken(server, &attributes);
-            authz::admit(server, caller, &attributes)?;
+            authz::admit(server, caller, &attributes).await?;
             let response = paths::serve(server, &parts, ending.is_cancelled()).await?;
             // What is not there is not there for any method.
             let there = response.status() != http::StatusCode::NOT_FOUND;
@@ -370,7 +406,7 @@ async fn dispatch(
         }
         Route::Connect(call) => {
             let verb = call.verb(&parts.method);
-            authz::admit(server, caller, &authz::Attributes { verb, ..authz::Attributes::of(&call.request) })?;
+            authz::admit(server, caller, &authz::Attributes { verb, ..authz::Attributes::of(&call.request) }).await?;
             if crate::webhook::admission::is_connect(&call.request) {
                 let (subject, options) =
                     crate::webhook::admission::Subject::of_connect(caller, &call.request, &call.query);
@@ -412,76 +448,6 @@ async fn read_body(mut body: Incoming) -> Result<Bytes, Status> {
         }
         Err(error) => Err(Status::bad_request(format!("reading the request's body: {error}"))),
     }
-}
-
-/// `Impersonate-User` and its kin: act as another, if allowed to.
-fn impersonate(
-    server: &ApiServer,
-    user: Arc<User>,
-    headers: &HeaderMap,
-    told: &audited::Slot,
-) -> Result<Arc<User>, Status> {
-    const EXTRA: &str = "impersonate-extra-";
-    let one = |name: &str| headers.get(name).and_then(|v| v.to_str().ok()).map(String::from);
-    let groups: Vec<String> =
-        headers.get_all("impersonate-group").iter().filter_map(|v| v.to_str().ok()).map(String::from).collect();
-    let Some(name) = one("impersonate-user").filter(|n| !n.is_empty()) else {
-        let stray = !groups.is_empty()
-            || headers.keys().any(|k| k.as_str().starts_with(EXTRA))
-            || headers.contains_key("impersonate-uid");
-        return if stray {
-            Err(Status::bad_request("requested impersonation without impersonating a user"))
-        } else {
-            Ok(user)
-        };
-    };
-    let ask = |group: &str, resource: &str, namespace: &str, name: &str, sub: &str| {
-        let attributes = authz::Attributes {
-            verb: "impersonate",
-            group,
-            version: "",
-            resource,
-            subresource: sub,
-            namespace,
-            name,
-            ..Default::default()
-        };
-        authz::require(server, &user, &attributes)
-    };
-    let mut target = User { name, ..User::default() };
-    match target.service_account() {
-        Some((namespace, account)) => ask("", "serviceaccounts", namespace, account, "")?,
-        None => ask("", "users", "", &target.name, "")?,
-    }
-    for group in &groups {
-        ask("", "groups", "", group, "")?;
-    }
-    if let Some(uid) = one("impersonate-uid") {
-        ask("authentication.k8s.io", "uids", "", &uid, "")?;
-        target.uid = uid;
-    }
-    for (key, value) in headers {
-        let (Some(extra), Ok(value)) = (key.as_str().strip_prefix(EXTRA), value.to_str()) else { continue };
-        let extra = route::decode(extra).to_lowercase();
-        ask("authentication.k8s.io", "userextras", "", value, &extra)?;
-        target.extra.entry(extra).or_default().push(value.into());
-    }
-    if groups.is_empty()
-        && let Some((namespace, _)) = target.service_account()
-    {
-        target.groups = vec!["system:serviceaccounts".into(), format!("system:serviceaccounts:{namespace}")];
-    } else {
-        target.groups = groups;
-    }
-    let outsider = target.name == authn::ANONYMOUS;
-    let group = if outsider { authn::UNAUTHENTICATED } else { authn::AUTHENTICATED };
-    if !target.in_group(group) {
-        target.groups.push(group.into());
-    }
-    if let Some(trail) = told.trail() {
-        trail.impersonating(&target);
-    }
-    Ok(Arc::new(target))
 }
 
 /// The body of a GET on a path that is no resource, for callers in this process.

@@ -124,7 +124,7 @@ impl Target<'_> {
 impl ApiServer {
     /// Serves one request of a known caller, authorization included.
     pub async fn call(&self, caller: &Caller, request: Request) -> Result<Reply, Status> {
-        authz::admit(self, caller, &authz::Attributes::of(&request))?;
+        authz::admit(self, caller, &authz::Attributes::of(&request)).await?;
         // Calls from this process come here first; those over HTTPS were sent on before they were routed.
         let services = self.aggregation().services();
         if let Some(remote) = services.remote(&request.resource.group, &request.resource.version) {

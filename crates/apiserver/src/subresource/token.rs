@@ -50,9 +50,16 @@ pub async fn create(server: &ApiServer, target: Target<'_>) -> Result<Reply, Sta
         return refuse(FieldError::invalid(&path, seconds, "may not specify a duration larger than 2^32 seconds"));
     }
     let keys = server.token_keys();
+    let seconds = match keys.max_seconds {
+        Some(max) if seconds > max => {
+            target.caller.warn(format!("requested expiration of {seconds} seconds shortened to {max} seconds"));
+            max
+        }
+        _ => seconds,
+    };
     let audiences = match spec["audiences"].as_array() {
         Some(list) if !list.is_empty() => list.clone(),
-        _ => vec![keys.issuer.as_str().into()],
+        _ => keys.audiences.iter().map(|audience| audience.as_str().into()).collect(),
     };
     let mut about = json!({"namespace": namespace, "serviceaccount": {"name": name, "uid": &*account.meta.uid}});
     let bound = &spec["boundObjectRef"];
@@ -95,7 +102,7 @@ pub async fn create(server: &ApiServer, target: Target<'_>) -> Result<Reply, Sta
         }
     }
     let now = Timestamp::now().as_second();
-    let own_audience = audiences.iter().any(|a| *a == keys.issuer);
+    let own_audience = audiences.iter().any(|a| keys.audiences.iter().any(|own| *a == **own));
     let extended = seconds == EXTENDED_FROM && own_audience && about["pod"].is_object();
     if extended {
         about["warnafter"] = (now + seconds).into();

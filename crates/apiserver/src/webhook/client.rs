@@ -11,11 +11,13 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{HeaderValue, Request, header};
 use http_body_util::{BodyExt, Full, Limited};
+use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
 use meta::Value;
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use serde::Deserialize;
+use tokio::net::TcpStream;
 
 use super::trust;
 use crate::server::ApiServer;
@@ -103,7 +105,7 @@ impl Destination {
     }
 }
 
-fn tls(bundle: Option<&str>) -> Result<ClientConfig, String> {
+pub(crate) fn tls(bundle: Option<&str>) -> Result<ClientConfig, String> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
@@ -128,6 +130,43 @@ pub async fn post(
     }
 }
 
+/// HTTP/1.1 over TLS to a host that is dialled already; the connection ends with the sender.
+pub(crate) async fn over_tls<B>(tcp: TcpStream, tls: ClientConfig, host: &str) -> Result<SendRequest<B>, String>
+where
+    B: http_body::Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    let name = ServerName::try_from(host.to_string()).map_err(|e| e.to_string())?;
+    let stream = tokio_rustls::TlsConnector::from(Arc::new(tls)).connect(name, tcp).await;
+    let stream = stream.map_err(|e| format!("tls: failed to verify certificate: {}", distrust(&e, host)))?;
+    let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|e| e.to_string())?;
+    tokio::spawn(async move {
+        if let Err(error) = connection.await {
+            tracing::debug!(%error, "connection to a webhook or issuer");
+        }
+    });
+    Ok(sender)
+}
+
+/// Why a certificate does not count, as Go words it.
+fn distrust(error: &std::io::Error, host: &str) -> String {
+    use rustls::CertificateError as Why;
+    let rustls = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    match rustls {
+        Some(rustls::Error::InvalidCertificate(why)) => match why {
+            Why::UnknownIssuer | Why::BadSignature => "x509: certificate signed by unknown authority".into(),
+            Why::Expired | Why::ExpiredContext { .. } | Why::NotValidYet | Why::NotValidYetContext { .. } => {
+                "x509: certificate has expired or is not yet valid".into()
+            }
+            Why::NotValidForName | Why::NotValidForNameContext { .. } => {
+                format!("x509: certificate is not valid for {host}")
+            }
+            _ => format!("x509: {error}"),
+        },
+        _ => error.to_string(),
+    }
+}
+
 enum Failure {
     /// There was no answer.
     Transport(String),
@@ -147,17 +186,8 @@ async fn exchange(
     let tcp = server.config().kubelet.dial.connect(address).await;
     let tcp = tcp.map_err(|e| Failure::Transport(connect::not_dialled(address, &e)))?;
     let _ = tcp.set_nodelay(true);
-    let name = ServerName::try_from(destination.host.clone()).map_err(|e| Failure::Transport(e.to_string()))?;
-    let stream = tokio_rustls::TlsConnector::from(Arc::new(tls)).connect(name, tcp).await;
-    let stream = stream.map_err(|e| Failure::Transport(format!("tls: failed to verify certificate: {e}")))?;
     let failed = |e: hyper::Error| Failure::Transport(e.to_string());
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(failed)?;
-    // Ends with the sender, which lives no longer than this call.
-    tokio::spawn(async move {
-        if let Err(error) = connection.await {
-            tracing::debug!(%error, "webhook connection");
-        }
-    });
+    let mut sender = over_tls(tcp, tls, &destination.host).await.map_err(transport)?;
     let body = serde_json::to_vec(review).map_err(|e| Failure::Answer(e.to_string()))?;
     let host = HeaderValue::from_str(&destination.authority()).map_err(|e| Failure::Transport(e.to_string()))?;
     let mut request = Request::post(destination.path.as_str())

@@ -29,7 +29,7 @@ const NAMES: [&str; 5] =
 #[derive(clap::Args, Clone)]
 pub struct Options {
     /// Certificates and, without --etcd-servers, the store.
-    #[arg(long)]
+    #[arg(long, default_value_os_t = crate::up::default_data_dir())]
     pub data_dir: PathBuf,
     /// Where to serve HTTPS.
     #[arg(long, default_value = "127.0.0.1:6443", value_parser = parse_listen)]
@@ -48,6 +48,10 @@ pub struct Options {
     pub serving: super::Serving,
     #[command(flatten)]
     pub audit: super::AuditOptions,
+    #[command(flatten)]
+    pub access: super::AccessOptions,
+    #[command(flatten)]
+    pub listening: super::ListeningOptions,
 }
 
 /// Where objects are kept.
@@ -146,10 +150,17 @@ impl Running {
 fn flags(options: &Options, address: SocketAddr) -> BTreeMap<String, String> {
     let (store, gates) = (&options.store, options.serving.gates.flag());
     let file = |path: &Option<PathBuf>| path.as_ref().map(|p| p.display().to_string());
+    let modes = match &options.access.authorization_mode[..] {
+        [] if options.access.authorization_config.is_some() => String::new(),
+        [] => "Node,RBAC".into(),
+        modes => modes.join(","),
+    };
     let ranges: Vec<String> = options.ranges.service_cluster_ip_range.iter().map(ToString::to_string).collect();
     let said = [
         ("advertise-address", options.advertise_address.map(|a| a.to_string())),
-        ("authorization-mode", Some("Node,RBAC".into())),
+        ("authentication-config", file(&options.access.authentication_config)),
+        ("authorization-config", file(&options.access.authorization_config)),
+        ("authorization-mode", Some(modes)),
         ("bind-address", Some(address.ip().to_string())),
         ("encryption-provider-config", file(&store.encryption_provider_config)),
         ("etcd-cafile", file(&store.etcd_cafile)),
@@ -159,7 +170,10 @@ fn flags(options: &Options, address: SocketAddr) -> BTreeMap<String, String> {
         ("feature-gates", gates),
         ("runtime-config", Some(options.serving.runtime_config.join(","))),
         ("secure-port", Some(address.port().to_string())),
-        ("service-account-issuer", Some(ISSUER.into())),
+        (
+            "service-account-issuer",
+            Some(options.access.service_account_issuer.first().cloned().unwrap_or(ISSUER.into())),
+        ),
         ("service-cluster-ip-range", Some(ranges.join(","))),
     ];
     let audit = options.audit.flags().into_iter().map(|(name, value)| (name, Some(value.display().to_string())));
@@ -168,42 +182,70 @@ fn flags(options: &Options, address: SocketAddr) -> BTreeMap<String, String> {
 
 /// Opens the store and serves. Ready when this returns.
 pub async fn start(options: &Options, pki: &Pki, cancel: CancellationToken) -> Result<Running> {
-    let listener = super::listen(options.listen).await?;
+    // What cannot be understood is told before anything is opened.
+    let settings = options.listening.settings()?;
+    let enabled = options.serving.read()?;
+    let access = options.access.open(ISSUER, &cancel).await?;
+    let listener = super::listen(options.listening.address(options.listen)).await?;
     let address = listener.local_addr()?;
     let advertise = SocketAddr::new(options.advertise_address.unwrap_or(address.ip()), address.port());
     let mut addresses = vec![address.ip(), advertise.ip(), IpAddr::from([127, 0, 0, 1])];
     addresses.extend(options.ranges.kubernetes());
-    let serving: Pair =
-        pki.pair("apiserver", "kube-apiserver", &[], &Purpose::Server { names: &NAMES, addresses: &addresses })?;
-    let kubelet =
-        pki.pair("apiserver-kubelet-client", "kube-apiserver-kubelet-client", &["system:masters"], &Purpose::Client)?;
+    let listening = &options.listening;
+    let named = |certificate: &Option<PathBuf>, key: &Option<PathBuf>| {
+        Some(Pair { certificate: certificate.clone()?, key: key.clone()? })
+    };
+    let own =
+        || pki.pair("apiserver", "kube-apiserver", &[], &Purpose::Server { names: &NAMES, addresses: &addresses });
+    let serving = named(&listening.tls_cert_file, &listening.tls_private_key_file).map_or_else(own, Ok)?;
+    let own =
+        || pki.pair("apiserver-kubelet-client", "kube-apiserver-kubelet-client", &["system:masters"], &Purpose::Client);
+    let kubelet = named(&listening.kubelet_client_certificate, &listening.kubelet_client_key).map_or_else(own, Ok)?;
+    let kubelet_ca = listening.kubelet_certificate_authority.as_ref().map(std::fs::read_to_string).transpose()?;
     let front_proxies = pki.front_proxy()?;
-    let (certificate, key) = front_proxies.pair("front-proxy-client", FRONT_PROXY, &[], &Purpose::Client)?.read()?;
+    let own = || front_proxies.pair("front-proxy-client", FRONT_PROXY, &[], &Purpose::Client);
+    let front_proxy =
+        named(&listening.proxy_client_cert_file, &listening.proxy_client_key_file).map_or_else(own, Ok)?;
+    let (certificate, key) = front_proxy.read()?;
     let dial: Arc<dyn Dial> = match &options.network_namespace {
         Some(namespace) => Arc::new(NamespaceDial(namespace.clone())),
         None => Arc::new(DirectDial),
     };
+    // The cluster's own authorities count beside those that are named: its own parts have their certificates from them.
+    let client_ca = format!("{}{}", pki.ca_pem(), access.client_ca);
+    let front_proxy_ca = format!("{}{}", front_proxies.ca_pem(), access.front_proxy_ca);
+    let mut allowed_names = access.front_proxy_names;
+    if access.front_proxy_ca.is_empty() || !allowed_names.is_empty() {
+        allowed_names.insert(0, FRONT_PROXY.into());
+    }
+    let trusted = format!("{client_ca}{front_proxy_ca}");
     let config = Config {
         advertise,
         service_cidrs: options.ranges.service_cluster_ip_range.clone(),
-        node_ports: (30000, 32767),
-        issuer: ISSUER.into(),
-        service_account_key: pki.service_account_key()?,
-        kubelet: KubeletConnection { tls: tls::kubelet_client(&kubelet, None)?, dial },
+        node_ports: listening.node_ports(),
+        issuer: access.issuer.unwrap_or_else(|| ISSUER.into()),
+        service_account_key: access.signing_key.map_or_else(|| pki.service_account_key(), Ok)?,
+        service_accounts: access.service_accounts,
+        kubelet: KubeletConnection { tls: tls::kubelet_client(&kubelet, kubelet_ca.as_deref())?, dial },
         front_proxy: Some(Arc::new(FrontProxy {
-            client_ca: pki.ca_pem().into(),
-            ca: front_proxies.ca_pem().into(),
-            allowed_names: vec![FRONT_PROXY.into()],
+            client_ca,
+            ca: front_proxy_ca,
+            allowed_names,
+            headers: access.front_proxy_headers,
             certificate,
             key,
         })),
-        enabled: options.serving.read()?,
+        authentication: access.authentication,
+        authorization: access.authorization,
+        enabled,
         audit: options.audit.open().await?,
+        settings,
         flags: flags(options, address),
     };
     let store = open_store(&options.store, &options.data_dir).await?;
     let server = ApiServer::start(config, store, cancel.clone()).await.map_err(|e| anyhow!(e))?;
-    let tls = tls::server(&serving, &format!("{}{}", pki.ca_pem(), front_proxies.ca_pem()))?;
+    let tls =
+        tls::server_speaking(&serving, &trusted, listening.tls_min_version.as_deref(), &listening.tls_cipher_suites)?;
     let mut tasks = Vec::new();
     if let Some(namespace) = &options.network_namespace {
         let inside = fabric::listen_in(namespace, advertise)

@@ -1,11 +1,15 @@
 //! One component each, over whatever client it is given: in this process or in one of its own.
 
+mod access;
 pub mod apiserver;
 mod audit;
 pub mod controller_flags;
 pub mod controller_manager;
 mod encryption;
 mod gates;
+pub mod inert;
+mod listening;
+mod reload;
 pub mod scheduler;
 pub mod simulated;
 pub mod status;
@@ -16,9 +20,11 @@ use std::net::SocketAddr;
 use anyhow::{Context, Result};
 use client::Client;
 
+pub use access::AccessOptions;
 pub use audit::AuditOptions;
-pub use controller_manager::{ControllerManagerOptions, controller_manager, run_controllers};
+pub use controller_manager::{ControllerManagerOptions, controller_manager, duration, run_controllers};
 pub use gates::{FeatureGates, Serving};
+pub use listening::ListeningOptions;
 pub use scheduler::{SchedulerOptions, run_scheduler, scheduler};
 
 pub const SCHEDULER: &str = "kube-scheduler";

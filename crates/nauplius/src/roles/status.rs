@@ -158,6 +158,13 @@ pub fn note_flags(command: &clap::Command, matches: &clap::ArgMatches) {
     let _ = FLAGS.set(flags.collect());
 }
 
+/// The flags of a group that this process was given, for another process of this program.
+pub fn said_of<A: clap::Args>() -> Vec<std::ffi::OsString> {
+    let group = A::augment_args(clap::Command::new("group"));
+    let names = group.get_arguments().filter_map(clap::Arg::get_long);
+    names.filter_map(|name| Some(format!("--{name}={}", flags().get(name)?).into())).collect()
+}
+
 fn flags() -> &'static BTreeMap<String, String> {
     FLAGS.get_or_init(BTreeMap::new)
 }
