@@ -170,7 +170,13 @@ fn rules(server: &ApiServer, user: &User, namespace: &str) -> Value {
         push(authz::rbac::Rule { verbs: all(), non_resource_urls: all(), ..Default::default() });
     }
     server.rbac().rules_of(server, user, namespace).into_iter().for_each(push);
-    json!({"resourceRules": resource, "nonResourceRules": paths, "incomplete": false})
+    // Others say yes or no to one question, and not what they would say yes to.
+    let incomplete = server.authorization().chain().asks_others();
+    let mut rules = json!({"resourceRules": resource, "nonResourceRules": paths, "incomplete": incomplete});
+    if incomplete {
+        rules["evaluationError"] = "webhook authorizer does not support user rule resolution".into();
+    }
+    rules
 }
 
 /// `componentstatuses`: the store and the server itself are known to be well, since they answer.

@@ -54,6 +54,8 @@ pub struct Config {
 pub struct Settings {
     /// Admission plugins that are not asked.
     pub disabled_plugins: crate::admission::Disabled,
+    /// What PodSecurity asks of namespaces that do not say, and of whom it asks nothing.
+    pub pod_security: crate::admission::pod_security::Configured,
     /// Seconds an event lives.
     pub event_ttl: Option<u64>,
     /// The longest a request may take.

@@ -199,9 +199,9 @@ impl Decl {
         Some(Self::new(Shape::Object(fields), 0, min_size))
     }
 
-    /// An object of given fields: a request, a namespace.
+    /// An object of given fields: a request, a namespace. Expressions name them as they are: only what users name is escaped.
     pub fn with_fields(name: &str, fields: impl IntoIterator<Item = (&'static str, Arc<Decl>)>) -> Arc<Self> {
-        let escaped = fields.into_iter().filter_map(|(f, d)| Some((escape(f)?, (f.into(), d)))).collect();
+        let escaped = fields.into_iter().map(|(f, d)| (f.into(), (f.into(), d))).collect();
         Self::new(Shape::Object(Fields { name: name.into(), escaped }), 0, 2)
     }
 

@@ -5,13 +5,14 @@
 
 pub(crate) mod amounts;
 mod certificates;
+pub mod configuration;
 mod default_class;
 mod default_tolerations;
 mod limit_ranger;
 mod namespace_lifecycle;
 mod node_restriction;
 mod node_taint;
-mod pod_security;
+pub mod pod_security;
 pub mod pod_topology;
 pub mod policy;
 pub mod policy_match;

@@ -14,7 +14,9 @@ use super::claims::Mapper;
 
 /// Upstream's limit of issuers.
 const MAX_ISSUERS: usize = 64;
-const GROUP: &str = "apiserver.config.k8s.io";
+/// Versions of the documents of this group.
+pub const VERSIONS: [&str; 3] =
+    ["apiserver.config.k8s.io/v1", "apiserver.config.k8s.io/v1beta1", "apiserver.config.k8s.io/v1alpha1"];
 /// What a token may be signed with, where a document configures it; ES512 is not known here.
 pub const ALGORITHMS: [(&str, Algorithm); 8] = [
     ("RS256", Algorithm::RS256),
@@ -162,12 +164,11 @@ pub fn joined(errors: &[FieldError]) -> String {
     }
 }
 
-/// Reads a document of the group: its version, kind and fields are known, and none is there twice.
+/// Reads a document: its version (`apiVersion`, one of these), kind and fields are known, and none is there twice.
 pub fn document<T: serde::de::DeserializeOwned>(bytes: &[u8], kind: &str, versions: &[&str]) -> Result<T, String> {
     let (value, issues) = meta::decode::yaml(bytes).map_err(|e| e.to_string())?;
     let text = |field: &str| value[field].as_str().unwrap_or_default();
-    let known = versions.iter().any(|v| text("apiVersion") == format!("{GROUP}/{v}"));
-    if text("kind") != kind || !known {
+    if text("kind") != kind || !versions.contains(&text("apiVersion")) {
         return Err(format!("no kind {:?} is registered for version {:?}", text("kind"), text("apiVersion")));
     }
     let twice: Vec<String> = issues.texts().collect();
@@ -180,7 +181,7 @@ pub fn document<T: serde::de::DeserializeOwned>(bytes: &[u8], kind: &str, versio
 impl Configuration {
     /// Of a document, if it is good. `own` are issuers nobody else may be: this server's.
     pub fn parse(bytes: &[u8], own: &[String]) -> Result<Self, String> {
-        let document: Document = document(bytes, "AuthenticationConfiguration", &["v1", "v1beta1", "v1alpha1"])?;
+        let document: Document = document(bytes, "AuthenticationConfiguration", &VERSIONS)?;
         let mut errors = Vec::new();
         let jwt = document.jwt.unwrap_or_default();
         if jwt.len() > MAX_ISSUERS {

@@ -13,7 +13,7 @@ use serde::Deserialize;
 
 use super::chain::{Authorizer, Chain, Member};
 use super::webhook::{Condition, Options, Webhook};
-use crate::authn::configuration::{document, joined};
+use crate::authn::configuration::{VERSIONS, document, joined};
 
 const TYPES: [&str; 5] = ["AlwaysAllow", "AlwaysDeny", "Node", "RBAC", "Webhook"];
 const MAX_CONDITIONS: usize = 64;
@@ -104,7 +104,7 @@ fn time(said: Option<&str>, usual: Duration, path: &FieldPath, errors: &mut Vec<
 impl Configuration {
     /// Of a document, if it is good.
     pub fn parse(bytes: &[u8]) -> Result<Self, String> {
-        let document: Document = document(bytes, "AuthorizationConfiguration", &["v1", "v1beta1", "v1alpha1"])?;
+        let document: Document = document(bytes, "AuthorizationConfiguration", &VERSIONS)?;
         let mut errors = Vec::new();
         let root = FieldPath::new("authorizers");
         if document.authorizers.is_empty() {

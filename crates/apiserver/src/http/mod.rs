@@ -323,7 +323,8 @@ async fn answer(
         request.headers_mut().insert(AUDIT_ID, audit_id.clone());
         return Ok(Box::pin(aggregation::proxy::carry(server, &remote, &caller.user, request)).await);
     }
-    let route = route::parse(request.method(), request.uri().path(), request.uri().query().unwrap_or_default())?;
+    let route = route::parse(request.method(), request.uri().path(), request.uri().query().unwrap_or_default());
+    let route = route.map_err(|status| not_there(server, request.uri().path(), status))?;
     let lasting = match &route {
         // Streams take it along themselves.
         Route::Connect(call) if call.request.subresource != "log" => Lasting::default(),
@@ -345,6 +346,25 @@ async fn answer(
     };
     let response = deadline::kept(allowed, dispatch(server, caller, route, request, ending)).await?;
     Ok(response.map(|body| lasting.held_by(body)))
+}
+
+/// A method that no resource takes is one thing, a resource that is not there another.
+fn not_there(server: &ApiServer, path: &str, refused: Status) -> Status {
+    let parts: Vec<&str> = path.split('/').skip(1).filter(|part| *part != "watch").collect();
+    let (group, version, rest) = match &parts[..] {
+        ["api", version, rest @ ..] => ("", *version, rest),
+        ["apis", group, version, rest @ ..] => (*group, *version, rest),
+        _ => return refused,
+    };
+    let plural = match rest {
+        ["namespaces", _, plural, ..] if !plural.is_empty() => plural,
+        [plural, ..] => plural,
+        [] => return refused,
+    };
+    match server.catalog().get(&meta::Gvr::new(group, version, plural)) {
+        Some(_) => refused,
+        None => Status::unknown_path(),
+    }
 }
 
 /// Authorizes a call that another server answers: paths there may be longer than ours.

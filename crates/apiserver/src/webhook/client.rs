@@ -94,7 +94,11 @@ impl Destination {
     async fn resolve(&self, server: &ApiServer, config: &WebhookClientConfig) -> Result<SocketAddr, String> {
         if let Some(service) = &config.service {
             return connect::service_endpoint(server, &service.namespace, &service.name, &self.port.to_string())
-                .map_err(|status| status.message);
+                .map_err(|status| match status.is_not_found() {
+                    // As upstream's lister names it.
+                    true => format!("service {:?} not found", service.name),
+                    false => status.message,
+                });
         }
         if let Ok(ip) = self.host.parse() {
             return Ok(SocketAddr::new(ip, self.port));

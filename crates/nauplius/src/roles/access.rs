@@ -274,12 +274,11 @@ impl AccessOptions {
         // Who lets everybody do everything does not mean strangers unless they say so.
         let anonymous = Anonymous { enabled: self.anonymous_auth.unwrap_or(!open), paths: Vec::new() };
         let oidc = self.oidc()?;
-        let authentication = Arc::new(Authentication {
-            tokens,
-            bootstrap_tokens: self.enable_bootstrap_token_auth.unwrap_or(false),
-            reviewer,
-            ..Authentication::default()
-        });
+        let mut authentication = Authentication::default();
+        authentication.tokens = tokens;
+        authentication.bootstrap_tokens = self.enable_bootstrap_token_auth.unwrap_or(false);
+        authentication.reviewer = reviewer;
+        let authentication = Arc::new(authentication);
         let Some(file) = &self.authentication_config else {
             authentication.configure(Configured::start(oidc.unwrap_or_default(), &anonymous));
             return Ok(authentication);

@@ -1,10 +1,10 @@
 //! Where and with which certificates the API server answers, and what it is as upstream has it, as upstream's flags say it.
 
 use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use apiserver::admission::Disabled;
 use apiserver::http::cors::Origins;
 use apiserver::server::Settings;
@@ -69,6 +69,9 @@ pub struct ListeningOptions {
     /// Admission plugins not to ask.
     #[arg(long, value_delimiter = ',', value_name = "NAMES")]
     pub disable_admission_plugins: Vec<String>,
+    /// An AdmissionConfiguration: what single plugins are told.
+    #[arg(long, value_name = "FILE")]
+    pub admission_control_config_file: Option<PathBuf>,
     /// How long events are kept [default: 1h].
     #[arg(long, value_parser = duration, value_name = "TIME")]
     pub event_ttl: Option<Duration>,
@@ -120,7 +123,17 @@ impl ListeningOptions {
         if let Some(name) = both {
             bail!("{name} in enable-admission-plugins and disable-admission-plugins overlapped");
         }
+        let pod_security = match &self.admission_control_config_file {
+            None => Default::default(),
+            Some(file) => {
+                let shown = file.display();
+                let bytes = std::fs::read(file).with_context(|| format!("cannot read {shown}"))?;
+                let dir = file.parent().unwrap_or(Path::new("."));
+                apiserver::admission::configuration::parse(&bytes, dir).map_err(|e| anyhow!("{shown}: {e}"))?
+            }
+        };
         Ok(Settings {
+            pod_security,
             disabled_plugins: Disabled::new(self.disable_admission_plugins.iter().map(String::as_str)),
             event_ttl: self.event_ttl.map(|time| time.as_secs()),
             request_timeout: self.request_timeout,

@@ -327,7 +327,7 @@ mod tests {
         check(
             json!({"paramKind": {}, "variables": [{"name": "n", "expression": "object.spec.replicas"},
                 {"name": "m", "expression": "variables.n > 1"}],
-                "matchConditions": [{"name": "c", "expression": "request.operation == 'CREATE' && variables.m"}],
+                "matchConditions": [{"name": "c", "expression": "request.operation == 'CREATE' && request.namespace != 'a' && variables.m"}],
                 "validations": [{"expression": "variables.n <= params.max && namespaceObject.metadata.name != '' && authorizer.requestResource.check('delete').allowed()",
                     "messageExpression": "'n is ' + string(variables.n)"}],
                 "auditAnnotations": [{"key": "k", "valueExpression": "variables.m ? 'a' : null"}]}),

@@ -4,6 +4,7 @@
 //! [`checks`], at their latest version whatever version a label names. Follows `k8s.io/pod-security-admission`.
 
 mod checks;
+mod configured;
 
 use std::collections::BTreeMap;
 
@@ -13,6 +14,7 @@ use meta::{FieldError, FieldPath, Status, Value};
 use super::{Attributes, Operation, Plugin};
 use crate::server::ApiServer;
 use checks::Level;
+pub use configured::Configured;
 
 pub struct PodSecurity;
 
@@ -90,17 +92,25 @@ impl Plugin for PodSecurity {
             return Ok(());
         }
         let Some(namespace) = server.lookup("", "namespaces", "", &a.target.request.namespace) else { return Ok(()) };
+        let configured = &server.config().settings.pod_security;
         // Without a level of its own everything is let through, and only an audit trail tells of it.
-        if a.target.caller.trail.is_none() && !namespace.meta.labels.iter().any(|(key, _)| key.starts_with(PREFIX)) {
+        if configured.is_plain()
+            && a.target.caller.trail.is_none()
+            && !namespace.meta.labels.iter().any(|(key, _)| key.starts_with(PREFIX)) {
             return Ok(());
         }
-        let labels: Value = namespace
+        if let Some(why) = configured.exempts(&a.target.caller.user.name, &a.target.request.namespace, pod) {
+            a.target.caller.annotate(format!("{PREFIX}exempt"), why);
+            return Ok(());
+        }
+        let mut labels: Value = namespace
             .meta
             .labels
             .iter()
             .map(|(k, v)| (k.to_string(), Value::from(&**v)))
             .collect::<serde_json::Map<_, _>>()
             .into();
+        configured.fill_in(&mut labels);
         let (enforce, named) = policy(&labels, "enforce");
         if template.is_none() {
             a.target.caller.annotate(format!("{PREFIX}enforce-policy"), &*named);
