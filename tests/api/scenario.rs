@@ -114,13 +114,7 @@ pub async fn minor_version(server: &Server) -> Result<u32> {
 impl Scenario {
     /// Runs it, with more words where the scenarios' place has some, and a webhook where they configure one; whether it was
     /// for this server at all.
-    pub async fn run(
-        &self,
-        server: &Server,
-        minor: u32,
-        more: &[(&str, &str)],
-        hooks: Option<&Hooks>,
-    ) -> Result<bool> {
+    pub async fn run(&self, server: &Server, minor: u32, more: &[(&str, &str)], hooks: Option<&Hooks>) -> Result<bool> {
         if self.since.is_some_and(|since| since > minor) {
             return Ok(false);
         }

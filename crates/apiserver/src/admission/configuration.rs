@@ -58,11 +58,14 @@ mod tests {
     #[test]
     fn plugins_are_told() {
         let with = |plugins: &str| {
-            let text = format!("apiVersion: apiserver.config.k8s.io/v1\nkind: AdmissionConfiguration\nplugins: {plugins}");
+            let text =
+                format!("apiVersion: apiserver.config.k8s.io/v1\nkind: AdmissionConfiguration\nplugins: {plugins}");
             parse(text.as_bytes(), Path::new("/nowhere")).map(|told| told.is_plain())
         };
         let pod_security = |rest: &str| {
-            format!("[{{name: PodSecurity, configuration: {{apiVersion: pod-security.admission.config.k8s.io/v1, kind: PodSecurityConfiguration{rest}}}}}]")
+            format!(
+                "[{{name: PodSecurity, configuration: {{apiVersion: pod-security.admission.config.k8s.io/v1, kind: PodSecurityConfiguration{rest}}}}}]"
+            )
         };
         assert_eq!(with("[]"), Ok(true));
         assert_eq!(with(&pod_security("")), Ok(true));

@@ -96,7 +96,8 @@ impl Plugin for PodSecurity {
         // Without a level of its own everything is let through, and only an audit trail tells of it.
         if configured.is_plain()
             && a.target.caller.trail.is_none()
-            && !namespace.meta.labels.iter().any(|(key, _)| key.starts_with(PREFIX)) {
+            && !namespace.meta.labels.iter().any(|(key, _)| key.starts_with(PREFIX))
+        {
             return Ok(());
         }
         if let Some(why) = configured.exempts(&a.target.caller.user.name, &a.target.request.namespace, pod) {
