@@ -76,7 +76,7 @@ pub fn object(data: &[u8]) {
     let Ok(object) = Object::from_wire(data.to_vec().into()) else { return };
     let Ok(value) = object.value() else { return };
     let mut item = Vec::new();
-    object.write_json_item(&mut item);
+    object.write_json(&mut item);
     if let Ok(stored) = meta::object::encode_stored(&value)
         && let Ok(stored) = Object::from_stored(stored, 7)
     {
