@@ -18,13 +18,14 @@ pub struct Scale {
     pub selector: String,
 }
 
-/// Resources by API version and kind, as discovery last said.
+/// Resources by group and kind, as discovery last said.
 pub type Kinds = Mutex<HashMap<(String, String), Gvr>>;
 
-/// The resource of a kind; a kind that is not known yet is looked for anew.
+/// The resource of a kind, whatever version it is named in: a scale is the same in all, and versions go. A kind that is not
+/// known yet is looked for anew.
 pub async fn kind_of(client: &Client, kinds: &Kinds, target: &CrossVersionObjectReference) -> Result<Gvr, Status> {
-    let version = target.api_version.clone().unwrap_or_else(|| "v1".into());
-    let key = (version.clone(), target.kind.clone());
+    let group = target.api_version.as_deref().and_then(|v| v.split_once('/')).map_or("", |(group, _)| group);
+    let key = (group.to_string(), target.kind.clone());
     let known = |kinds: &Kinds| kinds.lock().unwrap_or_else(PoisonError::into_inner).get(&key).cloned();
     if let Some(gvr) = known(kinds) {
         return Ok(gvr);
@@ -33,15 +34,13 @@ pub async fn kind_of(client: &Client, kinds: &Kinds, target: &CrossVersionObject
     {
         let mut kinds = kinds.lock().unwrap_or_else(PoisonError::into_inner);
         kinds.clear();
-        for api in found.resources {
-            let group = &api.resource.group;
-            let version = &api.resource.version;
-            let version = if group.is_empty() { version.to_string() } else { format!("{group}/{version}") };
-            kinds.entry((version, api.kind)).or_insert(api.resource);
+        let (preferred, others): (Vec<_>, Vec<_>) = found.resources.into_iter().partition(|api| api.preferred);
+        for api in preferred.into_iter().chain(others) {
+            kinds.entry((api.resource.group.to_string(), api.kind)).or_insert(api.resource);
         }
     }
     known(kinds).ok_or_else(|| {
-        Status::new(meta::Reason::NotFound, format!("no matches for kind {:?} in version {version:?}", target.kind))
+        Status::new(meta::Reason::NotFound, format!("no matches for kind {:?} in group {group:?}", target.kind))
     })
 }
 
