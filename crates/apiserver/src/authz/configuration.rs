@@ -354,7 +354,7 @@ mod tests {
             &["authorizer name is invalid", "authorizers[1].name: Required value"],
         );
         check(
-            "authorizers: [{type: Webhook, name: a}, {type: Node, name: n, webhook: {}}]",
+            "authorizers: [{type: Webhook, name: a}, {type: Node, name: node, webhook: {}}]",
             &[
                 "authorizers[0].webhook: Required value: required when type=Webhook",
                 "may only be specified when type=Webhook",
