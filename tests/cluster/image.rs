@@ -11,9 +11,9 @@ use sha2::Digest;
 
 pub const NAME: &str = "docker.io/library/nauplius-test:1";
 const BUSYBOX: [&str; 2] = ["/bin/busybox", "/usr/bin/busybox"];
-const APPLETS: [&str; 24] = [
+const APPLETS: [&str; 25] = [
     "sh", "sleep", "cat", "echo", "hostname", "httpd", "ls", "mkdir", "nc", "nslookup", "printf", "ps", "rm", "stty",
-    "tar", "test", "touch", "true", "false", "kill", "id", "head", "env", "date",
+    "tar", "test", "touch", "true", "false", "kill", "id", "head", "env", "date", "grep",
 ];
 /// Asks an HTTP server (host, port) for its front page and says the body. Debian's static busybox dies in its own `wget`
 /// where the image has no C library to ask for names of services; its `nc` asks for none.
