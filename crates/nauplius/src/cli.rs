@@ -28,9 +28,9 @@ enum Command {
     /// Run the API server alone.
     Apiserver(Box<roles::apiserver::Options>),
     /// Run the scheduler alone.
-    Scheduler(roles::SchedulerOptions),
+    Scheduler(Box<roles::SchedulerOptions>),
     /// Run the controller manager alone.
-    ControllerManager(roles::ControllerManagerOptions),
+    ControllerManager(Box<roles::ControllerManagerOptions>),
     /// Run the kubelet alone.
     Kubelet(Box<node::KubeletOptions>),
     /// Run the service proxy alone.
@@ -166,8 +166,8 @@ fn run(command: Command) -> anyhow::Result<()> {
             Command::Up(options) => up::run(*options, cancel).await,
             Command::Reset(options) => up::reset(options).await,
             Command::Apiserver(options) => roles::apiserver::run(*options, cancel).await,
-            Command::Scheduler(options) => roles::scheduler(options, cancel).await,
-            Command::ControllerManager(options) => roles::controller_manager(options, cancel).await,
+            Command::Scheduler(options) => roles::scheduler(*options, cancel).await,
+            Command::ControllerManager(options) => roles::controller_manager(*options, cancel).await,
             Command::Kubelet(options) => node::kubelet(*options, cancel).await,
             Command::Proxy(options) => node::proxy(*options, cancel).await,
             Command::PodNetwork(options) => node::pod_network(options, cancel).await,

@@ -16,7 +16,7 @@ pub enum Authorizer {
     Rbac,
     AlwaysAllow,
     AlwaysDeny,
-    Webhook(Webhook),
+    Webhook(Box<Webhook>),
 }
 
 impl Authorizer {

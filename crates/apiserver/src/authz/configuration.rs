@@ -195,7 +195,7 @@ impl Configuration {
                 (_, Some(Remote { options, kubeconfig, conditions })) => {
                     let post = Post::from_kubeconfig(&kubeconfig, "kube-apiserver").await;
                     let post = post.map_err(|e| format!("{}: {}", kubeconfig.display(), e.message))?;
-                    Authorizer::Webhook(Webhook::new(options, post, conditions))
+                    Authorizer::Webhook(Box::new(Webhook::new(options, post, conditions)))
                 }
                 ("Node", _) => Authorizer::Node,
                 ("RBAC", _) => Authorizer::Rbac,

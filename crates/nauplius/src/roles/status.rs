@@ -143,7 +143,7 @@ impl Port {
 }
 
 /// The flags this process was started with.
-static FLAGS: OnceLock<BTreeMap<String, String>> = OnceLock::new();
+static FLAGS: OnceLock<BTreeMap<String, Vec<String>>> = OnceLock::new();
 
 /// Remembers the flags of the subcommand that runs, to show them.
 pub fn note_flags(command: &clap::Command, matches: &clap::ArgMatches) {
@@ -151,8 +151,7 @@ pub fn note_flags(command: &clap::Command, matches: &clap::ArgMatches) {
     let arguments = command.find_subcommand(name).into_iter().flat_map(clap::Command::get_arguments);
     let flags = arguments.filter_map(|argument| {
         let values = matches.try_get_raw(argument.get_id().as_str()).ok().flatten()?;
-        let values: Vec<_> = values.map(|v| v.to_string_lossy()).collect();
-        Some((argument.get_long()?.to_string(), values.join(",")))
+        Some((argument.get_long()?.to_string(), values.map(|value| value.to_string_lossy().into_owned()).collect()))
     });
     // There is one command a process.
     let _ = FLAGS.set(flags.collect());
@@ -162,10 +161,11 @@ pub fn note_flags(command: &clap::Command, matches: &clap::ArgMatches) {
 pub fn said_of<A: clap::Args>() -> Vec<std::ffi::OsString> {
     let group = A::augment_args(clap::Command::new("group"));
     let names = group.get_arguments().filter_map(clap::Arg::get_long);
-    names.filter_map(|name| Some(format!("--{name}={}", flags().get(name)?).into())).collect()
+    let said = names.flat_map(|name| flags().get(name).into_iter().flatten().map(move |value| (name, value)));
+    said.map(|(name, value)| format!("--{name}={value}").into()).collect()
 }
 
-fn flags() -> &'static BTreeMap<String, String> {
+fn flags() -> &'static BTreeMap<String, Vec<String>> {
     FLAGS.get_or_init(BTreeMap::new)
 }
 
@@ -356,7 +356,10 @@ async fn answer(shown: &Shown, request: &Request<Incoming>) -> Response<Full<Byt
             let more: Vec<&str> = about.pages.iter().map(|p| p.path).collect();
             pages::statusz(about.component, &more, of(header::ACCEPT), about.began.elapsed(), jiff::Timestamp::now())
         }
-        _ => pages::flagz(about.component, of(header::ACCEPT), flags()),
+        _ => {
+            let shown = flags().iter().map(|(name, values)| (name.clone(), values.join(","))).collect();
+            pages::flagz(about.component, of(header::ACCEPT), &shown)
+        }
     };
     match told {
         pages::Told::Text(said) => text(StatusCode::OK, said),
