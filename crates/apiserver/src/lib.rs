@@ -19,6 +19,7 @@ pub mod clock;
 pub mod crd;
 pub mod crd_rules;
 pub mod discovery;
+pub mod document;
 pub mod flowcontrol;
 mod following;
 pub mod http;

@@ -9,15 +9,11 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::pod_security::Configured;
-use crate::authn::configuration::document;
+use crate::document;
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 struct Document {
-    #[serde(rename = "apiVersion")]
-    _api_version: String,
-    #[serde(rename = "kind")]
-    _kind: String,
     plugins: Vec<Plugin>,
 }
 
@@ -33,7 +29,7 @@ struct Plugin {
 /// What PodSecurity is told by a document in `dir`.
 pub fn parse(bytes: &[u8], dir: &Path) -> Result<Configured, String> {
     let versions = ["apiserver.config.k8s.io/v1", "apiserver.config.k8s.io/v1alpha1", "apiserver.k8s.io/v1alpha1"];
-    let document: Document = document(bytes, "AdmissionConfiguration", &versions)?;
+    let document: Document = document::read(bytes, "AdmissionConfiguration", &versions)?;
     let mut out = Configured::default();
     for plugin in document.plugins {
         if plugin.name != "PodSecurity" {

@@ -406,7 +406,7 @@ mod tests {
         let said: JwtAuthenticator = serde_json::from_value(said).unwrap();
         let mut errors = Vec::new();
         let mapper = Mapper::compile(&said, &FieldPath::new("jwt").index(0), &mut errors);
-        if errors.is_empty() { Ok(mapper) } else { Err(super::super::configuration::joined(&errors)) }
+        if errors.is_empty() { Ok(mapper) } else { Err(crate::document::joined(&errors)) }
     }
 
     #[test]

@@ -11,6 +11,7 @@ use meta::{FieldError, FieldPath};
 use serde::Deserialize;
 
 use super::claims::Mapper;
+use crate::document::{self, joined};
 
 /// Upstream's limit of issuers.
 const MAX_ISSUERS: usize = 64;
@@ -32,10 +33,6 @@ pub const ALGORITHMS: [(&str, Algorithm); 8] = [
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct Document {
-    #[serde(rename = "apiVersion")]
-    _api_version: String,
-    #[serde(rename = "kind")]
-    _kind: String,
     jwt: Option<Vec<JwtAuthenticator>>,
     anonymous: Option<AnonymousConfig>,
 }
@@ -155,33 +152,10 @@ pub struct Configuration {
     pub anonymous: Option<Anonymous>,
 }
 
-/// Errors as upstream joins them.
-pub fn joined(errors: &[FieldError]) -> String {
-    let said: Vec<String> = errors.iter().map(ToString::to_string).collect();
-    match &said[..] {
-        [one] => one.clone(),
-        many => format!("[{}]", many.join(", ")),
-    }
-}
-
-/// Reads a document: its version (`apiVersion`, one of these), kind and fields are known, and none is there twice.
-pub fn document<T: serde::de::DeserializeOwned>(bytes: &[u8], kind: &str, versions: &[&str]) -> Result<T, String> {
-    let (value, issues) = meta::decode::yaml(bytes).map_err(|e| e.to_string())?;
-    let text = |field: &str| value[field].as_str().unwrap_or_default();
-    if text("kind") != kind || !versions.contains(&text("apiVersion")) {
-        return Err(format!("no kind {:?} is registered for version {:?}", text("kind"), text("apiVersion")));
-    }
-    let twice: Vec<String> = issues.texts().collect();
-    if !twice.is_empty() {
-        return Err(format!("strict decoding error: {}", twice.join(", ")));
-    }
-    serde_json::from_value(value).map_err(|e| format!("strict decoding error: {e}"))
-}
-
 impl Configuration {
     /// Of a document, if it is good. `own` are issuers nobody else may be: this server's.
     pub fn parse(bytes: &[u8], own: &[String]) -> Result<Self, String> {
-        let document: Document = document(bytes, "AuthenticationConfiguration", &VERSIONS)?;
+        let document: Document = document::read(bytes, "AuthenticationConfiguration", &VERSIONS)?;
         let mut errors = Vec::new();
         let jwt = document.jwt.unwrap_or_default();
         if jwt.len() > MAX_ISSUERS {

@@ -13,7 +13,8 @@ use serde::Deserialize;
 
 use super::chain::{Authorizer, Chain, Member};
 use super::webhook::{Condition, Options, Webhook};
-use crate::authn::configuration::{VERSIONS, document, joined};
+use crate::authn::configuration::VERSIONS;
+use crate::document::{self, joined};
 
 const TYPES: [&str; 5] = ["AlwaysAllow", "AlwaysDeny", "Node", "RBAC", "Webhook"];
 const MAX_CONDITIONS: usize = 64;
@@ -25,10 +26,6 @@ const KEEP_REFUSED: Duration = Duration::from_secs(30);
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 struct Document {
-    #[serde(rename = "apiVersion")]
-    _api_version: String,
-    #[serde(rename = "kind")]
-    _kind: String,
     authorizers: Vec<AuthorizerConfig>,
 }
 
@@ -104,7 +101,7 @@ fn time(said: Option<&str>, usual: Duration, path: &FieldPath, errors: &mut Vec<
 impl Configuration {
     /// Of a document, if it is good.
     pub fn parse(bytes: &[u8]) -> Result<Self, String> {
-        let document: Document = document(bytes, "AuthorizationConfiguration", &VERSIONS)?;
+        let document: Document = document::read(bytes, "AuthorizationConfiguration", &VERSIONS)?;
         let mut errors = Vec::new();
         let root = FieldPath::new("authorizers");
         if document.authorizers.is_empty() {

@@ -252,7 +252,7 @@ impl AccessOptions {
         let algorithms = algorithms.collect::<Result<Vec<_>>>()?;
         let mut errors = Vec::new();
         let trusted = authenticator.checked(&FieldPath::root(), &[], &algorithms, &mut errors);
-        ensure!(errors.is_empty(), "oidc: {}", apiserver::authn::configuration::joined(&errors));
+        ensure!(errors.is_empty(), "oidc: {}", apiserver::document::joined(&errors));
         Ok(Some(Configuration { issuers: vec![trusted], anonymous: None }))
     }
 

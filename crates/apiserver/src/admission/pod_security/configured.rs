@@ -5,7 +5,7 @@ use serde::Deserialize;
 
 use super::checks::Level;
 use super::{MODES, PREFIX, is_version};
-use crate::authn::configuration::{document, joined};
+use crate::document::{self, joined};
 
 const VERSIONS: [&str; 3] = [
     "pod-security.admission.config.k8s.io/v1",
@@ -16,10 +16,6 @@ const VERSIONS: [&str; 3] = [
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 struct Document {
-    #[serde(rename = "apiVersion")]
-    _api_version: String,
-    #[serde(rename = "kind")]
-    _kind: String,
     defaults: Defaults,
     exemptions: Exemptions,
 }
@@ -65,7 +61,7 @@ impl Defaults {
 
 impl Configured {
     pub fn parse(bytes: &[u8]) -> Result<Self, String> {
-        let Document { defaults, exemptions, .. } = document(bytes, "PodSecurityConfiguration", &VERSIONS)?;
+        let Document { defaults, exemptions } = document::read(bytes, "PodSecurityConfiguration", &VERSIONS)?;
         let path = FieldPath::new("defaults");
         let mut errors = Vec::new();
         for (mode, level, version) in defaults.by_mode() {
