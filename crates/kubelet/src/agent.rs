@@ -37,7 +37,7 @@ use crate::volumes::certificates::Certificates;
 use crate::volumes::csi::Csi;
 use crate::volumes::tokens::Tokens;
 use crate::volumes::usage::Places;
-use crate::{cgroups, logs, node, oom, plugins, server, shutdown, spec, statics};
+use crate::{cgroups, logs, node, oom, plugins, process, server, shutdown, spec, statics};
 
 /// Between questions to an engine that is not up yet.
 const ENGINE_RETRY: Duration = Duration::from_millis(10);
@@ -178,13 +178,10 @@ fn by_field(resource: &str, selector: String) -> Scope {
 }
 
 fn build(config: Config, client: Client) -> anyhow::Result<Arc<Context>> {
-    anyhow::ensure!(
-        !config.fail_swap_on || !machine::swap_is_on(),
-        "running with swap on is not supported, please disable swap or set --fail-swap-on flag to false"
-    );
+    process::prepare(&config)?;
     let dirs = [
         config.root_dir.join("pods"),
-        config.log_dir.join("pods"),
+        config.pod_logs.clone(),
         config.log_dir.join("containers"),
         config.plugin_registry(),
     ];
@@ -192,9 +189,10 @@ fn build(config: Config, client: Client) -> anyhow::Result<Arc<Context>> {
         std::fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
     }
     let machine = Machine::look(&config.root_dir);
-    let amounts = machine.allocatable_amounts(&config);
+    let amounts = if config.bound_pods { machine.allocatable_amounts(&config) } else { machine.amounts(&config) };
     let of = |name: &str| amounts.get(name).copied().unwrap_or(0);
     cgroups::make_root(&config, of("memory") as u64, of("cpu"))?;
+    cgroups::bound_reserved(&config)?;
     let host_ips = machine::addresses(&config);
     anyhow::ensure!(
         !host_ips.is_empty(),
@@ -298,7 +296,7 @@ pub async fn run(
     let client = client.with_field_manager("kubelet");
     let context = build(config, client)?;
     let _stop = context.stopped.clone().drop_guard();
-    let listener = server::Server::bind(&context).await?;
+    let listener = if context.config.serve { Some(server::Server::bind(&context).await?) } else { None };
     let mut parts = JoinSet::new();
     parts.spawn(node::run(context.clone()));
     parts.spawn(node::lease::run(context.clone()));
@@ -313,7 +311,12 @@ pub async fn run(
     let listed = context.clone();
     parts.spawn(async move { or_without("pod resources", plugins::pod_resources::serve(listed).await).await });
     parts.spawn(logs::rotation::run(context.clone()));
-    parts.spawn(listener.serve());
+    if let Some(listener) = listener {
+        parts.spawn(listener.serve());
+    }
+    if let Some(address) = context.config.read_only {
+        parts.spawn(server::read_only(context.clone(), address));
+    }
     parts.spawn(server::healthz(context.config.healthz, context.metrics.clone()));
     let following = context.clone();
     parts.spawn(async move {

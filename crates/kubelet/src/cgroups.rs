@@ -10,9 +10,11 @@ use std::time::Instant;
 
 use anyhow::Context as _;
 use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
 use crate::config::Config;
 use crate::metrics::{Metrics, families};
+use crate::quantity;
 use crate::spec::{self, memory, resources, resources::Qos};
 
 const ROOT: &str = "/sys/fs/cgroup";
@@ -94,12 +96,7 @@ pub fn make_root(config: &Config, allocatable_memory: u64, allocatable_milli_cpu
         return Ok(());
     }
     let base = format!("{}/kubepods", config.cgroup_root.trim_end_matches('/'));
-    let roots = if is_v2() {
-        vec![PathBuf::from(ROOT)]
-    } else {
-        V1_WRITTEN.iter().map(|c| Path::new(ROOT).join(c)).filter(|p| p.exists()).collect()
-    };
-    for root in roots {
+    for root in written() {
         for class in ["", "/burstable", "/besteffort"] {
             let path = format!("{base}{class}");
             make(&root, &path).with_context(|| {
@@ -119,6 +116,45 @@ pub fn make_root(config: &Config, allocatable_memory: u64, allocatable_milli_cpu
         }
     }
     Ok(())
+}
+
+/// Holds those for whom something is kept back to it. Their cgroups are theirs: one that is not there is an error.
+pub fn bound_reserved(config: &Config) -> anyhow::Result<()> {
+    for reserved in &config.reserved_cgroups {
+        let path = reserved.cgroup.trim_start_matches('/');
+        let amount = |name: &str| reserved.amounts.get(name).map(|text| Quantity(text.clone()));
+        let memory = amount("memory").filter(|_| reserved.memory_too).map(|q| quantity::value(&q));
+        let processes = amount("pid").filter(|_| reserved.memory_too).map(|q| quantity::value(&q));
+        let shares = amount("cpu").map(|q| resources::shares(quantity::milli(&q)));
+        for root in written() {
+            let dir = root.join(path);
+            anyhow::ensure!(
+                dir.is_dir(),
+                "Failed to enforce limits on {:?}: cgroup {} does not exist",
+                reserved.cgroup,
+                dir.display()
+            );
+            let of = |controller: &str| is_v2() || root.ends_with(controller);
+            if let Some(shares) = shares.filter(|_| of("cpu")) {
+                if is_v2() { set(&dir, "cpu.weight", weight(shares)) } else { set(&dir, "cpu.shares", shares) }
+            }
+            if let Some(bytes) = memory.filter(|_| of("memory")) {
+                set(&dir, if is_v2() { "memory.max" } else { "memory.limit_in_bytes" }, bytes);
+            }
+            if let Some(count) = processes.filter(|_| of("pids")) {
+                set(&dir, "pids.max", count);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The hierarchies the agent writes to.
+fn written() -> Vec<PathBuf> {
+    if is_v2() {
+        return vec![PathBuf::from(ROOT)];
+    }
+    V1_WRITTEN.iter().map(|c| Path::new(ROOT).join(c)).filter(|p| p.exists()).collect()
 }
 
 /// cpu.weight for v1 shares, as the OCI runtimes convert them.
@@ -144,12 +180,8 @@ fn write_pod(config: &Config, pod: &Pod, exclusive: bool) -> anyhow::Result<Stri
     if !config.cpu_quota || exclusive {
         numbers.cpu_quota = 0;
     }
-    let roots = if is_v2() {
-        vec![PathBuf::from(ROOT)]
-    } else {
-        V1_WRITTEN.iter().map(|c| Path::new(ROOT).join(c)).filter(|p| p.exists()).collect()
-    };
-    for root in roots {
+    resources::stretch(&mut numbers, config.cpu_period);
+    for root in written() {
         let dir = make(&root, &path).with_context(|| format!("cannot make cgroup {path} in {}", root.display()))?;
         if is_v2() {
             set(&dir, "cpu.weight", weight(numbers.cpu_shares));

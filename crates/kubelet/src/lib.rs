@@ -23,6 +23,7 @@ mod oom;
 pub mod plugins;
 pub mod pods;
 pub mod probes;
+mod process;
 pub mod processors;
 pub mod quantity;
 pub mod references;

@@ -105,15 +105,19 @@ fn parse(text: &str, node: &str) -> anyhow::Result<Pod> {
     Ok(pod)
 }
 
-fn read(dir: &Path, node: &str, complaints: &mut HashMap<String, String>) -> HashMap<String, Arc<Pod>> {
+/// The pods of a directory's manifests, or of one.
+fn read(place: &Path, node: &str, complaints: &mut HashMap<String, String>) -> HashMap<String, Arc<Pod>> {
     let mut out = HashMap::new();
-    for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
-        let name = entry.file_name().to_string_lossy().into_owned();
-        if name.starts_with('.') || entry.metadata().map_or(true, |m| !m.is_file() || m.len() > MAX_MANIFEST) {
+    let paths = match std::fs::read_dir(place) {
+        Ok(entries) => entries.flatten().map(|entry| entry.path()).collect(),
+        Err(_) => vec![place.to_path_buf()],
+    };
+    for path in paths {
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        if name.starts_with('.') || path.metadata().map_or(true, |m| !m.is_file() || m.len() > MAX_MANIFEST) {
             continue;
         }
-        let parsed =
-            std::fs::read_to_string(entry.path()).map_err(anyhow::Error::from).and_then(|text| parse(&text, node));
+        let parsed = std::fs::read_to_string(&path).map_err(anyhow::Error::from).and_then(|text| parse(&text, node));
         match parsed {
             Ok(pod) => {
                 complaints.remove(&name);

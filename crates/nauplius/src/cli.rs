@@ -101,8 +101,12 @@ fn arguments() -> Vec<std::ffi::OsString> {
 pub fn main() -> ExitCode {
     let mut arguments = arguments();
     let mut inert = Vec::new();
-    if arguments.get(1).is_some_and(|first| first == "apiserver") {
+    // The role may stand behind `--log LEVEL`.
+    let is = |role: &str| arguments.iter().skip(1).take(3).any(|word| word == role);
+    if is("apiserver") {
         (arguments, inert) = roles::inert::without(arguments);
+    } else if is("kubelet") {
+        (arguments, inert) = node::kubelet_arguments(arguments);
     }
     // The container shim runs before anything makes a thread.
     if arguments.get(1).is_some_and(|first| first == "shim") {

@@ -16,6 +16,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use client::Informers;
 use ipnet::IpNet;
+use k8s_openapi::api::core::v1::Taint;
 use kubelet::certificates;
 use kubelet::config::eviction::{Amount, Eviction, Signal};
 use serde::{Deserialize, Serialize};
@@ -163,8 +164,9 @@ pub struct NodeOptions {
     pub only: Option<String>,
 }
 
-/// Upstream's flags for a node of its own; what the configuration file says gives way to them.
+/// Upstream's flags for a node of its own. Those that stand for fields of the configuration file go before it.
 #[derive(clap::Args, Clone)]
+#[command(after_help = fields_help())]
 pub struct KubeletOptions {
     /// How the API server is reached; with `--bootstrap-kubeconfig`, where that is written.
     #[arg(long)]
@@ -189,39 +191,6 @@ pub struct KubeletOptions {
     pub node_ip: Vec<IpAddr>,
     #[arg(long, default_value = "/var/lib/kubelet")]
     pub root_dir: PathBuf,
-    /// [default: unix:///run/nauplius/runtime.sock]
-    #[arg(long)]
-    pub container_runtime_endpoint: Option<String>,
-    #[arg(long)]
-    pub image_service_endpoint: Option<String>,
-    #[arg(long)]
-    pub address: Option<IpAddr>,
-    #[arg(long)]
-    pub port: Option<u16>,
-    #[arg(long)]
-    pub client_ca_file: Option<PathBuf>,
-    #[arg(long, requires = "tls_private_key_file")]
-    pub tls_cert_file: Option<PathBuf>,
-    #[arg(long, requires = "tls_cert_file")]
-    pub tls_private_key_file: Option<PathBuf>,
-    #[arg(long)]
-    pub rotate_certificates: Option<bool>,
-    #[arg(long, value_delimiter = ',')]
-    pub cluster_dns: Vec<IpAddr>,
-    #[arg(long)]
-    pub cluster_domain: Option<String>,
-    #[arg(long)]
-    pub max_pods: Option<u32>,
-    #[arg(long)]
-    pub cgroup_root: Option<String>,
-    #[arg(long)]
-    pub pod_manifest_path: Option<PathBuf>,
-    #[arg(long)]
-    pub fail_swap_on: Option<bool>,
-    #[arg(long)]
-    pub provider_id: Option<String>,
-    #[arg(long)]
-    pub register_node: Option<bool>,
     /// A CredentialProviderConfig file.
     #[arg(long, requires = "image_credential_provider_bin_dir")]
     pub image_credential_provider_config: Option<PathBuf>,
@@ -230,6 +199,35 @@ pub struct KubeletOptions {
     /// `key=value`, joined by commas.
     #[arg(long, value_delimiter = ',', value_parser = parse_label)]
     pub node_labels: Vec<(String, String)>,
+    /// `external`: the node is not to be used before somebody else has set it up.
+    #[arg(long, default_value = "", hide_default_value = true)]
+    pub cloud_provider: String,
+    /// What flags say of the configuration's fields, as JSON.
+    #[arg(long, hide = true, default_value = "{}", value_parser = parse_fields)]
+    pub fields: Fields,
+}
+
+/// Fields of the kubelet's configuration.
+type Fields = serde_json::Map<String, serde_json::Value>;
+
+fn parse_fields(text: &str) -> Result<Fields, String> {
+    serde_json::from_str(text).map_err(|e| e.to_string())
+}
+
+fn fields_help() -> String {
+    format!(
+        "These flags of upstream's stand for fields of the configuration file, and go before what it says:\n  {}",
+        kubelet::config::flags::names().join(", ")
+    )
+}
+
+/// The arguments with flags for fields of the kubelet's configuration as one, and what is to be said of others.
+pub fn kubelet_arguments(arguments: Vec<std::ffi::OsString>) -> (Vec<std::ffi::OsString>, Vec<String>) {
+    let mut taken = kubelet::config::flags::take(arguments);
+    if !taken.fields.is_empty() {
+        taken.kept.push(format!("--fields={}", serde_json::Value::Object(taken.fields)).into());
+    }
+    (taken.kept, taken.said)
 }
 
 fn parse_label(text: &str) -> Result<(String, String), String> {
@@ -296,36 +294,27 @@ fn own_hostname(asked: Option<String>) -> Result<String> {
 /// The configuration file with the flags over it.
 fn kubelet_config(options: &KubeletOptions) -> Result<kubelet::Config> {
     let name = own_hostname(options.hostname_override.clone())?;
-    let config = kubelet::Config::new(name, &options.root_dir, "unix:///run/nauplius/runtime.sock");
-    let mut config = kubelet::config::file::load(config, options.config.as_deref(), options.config_dir.as_deref())?;
-    fn set<T: Clone>(place: &mut T, value: &Option<T>) {
-        if let Some(value) = value {
-            *place = value.clone();
-        }
-    }
-    set(&mut config.cri_endpoint, &options.container_runtime_endpoint);
-    set(&mut config.cluster_domain, &options.cluster_domain);
-    set(&mut config.max_pods, &options.max_pods);
-    set(&mut config.cgroup_root, &options.cgroup_root);
-    set(&mut config.fail_swap_on, &options.fail_swap_on);
-    set(&mut config.register_node, &options.register_node);
-    set(&mut config.rotate_certificates, &options.rotate_certificates);
-    config.listen =
-        SocketAddr::new(options.address.unwrap_or(config.listen.ip()), options.port.unwrap_or(config.listen.port()));
-    config.image_endpoint = options.image_service_endpoint.clone().or(config.image_endpoint);
-    config.client_ca = options.client_ca_file.clone().or(config.client_ca);
+    let usual = kubelet::Config {
+        // Where whoever gathers logs looks for them.
+        pod_logs: "/var/log/pods".into(),
+        log_dir: "/var/log".into(),
+        ..kubelet::Config::new(name, &options.root_dir, "unix:///run/nauplius/runtime.sock")
+    };
+    let (file, dir) = (options.config.as_deref(), options.config_dir.as_deref());
+    let mut config = kubelet::config::file::load(usual, file, dir, options.fields.clone())?;
     if !options.node_ip.is_empty() {
         config.node_ips = options.node_ip.clone();
     }
-    config.static_pod_path = options.pod_manifest_path.clone().or(config.static_pod_path);
-    config.provider_id = options.provider_id.clone().or(config.provider_id);
-    let given = options.tls_cert_file.clone().zip(options.tls_private_key_file.clone());
-    config.serving_certificate = given.or(config.serving_certificate);
+    if options.cloud_provider == "external" {
+        config.taints.push(Taint {
+            key: "node.cloudprovider.kubernetes.io/uninitialized".into(),
+            value: Some("true".into()),
+            effect: "NoSchedule".into(),
+            time_added: None,
+        });
+    }
     let providers = options.image_credential_provider_config.clone();
     config.credential_providers = providers.zip(options.image_credential_provider_bin_dir.clone());
-    if !options.cluster_dns.is_empty() {
-        config.cluster_dns = options.cluster_dns.clone();
-    }
     config.labels.extend(options.node_labels.iter().cloned());
     Ok(config)
 }

@@ -2,6 +2,7 @@
 
 pub mod eviction;
 pub mod file;
+pub mod flags;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
@@ -22,7 +23,9 @@ pub struct Config {
     pub node_name: String,
     /// Pod directories, volumes and the generated serving certificate live here.
     pub root_dir: PathBuf,
-    /// Holds `pods/` (container logs) and `containers/` (links to them).
+    /// Containers' logs, a directory a pod.
+    pub pod_logs: PathBuf,
+    /// What `/logs` serves; holds `containers/`, links to containers' logs.
     pub log_dir: PathBuf,
     /// The engine's CRI socket, with or without `unix://`.
     pub cri_endpoint: String,
@@ -30,6 +33,10 @@ pub struct Config {
     pub image_endpoint: Option<String>,
     /// The node API (HTTPS).
     pub listen: SocketAddr,
+    /// Whether there is one.
+    pub serve: bool,
+    /// Where what can only be read is told to anybody, without TLS.
+    pub read_only: Option<SocketAddr>,
     /// Serving certificate and key (PEM files); a self-signed pair is made in `root_dir` when absent.
     pub serving_certificate: Option<(PathBuf, PathBuf)>,
     /// The node API is served with these only.
@@ -61,10 +68,16 @@ pub struct Config {
     pub pod_pids_limit: Option<i64>,
     /// Kept back from allocatable (resource name to quantity).
     pub reserved: BTreeMap<String, String>,
+    /// Who has it, and is held to it.
+    pub reserved_cgroups: Vec<Reserved>,
+    /// All pods together are held to what is allocatable.
+    pub bound_pods: bool,
     /// Containers that ask for whole processors get them for themselves.
     pub exclusive_processors: bool,
     /// Limits of processor time are enforced (`cpuCFSQuota`).
     pub cpu_quota: bool,
+    /// What they are reckoned by.
+    pub cpu_period: Duration,
     /// Which ones they get.
     pub processor_options: crate::processors::take::Options,
     /// Those that nobody gets for itself; as many as are reserved, when not named.
@@ -78,15 +91,23 @@ pub struct Config {
     /// A directory of pod manifests run without the API server.
     pub static_pod_path: Option<PathBuf>,
     pub eviction: Eviction,
+    /// Disk is counted, offered to pods, and bounded.
+    pub local_storage: bool,
     pub image_gc: Option<ImageGc>,
     /// How often node status is computed; it is sent when it changed or after `status_report`.
     pub status_update: Duration,
     pub status_report: Duration,
+    /// Images told of in the node's status at most; all, when none.
+    pub reported_images: Option<usize>,
     pub lease_duration: Duration,
     /// `RuntimeDefault` instead of `Unconfined` for containers that do not say.
     pub seccomp_default: bool,
     /// Sysctls outside the safe set that pods may use; a trailing `*` is a prefix.
     pub allowed_unsafe_sysctls: Vec<String>,
+    /// Sysctls of pods that do not say otherwise.
+    pub default_sysctls: BTreeMap<String, String>,
+    /// Ids that a pod with users of its own gets.
+    pub ids_per_pod: u32,
     /// Reported as the kubelet's version.
     pub version: String,
     /// The client certificate is replaced before it ends.
@@ -105,6 +126,9 @@ pub struct Config {
     pub healthz: Option<SocketAddr>,
     /// Swap is a reason not to start.
     pub fail_swap_on: bool,
+    /// So is the first version of cgroups.
+    pub fail_cgroup_v1: bool,
+    pub process: Process,
     /// Image pulls at once: more only share the same line.
     pub parallel_pulls: usize,
     /// What pods get when the machine goes down, by rising priority; nothing is done about them when empty.
@@ -117,8 +141,45 @@ pub struct Config {
     pub max_restart_back_off: SignedDuration,
     /// Dead containers kept per container of a living pod, for `logs --previous`.
     pub dead_containers_kept: usize,
-    pub container_log_max_size: u64,
-    pub container_log_max_files: u32,
+    pub container_logs: ContainerLogs,
+}
+
+/// When containers' logs are set aside.
+#[derive(Clone, Debug)]
+pub struct ContainerLogs {
+    pub max_size: u64,
+    /// Of one container, the one being written included.
+    pub max_files: usize,
+    /// How often sizes are looked at.
+    pub every: Duration,
+    /// Logs set aside at once.
+    pub workers: usize,
+}
+
+impl Default for ContainerLogs {
+    fn default() -> Self {
+        Self { max_size: 10 << 20, max_files: 5, every: Duration::from_secs(10), workers: 1 }
+    }
+}
+
+/// What others on the machine keep for themselves, and the cgroup they are in.
+#[derive(Clone, Debug)]
+pub struct Reserved {
+    pub cgroup: String,
+    pub amounts: BTreeMap<String, String>,
+    /// Memory and processes are bounded, not only processor time.
+    pub memory_too: bool,
+}
+
+/// The process the agent runs in, where it is the agent's own.
+#[derive(Clone, Debug, Default)]
+pub struct Process {
+    /// How early the kernel should pick it when memory runs out.
+    pub oom_score: Option<i32>,
+    /// Files it may have open.
+    pub open_files: Option<u64>,
+    /// The kernel's settings are a reason not to start when they are not as pods need them.
+    pub kernel_as_expected: bool,
 }
 
 /// The feature gates that mean something here.
@@ -141,6 +202,10 @@ impl Default for Gates {
 pub struct Auth {
     /// Bearer tokens are reviewed by the API server.
     pub tokens: bool,
+    /// Who shows nothing is `system:anonymous`.
+    pub anonymous: bool,
+    /// Whoever is known may do everything.
+    pub everything: bool,
     pub token_for: Duration,
     pub allowed_for: Duration,
     pub denied_for: Duration,
@@ -150,6 +215,8 @@ impl Default for Auth {
     fn default() -> Self {
         Self {
             tokens: true,
+            anonymous: false,
+            everything: false,
             token_for: Duration::from_secs(120),
             allowed_for: Duration::from_secs(300),
             denied_for: Duration::from_secs(30),
@@ -194,11 +261,14 @@ impl Config {
         let root_dir = root_dir.into();
         Self {
             node_name: node_name.into(),
+            pod_logs: root_dir.join("log/pods"),
             log_dir: root_dir.join("log"),
             root_dir,
             cri_endpoint: cri_endpoint.into(),
             image_endpoint: None,
             listen: SocketAddr::from(([0, 0, 0, 0], 10250)),
+            serve: true,
+            read_only: None,
             serving_certificate: None,
             tls: Tls::default(),
             client_ca: None,
@@ -218,8 +288,11 @@ impl Config {
             cgroups_per_qos: true,
             pod_pids_limit: None,
             reserved: BTreeMap::new(),
+            reserved_cgroups: Vec::new(),
+            bound_pods: true,
             exclusive_processors: false,
             cpu_quota: true,
+            cpu_period: Duration::from_millis(100),
             processor_options: Default::default(),
             memory: memory::Wishes::default(),
             alignment: Wishes::default(),
@@ -227,12 +300,16 @@ impl Config {
             reserved_processors: None,
             static_pod_path: None,
             eviction: Eviction::default(),
+            local_storage: true,
             image_gc: Some(ImageGc::default()),
             status_update: Duration::from_secs(10),
             status_report: Duration::from_secs(300),
+            reported_images: Some(50),
             lease_duration: Duration::from_secs(40),
             seccomp_default: false,
             allowed_unsafe_sysctls: Vec::new(),
+            default_sysctls: BTreeMap::new(),
+            ids_per_pod: 65_536,
             version: "v1.37.0".into(),
             rotate_certificates: false,
             server_tls_bootstrap: false,
@@ -243,14 +320,15 @@ impl Config {
             gates: Gates::default(),
             healthz: None,
             fail_swap_on: false,
+            fail_cgroup_v1: false,
+            process: Process::default(),
             parallel_pulls: 5,
             shutdown: Vec::new(),
             image_verification: Verification::default(),
             credential_providers: None,
             max_restart_back_off: crate::pods::plan::MAX_BACK_OFF,
             dead_containers_kept: 1,
-            container_log_max_size: 10 << 20,
-            container_log_max_files: 5,
+            container_logs: ContainerLogs::default(),
         }
     }
 

@@ -72,7 +72,7 @@ pub async fn parts(context: &Context, pod: &Pod) -> Parts {
         })
         .collect();
     let volumes = context.config.pod_dir(spec::uid(pod)).join("volumes").join("kubernetes.io~empty-dir");
-    let logs = names::pod_log_dir(&context.config.log_dir, pod);
+    let logs = names::pod_log_dir(&context.config.pod_logs, pod);
     let on_disk: Vec<String> = spec::spec(pod)
         .volumes
         .iter()

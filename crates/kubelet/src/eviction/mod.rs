@@ -120,7 +120,7 @@ async fn freed(context: &Arc<Context>, due: &Due) -> bool {
 /// Ends pods that use more of the disk than they may; true when there was one.
 async fn enforce_bounds(context: &Arc<Context>) -> bool {
     let mut any = false;
-    for pod in active(context).into_iter().filter(|p| local::is_bounded(p)) {
+    for pod in active(context).into_iter().filter(|p| context.config.local_storage && local::is_bounded(p)) {
         let parts = measure::parts(context, &pod).await;
         if let Some((signal, why)) = local::excess(&pod, &parts) {
             context.metrics.count(&families::EVICTIONS, &[signal]);

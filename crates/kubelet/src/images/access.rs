@@ -1,11 +1,13 @@
 //! Who may use an image that is already here: one that was pulled with a secret is for pods that have that secret, not
 //! for everybody who knows its name.
 //!
-//! What was pulled with what is written down by image id, credentials only as a hash. An image without a record was not
-//! pulled by this agent and is the node's.
+//! What was pulled with what is written down by image id, credentials only as a hash, and that a pull is under way, before it
+//! begins: one that ended with the agent is known for one. An image without a record was not pulled by this agent and is
+//! the node's.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use ring::digest::{SHA256, digest};
 use serde::{Deserialize, Serialize};
@@ -34,6 +36,12 @@ pub enum Origin {
         uid: String,
         hash: String,
     },
+    /// A provider that was asked for a service account.
+    Account {
+        namespace: String,
+        name: String,
+        uid: String,
+    },
     /// A provider of the node: what it opens is open to all pods here.
     Node,
 }
@@ -57,10 +65,22 @@ pub fn hash(auth: &AuthConfig) -> String {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Record {
-    /// By a name the registry opened to everybody, or with what all pods here may use.
+    /// By a name the registry opened to everybody, or with what all pods here may use. Names are those of repositories.
     open: BTreeSet<String>,
     /// Name and credential.
     with: BTreeSet<(String, Origin)>,
+}
+
+/// Credentials noted for one image; who has another one asks the registry again.
+const MAX_NOTED: usize = 100;
+
+/// The repository of an image's name: what is allowed by one tag is allowed by all.
+fn repository(image: &str) -> &str {
+    let name = image.split('@').next().unwrap_or(image);
+    match name.rsplit_once(':') {
+        Some((repository, tag)) if !tag.contains('/') => repository,
+        _ => name,
+    }
 }
 
 /// The records, one file an image.
@@ -78,6 +98,16 @@ impl Verification {
             "NeverVerifyAllowlistedImages" => Ok(Self::NotListed(allowed)),
             "AlwaysVerify" => Ok(Self::Always),
             other => Err(format!("unknown image pull credentials verification policy {other:?}")),
+        }
+    }
+
+    /// Upstream's name.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Never => "NeverVerify",
+            Self::NotPreloaded => "NeverVerifyPreloadedImages",
+            Self::NotListed(_) => "NeverVerifyAllowlistedImages",
+            Self::Always => "AlwaysVerify",
         }
     }
 
@@ -103,26 +133,68 @@ impl Access {
         self.dir.join(id.replace(['/', ':'], "-")).with_extension("json")
     }
 
+    /// Says that a pull is under way.
+    fn intent(&self, image: &str) -> PathBuf {
+        let name: String = digest(&SHA256, image.as_bytes()).as_ref().iter().map(|b| format!("{b:02x}")).collect();
+        self.dir.join("pulling").join(name)
+    }
+
+    /// None where there is no record. One that cannot be read lets nobody in without asking the registry.
     fn record(&self, id: &str) -> Option<Record> {
-        serde_json::from_slice(&std::fs::read(self.file(id)).ok()?).ok()
+        match std::fs::read(self.file(id)) {
+            Ok(bytes) => Some(serde_json::from_slice(&bytes).unwrap_or_default()),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
+            Err(_) => Some(Record::default()),
+        }
+    }
+
+    fn write(&self, path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+        let fresh = path.with_extension("new");
+        std::fs::create_dir_all(path.parent().unwrap_or(&self.dir))?;
+        std::fs::write(&fresh, bytes)?;
+        std::fs::rename(&fresh, path)
+    }
+
+    /// Notes that an image is about to be pulled; one whose pull nobody could know of must not be.
+    pub fn pulling(&self, image: &str) -> Result<(), String> {
+        let written = self.write(&self.intent(image), image.as_bytes());
+        written.map_err(|e| format!("failed to record image pull intent: {e}"))
+    }
+
+    /// Notes that it was not.
+    pub fn not_pulled(&self, image: &str) {
+        let _ = std::fs::remove_file(self.intent(image));
     }
 
     /// Notes how an image was pulled.
     pub fn pulled(&self, id: &str, image: &str, origin: Option<&Origin>) {
-        let mut record = self.record(id).unwrap_or_default();
+        let name = repository(image);
+        let had = self.record(id);
+        let mut record = had.clone().unwrap_or_default();
         match origin {
-            None | Some(Origin::Node) => record.open.insert(image.into()),
-            Some(origin) => record.with.insert((image.into(), origin.clone())),
-        };
-        let path = self.file(id);
-        let fresh = path.with_extension("new");
-        let written = serde_json::to_vec(&record).map_err(std::io::Error::from).and_then(|bytes| {
-            std::fs::create_dir_all(&self.dir)?;
-            std::fs::write(&fresh, bytes)?;
-            std::fs::rename(&fresh, &path)
-        });
-        if let Err(error) = written {
-            tracing::warn!(image, "how the image was pulled is not written down: {error}");
+            None | Some(Origin::Node) => drop(record.open.insert(name.into())),
+            Some(_) if record.with.len() >= MAX_NOTED => {}
+            Some(origin) => drop(record.with.insert((name.into(), origin.clone()))),
+        }
+        if had.as_ref() != Some(&record) {
+            let bytes = serde_json::to_vec(&record).map_err(std::io::Error::from);
+            if let Err(error) = bytes.and_then(|bytes| self.write(&self.file(id), &bytes)) {
+                // That it was pulled stays known by its intent.
+                return tracing::warn!(image, "how the image was pulled is not written down: {error}");
+            }
+        }
+        self.not_pulled(image);
+    }
+
+    /// Forgets images that are gone, as they were listed; what was noted after `listed` may be of newer ones.
+    pub fn keep(&self, present: impl Iterator<Item = String>, listed: SystemTime) {
+        let keep: BTreeSet<PathBuf> = present.map(|id| self.file(&id)).collect();
+        for entry in std::fs::read_dir(&self.dir).into_iter().flatten().flatten() {
+            let path = entry.path();
+            let old = entry.metadata().and_then(|m| m.modified()).is_ok_and(|at| at < listed);
+            if old && path.extension().is_some_and(|e| e == "json") && !keep.contains(&path) {
+                let _ = std::fs::remove_file(path);
+            }
         }
     }
 
@@ -131,15 +203,23 @@ impl Access {
         if self.verification == Verification::Never {
             return true;
         }
-        let Some(record) = self.record(id) else { return self.verification.excuses_unpulled(image) };
-        if record.open.contains(image) {
+        let Some(record) = self.record(id) else {
+            return !self.intent(image).exists() && self.verification.excuses_unpulled(image);
+        };
+        let name = repository(image);
+        if record.open.contains(name) {
             return true;
         }
-        let of_image: Vec<&Origin> = record.with.iter().filter(|(i, _)| i == image).map(|(_, o)| o).collect();
+        let of_image: Vec<&Origin> = record.with.iter().filter(|(i, _)| i == name).map(|(_, o)| o).collect();
         if of_image.is_empty() {
             return false;
         }
-        credentials.await.iter().any(|c| of_image.iter().any(|o| same(o, &c.origin)))
+        let known = credentials.await.into_iter().find(|c| of_image.iter().any(|o| same(o, &c.origin)));
+        if let Some(known) = &known {
+            // The same secret with other words, or these words in another secret, are good from now on.
+            self.pulled(id, image, Some(&known.origin));
+        }
+        known.is_some()
     }
 }
 
@@ -169,6 +249,11 @@ mod tests {
         let listed = Verification::NotListed(vec!["r/list/*".into(), "r/one".into()]);
         let access = |v: &Verification| Access::new(&dir, v.clone());
         let writer = access(&Verification::Always);
+        let account = |uid: &str| Origin::Account { namespace: "n".into(), name: "a".into(), uid: uid.into() };
+        writer.pulled("sha256:4", "r/account:1", Some(&account("a1")));
+        // The agent ended while this was pulled, and while that was noted.
+        writer.pulling("r/cut:1").unwrap();
+        std::fs::write(writer.file("sha256:6"), "{").unwrap();
         writer.pulled("sha256:1", "r/secret:1", Some(&secret("u1", "h1")));
         writer.pulled("sha256:2", "r/open:1", None);
         writer.pulled("sha256:3", "r/node:1", Some(&Origin::Node));
@@ -176,7 +261,15 @@ mod tests {
             (&Verification::NotPreloaded, "sha256:1", "r/secret:1", None, false),
             (&Verification::NotPreloaded, "sha256:1", "r/secret:1", Some(secret("u1", "new")), true),
             (&Verification::NotPreloaded, "sha256:1", "r/secret:1", Some(secret("u2", "h1")), true),
-            (&Verification::NotPreloaded, "sha256:1", "r/secret:1", Some(secret("u2", "h2")), false),
+            (&Verification::NotPreloaded, "sha256:1", "r/secret:1", Some(secret("u3", "h3")), false),
+            (&Verification::NotPreloaded, "sha256:1", "r/secret:1", Some(secret("u3", "new")), true),
+            (&Verification::NotPreloaded, "sha256:1", "r/secret:2", Some(secret("u1", "h1")), true),
+            (&Verification::NotPreloaded, "sha256:1", "r/other:1", Some(secret("u1", "h1")), false),
+            (&Verification::NotPreloaded, "sha256:4", "r/account:1", Some(account("a1")), true),
+            (&Verification::NotPreloaded, "sha256:4", "r/account:1", Some(account("a2")), false),
+            (&Verification::NotPreloaded, "sha256:4", "r/account:1", Some(Origin::Node), false),
+            (&Verification::NotPreloaded, "sha256:5", "r/cut:1", None, false),
+            (&Verification::NotPreloaded, "sha256:6", "r/any:1", None, false),
             (&Verification::Never, "sha256:1", "r/secret:1", None, true),
             (&Verification::NotPreloaded, "sha256:2", "r/open:1", None, true),
             (&Verification::NotPreloaded, "sha256:3", "r/node:1", None, true),
@@ -192,6 +285,30 @@ mod tests {
             let got = access(verification).allows(id, image, async { credentials }).await;
             assert_eq!(got, expect, "{verification:?} {image} {has:?}");
         }
+        writer.not_pulled("r/cut:1");
+        let listed = SystemTime::now();
+        writer.keep(["sha256:1".to_string()].into_iter(), listed - std::time::Duration::from_secs(3600));
+        assert!(writer.file("sha256:4").exists(), "it may be newer than the list");
+        writer.keep(["sha256:1".to_string()].into_iter(), listed + std::time::Duration::from_secs(3600));
+        for (id, image, expect) in
+            [("sha256:5", "r/cut:1", true), ("sha256:4", "r/account:1", true), ("sha256:1", "r/secret:1", false)]
+        {
+            let left = access(&Verification::NotPreloaded);
+            assert_eq!(left.allows(id, image, async { Vec::new() }).await, expect, "{image}, afterwards");
+        }
         std::fs::remove_dir_all(dir).unwrap();
+    }
+
+    #[test]
+    fn repositories() {
+        for (image, expect) in [
+            ("r:5000/a/b:1", "r:5000/a/b"),
+            ("r:5000/a", "r:5000/a"),
+            ("a@sha256:00", "a"),
+            ("a:1@sha256:00", "a"),
+            ("a", "a"),
+        ] {
+            assert_eq!(repository(image), expect);
+        }
     }
 }

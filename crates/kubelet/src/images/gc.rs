@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 use std::sync::PoisonError;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use crate::agent::Context;
 use crate::config::ImageGc;
@@ -63,7 +63,9 @@ async fn remove(context: &Context, to_free: u64, min_age: Duration, max_age: Opt
         .into_iter()
         .flat_map(|c| [c.image_ref, c.image_id, c.image.map(|i| i.image).unwrap_or_default()])
         .collect();
+    let listed = SystemTime::now();
     let images = context.engine.list_images(v1::ListImagesRequest::default()).await?.images;
+    context.images.forget_all_but(&images, listed);
     let now = Instant::now();
     let mut idle: Vec<(Option<Instant>, v1::Image)> = {
         let mut seen = context.images.used.lock().unwrap_or_else(PoisonError::into_inner);

@@ -7,7 +7,7 @@ pub mod providers;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{Container, Pod, Secret};
@@ -186,7 +186,7 @@ impl Images {
                 context.events.normal(
                     about,
                     "Pulled",
-                    &format!("Container image \"{image}\" already present on machine"),
+                    &format!("Container image \"{image}\" already present on machine and can be accessed by the pod"),
                 );
                 return Ok(found);
             }
@@ -250,6 +250,7 @@ impl Images {
         if tries.is_empty() {
             tries.push(None);
         }
+        self.access.pulling(image)?;
         let mut last = String::new();
         for credential in tries {
             let auth = credential.as_ref().map(|c| c.auth.clone());
@@ -271,6 +272,7 @@ impl Images {
                 Err(status) => last = format!("rpc error: code = {:?} desc = {}", status.code(), status.message()),
             }
         }
+        self.access.not_pulled(image);
         Err(last)
     }
 
@@ -296,9 +298,13 @@ impl Images {
                 }));
             }
         }
-        let given = self.providers.credentials(context, pod, image).await;
-        out.extend(given.into_iter().map(|auth| Credential { origin: Origin::Node, auth }));
+        out.extend(self.providers.credentials(context, pod, image).await);
         out
+    }
+
+    /// Images that are gone need no notes.
+    pub fn forget_all_but(&self, present: &[v1::Image], listed: SystemTime) {
+        self.access.keep(present.iter().map(|i| i.id.clone()), listed);
     }
 
     /// A pod is gone.

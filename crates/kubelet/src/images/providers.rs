@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 
+use super::access::{Credential, Origin};
 use super::credentials;
 use crate::agent::Context;
 use crate::config::file::duration;
@@ -135,28 +136,28 @@ impl Providers {
     }
 
     /// What the providers that speak of an image have for it.
-    pub async fn credentials(&self, context: &Context, pod: &Pod, image: &str) -> Vec<AuthConfig> {
+    pub async fn credentials(&self, context: &Context, pod: &Pod, image: &str) -> Vec<Credential> {
         let mut out = Vec::new();
         for provider in self.list.iter().filter(|p| p.match_images.iter().any(|m| credentials::covers(m, image))) {
             let asked = async {
                 let account = match &provider.token_attributes {
                     Some(attributes) => match account(context, pod, attributes).await? {
-                        None => return Ok(BTreeMap::new()),
+                        None => return Ok((BTreeMap::new(), Origin::Node)),
                         account => account,
                     },
                     None => None,
                 };
-                self.ask(provider, image, account).await
+                let origin = account.as_ref().map_or(Origin::Node, |a| a.origin.clone());
+                anyhow::Ok((self.ask(provider, image, account).await?, origin))
             };
             match asked.await {
-                Ok(auth) => out.extend(auth.into_iter().filter(|(key, _)| credentials::covers(key, image)).map(
-                    |(server_address, (username, password))| AuthConfig {
-                        username,
-                        password,
-                        server_address,
-                        ..Default::default()
-                    },
-                )),
+                Ok((auth, origin)) => {
+                    let fitting = auth.into_iter().filter(|(key, _)| credentials::covers(key, image));
+                    out.extend(fitting.map(|(server_address, (username, password))| Credential {
+                        origin: origin.clone(),
+                        auth: AuthConfig { username, password, server_address, ..Default::default() },
+                    }));
+                }
                 Err(error) => {
                     context.metrics.count(&families::CREDENTIALS_ERRORS, &[&provider.name]);
                     tracing::error!(provider = %provider.name, image, "no credentials: {error:#}");
@@ -213,6 +214,8 @@ struct Account {
     annotations: BTreeMap<String, String>,
     /// What answers for this account are remembered under.
     key: String,
+    /// What is pulled with them is for its pods.
+    origin: Origin,
 }
 
 /// The account's token and annotations; nothing when the provider needs what the account does not have.
@@ -237,15 +240,13 @@ async fn account(context: &Context, pod: &Pod, wanted: &TokenAttributes) -> anyh
         ..Default::default()
     };
     let token = context.tokens.get(&context.client, pod, &projection).await.map_err(anyhow::Error::msg)?.text;
+    let (namespace, uid) = (spec::namespace(pod), account.metadata.uid.clone().unwrap_or_default());
     let key = match wanted.cache_type.as_str() {
         "Token" => token.clone(),
-        _ => format!(
-            "{}/{name}/{}/{annotations:?}",
-            spec::namespace(pod),
-            account.metadata.uid.clone().unwrap_or_default()
-        ),
+        _ => format!("{namespace}/{name}/{uid}/{annotations:?}"),
     };
-    Ok(Some(Account { token, annotations, key }))
+    let origin = Origin::Account { namespace: namespace.into(), name: name.into(), uid };
+    Ok(Some(Account { token, annotations, key, origin }))
 }
 
 /// Runs a provider once.

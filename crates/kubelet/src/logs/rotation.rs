@@ -4,31 +4,33 @@ use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
+use futures::StreamExt;
 use jiff::Timestamp;
 
 use crate::agent::Context;
 use crate::cri::v1;
 
-/// How often sizes are looked at; as upstream's monitor interval.
-const EVERY: Duration = Duration::from_secs(10);
-
 /// Runs until the agent stops.
 pub async fn run(context: Arc<Context>) {
+    let wishes = &context.config.container_logs;
     loop {
-        tokio::time::sleep(EVERY).await;
-        for (path, id) in large(&context).await {
-            if let Err(error) = rotate(&context, &path, &id).await {
-                tracing::warn!(log = %path.display(), "log not rotated: {error:#}");
+        tokio::time::sleep(wishes.every).await;
+        let one = |(path, id): (PathBuf, String)| {
+            let context = &context;
+            async move {
+                if let Err(error) = rotate(context, &path, &id).await {
+                    tracing::warn!(log = %path.display(), "log not rotated: {error:#}");
+                }
             }
-        }
+        };
+        futures::stream::iter(large(&context).await).for_each_concurrent(wishes.workers, one).await;
     }
 }
 
 /// Logs beyond the size, with the containers that write them.
 async fn large(context: &Context) -> Vec<(PathBuf, String)> {
-    let (dir, max) = (context.config.log_dir.join("containers"), context.config.container_log_max_size);
+    let (dir, max) = (context.config.log_dir.join("containers"), context.config.container_logs.max_size);
     let found: Vec<(PathBuf, String)> = fs::read_dir(dir)
         .into_iter()
         .flatten()
@@ -71,7 +73,7 @@ pub fn rotated(log: &Path) -> Vec<PathBuf> {
 async fn rotate(context: &Context, log: &Path, id: &str) -> anyhow::Result<()> {
     let old = rotated(log);
     // The current file counts, and the one about to be set aside.
-    let keep = (context.config.container_log_max_files as usize).saturating_sub(2);
+    let keep = context.config.container_logs.max_files.saturating_sub(2);
     for path in old.iter().take(old.len().saturating_sub(keep)) {
         fs::remove_file(path)?;
     }

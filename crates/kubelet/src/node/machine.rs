@@ -102,6 +102,9 @@ impl Machine {
         ]
         .map(|(k, v)| (k.to_string(), Quantity(v)))
         .into();
+        if !config.local_storage {
+            out.remove("ephemeral-storage");
+        }
         out.extend(
             self.huge_pages
                 .iter()
@@ -110,13 +113,15 @@ impl Machine {
         out
     }
 
+    /// All there is, as plain numbers. `cpu` in thousandths.
+    pub fn amounts(&self, config: &Config) -> BTreeMap<String, i64> {
+        let number = |name: &str, q: &Quantity| if name == "cpu" { quantity::milli(q) } else { quantity::value(q) };
+        self.capacity(config).into_iter().map(|(name, q)| (name.clone(), number(&name, &q))).collect()
+    }
+
     /// What pods may have: capacity without what is reserved and what eviction keeps free. `cpu` in thousandths.
     pub fn allocatable_amounts(&self, config: &Config) -> BTreeMap<String, i64> {
-        let capacity = self.capacity(config);
-        let mut out: BTreeMap<String, i64> = capacity
-            .iter()
-            .map(|(k, q)| (k.clone(), if k == "cpu" { quantity::milli(q) } else { quantity::value(q) }))
-            .collect();
+        let mut out = self.amounts(config);
         for (name, reserved) in &config.reserved {
             let reserved = Quantity(reserved.clone());
             let amount = if name == "cpu" { quantity::milli(&reserved) } else { quantity::value(&reserved) };

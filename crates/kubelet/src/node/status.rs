@@ -19,7 +19,6 @@ use crate::eviction::core::Pressure;
 use crate::plugins::devices::Amounts;
 
 /// As many images as upstream lists, the largest first; and names of each.
-const MAX_IMAGES: usize = 50;
 const MAX_NAMES: usize = 5;
 
 /// What the control plane has to know of this agent before it sends pods that ask for it; sorted.
@@ -104,7 +103,7 @@ async fn images(context: &Context) -> Vec<ContainerImage> {
     let Ok(answer) = context.engine.list_images(v1::ListImagesRequest::default()).await else { return Vec::new() };
     let mut images = answer.images;
     images.sort_by(|a, b| b.size.cmp(&a.size).then_with(|| a.id.cmp(&b.id)));
-    images.truncate(MAX_IMAGES);
+    images.truncate(context.config.reported_images.unwrap_or(usize::MAX));
     images
         .into_iter()
         .map(|i| ContainerImage {

@@ -183,7 +183,7 @@ impl Worker {
         }
         self.context.users.release(&self.uid);
         let (dir, logs) =
-            (self.context.config.pod_dir(&self.uid), names::pod_log_dir(&self.context.config.log_dir, &pod));
+            (self.context.config.pod_dir(&self.uid), names::pod_log_dir(&self.context.config.pod_logs, &pod));
         let removed = tokio::task::spawn_blocking(move || {
             let _ = fs::remove_dir_all(logs);
             volumes::remove(&dir)

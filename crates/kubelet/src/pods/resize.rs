@@ -130,6 +130,7 @@ impl Worker {
         if !self.context.config.cpu_quota {
             numbers.cpu_quota = 0;
         }
+        spec::resources::stretch(&mut numbers, self.context.config.cpu_period);
         Some(numbers)
     }
 

@@ -55,7 +55,7 @@ pub fn surroundings(context: &Context, pod: &Pod, sandbox: Option<&Sandbox>) -> 
 pub async fn sandbox(context: &Context, pod: &Pod, attempt: u32) -> Result<(), Failed> {
     let prepare = || -> anyhow::Result<String> {
         fs::create_dir_all(context.config.pod_dir(spec::uid(pod)))?;
-        fs::create_dir_all(names::pod_log_dir(&context.config.log_dir, pod))?;
+        fs::create_dir_all(names::pod_log_dir(&context.config.pod_logs, pod))?;
         cgroups::make_pod(
             &context.config,
             pod,
@@ -393,7 +393,7 @@ impl Start<'_> {
             memory_nodes: context.alignment.memory_nodes(spec::uid(pod), self.name),
         };
         let config = container_spec::config(&context.config, pod, kind, container, prepared);
-        let log_dir = names::pod_log_dir(&context.config.log_dir, pod);
+        let log_dir = names::pod_log_dir(&context.config.pod_logs, pod);
         let log = log_dir.join(&config.log_path);
         if let Some(parent) = log.parent() {
             fs::create_dir_all(parent).map_err(|e| wrong(e.to_string()))?;

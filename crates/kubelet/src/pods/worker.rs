@@ -467,7 +467,7 @@ impl Worker {
                     &pod,
                     &HashMap::from([(container.id.clone(), container.name.clone())]),
                 );
-                let log = names::pod_log_dir(&self.context.config.log_dir, &pod)
+                let log = names::pod_log_dir(&self.context.config.pod_logs, &pod)
                     .join(names::container_log(&container.name, container.attempt));
                 let _ = fs::remove_file(log);
             }

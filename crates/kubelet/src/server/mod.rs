@@ -7,6 +7,7 @@ pub mod auth;
 pub mod authorities;
 pub mod cadvisor;
 pub mod certificate;
+mod configz;
 pub mod files;
 pub mod health;
 pub mod log_query;
@@ -15,6 +16,7 @@ pub mod metrics;
 pub mod pages;
 pub mod streams;
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -277,7 +279,7 @@ async fn answer(
     let path = request.uri().path().to_string();
     let user = match peer {
         Some(user) => user.clone(),
-        None => match auth.bearer(&request).await {
+        None => match auth.user(&request).await {
             Some(user) => user,
             None => return text(StatusCode::UNAUTHORIZED, "Unauthorized"),
         },
@@ -299,12 +301,47 @@ async fn answer(
 }
 
 /// `/healthz` without TLS, where the configuration wants it.
-pub async fn healthz(address: Option<std::net::SocketAddr>, metrics: Arc<Metrics>) {
+pub async fn healthz(address: Option<SocketAddr>, metrics: Arc<Metrics>) {
     let Some(address) = address else { return std::future::pending().await };
+    plain(address, "health", move |request| {
+        let answer = health::answer(&metrics, request.uri());
+        std::future::ready(answer.unwrap_or_else(|| text(StatusCode::NOT_FOUND, "404 page not found")))
+    })
+    .await;
+}
+
+/// What can only be read, told to anybody who asks without TLS: for nodes that are told to.
+pub async fn read_only(context: Arc<Context>, address: SocketAddr) {
+    plain(address, "what can be read", move |request| {
+        let context = context.clone();
+        async move {
+            if let Some(answer) = health::answer(&context.metrics, request.uri()) {
+                return answer;
+            }
+            let path = request.uri().path().to_string();
+            match path.trim_matches('/').split('/').next() {
+                Some("pods" | "stats" | "metrics") if request.method() == Method::GET => {
+                    route(&context, request, &path).await
+                }
+                _ => text(StatusCode::NOT_FOUND, "404 page not found"),
+            }
+        }
+    })
+    .await;
+}
+
+/// Serves without TLS, one short connection after the other.
+async fn plain<A>(
+    address: SocketAddr,
+    what: &str,
+    answer: impl Fn(Request<Incoming>) -> A + Clone + Send + Sync + 'static,
+) where
+    A: Future<Output = Response<Body>> + Send + 'static,
+{
     let listener = match TcpListener::bind(address).await {
         Ok(listener) => listener,
         Err(error) => {
-            tracing::error!(%address, "health is not served: {error}");
+            tracing::error!(%address, "{what} is not served: {error}");
             return std::future::pending().await;
         }
     };
@@ -313,11 +350,10 @@ pub async fn healthz(address: Option<std::net::SocketAddr>, metrics: Arc<Metrics
             tokio::time::sleep(Duration::from_millis(50)).await;
             continue;
         };
-        let metrics = metrics.clone();
+        let answer = answer.clone();
         let service = service_fn(move |request: Request<Incoming>| {
-            let answer = health::answer(&metrics, request.uri());
-            let answer = answer.unwrap_or_else(|| text(StatusCode::NOT_FOUND, "404 page not found"));
-            std::future::ready(Ok::<_, std::convert::Infallible>(answer))
+            let answer = answer(request);
+            async move { Ok::<_, std::convert::Infallible>(answer.await) }
         });
         tokio::spawn(tokio::time::timeout(HANDSHAKE, async move {
             let _ = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
@@ -376,7 +412,7 @@ async fn route(context: &Arc<Context>, request: Request<Incoming>, path: &str) -
         {
             checkpoint(context, namespace, pod, container, &query(request.uri())).await
         }
-        ["configz"] => json_body(&files::configz(&context.config)),
+        ["configz"] => json_body(&configz::configz(&context.config)),
         ["statusz"] => {
             pages::statusz(request.headers(), &context.config, context.began.elapsed(), jiff::Timestamp::now())
         }

@@ -100,6 +100,7 @@ pub fn config(config: &Config, pod: &Pod, kind: Kind, container: &Container, pre
     if !config.cpu_quota || prepared.exclusive {
         numbers.cpu_quota = NO_QUOTA;
     }
+    resources::stretch(&mut numbers, config.cpu_period);
     ContainerConfig {
         metadata: Some(ContainerMetadata { name: container.name.clone(), attempt: prepared.restart_count }),
         image: Some(ImageSpec {

@@ -37,8 +37,8 @@ pub fn container_hash(container: &Container) -> String {
 }
 
 /// `<log dir>/pods/<namespace>_<name>_<uid>`.
-pub fn pod_log_dir(log_dir: &Path, pod: &Pod) -> PathBuf {
-    log_dir.join("pods").join(format!("{}_{}_{}", namespace(pod), name(pod), uid(pod)))
+pub fn pod_log_dir(pod_logs: &Path, pod: &Pod) -> PathBuf {
+    pod_logs.join(format!("{}_{}_{}", namespace(pod), name(pod), uid(pod)))
 }
 
 /// A container's log below its pod's log directory.

@@ -87,6 +87,15 @@ pub fn quota(milli_cpu: i64) -> i64 {
     if milli_cpu <= 0 { 0 } else { (milli_cpu.saturating_mul(CPU_PERIOD_MICROS) / 1000).max(MIN_QUOTA_MICROS) }
 }
 
+/// Quotas reckoned by another period than the usual.
+pub fn stretch(numbers: &mut LinuxContainerResources, period: std::time::Duration) {
+    let micros = period.as_micros() as i64;
+    if micros != numbers.cpu_period && numbers.cpu_quota > 0 {
+        numbers.cpu_quota = (numbers.cpu_quota.saturating_mul(micros) / numbers.cpu_period).max(MIN_QUOTA_MICROS);
+        numbers.cpu_period = micros;
+    }
+}
+
 /// How early the kernel should pick the container when memory runs out.
 pub fn oom_score(pod: &Pod, kind: Kind, container: &Container, memory_capacity: i64) -> i64 {
     if super::spec(pod).priority.unwrap_or(0) >= 2_000_001_000 {

@@ -50,6 +50,20 @@ pub fn hostname(config: &Config, pod: &Pod) -> Result<(String, Option<String>), 
     Ok((hostname, domain))
 }
 
+/// The pod's sysctls, and the node's where it says nothing; none of the kinds that a pod shares with its host.
+fn sysctls(config: &Config, pod: &Pod) -> HashMap<String, String> {
+    let spec = super::spec(pod);
+    let shared = |name: &str| match name.split('.').next() {
+        Some("net") => super::host_network(pod),
+        Some("kernel") if name != "kernel.domainname" => spec.host_ipc == Some(true),
+        Some("fs") => spec.host_ipc == Some(true),
+        _ => false,
+    };
+    let usual = config.default_sysctls.iter().map(|(name, value)| (name.replace('/', "."), value.clone()));
+    let own = spec.security_context.iter().flat_map(|c| c.sysctls.iter().flatten());
+    usual.filter(|(name, _)| !shared(name)).chain(own.map(|s| (s.name.replace('/', "."), s.value.clone()))).collect()
+}
+
 /// What the engine is told to make.
 pub fn config(
     config: &Config,
@@ -88,12 +102,11 @@ pub fn config(
             }
         }
     }
-    let sysctls = super::spec(pod).security_context.iter().flat_map(|c| c.sysctls.iter().flatten());
     Ok(PodSandboxConfig {
         metadata: Some(PodSandboxMetadata { name: text(name), uid: text(uid), namespace: text(namespace), attempt }),
         // The engine keeps the node's own name for pods on the host's network.
         hostname: if super::host_network(pod) { String::new() } else { hostname(config, pod)?.0 },
-        log_directory: names::pod_log_dir(&config.log_dir, pod).to_string_lossy().into_owned(),
+        log_directory: names::pod_log_dir(&config.pod_logs, pod).to_string_lossy().into_owned(),
         dns_config: Some(dns),
         port_mappings,
         labels,
@@ -101,7 +114,7 @@ pub fn config(
         linux: Some(LinuxPodSandboxConfig {
             cgroup_parent,
             security_context: Some(security::sandbox(pod, users, &config.root_dir)),
-            sysctls: sysctls.map(|s| (s.name.replace('/', "."), s.value.clone())).collect(),
+            sysctls: sysctls(config, pod),
             overhead: None,
             resources: Some(resources::pod_cgroup(pod)),
         }),

@@ -64,7 +64,7 @@ fn volume(counted: &Counted, namespace: &str) -> Value {
 
 /// Bytes and inodes that a container's logs take.
 async fn logs(context: &Context, pod: &Pod, container: &str) -> (u64, u64) {
-    let dir = names::pod_log_dir(&context.config.log_dir, pod).join(container);
+    let dir = names::pod_log_dir(&context.config.pod_logs, pod).join(container);
     tokio::task::spawn_blocking(move || local::usage(&dir)).await.unwrap_or_default()
 }
 
