@@ -5,6 +5,7 @@
 //! `defrag` and `restore` change anything. Knows nothing of what the store holds.
 
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand};
@@ -12,6 +13,12 @@ use store::door::{self, Ask};
 use store::embedded::Options;
 use store::{Backend, StoreError, maintain};
 use tokio_util::sync::CancellationToken;
+
+/// How long a store that is locked may have no door, before it counts as in the way: opening a large one takes seconds.
+const CHANGING_HANDS: Duration = Duration::from_secs(5);
+
+/// Wait before asking again.
+const ASK_AGAIN: Duration = Duration::from_millis(50);
 
 #[derive(Args)]
 pub struct Care {
@@ -63,10 +70,7 @@ pub async fn run(care: Care, cancel: CancellationToken) -> Result<()> {
 fn act(dir: &Path, action: Action) -> Result<String> {
     let options = Options::default();
     Ok(match action {
-        Action::Status => match asked(dir, &Ask::Status)? {
-            Some(answer) => answer,
-            None => maintain::check(dir, &options)?.status.to_string(),
-        },
+        Action::Status => asked_or(dir, &Ask::Status, || Ok(maintain::check(dir, &options)?.status.to_string()))?,
         Action::Check => {
             let report = maintain::check(dir, &options).map_err(explain)?;
             let torn =
@@ -79,13 +83,10 @@ fn act(dir: &Path, action: Action) -> Result<String> {
         }
         Action::Snapshot { file } => {
             let file = std::path::absolute(&file)?;
-            match asked(dir, &Ask::Save(file.clone()))? {
-                Some(answer) => answer,
-                None => {
-                    let (revision, bytes) = maintain::save(dir, &options, &file)?;
-                    format!("revision: {revision}\nbytes: {bytes}\n")
-                }
-            }
+            asked_or(dir, &Ask::Save(file.clone()), || {
+                let (revision, bytes) = maintain::save(dir, &options, &file)?;
+                Ok(format!("revision: {revision}\nbytes: {bytes}\n"))
+            })?
         }
         Action::Restore { file, bump_revision } => {
             let revision = maintain::restore(&file, dir, &options, bump_revision)
@@ -95,18 +96,15 @@ fn act(dir: &Path, action: Action) -> Result<String> {
         // Done before: they go on until they are interrupted.
         Action::Among(_) => String::new(),
         Action::Defrag { compact } => {
-            if compact && asked(dir, &Ask::Status)?.is_some() {
+            if compact && door::ask(dir, &Ask::Status)?.is_some() {
                 bail!("the cluster is running: its clients read the history; stop it, or defrag without --compact");
             }
-            match asked(dir, &Ask::Defragment)? {
-                Some(answer) => answer,
-                None => offline_defrag(dir, options, compact)?,
-            }
+            asked_or(dir, &Ask::Defragment, || offline_defrag(dir, options.clone(), compact))?
         }
     })
 }
 
-fn offline_defrag(dir: &Path, options: Options, compact: bool) -> Result<String> {
+fn offline_defrag(dir: &Path, options: Options, compact: bool) -> Result<String, StoreError> {
     // A directory without a store must not become one.
     maintain::check(dir, &options)?;
     let store = store::embedded::open(dir, options)?;
@@ -120,9 +118,19 @@ fn offline_defrag(dir: &Path, options: Options, compact: bool) -> Result<String>
     Ok(format!("freed bytes: {freed}\n"))
 }
 
-/// The running cluster's answer; none when nobody has the store open.
-fn asked(dir: &Path, ask: &Ask) -> Result<Option<String>> {
-    Ok(door::ask(dir, ask)?)
+/// The answer of whoever has the store open, or what `alone` finds when nobody has. A process that starts has the lock
+/// before it opens its door, and one that ends the other way round: both are waited for.
+fn asked_or(dir: &Path, ask: &Ask, alone: impl Fn() -> Result<String, StoreError>) -> Result<String> {
+    let began = Instant::now();
+    loop {
+        if let Some(answer) = door::ask(dir, ask)? {
+            return Ok(answer);
+        }
+        match alone() {
+            Err(StoreError::Unavailable(_)) if began.elapsed() < CHANGING_HANDS => std::thread::sleep(ASK_AGAIN),
+            done => return Ok(done?),
+        }
+    }
 }
 
 fn explain(error: StoreError) -> anyhow::Error {
