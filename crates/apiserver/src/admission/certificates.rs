@@ -17,6 +17,10 @@ const CLIENT_SIGNER: &str = "kubernetes.io/kube-apiserver-client";
 
 #[async_trait]
 impl Plugin for Certificates {
+    fn concerns(&self, _server: &ApiServer, a: &Attributes<'_>) -> bool {
+        a.target.group() == GROUP && a.target.plural() == "certificatesigningrequests"
+    }
+
     async fn validate(
         &self,
         server: &ApiServer,
@@ -24,9 +28,6 @@ impl Plugin for Certificates {
         object: Option<&Value>,
         old: Option<&Value>,
     ) -> Result<(), Status> {
-        if a.target.group() != GROUP || a.target.plural() != "certificatesigningrequests" {
-            return Ok(());
-        }
         let Some(object) = object else { return Ok(()) };
         let name = object["metadata"]["name"].as_str().unwrap_or_default();
         let signer = old.unwrap_or(object)["spec"]["signerName"].as_str().unwrap_or_default();

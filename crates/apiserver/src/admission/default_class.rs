@@ -34,16 +34,20 @@ pub fn default_class(
 
 #[async_trait]
 impl Plugin for DefaultIngressClass {
+    fn concerns(&self, _server: &ApiServer, a: &Attributes<'_>) -> bool {
+        a.creates(GROUP, "ingresses")
+    }
+
     async fn mutate(
         &self,
         server: &ApiServer,
-        a: &Attributes<'_>,
+        _a: &Attributes<'_>,
         ingress: &mut Value,
         _old: Option<&Value>,
     ) -> Result<(), Status> {
         let chosen =
             !ingress["spec"]["ingressClassName"].is_null() || !ingress["metadata"]["annotations"][ANNOTATED].is_null();
-        if !a.creates(GROUP, "ingresses") || chosen || !ingress["spec"].is_object() {
+        if chosen || !ingress["spec"].is_object() {
             return Ok(());
         }
         if let Some(class) = default_class(server, GROUP, "ingressclasses", &[DEFAULT])? {

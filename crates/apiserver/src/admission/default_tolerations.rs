@@ -15,16 +15,18 @@ const TAINTS: [&str; 2] = ["node.kubernetes.io/not-ready", "node.kubernetes.io/u
 
 #[async_trait]
 impl Plugin for DefaultTolerationSeconds {
+    fn concerns(&self, _server: &ApiServer, a: &Attributes<'_>) -> bool {
+        a.is("", "pods") && matches!(a.operation, Operation::Create | Operation::Update)
+    }
+
     async fn mutate(
         &self,
         _server: &ApiServer,
-        a: &Attributes<'_>,
+        _a: &Attributes<'_>,
         pod: &mut Value,
         _old: Option<&Value>,
     ) -> Result<(), Status> {
-        if a.is("", "pods") && matches!(a.operation, Operation::Create | Operation::Update) {
-            tolerate(pod);
-        }
+        tolerate(pod);
         Ok(())
     }
 }

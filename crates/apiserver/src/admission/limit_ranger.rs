@@ -22,6 +22,10 @@ fn ranges(server: &ApiServer, a: &Attributes<'_>) -> Result<Vec<Value>, Status> 
 
 #[async_trait]
 impl Plugin for LimitRanger {
+    fn concerns(&self, _server: &ApiServer, a: &Attributes<'_>) -> bool {
+        a.is("", "pods") || a.is("", "persistentvolumeclaims")
+    }
+
     async fn mutate(
         &self,
         server: &ApiServer,

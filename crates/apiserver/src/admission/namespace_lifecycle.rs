@@ -74,6 +74,10 @@ impl NamespaceLifecycle {
 
 #[async_trait]
 impl Plugin for NamespaceLifecycle {
+    fn concerns(&self, _server: &ApiServer, a: &Attributes<'_>) -> bool {
+        matches!(a.operation, Operation::Create | Operation::Delete)
+    }
+
     async fn mutate(
         &self,
         server: &ApiServer,

@@ -58,6 +58,10 @@ fn or_empty(list: &Value) -> &[Value] {
 
 #[async_trait]
 impl Plugin for NodeRestriction {
+    fn concerns(&self, _server: &ApiServer, a: &Attributes<'_>) -> bool {
+        identity(&a.target.caller.user).is_some()
+    }
+
     async fn validate(
         &self,
         server: &ApiServer,

@@ -13,16 +13,17 @@ const NOT_READY: &str = "node.kubernetes.io/not-ready";
 
 #[async_trait]
 impl Plugin for TaintNodesByCondition {
+    fn concerns(&self, _server: &ApiServer, a: &Attributes<'_>) -> bool {
+        a.creates("", "nodes")
+    }
+
     async fn mutate(
         &self,
         _server: &ApiServer,
-        a: &Attributes<'_>,
+        _a: &Attributes<'_>,
         node: &mut Value,
         _old: Option<&Value>,
     ) -> Result<(), Status> {
-        if !a.creates("", "nodes") {
-            return Ok(());
-        }
         taint(node);
         Ok(())
     }

@@ -15,16 +15,17 @@ pub struct PodTopologyLabels;
 
 #[async_trait]
 impl Plugin for PodTopologyLabels {
+    fn concerns(&self, _server: &ApiServer, a: &Attributes<'_>) -> bool {
+        a.creates("", "pods")
+    }
+
     async fn mutate(
         &self,
         server: &ApiServer,
-        a: &Attributes<'_>,
+        _a: &Attributes<'_>,
         pod: &mut Value,
         _old: Option<&Value>,
     ) -> Result<(), Status> {
-        if !a.creates("", "pods") {
-            return Ok(());
-        }
         let Some(name) = pod["spec"]["nodeName"].as_str().filter(|n| !n.is_empty()) else { return Ok(()) };
         let Some(node) = server.lookup("", "nodes", "", name) else { return Ok(()) };
         for (key, value) in TOPOLOGY.iter().filter_map(|key| Some((*key, node.meta.label(key)?))) {

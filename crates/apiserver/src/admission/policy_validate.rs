@@ -353,6 +353,10 @@ pub struct ValidatingPolicies;
 
 #[async_trait]
 impl Plugin for ValidatingPolicies {
+    fn concerns(&self, server: &ApiServer, a: &Attributes<'_>) -> bool {
+        server.has_any(GROUP, "validatingadmissionpolicies") && !policy_match::is_exempt(a.target.request)
+    }
+
     async fn validate(
         &self,
         server: &ApiServer,
@@ -360,9 +364,6 @@ impl Plugin for ValidatingPolicies {
         object: Option<&Value>,
         old: Option<&Value>,
     ) -> Result<(), Status> {
-        if !server.has_any(GROUP, "validatingadmissionpolicies") || policy_match::is_exempt(a.target.request) {
-            return Ok(());
-        }
         match Subject::of_write(server, a, object.or(old).unwrap_or(&Value::Null)) {
             Some(subject) => Box::pin(validate(server, &subject, object, old)).await,
             None => Ok(()),

@@ -37,6 +37,10 @@ fn view(class: &Object) -> Result<Arc<Class>, Status> {
 
 #[async_trait]
 impl Plugin for Priority {
+    fn concerns(&self, _server: &ApiServer, a: &Attributes<'_>) -> bool {
+        a.creates("", "pods") || a.is(GROUP, "priorityclasses")
+    }
+
     async fn mutate(
         &self,
         server: &ApiServer,

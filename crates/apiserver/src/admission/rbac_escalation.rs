@@ -18,6 +18,10 @@ pub struct RbacEscalation;
 
 #[async_trait]
 impl Plugin for RbacEscalation {
+    fn concerns(&self, _server: &ApiServer, a: &Attributes<'_>) -> bool {
+        a.target.group() == GROUP && matches!(a.operation, Operation::Create | Operation::Update)
+    }
+
     async fn validate(
         &self,
         server: &ApiServer,
@@ -25,11 +29,7 @@ impl Plugin for RbacEscalation {
         object: Option<&Value>,
         old: Option<&Value>,
     ) -> Result<(), Status> {
-        let Some(object) = object
-            .filter(|_| a.target.group() == GROUP && matches!(a.operation, Operation::Create | Operation::Update))
-        else {
-            return Ok(());
-        };
+        let Some(object) = object else { return Ok(()) };
         if a.target.caller.user.in_group(MASTERS)
             || old.is_some_and(|old| without_collection(old) == without_collection(object))
         {

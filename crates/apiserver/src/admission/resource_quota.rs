@@ -26,6 +26,10 @@ const STATED: [&str; 6] = ["cpu", "memory", "requests.cpu", "requests.memory", "
 
 #[async_trait]
 impl Plugin for ResourceQuota {
+    fn concerns(&self, server: &ApiServer, a: &Attributes<'_>) -> bool {
+        is_counted(a) && server.has_any("", "resourcequotas")
+    }
+
     async fn validate(
         &self,
         server: &ApiServer,
@@ -33,9 +37,7 @@ impl Plugin for ResourceQuota {
         object: Option<&Value>,
         old: Option<&Value>,
     ) -> Result<(), Status> {
-        let Some(object) = object.filter(|_| is_counted(a) && server.has_any("", "resourcequotas")) else {
-            return Ok(());
-        };
+        let Some(object) = object else { return Ok(()) };
         Box::pin(charge(server, a, object, old)).await
     }
 }

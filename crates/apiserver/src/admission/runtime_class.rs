@@ -30,6 +30,10 @@ async fn class_of(server: &ApiServer, a: &Attributes<'_>, pod: &Value) -> Result
 
 #[async_trait]
 impl Plugin for RuntimeClass {
+    fn concerns(&self, _server: &ApiServer, a: &Attributes<'_>) -> bool {
+        a.creates("", "pods")
+    }
+
     async fn mutate(
         &self,
         server: &ApiServer,
@@ -37,9 +41,6 @@ impl Plugin for RuntimeClass {
         pod: &mut Value,
         _old: Option<&Value>,
     ) -> Result<(), Status> {
-        if !a.creates("", "pods") {
-            return Ok(());
-        }
         let Some(class) = class_of(server, a, pod).await? else { return Ok(()) };
         apply(&class, pod).map_err(|why| a.forbid(pod["metadata"]["name"].as_str().unwrap_or_default(), why))
     }
@@ -51,7 +52,7 @@ impl Plugin for RuntimeClass {
         object: Option<&Value>,
         _old: Option<&Value>,
     ) -> Result<(), Status> {
-        let Some(pod) = object.filter(|_| a.creates("", "pods")) else { return Ok(()) };
+        let Some(pod) = object else { return Ok(()) };
         let class = class_of(server, a, pod).await?;
         let fixed = class.as_ref().map(|class| &class["overhead"]["podFixed"]).filter(|o| o.is_object());
         let own = &pod["spec"]["overhead"];

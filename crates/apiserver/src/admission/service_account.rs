@@ -28,6 +28,10 @@ const MIRROR: &str = "kubernetes.io/config.mirror";
 
 #[async_trait]
 impl Plugin for ServiceAccount {
+    fn concerns(&self, _server: &ApiServer, a: &Attributes<'_>) -> bool {
+        a.creates("", "pods")
+    }
+
     async fn mutate(
         &self,
         server: &ApiServer,
@@ -35,7 +39,7 @@ impl Plugin for ServiceAccount {
         pod: &mut Value,
         _old: Option<&Value>,
     ) -> Result<(), Status> {
-        if !a.creates("", "pods") || !pod["metadata"]["annotations"][MIRROR].is_null() {
+        if !pod["metadata"]["annotations"][MIRROR].is_null() {
             return Ok(());
         }
         let namespace = &*a.target.request.namespace;

@@ -103,16 +103,17 @@ pub fn taken(key: &str) -> FieldError {
 
 #[async_trait]
 impl Plugin for ServiceAddress {
+    fn concerns(&self, _server: &ApiServer, a: &Attributes<'_>) -> bool {
+        a.is("", "services") && matches!(a.operation, Operation::Create | Operation::Update)
+    }
+
     async fn mutate(
         &self,
         server: &ApiServer,
-        a: &Attributes<'_>,
+        _a: &Attributes<'_>,
         service: &mut Value,
         old: Option<&Value>,
     ) -> Result<(), Status> {
-        if !a.is("", "services") || !matches!(a.operation, Operation::Create | Operation::Update) {
-            return Ok(());
-        }
         let name = service["metadata"]["name"].as_str().unwrap_or_default().to_string();
         let refuse = |errors: Vec<FieldError>| Status::invalid("", "Service", &name, &errors);
         let asked = resources::kinds::service::asked_families(&service["spec"]);

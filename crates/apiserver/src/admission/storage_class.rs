@@ -18,16 +18,20 @@ const BETA_CLASS: &str = "volume.beta.kubernetes.io/storage-class";
 
 #[async_trait]
 impl Plugin for DefaultStorageClass {
+    fn concerns(&self, _server: &ApiServer, a: &Attributes<'_>) -> bool {
+        a.creates("", "persistentvolumeclaims")
+    }
+
     async fn mutate(
         &self,
         server: &ApiServer,
-        a: &Attributes<'_>,
+        _a: &Attributes<'_>,
         claim: &mut Value,
         _old: Option<&Value>,
     ) -> Result<(), Status> {
         let chosen =
             !claim["spec"]["storageClassName"].is_null() || !claim["metadata"]["annotations"][BETA_CLASS].is_null();
-        if !a.creates("", "persistentvolumeclaims") || chosen || !claim["spec"].is_object() {
+        if chosen || !claim["spec"].is_object() {
             return Ok(());
         }
         if let Some(class) = default_class(server, GROUP, "storageclasses", &DEFAULT)? {
@@ -39,6 +43,10 @@ impl Plugin for DefaultStorageClass {
 
 #[async_trait]
 impl Plugin for PersistentVolumeClaimResize {
+    fn concerns(&self, _server: &ApiServer, a: &Attributes<'_>) -> bool {
+        a.is("", "persistentvolumeclaims") && a.operation == Operation::Update
+    }
+
     async fn validate(
         &self,
         server: &ApiServer,
@@ -46,9 +54,6 @@ impl Plugin for PersistentVolumeClaimResize {
         object: Option<&Value>,
         old: Option<&Value>,
     ) -> Result<(), Status> {
-        if !a.is("", "persistentvolumeclaims") || a.operation != Operation::Update {
-            return Ok(());
-        }
         let (Some(claim), Some(old)) = (object, old) else { return Ok(()) };
         let size = |claim: &Value| {
             Quantity::from_value(&claim["spec"]["resources"]["requests"]["storage"])

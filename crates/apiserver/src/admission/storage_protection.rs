@@ -10,8 +10,22 @@ use crate::server::ApiServer;
 
 pub struct StorageProtection;
 
+/// The finalizer that guards what is created.
+fn finalizer(a: &Attributes<'_>) -> Option<&'static str> {
+    let guarded = [
+        ("", "persistentvolumeclaims", "kubernetes.io/pvc-protection"),
+        ("", "persistentvolumes", "kubernetes.io/pv-protection"),
+        ("scheduling.k8s.io", "podgroups", "scheduling.k8s.io/podgroup-protection"),
+    ];
+    guarded.iter().find(|(group, plural, _)| a.creates(group, plural)).map(|(_, _, finalizer)| *finalizer)
+}
+
 #[async_trait]
 impl Plugin for StorageProtection {
+    fn concerns(&self, _server: &ApiServer, a: &Attributes<'_>) -> bool {
+        finalizer(a).is_some()
+    }
+
     async fn mutate(
         &self,
         _server: &ApiServer,
@@ -19,15 +33,7 @@ impl Plugin for StorageProtection {
         object: &mut Value,
         _old: Option<&Value>,
     ) -> Result<(), Status> {
-        let finalizer = if a.creates("", "persistentvolumeclaims") {
-            "kubernetes.io/pvc-protection"
-        } else if a.creates("", "persistentvolumes") {
-            "kubernetes.io/pv-protection"
-        } else if a.creates("scheduling.k8s.io", "podgroups") {
-            "scheduling.k8s.io/podgroup-protection"
-        } else {
-            return Ok(());
-        };
+        let Some(finalizer) = finalizer(a) else { return Ok(()) };
         let Some(metadata) = object["metadata"].as_object_mut() else { return Ok(()) };
         let finalizers = metadata.entry("finalizers").or_insert_with(|| json!([]));
         if let Some(list) = finalizers.as_array_mut()

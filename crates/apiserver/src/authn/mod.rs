@@ -178,12 +178,12 @@ impl ApiServer {
         let bearer = words.next().is_some_and(|scheme| scheme.eq_ignore_ascii_case("bearer"));
         // Credentials nobody here reads are none, as upstream has it.
         let Some(token) = words.next().filter(|token| bearer && !token.is_empty()) else { return anonymous() };
-        let verified = self.verify_token(token, &[]).await.map_err(|why| {
+        let verified = Box::pin(self.verify_token(token, &[])).await.map_err(|why| {
             tracing::info!(%why, "bearer token refused");
             Status::unauthorized()
         })?;
         if let Some(secret) = verified.used {
-            self.note_use(secret).await;
+            Box::pin(self.note_use(secret)).await;
         }
         Ok(Arc::new(verified.user.authenticated()))
     }

@@ -36,7 +36,10 @@ pub fn allowed(route: &Route, query: &str, longest: Option<Duration>) -> Result<
 }
 
 /// Answers in the time allowed, or says that it was not enough. What was asked may still be done.
-pub async fn kept<T>(allowed: Option<Duration>, answer: impl Future<Output = Result<T, Status>>) -> Result<T, Status> {
+pub async fn kept<T>(
+    allowed: Option<Duration>,
+    answer: impl Future<Output = Result<T, Status>> + Unpin,
+) -> Result<T, Status> {
     let Some(allowed) = allowed else { return answer.await };
     match tokio::time::timeout(allowed, answer).await {
         Ok(answer) => answer,
@@ -79,10 +82,10 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_takes_longer_is_not_waited_for() {
-        let slow = async {
+        let slow = Box::pin(async {
             tokio::time::sleep(Duration::from_secs(3)).await;
             Ok(())
-        };
+        });
         let status = kept(Some(Duration::from_secs(2)), slow).await.expect_err("a timeout");
         assert_eq!((status.code, status.reason), (504, meta::Reason::Timeout));
     }

@@ -23,7 +23,6 @@ mod websocket;
 mod zpages;
 
 use std::convert::Infallible;
-use std::future::Future;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -160,11 +159,9 @@ async fn connection(
     let service = hyper::service::service_fn(move |request| {
         let (server, peer, ending) = (server.clone(), peer.clone(), ending.clone());
         // In one place from the beginning: hyper moves what it is given several times.
-        Box::pin(async move {
-            let long = may_take_long(&request);
-            let answer = async move { guarded(&server, &peer, request, ending).await };
-            Ok::<_, Infallible>(if long { beside(answer).await } else { answer.await })
-        })
+        let long = may_take_long(&request);
+        let answer = Box::pin(async move { guarded(&server, &peer, request, ending).await });
+        async move { Ok::<_, Infallible>(if long { beside(answer).await } else { answer.await }) }
     });
     connection::serve(stream, service, cancel).await;
 }
@@ -178,7 +175,7 @@ fn may_take_long<B>(request: &http::Request<B>) -> bool {
 }
 
 /// Runs in a task of its own, which ends when nobody waits for it.
-async fn beside(answer: impl Future<Output = Response<Body>> + Send + 'static) -> Response<Body> {
+async fn beside(answer: BoxFuture<'static, Response<Body>>) -> Response<Body> {
     AbortOnDropHandle::new(tokio::spawn(answer))
         .await
         .unwrap_or_else(|why| error(&Status::internal(format!("the request's task: {why}"))))
@@ -190,10 +187,13 @@ const AUDIT_ID: header::HeaderName = header::HeaderName::from_static("audit-id")
 /// The client's name for its request, or a new one.
 fn audit_id(headers: &HeaderMap) -> HeaderValue {
     let mut buffer = uuid::Uuid::encode_buffer();
-    headers.get(AUDIT_ID).filter(|id| !id.is_empty()).cloned().unwrap_or_else(|| {
+    let mut id = headers.get(AUDIT_ID).filter(|id| !id.is_empty()).cloned().unwrap_or_else(|| {
         let new = uuid::Builder::from_random_bytes(rand::random()).into_uuid();
         HeaderValue::from_str(new.hyphenated().encode_lower(&mut buffer)).unwrap_or(HeaderValue::from_static(""))
-    })
+    });
+    // No two are alike: kept out of the table that HTTP/2 compresses headers by, where it would push out those that are.
+    id.set_sensitive(true);
+    id
 }
 
 /// Answers a request, whatever happens to its handler.
@@ -212,9 +212,9 @@ async fn guarded(
     }
     let audit_id = audit_id(request.headers());
     let told = audited::Slot::default();
-    let handled = handle(server, peer, request, (&audit_id, &told, observed.long_running()), ending);
-    let handled = std::panic::AssertUnwindSafe(handled).catch_unwind().await;
-    let mut response = match handled {
+    let about = (&audit_id, &told, observed.long_running());
+    let handled = std::panic::AssertUnwindSafe(handle(server, peer, request, about, ending)).catch_unwind();
+    let mut response = match handled.await {
         Ok(response) => told.ended(response).await,
         Err(why) => {
             tracing::error!(method = %observed.method(), path = observed.path(), "a request handler panicked");
@@ -336,7 +336,7 @@ async fn answer(
         if (lines || log)
             && let Some(upgrade) = websocket::Upgrade::take(&mut request, lines)
         {
-            let response = Box::pin(dispatch(server, caller, route, request, ending)).await?;
+            let response = dispatch(server, caller, route, request, ending).await?;
             return Ok(upgrade.carry(response.map(|body| lasting.held_by(body))));
         }
     }
@@ -402,60 +402,83 @@ impl<'r> Asks<'r> {
     }
 }
 
-async fn dispatch(
+/// Each kind of route in a future of its own, as large as it has to be.
+fn dispatch<'a>(
+    server: &'a Arc<ApiServer>,
+    caller: &'a Caller,
+    route: Route,
+    request: http::Request<Incoming>,
+    ending: CancellationToken,
+) -> BoxFuture<'a, Result<Response<Body>, Status>> {
+    match route {
+        Route::Path => Box::pin(path_asked(server, caller, request, ending)),
+        Route::Connect(call) => Box::pin(connect(server, caller, call, request)),
+        Route::Resource(asked) => Box::pin(resource(server, caller, asked, request, ending)),
+    }
+}
+
+async fn path_asked(
     server: &Arc<ApiServer>,
     caller: &Caller,
-    route: Route,
+    request: http::Request<Incoming>,
+    ending: CancellationToken,
+) -> Result<Response<Body>, Status> {
+    let (parts, _) = request.into_parts();
+    let verb = parts.method.as_str().to_ascii_lowercase();
+    let attributes = authz::Attributes::path(&verb, parts.uri.path());
+    caller.taken(server, &attributes);
+    authz::admit(server, caller, &attributes).await?;
+    let response = paths::serve(server, &parts, ending.is_cancelled()).await?;
+    // What is not there is not there for any method.
+    let there = response.status() != http::StatusCode::NOT_FOUND;
+    if there && !matches!(parts.method, Method::GET | Method::HEAD) {
+        return Err(Status::wrong_method());
+    }
+    Ok(response)
+}
+
+async fn connect(
+    server: &Arc<ApiServer>,
+    caller: &Caller,
+    call: route::Connect,
+    request: http::Request<Incoming>,
+) -> Result<Response<Body>, Status> {
+    let verb = call.verb(request.method());
+    authz::admit(server, caller, &authz::Attributes { verb, ..authz::Attributes::of(&call.request) }).await?;
+    if crate::webhook::admission::is_connect(&call.request) {
+        let (subject, options) = crate::webhook::admission::Subject::of_connect(caller, &call.request, &call.query);
+        Box::pin(crate::webhook::admission::validate_body(server, &subject, &options)).await?;
+    }
+    Box::pin(crate::subresource::connect::serve(server, call, request)).await
+}
+
+async fn resource(
+    server: &Arc<ApiServer>,
+    caller: &Caller,
+    mut asked: meta::Request,
     request: http::Request<Incoming>,
     ending: CancellationToken,
 ) -> Result<Response<Body>, Status> {
     let (parts, body) = request.into_parts();
-    match route {
-        Route::Path => {
-            let verb = parts.method.as_str().to_ascii_lowercase();
-            let attributes = authz::Attributes::path(&verb, parts.uri.path());
-            caller.taken(server, &attributes);
-            authz::admit(server, caller, &attributes).await?;
-            let response = paths::serve(server, &parts, ending.is_cancelled()).await?;
-            // What is not there is not there for any method.
-            let there = response.status() != http::StatusCode::NOT_FOUND;
-            if there && !matches!(parts.method, Method::GET | Method::HEAD) {
-                return Err(Status::wrong_method());
-            }
-            Ok(response)
-        }
-        Route::Connect(call) => {
-            let verb = call.verb(&parts.method);
-            authz::admit(server, caller, &authz::Attributes { verb, ..authz::Attributes::of(&call.request) }).await?;
-            if crate::webhook::admission::is_connect(&call.request) {
-                let (subject, options) =
-                    crate::webhook::admission::Subject::of_connect(caller, &call.request, &call.query);
-                Box::pin(crate::webhook::admission::validate_body(server, &subject, &options)).await?;
-            }
-            Box::pin(crate::subresource::connect::serve(server, call, http::Request::from_parts(parts, body))).await
-        }
-        Route::Resource(mut request) => {
-            caller.taken(server, &authz::Attributes::of(&request));
-            let pretty = negotiated::wants_pretty(&parts.headers, parts.uri.query().unwrap_or_default());
-            let negotiated = negotiated::Negotiated::of(&parts.headers, request.verb)?.pretty(pretty);
-            if request.verb.is_write() {
-                let content_type = text_of(&parts.headers, header::CONTENT_TYPE).unwrap_or_default().to_string();
-                let bytes = read_body(body).await?;
-                if !bytes.is_empty() {
-                    request.body = meta::RequestBody::Bytes { content_type, bytes };
-                }
-            }
-            let shape = encode::Shape::of(server, &request)?;
-            let reply = server.call(caller, request).await?;
-            if let Some(trail) = &caller.trail {
-                let shown = audited::wanted(trail, &reply, &shape, &negotiated)?;
-                if let Some(shown) = shown {
-                    Box::pin(audited::answered(trail, shown)).await;
-                }
-            }
-            encode::reply(reply, &shape, &negotiated, &ending)
+    caller.taken(server, &authz::Attributes::of(&asked));
+    let pretty = negotiated::wants_pretty(&parts.headers, parts.uri.query().unwrap_or_default());
+    let negotiated = negotiated::Negotiated::of(&parts.headers, asked.verb)?.pretty(pretty);
+    if asked.verb.is_write() {
+        let content_type = text_of(&parts.headers, header::CONTENT_TYPE).unwrap_or_default().to_string();
+        let bytes = read_body(body).await?;
+        if !bytes.is_empty() {
+            asked.body = meta::RequestBody::Bytes { content_type, bytes };
         }
     }
+    let shape = encode::Shape::of(server, &asked)?;
+    let reply = server.call(caller, asked).await?;
+    if let Some(trail) = &caller.trail {
+        let shown = audited::wanted(trail, &reply, &shape, &negotiated)?;
+        if let Some(shown) = shown {
+            Box::pin(audited::answered(trail, shown)).await;
+        }
+    }
+    encode::reply(reply, &shape, &negotiated, &ending)
 }
 
 async fn read_body(mut body: Incoming) -> Result<Bytes, Status> {

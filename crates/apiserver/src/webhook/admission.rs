@@ -213,6 +213,11 @@ pub struct ValidatingWebhooks;
 
 #[async_trait]
 impl Plugin for ValidatingWebhooks {
+    fn concerns(&self, server: &ApiServer, a: &Attributes<'_>) -> bool {
+        server.has_any(GROUP, "validatingwebhookconfigurations")
+            && !configuration::is_exempt(&a.target.request.resource)
+    }
+
     async fn validate(
         &self,
         server: &ApiServer,
@@ -220,9 +225,6 @@ impl Plugin for ValidatingWebhooks {
         object: Option<&Value>,
         old: Option<&Value>,
     ) -> Result<(), Status> {
-        if configuration::is_exempt(&a.target.request.resource) {
-            return Ok(());
-        }
         let hooks = webhooks(server, "validatingwebhookconfigurations");
         if hooks.is_empty() {
             return Ok(());

@@ -34,6 +34,17 @@ const TEMPLATES: &[(&str, &str, &str)] = &[
     ("batch", "cronjobs", "/spec/jobTemplate/spec/template"),
 ];
 
+/// Where a write's object has the template of a pod, if it has one.
+fn template(a: &Attributes<'_>) -> Option<&'static str> {
+    TEMPLATES.iter().find(|(group, plural, _)| a.is(group, plural)).map(|(_, _, path)| *path)
+}
+
+/// Whether a write changes what a pod's security may rest on.
+fn is_pod(a: &Attributes<'_>) -> bool {
+    let sub = &*a.target.request.subresource;
+    a.target.group().is_empty() && a.target.plural() == "pods" && matches!(sub, "" | "ephemeralcontainers" | "resize")
+}
+
 /// A mode's level and the version it names, as messages say it.
 fn policy(labels: &Value, mode: &str) -> (Level, String) {
     let text = |suffix: &str| labels.get(format!("{PREFIX}{mode}{suffix}")).and_then(Value::as_str);
@@ -61,6 +72,11 @@ fn violations(level: Level, pod: &Value) -> Option<String> {
 
 #[async_trait]
 impl Plugin for PodSecurity {
+    fn concerns(&self, _server: &ApiServer, a: &Attributes<'_>) -> bool {
+        matches!(a.operation, Operation::Create | Operation::Update)
+            && (a.is("", "namespaces") || is_pod(a) || template(a).is_some())
+    }
+
     async fn validate(
         &self,
         server: &ApiServer,
@@ -68,18 +84,14 @@ impl Plugin for PodSecurity {
         object: Option<&Value>,
         old: Option<&Value>,
     ) -> Result<(), Status> {
-        let Some(object) = object.filter(|_| matches!(a.operation, Operation::Create | Operation::Update)) else {
-            return Ok(());
-        };
-        let (group, plural, sub) = (a.target.group(), a.target.plural(), &*a.target.request.subresource);
-        if (group, plural, sub) == ("", "namespaces", "") {
+        let Some(object) = object else { return Ok(()) };
+        if a.is("", "namespaces") {
             return namespace(server, a, object, old);
         }
-        let template = TEMPLATES.iter().find(|row| row.0 == group && row.1 == plural && sub.is_empty());
+        let template = template(a);
         let pod = match template {
-            Some((_, _, path)) => object.pointer(path),
-            None => (group.is_empty() && plural == "pods" && matches!(sub, "" | "ephemeralcontainers" | "resize"))
-                .then_some(object),
+            Some(path) => object.pointer(path),
+            None => is_pod(a).then_some(object),
         };
         let Some(pod) = pod else { return Ok(()) };
         // Nothing of a pod's security can change without its spec or annotations.
