@@ -1,13 +1,14 @@
 //! Random clusters and pods, given to a scheduler in a cluster and to this crate's core: do they agree?
 //!
 //! ```text
-//! cargo run --release -p scheduler --example differential -- --kubeconfig ADMIN --scheduler-name NAME [--cases 2000] [--cells 100] [--seed 1]
+//! cargo run --release -p scheduler --example differential -- --kubeconfig ADMIN --config FILE [--cases 2000] [--cells 100] [--seed 1]
 //! ```
 //!
-//! The other scheduler runs in the cluster under the given name, with sampling off (`percentageOfNodesToScore: 100`). Each case is one
-//! pod for one cell of nodes. Where the other places it, the core must find it feasible, and best; where the other finds no node, the core must
-//! find none. Nodes need no kubelets, but node health must not be looked after meanwhile (a long grace period). Differences are printed one a line;
-//! the last line sums up; the exit code is 1 when feasibility ever differed.
+//! The other scheduler runs in the cluster with the same configuration file, with sampling off (`percentageOfNodesToScore: 100`); each pod is for
+//! one of the file's profiles. Each case is one pod for one cell of nodes. Where the other places it, the core must find it feasible, and best; where
+//! the other finds no node, the core must find none. Volumes of classes that make them are made here. Nodes need no kubelets, but node health must
+//! not be looked after meanwhile (a long grace period), and claims have to be bound. Differences are printed one a line; the last line sums up; the
+//! exit code is 1 when feasibility ever differed.
 
 #[path = "../tests/support/mod.rs"]
 mod support;
@@ -22,9 +23,11 @@ use client::{Client, DeleteOptions, Gvr, Informers};
 use futures::StreamExt;
 use meta::Object;
 use rand::rngs::SmallRng;
+use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
+use scheduler::config;
 use serde_json::{Value, json};
-use support::{Cluster, cells};
+use support::{Cluster, cells, disks};
 
 /// Calls at once.
 const IN_FLIGHT: usize = 24;
@@ -35,36 +38,35 @@ const ROUND_WITHIN: Duration = Duration::from_secs(180);
 
 struct Arguments {
     kubeconfig: PathBuf,
-    scheduler_name: String,
+    config: PathBuf,
     cases: usize,
     cells: u32,
     seed: u64,
 }
 
 fn arguments() -> Result<Arguments, String> {
-    let mut out =
-        Arguments { kubeconfig: PathBuf::new(), scheduler_name: String::new(), cases: 2000, cells: 100, seed: 1 };
+    let mut out = Arguments { kubeconfig: PathBuf::new(), config: PathBuf::new(), cases: 2000, cells: 100, seed: 1 };
     let mut rest = std::env::args().skip(1);
     while let Some(flag) = rest.next() {
         let value = rest.next().ok_or_else(|| format!("{flag} wants a value"))?;
         let number = || value.parse::<u64>().map_err(|_| format!("{flag}: {value:?} is no number"));
         match flag.as_str() {
             "--kubeconfig" => out.kubeconfig = value.into(),
-            "--scheduler-name" => out.scheduler_name = value,
+            "--config" => out.config = value.into(),
             "--cases" => out.cases = number()? as usize,
             "--cells" => out.cells = number()?.clamp(1, 1000) as u32,
             "--seed" => out.seed = number()?,
             _ => return Err(format!("unknown flag {flag}")),
         }
     }
-    if out.kubeconfig.as_os_str().is_empty() || out.scheduler_name.is_empty() {
-        return Err("--kubeconfig and --scheduler-name are needed".into());
+    if out.kubeconfig.as_os_str().is_empty() || out.config.as_os_str().is_empty() {
+        return Err("--kubeconfig and --config are needed".into());
     }
     Ok(out)
 }
 
 fn resource(name: &str) -> Gvr {
-    let group = if name == "csinodes" { "storage.k8s.io" } else { "" };
+    let group = if matches!(name, "csinodes" | "storageclasses") { "storage.k8s.io" } else { "" };
     Gvr::new(group, "v1", name)
 }
 
@@ -106,6 +108,90 @@ fn decision(pod: &Object) -> Option<Decision> {
         .then(|| Decision::Refused(condition["message"].as_str().unwrap_or_default().into()))
 }
 
+/// The profiles of the configuration that the other scheduler has too. Room for volumes does not count with it.
+fn profiles(file: &std::path::Path) -> Result<Vec<scheduler::profile::ProfileRef>, String> {
+    let text = std::fs::read(file).map_err(|e| format!("{}: {e}", file.display()))?;
+    let (raw, _) = meta::yaml::read(&text)?;
+    let gates = config::Gates { capacity_scoring: false, ..config::Gates::default() };
+    Ok(config::read(&raw, gates).map_err(|e| e.to_string())?.profiles)
+}
+
+/// What pods' claims come to.
+struct Store {
+    client: Client,
+    claims: Arc<client::Informer>,
+    volumes: Arc<client::Informer>,
+}
+
+impl Store {
+    /// Makes claims and volumes, and waits until those are bound that name each other.
+    async fn fill(&self, all: impl Iterator<Item = &disks::Disks>) -> Result<(), String> {
+        let (mut volumes, mut claims) = (Vec::new(), Vec::new());
+        for disks in all {
+            volumes.extend(disks.volumes.iter().cloned());
+            claims.extend(disks.claims.iter().cloned());
+        }
+        // Whoever binds claims says so himself.
+        claims.iter_mut().for_each(|c| drop(c["metadata"].as_object_mut().and_then(|m| m.remove("annotations"))));
+        let key = |body: &Value| {
+            let text = |name: &str| body["metadata"][name].as_str().unwrap_or_default().to_string();
+            meta::object::object_key(&text("namespace"), &text("name"))
+        };
+        let wanted: Vec<String> = claims.iter().map(key).collect();
+        let offered: Vec<String> = volumes.iter().map(key).collect();
+        create(&self.client, "persistentvolumes", volumes).await?;
+        create(&self.client, "persistentvolumeclaims", claims).await?;
+        let settled = || {
+            let body = |informer: &client::Informer, key: &str| informer.get(key)?.value().ok();
+            let bound = |key: &String| {
+                body(&self.claims, key).is_some_and(|c| {
+                    c["spec"]["volumeName"].is_null() || c["metadata"]["annotations"][disks::BOUND].is_string()
+                })
+            };
+            let looked_at = |key: &String| {
+                body(&self.volumes, key)
+                    .is_some_and(|v| matches!(v["status"]["phase"].as_str(), Some("Available" | "Bound")))
+            };
+            wanted.iter().all(bound) && offered.iter().all(looked_at)
+        };
+        let begun = Instant::now();
+        while !settled() {
+            if begun.elapsed() > ROUND_WITHIN {
+                return Err("claims are not bound in time".into());
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        Ok(())
+    }
+
+    /// What the core is to know.
+    fn show(&self, cluster: &mut Cluster) {
+        self.volumes.list(None).into_iter().chain(self.claims.list(None)).for_each(|o| cluster.storage(o));
+    }
+
+    /// Makes the volumes that are asked for on a node.
+    async fn provision(&self, case: &cells::Case) -> Result<(), String> {
+        for body in &case.disks.claims {
+            let text = |name: &str| body["metadata"][name].as_str().unwrap_or_default().to_string();
+            let Some(claim) = self.claims.get(&format!("{}/{}", text("namespace"), text("name"))) else { continue };
+            let Ok(now) = claim.value() else { continue };
+            let asked = now["metadata"]["annotations"][scheduler::storage::SELECTED_NODE].is_string();
+            if !asked || now["spec"]["volumeName"].is_string() {
+                continue;
+            }
+            let name = format!("pvc-{}", claim.meta.uid);
+            let volume = json!({"apiVersion": "v1", "kind": "PersistentVolume",
+                "metadata": {"name": &name, "annotations": {"pv.kubernetes.io/provisioned-by": disks::DRIVER}},
+                "spec": {"storageClassName": now["spec"]["storageClassName"], "accessModes": now["spec"]["accessModes"],
+                         "capacity": now["spec"]["resources"]["requests"], "persistentVolumeReclaimPolicy": "Retain",
+                         "csi": {"driver": disks::DRIVER, "volumeHandle": &name},
+                         "claimRef": {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "namespace": text("namespace"), "name": text("name"), "uid": &*claim.meta.uid}}});
+            create(&self.client, "persistentvolumes", vec![volume]).await?;
+        }
+        Ok(())
+    }
+}
+
 #[derive(Default, Debug)]
 struct Tally {
     cases: usize,
@@ -117,6 +203,8 @@ struct Tally {
 }
 
 async fn run(arguments: Arguments) -> Result<Tally, String> {
+    let profiles = profiles(&arguments.config)?;
+    let names: Vec<String> = profiles.iter().map(|p| p.scheduler_name.to_string()).collect();
     let client = Client::from_kubeconfig(&arguments.kubeconfig, "differential").await.map_err(|s| s.to_string())?;
     let mut rng = SmallRng::seed_from_u64(arguments.seed);
     let all: Vec<cells::Cell> = (0..arguments.cells).map(|n| cells::cell(n, &mut rng)).collect();
@@ -133,8 +221,9 @@ async fn run(arguments: Arguments) -> Result<Tally, String> {
     create(&client, "serviceaccounts", accounts).await?;
     create(&client, "services", all.iter().map(|c| cells::service(c.number)).collect()).await?;
     // Old releases trip over disks named in pods on nodes whose drivers nobody tells of.
-    let drivers = |node: &Value| json!({"apiVersion": "storage.k8s.io/v1", "kind": "CSINode", "metadata": {"name": node["metadata"]["name"]}, "spec": {"drivers": []}});
-    create(&client, "csinodes", all.iter().flat_map(|c| &c.nodes).map(drivers).collect()).await?;
+    let drivers: Vec<Value> = all.iter().flat_map(|c| &c.nodes).map(|node| disks::csi_node(node, &mut rng)).collect();
+    create(&client, "csinodes", drivers).await?;
+    create(&client, "storageclasses", all.iter().flat_map(|c| disks::classes(c.number)).collect()).await?;
     create(&client, "nodes", all.iter().flat_map(|c| c.nodes.clone()).collect()).await?;
     // New nodes get a taint until somebody finds them healthy: the wanted ones are said once more.
     for node in all.iter().flat_map(|c| &c.nodes) {
@@ -150,9 +239,20 @@ async fn run(arguments: Arguments) -> Result<Tally, String> {
         informers.get_gvr(resource("namespaces"), "", None, None),
         informers.get_gvr(resource("services"), "", None, None),
     );
+    let (drivers, classes) = (
+        informers.get_gvr(resource("csinodes"), "", None, None),
+        informers.get_gvr(resource("storageclasses"), "", None, None),
+    );
+    let store = Store {
+        claims: informers.get_gvr(resource("persistentvolumeclaims"), "", None, None),
+        volumes: informers.get_gvr(resource("persistentvolumes"), "", None, None),
+        client: client.clone(),
+    };
     informers.synced().await;
+    store.fill(all.iter().map(|c| disks::shared(c.number)).collect::<Vec<_>>().iter()).await?;
     tokio::time::sleep(Duration::from_secs(3)).await;
-    let mut cluster = Cluster::new(&arguments.scheduler_name);
+    let mut cluster = Cluster::of(profiles);
+    drivers.list(None).into_iter().chain(classes.list(None)).for_each(|o| cluster.storage(o));
     nodes.list(None).iter().for_each(|o| cluster.node(o));
     spaces.list(None).iter().for_each(|o| cluster.namespace(o));
     services.list(None).iter().for_each(|o| cluster.service(o));
@@ -169,14 +269,25 @@ async fn run(arguments: Arguments) -> Result<Tally, String> {
         let name = format!("s{}-r{round}", arguments.seed);
         let cases: HashMap<String, cells::Case> = all
             .iter()
-            .map(|c| cells::case(c.number, &name, &arguments.scheduler_name, &mut rng))
+            .map(|c| cells::case(c, &name, names.choose(&mut rng).map_or("", String::as_str), &mut rng))
             .map(|case| (format!("{}/{name}", case.pod["metadata"]["namespace"].as_str().unwrap_or_default()), case))
             .collect();
-        create(&client, "pods", cases.values().map(|c| c.pod.clone()).collect()).await?;
-        let decided = decided(&pods, &cases).await?;
-        compare(&mut cluster, &cases, &decided, &mut tally);
+        store.fill(cases.values().map(|c| &c.disks)).await?;
+        tokio::time::sleep(SETTLE).await;
+        // Those to whom other cells matter come one by one, after the rest.
+        let (apart, together): (Vec<_>, Vec<_>) = cases.into_iter().partition(|(_, case)| case.looks_beyond);
+        let mut refused = HashSet::new();
+        for group in std::iter::once(together).chain(apart.into_iter().map(|case| vec![case])) {
+            let cases: HashMap<String, cells::Case> = group.into_iter().collect();
+            store.show(&mut cluster);
+            create(&client, "pods", cases.values().map(|c| c.pod.clone()).collect()).await?;
+            let decided = decided(&pods, &cases, &store).await?;
+            compare(&mut cluster, &cases, &decided, &mut tally);
+            refused
+                .extend(decided.into_iter().filter(|(_, d)| matches!(d.1, Decision::Refused(_))).map(|(key, _)| key));
+        }
         // What was removed and what comes next reach a scheduler by different ways.
-        tidy(&client, &mut cluster, &decided, &pods, &mut rng).await?;
+        tidy(&client, &mut cluster, refused, &pods, &mut rng).await?;
         tokio::time::sleep(SETTLE).await;
         eprintln!("round {round}: {tally:?}");
     }
@@ -187,6 +298,7 @@ async fn run(arguments: Arguments) -> Result<Tally, String> {
 async fn decided(
     pods: &client::Informer,
     cases: &HashMap<String, cells::Case>,
+    store: &Store,
 ) -> Result<HashMap<String, (Arc<Object>, Decision)>, String> {
     let begun = Instant::now();
     let mut out: HashMap<String, (Arc<Object>, Decision)> = HashMap::new();
@@ -196,9 +308,12 @@ async fn decided(
             return Err(format!("not decided in time: {missing:?}"));
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
-        for key in cases.keys() {
-            if !out.contains_key(key)
-                && let Some(object) = pods.get(key)
+        for (key, case) in cases {
+            if out.contains_key(key) {
+                continue;
+            }
+            store.provision(case).await?;
+            if let Some(object) = pods.get(key)
                 && let Some(decision) = decision(&object)
             {
                 out.insert(key.clone(), (object, decision));
@@ -273,12 +388,11 @@ fn compare(
 async fn tidy(
     client: &Client,
     cluster: &mut Cluster,
-    decided: &HashMap<String, (Arc<Object>, Decision)>,
+    refused: HashSet<String>,
     pods: &client::Informer,
     rng: &mut SmallRng,
 ) -> Result<(), String> {
-    let mut gone: HashSet<String> =
-        decided.iter().filter(|(_, d)| matches!(d.1, Decision::Refused(_))).map(|(key, _)| key.clone()).collect();
+    let mut gone = refused;
     for object in pods.list(None) {
         if rng.random_range(0..12) == 0 && matches!(decision(&object), Some(Decision::Placed(_))) {
             gone.insert(object.meta.key());

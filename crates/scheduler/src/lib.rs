@@ -51,6 +51,7 @@ use std::time::Duration;
 
 pub use resource_figures::page as resource_figures;
 pub use run::{run, warm};
+pub use sources::Source;
 
 /// How the scheduler runs.
 #[derive(Clone, Debug)]

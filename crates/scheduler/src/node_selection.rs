@@ -112,6 +112,20 @@ impl NodeSelection {
         term.0.iter().find_map(|c| if let Condition::Name(name, true) = c { Some(*name) } else { None })
     }
 
+    /// The one value a node's label must have, where only that will do.
+    pub fn only_value(&self, key: Symbol) -> Option<Symbol> {
+        let [term] = self.terms.as_deref()? else { return None };
+        term.0.iter().find_map(|c| match c {
+            Condition::Label(Requirement { key: of, operator: Operator::In, values }) if *of == key => {
+                match &values[..] {
+                    [value] => Some(*value),
+                    _ => None,
+                }
+            }
+            _ => None,
+        })
+    }
+
     pub fn matches(&self, node: &Node) -> bool {
         self.selector.matches(&node.labels) && self.terms.as_ref().is_none_or(|t| t.iter().any(|t| t.matches(node)))
     }

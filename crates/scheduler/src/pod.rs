@@ -298,27 +298,29 @@ fn volumes(spec: &PodSpecView) -> Arc<[Volume]> {
     };
     let of = |v: &crate::view::VolumeView| {
         if let Some(claim) = &v.persistent_volume_claim {
-            return Some(Volume::Claim(claim.claim_name.clone()));
+            return vec![Volume::Claim(claim.claim_name.clone())];
         }
         if v.ephemeral.is_some() {
-            return Some(Volume::Ephemeral(v.name.clone()));
+            return vec![Volume::Ephemeral(v.name.clone())];
         }
         if let Some(csi) = &v.csi {
-            return Some(Volume::Inline(Symbol::of(&csi.driver)));
+            return vec![Volume::Inline(Symbol::of(&csi.driver))];
         }
         if let Some(d) = &v.gce_persistent_disk {
-            return Some(disk("gce", d.pd_name.to_string(), d.read_only));
+            return vec![disk("gce", d.pd_name.to_string(), d.read_only)];
         }
         if let Some(d) = &v.aws_elastic_block_store {
-            return Some(disk("ebs", d.volume_id.to_string(), false));
+            return vec![disk("ebs", d.volume_id.to_string(), false)];
         }
         if let Some(d) = &v.iscsi {
-            return Some(disk("iscsi", d.iqn.to_string(), d.read_only));
+            return vec![disk("iscsi", d.iqn.to_string(), d.read_only)];
         }
-        let d = v.rbd.as_ref()?;
-        Some(disk("rbd", format!("{}\n{}\n{}", d.monitors.join(","), d.pool, d.image), d.read_only))
+        // Two images are one where any of their monitors is.
+        let Some(d) = &v.rbd else { return Vec::new() };
+        let by = |monitor: &_| disk("rbd", format!("{monitor}\n{}\n{}", d.pool, d.image), d.read_only);
+        d.monitors.iter().map(by).collect()
     };
-    spec.volumes.iter().filter_map(of).collect()
+    spec.volumes.iter().flat_map(of).collect()
 }
 
 fn claims(view: &PodView) -> Arc<[PodClaim]> {

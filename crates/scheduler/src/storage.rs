@@ -49,7 +49,11 @@ pub struct Claim {
     pub selector: Option<Selector>,
     pub block: bool,
     pub selected_node: Option<Symbol>,
+    /// Its volume is gone for good.
+    pub lost: bool,
     pub deleting: bool,
+    /// The uid of what it was made for.
+    pub controller: Option<Box<str>>,
 }
 
 /// Label keys (new and old name), and the values a node may have.
@@ -70,7 +74,9 @@ pub struct Volume {
     pub claim: Option<(Box<str>, Box<str>)>,
     /// Driver and handle.
     pub csi: Option<(Symbol, Symbol)>,
-    pub usable: bool,
+    /// Whether claims that it was not made for may have it.
+    pub available: bool,
+    pub deleting: bool,
 }
 
 /// A StorageClass.
@@ -152,7 +158,9 @@ fn claim_of(object: &Arc<Object>) -> Option<Claim> {
         selector: spec.and_then(|s| s.selector.as_ref()).map(|s| Selector::compile(Some(s))),
         block: spec.and_then(|s| s.volume_mode.as_deref()) == Some("Block"),
         selected_node: annotation(SELECTED_NODE).filter(|n| !n.is_empty()).map(Symbol::of),
+        lost: claim.status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Lost"),
         deleting: object.meta.deletion_timestamp.is_some(),
+        controller: object.meta.controller().map(|owner| owner.uid.as_str().into()),
     })
 }
 
@@ -188,7 +196,9 @@ fn volume_of(object: &Arc<Object>) -> Option<Volume> {
             .as_ref()
             .map(|r| (format!("{}/{}", text(&r.namespace), text(&r.name)).into(), text(&r.uid).into())),
         csi: spec.csi.as_ref().map(|c| (Symbol::of(&c.driver), Symbol::of(&c.volume_handle))),
-        usable: object.meta.deletion_timestamp.is_none() && !matches!(phase, "Released" | "Failed"),
+        // One that nobody has looked at yet is left to who does, as upstream leaves it.
+        available: phase == "Available",
+        deleting: object.meta.deletion_timestamp.is_some(),
     })
 }
 

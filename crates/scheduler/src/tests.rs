@@ -127,7 +127,7 @@ fn volumes_bind_pods_to_nodes() {
     };
     let bound = |volume: &str| json!({"metadata": {"annotations": {"pv.kubernetes.io/bind-completed": "yes"}}, "spec": {"volumeName": volume}});
     let volume = |size: &str, node: &str, rest: Value| {
-        let mut body = json!({"spec": {"storageClassName": "local", "accessModes": ["ReadWriteOnce"], "capacity": {"storage": size}, "nodeAffinity": on(node)}});
+        let mut body = json!({"spec": {"storageClassName": "local", "accessModes": ["ReadWriteOnce"], "capacity": {"storage": size}, "nodeAffinity": on(node)}, "status": {"phase": "Available"}});
         merge(&mut body, &rest);
         body
     };
@@ -155,6 +155,26 @@ fn volumes_bind_pods_to_nodes() {
     c.storage(Source::Volumes, "PersistentVolume", "pv-small", volume("1Mi", "a", json!({})));
     c.storage(Source::Volumes, "PersistentVolume", "pv-big", volume("3Gi", "b", json!({})));
     c.storage(Source::Volumes, "PersistentVolume", "pv-fit", volume("2Gi", "b", json!({})));
+    c.storage(
+        Source::Volumes,
+        "PersistentVolume",
+        "pv-new",
+        volume("1Gi", "a", json!({"status": {"phase": "Pending"}})),
+    );
+    c.storage(Source::Claims, "PersistentVolumeClaim", "n/given", claim("local", json!({})));
+    c.storage(
+        Source::Volumes,
+        "PersistentVolume",
+        "pv-given",
+        volume("4Gi", "a", json!({"spec": {"claimRef": {"namespace": "n", "name": "given"}}})),
+    );
+    c.storage(
+        Source::Claims,
+        "PersistentVolumeClaim",
+        "n/gone",
+        claim("now", json!({"status": {"phase": "Lost"}, "spec": {"volumeName": "pv-x"}})),
+    );
+    c.storage(Source::Claims, "PersistentVolumeClaim", "n/asked-e", claim("local", json!({})));
     for (name, expect) in [
         ("none", "0/3 nodes are available: persistentvolumeclaim \"none\" not found."),
         ("now", "0/3 nodes are available: pod has unbound immediate PersistentVolumeClaims."),
@@ -162,14 +182,41 @@ fn volumes_bind_pods_to_nodes() {
             "lost",
             "0/3 nodes are available: 3 node(s) unavailable due to one or more pvc(s) bound to non-existent pv(s).",
         ),
+        (
+            "gone",
+            "0/3 nodes are available: persistentvolumeclaim \"gone\" bound to non-existent persistentvolume \"pv-x\".",
+        ),
         ("bound", "c"),
         ("zoned", "a b"),
+        ("given", "a"),
         ("local", "b"),
         ("made", "a b"),
         ("alone", "a b c"),
     ] {
         assert_eq!(c.ask(&uses(name)), expect, "{name}");
     }
+    let ephemeral = json!({"spec": {"volumes": [{"name": "e", "ephemeral": {}}]}});
+    let whose = "0/3 nodes are available: PVC n/asked-e was not created for pod n/asked (pod is not owner).";
+    assert_eq!(c.ask(&ephemeral), whose);
+    let both = c.pod("both", &json!({"spec": {"volumes": [
+        {"name": "v", "persistentVolumeClaim": {"claimName": "large"}}, {"name": "w", "persistentVolumeClaim": {"claimName": "local"}}]}}));
+    c.storage(
+        Source::Claims,
+        "PersistentVolumeClaim",
+        "n/large",
+        claim("local", json!({"spec": {"resources": {"requests": {"storage": "2Gi"}}}})),
+    );
+    let at_b = c.core.snapshot.node_id(crate::symbol::Symbol::of("b")).unwrap();
+    let given: Vec<_> = c
+        .core
+        .volume_steps(&both, at_b)
+        .into_iter()
+        .map(|s| match s {
+            Step::Bind { volume, claim, .. } => format!("{claim} {volume}"),
+            Step::Provision { claim } => claim.into(),
+        })
+        .collect();
+    assert_eq!(given, ["n/local pv-fit", "n/large pv-big"], "the small first");
     let pod = c.pod("p", &uses("local"));
     let b = c.core.snapshot.node_id(crate::symbol::Symbol::of("b")).unwrap();
     let steps = c.core.volume_steps(&pod, b);
@@ -189,6 +236,11 @@ fn volumes_bind_pods_to_nodes() {
     c.place("disk", "a", &disk);
     c.place("disk2", "b", &disk);
     assert_eq!(c.ask(&disk), "c");
+    let image = |monitors: &[&str]| json!({"spec": {"volumes": [{"name": "v", "rbd": {"monitors": monitors, "pool": "p", "image": "i"}}]}});
+    c.place("image", "a", &image(&["1", "2"]));
+    c.place("image2", "b", &image(&["3"]));
+    c.place("image3", "c", &image(&["2"]));
+    assert_eq!(c.ask(&image(&["2", "4"])), "b", "one monitor in common is enough");
 }
 
 #[test]
@@ -241,7 +293,7 @@ fn room_for_volumes_counts() {
     for (node, size) in [("a", "20Gi"), ("c", "10Gi")] {
         let on = json!({"required": {"nodeSelectorTerms": [{"matchExpressions": [{"key": "kubernetes.io/hostname", "operator": "In", "values": [node]}]}]}});
         c.storage(Source::Volumes, "PersistentVolume", node,
-            json!({"spec": {"storageClassName": "local", "accessModes": ["ReadWriteOnce"], "capacity": {"storage": size}, "nodeAffinity": on}}));
+            json!({"spec": {"storageClassName": "local", "accessModes": ["ReadWriteOnce"], "capacity": {"storage": size}, "nodeAffinity": on}, "status": {"phase": "Available"}}));
     }
     let local = c.pod("local", &uses("local"));
     assert_eq!(scores(c, &local), [("a".into(), 75), ("c".into(), 50)]);

@@ -4,19 +4,26 @@
 mod support;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
+use scheduler::plugins::volume_binding::Step;
 use scheduler::pod::Pod;
-use serde_json::Value;
-use support::{Cluster, cells, object};
+use serde_json::{Value, json};
+use support::{Cluster, cells, disks, object};
 
 const SEEDS: u64 = 150;
 const PODS: usize = 30;
 
 /// A cell with pods on it, as objects, beside the core that is asked.
 struct World {
+    cell: cells::Cell,
     cluster: Cluster,
+    /// Claims and volumes by name, and how many volumes a node's driver attaches.
+    claims: BTreeMap<String, Value>,
+    volumes: BTreeMap<String, Value>,
+    attachable: BTreeMap<String, i64>,
     nodes: BTreeMap<String, Value>,
     placed: Vec<(Value, String)>,
 }
@@ -27,12 +34,29 @@ fn world(seed: u64) -> (World, SmallRng) {
     let mut cluster = Cluster::new("s");
     cells::namespaces(1).into_iter().for_each(|n| cluster.namespace(&object(n)));
     cluster.service(&object(cells::service(1)));
-    let mut nodes = BTreeMap::new();
-    for node in cell.nodes {
+    disks::classes(1).into_iter().for_each(|class| cluster.storage(Arc::new(object(class))));
+    let (mut nodes, mut attachable) = (BTreeMap::new(), BTreeMap::new());
+    for node in &cell.nodes {
         cluster.node(&object(node.clone()));
-        nodes.insert(node["metadata"]["name"].as_str().unwrap().to_string(), node);
+        let name = node["metadata"]["name"].as_str().unwrap().to_string();
+        let drivers = disks::csi_node(node, &mut rng);
+        if let Some(count) = drivers["spec"]["drivers"][0]["allocatable"]["count"].as_i64() {
+            attachable.insert(name.clone(), count);
+        }
+        cluster.storage(Arc::new(object(drivers)));
+        nodes.insert(name, node.clone());
     }
-    (World { cluster, nodes, placed: Vec::new() }, rng)
+    let (claims, volumes) = (BTreeMap::new(), BTreeMap::new());
+    let mut world = World { cell, cluster, claims, volumes, attachable, nodes, placed: Vec::new() };
+    world.fill(&disks::shared(1));
+    (world, rng)
+}
+
+/// The claims a pod uses, by key.
+fn claims_of(pod: &Value) -> impl Iterator<Item = String> + '_ {
+    let namespace = pod["metadata"]["namespace"].as_str().unwrap();
+    let named = pod["spec"]["volumes"].as_array().into_iter().flatten();
+    named.filter_map(move |v| Some(format!("{namespace}/{}", v["persistentVolumeClaim"]["claimName"].as_str()?)))
 }
 
 fn quantity(value: &Value) -> i64 {
@@ -82,6 +106,79 @@ fn matches(selector: &Value, labels: &Value) -> bool {
 }
 
 impl World {
+    fn fill(&mut self, disks: &disks::Disks) {
+        for volume in &disks.volumes {
+            self.set_volume(volume.clone());
+        }
+        for claim in &disks.claims {
+            self.set_claim(claim.clone());
+        }
+    }
+
+    fn set_volume(&mut self, volume: Value) {
+        self.cluster.storage(Arc::new(object(volume.clone())));
+        self.volumes.insert(volume["metadata"]["name"].as_str().unwrap().into(), volume);
+    }
+
+    fn set_claim(&mut self, claim: Value) {
+        let object = object(claim.clone());
+        let key = object.meta.key();
+        self.cluster.storage(Arc::new(object));
+        self.claims.insert(key, claim);
+    }
+
+    /// Does what is to be done about a pod's claims once it has a node.
+    fn bind(&mut self, steps: Vec<Step>) {
+        for step in steps {
+            let (claim, volume) = match step {
+                Step::Bind { volume, claim, .. } => (claim, volume.to_string()),
+                Step::Provision { claim } => (claim.clone(), format!("made-{claim}")),
+            };
+            let mut claim = self.claims[&*claim].clone();
+            claim["spec"]["volumeName"] = volume.as_str().into();
+            claim["metadata"]["annotations"] = json!({disks::BOUND: "yes"});
+            let fresh = json!({"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": &volume},
+                "spec": {"csi": {"driver": disks::DRIVER, "volumeHandle": &volume}}});
+            let mut body = self.volumes.get(&volume).cloned().unwrap_or(fresh);
+            assert!(body["spec"]["claimRef"].is_null(), "{volume} is given twice");
+            body["spec"]["claimRef"] =
+                json!({"namespace": claim["metadata"]["namespace"], "name": claim["metadata"]["name"]});
+            self.set_volume(body);
+            self.set_claim(claim);
+        }
+    }
+
+    /// Volumes are reached from the nodes of their pods, drivers attach no more than they can, and claims for one pod have one.
+    fn check_disks(&self) {
+        for name in self.nodes.keys() {
+            let mut attached = std::collections::BTreeSet::new();
+            for claim in self.on(name).flat_map(claims_of) {
+                let volume = self.claims[&claim]["spec"]["volumeName"].as_str().unwrap();
+                assert!(self.reaches(name, &self.volumes[volume]), "{volume} is not reached from {name}");
+                if self.volumes[volume]["spec"]["csi"].is_object() {
+                    attached.insert(volume);
+                }
+            }
+            assert!(
+                self.attachable.get(name).is_none_or(|most| attached.len() as i64 <= *most),
+                "{name}: {attached:?}"
+            );
+        }
+        for alone in self.claims.iter().filter(|(_, c)| c["spec"]["accessModes"][0] == "ReadWriteOncePod") {
+            let users = self.placed.iter().filter(|(p, _)| claims_of(p).any(|c| c == *alone.0)).count();
+            assert!(users <= 1, "{} has {users} users", alone.0);
+        }
+    }
+
+    fn reaches(&self, node: &str, volume: &Value) -> bool {
+        let labels = &self.nodes[node]["metadata"]["labels"];
+        let terms = volume["spec"]["nodeAffinity"]["required"]["nodeSelectorTerms"].as_array();
+        let by_terms = terms.is_none_or(|t| t.iter().any(|t| matches(t, labels)));
+        let zone = &labels["topology.kubernetes.io/zone"];
+        let zones = volume["metadata"]["labels"]["topology.kubernetes.io/zone"].as_str();
+        by_terms && zones.is_none_or(|zones| zone.is_null() || zones.split("__").any(|z| z == *zone))
+    }
+
     fn on(&self, node: &str) -> impl Iterator<Item = &Value> {
         self.placed.iter().filter(move |(_, n)| n == node).map(|(p, _)| p)
     }
@@ -90,7 +187,7 @@ impl World {
     fn check_capacity(&self) {
         for (name, node) in &self.nodes {
             let has = &node["status"]["allocatable"];
-            for resource in ["cpu", "memory", "ephemeral-storage", "example.com/gpu"] {
+            for resource in ["cpu", "memory", "ephemeral-storage", "example.com/gpu", "hugepages-2Mi"] {
                 let used: i64 = self.on(name).map(|p| asks(p, resource)).sum();
                 assert!(used <= quantity(&has[resource]), "{name}: {resource} {used}");
             }
@@ -162,7 +259,8 @@ fn no_node_is_overfull_and_no_hard_rule_violated() {
     for seed in 0..SEEDS {
         let (mut w, mut rng) = world(seed);
         for n in 0..PODS {
-            let case = cells::case(1, &format!("p{n}"), "s", &mut rng);
+            let case = cells::case(&w.cell, &format!("p{n}"), "s", &mut rng);
+            w.fill(&case.disks);
             let pod = w.cluster.pod(&object(case.pod.clone()));
             let assessment = w.cluster.core.assess(&pod);
             match w.cluster.core.schedule(&pod, &mut rng) {
@@ -173,6 +271,8 @@ fn no_node_is_overfull_and_no_hard_rule_violated() {
                     let own = assessment.feasible.iter().find(|l| l.id == id).map(|l| l.total);
                     assert!(own.is_some() && own == best, "seed {seed} pod {n}: {own:?} of {best:?}");
                     w.check_rules(&case.pod, &node);
+                    let steps = w.cluster.core.volume_steps(&pod, id);
+                    w.bind(steps);
                     w.cluster.core.snapshot.place(pod, &node);
                     w.placed.push((case.pod, node));
                     placed += 1;
@@ -194,6 +294,7 @@ fn no_node_is_overfull_and_no_hard_rule_violated() {
                 w.cluster.core.snapshot.remove(&key);
             }
             w.check_capacity();
+            w.check_disks();
         }
     }
     assert!(placed > 1000 && refused > 500, "too one-sided to mean anything: {placed} {refused}");
@@ -205,7 +306,8 @@ fn nobody_is_removed_in_vain() {
     for seed in 0..SEEDS {
         let (mut w, mut rng) = world(seed);
         for n in 0..PODS {
-            let mut case = cells::case(1, &format!("p{n}"), "s", &mut rng);
+            let mut case = cells::case(&w.cell, &format!("p{n}"), "s", &mut rng);
+            w.fill(&case.disks);
             case.pod["spec"]["priority"] = rng.random_range(0..4).into();
             let pod = w.cluster.pod(&object(case.pod));
             let core = &mut w.cluster.core;
@@ -245,7 +347,6 @@ fn nobody_is_removed_in_vain() {
 async fn nobody_waits_behind_those_who_do_not_fit() {
     use scheduler::queue::{Condition, PodQueue};
     use scheduler::verdict::{Plugin, Plugins};
-    use std::sync::Arc;
     use std::time::Duration;
     use tokio::time::Instant;
 

@@ -16,11 +16,11 @@ type Attachment = (Symbol, Symbol);
 #[derive(Clone)]
 pub struct State(Vec<Attachment>);
 
-/// What a volume of a pod needs attached: its own volume, or the one that will be made for its claim.
+/// What a volume of a pod needs attached: its claim's volume, or the one that is not there yet.
 fn attachment(storage: &Storage, pod: &Pod, volume: &Volume) -> Option<Attachment> {
     let claim = storage.claim(&pod.claim(volume)?)?;
-    if !claim.volume.is_empty() {
-        return storage.volume(&claim.volume)?.csi;
+    if let Some(volume) = storage.volume(&claim.volume) {
+        return volume.csi;
     }
     Some((storage.class(&claim.class)?.driver?, Symbol::of(&claim.key)))
 }
@@ -35,26 +35,21 @@ impl State {
         if let Some(said) = self.0.iter().find_map(|a| storage.missing(node.symbol, a.0)) {
             return Err(Refusal::resolvable(Plugin::NodeVolumeLimits, Reason::MissingDriver(said)));
         }
-        let limits: Vec<(Symbol, i64)> = self
-            .0
-            .iter()
-            .filter_map(|a| Some((a.0, storage.limit(node.symbol, a.0).filter(|l| *l < i64::MAX)?)))
-            .collect();
-        if limits.is_empty() {
+        let limit = |a: &Attachment| storage.limit(node.symbol, a.0).filter(|l| *l < i64::MAX);
+        if !self.0.iter().any(|a| limit(a).is_some()) {
             return Ok(());
         }
         let there = node.pods.iter().filter_map(|id| snapshot.placed(*id).map(|p| &p.pod));
         let mut attached: HashSet<Attachment> =
             there.flat_map(|p| p.volumes.iter().filter_map(|v| attachment(storage, p, v))).collect();
-        let before = attached.len();
-        attached.extend(&self.0);
-        if attached.len() == before {
-            return Ok(());
-        }
         // What is still attached though its pods are gone takes its place too.
         attached.extend(storage.attached(node.symbol).filter_map(|v| v.csi));
-        let over = |(driver, limit): &(Symbol, i64)| attached.iter().filter(|a| a.0 == *driver).count() as i64 > *limit;
-        if limits.iter().any(over) {
+        let new: Vec<&Attachment> = self.0.iter().filter(|a| !attached.contains(a)).collect();
+        attached.extend(&self.0);
+        let over = |a: &&Attachment| {
+            limit(a).is_some_and(|limit| attached.iter().filter(|b| b.0 == a.0).count() as i64 > limit)
+        };
+        if new.iter().any(over) {
             return Err(Refusal::resolvable(Plugin::NodeVolumeLimits, Reason::VolumeLimit));
         }
         Ok(())

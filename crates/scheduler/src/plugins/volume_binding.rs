@@ -9,17 +9,73 @@ use crate::pod::{Pod, Volume as PodVolume};
 use crate::profile::Profile;
 use crate::snapshot::{NodeId, Snapshot};
 use crate::storage::{Claim, Storage, Volume, ZONE_LABELS};
-use crate::symbol::Symbol;
+use crate::symbol::{Symbol, SymbolMap};
 use crate::verdict::{Plugin, Reason, Refusal};
 
 static ZONE_KEYS: LazyLock<Vec<Symbol>> =
     LazyLock::new(|| ZONE_LABELS.iter().flat_map(|(new, old)| [Symbol::of(new), Symbol::of(old)]).collect());
 
-/// A pod's claims and what is bound to them.
+static HOSTNAME: LazyLock<Symbol> = LazyLock::new(|| Symbol::of("kubernetes.io/hostname"));
+
+/// Volumes that a claim may have, the small first: those of one node by the node's host name, since there may be one for each
+/// of thousands of nodes.
+#[derive(Default)]
+struct Candidates {
+    pinned: SymbolMap<Vec<Arc<Volume>>>,
+    others: Vec<Arc<Volume>>,
+}
+
+impl Candidates {
+    /// Where a volume was made for the claim, that and no other.
+    fn of(storage: &Storage, claim: &Claim) -> Self {
+        let given = |v: &Volume| {
+            v.claim.as_ref().is_some_and(|(key, uid)| *key == claim.key && (uid.is_empty() || *uid == claim.uid))
+        };
+        let large_enough = |v: &Volume| {
+            v.class == claim.class
+                && v.block == claim.block
+                && v.size >= claim.size
+                && !v.deleting
+                && !storage.is_reserved(&v.name, &claim.key)
+        };
+        let free = |v: &Volume| {
+            v.claim.is_none()
+                && v.available
+                && claim.modes.iter().all(|m| v.modes.contains(m))
+                && claim.selector.as_ref().is_none_or(|s| s.matches(&v.labels))
+        };
+        let fitting = || storage.volumes().filter(|v| large_enough(v));
+        if let Some(own) = fitting().find(|v| given(v)) {
+            return Self { others: vec![own.clone()], ..Self::default() };
+        }
+        let mut out = Self::default();
+        for volume in fitting().filter(|v| free(v)) {
+            let list = match volume.affinity.only_value(*HOSTNAME) {
+                Some(host) => out.pinned.entry(host).or_default(),
+                None => &mut out.others,
+            };
+            list.push(volume.clone());
+        }
+        for list in out.pinned.values_mut().chain([&mut out.others]) {
+            list.sort_unstable_by(|a, b| (a.size, &a.name).cmp(&(b.size, &b.name)));
+        }
+        out
+    }
+
+    /// The smallest that can be had on a node.
+    fn find(&self, node: &Node, taken: &[&str]) -> Option<&Arc<Volume>> {
+        let will_do = |v: &&Arc<Volume>| !taken.contains(&&*v.name) && v.affinity.matches(node);
+        let pinned = node.labels.get(*HOSTNAME).and_then(|host| self.pinned.get(&host)?.iter().find(will_do));
+        let other = self.others.iter().find(will_do);
+        pinned.into_iter().chain(other).min_by(|a, b| (a.size, &a.name).cmp(&(b.size, &b.name)))
+    }
+}
+
+/// A pod's claims: what is bound to them, or may be.
 #[derive(Clone, Default)]
 pub struct State {
     bound: Vec<(Arc<Claim>, Option<Arc<Volume>>)>,
-    waiting: Vec<Arc<Claim>>,
+    waiting: Vec<(Arc<Claim>, Arc<Candidates>)>,
 }
 
 /// What is to be done about a claim once a pod's node is chosen.
@@ -44,22 +100,33 @@ impl State {
                 }
                 _ => format!("persistentvolumeclaim \"{name}\" not found"),
             })?;
+            if claim.lost {
+                let volume = &claim.volume;
+                return Err(format!(
+                    "persistentvolumeclaim \"{name}\" bound to non-existent persistentvolume \"{volume}\""
+                ));
+            }
             if claim.deleting {
                 return Err(format!("persistentvolumeclaim \"{name}\" is being deleted"));
+            }
+            if matches!(volume, PodVolume::Ephemeral(_)) && claim.controller.as_deref() != Some(&*pod.uid) {
+                return Err(format!("PVC {key} was not created for pod {} (pod is not owner)", pod.key));
             }
             if claim.bound {
                 out.bound.push((claim.clone(), storage.volume(&claim.volume).cloned()));
             } else if claim.volume.is_empty() && storage.class(&claim.class).is_some_and(|c| c.waits) {
-                out.waiting.push(claim.clone());
+                out.waiting.push((claim.clone(), Arc::new(Candidates::of(storage, claim))));
             } else {
                 return Err("pod has unbound immediate PersistentVolumeClaims".into());
             }
         }
+        // The small first, so that they leave the large volumes to the large.
+        out.waiting.sort_by_key(|(claim, _)| claim.size);
         Ok(out)
     }
 
     pub fn claims(&self) -> impl Iterator<Item = &Arc<Claim>> {
-        self.bound.iter().map(|b| &b.0).chain(&self.waiting)
+        self.bound.iter().map(|b| &b.0).chain(self.waiting.iter().map(|w| &w.0))
     }
 
     /// Volumes bound already.
@@ -88,12 +155,12 @@ impl State {
     pub fn steps(&self, storage: &Storage, node: &Node) -> Result<Vec<Step>, Reason> {
         let mut steps = Vec::with_capacity(self.waiting.len());
         let mut taken: Vec<&str> = Vec::new();
-        for claim in &self.waiting {
+        for (claim, candidates) in &self.waiting {
             let selected = storage.selected_node(claim);
             if selected.is_some_and(|n| n != node.symbol) {
                 return Err(Reason::NoVolume);
             }
-            let found = if selected.is_none() { find_volume(storage, claim, node, &taken) } else { None };
+            let found = if selected.is_none() { candidates.find(node, &taken) } else { None };
             if let Some(volume) = found {
                 taken.push(&volume.name);
                 steps.push(Step::Bind {
@@ -104,7 +171,7 @@ impl State {
                 continue;
             }
             let class = storage.class(&claim.class).ok_or(Reason::NoVolume)?;
-            if !class.provisions || claim.selector.is_some() || !class.topologies.matches(node) {
+            if !class.provisions || !class.topologies.matches(node) {
                 return Err(Reason::NoVolume);
             }
             storage.room_for(claim, class, &node.labels)?;
@@ -122,7 +189,7 @@ impl State {
     /// to be bound, what drivers tell; by class, each counting the same.
     fn score_one(&self, storage: &Storage, node: &Node, shape: &[(i64, i64)]) -> i64 {
         let Ok(steps) = self.steps(storage, node) else { return 0 };
-        let claim = |key: &str| self.waiting.iter().find(|c| *c.key == *key);
+        let claim = |key: &str| self.waiting.iter().map(|w| &w.0).find(|c| *c.key == *key);
         let mut classes: Vec<(&str, i64, i64)> = Vec::new();
         let mut take = |class, asked: i64, room: &dyn Fn(i64) -> i64| match classes.iter_mut().find(|c| c.0 == class) {
             Some(of) => (of.1, of.2) = (of.1.saturating_add(asked), room(of.2)),
@@ -164,26 +231,6 @@ impl State {
             *total += profile.weights.volume_binding * self.score_one(&snapshot.storage, snapshot.node(*id), shape);
         }
     }
-}
-
-/// The smallest volume that a claim can have on a node; one that was made for it before any other.
-fn find_volume<'a>(storage: &'a Storage, claim: &Claim, node: &Node, taken: &[&str]) -> Option<&'a Arc<Volume>> {
-    let given = |v: &Volume| {
-        v.claim.as_ref().is_some_and(|(key, uid)| *key == claim.key && (uid.is_empty() || *uid == claim.uid))
-    };
-    let fits = |v: &Volume| {
-        v.usable
-            && v.class == claim.class
-            && v.block == claim.block
-            && v.size >= claim.size
-            && (v.claim.is_none() || given(v))
-            && claim.modes.iter().all(|m| v.modes.contains(m))
-            && claim.selector.as_ref().is_none_or(|s| s.matches(&v.labels))
-            && !taken.contains(&&*v.name)
-            && !storage.is_reserved(&v.name, &claim.key)
-            && v.affinity.matches(node)
-    };
-    storage.volumes().filter(|v| fits(v)).min_by_key(|v| (!given(v), v.size, v.name.clone()))
 }
 
 /// Notes what is to be done, so that nobody else counts on the same.

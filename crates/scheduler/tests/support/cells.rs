@@ -8,16 +8,23 @@ use rand::rngs::SmallRng;
 use rand::seq::IndexedRandom;
 use serde_json::{Value, json};
 
+use super::disks::{self, Disks};
+
 /// A cell: its number and the names of its nodes.
 pub struct Cell {
     pub number: u32,
     pub nodes: Vec<Value>,
 }
 
-/// A pod, and whether upstream's v1.26 scores nodes for it as later versions do.
+/// A pod, and what is to be known of it.
 pub struct Case {
     pub pod: Value,
+    pub disks: Disks,
+    /// Whether upstream's v1.26 scores nodes for it as later versions do.
     pub scores_alike: bool,
+    /// Whether pods of other cells matter to it: one that wants company may be the first of its kind only while there is
+    /// none in any namespace that it looks at.
+    pub looks_beyond: bool,
 }
 
 const APPS: &[&str] = &["a", "b", "c"];
@@ -42,11 +49,11 @@ pub fn service(cell: u32) -> Value {
            "spec": {"selector": {"app": "a"}, "ports": [{"port": 80}]}})
 }
 
-fn maybe(rng: &mut SmallRng, percent: u32) -> bool {
+pub fn maybe(rng: &mut SmallRng, percent: u32) -> bool {
     rng.random_range(0..100) < percent
 }
 
-fn pick<'a, T: ?Sized>(rng: &mut SmallRng, of: &[&'a T]) -> &'a T {
+pub fn pick<'a, T: ?Sized>(rng: &mut SmallRng, of: &[&'a T]) -> &'a T {
     of.choose(rng).copied().unwrap_or(of[0])
 }
 
@@ -84,7 +91,7 @@ fn node(cell: u32, n: u32, rng: &mut SmallRng) -> Value {
     let allocatable = json!({
         "cpu": rng.random_range(1..=8).to_string(), "memory": format!("{}Gi", rng.random_range(1..=16)),
         "pods": rng.random_range(3..=12).to_string(), "ephemeral-storage": "20Gi",
-        "example.com/gpu": rng.random_range(0..=3).to_string(),
+        "example.com/gpu": rng.random_range(0..=3).to_string(), "hugepages-2Mi": format!("{}Mi", 2 * rng.random_range(0..=16)),
     });
     let block = cell * 8 + n;
     json!({
@@ -180,6 +187,11 @@ fn container(n: usize, plain: bool, rng: &mut SmallRng) -> Value {
     let image = IMAGES.choose(rng).map_or("x", |i| i.0);
     let mut out =
         json!({"name": format!("c{n}"), "image": image, "resources": {"requests": requests, "limits": limits}});
+    if plain && maybe(rng, 6) {
+        let pages = pick(rng, &["2Mi", "8Mi", "16Mi"]);
+        out["resources"]["requests"]["hugepages-2Mi"] = pages.into();
+        out["resources"]["limits"]["hugepages-2Mi"] = pages.into();
+    }
     // Within a pod a port may be asked for once.
     if n == 0 && maybe(rng, 12) {
         let port = pick(rng, &[&8080, &9090]);
@@ -193,7 +205,8 @@ fn container(n: usize, plain: bool, rng: &mut SmallRng) -> Value {
 }
 
 /// A pod for a cell. Pods of other priorities than 0 come only where asked for.
-pub fn case(cell: u32, name: &str, scheduler: &str, rng: &mut SmallRng) -> Case {
+pub fn case(of: &Cell, name: &str, scheduler: &str, rng: &mut SmallRng) -> Case {
+    let cell = of.number;
     let namespace = format!("cell-{cell}-{}", pick(rng, &["x", "y"]));
     let mut labels = json!({"app": pick(rng, APPS)});
     if maybe(rng, 30) {
@@ -270,14 +283,25 @@ pub fn case(cell: u32, name: &str, scheduler: &str, rng: &mut SmallRng) -> Case 
     if maybe(rng, 8) {
         let disk = format!("disk-{cell}-{}", rng.random_range(0..2));
         let read_only = maybe(rng, 50);
-        spec["volumes"] = if maybe(rng, 50) {
-            json!([{"name": "d", "iscsi": {"targetPortal": "10.0.0.9:3260", "iqn": format!("iqn.2020-01.example:{disk}"), "lun": 0, "readOnly": read_only}}])
-        } else {
-            json!([{"name": "d", "rbd": {"monitors": ["10.0.0.9:6789"], "pool": "rbd", "image": disk, "readOnly": read_only}}])
+        spec["volumes"] = match rng.random_range(0..4) {
+            0 => {
+                json!([{"name": "d", "iscsi": {"targetPortal": "10.0.0.9:3260", "iqn": format!("iqn.2020-01.example:{disk}"), "lun": 0, "readOnly": read_only}}])
+            }
+            1 => json!([{"name": "d", "gcePersistentDisk": {"pdName": disk, "readOnly": read_only}}]),
+            2 => json!([{"name": "d", "awsElasticBlockStore": {"volumeID": disk, "readOnly": read_only}}]),
+            _ => {
+                let monitors: &[&[&str]] =
+                    &[&["10.0.0.8:6789"], &["10.0.0.9:6789", "10.0.0.8:6789"], &["10.0.0.9:6789"]];
+                let monitors = monitors.choose(rng).copied().unwrap_or_default();
+                json!([{"name": "d", "rbd": {"monitors": monitors, "pool": "rbd", "image": disk, "readOnly": read_only}}])
+            }
         };
     }
-    let pod = json!({
+    let mut pod = json!({
         "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": namespace, "labels": labels}, "spec": spec,
     });
-    Case { pod, scores_alike: alike }
+    let disks = if maybe(rng, 22) { disks::give(of, &mut pod, rng) } else { Disks::default() };
+    let near = &pod["spec"]["affinity"]["podAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"];
+    let looks_beyond = near.as_array().into_iter().flatten().any(|term| !term["namespaceSelector"].is_null());
+    Case { pod, disks, scores_alike: alike, looks_beyond }
 }

@@ -2,8 +2,13 @@
 #![allow(dead_code, reason = "not every user uses all")]
 
 pub mod cells;
+pub mod disks;
 
+use std::sync::Arc;
+
+use client::Change;
 use meta::Object;
+use scheduler::Source;
 use scheduler::core::Core;
 use scheduler::node::Offer;
 use scheduler::pod::{Pod, Specs};
@@ -20,7 +25,7 @@ pub struct Cluster {
 }
 
 pub fn object(mut body: Value) -> Object {
-    let key = format!("{}/{}", body["metadata"]["namespace"], body["metadata"]["name"]);
+    let key = format!("{}/{}/{}", body["kind"], body["metadata"]["namespace"], body["metadata"]["name"]);
     if body["metadata"]["uid"].is_null() {
         body["metadata"]["uid"] = key.into();
     }
@@ -34,7 +39,26 @@ impl Cluster {
     /// For pods of one scheduler's name.
     pub fn new(scheduler_name: &str) -> Self {
         let profile = Profile { scheduler_name: scheduler_name.into(), ..Profile::default() };
-        Self { core: Core::default(), specs: Specs::with_profiles(vec![ProfileRef::new(profile)]) }
+        Self::of(vec![ProfileRef::new(profile)])
+    }
+
+    /// For pods of several.
+    pub fn of(profiles: Vec<ProfileRef>) -> Self {
+        Self { core: Core::default(), specs: Specs::with_profiles(profiles) }
+    }
+
+    /// A claim, a volume, a class, or a node's drivers.
+    pub fn storage(&mut self, object: Arc<Object>) {
+        let source = match &*object.kind {
+            "PersistentVolumeClaim" => Source::Claims,
+            "PersistentVolume" => Source::Volumes,
+            "StorageClass" => Source::Classes,
+            _ => Source::CsiNodes,
+        };
+        self.core
+            .snapshot
+            .storage
+            .take(source, &Change { key: object.meta.key().into(), old: None, new: Some(object) });
     }
 
     pub fn node(&mut self, object: &Object) {
