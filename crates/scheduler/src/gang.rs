@@ -10,6 +10,7 @@ use meta::Object;
 use tokio::time::Instant;
 
 use crate::gang_preemption::GangPlan;
+use crate::metrics::{Attempt, Cost, METRICS, Preemptor};
 use crate::pod::Pod;
 use crate::profile::Weights;
 use crate::queue::Condition;
@@ -46,6 +47,7 @@ fn placed(outcomes: &[Outcome]) -> usize {
 impl Scheduler {
     /// Places a gang of which one pod is out of the queue.
     pub(crate) async fn place_gang(&mut self, group: &Arc<str>, first: &Arc<str>, needed: usize) {
+        let began = Instant::now();
         let members = self.gather(group, first);
         // The room that is held for the one is not the other's to lack.
         let nominated: Vec<(Pod, Symbol)> = members
@@ -58,6 +60,14 @@ impl Scheduler {
             Some((key, values)) => self.attempt_in_one_of(&members, needed, key, values).await,
         };
         let found = placed(&outcomes);
+        let how = match found >= needed {
+            true => Attempt::Scheduled,
+            false if outcomes.iter().any(|o| o.as_ref().is_err_and(|why| why.fault.is_some())) => Attempt::Error,
+            false => Attempt::Unschedulable,
+        };
+        if let Some(first) = members.first() {
+            METRICS.group(&first.pod.spec.profile.scheduler_name, how, began.elapsed());
+        }
         self.tell_group(group, found >= needed, found, needed);
         if found >= needed {
             self.settle(group, members, outcomes);
@@ -123,13 +133,16 @@ impl Scheduler {
     ) -> Vec<Outcome> {
         let mut best: Option<((i64, i64), Symbol)> = None;
         let mut whole = 0;
-        let weights = members.first().map(|m| m.pod.spec.profile.weights).unwrap_or_default();
+        let profile = members.first().map(|m| m.pod.spec.profile.clone()).unwrap_or_default();
+        METRICS.placements(&profile.scheduler_name, values.len());
         for value in values {
+            let began = Instant::now();
             self.world.core.snapshot.within = Some((key, value));
             let outcomes = self.attempt(members).await;
             self.withdraw(members, &outcomes);
             let found = placed(&outcomes);
-            let score = weigh(&weights, found as i64, -self.room_in(key, value));
+            METRICS.placement(&profile.scheduler_name, found >= needed, began.elapsed());
+            let score = weigh(&profile.weights, found as i64, -self.room_in(key, value));
             if best.is_none_or(|(most, _)| score > most) {
                 best = Some((score, value));
             }
@@ -243,7 +256,10 @@ impl Scheduler {
         let pods: Vec<Pod> = members.iter().map(|m| m.pod.clone()).collect();
         let groups = &self.world.groups;
         let unit_of = |pod: &Pod| groups.unit_of(pod);
+        let began = Instant::now();
         let plan = self.world.core.preempt_for_gang(&pods, needed, priority, &unit_of, &mut rand::rng());
+        let cost = |p: &GangPlan| Cost { victims: p.victims.len(), units: p.units, broken_budgets: p.broken_budgets };
+        METRICS.preempted(Preemptor::Group, plan.as_ref().map(cost), began.elapsed());
         plan.ok_or_else(|| {
             let nodes = self.world.core.snapshot.present();
             format!("0/{nodes} nodes are available: {nodes} No preemption victims found for incoming pod group.")
@@ -273,7 +289,7 @@ impl Scheduler {
             format!("{}: preempting to accommodate a higher priority pod group", first.pod.spec.profile.scheduler_name);
         for (node, victims) in by_node {
             let name = self.world.core.snapshot.node(node).name.clone();
-            self.remove_victims(victims, &first.pod, &name, &message);
+            self.remove_victims(victims, &first.pod, Preemptor::Group, &name, &message);
         }
         for of in whole {
             let condition = Condition {

@@ -27,6 +27,9 @@ pub struct GangPlan {
     pub places: Vec<(usize, NodeId)>,
     /// With the node each is on.
     pub victims: Vec<(Pod, NodeId)>,
+    /// What goes together, and how much of that breaks a budget.
+    pub units: usize,
+    pub broken_budgets: usize,
 }
 
 struct Unit {
@@ -59,7 +62,7 @@ impl Core {
                 places.push((at, id));
             }
         }
-        let mut victims = Vec::new();
+        let (mut victims, mut gone, mut broken_budgets) = (Vec::new(), 0, 0);
         if places.len() >= needed {
             units.sort_by_key(|u| {
                 let earliest = u.pods.iter().map(|p| p.pod.started.clone()).min();
@@ -69,6 +72,7 @@ impl Core {
                 self.bring_back(&unit.pods);
                 if !self.all_fit(pods, &places, &unit.pods) {
                     unit.pods.iter().for_each(|p| drop(self.snapshot.remove(&p.pod.key)));
+                    (gone, broken_budgets) = (gone + 1, broken_budgets + usize::from(unit.protected));
                     victims.extend(unit.pods);
                 }
             }
@@ -79,7 +83,7 @@ impl Core {
         units.iter().for_each(|u| self.bring_back(&u.pods));
         self.bring_back(&victims);
         let victims: Vec<_> = victims.into_iter().map(|p| (p.pod, p.node)).collect();
-        (!victims.is_empty()).then_some(GangPlan { places, victims })
+        (!victims.is_empty()).then_some(GangPlan { places, victims, units: gone, broken_budgets })
     }
 
     /// Takes away all that is less important.

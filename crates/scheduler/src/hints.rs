@@ -52,22 +52,32 @@ pub enum Event {
 
 impl Event {
     /// What upstream calls it: the resource, and what became of it.
-    pub fn label(&self) -> &'static str {
+    pub fn label(&self, core: &Core) -> &'static str {
         match self {
             Self::Node { before: None, .. } => "NodeAdd",
-            Self::Node { .. } => "NodeUpdate",
+            Self::Node { id, before: Some(before) } => node(core, *id).map_or("NodeUpdate", |now| {
+                if now.allocatable != before.allocatable {
+                    "NodeUpdateNodeAllocatable"
+                } else if now.labels != before.labels {
+                    "NodeUpdateNodeLabel"
+                } else if now.taints != before.taints || now.unschedulable != before.unschedulable {
+                    "NodeUpdateNodeTaint"
+                } else {
+                    "NodeUpdate"
+                }
+            }),
             Self::NodeGone(_) => "NodeDelete",
             Self::Came(_) => "AssignedPodAdd",
             Self::Left(..) => "AssignedPodDelete",
             Self::Namespace => "NamespaceUpdate",
             Self::Claim(_) => "PersistentVolumeClaimUpdate",
             Self::Volume { .. } => "PersistentVolumeUpdate",
-            Self::Class(_) => "StorageClassUpdate",
-            Self::Attachable { .. } => "CSINodeUpdate",
-            Self::Capacity => "CSIStorageCapacityUpdate",
-            Self::DeviceClaim { .. } => "ResourceClaimUpdate",
-            Self::Devices => "ResourceSliceUpdate",
-            Self::Group(_) => "PodGroupUpdate",
+            Self::Class(_) => "storage.k8s.io/StorageClassAdd",
+            Self::Attachable { .. } => "storage.k8s.io/CSINodeUpdate",
+            Self::Capacity => "storage.k8s.io/CSIStorageCapacityUpdate",
+            Self::DeviceClaim { .. } => "resource.k8s.io/ResourceClaimUpdate",
+            Self::Devices => "resource.k8s.io/ResourceSliceUpdate",
+            Self::Group(_) => "scheduling.k8s.io/PodGroupUpdate",
         }
     }
 }

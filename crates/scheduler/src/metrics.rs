@@ -1,17 +1,21 @@
 //! What the scheduler counts, under upstream's names, and a page of it.
 //!
-//! One set for the process, since there is one scheduler in it; counting is a few relaxed additions. It knows nothing of who
-//! reads.
+//! One set for the process, since there is one scheduler in it; counting is a few relaxed additions, or an entry in a small map
+//! for what is rare. It knows nothing of who reads. Upstream's batches, and its waiting at the point `Permit`, have no counterpart here.
+
+mod family;
+mod page;
 
 use std::collections::BTreeMap;
-use std::fmt::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
-use client::metrics::{Histogram, head};
+use client::metrics::Histogram;
+use family::{Counts, Family};
 
 use crate::profile::Profile;
+use crate::sources::Source;
 use crate::timing::{Ended, Point, Run, Timing};
 use crate::verdict::Plugin;
 
@@ -35,6 +39,9 @@ static SLI_BOUNDS: [f64; 20] = doubling(0.01);
 static PLUGIN_BOUNDS: [f64; 20] = growing(0.00001, 1.5);
 static TRIES_BOUNDS: [f64; 5] = doubling(1.0);
 static VICTIMS_BOUNDS: [f64; 7] = doubling(1.0);
+static GANG_VICTIMS_BOUNDS: [f64; 11] = doubling(1.0);
+static PREEMPTION_BOUNDS: [f64; 16] = doubling(0.001);
+static READY_BOUNDS: [f64; 14] = doubling(0.1);
 
 /// How an attempt ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,6 +83,52 @@ impl Cause {
 
 const QUEUES: [&str; 4] = ["active", "backoff", "unschedulable", "gated"];
 
+/// What became of an object that is followed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verb {
+    Add,
+    Update,
+    Delete,
+}
+
+/// What is followed, pods twice: those that wait, and those on nodes.
+const FOLLOWED: usize = Source::ALL.len() + 1;
+
+/// A call to the API that a pod's placement does not wait for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Call {
+    Binding,
+    StatusPatch,
+}
+
+impl Call {
+    const ALL: [(Self, &'static str); 2] = [(Self::Binding, "pod_binding"), (Self::StatusPatch, "pod_status_patch")];
+}
+
+/// For whom room is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Preemptor {
+    Pod,
+    Group,
+}
+
+impl Preemptor {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Pod => "pod",
+            Self::Group => "podgroup",
+        }
+    }
+}
+
+/// What a preemption costs others: pods, units of them that go together, and budgets broken.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Cost {
+    pub victims: usize,
+    pub units: usize,
+    pub broken_budgets: usize,
+}
+
 /// Of one profile.
 struct OfProfile {
     name: Box<str>,
@@ -99,10 +152,32 @@ pub struct Metrics {
     /// By queue and cause.
     incoming: [[AtomicU64; Cause::FIXED.len()]; 4],
     incoming_by_event: Mutex<BTreeMap<(usize, &'static str), u64>>,
+    /// The same of pods of groups, and of groups.
+    incoming_members: Mutex<BTreeMap<(usize, &'static str), (u64, u64)>>,
     after_flush: AtomicU64,
     removals: [Histogram<20>; 2],
     plugins: Mutex<BTreeMap<(&'static str, Point, Ended), Box<Histogram<20>>>>,
+    handled: [[Histogram<12>; 3]; FOLLOWED],
+    hints: Family<20>,
+    /// By call, and whether they failed.
+    calls: [[Histogram<15>; 2]; Call::ALL.len()],
+    calls_pending: [AtomicU64; Call::ALL.len()],
+    groups: Family<15>,
+    groups_algorithm: Histogram<15>,
+    placements: Counts,
+    placements_tried: Family<15>,
+    gang_preemptions: Counts,
+    gang_victims: Histogram<11>,
+    disruptions: Family<11>,
+    preemption_search: Family<16>,
+    preemption_removal: Family<16>,
+    budgets_broken: Counts,
+    devices_ready: Family<14>,
+    claims_made: Counts,
+    volume_failures: Counts,
     pending: [AtomicU64; 4],
+    /// By queue: pods that are of no group, and groups.
+    entities: [[AtomicU64; 2]; 4],
     /// By plugin and profile.
     unschedulable: Mutex<Vec<(&'static str, Box<str>, usize)>>,
     assumed: AtomicU64,
@@ -124,10 +199,29 @@ pub static METRICS: Metrics = Metrics {
     victims: Histogram::new(&VICTIMS_BOUNDS),
     incoming: [const { [const { AtomicU64::new(0) }; Cause::FIXED.len()] }; 4],
     incoming_by_event: Mutex::new(BTreeMap::new()),
+    incoming_members: Mutex::new(BTreeMap::new()),
     after_flush: AtomicU64::new(0),
     removals: [const { Histogram::new(&SLI_BOUNDS) }; 2],
     plugins: Mutex::new(BTreeMap::new()),
+    handled: [const { [const { Histogram::new(&POINT_BOUNDS) }; 3] }; FOLLOWED],
+    hints: Family::new(&PLUGIN_BOUNDS),
+    calls: [const { [const { Histogram::new(&ATTEMPT_BOUNDS) }; 2] }; Call::ALL.len()],
+    calls_pending: [const { AtomicU64::new(0) }; Call::ALL.len()],
+    groups: Family::new(&ATTEMPT_BOUNDS),
+    groups_algorithm: Histogram::new(&ATTEMPT_BOUNDS),
+    placements: Counts::new(),
+    placements_tried: Family::new(&ATTEMPT_BOUNDS),
+    gang_preemptions: Counts::new(),
+    gang_victims: Histogram::new(&GANG_VICTIMS_BOUNDS),
+    disruptions: Family::new(&GANG_VICTIMS_BOUNDS),
+    preemption_search: Family::new(&PREEMPTION_BOUNDS),
+    preemption_removal: Family::new(&PREEMPTION_BOUNDS),
+    budgets_broken: Counts::new(),
+    devices_ready: Family::new(&READY_BOUNDS),
+    claims_made: Counts::new(),
+    volume_failures: Counts::new(),
     pending: [const { AtomicU64::new(0) }; 4],
+    entities: [const { [const { AtomicU64::new(0) }; 2] }; 4],
     unschedulable: Mutex::new(Vec::new()),
     assumed: AtomicU64::new(0),
     nodes: AtomicU64::new(0),
@@ -200,11 +294,13 @@ impl Metrics {
     }
 
     /// A pod was removed to make room, or was not.
-    pub fn removed(&self, success: bool, took: Duration) {
+    pub fn removed(&self, preemptor: Preemptor, success: bool, took: Duration) {
         self.removals[usize::from(success)].observe(took);
+        let result = if success { "success" } else { "error" };
+        self.preemption_removal.observe(&format!("preemptor=\"{}\",result=\"{result}\"", preemptor.name()), took);
     }
 
-    /// A pod was bound this long after it was first seen, at that attempt, made perhaps only because it had waited for so long.
+    /// A pod was bound this long after it first was to be tried, at that attempt, made perhaps only because it had waited for so long.
     pub fn bound(&self, attempts: u32, after: Duration, flushed: bool) {
         self.after_flush.fetch_add(flushed.into(), Ordering::Relaxed);
         let at = (attempts.max(1) as usize).min(MOST_TRIES) - 1;
@@ -212,23 +308,107 @@ impl Metrics {
         self.tries.observe(Duration::from_secs(attempts.into()));
     }
 
-    pub fn preempted(&self, victims: usize) {
-        self.preemption_attempts.fetch_add(1, Ordering::Relaxed);
-        self.victims.observe(Duration::from_secs(victims as u64));
+    /// Room was looked for, and found at that cost, or not.
+    pub fn preempted(&self, preemptor: Preemptor, found: Option<Cost>, took: Duration) {
+        let labels = format!("preemptor=\"{}\"", preemptor.name());
+        let result = if found.is_some() { Ended::Success } else { Ended::Unschedulable }.name();
+        self.preemption_search.observe(&format!("{labels},result=\"{result}\""), took);
+        match preemptor {
+            Preemptor::Pod => drop(self.preemption_attempts.fetch_add(1, Ordering::Relaxed)),
+            Preemptor::Group => self.gang_preemptions.add(&format!("result=\"{result}\""), 1),
+        }
+        let Some(cost) = found else { return };
+        let whole = |n: usize| Duration::from_secs(n as u64);
+        match preemptor {
+            Preemptor::Pod => self.victims.observe(whole(cost.victims)),
+            Preemptor::Group => self.gang_victims.observe(whole(cost.victims)),
+        }
+        self.disruptions.observe(&labels, whole(cost.units));
+        self.budgets_broken.add(&labels, cost.broken_budgets as u64);
     }
 
-    /// A pod came into a queue: 0 active, 1 backing off, 2 unschedulable, 3 gated.
-    pub fn incoming(&self, queue: usize, cause: Cause) {
+    /// A change of what is followed was taken in.
+    pub fn handled(&self, source: Source, assigned: bool, verb: Verb, took: Duration) {
+        let of = if assigned { FOLLOWED - 1 } else { source as usize };
+        self.handled[of][verb as usize].observe(took);
+    }
+
+    /// A plugin was asked whether something that happened may have changed its mind.
+    pub fn hint(&self, plugin: Plugin, event: &'static str, helps: bool, took: Duration) {
+        let (plugin, hint) = (plugin.name(), if helps { "Queue" } else { "QueueSkip" });
+        self.hints.observe(&format!("event=\"{event}\",hint=\"{hint}\",plugin=\"{plugin}\""), took);
+    }
+
+    pub fn call_begins(&self, call: Call) {
+        self.calls_pending[call as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub fn call_ends(&self, call: Call, success: bool, took: Duration) {
+        self.calls_pending[call as usize].fetch_sub(1, Ordering::Relaxed);
+        self.calls[call as usize][usize::from(success)].observe(took);
+    }
+
+    /// One attempt to place a pod group.
+    pub fn group(&self, profile: &str, how: Attempt, took: Duration) {
+        let (_, result) = Attempt::ALL[how as usize];
+        self.groups.observe(&format!("profile=\"{profile}\",result=\"{result}\""), took);
+        self.groups_algorithm.observe(took);
+    }
+
+    /// So many placements of a pod group were thought of.
+    pub fn placements(&self, profile: &str, count: usize) {
+        self.placements.add(&format!("profile=\"{profile}\""), count as u64);
+    }
+
+    /// One of them was tried.
+    pub fn placement(&self, profile: &str, feasible: bool, took: Duration) {
+        let result = if feasible { "feasible" } else { "infeasible" };
+        self.placements_tried.observe(&format!("profile=\"{profile}\",result=\"{result}\""), took);
+    }
+
+    /// A driver's devices were waited for.
+    pub fn devices_awaited(&self, profile: &str, driver: &str, status: &str, took: Duration) {
+        let driver = client::metrics::escape(driver);
+        self.devices_ready.observe(&format!("driver=\"{driver}\",profile=\"{profile}\",status=\"{status}\""), took);
+    }
+
+    /// A claim for a pod's extended resources was made, or was not.
+    pub fn claim_made(&self, success: bool) {
+        self.claims_made.add(if success { "status=\"success\"" } else { "status=\"failure\"" }, 1);
+    }
+
+    /// A pod's volumes were not bound.
+    pub fn volumes_not_bound(&self) {
+        self.volume_failures.add("operation=\"bind\"", 1);
+    }
+
+    /// A pod came into a queue: 0 active, 1 backing off, 2 unschedulable, 3 gated. `member`: it is one of a group, and whether the
+    /// first of it there.
+    pub fn incoming(&self, queue: usize, cause: Cause, member: Option<bool>) {
         let fixed = Cause::FIXED.iter().position(|(known, _)| *known == cause);
-        match (fixed, cause) {
+        let event = match (fixed, cause) {
             (Some(at), _) => {
                 self.incoming[queue][at].fetch_add(1, Ordering::Relaxed);
+                Cause::FIXED[at].1
             }
             (None, Cause::Event(event)) => {
                 let mut counts = self.incoming_by_event.lock().unwrap_or_else(PoisonError::into_inner);
                 *counts.entry((queue, event)).or_default() += 1;
+                event
             }
-            (None, _) => {}
+            (None, _) => return,
+        };
+        if let Some(first) = member {
+            let mut counts = self.incoming_members.lock().unwrap_or_else(PoisonError::into_inner);
+            let (pods, groups) = counts.entry((queue, event)).or_default();
+            (*pods, *groups) = (*pods + 1, *groups + u64::from(first));
+        }
+    }
+
+    /// How many entities wait by queue: pods of no group, and groups.
+    pub fn entities(&self, by_queue: [[usize; 2]; 4]) {
+        for (gauges, sizes) in self.entities.iter().zip(by_queue) {
+            gauges.iter().zip(sizes).for_each(|(gauge, size)| gauge.store(size as u64, Ordering::Relaxed));
         }
     }
 
@@ -248,128 +428,6 @@ impl Metrics {
             gauge.store(size as u64, Ordering::Relaxed);
         }
     }
-
-    /// The page, in Prometheus' text format.
-    pub fn page(&self) -> String {
-        let mut out = String::new();
-        let load = |n: &AtomicU64| n.load(Ordering::Relaxed);
-        let profiles = || self.profiles.get().into_iter().flatten();
-        let name = "scheduler_schedule_attempts_total";
-        head(&mut out, name, "counter", "[STABLE] Attempts to schedule pods, by result.");
-        for of in profiles() {
-            for (how, result) in Attempt::ALL {
-                let count = of.attempts[how as usize].count();
-                let _ = writeln!(out, "{name}{{profile=\"{}\",result=\"{result}\"}} {count}", of.name);
-            }
-        }
-        let name = "scheduler_scheduling_attempt_duration_seconds";
-        head(&mut out, name, "histogram", "[STABLE] How long an attempt takes, without the binding.");
-        for of in profiles() {
-            for (how, result) in Attempt::ALL {
-                let labels = format!("profile=\"{}\",result=\"{result}\"", of.name);
-                of.attempts[how as usize].write(&mut out, name, &labels);
-            }
-        }
-        let name = "scheduler_scheduling_algorithm_duration_seconds";
-        head(&mut out, name, "histogram", "[ALPHA] How long the choice of a node takes.");
-        self.algorithm.write(&mut out, name, "");
-        let name = "scheduler_framework_extension_point_duration_seconds";
-        head(&mut out, name, "histogram", "[STABLE] How long the plugins of an extension point take.");
-        for of in profiles() {
-            for (point, ended) in Point::ALL.iter().flat_map(|p| Ended::ALL.iter().map(move |e| (*p, *e))) {
-                let histogram = &of.points[point as usize][ended as usize];
-                if histogram.count() > 0 {
-                    let (point, status) = (point.name(), ended.name());
-                    let labels = format!("extension_point=\"{point}\",profile=\"{}\",status=\"{status}\"", of.name);
-                    histogram.write(&mut out, name, &labels);
-                }
-            }
-        }
-        let name = "scheduler_plugin_execution_duration_seconds";
-        head(&mut out, name, "histogram", "[BETA] How long a plugin takes, of some attempts and nodes.");
-        for ((plugin, point, ended), took) in self.plugins.lock().unwrap_or_else(PoisonError::into_inner).iter() {
-            let (point, status) = (point.name(), ended.name());
-            took.write(&mut out, name, &format!("extension_point=\"{point}\",plugin=\"{plugin}\",status=\"{status}\""));
-        }
-        let name = "scheduler_plugin_evaluation_total";
-        head(&mut out, name, "counter", "[BETA] Attempts in which a plugin had a say.");
-        for of in profiles() {
-            let mut line = |plugin: &str, point: &str, count: u64| {
-                if count > 0 {
-                    let profile = &of.name;
-                    let _ = writeln!(
-                        out,
-                        "{name}{{extension_point=\"{point}\",plugin=\"{plugin}\",profile=\"{profile}\"}} {count}"
-                    );
-                }
-            };
-            for (counts, point) in of.filtered.iter().zip(["PreFilter", "Filter"]) {
-                let asked = Plugin::ALL.iter().zip(counts).filter(|(p, _)| point == "Filter" || p.prepares());
-                asked.for_each(|(plugin, count)| line(plugin.name(), point, load(count)));
-            }
-            let scored = of.scored.lock().unwrap_or_else(PoisonError::into_inner);
-            scored.iter().for_each(|(plugin, count)| line(plugin, "Score", *count));
-        }
-        let name = "scheduler_pod_scheduling_sli_duration_seconds";
-        head(&mut out, name, "histogram", "[BETA] From the first sight of a pod to its binding, by attempts.");
-        for (at, histogram) in self.to_bound.iter().enumerate().filter(|(at, h)| *at == 0 || h.count() > 0) {
-            histogram.write(&mut out, name, &format!("attempts=\"{}\"", at + 1));
-        }
-        let name = "scheduler_pod_scheduling_attempts";
-        head(&mut out, name, "histogram", "[STABLE] Attempts until a pod was placed.");
-        self.tries.write(&mut out, name, "");
-        let name = "scheduler_pod_scheduled_after_flush_total";
-        head(
-            &mut out,
-            name,
-            "counter",
-            "[ALPHA] Pods placed when they were tried again only for the time they had waited.",
-        );
-        let _ = writeln!(out, "{name} {}", load(&self.after_flush));
-        let name = "scheduler_preemption_attempts_total";
-        head(&mut out, name, "counter", "[STABLE] Attempts to make room.");
-        let _ = writeln!(out, "{name} {}", load(&self.preemption_attempts));
-        let name = "scheduler_preemption_victims";
-        head(&mut out, name, "histogram", "[STABLE] Pods removed to make room.");
-        self.victims.write(&mut out, name, "");
-        let name = "scheduler_preemption_goroutines_duration_seconds";
-        head(&mut out, name, "histogram", "[ALPHA] How long the removal of a pod takes that is in the way.");
-        let removals = || self.removals.iter().zip(["error", "success"]);
-        removals().for_each(|(took, result)| took.write(&mut out, name, &format!("result=\"{result}\"")));
-        let name = "scheduler_preemption_goroutines_execution_total";
-        head(&mut out, name, "counter", "[ALPHA] Removals of pods that are in the way.");
-        for (took, result) in removals() {
-            let _ = writeln!(out, "{name}{{result=\"{result}\"}} {}", took.count());
-        }
-        let name = "scheduler_queue_incoming_pods_total";
-        head(&mut out, name, "counter", "[STABLE] Pods that came into a queue, by what put them there.");
-        let events = self.incoming_by_event.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let fixed = self.incoming.iter().enumerate().flat_map(|(queue, counts)| {
-            Cause::FIXED.iter().zip(counts).map(move |((_, event), count)| ((queue, *event), load(count)))
-        });
-        for ((queue, event), count) in fixed.filter(|(_, count)| *count > 0).chain(events) {
-            let _ = writeln!(out, "{name}{{event=\"{event}\",queue=\"{}\"}} {count}", QUEUES[queue]);
-        }
-        let name = "scheduler_pending_pods";
-        head(&mut out, name, "gauge", "[STABLE] Pods that wait, by queue.");
-        for (queue, size) in QUEUES.iter().zip(&self.pending) {
-            let _ = writeln!(out, "{name}{{queue=\"{queue}\"}} {}", load(size));
-        }
-        let name = "scheduler_unschedulable_pods";
-        head(&mut out, name, "gauge", "[ALPHA] Pods that a plugin keeps waiting; one may be kept by several.");
-        for (plugin, profile, count) in self.unschedulable.lock().unwrap_or_else(PoisonError::into_inner).iter() {
-            let _ = writeln!(out, "{name}{{plugin=\"{plugin}\",profile=\"{profile}\"}} {count}");
-        }
-        let name = "scheduler_cache_size";
-        head(&mut out, name, "gauge", "[ALPHA] Nodes, pods and assumed pods known.");
-        for (kind, size) in [("assumed_pods", &self.assumed), ("nodes", &self.nodes), ("pods", &self.pods)] {
-            let _ = writeln!(out, "{name}{{type=\"{kind}\"}} {}", load(size));
-        }
-        let name = "scheduler_goroutines";
-        head(&mut out, name, "gauge", "[ALPHA] Calls under way, by what for.");
-        let _ = writeln!(out, "{name}{{operation=\"binding\"}} {}", load(&self.binding));
-        out
-    }
 }
 
 #[cfg(test)]
@@ -382,10 +440,31 @@ mod tests {
         METRICS.name(["default-scheduler".into()].into_iter());
         METRICS.attempt("default-scheduler", Attempt::Scheduled, Duration::from_millis(1));
         METRICS.bound(3, Duration::from_millis(15), true);
-        METRICS.preempted(2);
-        METRICS.incoming(2, Cause::ScheduleAttemptFailure);
-        METRICS.incoming(0, Cause::Event("NodeAdd"));
-        METRICS.removed(true, Duration::from_millis(15));
+        METRICS.bound(40, Duration::from_millis(15), false);
+        METRICS.preempted(
+            Preemptor::Pod,
+            Some(Cost { victims: 2, units: 2, broken_budgets: 1 }),
+            Duration::from_millis(2),
+        );
+        METRICS.preempted(Preemptor::Group, None, Duration::from_millis(2));
+        METRICS.incoming(2, Cause::ScheduleAttemptFailure, None);
+        METRICS.incoming(0, Cause::Event("NodeAdd"), None);
+        METRICS.incoming(0, Cause::Event("PersistentVolumeUpdate"), Some(true));
+        METRICS.incoming(0, Cause::Event("PersistentVolumeUpdate"), Some(false));
+        METRICS.entities([[3, 1], [0, 0], [0, 0], [0, 0]]);
+        METRICS.removed(Preemptor::Pod, true, Duration::from_millis(15));
+        METRICS.handled(Source::CsiNodes, false, Verb::Add, Duration::from_micros(150));
+        METRICS.handled(Source::Pods, true, Verb::Delete, Duration::from_micros(150));
+        METRICS.hint(Plugin::SchedulingGates, "AssignedPodDelete", false, Duration::from_micros(12));
+        METRICS.call_begins(Call::Binding);
+        METRICS.call_begins(Call::StatusPatch);
+        METRICS.call_ends(Call::StatusPatch, false, Duration::from_millis(3));
+        METRICS.group("default-scheduler", Attempt::Unschedulable, Duration::from_millis(3));
+        METRICS.placements("default-scheduler", 5);
+        METRICS.placement("default-scheduler", true, Duration::from_millis(3));
+        METRICS.devices_awaited("default-scheduler", "d", "timeout", Duration::from_millis(300));
+        METRICS.claim_made(true);
+        METRICS.volumes_not_bound();
         let run = ("DefaultBinder", Point::Bind, Ended::Success, Duration::from_micros(150));
         METRICS.plugin_and_point("default-scheduler", run);
         let mut timing = Timing::watching();
@@ -417,6 +496,34 @@ mod tests {
             "scheduler_unschedulable_pods{plugin=\"NodePorts\",profile=\"default-scheduler\"} 4\n",
             "scheduler_cache_size{type=\"assumed_pods\"} ",
             "scheduler_goroutines{operation=\"binding\"} ",
+            "scheduler_pod_scheduling_sli_duration_seconds_bucket{attempts=\"16+\",le=\"0.02\"} 1\n",
+            "scheduler_queue_incoming_entities_total{event=\"PersistentVolumeUpdate\",queue=\"active\",type=\"podgroup\"} 1\n",
+            "scheduler_queue_incoming_entities_total{event=\"NodeAdd\",queue=\"active\",type=\"pod\"} ",
+            "scheduler_queued_entities{queue=\"active\",type=\"pod\"} 3\n",
+            "scheduler_queued_entities{queue=\"active\",type=\"podgroup\"} 1\n",
+            "scheduler_event_handling_duration_seconds_count{event=\"storage.k8s.io/CSINodeAdd\"} ",
+            "scheduler_event_handling_duration_seconds_count{event=\"AssignedPodDelete\"} ",
+            "scheduler_queueing_hint_execution_duration_seconds_count{event=\"AssignedPodDelete\",hint=\"QueueSkip\",plugin=\"SchedulingGates\"} 1\n",
+            "scheduler_inflight_events{event=\"PodPopped\"} ",
+            "scheduler_async_api_call_execution_total{call_type=\"pod_status_patch\",result=\"error\"} 1\n",
+            "scheduler_async_api_call_execution_duration_seconds_bucket{call_type=\"pod_status_patch\",result=\"error\",le=\"0.004\"} 1\n",
+            "scheduler_pending_async_api_calls{call_type=\"pod_binding\"} 1\n",
+            "scheduler_podgroup_schedule_attempts_total{profile=\"default-scheduler\",result=\"unschedulable\"} 1\n",
+            "scheduler_podgroup_scheduling_attempt_duration_seconds_bucket{profile=\"default-scheduler\",result=\"unschedulable\",le=\"0.004\"} 1\n",
+            "scheduler_podgroup_scheduling_algorithm_duration_seconds_count{} 1\n",
+            "scheduler_generated_placements_total{profile=\"default-scheduler\"} 5\n",
+            "scheduler_placement_evaluations_total{profile=\"default-scheduler\",result=\"feasible\"} 1\n",
+            "scheduler_placement_evaluation_duration_seconds_bucket{profile=\"default-scheduler\",result=\"feasible\",le=\"0.004\"} 1\n",
+            "scheduler_workload_preemption_attempts_total{result=\"Unschedulable\"} 1\n",
+            "scheduler_workload_preemption_victims_count{} 0\n",
+            "scheduler_preemption_workload_disruptions_bucket{preemptor=\"pod\",le=\"2\"} 1\n",
+            "scheduler_preemption_evaluation_duration_seconds_bucket{preemptor=\"pod\",result=\"Success\",le=\"0.002\"} 1\n",
+            "scheduler_preemption_execution_duration_seconds_bucket{preemptor=\"pod\",result=\"success\",le=\"0.016\"} 1\n",
+            "scheduler_preemption_pdb_violations_total{preemptor=\"pod\"} 1\n",
+            "scheduler_dra_bindingconditions_allocations_total{driver=\"d\",profile=\"default-scheduler\",status=\"timeout\"} 1\n",
+            "scheduler_dra_bindingconditions_wait_duration_seconds_bucket{driver=\"d\",profile=\"default-scheduler\",status=\"timeout\",le=\"0.4\"} 1\n",
+            "scheduler_resourceclaim_creates_total{status=\"success\"} 1\n",
+            "scheduler_volume_scheduling_stage_error_total{operation=\"bind\"} 1\n",
         ] {
             assert!(page.contains(expect), "{expect}\n{page}");
         }

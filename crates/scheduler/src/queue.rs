@@ -49,6 +49,8 @@ pub struct Waiting {
     pub flushed: bool,
     /// Priority (reversed), when it came, and a number that tells equals apart.
     rank: (i64, Instant, u64),
+    /// When it first was to be tried.
+    active: Option<Instant>,
     tried: Instant,
     place: Place,
 }
@@ -59,9 +61,9 @@ impl Waiting {
         self.rank
     }
 
-    /// When it came.
+    /// Since when it could have been placed: what held it before does not count.
     pub fn since(&self) -> Instant {
-        self.rank.1
+        self.active.unwrap_or(self.rank.1)
     }
 }
 
@@ -75,6 +77,19 @@ enum Place {
     Out,
 }
 
+impl Place {
+    /// Which queue this is: active, backing off, unschedulable, gated.
+    fn queue(self) -> Option<usize> {
+        match self {
+            Self::Active => Some(0),
+            Self::BackingOff(..) => Some(1),
+            Self::Unschedulable => Some(2),
+            Self::Gated => Some(3),
+            Self::Out => None,
+        }
+    }
+}
+
 /// See the module.
 pub struct PodQueue {
     pods: HashMap<Arc<str>, Waiting>,
@@ -86,6 +101,8 @@ pub struct PodQueue {
     /// How many of the unschedulable each plugin refused, by profile; and whether that changed.
     kept: Vec<(ProfileRef, [usize; Plugin::ALL.len()])>,
     kept_changed: bool,
+    /// Groups, and how many of their pods there are, by queue.
+    groups: [HashMap<Arc<str>, usize>; 4],
     sequence: u64,
     first: Duration,
     most: Duration,
@@ -101,6 +118,7 @@ impl PodQueue {
             eager: BTreeSet::new(),
             kept: Vec::new(),
             kept_changed: false,
+            groups: Default::default(),
             sequence: 0,
             first,
             most,
@@ -131,6 +149,14 @@ impl PodQueue {
 
     fn leave(&mut self, key: &Arc<str>) {
         let Some(w) = self.pods.get(key) else { return };
+        if let Some((queue, group)) = w.place.queue().zip(w.pod.group.as_ref())
+            && let Some(members) = self.groups[queue].get_mut(group)
+        {
+            *members = members.saturating_sub(1);
+            if *members == 0 {
+                self.groups[queue].remove(group);
+            }
+        }
         match w.place {
             Place::Active => {
                 self.active.remove(&(w.rank, key.clone()));
@@ -178,15 +204,15 @@ impl PodQueue {
 
     fn enter(&mut self, key: &Arc<str>, place: Place, cause: Cause) {
         self.leave(key);
-        let queue = match place {
-            Place::Active => Some(0),
-            Place::BackingOff(..) => Some(1),
-            Place::Unschedulable => Some(2),
-            Place::Gated => Some(3),
-            Place::Out => None,
-        };
-        queue.into_iter().for_each(|queue| METRICS.incoming(queue, cause));
         let Some(w) = self.pods.get_mut(key) else { return };
+        if let Some(queue) = place.queue() {
+            let member = w.pod.group.clone().map(|group| {
+                let members = self.groups[queue].entry(group).or_insert(0);
+                *members += 1;
+                *members == 1
+            });
+            METRICS.incoming(queue, cause, member);
+        }
         w.place = place;
         match place {
             Place::Active => {
@@ -225,6 +251,7 @@ impl PodQueue {
             self.leave(&key);
             let Some(known) = self.pods.get_mut(&key) else { return };
             known.rank.0 = -i64::from(pod.priority());
+            known.active = known.active.or_else(|| (!gated).then_some(now));
             known.pod = pod;
             known.place = Place::Out;
             let next = match place {
@@ -251,6 +278,7 @@ impl PodQueue {
             missed: false,
             flushed: false,
             rank,
+            active: (!gated).then_some(now),
             tried: now,
             place: Place::Out,
         };
@@ -304,9 +332,10 @@ impl PodQueue {
     }
 
     /// What held a pod outside the queue is no more.
-    pub fn open(&mut self, key: &Arc<str>) {
+    pub fn open(&mut self, key: &Arc<str>, now: Instant) {
         if let Some(w) = self.pods.get_mut(key).filter(|w| w.place == Place::Gated) {
             w.gated = false;
+            w.active.get_or_insert(now);
             self.enter(key, Place::Active, Cause::Opened);
         }
     }
@@ -382,6 +411,15 @@ impl PodQueue {
         // Those that are out are being bound, and few.
         let gated = self.pods.len().saturating_sub(active + backing_off + unschedulable);
         [active, backing_off, unschedulable, gated]
+    }
+
+    /// By queue: pods of no group, and groups.
+    pub fn entities(&self) -> [[usize; 2]; 4] {
+        let sizes = self.sizes();
+        std::array::from_fn(|queue| {
+            let groups = &self.groups[queue];
+            [sizes[queue].saturating_sub(groups.values().sum()), groups.len()]
+        })
     }
 
     pub fn has_unschedulable(&self) -> bool {

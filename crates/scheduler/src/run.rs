@@ -20,7 +20,7 @@ use crate::consult;
 use crate::events::Events;
 use crate::extender::{self, Extender};
 use crate::hints::Event;
-use crate::metrics::{Attempt, METRICS};
+use crate::metrics::{Attempt, Cost, METRICS, Preemptor};
 use crate::plugins::default_preemption::Plan;
 use crate::plugins::{dynamic_resources, volume_binding};
 use crate::pod::Pod;
@@ -189,6 +189,7 @@ impl Scheduler {
         let (nodes, pods) = (snapshot.present(), snapshot.pods_placed());
         let calls = self.calls.len() + self.slow.len();
         METRICS.sizes(self.world.queue.sizes(), self.world.assumed.len(), nodes, pods, calls);
+        METRICS.entities(self.world.queue.entities());
         self.world.queue.news_of_kept().into_iter().for_each(|counts| METRICS.unschedulable(counts));
         Ok(())
     }
@@ -370,10 +371,15 @@ impl Scheduler {
                 let start = Instant::now();
                 // Others may count on where it is expected, since this may take a while.
                 writes::nominate(&client, &owner, &expected).await;
-                claims.await.map_err(|s| of_plugin("PreBind", "VolumeBinding", s))?;
+                claims
+                    .await
+                    .inspect_err(|_| METRICS.volumes_not_bound())
+                    .map_err(|s| of_plugin("PreBind", "VolumeBinding", s))?;
                 let reserved = writes::reserve_devices(&client, &owner, &devices).await;
                 let ready = match (reserved, waits) {
-                    (Ok(()), Some(claims)) => writes::await_devices(&client, &claims, &devices, ready_within).await,
+                    (Ok(()), Some(claims)) => {
+                        writes::await_devices(&client, &claims, &devices, ready_within, &profile.scheduler_name).await
+                    }
                     (reserved, _) => reserved,
                 };
                 METRICS.point(
@@ -417,8 +423,10 @@ impl Scheduler {
                 self.world.core.preempt(pod, &why, &mut rand::rng())
             };
             let ended = if plan.is_ok() { Ended::Success } else { Ended::Unschedulable };
-            let run = ("DefaultPreemption", Point::PostFilter, ended, start.elapsed());
+            let took = start.elapsed();
+            let run = ("DefaultPreemption", Point::PostFilter, ended, took);
             METRICS.plugin_and_point(&pod.spec.profile.scheduler_name, run);
+            METRICS.preempted(Preemptor::Pod, plan.as_ref().ok().map(|plan| self.cost(plan)), took);
             match plan {
                 Ok(plan) => nominated = Some(self.make_room(pod, plan)),
                 Err(message) => {
@@ -501,8 +509,15 @@ impl Scheduler {
         self.world.core.nominations.set(pod, Some(symbol));
         let message = format!("{}: preempting to accommodate a higher priority pod", pod.spec.profile.scheduler_name);
         let victims = self.with_their_groups(plan.victims);
-        self.remove_victims(victims, pod, &name, &message);
+        self.remove_victims(victims, pod, Preemptor::Pod, &name, &message);
         name
+    }
+
+    fn cost(&self, plan: &Plan) -> Cost {
+        let mut units: Vec<Arc<str>> = plan.victims.iter().map(|v| self.world.groups.unit_of(v).0).collect();
+        units.sort_unstable();
+        units.dedup();
+        Cost { victims: plan.victims.len(), units: units.len(), broken_budgets: plan.broken_budgets }
     }
 
     /// Victims, with the rest of the groups that can be disrupted as a whole only.
@@ -521,8 +536,14 @@ impl Scheduler {
     }
 
     /// Removes pods that are in the way of another on a node.
-    pub(crate) fn remove_victims(&mut self, victims: Vec<Pod>, pod: &Pod, name: &Arc<str>, message: &str) {
-        METRICS.preempted(victims.len());
+    pub(crate) fn remove_victims(
+        &mut self,
+        victims: Vec<Pod>,
+        pod: &Pod,
+        preemptor: Preemptor,
+        name: &Arc<str>,
+        message: &str,
+    ) {
         for victim in victims {
             // Who is on the way out already needs no push.
             let Some(object) = self.pods.get(&victim.key).filter(|o| !victim.deleting && *o.meta.uid == *victim.uid)
@@ -535,7 +556,7 @@ impl Scheduler {
             self.calls.spawn(async move {
                 let start = Instant::now();
                 let result = guarded(call).await;
-                METRICS.removed(result.is_ok(), start.elapsed());
+                METRICS.removed(preemptor, result.is_ok(), start.elapsed());
                 Answer::Evicted { victim: object, by, waiting, node, result }
             });
         }

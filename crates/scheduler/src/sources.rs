@@ -46,6 +46,57 @@ pub enum Source {
     PodGroups,
 }
 
+impl Source {
+    pub const ALL: [Self; 20] = [
+        Self::Pods,
+        Self::Nodes,
+        Self::Namespaces,
+        Self::Services,
+        Self::ReplicaSets,
+        Self::ReplicationControllers,
+        Self::StatefulSets,
+        Self::Claims,
+        Self::Volumes,
+        Self::Classes,
+        Self::CsiNodes,
+        Self::CsiDrivers,
+        Self::Capacities,
+        Self::Attachments,
+        Self::Budgets,
+        Self::DeviceClaims,
+        Self::DeviceClasses,
+        Self::DeviceSlices,
+        Self::DeviceTaintRules,
+        Self::PodGroups,
+    ];
+
+    /// As upstream calls it where it tells of changes; pods on nodes have a name of their own.
+    pub fn resource(self) -> &'static str {
+        match self {
+            Self::Pods => "UnscheduledPod",
+            Self::Nodes => "Node",
+            Self::Namespaces => "Namespace",
+            Self::Services => "Service",
+            Self::ReplicaSets => "apps/ReplicaSet",
+            Self::ReplicationControllers => "ReplicationController",
+            Self::StatefulSets => "apps/StatefulSet",
+            Self::Claims => "PersistentVolumeClaim",
+            Self::Volumes => "PersistentVolume",
+            Self::Classes => "storage.k8s.io/StorageClass",
+            Self::CsiNodes => "storage.k8s.io/CSINode",
+            Self::CsiDrivers => "storage.k8s.io/CSIDriver",
+            Self::Capacities => "storage.k8s.io/CSIStorageCapacity",
+            Self::Attachments => "storage.k8s.io/VolumeAttachment",
+            Self::Budgets => "policy/PodDisruptionBudget",
+            Self::DeviceClaims => "resource.k8s.io/ResourceClaim",
+            Self::DeviceClasses => "resource.k8s.io/DeviceClass",
+            Self::DeviceSlices => "resource.k8s.io/ResourceSlice",
+            Self::DeviceTaintRules => "resource.k8s.io/DeviceTaintRule",
+            Self::PodGroups => "scheduling.k8s.io/PodGroup",
+        }
+    }
+}
+
 /// What not every API server has.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Served {

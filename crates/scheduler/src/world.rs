@@ -1,6 +1,6 @@
 //! What the scheduler knows, and how changes of objects change it: the snapshot, the queue, the pods assumed to be placed.
 //!
-//! No call to the API is made here, and no clock read.
+//! No call to the API is made here, and no clock read but to tell how long that took.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use crate::devices::{Devices, allocation};
 use crate::events::Events;
 use crate::group::Groups;
 use crate::hints::{Event, has_moved};
-use crate::metrics::METRICS;
+use crate::metrics::{METRICS, Verb};
 use crate::node::{Node, Offer};
 use crate::plugins::{dynamic_resources, scheduling_gates};
 use crate::pod::{Pod, Specs};
@@ -81,8 +81,10 @@ impl World {
 
     /// Takes changes of one source.
     pub fn take(&mut self, source: Source, changes: Vec<Change>, events: &mut Events, now: Instant) {
+        let mut began = std::time::Instant::now();
         for change in changes {
             let (_, name) = meta::object::split_key(&change.key);
+            let mut assigned = source == Source::Pods && self.core.snapshot.pod(&change.key).is_some();
             match source {
                 Source::Pods => self.take_pod(&change, events, now),
                 Source::Nodes => self.take_node(&change, events),
@@ -107,7 +109,7 @@ impl World {
                 Source::Budgets => self.core.budgets.take(&change),
                 Source::PodGroups => {
                     self.groups.take(&change);
-                    self.look_at_group(&change.key, events);
+                    self.look_at_group(&change.key, events, now);
                 }
                 Source::DeviceClaims | Source::DeviceClasses | Source::DeviceSlices | Source::DeviceTaintRules => {
                     self.take_devices(source, &change, events);
@@ -116,10 +118,19 @@ impl World {
                     }
                 }
             }
+            assigned = assigned || source == Source::Pods && self.core.snapshot.pod(&change.key).is_some();
+            let verb = match (&change.old, &change.new) {
+                (None, Some(_)) => Verb::Add,
+                (_, None) => Verb::Delete,
+                _ => Verb::Update,
+            };
+            let ended = std::time::Instant::now();
+            METRICS.handled(source, assigned, verb, ended - began);
+            began = ended;
         }
         if source == Source::DeviceClaims {
             let keys = self.held.iter().cloned().collect();
-            self.let_in(keys);
+            self.let_in(keys, now);
         }
     }
 
@@ -165,22 +176,22 @@ impl World {
     }
 
     /// Lets pods into the queue that are not held any more.
-    fn let_in(&mut self, keys: Vec<Arc<str>>) {
+    fn let_in(&mut self, keys: Vec<Arc<str>>, now: Instant) {
         for key in keys {
             let Some(waiting) = self.queue.get(&key).filter(|_| self.held.contains(&key)) else { continue };
             if self.held_by(&waiting.pod).is_none() {
                 self.held.remove(&key);
-                self.queue.open(&key);
+                self.queue.open(&key, now);
             }
         }
     }
 
     /// A group changed, or a pod joined it.
-    fn look_at_group(&mut self, group: &Arc<str>, events: &mut Events) {
+    fn look_at_group(&mut self, group: &Arc<str>, events: &mut Events, now: Instant) {
         events.push(Event::Group(group.clone()));
         if self.groups.is_ready(group) {
             let keys = self.groups.waiting(group);
-            self.let_in(keys);
+            self.let_in(keys, now);
         }
     }
 
@@ -408,7 +419,7 @@ impl World {
         }
         self.queue.put(pod, object.clone(), condition, gated || holds, now);
         if let Some(group) = &group {
-            self.look_at_group(group, events);
+            self.look_at_group(group, events, now);
         }
     }
 }

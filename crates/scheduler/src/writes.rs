@@ -3,7 +3,7 @@
 //! Each is one task; how many there may be at once is the caller's to bound. Nothing is decided here.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use client::{Client, DeleteOptions, DynamicApi, Informer, Patch, gvr_of};
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod};
@@ -12,8 +12,9 @@ use k8s_openapi::api::scheduling::v1beta1::PodGroup;
 use meta::{Object, Status};
 use serde_json::{Value, json};
 
-use crate::devices::binding::{Readiness, readiness};
+use crate::devices::binding::{Readiness, awaited_drivers, readiness};
 use crate::devices::{CLAIM_FINALIZER, is_reserved_for};
+use crate::metrics::{Call, METRICS};
 use crate::plugins::dynamic_resources::Step as DeviceStep;
 use crate::plugins::volume_binding::Step;
 use crate::queue::Condition;
@@ -22,6 +23,15 @@ use crate::storage::{SELECTED_NODE, is_bound};
 /// The pods of one namespace.
 pub fn pods(client: &Client, namespace: &str) -> DynamicApi {
     client.dynamic(gvr_of::<Pod>()).namespaced(namespace)
+}
+
+/// Makes a call that is counted.
+async fn counted<T>(kind: Call, call: impl Future<Output = Result<T, Status>>) -> Result<(), Status> {
+    let start = Instant::now();
+    METRICS.call_begins(kind);
+    let result = call.await.map(drop);
+    METRICS.call_ends(kind, result.is_ok(), start.elapsed());
+    result
 }
 
 /// Binds a pod to a node.
@@ -33,7 +43,8 @@ pub async fn bind(client: Client, object: Arc<Object>, node: Arc<str>) -> Result
         "metadata": {"name": &*meta.name, "namespace": &*meta.namespace, "uid": &*meta.uid},
         "target": {"kind": "Node", "name": &*node},
     });
-    pods(&client, &meta.namespace).create_subresource(&meta.name, "binding", body).await.map(drop)
+    let api = pods(&client, &meta.namespace);
+    counted(Call::Binding, api.create_subresource(&meta.name, "binding", body)).await
 }
 
 /// Sets a condition, and `nominatedNodeName` where given (empty: takes it away).
@@ -65,7 +76,8 @@ pub async fn set_condition(
     // The uid keeps it from a later pod of the same name.
     let patch = json!({"metadata": {"uid": &*object.meta.uid}, "status": status});
     let meta = &object.meta;
-    pods(&client, &meta.namespace).patch_subresource(&meta.name, "status", Patch::Strategic(patch)).await.map(drop)
+    let api = pods(&client, &meta.namespace);
+    counted(Call::StatusPatch, api.patch_subresource(&meta.name, "status", Patch::Strategic(patch))).await
 }
 
 /// Says where a pod is expected. That it could not be said is no harm.
@@ -215,7 +227,9 @@ async fn make_claim(
 ) -> Result<(), Status> {
     let failed =
         |status: Status| Status::internal(format!("create claim {} for extended resources: {status}", step.claim));
-    let made = api.create(body.clone()).await.map_err(failed)?;
+    let made = api.create(body.clone()).await;
+    METRICS.claim_made(made.is_ok());
+    let made = made.map_err(failed)?;
     let mut body = made.value().map_err(Status::internal)?;
     if let Some(allocation) = &step.allocation {
         body["status"]["allocation"] = allocation_body(allocation)?;
@@ -235,11 +249,14 @@ pub async fn await_devices(
     claims: &Informer,
     steps: &[DeviceStep],
     within: Duration,
+    profile: &str,
 ) -> Result<(), Status> {
+    let start = Instant::now();
     // First, so that no change is missed.
     let mut changes = claims.subscribe();
     let waiting: Vec<&DeviceStep> = steps.iter().filter(|s| s.waits).collect();
     let claim = |step: &DeviceStep| claims.get(&step.claim).filter(|o| step.uid.is_empty() || *o.meta.uid == *step.uid);
+    let mut failed = false;
     let all_ready = async {
         loop {
             let mut ready = true;
@@ -254,7 +271,10 @@ pub async fn await_devices(
                 };
                 let claim = object.typed::<ResourceClaim>().map_err(Status::internal)?;
                 match readiness(&claim) {
-                    Readiness::Failed(why) => return Err(Status::internal(why)),
+                    Readiness::Failed(why) => {
+                        failed = true;
+                        return Err(Status::internal(why));
+                    }
                     // Without an allocation it is the claim as it was before.
                     Readiness::Ready => ready &= crate::devices::allocation(&claim).is_some(),
                     Readiness::Pending => ready = false,
@@ -269,6 +289,17 @@ pub async fn await_devices(
         }
     };
     let outcome = tokio::time::timeout(within, all_ready).await;
+    let status = match &outcome {
+        Err(_) => "timeout",
+        Ok(Ok(())) => "success",
+        Ok(Err(_)) if failed => "failure",
+        Ok(Err(_)) => "error",
+    };
+    let mut drivers: Vec<String> =
+        waiting.iter().flat_map(|step| step.allocation.iter().flat_map(|a| awaited_drivers(a))).collect();
+    drivers.sort_unstable();
+    drivers.dedup();
+    drivers.iter().for_each(|driver| METRICS.devices_awaited(profile, driver, status, start.elapsed()));
     let outcome = outcome.unwrap_or_else(|_| Err(Status::timeout("device binding timeout", 1)));
     if outcome.is_err() {
         for object in waiting.iter().filter_map(|step| claim(step)) {

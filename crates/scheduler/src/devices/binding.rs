@@ -24,6 +24,11 @@ pub fn waits(allocation: &api::AllocationResult) -> bool {
     results(allocation).next().is_some()
 }
 
+/// Whose devices those are.
+pub fn awaited_drivers(allocation: &api::AllocationResult) -> impl Iterator<Item = String> + '_ {
+    results(allocation).map(|r| r.driver.clone())
+}
+
 /// How far a claim's devices are. One without an allocation has none that wait.
 pub fn readiness(claim: &api::ResourceClaim) -> Readiness {
     let devices = claim.status.as_ref().and_then(|s| s.devices.as_deref()).unwrap_or_default();

@@ -104,6 +104,7 @@ pub struct Plan {
     pub victims: Vec<Pod>,
     /// Less important pods that waited for room on the node, and now wait in vain.
     pub displaced: Vec<Pod>,
+    pub broken_budgets: usize,
 }
 
 /// A node where room can be made.
@@ -128,7 +129,7 @@ impl Candidate {
 pub fn choose(core: &Core, pod: &Pod, candidates: Vec<Candidate>) -> Option<Plan> {
     let best = candidates.into_iter().min_by(|a, b| a.cost().cmp(&b.cost()))?;
     let displaced = core.nominations.behind(core.snapshot.node(best.id).symbol, pod).cloned().collect();
-    Some(Plan { node: best.id, victims: best.victims, displaced })
+    Some(Plan { node: best.id, victims: best.victims, displaced, broken_budgets: best.broken_budgets })
 }
 
 /// A node as it would be without some of its pods.
