@@ -35,6 +35,15 @@ pub enum Transport {
     Tcp,
 }
 
+/// What the asker takes, as far as he says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Takes {
+    /// How large a reply over UDP.
+    pub bytes: Option<u16>,
+    /// Signatures; there are none here.
+    pub signatures: bool,
+}
+
 /// What to do with a packet.
 #[derive(Debug)]
 pub enum Outcome {
@@ -49,18 +58,19 @@ pub enum Outcome {
     Ignore,
 }
 
-/// Decides one packet. `upstreams`: who can be asked about other names. Also says how large a reply the asker takes over
-/// UDP, if he does.
-pub fn answer(zone: &Zone, packet: &[u8], upstreams: &Upstreams) -> (Outcome, Option<u16>) {
+/// Decides one packet. `upstreams`: who can be asked about other names. Also says what the asker takes.
+pub fn answer(zone: &Zone, packet: &[u8], upstreams: &Upstreams) -> (Outcome, Takes) {
     if packet.len() < HEADER_BYTES || packet[2] & 0x80 != 0 {
-        return (Outcome::Ignore, None);
+        return (Outcome::Ignore, Takes::default());
     }
     let Ok(request) = Message::from_vec(packet) else {
         let id = u16::from_be_bytes([packet[0], packet[1]]);
-        return (Outcome::Reply(Message::error_msg(id, OpCode::Query, ResponseCode::FormErr)), None);
+        let reply = Message::error_msg(id, OpCode::Query, ResponseCode::FormErr);
+        return (Outcome::Reply(reply), Takes::default());
     };
-    let asked_bytes = request.edns.as_ref().map(Edns::max_payload);
-    (decide(zone, request, upstreams), asked_bytes)
+    let said = |edns: &Edns| Takes { bytes: Some(edns.max_payload()), signatures: edns.flags().dnssec_ok };
+    let takes = request.edns.as_ref().map(said).unwrap_or_default();
+    (decide(zone, request, upstreams), takes)
 }
 
 fn decide(zone: &Zone, request: Message, upstreams: &Upstreams) -> Outcome {
@@ -141,10 +151,10 @@ fn resolve(zone: &Zone, mut reply: Message, mut name: Name, kind: RecordType, up
 
 /// The reply's bytes. What does not fit is left out: additional records silently, answers with the truncation mark that
 /// has the asker come back over TCP. `None` when not even the question can be written.
-pub fn encode(reply: Message, transport: Transport, asked_bytes: Option<u16>) -> Option<Vec<u8>> {
+pub fn encode(reply: Message, transport: Transport, takes: Takes) -> Option<Vec<u8>> {
     let limit = match transport {
         Transport::Tcp => TCP_BYTES,
-        Transport::Udp => asked_bytes.map_or(PLAIN_BYTES, |bytes| usize::from(bytes.min(EDNS_BYTES)).max(PLAIN_BYTES)),
+        Transport::Udp => takes.bytes.map_or(PLAIN_BYTES, |bytes| usize::from(bytes.min(EDNS_BYTES)).max(PLAIN_BYTES)),
     };
     if reply.answers.len() + reply.additionals.len() <= MANY_RECORDS {
         let bytes = reply.to_vec().ok()?;

@@ -28,6 +28,8 @@ struct Entry {
 #[derive(Debug, Default)]
 pub struct Cache {
     entries: HashMap<(Name, RecordType), Entry>,
+    /// What went for want of room.
+    evicted: [usize; 2],
 }
 
 impl Cache {
@@ -57,6 +59,11 @@ impl Cache {
         [something, self.entries.len() - something]
     }
 
+    /// How many of each sort went so far because there was no room.
+    pub fn evicted(&self) -> [usize; 2] {
+        self.evicted
+    }
+
     /// Remembers an answer, if it is one that may be.
     pub fn keep(&mut self, name: &Name, kind: RecordType, said: &Message, now: Instant) {
         let code = said.metadata.response_code;
@@ -77,9 +84,14 @@ impl Cache {
             return;
         }
         if self.entries.len() >= MAX_ENTRIES {
+            let before = self.held();
             self.entries.retain(|_, entry| now < entry.until);
             if self.entries.len() >= MAX_ENTRIES {
                 self.entries.clear();
+            }
+            let after = self.held();
+            for (evicted, (before, after)) in self.evicted.iter_mut().zip(before.into_iter().zip(after)) {
+                *evicted += before - after;
             }
         }
         let entry = Entry { since: now, until: now + lasts, code, answers: said.answers.clone(), authorities };

@@ -50,6 +50,13 @@ const TRANSPORTS: [&str; 2] = ["udp", "tcp"];
 /// Bounds of durations, seconds: doubling from a quarter of a millisecond.
 const SECONDS: [f64; 16] =
     [0.00025, 0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512, 1.024, 2.048, 4.096, 8.192];
+/// Bounds of the time from a pod's change to answers that know of it, seconds: doubling from a millisecond.
+const PROGRAMMING: [f64; 20] = [
+    0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512, 1.024, 2.048, 4.096, 8.192, 16.384, 32.768,
+    65.536, 131.072, 262.144, 524.288,
+];
+/// What CoreDNS would have been told to do in order to do the same.
+const PLUGINS: [&str; 5] = ["cache", "forward", "kubernetes", "loadbalance", "prometheus"];
 /// Bounds of packets' sizes, bytes.
 const BYTES: [f64; 14] =
     [0.0, 100.0, 200.0, 300.0, 400.0, 511.0, 1023.0, 2047.0, 4095.0, 8291.0, 16_000.0, 32_000.0, 48_000.0, 64_000.0];
@@ -117,6 +124,8 @@ pub struct Answered {
     pub over_v4: bool,
     pub kind: RecordType,
     pub code: ResponseCode,
+    /// The asker would take signatures.
+    pub signatures: bool,
     pub by: By,
     pub took: Duration,
     /// Of the question and of the answer, bytes.
@@ -130,12 +139,16 @@ pub struct Metrics {
     requests: [[Counts<{ KINDS.len() + 1 }>; 2]; 2],
     responses: [Counts<{ CODES.len() + 1 }>; BY.len()],
     durations: Histogram<{ SECONDS.len() }>,
+    programming: Histogram<{ PROGRAMMING.len() }>,
+    /// Questions of askers that would take signatures.
+    signatures: AtomicU64,
     /// Of questions and answers, each by transport.
     sizes: [[Histogram<{ BYTES.len() }>; 2]; 2],
     /// Answers from the cache: that there is something, and that there is nothing.
     hits: Counts<2>,
     misses: AtomicU64,
     entries: Counts<2>,
+    evicted: Counts<2>,
     rejected: AtomicU64,
     others: Mutex<BTreeMap<(SocketAddr, &'static str), Histogram<{ SECONDS.len() }>>>,
 }
@@ -147,10 +160,13 @@ impl Default for Metrics {
             requests: std::array::from_fn(|_| std::array::from_fn(|_| zeros())),
             responses: std::array::from_fn(|_| zeros()),
             durations: Histogram::new(&SECONDS),
+            programming: Histogram::new(&PROGRAMMING),
+            signatures: AtomicU64::new(0),
             sizes: [sizes(), sizes()],
             hits: zeros(),
             misses: AtomicU64::new(0),
             entries: zeros(),
+            evicted: zeros(),
             rejected: AtomicU64::new(0),
             others: Mutex::default(),
         }
@@ -169,6 +185,7 @@ impl Metrics {
         let by = BY.iter().position(|(by, _)| *by == what.by).unwrap_or_default();
         self.requests[usize::from(!what.over_v4)][transport][kind].fetch_add(1, Ordering::Relaxed);
         self.responses[by][code].fetch_add(1, Ordering::Relaxed);
+        self.signatures.fetch_add(u64::from(what.signatures), Ordering::Relaxed);
         self.durations.observe(what.took.as_secs_f64());
         self.sizes[0][transport].observe(what.sizes.0 as f64);
         self.sizes[1][transport].observe(what.sizes.1 as f64);
@@ -183,11 +200,16 @@ impl Metrics {
         count.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// How many answers of each sort the cache holds.
-    pub fn holds(&self, entries: [usize; 2]) {
-        for (count, now) in self.entries.iter().zip(entries) {
+    /// How many answers of each sort the cache holds, and has given up.
+    pub fn holds(&self, entries: [usize; 2], evicted: [usize; 2]) {
+        for (count, now) in self.entries.iter().chain(&self.evicted).zip(entries.into_iter().chain(evicted)) {
             count.store(now as u64, Ordering::Relaxed);
         }
+    }
+
+    /// A change of pods became known to those who ask for a headless Service, after so long.
+    pub fn programmed(&self, took: Duration) {
+        self.programming.observe(took.as_secs_f64());
     }
 
     /// There was no room to ask another server.
@@ -216,6 +238,14 @@ impl Metrics {
         head(&mut out, "coredns_build_info", "gauge", "What answers here.");
         let version = env!("CARGO_PKG_VERSION");
         let _ = writeln!(out, "coredns_build_info{{goversion=\"\",revision=\"nauplius\",version=\"{version}\"}} 1");
+        let name = "coredns_plugin_enabled";
+        head(&mut out, name, "gauge", "What this server does, by CoreDNS's names.");
+        for plugin in PLUGINS {
+            let _ = writeln!(out, "{name}{{name=\"{plugin}\",{PLACE}}} 1");
+        }
+        let name = "coredns_kubernetes_dns_programming_duration_seconds";
+        head(&mut out, name, "histogram", "Seconds from a pod's change to answers that know of it.");
+        self.programming.write(name, "service_kind=\"headless_with_selector\"", &mut out);
         let name = "coredns_dns_requests_total";
         head(&mut out, name, "counter", "Questions by address family, transport and type.");
         for (family, by_transport) in FAMILIES.iter().zip(&self.requests) {
@@ -252,6 +282,7 @@ impl Metrics {
         for (name, kind, help, counts) in [
             ("coredns_cache_hits_total", "counter", "Answers the cache had.", &self.hits),
             ("coredns_cache_entries", "gauge", "Answers the cache holds.", &self.entries),
+            ("coredns_cache_evictions_total", "counter", "Answers the cache gave up for others.", &self.evicted),
         ] {
             head(&mut out, name, kind, help);
             for (sort, count) in ["success", "denial"].iter().zip(counts) {
@@ -262,6 +293,10 @@ impl Metrics {
         for (name, help, labels, count) in [
             ("coredns_cache_misses_total", "Answers the cache did not have.", cache, of(&self.misses)),
             ("coredns_cache_requests_total", "Times the cache was asked.", cache, asked),
+            ("coredns_cache_prefetch_total", "Answers asked for before they were over: none are.", cache, 0),
+            ("coredns_cache_served_stale_total", "Answers given although they were over: none are.", cache, 0),
+            ("coredns_dns_do_requests_total", "Questions of askers that take signatures.", PLACE, of(&self.signatures)),
+            ("coredns_forward_healthcheck_broken_total", "Servers are not checked, but asked in turn.", "", 0),
             (
                 "coredns_forward_max_concurrent_rejects_total",
                 "Questions there was no room for.",

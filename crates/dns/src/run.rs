@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, bail};
 use client::answers::{Answer, serve};
@@ -24,12 +24,12 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::address::{self, Held};
-use crate::answer::{Outcome, Transport, add_foreign, answer, encode};
+use crate::answer::{Outcome, Takes, Transport, add_foreign, answer, encode};
 use crate::cache::Cache;
 use crate::metrics::{Answered, By, Metrics};
 use crate::settings::Settings;
 use crate::upstreams::Upstreams;
-use crate::world::World;
+use crate::world::{World, triggered};
 use crate::zone::Zone;
 use crate::{Config, forward, settings};
 
@@ -119,7 +119,7 @@ async fn follow(server: &Server, client: &Client) {
                 None => return,
             },
             news = slices.next() => match news {
-                Some(news) => all_slices |= server.take_slices(news, &mut world),
+                Some(news) => all_slices |= server.take_slices(news, &mut world, all_slices),
                 None => return,
             },
             batch = namespace_changes.next() => match batch {
@@ -224,8 +224,12 @@ impl Server {
     fn pages(self: Arc<Self>) -> impl Fn(&str) -> Answer + Send + Sync + 'static {
         move |path| match path {
             "/metrics" => {
-                self.metrics.holds(self.cache().held());
-                Answer { content_type: "text/plain; version=0.0.4", ..Answer::text(200, self.metrics.render()) }
+                {
+                    let cache = self.cache();
+                    self.metrics.holds(cache.held(), cache.evicted());
+                }
+                let page = self.metrics.render() + &client::process::text();
+                Answer { content_type: "text/plain; version=0.0.4", ..Answer::text(200, page) }
             }
             "/health" => Answer::text(200, "OK"),
             "/ready" if self.read().is_complete() => Answer::text(200, "OK"),
@@ -255,12 +259,21 @@ impl Server {
         all
     }
 
-    fn take_slices(&self, news: Vec<News>, world: &mut World) -> bool {
+    /// Changes after the first list count for how long they took to get here.
+    fn take_slices(&self, news: Vec<News>, world: &mut World, listed: bool) -> bool {
         let mut all = false;
         let mut changed = BTreeSet::new();
+        let mut triggers = Vec::new();
         for one in news {
             match one {
-                News::Put(object) => changed.extend(read(&object).iter().flat_map(|slice| world.set_slice(slice))),
+                News::Put(object) => {
+                    let Some(slice) = read::<EndpointSlice>(&object) else { continue };
+                    let headless = world.set_slice(&slice);
+                    if listed && !headless.is_empty() {
+                        triggers.extend(triggered(&slice));
+                    }
+                    changed.extend(headless);
+                }
                 News::Gone(key) => changed.extend(world.remove_slice(&key)),
                 News::Complete => all = true,
             }
@@ -270,6 +283,8 @@ impl Server {
             let records = world.records(&key, &origin);
             self.write().set_service(&key, records);
         }
+        let now = SystemTime::now();
+        triggers.iter().for_each(|then| self.metrics.programmed(now.duration_since(*then).unwrap_or_default()));
         all
     }
 
@@ -284,7 +299,13 @@ impl Server {
                     continue;
                 }
             };
-            let mut asked = Asked { transport: Transport::Udp, peer, began: Instant::now(), bytes: length, room: None };
+            let mut asked = Asked {
+                transport: Transport::Udp,
+                peer,
+                began: Instant::now(),
+                bytes: length,
+                takes: Takes::default(),
+            };
             let outcome = self.begin(&buffer[..length], &mut asked);
             match outcome {
                 Outcome::Ignore => {}
@@ -319,8 +340,8 @@ impl Server {
     /// Decides a packet, as far as that can be done here.
     fn begin(&self, packet: &[u8], asked: &mut Asked) -> Outcome {
         let upstreams = self.upstreams();
-        let (outcome, room) = answer(&self.read(), packet, &upstreams);
-        asked.room = room;
+        let (outcome, takes) = answer(&self.read(), packet, &upstreams);
+        asked.takes = takes;
         outcome
     }
 
@@ -329,12 +350,13 @@ impl Server {
         let code = reply.metadata.response_code;
         let kind = reply.queries.first().map_or(RecordType::ZERO, |query| query.query_type);
         let by = if by == By::Zone && !reply.metadata.authoritative { By::Nobody } else { by };
-        let bytes = encode(reply, asked.transport, asked.room)?;
+        let bytes = encode(reply, asked.transport, asked.takes)?;
         self.metrics.answered(&Answered {
             transport: asked.transport,
             over_v4: asked.peer.is_ipv4(),
             kind,
             code,
+            signatures: asked.takes.signatures,
             by,
             took: asked.began.elapsed(),
             sizes: (asked.bytes, bytes.len()),
@@ -368,7 +390,7 @@ impl Server {
             })
             .await??;
             let (began, bytes) = (Instant::now(), packet.len());
-            let mut asked = Asked { transport: Transport::Tcp, peer, began, bytes, room: None };
+            let mut asked = Asked { transport: Transport::Tcp, peer, began, bytes, takes: Takes::default() };
             let outcome = self.begin(&packet, &mut asked);
             let Some((reply, by)) = self.finish(outcome).await else { return Ok(()) };
             let Some(bytes) = self.end(reply, by, &asked) else { return Ok(()) };
@@ -414,8 +436,7 @@ struct Asked {
     peer: SocketAddr,
     began: Instant,
     bytes: usize,
-    /// How large a reply the asker takes over UDP, if he says.
-    room: Option<u16>,
+    takes: Takes,
 }
 
 /// "Try again", to a question that there is no room for now.

@@ -11,7 +11,7 @@ use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use serde_json::{Value, json};
 
-use crate::answer::{Outcome, Transport, answer, encode};
+use crate::answer::{Outcome, Takes, Transport, answer, encode};
 use crate::cache::Cache;
 use crate::upstreams::{Upstreams, parse_stub};
 use crate::world::World;
@@ -129,7 +129,7 @@ fn ask(zone: &Zone, name: &str, kind: RecordType) -> String {
     show(answer(zone, &packet(name, kind, None), &Upstreams::default()))
 }
 
-fn show((outcome, _): (Outcome, Option<u16>)) -> String {
+fn show((outcome, _): (Outcome, Takes)) -> String {
     let reply = match outcome {
         Outcome::Reply(reply) => reply,
         Outcome::Ask { reply, name, kind } => {

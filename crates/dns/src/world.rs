@@ -4,6 +4,7 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
+use std::time::SystemTime;
 
 use hickory_proto::rr::Name;
 use k8s_openapi::api::core::v1::Service;
@@ -17,6 +18,8 @@ const MANAGED_LABEL: &str = "endpointslice.kubernetes.io/managed-by";
 /// Says of each of its slices whether the Service is headless, and again when that changes. Nobody else does.
 const CONTROLLER: &str = "endpointslice-controller.k8s.io";
 const HEADLESS_LABEL: &str = "service.kubernetes.io/headless";
+/// Put on a slice by its controller: when the pods changed that it was written for.
+const TRIGGERED: &str = "endpoints.kubernetes.io/last-change-trigger-time";
 
 /// Name, protocol in lower case, number.
 type Port = (Box<str>, Box<str>, u16);
@@ -134,6 +137,12 @@ impl World {
         let known = self.services.get(key).filter(|known| known.headless)?;
         records_of_endpoints(key, known.slices.iter().map(|(_, endpoints)| endpoints), origin)
     }
+}
+
+/// When the pods changed that a slice was written for, if its controller said so.
+pub fn triggered(slice: &EndpointSlice) -> Option<SystemTime> {
+    let time = slice.metadata.annotations.as_ref()?.get(TRIGGERED)?;
+    Some(time.parse::<jiff::Timestamp>().ok()?.into())
 }
 
 /// `namespace/name`.

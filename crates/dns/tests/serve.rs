@@ -20,7 +20,8 @@ use tokio_util::sync::CancellationToken;
 
 const WAIT: Duration = Duration::from_secs(10);
 
-/// One Service in the first list, another one in the watch once it is let through; and a ConfigMap for the server.
+/// Two Services in the first list, another one in the watch once it is let through, and endpoints of the one that is
+/// headless; and a ConfigMap for the server.
 struct Api {
     second: watch::Receiver<bool>,
     stub_domains: String,
@@ -33,13 +34,26 @@ fn service(name: &str, ip: &str, version: u32) -> Arc<Object> {
     Arc::new(Object::from_value(&body).unwrap())
 }
 
+fn slice() -> Arc<Object> {
+    let body = json!({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
+        "metadata": {"name": "none-x", "namespace": "ns", "uid": "x", "resourceVersion": "2",
+            "labels": {"kubernetes.io/service-name": "none"},
+            "annotations": {"endpoints.kubernetes.io/last-change-trigger-time": "2026-01-02T03:04:05Z"}},
+        "addressType": "IPv4", "endpoints": [{"addresses": ["10.244.0.9"]}]});
+    Arc::new(Object::from_value(&body).unwrap())
+}
+
 #[async_trait]
 impl Transport for Api {
     async fn call(&self, request: Request) -> Result<Reply, Status> {
-        let services = &*request.resource.resource == "services";
+        let news = match &*request.resource.resource {
+            "services" => Some(service("two", "10.96.0.2", 2)),
+            "endpointslices" => Some(slice()),
+            _ => None,
+        };
         if request.verb == Verb::List {
             let items = match &*request.resource.resource {
-                "services" => vec![service("one", "10.96.0.1", 1)],
+                "services" => vec![service("one", "10.96.0.1", 1), service("none", "None", 1)],
                 "configmaps" => {
                     assert_eq!(request.options.field_selector.as_deref(), Some("metadata.name=kube-dns"));
                     let body = json!({"apiVersion": "v1", "kind": "ConfigMap", "data": {"stubDomains": self.stub_domains},
@@ -55,10 +69,12 @@ impl Transport for Api {
         }
         let mut second = self.second.clone();
         let events = futures::stream::once(async move {
-            if !services || second.wait_for(|let_through| *let_through).await.is_err() {
-                std::future::pending::<()>().await;
+            match news {
+                Some(object) if second.wait_for(|let_through| *let_through).await.is_ok() => {
+                    vec![WatchEvent::Object { kind: EventKind::Added, object }]
+                }
+                _ => std::future::pending().await,
             }
-            vec![WatchEvent::Object { kind: EventKind::Added, object: service("two", "10.96.0.2", 2) }]
         });
         Ok(Reply::Watch(events.chain(futures::stream::pending()).boxed()))
     }
@@ -227,6 +243,11 @@ async fn it_serves() {
             "coredns_dns_requests_total{family=\"1\",proto=\"tcp\",server=\"dns://:53\",view=\"\",zone=\".\",type=\"A\"} 3",
             "coredns_dns_responses_total{plugin=\"kubernetes\",rcode=\"NXDOMAIN\",server=\"dns://:53\",view=\"\",zone=\".\"} 1",
             "coredns_cache_hits_total{type=\"success\",",
+            "coredns_cache_evictions_total{type=\"denial\",",
+            "coredns_plugin_enabled{name=\"kubernetes\",server=\"dns://:53\",view=\"\",zone=\".\"} 1",
+            "coredns_dns_do_requests_total{server=\"dns://:53\",view=\"\",zone=\".\"} 0",
+            "coredns_kubernetes_dns_programming_duration_seconds_count{service_kind=\"headless_with_selector\"} 0",
+            "process_resident_memory_bytes ",
             "coredns_proxy_request_duration_seconds_count{proxy_name=\"forward\",rcode=\"NOERROR\",to=\"127.0.0.1:",
         ] {
             assert!(page.contains(line), "{line}\n{page}");
@@ -236,11 +257,20 @@ async fn it_serves() {
 
     let_through.send(true).unwrap();
     let told = async {
-        while addresses(&over_udp(server, "two.ns.svc.cluster.local.").await).is_empty() {
-            tokio::task::yield_now().await;
+        for name in ["two", "none"] {
+            while addresses(&over_udp(server, &format!("{name}.ns.svc.cluster.local.")).await).is_empty() {
+                tokio::task::yield_now().await;
+            }
         }
     };
     tokio::time::timeout(WAIT, told).await.expect("a change is told");
+    let line = "coredns_kubernetes_dns_programming_duration_seconds_count{service_kind=\"headless_with_selector\"} 1";
+    let counted = async {
+        while page(shown, "/metrics").await.is_ok_and(|page| !page.contains(line)) {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(WAIT, counted).await.expect("and how long it took");
 
     cancel.cancel();
     tokio::time::timeout(WAIT, running).await.expect("it stops").unwrap().unwrap();

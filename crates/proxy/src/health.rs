@@ -116,7 +116,7 @@ pub async fn own_servers(config: &Config, health: &Arc<Health>, metrics: &Arc<Me
         out.push(serve(listener, move |path| match path {
             "/metrics" => Answer {
                 content_type: "text/plain; version=0.0.4",
-                ..Answer::text(200, metrics.render() + &client::exposition::text())
+                ..Answer::text(200, metrics.render() + &client::process::text() + &client::exposition::text())
             },
             "/proxyMode" => Answer::text(200, "nftables"),
             "/healthz" => Answer::text(200, "ok"),
