@@ -6,6 +6,7 @@
 
 #![forbid(unsafe_code)]
 
+mod address_repair;
 mod attach_detach;
 mod certificates;
 mod claim_protection;
@@ -253,6 +254,7 @@ const CONTROLLERS: &[(&str, bool, Make)] = &[
     ("podgroup-protection-controller", true, pod_group_protection::pod_group_protection),
     ("ttl-controller", true, node_upkeep::ttl),
     ("service-cidr-controller", true, service_cidr::service_cidrs),
+    ("ipallocator-repair-controller", true, address_repair::address_repair),
     ("horizontal-pod-autoscaler-controller", true, horizontal_pod_autoscaler::autoscaler),
     ("persistentvolume-attach-detach-controller", true, attach_detach::attach_detach),
     ("persistentvolume-expander-controller", true, volume_growth::expander),
@@ -286,6 +288,7 @@ const NEEDS: &[(&str, &str, &str, &str)] = &[
         "clustertrustbundles",
     ),
     ("service-cidr-controller", "networking.k8s.io", "v1", "servicecidrs"),
+    ("ipallocator-repair-controller", "networking.k8s.io", "v1", "ipaddresses"),
     ("volumeattributesclass-protection-controller", "storage.k8s.io", "v1", "volumeattributesclasses"),
     ("resourceclaim-controller", "resource.k8s.io", "v1", "resourceclaims"),
     ("device-taint-eviction-controller", "resource.k8s.io", "v1", "devicetaintrules"),
