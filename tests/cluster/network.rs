@@ -10,12 +10,14 @@ use anyhow::{Context, Result, ensure};
 use client::{Gvr, Patch};
 use serde_json::{Value, json};
 
-use super::place::{IMPATIENCE, Outside, PATIENCE, Place, exchange};
+use super::place::{IMPATIENCE, Outside, PATIENCE, Place, exchange, exchange_of};
 use super::{Stage, image, value, wait};
 
 /// Where each pod's server listens, and the Services' own port.
 const POD_PORT: u16 = 8080;
 const PORT: u16 = 80;
+/// Sent one after the other, each answered before the next.
+const LARGE_PACKETS: usize = 20;
 const OUTSIDE: [&str; 2] = ["10.245.0.200", "fd0a:245::200"];
 
 /// One pod a node, the nodes' and the outside's places, and the Services' clients.
@@ -56,6 +58,8 @@ pub async fn packets(stage: &Stage, done: &dyn Fn(&str)) -> Result<()> {
     ground.pods_reach_pods()?;
     done("pod to pod");
     ground.services(done).await?;
+    ground.large_packets_stay_large().await?;
+    done("a node port's refusal of a large packet");
     ground.source_addresses(done).await?;
     ground.clients_stay().await?;
     done("session affinity");
@@ -185,6 +189,26 @@ impl<'a> Ground<'a> {
                 }
             }
             done("node ports");
+        }
+        Ok(())
+    }
+
+    /// A node whose packet is too large for a pod behind another's node port is told so in that node's name; pods' packets
+    /// to pods there, as large as their links take, are none of that: not one is lost.
+    async fn large_packets_stay_large(&self) -> Result<()> {
+        let made = value(&*self.stage.api("", "v1", "services").get("net").await?)?;
+        for v4 in [true, false] {
+            let headers = if v4 { 20 } else { 40 } + 8;
+            let port = SocketAddr::new(of_family(&self.nodes[1].ips, v4)?, nth_node_port(&made, 1)?);
+            let client = self.nodes[0].place.udp(port.ip())?;
+            // The first is lost, and says why; another is sent in pieces.
+            wait("a node port takes large packets", || async { exchange_of(&client, port, 1500 - headers) }).await?;
+            let from = &self.pods[0].place;
+            let to = SocketAddr::new(of_family(&self.pods[1].ips, v4)?, POD_PORT);
+            let client = from.udp(to.ip())?;
+            for _ in 0..LARGE_PACKETS {
+                exchange_of(&client, to, 1450 - headers).context("a large packet from pod to pod")?;
+            }
         }
         Ok(())
     }
@@ -330,7 +354,11 @@ impl<'a> Ground<'a> {
 }
 
 fn node_port_of(service: &Value) -> Result<u16> {
-    Ok(u16::try_from(service["spec"]["ports"][0]["nodePort"].as_u64().context("no node port")?)?)
+    nth_node_port(service, 0)
+}
+
+fn nth_node_port(service: &Value, n: usize) -> Result<u16> {
+    Ok(u16::try_from(service["spec"]["ports"][n]["nodePort"].as_u64().context("no node port")?)?)
 }
 
 fn cluster_ips(service: &Value) -> Vec<IpAddr> {

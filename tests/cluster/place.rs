@@ -151,7 +151,12 @@ impl Place {
 
 /// One datagram and its answer.
 pub fn exchange(socket: &UdpSocket, to: SocketAddr) -> Result<Answer> {
-    socket.send_to(b"?", to)?;
+    exchange_of(socket, to, 1)
+}
+
+/// One datagram of so many bytes, and its answer.
+pub fn exchange_of(socket: &UdpSocket, to: SocketAddr, bytes: usize) -> Result<Answer> {
+    socket.send_to(&vec![b'?'; bytes], to)?;
     let mut buffer = [0; 128];
     let (length, _) = socket.recv_from(&mut buffer)?;
     answer(&String::from_utf8_lossy(&buffer[..length]))

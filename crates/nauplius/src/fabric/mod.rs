@@ -160,8 +160,7 @@ impl Layout {
         let nodes = [self.node_network.into()].into_iter().chain(v6.then_some(self.node_network_v6.into()));
         let ranges = self.pod_networks.iter().chain(&self.service_networks).copied();
         let all = nodes.chain(ranges).chain(self.balancer_networks());
-        all.map(|destination: IpNet| Route { destination: destination.trunc(), gateway: None, metric, link: None })
-            .collect()
+        all.map(|destination: IpNet| Route { metric, ..Route::to(destination.trunc(), None) }).collect()
     }
 
     fn is_node_name(&self, name: &str) -> bool {
@@ -278,7 +277,7 @@ fn raise_bridge(layout: &Layout) -> io::Result<Netlink> {
     netlink.set_up(bridge)?;
     for address in layout.hosts(1) {
         netlink.add_address(bridge, address)?;
-        netlink.replace_route(&Route { destination: everywhere(address), gateway: None, metric: 0, link: None })?;
+        netlink.replace_route(&Route::to(everywhere(address), None))?;
     }
     Ok(netlink)
 }
@@ -310,8 +309,7 @@ fn raise_node(layout: &Layout, n: u32, fabric: &mut Netlink) -> io::Result<()> {
     netlink.set_up(uplink)?;
     for (address, gateway) in layout.hosts(NODE_OFFSET + n).into_iter().zip(layout.hosts(1)) {
         netlink.add_address(uplink, address)?;
-        let out = Route { destination: everywhere(address), gateway: Some(gateway.addr()), metric: 0, link: None };
-        netlink.replace_route(&out)?;
+        netlink.replace_route(&Route::to(everywhere(address), Some(gateway.addr())))?;
     }
     Ok(())
 }

@@ -18,7 +18,8 @@ use netlink_packet_core::{
 use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope};
 use netlink_packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
 use netlink_packet_route::route::{
-    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
+    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteMetric, RouteProtocol, RouteScope,
+    RouteType,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::protocols::NETLINK_ROUTE;
@@ -33,6 +34,9 @@ pub const ROUTE_PROTOCOL: u8 = 78;
 /// The metric the kernel gives an IPv6 route that names none; IPv4 has 0 for that.
 const IPV6_METRIC: u32 = 1024;
 
+/// The bit that locks a route's MTU.
+const MTU_LOCK: u32 = 1 << 2;
+
 /// One route of the main table.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Route {
@@ -43,6 +47,15 @@ pub struct Route {
     pub metric: u32,
     /// The link the next hop is on, where no address of it says so.
     pub link: Option<u32>,
+    /// How large packets may be, whatever anybody says of the way; none: as large as the link's, and as is learnt.
+    pub locked_mtu: Option<u32>,
+}
+
+impl Route {
+    /// The usual one to a destination.
+    pub fn to(destination: IpNet, gateway: Option<IpAddr>) -> Route {
+        Route { destination, gateway, metric: 0, link: None, locked_mtu: None }
+    }
 }
 
 /// A request-and-acknowledge channel to one namespace's network configuration.
@@ -257,6 +270,9 @@ fn route_message(route: &Route) -> RouteMessage {
         message.header.flags = RouteFlags::Onlink;
         message.attributes.push(RouteAttribute::Oif(link));
     }
+    if let Some(mtu) = route.locked_mtu {
+        message.attributes.push(RouteAttribute::Metrics(vec![RouteMetric::Lock(MTU_LOCK), RouteMetric::Mtu(mtu)]));
+    }
     message
 }
 
@@ -275,7 +291,7 @@ fn ours(message: &RouteMessage) -> Option<Route> {
     let mut destination: IpAddr =
         if v6 { std::net::Ipv6Addr::UNSPECIFIED.into() } else { std::net::Ipv4Addr::UNSPECIFIED.into() };
     let mut gateway = None;
-    let (mut metric, mut link) = (0, None);
+    let (mut metric, mut link, mut mtu, mut locks) = (0, None, None, 0);
     let on_link = header.flags.contains(RouteFlags::Onlink);
     for attribute in &message.attributes {
         match attribute {
@@ -284,11 +300,21 @@ fn ours(message: &RouteMessage) -> Option<Route> {
             RouteAttribute::Priority(priority) if v6 && *priority == IPV6_METRIC => {}
             RouteAttribute::Priority(priority) => metric = *priority,
             RouteAttribute::Oif(index) if on_link => link = Some(*index),
+            RouteAttribute::Metrics(metrics) => {
+                for metric in metrics {
+                    match metric {
+                        RouteMetric::Lock(bits) => locks = *bits,
+                        RouteMetric::Mtu(bytes) => mtu = Some(*bytes),
+                        _ => {}
+                    }
+                }
+            }
             _ => {}
         }
     }
     let destination = IpNet::new(destination, header.destination_prefix_length).ok()?;
-    Some(Route { destination, gateway, metric, link })
+    let locked_mtu = mtu.filter(|_| locks & MTU_LOCK != 0);
+    Some(Route { destination, gateway, metric, link, locked_mtu })
 }
 
 fn is(error: &io::Error, errno: Errno) -> bool {

@@ -76,7 +76,7 @@ pub(super) fn to_balancers<'a>(nodes: impl Iterator<Item = &'a Node>, net: IpNet
     };
     let addressed = |node: &'a Node| Some((node.metadata.name.as_deref()?, address_for(node, net)?));
     let (_, gateway) = nodes.filter(ready).filter_map(addressed).min()?;
-    Some(Route { destination: net.trunc(), gateway: Some(gateway), metric: 0, link: None })
+    Some(Route::to(net.trunc(), Some(gateway)))
 }
 
 /// The node's address of a range's family.
@@ -104,9 +104,7 @@ pub(super) fn pod_ranges(node: &Node) -> Vec<IpNet> {
 
 /// The routes that lead to one node's pods through its address.
 pub(super) fn routes_to(node: &Node) -> Vec<Route> {
-    let route = |range: IpNet| {
-        Some(Route { destination: range, gateway: Some(address_for(node, range)?), metric: 0, link: None })
-    };
+    let route = |range: IpNet| Some(Route::to(range, Some(address_for(node, range)?)));
     pod_ranges(node).into_iter().filter_map(route).collect()
 }
 

@@ -7,6 +7,11 @@
 //! The link has the first address of each of the node's pod ranges, which no pod gets: it is where the node's own packets
 //! to other nodes' pods come from, so that the answers come back through the tunnel.
 //!
+//! What a node learns of the way to another one is that node's affair, not the tunnel's: a client here whose packet was too
+//! large for a pod behind a node port there is told so in that node's name. Over IPv4 the routes into the tunnel therefore
+//! keep their MTU, and the tunnel's own packets go in pieces while the kernel believes otherwise. IPv6 has no such pieces
+//! for forwarded packets: there pods' packets become smaller for as long.
+//!
 //! [`Tunnel::plan`] is pure; [`Tunnel::reconcile`] makes the kernel's tables equal to it.
 
 use std::collections::BTreeSet;
@@ -123,6 +128,7 @@ impl Tunnel {
             gateway: Some(*gateway),
             metric: 0,
             link: Some(link),
+            locked_mtu: self.local.is_ipv4().then_some(mtu),
         };
         Ok(self.routes.iter().map(into).collect())
     }
