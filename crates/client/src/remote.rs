@@ -60,6 +60,13 @@ impl Remote {
         Self::from_config(Self::configuration(path).await?, user_agent)
     }
 
+    /// The server at another address than the kubeconfig's.
+    pub async fn of_server(path: &Path, server: &str, user_agent: &str) -> Result<Self, Status> {
+        let mut config = Self::configuration(path).await?;
+        config.cluster_url = server.parse().map_err(|e| Status::bad_request(format!("{server:?}: {e}")))?;
+        Self::from_config(config, user_agent)
+    }
+
     async fn configuration(path: &Path) -> Result<kube::Config, Status> {
         let shown = path.display();
         let kubeconfig = Kubeconfig::read_from(path)

@@ -46,6 +46,11 @@ impl Client {
         Ok(Self::new(crate::remote::Remote::from_kubeconfig(path, user_agent).await?).with_field_manager(user_agent))
     }
 
+    /// The same, of a server at another address than the kubeconfig's.
+    pub async fn of_server(path: &Path, server: &str, user_agent: &str) -> Result<Self, Status> {
+        Ok(Self::new(crate::remote::Remote::of_server(path, server, user_agent).await?).with_field_manager(user_agent))
+    }
+
     /// The same for one of very many that share a server: it asks for so few things at once.
     pub async fn modest(path: &Path, user_agent: &str, in_flight: usize) -> Result<Self, Status> {
         let remote = crate::remote::Remote::from_kubeconfig(path, user_agent).await?;

@@ -5,6 +5,7 @@
 
 pub mod leftovers;
 mod pod_network_role;
+mod proxy_flags;
 mod proxy_role;
 mod published;
 

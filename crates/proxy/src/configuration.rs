@@ -1,13 +1,15 @@
 //! `KubeProxyConfiguration`, as upstream's `--config` takes it.
 //!
 //! A document is refused as upstream refuses it ([`shape`] says which types its fields have, [`validation`] what they may
-//! be). What this proxy has no use for is passed over, other modes with a word. It does not read files: [`read`] takes
+//! be). What this proxy has no use for is passed over with a word ([`inert`]). It does not read files: [`read`] takes
 //! the parsed document.
 
+mod inert;
 mod shape;
 mod validation;
 
-use std::net::SocketAddr;
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -16,9 +18,13 @@ use serde_json::Value;
 use crate::{Config, HEALTHZ_PORT, Locality, METRICS_PORT};
 
 pub(crate) const API_VERSION: &str = "kubeproxy.config.k8s.io/v1alpha1";
-/// In place of ranges for node ports: the Node object's addresses.
-const PRIMARY: &str = "primary";
+/// Among ranges for node ports: the Node object's addresses.
+pub(crate) const PRIMARY: &str = "primary";
+/// Words for ranges there.
+const RANGES: [(&str, [&str; 2]); 2] = [("all", ["0.0.0.0/0", "::/0"]), ("localhost", ["127.0.0.0/8", "::1/128"])];
 pub(crate) const KIND: &str = "KubeProxyConfiguration";
+
+pub use crate::pages::document;
 
 /// What a document says.
 #[derive(Clone, Debug)]
@@ -26,6 +32,7 @@ pub struct Configuration {
     pub config: Config,
     /// `clientConnection.kubeconfig`.
     pub kubeconfig: Option<String>,
+    pub feature_gates: BTreeMap<String, bool>,
     /// What its writer should know.
     pub warnings: Vec<String>,
 }
@@ -44,6 +51,7 @@ pub fn read(document: &Value, mut config: Config) -> Result<Configuration, Strin
     if let Some(other) = text(&document["mode"]).filter(|mode| mode != "nftables") {
         warnings.push(format!("mode: {other}: this proxy works with nftables in its place"));
     }
+    warnings.extend(inert::said(document));
     let local = &document["detectLocal"];
     match document["detectLocalMode"].as_str() {
         Some("NodeCIDR") => config.locality = Locality::NodeCidr,
@@ -57,13 +65,28 @@ pub fn read(document: &Value, mut config: Config) -> Result<Configuration, Strin
         _ => {}
     }
     if let Some(name) = text(&document["hostnameOverride"]) {
-        config.node_name = name;
+        config.node_name = name.trim().to_lowercase();
     }
     if let Some(ranges) = text(&document["clusterCIDR"]) {
         config.cluster_cidrs = nets(ranges.split(','));
     }
     if let Some(list) = document["nodePortAddresses"].as_array() {
-        config.node_port_addresses = nets(list.iter().filter_map(Value::as_str));
+        let words = || list.iter().filter_map(Value::as_str);
+        let ranges = |word| RANGES.iter().find(|(name, _)| *name == word).map_or(vec![word], |(_, both)| both.to_vec());
+        config.node_port_addresses = nets(words().flat_map(ranges));
+        config.node_ports_on_primary = words().any(|word| word == PRIMARY);
+        let is_loopback = |range: &IpNet| range.addr().is_loopback();
+        if config.node_port_addresses.iter().any(is_loopback) {
+            warnings.push("nodePortAddresses: node ports do not answer on loopback addresses".into());
+        }
+    }
+    // What else was to be listened on follows its family.
+    if let Some(address) = text(&document["bindAddress"]).and_then(|text| text.parse::<IpAddr>().ok()) {
+        config.bind_address = Some(address).filter(|address| !address.is_unspecified());
+        if address.is_ipv6() {
+            config.healthz = config.healthz.map(|_| SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), HEALTHZ_PORT));
+            config.metrics = config.metrics.map(|_| SocketAddr::new(Ipv6Addr::LOCALHOST.into(), METRICS_PORT));
+        }
     }
     if let Some(address) = text(&document["healthzBindAddress"]) {
         config.healthz = bind(&address, HEALTHZ_PORT);
@@ -98,7 +121,10 @@ pub fn read(document: &Value, mut config: Config) -> Result<Configuration, Strin
     ] {
         *target = length(&conntrack[field]).unwrap_or(*target);
     }
-    Ok(Configuration { config, kubeconfig: text(&document["clientConnection"]["kubeconfig"]), warnings })
+    let kubeconfig = text(&document["clientConnection"]["kubeconfig"]);
+    let gates = document["featureGates"].as_object().into_iter().flatten();
+    let feature_gates = gates.filter_map(|(name, open)| Some((name.clone(), open.as_bool()?))).collect();
+    Ok(Configuration { config, kubeconfig, feature_gates, warnings })
 }
 
 fn nets<'a>(texts: impl Iterator<Item = &'a str>) -> Vec<IpNet> {
@@ -198,11 +224,11 @@ mod tests {
             (json!({"healthzBindAddress": "x:1"}), "KubeProxyConfiguration.HealthzBindAddress: Invalid value: \"x\": must be a valid IP".into()),
             (json!({"metricsBindAddress": "[::1]:70000"}), "KubeProxyConfiguration.MetricsBindAddress: Invalid value: \"70000\": must be a valid port".into()),
             (json!({"portRange": "9-3"}), "KubeProxyConfiguration.PortRange: Invalid value: \"9-3\": must be a valid port range (e.g. 300-2000)".into()),
-            (json!({"nodePortAddresses": ["primary", "10.0.0.0/8"]}), "KubeProxyConfiguration.NodePortAddresses[0]: Invalid value: \"primary\": can't use both 'primary' and CIDRs".into()),
             (json!({"nodePortAddresses": ["10.0.0.0/8", "x"]}), "KubeProxyConfiguration.NodePortAddresses[1]: Invalid value: \"x\": must be a valid CIDR".into()),
             (json!({"showHiddenMetricsForVersion": "1.1"}), "KubeProxyConfiguration.ShowHiddenMetricsForVersion: Invalid value: \"1.1\": --show-hidden-metrics-for-version must be omitted or have the value '1.36'. Only the previous minor version is allowed".into()),
             (json!({"clientConnection": {"burst": -1}}), "KubeProxyConfiguration.ClientConnection.Burst: Invalid value: -1: must be greater than or equal to 0".into()),
             (json!({"mode": "ipvs", "ipvs": {"tcpTimeout": "-5s", "excludeCIDRs": ["x"]}}), "[KubeProxyConfiguration.KubeProxyIPVSConfiguration.TCPTimeout: Invalid value: -5s: must be greater than or equal to 0, KubeProxyConfiguration.KubeProxyIPVSConfiguration.ExcludeCidrs[0]: Invalid value: \"x\": must be a valid CIDR]".into()),
+            (json!({"nodePortAddresses": ["primary", "here"]}), "KubeProxyConfiguration.NodePortAddresses[1]: Invalid value: \"here\": must be a valid CIDR".into()),
             (json!({"logging": {"format": "xml"}}), "KubeProxyConfiguration.logging.format: Invalid value: \"xml\": Unsupported log format".into()),
         ];
         for (extra, expect) in cases {
@@ -220,5 +246,70 @@ mod tests {
             ["unknown field \"conntrack.max\"", "unknown field \"conntrackExtra\"", "unknown field \"sync\""]
         );
         assert!(read.config.node_port_addresses.is_empty());
+        assert_eq!(read.feature_gates, BTreeMap::from([("A".to_string(), true)]));
+    }
+
+    #[test]
+    fn what_makes_no_difference_is_told() {
+        let check = |extra: Value, fields: &[&str]| {
+            let said = read(&document(extra), Config::new("here")).unwrap().warnings;
+            let mut named: Vec<&str> = said.iter().filter_map(|said| said.split([' ', ':']).next()).collect();
+            named.sort_unstable();
+            assert_eq!(named, fields);
+        };
+        // As kubeadm writes what nobody asked for.
+        let unsaid = json!({"bindAddress": "0.0.0.0", "bindAddressHardFail": false, "clusterCIDR": "10.244.0.0/16", "configSyncPeriod": "0s",
+            "clientConnection": {"acceptContentTypes": "", "burst": 0, "contentType": "", "kubeconfig": "/k", "qps": 0}, "enableProfiling": false,
+            "iptables": {"localhostNodePorts": null, "masqueradeAll": false, "masqueradeBit": null, "minSyncPeriod": "0s", "syncPeriod": "0s"},
+            "ipvs": {"excludeCIDRs": null, "minSyncPeriod": "0s", "scheduler": "", "strictARP": false, "tcpTimeout": "0s"}, "nodePortAddresses": null,
+            "logging": {"flushFrequency": 0, "options": {"json": {"infoBufferSize": "0"}, "text": {"infoBufferSize": "0"}}, "verbosity": 0},
+            "nftables": {"masqueradeAll": false, "minSyncPeriod": "0s", "syncPeriod": "0s"}, "portRange": "", "showHiddenMetricsForVersion": "",
+            "winkernel": {"enableDSR": false, "forwardHealthCheckVip": false, "networkName": "", "rootHnsEndpointName": "", "sourceVip": ""}});
+        check(unsaid, &[]);
+        check(
+            json!({"mode": "nftables", "nftables": {"syncPeriod": "30s", "minSyncPeriod": "1000ms"}, "ipvs": {"strictARP": true}}),
+            &[],
+        );
+        check(
+            json!({"mode": "ipvs", "ipvs": {"strictARP": true, "scheduler": "lc", "tcpTimeout": "5s"}, "nftables": {"minSyncPeriod": "9s"}}),
+            &["ipvs.scheduler", "ipvs.strictARP", "ipvs.tcpTimeout", "mode"],
+        );
+        check(
+            json!({"clientConnection": {"qps": 5.0, "contentType": "application/vnd.kubernetes.protobuf"}, "logging": {"format": "json"},
+                "enableProfiling": true, "configSyncPeriod": "15m0s", "winkernel": {"sourceVip": "x"}, "iptables": {"localhostNodePorts": true},
+                "nodePortAddresses": ["localhost"]}),
+            &[
+                "clientConnection.contentType",
+                "clientConnection.qps",
+                "enableProfiling",
+                "iptables.localhostNodePorts",
+                "logging.format",
+                "nodePortAddresses",
+                "winkernel.sourceVip",
+            ],
+        );
+    }
+
+    #[test]
+    fn addresses_have_words() {
+        let check = |list: Value, ranges: &[&str], primary: bool| {
+            let config = read(&document(json!({"nodePortAddresses": list})), Config::new("here")).unwrap().config;
+            let shown: Vec<String> = config.node_port_addresses.iter().map(ToString::to_string).collect();
+            assert_eq!(
+                (shown, config.node_ports_on_primary),
+                (ranges.iter().map(|r| r.to_string()).collect(), primary)
+            );
+        };
+        check(json!([]), &[], false);
+        check(json!(["primary"]), &[], true);
+        check(json!(["all"]), &["0.0.0.0/0", "::/0"], false);
+        check(json!(["primary", "10.0.0.0/8"]), &["10.0.0.0/8"], true);
+        check(json!(["localhost", "fd00::/8"]), &["127.0.0.0/8", "::1/128", "fd00::/8"], false);
+        let bind = |text: &str| read(&document(json!({"bindAddress": text})), Config::new("here")).unwrap().config;
+        let config = bind("2001:db8::7");
+        let said = [config.healthz, config.metrics].map(|address| address.unwrap().to_string());
+        assert_eq!(said, ["[::]:10256", "[::1]:10249"]);
+        assert_eq!(config.bind_address, "2001:db8::7".parse().ok());
+        assert_eq!(bind("0.0.0.0").bind_address, None);
     }
 }

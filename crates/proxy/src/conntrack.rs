@@ -37,6 +37,15 @@ const TUPLE_ORIGINAL: u16 = 1;
 const TUPLE_REPLY: u16 = 2;
 const IDENTITY: u16 = 12;
 const ZONE: u16 = 18;
+/// What a dump is to have, and by which fields of a tuple that is told; within a tuple, the protocol and its number.
+const FILTER: u16 = 25;
+const FILTER_ORIGINAL: u16 = 1;
+const BY_PROTOCOL: u32 = 1 << 3;
+const TUPLE_PROTOCOL: u16 = 2;
+const PROTOCOL_NUMBER: u16 = 1;
+const NESTED: u16 = 0x8000;
+/// Those whose connections outlive their endpoints, by their numbers.
+const CONNECTIONLESS: [(Protocol, u8); 2] = [(Protocol::Udp, 17), (Protocol::Sctp, 132)];
 /// Attribute types carry flags in their upper bits.
 const TYPE_MASK: u16 = 0x3fff;
 
@@ -97,11 +106,7 @@ impl Netfilter {
 
     /// Whether nftables has a table of this name.
     pub fn has_table(&mut self, family: Family, name: &str) -> io::Result<bool> {
-        let mut body = ((name.len() + 5) as u16).to_ne_bytes().to_vec();
-        body.extend(TABLE_NAME.to_ne_bytes());
-        body.extend(name.as_bytes());
-        body.push(0);
-        body.resize(body.len().next_multiple_of(4), 0);
+        let body = written(TABLE_NAME, format!("{name}\0").as_bytes());
         match self.request(GET_TABLE, NLM_F_REQUEST, number_of(family), &body, |_| false) {
             Ok(()) => Ok(true),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
@@ -109,13 +114,20 @@ impl Netfilter {
         }
     }
 
-    /// The remembered UDP and SCTP connections of a family, at most [`MAX_CONNECTIONS`] of them.
+    /// The remembered UDP and SCTP connections of a family, at most [`MAX_CONNECTIONS`] of them. The kernel leaves out the
+    /// others, of which a node may have very many; one before 5.8 shows them too.
     pub fn connections(&mut self, family: Family) -> io::Result<Vec<Connection>> {
         let mut out = Vec::new();
-        self.request(CT_GET, NLM_F_REQUEST | NLM_F_DUMP, number_of(family), &[], |reply| {
-            out.extend(parse(reply).filter(|_| out.len() < MAX_CONNECTIONS));
-            true
-        })?;
+        for (protocol, number) in CONNECTIONLESS {
+            let by = written(FILTER | NESTED, &written(FILTER_ORIGINAL, &BY_PROTOCOL.to_ne_bytes()));
+            let wanted = written(TUPLE_PROTOCOL | NESTED, &written(PROTOCOL_NUMBER, &[number]));
+            let filter = [by, written(TUPLE_ORIGINAL | NESTED, &wanted)].concat();
+            self.request(CT_GET, NLM_F_REQUEST | NLM_F_DUMP, number_of(family), &filter, |reply| {
+                let found = parse(reply).filter(|found| found.protocol == protocol);
+                out.extend(found.filter(|_| out.len() < MAX_CONNECTIONS));
+                true
+            })?;
+        }
         Ok(out)
     }
 
@@ -215,6 +227,15 @@ pub(crate) fn number_of(family: Family) -> u8 {
     }
 }
 
+/// An attribute, padded.
+fn written(kind: u16, value: &[u8]) -> Vec<u8> {
+    let mut out = ((value.len() + 4) as u16).to_ne_bytes().to_vec();
+    out.extend(kind.to_ne_bytes());
+    out.extend(value);
+    out.resize(out.len().next_multiple_of(4), 0);
+    out
+}
+
 /// Four bytes in the machine's order; the caller has checked that they are there.
 fn word(bytes: &[u8], at: usize) -> u32 {
     bytes.get(at..at + 4).and_then(|four| four.try_into().ok()).map_or(0, u32::from_ne_bytes)
@@ -239,11 +260,8 @@ fn attribute(bytes: &[u8], kind: u16) -> Option<&[u8]> {
 fn parse(reply: &[u8]) -> Option<Connection> {
     let original = attribute(reply, TUPLE_ORIGINAL)?;
     let answer = attribute(reply, TUPLE_REPLY)?;
-    let protocol = match attribute(attribute(original, 2)?, 1)?.first()? {
-        17 => Protocol::Udp,
-        132 => Protocol::Sctp,
-        _ => return None,
-    };
+    let number = attribute(attribute(original, TUPLE_PROTOCOL)?, PROTOCOL_NUMBER)?.first()?;
+    let protocol = CONNECTIONLESS.iter().find(|(_, known)| known == number)?.0;
     let mut name = Vec::new();
     for (kind, whole, _) in attributes(reply) {
         if matches!(kind, TUPLE_ORIGINAL | IDENTITY | ZONE) {

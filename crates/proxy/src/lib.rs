@@ -63,6 +63,9 @@ pub const DEFAULT_MASQUERADE_MARK: u32 = 1 << 14;
 /// Where upstream's answers `/healthz` and `/livez`, on all addresses.
 pub const HEALTHZ_PORT: u16 = 10256;
 
+/// How upstream keeps the kernel from ending it for want of memory.
+pub const OOM_SCORE_ADJ: i32 = -999;
+
 /// Where upstream's answers `/metrics`, on loopback.
 pub const METRICS_PORT: u16 = 10249;
 
@@ -115,9 +118,13 @@ pub struct Config {
     pub families: Vec<Family>,
     /// Where node ports answer. Empty: the Node object's InternalIP and ExternalIP addresses.
     pub node_addresses: Vec<IpAddr>,
+    /// The node's address of its family, whatever the Node object says.
+    pub bind_address: Option<IpAddr>,
     /// The addresses of the machine's links in these ranges answer for node ports instead, as they are when the proxy
     /// looks; empty: the Node object's.
     pub node_port_addresses: Vec<IpNet>,
+    /// The Node object's answer for node ports besides those.
+    pub node_ports_on_primary: bool,
     /// Pod addresses of the whole cluster: a source outside them is masqueraded on its way through a cluster IP. Empty:
     /// nothing is known to be outside.
     pub cluster_cidrs: Vec<IpNet>,
@@ -141,13 +148,20 @@ pub struct Config {
 }
 
 impl Config {
+    /// Whether an address lies in a range where node ports are to answer.
+    fn is_for_node_ports(&self, address: &IpAddr) -> bool {
+        self.node_port_addresses.iter().any(|range| range.contains(address))
+    }
+
     /// IPv4, the Node's own addresses, upstream's ports on loopback.
     pub fn new(node_name: impl Into<String>) -> Config {
         Config {
             node_name: node_name.into(),
             families: vec![Family::V4],
             node_addresses: Vec::new(),
+            bind_address: None,
             node_port_addresses: Vec::new(),
+            node_ports_on_primary: false,
             cluster_cidrs: Vec::new(),
             locality: Locality::default(),
             masquerade_all: false,

@@ -7,7 +7,7 @@ use std::fmt::Write as _;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use crate::Family;
+use crate::{Family, settings};
 
 /// Upper bounds of the duration buckets, in seconds: doubling from a millisecond.
 const BUCKETS: [f64; 15] =
@@ -295,6 +295,13 @@ impl Metrics {
             for (policy, count) in ["internal", "external"].iter().zip(counts) {
                 let _ = writeln!(out, "{name}{{{labels},traffic_policy=\"{policy}\"}} {count}");
             }
+        }
+        let (count, most) = settings::table().unwrap_or_default();
+        for (name, help, value) in [
+            ("kubeproxy_conntrack_entries", "Connections the kernel remembers here.", count),
+            ("kubeproxy_conntrack_entries_limit", "The most it does.", most),
+        ] {
+            let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} gauge\n{name} {value}");
         }
         for (name, counts) in [("healthz", numbers.healthz), ("livez", numbers.livez)] {
             let name = format!("kubeproxy_proxy_{name}_total");

@@ -70,6 +70,9 @@ pub fn configz(config: &Config) -> String {
 /// A configuration as a document that [`configuration::read`] takes.
 pub fn document(config: &Config) -> Value {
     let nets = |nets: &[ipnet::IpNet]| nets.iter().map(ToString::to_string).collect::<Vec<_>>();
+    let mut node_ports = nets(&config.node_port_addresses);
+    node_ports.extend(config.node_ports_on_primary.then(|| configuration::PRIMARY.to_string()));
+    let any = if config.families.first() == Some(&Family::V6) { "::" } else { "0.0.0.0" };
     let (mode, local) = match &config.locality {
         Locality::ClusterCidr => ("ClusterCIDR", json!({"bridgeInterface": "", "interfaceNamePrefix": ""})),
         Locality::NodeCidr => ("NodeCIDR", json!({"bridgeInterface": "", "interfaceNamePrefix": ""})),
@@ -82,7 +85,7 @@ pub fn document(config: &Config) -> Value {
     json!({
         "apiVersion": configuration::API_VERSION,
         "kind": configuration::KIND,
-        "bindAddress": if config.families.first() == Some(&Family::V6) { "::" } else { "0.0.0.0" },
+        "bindAddress": config.bind_address.map_or(any.to_string(), |address| address.to_string()),
         "bindAddressHardFail": config.bind_hard_fail,
         "clusterCIDR": nets(&config.cluster_cidrs).join(","),
         "conntrack": {
@@ -104,7 +107,7 @@ pub fn document(config: &Config) -> Value {
             "masqueradeAll": config.masquerade_all,
             "masqueradeBit": config.masquerade_mark.trailing_zeros(),
         },
-        "nodePortAddresses": nets(&config.node_port_addresses),
+        "nodePortAddresses": node_ports,
         "oomScoreAdj": config.oom_score_adj,
     })
 }
@@ -129,6 +132,9 @@ mod tests {
             cluster_cidrs: vec!["10.244.0.0/16".parse().unwrap(), "fd00::/56".parse().unwrap()],
             locality: Locality::Interface("veth*".into()),
             masquerade_mark: 1 << 7,
+            bind_address: "192.0.2.7".parse().ok(),
+            node_port_addresses: vec!["198.51.100.0/24".parse().unwrap()],
+            node_ports_on_primary: true,
             oom_score_adj: Some(-999),
             bind_hard_fail: true,
             ..Config::new("here")

@@ -49,6 +49,13 @@ impl NodeView {
             let usable = all.filter(|a| matches!(a.type_.as_str(), "InternalIP" | "ExternalIP"));
             addresses = usable.filter_map(|a| a.address.parse().ok()).collect();
         }
+        if let Some(bind) = config.bind_address {
+            addresses.retain(|address| address.is_ipv4() != bind.is_ipv4());
+            addresses.push(bind);
+        }
+        if !config.node_port_addresses.is_empty() && !config.node_ports_on_primary {
+            addresses.retain(|address| config.is_for_node_ports(address));
+        }
         let own = || node.iter().filter_map(|node| node.spec.as_ref()).flat_map(|spec| spec.pod_cidrs.iter().flatten());
         let pod_networks = match config.locality {
             Locality::ClusterCidr => config.cluster_cidrs.clone(),
@@ -57,16 +64,16 @@ impl NodeView {
         };
         let name = config.node_name.clone();
         let mut view = NodeView { name, zone, addresses, pod_networks, service_networks: Vec::new() };
-        view.keep_addresses(&config.node_port_addresses);
+        view.order_addresses();
         view
     }
 
-    /// The addresses of the machine's links, if node ports are to answer on those in certain ranges.
+    /// The addresses of the machine's links, if node ports are to answer on those in certain ranges. Not on loopback: from
+    /// there no packet gets to a pod.
     pub fn on_links(mut self, links: impl IntoIterator<Item = IpAddr>, config: &Config) -> NodeView {
-        if !config.node_port_addresses.is_empty() {
-            self.addresses.extend(links);
-            self.keep_addresses(&config.node_port_addresses);
-        }
+        let wanted = |address: &IpAddr| !address.is_loopback() && config.is_for_node_ports(address);
+        self.addresses.extend(links.into_iter().filter(wanted));
+        self.order_addresses();
         self
     }
 
@@ -79,8 +86,7 @@ impl NodeView {
         self
     }
 
-    fn keep_addresses(&mut self, ranges: &[IpNet]) {
-        self.addresses.retain(|address| ranges.is_empty() || ranges.iter().any(|range| range.contains(address)));
+    fn order_addresses(&mut self) {
         self.addresses.sort();
         self.addresses.dedup();
     }

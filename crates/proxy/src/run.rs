@@ -27,12 +27,14 @@ use crate::policies::{Policies, is_service};
 use crate::program::{Delta, NodeView, Ruleset};
 use crate::update::{Update, apply, listing, tables_absent};
 use crate::watch::Watch;
-use crate::{Config, Family, TABLE};
+use crate::{Config, Family, TABLE, settings};
 
 /// Put on a node before the cluster autoscaler removes it.
 const LEAVING_TAINT: &str = "ToBeDeletedByClusterAutoscaler";
 /// How often the rule set's generation is looked at, to see whether somebody else changed something.
 const LOOK: Duration = Duration::from_secs(1);
+/// How often the kernel's table of connections is looked at, whether there is room.
+const LOOK_FOR_ROOM: Duration = Duration::from_secs(10);
 /// How long the first table waits for the policies.
 const POLICIES_WITHIN: Duration = Duration::from_secs(10);
 /// How long the first table waits for the ranges of cluster IPs.
@@ -89,6 +91,7 @@ async fn running(config: Config, client: Client, cancel: CancellationToken) -> R
         written: false,
         known_generation,
         failures: 0,
+        is_crowded: false,
         health_ports: HealthPorts::default(),
         config,
         objects,
@@ -100,6 +103,8 @@ async fn running(config: Config, client: Client, cancel: CancellationToken) -> R
     };
     let mut look = tokio::time::interval(LOOK);
     look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut look_for_room = tokio::time::interval(LOOK_FOR_ROOM);
+    look_for_room.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         // Everything that is pending goes into one transaction.
         shell.objects.absorb();
@@ -119,6 +124,7 @@ async fn running(config: Config, client: Client, cancel: CancellationToken) -> R
             batch = node_changes.next() => if batch.is_none() { return Ok(()) },
             batch = range_changes.next() => if batch.is_none() { return Ok(()) },
             _ = look.tick() => shell.look().await,
+            _ = look_for_room.tick() => shell.look_for_room(),
             () = tokio::time::sleep(pause.unwrap_or_default()), if pause.is_some() => {}
         }
     }
@@ -145,6 +151,8 @@ struct Shell {
     written: bool,
     known_generation: u32,
     failures: u32,
+    /// There was no room for another connection.
+    is_crowded: bool,
     objects: Objects,
     nodes: Arc<Informer>,
     ranges: Arc<Informer>,
@@ -302,6 +310,18 @@ impl Shell {
                 Ok(count) => self.metrics.forgotten(count, began.elapsed()),
                 Err(error) => tracing::warn!("cannot clean up connections whose endpoint is gone: {error}"),
             }
+        }
+    }
+
+    /// Tells when the kernel has no room for another connection, once, and when it has again.
+    fn look_for_room(&mut self) {
+        let Some((count, most)) = settings::table() else { return };
+        if !self.is_crowded && count >= most {
+            self.is_crowded = true;
+            tracing::warn!("{count} connections are all that the kernel remembers here: no other is let through");
+        } else if self.is_crowded && count < most - most / 10 {
+            self.is_crowded = false;
+            tracing::warn!("there is room for connections again: {count} of {most}");
         }
     }
 

@@ -5,6 +5,19 @@
 
 use std::time::Duration;
 
+/// Files below this are connection tracking's, of this process's network namespace.
+const PLACE: &str = "/proc/sys/net/netfilter";
+
+fn number(name: &str) -> Option<u64> {
+    std::fs::read_to_string(format!("{PLACE}/{name}")).ok()?.trim().parse().ok()
+}
+
+/// The connections the kernel remembers here, and the most it does: with that many, packets that would open another are
+/// dropped.
+pub fn table() -> Option<(u64, u64)> {
+    Some((number("nf_conntrack_count")?, number("nf_conntrack_max")?))
+}
+
 /// `KubeProxyConfiguration.conntrack`; zero leaves a setting alone.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Conntrack {
@@ -34,7 +47,7 @@ impl Default for Conntrack {
 }
 
 impl Conntrack {
-    /// Files below `/proc/sys/net/netfilter` and what is to be in them; the first only ever grows.
+    /// Files below [`PLACE`] and what is to be in them; the first only ever grows.
     fn values(&self, cores: u32) -> Vec<(&'static str, u64)> {
         let size = if self.max_per_core == 0 { 0 } else { self.max_per_core.saturating_mul(cores).max(self.min) };
         let all = [
@@ -52,13 +65,17 @@ impl Conntrack {
     pub fn apply(&self) {
         let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get() as u32);
         for (name, value) in self.values(cores) {
-            let path = format!("/proc/sys/net/netfilter/{name}");
-            let now = std::fs::read_to_string(&path).ok().and_then(|text| text.trim().parse::<u64>().ok());
+            let (path, now) = (format!("{PLACE}/{name}"), number(name));
             if now == Some(value) || (name == "nf_conntrack_max" && now >= Some(value)) {
                 continue;
             }
-            if let Err(error) = std::fs::write(&path, value.to_string()) {
-                tracing::debug!("cannot set {path} to {value}: {error}");
+            match std::fs::write(&path, value.to_string()) {
+                // What nobody asked for may be as it is.
+                Err(error) if *self == Conntrack::default() => {
+                    tracing::debug!("cannot set {path} to {value}: {error}");
+                }
+                Err(error) => tracing::warn!("cannot set {path} to {value}: {error}"),
+                Ok(()) => {}
             }
         }
     }

@@ -44,6 +44,12 @@ pub async fn connect(kubeconfig: &std::path::Path, agent: &str) -> Result<Client
     Client::from_kubeconfig(kubeconfig, agent).await.with_context(|| format!("kubeconfig {}", kubeconfig.display()))
 }
 
+/// The same, of a server at another address than the kubeconfig's if one is said.
+pub async fn connect_to(kubeconfig: &std::path::Path, server: Option<&str>, agent: &str) -> Result<Client> {
+    let Some(server) = server else { return connect(kubeconfig, agent).await };
+    Client::of_server(kubeconfig, server, agent).await.with_context(|| format!("kubeconfig {}", kubeconfig.display()))
+}
+
 /// The same for one of very many.
 pub async fn connect_modestly(kubeconfig: &std::path::Path, agent: &str, in_flight: usize) -> Result<Client> {
     let connected = Client::modest(kubeconfig, agent, in_flight).await;

@@ -177,17 +177,10 @@ impl Faults {
     }
 
     fn node_port_addresses(&mut self, list: &Value) {
-        let all: Vec<&str> = texts(list).collect();
-        for (index, range) in all.iter().enumerate() {
-            let field = format!("NodePortAddresses[{index}]");
-            if *range == super::PRIMARY {
-                if all.len() != 1 {
-                    self.invalid(&field, quoted(range), "can't use both 'primary' and CIDRs");
-                }
-                break;
-            }
-            if range.parse::<IpNet>().is_err() {
-                self.invalid(&field, quoted(range), "must be a valid CIDR");
+        let is_word = |text: &str| text == super::PRIMARY || super::RANGES.iter().any(|(word, _)| *word == text);
+        for (index, range) in texts(list).enumerate() {
+            if !is_word(range) && range.parse::<IpNet>().is_err() {
+                self.invalid(&format!("NodePortAddresses[{index}]"), quoted(range), "must be a valid CIDR");
             }
         }
     }
