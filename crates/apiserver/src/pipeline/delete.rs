@@ -189,16 +189,18 @@ impl ApiServer {
                 admission::validate(self, &attributes, None, Some(&old)).await?;
             }
 
-            let marked = mark(resource, &old, options);
+            let mark = Mark::of(resource, &old, options);
             if options.dry() {
-                return match marked {
-                    Some(marked) => {
+                return match mark {
+                    Some(mark) => {
+                        let mut marked = old;
+                        mark.put(resource, &mut marked)?;
                         Object::from_value(&marked).map(|marked| Outcome::Kept(marked.into())).map_err(Status::internal)
                     }
-                    None => Ok(Outcome::Gone(Some(as_deleted(resource, &old, options, object)?))),
+                    None => Ok(Outcome::Gone(Some(as_deleted(resource, old, options, object)?))),
                 };
             }
-            let Some(marked) = marked else {
+            let Some(mark) = mark else {
                 let mut txn = Txn {
                     compares: vec![Compare { key: key.clone(), mod_revision: stored.mod_revision }],
                     ops: vec![Op::Delete { key: key.clone() }],
@@ -206,12 +208,12 @@ impl ApiServer {
                 super::write::claim(resource, Some(&old), None, &mut txn);
                 match target.served.stored.of(Asked::Delete, self.store().txn(txn)).await.map_err(store_error)? {
                     TxnOutcome::Committed { .. } => {
-                        return Ok(Outcome::Gone(Some(as_deleted(resource, &old, options, object)?)));
+                        return Ok(Outcome::Gone(Some(as_deleted(resource, old, options, object)?)));
                     }
                     TxnOutcome::Conflict { .. } => continue,
                 }
             };
-            if marked == old {
+            if mark.is_there(resource, &old)? {
                 return Ok(Outcome::Kept(object));
             }
             let revision = stored.mod_revision.to_string();
@@ -224,8 +226,7 @@ impl ApiServer {
                         metadata::MODIFIED,
                     ));
                 }
-                *body = marked.clone();
-                Ok(())
+                mark.put(resource, body)
             };
             match self.change(target, Change::Server(&replace)).await {
                 Ok(written) => {
@@ -297,58 +298,79 @@ impl ApiServer {
 /// What is shown of an object that went at once: one that could have been given time says that it was given none.
 fn as_deleted(
     resource: &resources::Resource,
-    old: &Value,
+    mut old: Value,
     options: &DeleteOptions,
     object: Arc<Object>,
 ) -> Result<Arc<Object>, Status> {
     if !resource.delete_returns_object
         || object.meta.deletion_timestamp.is_some()
-        || matches!(resource.strategy.deletion(old, options.grace_period_seconds), Deletion::Immediate)
+        || matches!(resource.strategy.deletion(&old, options.grace_period_seconds), Deletion::Immediate)
     {
         return Ok(object);
     }
-    let mut shown = old.clone();
-    let metadata = metadata::of(&mut shown)?;
+    let metadata = metadata::of(&mut old)?;
     metadata.insert("deletionTimestamp".into(), clock::now().into());
     metadata.insert("deletionGracePeriodSeconds".into(), 0.into());
-    Object::from_value(&shown).map(Arc::new).map_err(Status::internal)
+    Object::from_value(&old).map(Arc::new).map_err(Status::internal)
 }
 
-/// The object marked for deletion, or `None` when it can go at once.
-fn mark(resource: &resources::Resource, old: &Value, options: &DeleteOptions) -> Option<Value> {
-    let grace = match resource.strategy.deletion(old, options.grace_period_seconds) {
-        Deletion::Immediate => 0,
-        Deletion::Graceful(seconds) => seconds.max(0),
-    };
-    let mut new = old.clone();
-    let metadata = new["metadata"].as_object_mut()?;
-    let mut finalizers: Vec<Value> = metadata.get("finalizers").and_then(Value::as_array).cloned().unwrap_or_default();
-    let default = if resource.strategy.default_orphans() { Some("Orphan") } else { None };
-    let wanted = options.propagation.as_deref().or(default);
-    if let Some(policy) = wanted {
-        finalizers.retain(|f| f != ORPHAN && f != FOREGROUND);
-        match policy {
-            "Orphan" => finalizers.push(ORPHAN.into()),
-            "Foreground" => finalizers.push(FOREGROUND.into()),
-            _ => {}
+/// What a deletion leaves on an object that cannot go at once.
+struct Mark {
+    finalizers: Vec<Value>,
+    /// The seconds it is given from now on; none where it stays with those it has.
+    grace: Option<i64>,
+}
+
+impl Mark {
+    /// None when the object can go at once.
+    fn of(resource: &resources::Resource, old: &Value, options: &DeleteOptions) -> Option<Self> {
+        let grace = match resource.strategy.deletion(old, options.grace_period_seconds) {
+            Deletion::Immediate => 0,
+            Deletion::Graceful(seconds) => seconds.max(0),
+        };
+        let metadata = old["metadata"].as_object()?;
+        let mut finalizers = metadata.get("finalizers").and_then(Value::as_array).cloned().unwrap_or_default();
+        let default = if resource.strategy.default_orphans() { Some("Orphan") } else { None };
+        if let Some(policy) = options.propagation.as_deref().or(default) {
+            finalizers.retain(|f| f != ORPHAN && f != FOREGROUND);
+            match policy {
+                "Orphan" => finalizers.push(ORPHAN.into()),
+                "Foreground" => finalizers.push(FOREGROUND.into()),
+                _ => {}
+            }
         }
+        if finalizers.is_empty() && grace == 0 && !resource.strategy.held(old) {
+            return None;
+        }
+        let already = metadata.get("deletionTimestamp").is_some_and(|t| !t.is_null());
+        let before = metadata.get("deletionGracePeriodSeconds").and_then(Value::as_i64);
+        // A second delete may shorten the wait, never lengthen it.
+        let given = !already || before.is_some_and(|before| grace < before && options.grace_period_seconds.is_some());
+        Some(Self { finalizers, grace: given.then_some(grace) })
     }
-    let waits = !finalizers.is_empty() || resource.strategy.held(old);
-    if !waits && grace == 0 {
-        return None;
+
+    fn put(&self, resource: &resources::Resource, body: &mut Value) -> Result<(), Status> {
+        let metadata = metadata::of(body)?;
+        if self.finalizers.is_empty() {
+            metadata.remove("finalizers");
+        } else {
+            metadata.insert("finalizers".into(), self.finalizers.clone().into());
+        }
+        if let Some(grace) = self.grace {
+            metadata.insert("deletionTimestamp".into(), clock::after_seconds(grace).into());
+            metadata.insert("deletionGracePeriodSeconds".into(), grace.into());
+        }
+        resource.strategy.prepare_delete(body);
+        Ok(())
     }
-    if finalizers.is_empty() {
-        metadata.remove("finalizers");
-    } else {
-        metadata.insert("finalizers".into(), finalizers.into());
+
+    /// Whether an object has it already.
+    fn is_there(&self, resource: &resources::Resource, old: &Value) -> Result<bool, Status> {
+        if self.grace.is_some() {
+            return Ok(false);
+        }
+        let mut marked = old.clone();
+        self.put(resource, &mut marked)?;
+        Ok(marked == *old)
     }
-    let already = metadata.get("deletionTimestamp").is_some_and(|t| !t.is_null());
-    let before = metadata.get("deletionGracePeriodSeconds").and_then(Value::as_i64);
-    // A second delete may shorten the wait, never lengthen it.
-    if !already || before.is_some_and(|before| grace < before && options.grace_period_seconds.is_some()) {
-        metadata.insert("deletionTimestamp".into(), clock::after_seconds(grace).into());
-        metadata.insert("deletionGracePeriodSeconds".into(), grace.into());
-    }
-    resource.strategy.prepare_delete(&mut new);
-    Some(new)
 }
