@@ -17,7 +17,7 @@ use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 use super::negotiated::{Format, Negotiated, View, not_acceptable};
-use super::{Body, full, lists, table};
+use super::{Body, alike, full, lists, table};
 use crate::server::ApiServer;
 
 /// Replies above this are compressed for clients that take it, as upstream.
@@ -336,23 +336,23 @@ fn write_event(
 ) -> Result<(), Status> {
     let (kind, value) = match event {
         WatchEvent::Object { kind, object } if view == View::Whole && format == Format::Json => {
-            out.extend_from_slice(b"{\"type\":\"");
-            out.extend_from_slice(kind.as_str().as_bytes());
-            out.extend_from_slice(b"\",\"object\":");
+            begin_event(kind.as_str(), out);
             object.write_json(out);
             out.extend_from_slice(b"}\n");
             return Ok(());
         }
-        WatchEvent::Object { kind, object } => {
-            let value = match view {
-                View::Whole => object.value().map_err(Status::internal)?,
-                View::Metadata => partial(object)?,
-                View::Table => {
-                    tabulate(shape, std::slice::from_ref(object), &List::default(), std::mem::take(first_table))?
-                }
-            };
-            (kind.as_str(), value)
+        WatchEvent::Object { kind, object } if view != View::Table => {
+            let bytes = alike::once(object, (format, view), || match view {
+                View::Whole => event_bytes(&object.value().map_err(Status::internal)?, format),
+                _ => event_bytes(&partial(object)?, format),
+            })?;
+            write_framed(kind.as_str(), &bytes, format, out);
+            return Ok(());
         }
+        WatchEvent::Object { kind, object } => (
+            kind.as_str(),
+            tabulate(shape, std::slice::from_ref(object), &List::default(), std::mem::take(first_table))?,
+        ),
         WatchEvent::Bookmark { resource_version, initial_events_end } => {
             let mut metadata = json!({"resourceVersion": resource_version.to_string(), "creationTimestamp": null});
             if *initial_events_end {
@@ -376,14 +376,31 @@ fn write_event(
         }
         WatchEvent::Error(status) => ("ERROR", status.to_value()),
     };
+    write_framed(kind, &event_bytes(&value, format)?, format, out);
+    Ok(())
+}
+
+/// What an event says of its object.
+fn event_bytes(value: &Value, format: Format) -> Result<Bytes, Status> {
     match format {
-        Format::Protobuf => {
-            out.extend_from_slice(&meta::protobuf::watch_frame(kind, &protobuf(&value)?));
-        }
+        Format::Protobuf => protobuf(value).map(Bytes::from),
+        _ => serde_json::to_vec(value).map(Bytes::from).map_err(Status::internal),
+    }
+}
+
+fn begin_event(kind: &str, out: &mut Vec<u8>) {
+    out.extend_from_slice(b"{\"type\":\"");
+    out.extend_from_slice(kind.as_bytes());
+    out.extend_from_slice(b"\",\"object\":");
+}
+
+fn write_framed(kind: &str, object: &[u8], format: Format, out: &mut Vec<u8>) {
+    match format {
+        Format::Protobuf => out.extend_from_slice(&meta::protobuf::watch_frame(kind, object)),
         _ => {
-            serde_json::to_writer(&mut *out, &json!({"type": kind, "object": value})).map_err(Status::internal)?;
-            out.push(b'\n');
+            begin_event(kind, out);
+            out.extend_from_slice(object);
+            out.extend_from_slice(b"}\n");
         }
     }
-    Ok(())
 }

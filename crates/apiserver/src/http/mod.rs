@@ -3,6 +3,7 @@
 //! Accepts TLS connections (HTTP/1.1 and HTTP/2), learns the caller from the client certificate or token, routes, calls the
 //! pipeline and encodes what comes back. Every body is bounded. A handler that panics is answered with a 500 and counted.
 
+mod alike;
 mod audited;
 mod connection;
 pub mod cors;

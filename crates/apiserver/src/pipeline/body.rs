@@ -478,9 +478,12 @@ impl Document {
         }
     }
 
-    /// The changed body, in the storage version.
-    pub async fn changed(&self, target: &Target<'_>, old: &Value, now: &str) -> Result<Value, Status> {
-        let mut body = self.laid_over(target, old, now).await?;
+    /// The changed body, in the storage version. The body of a PUT is what becomes of it: another try reads it again.
+    pub async fn changed(&mut self, target: &Target<'_>, old: &Value, now: &str) -> Result<Value, Status> {
+        let mut body = match self {
+            Self::Put(body) => std::mem::take(body),
+            _ => self.laid_over(target, old, now).await?,
+        };
         if !matches!(self, Self::Put(_) | Self::Apply(_))
             && let Err(why) = check_patched(target, &mut body)
         {
@@ -489,6 +492,11 @@ impl Document {
         }
         to_storage(target, &mut body).await?;
         Ok(body)
+    }
+
+    /// Whether its body went into a try that came to nothing.
+    pub fn is_spent(&self) -> bool {
+        matches!(self, Self::Put(Value::Null))
     }
 
     /// The old body as it is shown to a patch, with whatever the patch could look at.

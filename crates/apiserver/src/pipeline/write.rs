@@ -232,7 +232,7 @@ impl ApiServer {
         let resource = &target.served.resource;
         let key: store::Key = target.key().into();
         let cache = target.served.cache()?;
-        let document = match &change {
+        let mut document = match &change {
             Change::Request => Some(body::Document::of(self, &target)?),
             Change::Server(_) => None,
         };
@@ -243,6 +243,9 @@ impl ApiServer {
         let mut current = cache.get(&key);
         let mut certain = false;
         for _ in 0..CHANGE_TRIES {
+            if document.as_ref().is_some_and(body::Document::is_spent) {
+                document = Some(body::Document::of(self, &target)?);
+            }
             if current.is_none() && !certain {
                 let get = self.store().get(&key, None);
                 let (stored, _) = target.served.stored.of(Asked::Get, get).await.map_err(store_error)?;
@@ -263,7 +266,7 @@ impl ApiServer {
             }
             .map_err(Status::internal)?;
             target.served.renew(&mut old).await?;
-            let made = self.make(&target, &change, document.as_ref(), &mut old, entries).await;
+            let made = self.make(&target, &change, document.as_mut(), &mut old, entries).await;
             let (body, managed, named_version) = match made {
                 Ok(made) => made,
                 // What failed may have failed against an old state.
@@ -357,7 +360,7 @@ impl ApiServer {
         &self,
         target: &Target<'_>,
         change: &Change<'_>,
-        document: Option<&body::Document>,
+        mut document: Option<&mut body::Document>,
         old: &mut Value,
         entries: Option<String>,
     ) -> Result<(Value, Option<String>, bool), Status> {
@@ -366,7 +369,7 @@ impl ApiServer {
         let cx = context(target, &now);
         let mut body;
         let mut named_version = false;
-        match (change, document) {
+        match (change, document.as_deref_mut()) {
             (Change::Server(f), _) => {
                 body = old.clone();
                 f(&mut body)?;
