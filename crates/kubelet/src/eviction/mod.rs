@@ -74,11 +74,14 @@ pub fn active(context: &Context) -> Vec<Arc<Pod>> {
 /// Watches the signals until the agent stops.
 pub async fn run(context: Arc<Context>) {
     let mut history = History::default();
+    // How long something lasts is not to be told by a clock that may be set.
+    let began = Instant::now();
     loop {
         tokio::time::sleep(EVERY).await;
         let looked = Instant::now();
         let readings = measure::node(&context).await;
-        let (pressures, due) = history.judge(&context.config.eviction, &readings, Timestamp::now());
+        let now = Timestamp::UNIX_EPOCH + looked.duration_since(began);
+        let (pressures, due) = history.judge(&context.config.eviction, &readings, now);
         for pressure in [Pressure::Memory, Pressure::Disk, Pressure::Pid] {
             let on = pressures.contains(&pressure);
             if context.evictions.flag(pressure).swap(on, Ordering::Relaxed) != on {

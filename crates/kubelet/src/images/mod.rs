@@ -19,7 +19,7 @@ use crate::config::Config;
 use crate::cri::v1;
 use crate::events::About;
 use crate::metrics::families;
-use crate::pods::plan::Failed;
+use crate::pods::plan::{Failed, is_over};
 use crate::references::Referent;
 use crate::spec;
 
@@ -201,7 +201,7 @@ impl Images {
         let key = (spec::uid(pod).to_string(), image.to_string());
         let wait = self.waits.lock().unwrap_or_else(PoisonError::into_inner).get(&key).cloned();
         if let Some(wait) = &wait
-            && wait.at + wait.delay > now
+            && !is_over(wait.at + wait.delay, now)
         {
             let message = format!("Back-off pulling image \"{image}\"");
             context.events.normal(about, "BackOff", &message);

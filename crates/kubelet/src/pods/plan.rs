@@ -15,7 +15,7 @@ use std::collections::{BTreeMap, HashMap};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Container as Spec, Pod, ResourceRequirements, ResourceStatus};
 
-pub use back_off::{BackOff, MAX_BACK_OFF};
+pub use back_off::{BackOff, MAX_BACK_OFF, is_over};
 pub use restart::{changed, resized, restarts, round};
 
 use super::observed::{Container, Observed, State};
@@ -176,7 +176,7 @@ impl Planner<'_> {
         let finished = last.map(|l| l.finished_at.unwrap_or(self.now));
         if let (Some(finished), Some(back_off)) = (finished, self.memory.back_off.get(name))
             && let Some(until) = back_off.until(finished)
-            && until > self.now
+            && !is_over(until, self.now)
         {
             let message = format!(
                 "back-off {} restarting failed container={name} pod={}",
@@ -193,7 +193,7 @@ impl Planner<'_> {
         }
         if let Some(failed) = self.memory.failed.get(name) {
             self.wait(name, &failed.reason, &failed.message);
-            if failed.retry_at > self.now {
+            if !is_over(failed.retry_at, self.now) {
                 return self.wake(failed.retry_at);
             }
         }

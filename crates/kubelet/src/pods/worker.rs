@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use super::inbox::{Inbox, Latest};
 use super::look::Known;
 use super::observed::{Observed, State};
-use super::plan::{BackOff, Failed, Memory, Plan, Step, Waiting, Why, plan};
+use super::plan::{BackOff, Failed, Memory, Plan, Step, Waiting, Why, is_over, plan};
 use super::report::{Reporter, Weight, weight};
 use super::start::{self, Start};
 use super::status::{Facts, Verdict, generate, is_terminal};
@@ -237,7 +237,7 @@ impl Worker {
         self.take_back_at = match (self.reporter.is_overwritten(pod), self.take_back_at) {
             (false, _) => None,
             (true, None) => now.checked_add(OVERWRITTEN).ok(),
-            (true, Some(at)) if at > now => Some(at),
+            (true, Some(at)) if !is_over(at, now) => Some(at),
             (true, Some(_)) => {
                 let there = pod.status.clone().unwrap_or_default();
                 self.reporter = Self::reporter_from(&self.context, pod, there);

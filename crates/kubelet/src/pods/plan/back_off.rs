@@ -39,6 +39,11 @@ impl BackOff {
     }
 }
 
+/// Whether a wait is over. No wait is longer than the longest: one that seems so began before the clock was set back.
+pub fn is_over(until: Timestamp, now: Timestamp) -> bool {
+    until <= now || until.duration_since(now) > MAX_BACK_OFF
+}
+
 /// A duration as Go prints it, in whole seconds.
 pub(super) fn go_duration(delay: SignedDuration) -> String {
     let seconds = delay.as_secs();

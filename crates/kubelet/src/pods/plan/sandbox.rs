@@ -1,7 +1,7 @@
 //! The first step of all: a sandbox for what is to run, and the end of those that cannot be used.
 
 use super::restart::restarts;
-use super::{Planner, Step};
+use super::{Planner, Step, is_over};
 use crate::pods::observed::State;
 use crate::spec::{self, Kind};
 
@@ -29,7 +29,7 @@ impl Planner<'_> {
             return;
         }
         if let Some(failed) = &self.memory.sandbox_failed
-            && failed.retry_at > self.now
+            && !is_over(failed.retry_at, self.now)
         {
             return self.wake(failed.retry_at);
         }

@@ -221,6 +221,15 @@ fn waiting_and_probes() {
     let failed = Failed { reason: "ErrImagePull".into(), message: "no".into(), retry_at: at(9) };
     let memory = Memory { failed: [("main".to_string(), failed)].into(), ..Memory::default() };
     check(&always, ready(), "", &memory, "wait:main:ErrImagePull");
+    // The clock was set back by an hour: nobody waits until it is as late again.
+    let hour = |memory: &Memory, containers_: &str| {
+        let seen = Observed { sandboxes: ready(), containers: containers(containers_) };
+        words(&plan(&always, &seen, memory, at(-3600)))
+    };
+    assert_eq!(hour(&memory, ""), "start:main/0 wait:main:ErrImagePull");
+    let back_off = BackOff { delay: FIRST_BACK_OFF, at: at(0) };
+    let memory = Memory { back_off: [("main".to_string(), back_off)].into(), ..Memory::default() };
+    assert_eq!(hour(&memory, "main=1"), "start:main/1");
 }
 
 #[test]
