@@ -50,7 +50,7 @@ impl Engine {
         }
         let pod = pod.or(sandbox_record.config.clone()).unwrap_or_default();
         let wanted = config.image.clone().unwrap_or_default().image;
-        let image = self.images.find(&wanted).with_context(|| format!("image \"{wanted}\" not found"))?;
+        let image = self.images.find_whole(&wanted).with_context(|| format!("image \"{wanted}\" not found"))?;
         let id = new_id();
         let dir = self.container_dir(&id);
         let made = self.write_container(&id, &dir, &sandbox_record, config, &pod, &image);
@@ -201,7 +201,8 @@ impl Engine {
         let mut mounts = Vec::new();
         for wanted in &config.mounts {
             let Some(spec) = &wanted.image else { continue };
-            let image = self.images.find(&spec.image).with_context(|| format!("image \"{}\" not found", spec.image))?;
+            let image =
+                self.images.find_whole(&spec.image).with_context(|| format!("image \"{}\" not found", spec.image))?;
             let layers = self.images.layers_dir();
             let paths: Vec<String> = image.layers.iter().map(|l| layers.join(l).display().to_string()).collect();
             let inside = wanted.image_sub_path.trim_matches('/');

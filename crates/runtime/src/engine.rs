@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use anyhow::{Context, Result};
@@ -19,12 +19,14 @@ use crate::network::Network;
 use crate::records::{self, ContainerRecord, SandboxRecord};
 use crate::shim::protocol::{Exit, Reply, Request};
 use crate::shim::sys::now;
-use crate::shim_client::{Connection, Zygote};
+use crate::shim_client::{self, Connection, Zygote};
 use crate::streaming::Tokens;
 use cri::v1::{ContainerEventResponse, ContainerEventType, ContainerStatus};
 
 /// Events a slow listener may fall behind; then its stream ends and it has to list anew.
 const EVENT_BACKLOG: usize = 4096;
+/// How long a shim nobody knows may take to end.
+const STRANGER: std::time::Duration = std::time::Duration::from_secs(10);
 
 /// A sandbox in memory.
 pub struct Sandbox {
@@ -369,21 +371,28 @@ impl Engine {
     /// After a start: finds everything again.
     async fn adopt(self: &Arc<Self>) -> Result<()> {
         for entry in std::fs::read_dir(self.config.root.join("sandboxes"))? {
-            let path = entry?.path();
-            match records::load::<SandboxRecord>(&path.join("record")) {
-                Ok(record) => self.insert_sandbox(Sandbox::new(record)),
+            let entry = entry?;
+            match records::load::<SandboxRecord>(&entry.path().join("record")) {
+                // Another name in it, or none, is what a disk made of it.
+                Ok(record) if *record.id == *entry.file_name() => self.insert_sandbox(Sandbox::new(record)),
                 // Nothing had been started before the record was written.
-                Err(_) => std::fs::remove_dir_all(&path).with_context(|| format!("removing {}", path.display()))?,
+                _ => discard(&entry.path()),
             }
         }
+        self.end_strangers().await;
         for entry in std::fs::read_dir(self.config.root.join("containers"))? {
-            let path = entry?.path();
-            match records::load::<ContainerRecord>(&path.join("record")) {
-                Ok(record) if self.sandbox(&record.sandbox_id).is_some() => {
+            let entry = entry?;
+            match records::load::<ContainerRecord>(&entry.path().join("record")) {
+                Ok(record) if *record.id == *entry.file_name() && self.sandbox(&record.sandbox_id).is_some() => {
                     self.images.hold(&record.id, &record.layers);
                     self.insert_container(Container::new(record));
                 }
-                _ => std::fs::remove_dir_all(&path).with_context(|| format!("removing {}", path.display()))?,
+                read => {
+                    if let Ok(record) = read {
+                        self.remove_orphaned_cgroup(&record.cgroup);
+                    }
+                    discard(&entry.path());
+                }
             }
         }
         for sandbox in self.sandboxes() {
@@ -410,6 +419,38 @@ impl Engine {
         self.images.collect()
     }
 
+    /// Removes the cgroup of a container whose sandbox is lost, and the one above it, which was the sandbox's, once that is
+    /// empty.
+    fn remove_orphaned_cgroup(&self, path: &str) {
+        if path.trim_matches('/').is_empty() || !self.cgroups.exists(path) {
+            return;
+        }
+        if let Err(error) = self.cgroups.remove(path) {
+            tracing::warn!(path, "cgroup not removed: {error:#}");
+        }
+        let above = path.rsplit_once('/').map_or("", |(above, _)| above);
+        if !above.trim_matches('/').is_empty() {
+            self.cgroups.dirs(above).iter().for_each(|dir| drop(std::fs::remove_dir(dir)));
+        }
+    }
+
+    /// Ends shims whose sandboxes nothing is known of any more, since a disk lost the records: what they run nobody could
+    /// ever stop, and would be started once more.
+    async fn end_strangers(&self) {
+        for entry in std::fs::read_dir(self.config.state.join("sandboxes")).into_iter().flatten().flatten() {
+            let (id, state) = (entry.file_name().to_string_lossy().into_owned(), entry.path());
+            if self.sandbox(&id).is_some() {
+                continue;
+            }
+            if let Ok(connection) = Connection::open(&state) {
+                tracing::warn!(sandbox = id, "a sandbox is ended, its record is lost");
+                let _ = tokio::time::timeout(STRANGER, connection.ask(&Request::Shutdown, &[])).await;
+            }
+            let _ = nix::mount::umount2(&state.join("shm"), nix::mount::MntFlags::MNT_DETACH);
+            discard(&state);
+        }
+    }
+
     /// Whether a sandbox's shim lives.
     pub fn is_alive(&self, sandbox: &str) -> bool {
         self.sandbox(sandbox).is_some_and(|s| *s.alive.borrow())
@@ -424,7 +465,15 @@ impl Engine {
         match connected.await {
             Ok((connection, Reply::State { pid, init, containers })) => {
                 for state in containers {
-                    let Some(container) = self.container(&state.id) else { continue };
+                    let Some(container) = self.container(&state.id) else {
+                        // Its record is lost: nobody could ever stop it.
+                        if state.exit.is_none() {
+                            tracing::warn!(container = state.id, "a container is ended, its record is lost");
+                        }
+                        let end = Request::Signal { id: state.id.clone(), signal: 9, all: true };
+                        let _ = shim_client::ask(&self.sandbox_state_dir(&sandbox.id), &end).await;
+                        continue;
+                    };
                     if container.record().started_at == 0 {
                         let _ = self.update_container(&container, |r| {
                             r.started_at = state.started_at;
@@ -456,6 +505,13 @@ impl Engine {
                 }
             }
         }
+    }
+}
+
+/// Removes a directory that is of no use any more; one that cannot be removed is in nobody's way.
+fn discard(path: &Path) {
+    if let Err(error) = std::fs::remove_dir_all(path) {
+        tracing::warn!("cannot remove {}: {error}", path.display());
     }
 }
 

@@ -76,7 +76,7 @@ impl ImageService for ImageServer {
 
     async fn image_status(&self, request: Request<ImageStatusRequest>) -> Answer<ImageStatusResponse> {
         let ImageStatusRequest { image, verbose } = request.into_inner();
-        let found = self.engine.images.find(&image.unwrap_or_default().image);
+        let found = self.engine.images.find_whole(&image.unwrap_or_default().image);
         let mut info = std::collections::HashMap::new();
         if let (Some(image), true) = (&found, verbose) {
             let about = format!("{{\"imageSpec\":{}}}", image.config);

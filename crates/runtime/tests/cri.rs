@@ -180,6 +180,51 @@ async fn containers_outlive_the_engine() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_disk_lost_is_done_without() {
+    able!();
+    let mut node = Node::start(&["--pod-cidr", "10.77.11.0/24"]).await;
+    node.import_busybox("busybox:test").await;
+    let mut c = node.clients().await;
+    let logs = node.dir.path().join("logs");
+    let forever = || "while :; do sleep 0.1; done";
+    let (one, two) = (pod("one", &logs), pod("two", &logs));
+    let (kept, lost) = (c.run(&one).await, c.run(&two).await);
+    let lasting = c.launch(&kept, &one, shell("lasting", forever())).await;
+    let stray = c.launch(&kept, &one, shell("stray", forever())).await;
+    c.launch(&lost, &two, shell("main", forever())).await;
+    let root = node.dir.path().join("root");
+    let groups = |container: &str| std::fs::read_dir(root.join("containers").join(container)).is_ok();
+    node.kill();
+    // As after a power cut: nothing in one, nonsense in the others.
+    std::fs::write(root.join("sandboxes").join(&lost).join("record"), "").unwrap();
+    std::fs::write(root.join("containers").join(&stray).join("record"), "").unwrap();
+    let records = std::fs::read_dir(root.join("images/records")).unwrap().flatten().next().unwrap().path();
+    std::fs::write(&records, "{\"id\":").unwrap();
+    node.serve().await;
+    let mut c = node.clients().await;
+    let sandboxes = c.runtime.list_pod_sandbox(ListPodSandboxRequest::default()).await.unwrap().into_inner().items;
+    assert_eq!(sandboxes.iter().map(|s| s.id.as_str()).collect::<Vec<_>>(), [kept.as_str()]);
+    let containers = c.runtime.list_containers(ListContainersRequest::default()).await.unwrap().into_inner().containers;
+    assert_eq!(containers.iter().map(|c| c.id.as_str()).collect::<Vec<_>>(), [lasting.as_str()]);
+    assert_eq!(c.status(&lasting).await.state(), ContainerState::ContainerRunning);
+    assert!(!groups(&stray));
+    let asked = || ImageStatusRequest {
+        image: Some(ImageSpec { image: "busybox:test".into(), ..Default::default() }),
+        verbose: false,
+    };
+    assert!(c.images.image_status(asked()).await.unwrap().into_inner().image.is_none());
+    // It comes again, and goes again with a layer.
+    node.import_busybox("busybox:test").await;
+    assert!(c.images.image_status(asked()).await.unwrap().into_inner().image.is_some());
+    let layer = std::fs::read_dir(root.join("images/layers")).unwrap().flatten().next().unwrap().path();
+    std::fs::rename(&layer, root.join("aside")).unwrap();
+    assert!(c.images.image_status(asked()).await.unwrap().into_inner().image.is_none());
+    std::fs::rename(root.join("aside"), &layer).unwrap();
+    c.remove(&kept).await;
+    node.nothing_left();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn security_and_namespaces() {
     able!();
     let node = Node::start(&["--pod-cidr", "10.77.3.0/24"]).await;

@@ -24,20 +24,26 @@ const UNREADY: Duration = Duration::from_secs(1);
 const RETRY: Duration = Duration::from_millis(50);
 const RETRY_MAX: Duration = Duration::from_secs(5);
 
-/// Creates the node's object, or brings what this agent owns of an existing one up to date.
-pub async fn register(context: &Context, status: &NodeStatus) {
+/// Creates the node's object, or brings what this agent owns of an existing one up to date. The status that one had.
+pub async fn register(context: &Context, status: &NodeStatus) -> Option<NodeStatus> {
     let config = &context.config;
     let wanted = status::object(context, status);
     let api = context.client.api::<Node>();
     let mut pause = RETRY;
     loop {
         let outcome = match api.create(&wanted).await {
-            Ok(_) => return tracing::info!(node = %config.node_name, "node registered"),
+            Ok(_) => {
+                tracing::info!(node = %config.node_name, "node registered");
+                return None;
+            }
             Err(error) if error.is_already_exists() => reconcile(context, &wanted).await,
             Err(error) => Err(error),
         };
         match outcome {
-            Ok(()) => return tracing::info!(node = %config.node_name, "node was registered before"),
+            Ok(had) => {
+                tracing::info!(node = %config.node_name, "node was registered before");
+                return had;
+            }
             Err(error) => tracing::debug!(node = %config.node_name, "not registered yet: {error}"),
         }
         tokio::time::sleep(pause).await;
@@ -45,7 +51,7 @@ pub async fn register(context: &Context, status: &NodeStatus) {
     }
 }
 
-async fn reconcile(context: &Context, wanted: &Node) -> Result<(), client::Status> {
+async fn reconcile(context: &Context, wanted: &Node) -> Result<Option<NodeStatus>, client::Status> {
     let api = context.client.api::<Node>();
     let name = &context.config.node_name;
     let have = api.get(name).await?;
@@ -61,7 +67,45 @@ async fn reconcile(context: &Context, wanted: &Node) -> Result<(), client::Statu
     if !stale.is_empty() {
         api.patch(name, Patch::Strategic(json!({"metadata": {"labels": stale}}))).await?;
     }
-    Ok(())
+    Ok(have.status.clone())
+}
+
+/// Events of conditions that changed, by what they are called where the condition holds and where it does not.
+const TOLD: [(&str, &str, &str); 4] = [
+    ("MemoryPressure", "NodeHasInsufficientMemory", "NodeHasSufficientMemory"),
+    ("DiskPressure", "NodeHasDiskPressure", "NodeHasNoDiskPressure"),
+    ("PIDPressure", "NodeHasInsufficientPID", "NodeHasSufficientPID"),
+    ("Ready", "NodeReady", "NodeNotReady"),
+];
+
+/// The events that say how a status differs from the one told before.
+fn news(before: &NodeStatus, now: &NodeStatus) -> Vec<&'static str> {
+    let of = |status: &NodeStatus, name: &str| {
+        status.conditions.iter().flatten().find(|c| c.type_ == name).map(|c| c.status == "True")
+    };
+    let changed = TOLD.iter().filter_map(|(name, held, not)| {
+        let holds = of(now, name)?;
+        // A node that begins says when it is ready, not that it is not yet.
+        let worth = of(before, name) != Some(holds) && (of(before, name).is_some() || holds || *name != "Ready");
+        worth.then_some(if holds { *held } else { *not })
+    });
+    changed.collect()
+}
+
+/// Says once what this start of the agent is worth telling.
+fn tell_start(context: &Context, before: &NodeStatus, now: &NodeStatus) {
+    let (about, name) = (context.events.about_node(), &context.config.node_name);
+    context.events.normal(&about, "Starting", "Starting kubelet.");
+    if context.config.cgroups_per_qos {
+        context.events.normal(&about, "NodeAllocatableEnforced", "Updated Node Allocatable limit across pods");
+    }
+    let boot = |status: &NodeStatus| status.node_info.as_ref().map(|i| i.boot_id.clone()).filter(|id| !id.is_empty());
+    if let (Some(had), Some(has)) = (boot(before), boot(now))
+        && had != has
+    {
+        let message = format!("Node {name} has been rebooted, boot id: {has}");
+        context.events.warning(&about, "Rebooted", &message);
+    }
 }
 
 /// Tells the engine which addresses pods get.
@@ -97,9 +141,13 @@ pub async fn run(context: Arc<Context>) {
     let mut pod_cidr = None;
     context.learn_engine().await;
     let mut before = status::compute(&context, &NodeStatus::default()).await;
+    let mut told = NodeStatus::default();
     if context.config.register_node {
-        register(&context, &before).await;
+        told = register(&context, &before).await.unwrap_or_default();
     }
+    tell_start(&context, &told, &before);
+    // What holds since before this agent began began then.
+    before.conditions = told.conditions.clone().or(before.conditions);
     // What a create made of the status is the server's business: the first patch sends all of it.
     let mut sent: Option<(NodeStatus, Instant)> = None;
     let mut node_changes = context.nodes.subscribe();
@@ -115,12 +163,12 @@ pub async fn run(context: Arc<Context>) {
                 Ok(()) => {
                     if !sent.as_ref().is_some_and(|(s, _)| is_ready(s)) && is_ready(&now) {
                         tracing::info!(node = %context.config.node_name, after_ms = begun.elapsed().as_millis() as u64, "node is ready");
-                        context.events.normal(
-                            &context.events.about_node(),
-                            "NodeReady",
-                            &format!("Node {} status is now: NodeReady", context.config.node_name),
-                        );
                     }
+                    for reason in news(&told, &now) {
+                        let message = format!("Node {} status is now: {reason}", context.config.node_name);
+                        context.events.normal(&context.events.about_node(), reason, &message);
+                    }
+                    told.conditions.clone_from(&now.conditions);
                     sent = Some((now.clone(), Instant::now()));
                 }
                 Err(error) => {
@@ -178,6 +226,32 @@ async fn changed(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_new() {
+        let status = |ready: &str, memory: &str| NodeStatus {
+            conditions: Some(
+                [("Ready", ready), ("MemoryPressure", memory)]
+                    .map(|(type_, status)| NodeCondition {
+                        type_: type_.into(),
+                        status: status.into(),
+                        ..Default::default()
+                    })
+                    .into(),
+            ),
+            ..Default::default()
+        };
+        let none = NodeStatus::default();
+        assert_eq!(news(&none, &status("False", "False")), ["NodeHasSufficientMemory"]);
+        assert_eq!(news(&none, &status("True", "False")), ["NodeHasSufficientMemory", "NodeReady"]);
+        assert_eq!(news(&status("True", "False"), &status("True", "False")), [""; 0]);
+        assert_eq!(
+            news(&status("True", "False"), &status("False", "True")),
+            ["NodeHasInsufficientMemory", "NodeNotReady"]
+        );
+        // Somebody else thought it lost.
+        assert_eq!(news(&status("Unknown", "False"), &status("True", "False")), ["NodeReady"]);
+    }
 
     #[test]
     fn words_put_into_our_mouth() {

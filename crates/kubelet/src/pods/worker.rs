@@ -87,6 +87,14 @@ async fn sleep_until(at: Option<Timestamp>) {
     }
 }
 
+/// How often a container has been started again when it is started now, by what the status says of it.
+fn restarts_told(status: &PodStatus, name: &str) -> u32 {
+    let all = [&status.init_container_statuses, &status.container_statuses];
+    let told = all.into_iter().flatten().flatten().find(|s| s.name == name);
+    let ran = told.filter(|s| s.container_id.as_deref().is_some_and(|id| !id.is_empty()));
+    ran.map_or(0, |s| s.restart_count.max(0) as u32 + 1)
+}
+
 impl Worker {
     pub fn new(context: Arc<Context>, inbox: Arc<Inbox>) -> Self {
         let pod = inbox.latest().pod;
@@ -418,6 +426,9 @@ impl Worker {
     async fn start(&mut self, pod: &Pod, seen: &Observed, name: &str, restart_count: u32, finished: Option<Timestamp>) {
         let now = Timestamp::now();
         let empty = Volumes::default();
+        // An engine that lost what it knew of the container does not make it the first of its kind.
+        let known = seen.containers.iter().any(|c| c.name == name);
+        let restart_count = if known { restart_count } else { restart_count.max(restarts_told(&self.before, name)) };
         let start = Start {
             context: &self.context,
             pod,

@@ -143,7 +143,7 @@ pub async fn pull(engine: &Arc<Engine>, name: &str, auth: AuthConfig) -> Result<
     std::fs::create_dir_all(&downloads.0).map_err(wrong)?;
     let config_file = fetch(&registry, &config_descriptor, &downloads.0).await?;
     let config = tokio::fs::read(&config_file).await.map_err(wrong)?;
-    let known = engine.images.find(&unpack::digest_of(&config));
+    let known = engine.images.find_whole(&unpack::digest_of(&config));
     let files: Vec<PathBuf> = if known.is_some() {
         Vec::new()
     } else {

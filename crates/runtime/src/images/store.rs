@@ -1,7 +1,8 @@
 //! The images on this node: one record a file, layers unpacked once and shared.
 //!
 //! Guarantees: a record on disk means that all its layers are complete; names point to at most one image; a layer is
-//! kept as long as an image or a container uses it. It knows nothing of archives or registries.
+//! kept as long as an image or a container uses it. An image that a disk has lost a part of is not there: it is fetched
+//! again like any other. It knows nothing of archives or registries.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::path::{Path, PathBuf};
@@ -80,9 +81,14 @@ impl ImageStore {
                 let _ = std::fs::remove_file(&path);
                 continue;
             }
-            let image: Image = serde_json::from_slice(&std::fs::read(&path)?)
-                .with_context(|| format!("reading image record {}", path.display()))?;
-            images.insert(image.id.clone(), Arc::new(image));
+            let read = std::fs::read(&path).map_err(anyhow::Error::from);
+            match read.and_then(|bytes| Ok(serde_json::from_slice::<Image>(&bytes)?)) {
+                Ok(image) => drop(images.insert(image.id.clone(), Arc::new(image))),
+                Err(error) => {
+                    tracing::warn!(record = %path.display(), "an image is forgotten, its record is unreadable: {error:#}");
+                    let _ = std::fs::remove_file(&path);
+                }
+            }
         }
         for entry in std::fs::read_dir(root.join("ingest"))? {
             let path = entry?.path();
@@ -156,6 +162,17 @@ impl ImageStore {
         }
         let mut matching = images.values().filter(|i| i.id["sha256:".len()..].starts_with(short));
         matching.next().filter(|_| matching.next().is_none()).cloned()
+    }
+
+    /// The same, if all of its layers are there; one that lacks some is forgotten.
+    pub fn find_whole(&self, name: &str) -> Option<Arc<Image>> {
+        let image = self.find(name)?;
+        let lacking = image.layers.iter().find(|layer| !self.layers_dir().join(layer).is_dir());
+        let Some(layer) = lacking else { return Some(image) };
+        tracing::warn!(image = image.id, layer, "an image is forgotten, a layer of it is not there any more");
+        let _ = std::fs::remove_file(self.record_path(&image.id));
+        self.images.write().unwrap_or_else(PoisonError::into_inner).remove(&image.id);
+        None
     }
 
     /// Adds an image, or names to one that is there. `layers` are bottom first, one a `diff_id` of the configuration.
