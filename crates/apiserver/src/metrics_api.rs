@@ -4,7 +4,9 @@
 //! counters, the last two asked for, or two taken a moment apart when the last is old. Where an APIService names
 //! another server for the group, that one answers instead and this never runs.
 
-use std::collections::HashMap;
+mod simulated;
+
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -219,12 +221,23 @@ pub async fn read(server: &ApiServer, target: Target<'_>) -> Result<Reply, Statu
     let mut nodes: Vec<String> = wanted.iter().map(|(_, node)| node.clone()).collect();
     nodes.sort();
     nodes.dedup();
+    let is_simulated =
+        |name: &String| server.lookup("", "nodes", "", name).is_some_and(|n| simulated::is_simulated(&n));
+    let (simulated, nodes): (Vec<String>, Vec<String>) = nodes.into_iter().partition(is_simulated);
+    let simulated: HashSet<String> = simulated.into_iter().collect();
     let asked = stream::iter(nodes).map(|node| async move { (readings(server, &node).await, node) });
     let answers: Vec<_> = asked.buffer_unordered(AT_ONCE).collect().await;
     let known: Vec<String> = server.lookup_all("", "nodes", "").iter().map(|n| n.meta.name.to_string()).collect();
     server.readings().keep(&known);
-    let by_node: HashMap<String, (Arc<Reading>, Arc<Reading>)> =
+    let mut by_node: HashMap<String, (Arc<Reading>, Arc<Reading>)> =
         answers.into_iter().filter_map(|(both, node)| Some((node, both?))).collect();
+    if !simulated.is_empty() {
+        let pods = match of_pods {
+            true => wanted.iter().map(|(pod, _)| pod.clone()).collect(),
+            false => server.lookup_all("", "pods", ""),
+        };
+        by_node.extend(simulated::readings(&pods, &simulated, Timestamp::now()));
+    }
     let told = wanted.iter().filter_map(|(object, node)| {
         let (before, last) = by_node.get(node)?;
         if of_pods { pod_metrics(object, before, last) } else { node_metrics(object, before, last) }

@@ -12,7 +12,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 use tokio::time::{Instant, MissedTickBehavior};
 
-use super::node_number;
+use super::{is_silent, node_number};
 
 const NAMESPACE: &str = "kube-node-lease";
 /// Renewals under way at once: they share the store's syncs.
@@ -85,7 +85,7 @@ pub async fn run(client: &Client, nodes: &Informer, grace: Duration) {
             };
             for change in changed {
                 let Some(number) = node_number(&change.key) else { continue };
-                match change.new {
+                match change.new.filter(|node| !is_silent(node)) {
                     Some(node) => ours.insert(number, node),
                     None => {
                         known.remove(&number);

@@ -5,7 +5,8 @@
 //! kubelet guarantees to others: addresses that no two pods share, conditions that keep their transition times, removal
 //! only after the grace period a pod takes, and only of the pod that was meant. Decisions are pure ([`pod`], [`node`]);
 //! it knows no engine, runs nothing, and has no endpoint: logs and exec of its pods are refused by the API server, since
-//! the nodes have no address.
+//! the nodes have no address. A node with the annotation [`SILENT`] is as one that was lost: nothing is said of it or of
+//! its pods until the annotation is gone.
 
 mod addresses;
 mod heartbeat;
@@ -17,7 +18,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use client::informer::Scope;
-use client::{Batch, Client, DeleteOptions, Gvr, Informer, Patch, Queue, Status};
+use client::{Batch, Client, DeleteOptions, Gvr, Informer, Object, Patch, Queue, Status};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use serde_json::json;
@@ -29,6 +30,8 @@ use pod::{Schedule, Step};
 
 /// The label simulated nodes carry.
 pub const LABEL: &str = "nauplius.dev/simulated";
+/// The annotation by which a node is silent, when it is "true".
+pub const SILENT: &str = "simulated.nauplius.dev/silent";
 /// Nodes are named with this and their number, from 1.
 pub const NAME: &str = "simulated-";
 /// As many nodes as their address range has blocks for.
@@ -65,6 +68,15 @@ pub fn node_number(name: &str) -> Option<u32> {
     let number = digits.parse().ok().filter(|n| (1..=MAX_NODES).contains(n))?;
     // "simulated-007" is somebody else's.
     (node_name(number) == name).then_some(number)
+}
+
+/// Whether a node is to be as if it were lost.
+fn is_silent(node: &Object) -> bool {
+    // Hardly any is: a look at the bytes tells.
+    let named = node.raw().windows(SILENT.len()).any(|w| w == SILENT.as_bytes());
+    let says =
+        |n: Arc<Node>| n.metadata.annotations.as_ref().is_some_and(|a| a.get(SILENT).is_some_and(|v| v == "true"));
+    named && node.typed::<Node>().is_ok_and(says)
 }
 
 #[derive(Clone, PartialEq, Eq, Hash)]
@@ -212,13 +224,27 @@ impl Simulation {
                 },
                 batch = nodes.next() => match batch {
                     Some(Batch::Changes(changes)) => {
-                        for number in changes.iter().filter_map(|c| node_number(&c.key)) {
+                        for change in &changes {
+                            let Some(number) = node_number(&change.key) else { continue };
                             self.queue.add(Key::Node(number));
+                            let silent = |o: &Option<Arc<Object>>| o.as_ref().is_some_and(|o| is_silent(o));
+                            if silent(&change.old) && !silent(&change.new) {
+                                self.look_at_pods_of(number);
+                            }
                         }
                     }
                     Some(Batch::Resync) => (1..=self.options.nodes).for_each(|n| self.queue.add(Key::Node(n))),
                     None => return,
                 },
+            }
+        }
+    }
+
+    /// What happened to a node's pods while it was silent was passed over.
+    fn look_at_pods_of(&self, number: u32) {
+        for object in self.pods.list(None) {
+            if object.typed::<Pod>().is_ok_and(|p| self.number_of(&p) == Some(number)) {
+                self.queue.add(Key::Pod(object.meta.key().into()));
             }
         }
     }
@@ -245,6 +271,9 @@ impl Simulation {
             return Ok(None);
         };
         self.registered.lock().unwrap_or_else(PoisonError::into_inner).insert(number);
+        if is_silent(&object) {
+            return Ok(None);
+        }
         let seen = object.typed::<Node>().map_err(Status::internal)?;
         if let Some(status) = node::status_patch(number, &seen, now) {
             api.patch_status(&name, Patch::Strategic(json!({"status": status}))).await?;
@@ -256,6 +285,9 @@ impl Simulation {
         let Some(object) = self.pods.get(key) else { return Ok(None) };
         let pod = object.typed::<Pod>().map_err(Status::internal)?;
         let Some(number) = self.number_of(&pod) else { return Ok(None) };
+        if self.nodes.get(&node_name(number)).is_some_and(|n| is_silent(&n)) {
+            return Ok(None);
+        }
         let now = Timestamp::now();
         let host = node::host_address(number).to_string();
         let address = if pod::is_finished(&pod) {
@@ -303,6 +335,19 @@ fn pause(at: Timestamp, now: Timestamp) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_node_is_silent_that_says_so() {
+        for (annotations, expect) in [
+            (json!({}), false),
+            (json!({SILENT: "true"}), true),
+            (json!({SILENT: "false"}), false),
+            (json!({"other": SILENT}), false),
+        ] {
+            let body = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "simulated-1", "annotations": annotations}});
+            assert_eq!(is_silent(&Object::from_value(&body).unwrap()), expect, "{body}");
+        }
+    }
 
     #[test]
     fn only_our_own_names_have_numbers() {
