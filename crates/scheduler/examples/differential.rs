@@ -1,13 +1,14 @@
 //! Random clusters and pods, given to a scheduler in a cluster and to this crate's core: do they agree?
 //!
 //! ```text
-//! cargo run --release -p scheduler --example differential -- --kubeconfig ADMIN --config FILE [--cases 2000] [--cells 100] [--seed 1]
+//! cargo run --release -p scheduler --example differential -- --kubeconfig ADMIN --config FILE [--cases 2000] [--cells 100] [--seed 1] [--priorities 0]
 //! ```
 //!
 //! The other scheduler runs in the cluster with the same configuration file, with sampling off (`percentageOfNodesToScore: 100`); each pod is for
 //! one of the file's profiles. Each case is one pod for one cell of nodes. Where the other places it, the core must find it feasible, and best; where
 //! the other finds no node, the core must find none. Volumes of classes that make them are made here. Nodes need no kubelets, but node health must
-//! not be looked after meanwhile (a long grace period), and claims have to be bound. Differences are printed one a line; the last line sums up; the
+//! not be looked after meanwhile (a long grace period), and claims have to be bound. With several priorities, pods make room for
+//! each other, some of them under disruption budgets, and both must agree on where, and who has to go. Differences are printed one a line; the last line sums up; the
 //! exit code is 1 when feasibility ever differed.
 
 #[path = "../tests/support/mod.rs"]
@@ -26,6 +27,9 @@ use rand::rngs::SmallRng;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
 use scheduler::config;
+use scheduler::pod::Pod;
+use scheduler::symbol::Symbol;
+use scheduler::verdict::WhyNot;
 use serde_json::{Value, json};
 use support::{Cluster, cells, disks};
 
@@ -42,10 +46,18 @@ struct Arguments {
     cases: usize,
     cells: u32,
     seed: u64,
+    priorities: u64,
 }
 
 fn arguments() -> Result<Arguments, String> {
-    let mut out = Arguments { kubeconfig: PathBuf::new(), config: PathBuf::new(), cases: 2000, cells: 100, seed: 1 };
+    let mut out = Arguments {
+        kubeconfig: PathBuf::new(),
+        config: PathBuf::new(),
+        cases: 2000,
+        cells: 100,
+        seed: 1,
+        priorities: 0,
+    };
     let mut rest = std::env::args().skip(1);
     while let Some(flag) = rest.next() {
         let value = rest.next().ok_or_else(|| format!("{flag} wants a value"))?;
@@ -56,6 +68,7 @@ fn arguments() -> Result<Arguments, String> {
             "--cases" => out.cases = number()? as usize,
             "--cells" => out.cells = number()?.clamp(1, 1000) as u32,
             "--seed" => out.seed = number()?,
+            "--priorities" => out.priorities = number()?,
             _ => return Err(format!("unknown flag {flag}")),
         }
     }
@@ -66,7 +79,12 @@ fn arguments() -> Result<Arguments, String> {
 }
 
 fn resource(name: &str) -> Gvr {
-    let group = if matches!(name, "csinodes" | "storageclasses") { "storage.k8s.io" } else { "" };
+    let group = match name {
+        "csinodes" | "storageclasses" => "storage.k8s.io",
+        "priorityclasses" => "scheduling.k8s.io",
+        "poddisruptionbudgets" => "policy",
+        _ => "",
+    };
     Gvr::new(group, "v1", name)
 }
 
@@ -96,6 +114,8 @@ async fn create(client: &Client, kind: &str, bodies: Vec<Value>) -> Result<(), S
 enum Decision {
     Placed(String),
     Refused(String),
+    /// Room is made for it there.
+    Nominated(String),
 }
 
 fn decision(pod: &Object) -> Option<Decision> {
@@ -104,8 +124,11 @@ fn decision(pod: &Object) -> Option<Decision> {
         return Some(Decision::Placed(node.into()));
     }
     let condition = body["status"]["conditions"].as_array()?.iter().find(|c| c["type"] == "PodScheduled")?;
-    (condition["status"] == "False" && condition["reason"] == "Unschedulable")
-        .then(|| Decision::Refused(condition["message"].as_str().unwrap_or_default().into()))
+    let refused = condition["status"] == "False" && condition["reason"] == "Unschedulable";
+    refused.then(|| match body["status"]["nominatedNodeName"].as_str().filter(|n| !n.is_empty()) {
+        Some(node) => Decision::Nominated(node.into()),
+        None => Decision::Refused(condition["message"].as_str().unwrap_or_default().into()),
+    })
 }
 
 /// The profiles of the configuration that the other scheduler has too. Room for volumes does not count with it.
@@ -200,6 +223,8 @@ struct Tally {
     feasibility_differs: usize,
     scores_compared: usize,
     scores_differ: usize,
+    preempted: usize,
+    preemption_differs: usize,
 }
 
 async fn run(arguments: Arguments) -> Result<Tally, String> {
@@ -232,6 +257,15 @@ async fn run(arguments: Arguments) -> Result<Tally, String> {
         let api = client.dynamic(resource("nodes"));
         api.patch(name, client::Patch::Merge(patch)).await.map_err(|s| s.to_string())?;
     }
+    if arguments.priorities > 0 {
+        let class = |n| json!({"apiVersion": "scheduling.k8s.io/v1", "kind": "PriorityClass", "metadata": {"name": format!("p{n}")}, "value": 10 * n});
+        create(&client, "priorityclasses", (0..arguments.priorities).map(class).collect()).await?;
+        let budget = |cell: &cells::Cell| {
+            json!({"apiVersion": "policy/v1", "kind": "PodDisruptionBudget", "metadata": {"name": "b", "namespace": format!("cell-{}-x", cell.number)},
+            "spec": {"maxUnavailable": 0, "selector": {"matchLabels": {"app": "a"}}}})
+        };
+        create(&client, "poddisruptionbudgets", all.iter().map(budget).collect()).await?;
+    }
     let informers = Informers::new(client.clone());
     let (pods, nodes) =
         (informers.get_gvr(resource("pods"), "", None, None), informers.get_gvr(resource("nodes"), "", None, None));
@@ -239,6 +273,7 @@ async fn run(arguments: Arguments) -> Result<Tally, String> {
         informers.get_gvr(resource("namespaces"), "", None, None),
         informers.get_gvr(resource("services"), "", None, None),
     );
+    let budgets = informers.get_gvr(resource("poddisruptionbudgets"), "", None, None);
     let (drivers, classes) = (
         informers.get_gvr(resource("csinodes"), "", None, None),
         informers.get_gvr(resource("storageclasses"), "", None, None),
@@ -262,14 +297,28 @@ async fn run(arguments: Arguments) -> Result<Tally, String> {
             cluster.core.snapshot.place(pod, &node);
         }
     }
+    for object in budgets.list(None) {
+        cluster.core.budgets.take(&client::Change { key: object.meta.key().into(), old: None, new: Some(object) });
+    }
     let mut tally = Tally::default();
     let mut round = 0;
+    let mut started = 0;
     while tally.cases < arguments.cases {
         round += 1;
         let name = format!("s{}-r{round}", arguments.seed);
-        let cases: HashMap<String, cells::Case> = all
+        let drawn: Vec<cells::Case> = all
             .iter()
             .map(|c| cells::case(c, &name, names.choose(&mut rng).map_or("", String::as_str), &mut rng))
+            .collect();
+        let cases: HashMap<String, cells::Case> = drawn
+            .into_iter()
+            .map(|mut case| {
+                if arguments.priorities > 0 {
+                    let class = format!("p{}", rng.random_range(0..arguments.priorities));
+                    case.pod["spec"]["priorityClassName"] = class.into();
+                }
+                case
+            })
             .map(|case| (format!("{}/{name}", case.pod["metadata"]["namespace"].as_str().unwrap_or_default()), case))
             .collect();
         store.fill(cases.values().map(|c| &c.disks)).await?;
@@ -282,7 +331,19 @@ async fn run(arguments: Arguments) -> Result<Tally, String> {
             store.show(&mut cluster);
             create(&client, "pods", cases.values().map(|c| c.pod.clone()).collect()).await?;
             let decided = decided(&pods, &cases, &store).await?;
-            compare(&mut cluster, &cases, &decided, &mut tally);
+            for (key, node) in compare(&mut cluster, &cases, &decided, &pods, &mut tally) {
+                let node = match node {
+                    Some(node) => node,
+                    None => placed_at_last(&pods, &key).await?,
+                };
+                started += 1;
+                let object = match arguments.priorities {
+                    0 => decided[&key].0.clone(),
+                    _ => begin(&client, &key, started).await?,
+                };
+                let pod = cluster.pod(&object);
+                cluster.core.snapshot.place(pod, &node);
+            }
             refused
                 .extend(decided.into_iter().filter(|(_, d)| matches!(d.1, Decision::Refused(_))).map(|(key, _)| key));
         }
@@ -323,14 +384,17 @@ async fn decided(
     Ok(out)
 }
 
-/// Asks the core about each pod as things were before the round, then takes over what was decided.
+/// Asks the core about each pod as things were before the round, and takes away who had to go. Answers who was placed, and where if
+/// that is known yet.
 fn compare(
     cluster: &mut Cluster,
     cases: &HashMap<String, cells::Case>,
     decided: &HashMap<String, (Arc<Object>, Decision)>,
+    pods: &client::Informer,
     tally: &mut Tally,
-) {
+) -> Vec<(String, Option<String>)> {
     let mut placed = Vec::new();
+    let mut gone = Vec::new();
     for (key, (object, decision)) in decided {
         let pod = cluster.pod(object);
         let assessment = cluster.core.assess(&pod);
@@ -364,7 +428,23 @@ fn compare(
                     }
                     Some(_) => {}
                 }
-                placed.push((pod, node.clone()));
+                placed.push((key.clone(), Some(node.clone())));
+            }
+            Decision::Nominated(node) => {
+                tally.preempted += 1;
+                let snapshot = &cluster.core.snapshot;
+                let there = snapshot.node_id(Symbol::of(node)).into_iter().flat_map(|id| snapshot.pods_on(id));
+                let mut theirs: Vec<String> =
+                    there.map(|(_, p)| p.key.to_string()).filter(|k| pods.get(k).is_none()).collect();
+                theirs.sort();
+                let own =
+                    assessment.why_not(&pod, cluster.core.snapshot.present()).map(|why| room(cluster, &pod, &why));
+                if own != Some(Ok((node.clone(), theirs.clone()))) {
+                    tally.preemption_differs += 1;
+                    println!("PREEMPTION {key}: on {node} by {theirs:?}, here {own:?} {}", cases[key].pod);
+                }
+                gone.extend(theirs);
+                placed.push((key.clone(), None));
             }
             Decision::Refused(message) => {
                 tally.refused += 1;
@@ -376,12 +456,45 @@ fn compare(
                         cases[key].pod
                     );
                 }
+                let why = assessment.why_not(&pod, cluster.core.snapshot.present());
+                if let Some(Ok(plan)) = why.map(|why| room(cluster, &pod, &why)) {
+                    tally.preemption_differs += 1;
+                    println!("PREEMPTION {key}: refused ({message}), here {plan:?} {}", cases[key].pod);
+                }
             }
         }
     }
-    for (pod, node) in placed {
-        cluster.core.snapshot.place(pod, &node);
+    gone.iter().for_each(|key| drop(cluster.core.snapshot.remove(key)));
+    placed
+}
+
+/// Where the core would make room for a pod, and by whose removal.
+fn room(cluster: &mut Cluster, pod: &Pod, why: &WhyNot) -> Result<(String, Vec<String>), String> {
+    let plan = cluster.core.preempt(pod, why, &mut SmallRng::seed_from_u64(1))?;
+    let mut victims: Vec<String> = plan.victims.iter().map(|v| v.key.to_string()).collect();
+    victims.sort();
+    Ok((cluster.core.snapshot.node(plan.node).name.to_string(), victims))
+}
+
+/// Where a pod went once room was made for it.
+async fn placed_at_last(pods: &client::Informer, key: &str) -> Result<String, String> {
+    let begun = Instant::now();
+    while begun.elapsed() < ROUND_WITHIN {
+        if let Some(Decision::Placed(node)) = pods.get(key).and_then(|o| decision(&o)) {
+            return Ok(node);
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
     }
+    Err(format!("{key} was not placed in the room made for it"))
+}
+
+/// Says when a pod started: each at a time of its own, since who started last goes first.
+async fn begin(client: &Client, key: &str, second: i64) -> Result<Arc<Object>, String> {
+    let (namespace, name) = meta::object::split_key(key);
+    let at = jiff::Timestamp::from_second(1_700_000_000 + second).map_err(|e| e.to_string())?;
+    let patch = client::Patch::Merge(json!({"status": {"startTime": at.to_string()}}));
+    let api = client.dynamic(resource("pods")).namespaced(namespace);
+    api.patch_subresource(name, "status", patch).await.map_err(|s| s.to_string())
 }
 
 /// Removes what was refused, and some of what is placed, so that there is room for the next round.

@@ -82,6 +82,33 @@ fn duration(text: Option<&String>) -> Duration {
     Duration::from_nanos(nanos.unwrap_or_default())
 }
 
+/// What Go says of a text that is no duration.
+fn no_duration(text: &str) -> String {
+    const UNITS: [&str; 8] = ["ns", "us", "µs", "μs", "ms", "s", "m", "h"];
+    let mut rest = text.strip_prefix(['-', '+']).unwrap_or(text);
+    while let Some(end) = rest.find(|c: char| !c.is_ascii_digit() && c != '.').or(Some(rest.len())).filter(|e| *e > 0) {
+        let after = &rest[end..];
+        let unit = &after[..after.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(after.len())];
+        if unit.is_empty() {
+            return format!("time: missing unit in duration {text:?}");
+        }
+        if !UNITS.contains(&unit) {
+            return format!("time: unknown unit {unit:?} in duration {text:?}");
+        }
+        rest = &after[unit.len()..];
+    }
+    format!("time: invalid duration {text:?}")
+}
+
+/// Where a text is not base64, as Go counts it.
+fn not_base64(text: &str) -> Option<usize> {
+    let data: Vec<u8> = text.bytes().filter(|b| !matches!(b, b'\r' | b'\n')).collect();
+    let padding = data.iter().rev().take(2).take_while(|b| **b == b'=').count();
+    let is_of_it = |b: &u8| b.is_ascii_alphanumeric() || matches!(b, b'+' | b'/');
+    let illegal = data[..data.len() - padding].iter().position(|b| !is_of_it(b));
+    illegal.or((!data.len().is_multiple_of(4)).then_some(data.len() / 4 * 4))
+}
+
 /// All times of a file.
 fn times(file: &File) -> impl Iterator<Item = &String> {
     let lease = &file.leader_election;
@@ -133,6 +160,9 @@ fn decode(raw: &Value) -> Result<File, Wrong> {
         let shown = if raw.is_null() { String::new() } else { raw.to_string() };
         return Err(Wrong(format!("Object 'Kind' is missing in '{shown}'")));
     }
+    if version.is_empty() {
+        return Err(Wrong(format!("Object 'apiVersion' is missing in '{raw}'")));
+    }
     if version != GROUP_VERSION || kind != "KubeSchedulerConfiguration" {
         return Err(Wrong(format!("no kind {kind:?} is registered for version {version:?}")));
     }
@@ -146,7 +176,12 @@ fn decode(raw: &Value) -> Result<File, Wrong> {
     }
     let file: File = serde_json::from_value(without_nulls(raw)).map_err(|e| Wrong(e.to_string()))?;
     if let Some(text) = times(&file).find(|t| time(t).is_none()) {
-        return Err(Wrong(format!("time: invalid duration {text:?}")));
+        return Err(Wrong(no_duration(text)));
+    }
+    let tls = file.extenders.iter().filter_map(|e| e.tls_config.as_ref());
+    let data = tls.flat_map(|t| [&t.cert_data, &t.key_data, &t.ca_data]).flatten();
+    if let Some(at) = data.filter_map(|d| not_base64(d)).next() {
+        return Err(Wrong(format!("illegal base64 data at input byte {at}")));
     }
     Ok(file)
 }
@@ -207,13 +242,13 @@ fn check_lease(lease: &LeaderElectionFile, out: &mut Mistakes) {
     for (name, text) in times {
         let text = text.as_deref().unwrap_or_default();
         if time(text).is_none_or(|t| t <= 0) {
-            out.invalid(at(name), text, "must be greater than zero");
+            out.invalid(at(name), format_args!("{text:?}"), "must be greater than zero");
         }
     }
     let [whole, renew, retry] = times.map(|(_, text)| duration(text.as_ref()));
     if whole <= renew {
         let value = lease.renew_deadline.as_deref().unwrap_or_default();
-        out.invalid(at("leaseDuration"), value, "LeaseDuration must be greater than RenewDeadline");
+        out.invalid(at("leaseDuration"), format_args!("{value:?}"), "LeaseDuration must be greater than RenewDeadline");
     }
     // How much longer than asked it may be between two tries.
     if renew <= retry.mul_f64(1.2) {
@@ -260,8 +295,19 @@ fn check(file: &File, arguments: &[Vec<(String, Arguments)>], gates: Gates, out:
             out.say(format!("{path}.schedulerName: Duplicate value: profiles[{first}].schedulerName"));
         }
         let sorts = |p: &ProfileFile| p.plugins.as_ref().map(|p| p.queue_sort.clone());
-        if sorts(profile) != sorts(&file.profiles[0]) {
-            out.invalid(format!("{path}.plugins.queueSort"), "config.PluginSet", "has to match for all profiles");
+        let (own, first) = (sorts(profile), sorts(&file.profiles[0]));
+        if at == 0
+            && let Some(several) = own.as_ref().map(|s| s.enabled.len()).filter(|n| *n > 1)
+        {
+            out.invalid(
+                format!("{path}.plugins.queueSort.Enabled"),
+                several,
+                "only one queue sort plugin can be enabled",
+            );
+        }
+        if own != first {
+            let shown = serde_json::to_string(&own).unwrap_or_default().replace("[]", "null");
+            out.invalid(format!("{path}.plugins.queueSort"), shown, "has to match for all profiles");
         }
     }
     check_percent(file.percentage_of_nodes_to_score, "", out);

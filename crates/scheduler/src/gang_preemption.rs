@@ -64,10 +64,8 @@ impl Core {
         }
         let (mut victims, mut gone, mut broken_budgets) = (Vec::new(), 0, 0);
         if places.len() >= needed {
-            units.sort_by_key(|u| {
-                let earliest = u.pods.iter().map(|p| p.pod.started.clone()).min();
-                (!u.protected, Reverse(u.priority), earliest)
-            });
+            let earliest = |u: &Unit| u.pods.iter().map(|p| p.pod.begun()).min().map(|(not, at)| (not, at.to_string()));
+            units.sort_by_cached_key(|u| (!u.protected, Reverse(u.priority), earliest(u)));
             for unit in units.drain(..) {
                 self.bring_back(&unit.pods);
                 if !self.all_fit(pods, &places, &unit.pods) {

@@ -485,6 +485,11 @@ impl Pod {
         !self.claims.is_empty() || self.extended.is_some()
     }
 
+    /// Orders by when pods started; who has not yet comes last.
+    pub fn begun(&self) -> (bool, &str) {
+        (self.started.is_empty(), &self.started)
+    }
+
     pub fn priority(&self) -> i32 {
         self.spec.priority
     }

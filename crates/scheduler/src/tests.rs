@@ -637,7 +637,12 @@ fn the_least_is_lost_where_room_is_made() {
             important(9, "2", none()),
             "a: q",
         ),
-        // Of equals, the one that started last.
+        // Of equals, the one that has not started, or started last.
+        (
+            vec![("p", "a", important(3, "4", none())), ("q", "b", important(3, "4", started("2")))],
+            important(9, "1", none()),
+            "a: p",
+        ),
         (
             vec![("p", "a", important(3, "4", started("1"))), ("q", "b", important(3, "4", started("2")))],
             important(9, "1", none()),

@@ -13,7 +13,7 @@ use super::file::{
     ScoringStrategy, ShapePoint, VolumeBindingArgs,
 };
 use super::mistakes::Mistakes;
-use super::{GROUP, GROUP_VERSION, Gates, STRICT, not_an_object, time, without_nulls};
+use super::{GROUP, GROUP_VERSION, Gates, STRICT, no_duration, not_an_object, time, without_nulls};
 use crate::node_selection::{NodeSelection, Preference};
 use crate::plugins::MAX_SCORE;
 use crate::pod::SpreadConstraint;
@@ -95,7 +95,7 @@ impl Arguments {
                 args.binding_timeout.get_or_insert_with(|| "10m0s".into());
                 for text in args.filter_timeout.iter().chain(&args.binding_timeout) {
                     if time(text).is_none() {
-                        return Err(format!("decoding args for plugin {name}: time: invalid duration {text:?}"));
+                        return Err(format!("decoding args for plugin {name}: {}", no_duration(text)));
                     }
                 }
                 Self::DynamicResources(args)
@@ -155,7 +155,7 @@ impl Arguments {
                 let mut check = |name: &str, text: &Option<String>, least: i64, why: &str| {
                     let text = text.as_deref().unwrap_or_default();
                     if time(text).is_none_or(|t| t < least) {
-                        out.invalid(format!("{path}.{name}"), text, why);
+                        out.invalid(format!("{path}.{name}"), format_args!("{text:?}"), why);
                     }
                 };
                 check("filterTimeout", &args.filter_timeout, 0, "must be zero or positive");
@@ -192,7 +192,7 @@ impl Arguments {
                     check_shape(shape.unwrap_or_default(), &format!("{path}.shape"), out);
                 } else if let Some(shape) = shape {
                     let why = "unexpected field `shape`, remove it or turn on the feature gate StorageCapacityScoring";
-                    out.invalid(format!("{path}.shape"), shown(shape), why);
+                    out.invalid(format!("{path}.shape"), serde_json::to_string(shape).unwrap_or_default(), why);
                 }
             }
             Self::Other(_) => {}
@@ -267,14 +267,6 @@ impl Arguments {
 fn line<'a>(shape: impl Iterator<Item = &'a ShapePoint>) -> Box<[(i64, i64)]> {
     let scale = MAX_SCORE / i64::from(MAX_SHAPE_SCORE);
     shape.map(|p| (i64::from(p.utilization), i64::from(p.score) * scale)).collect()
-}
-
-/// As Go shows such a list.
-fn shown(shape: &[ShapePoint]) -> String {
-    let points = shape
-        .iter()
-        .map(|p| format!("config.UtilizationShapePoint{{Utilization:{}, Score:{}}}", p.utilization, p.score));
-    format!("[]config.UtilizationShapePoint{{{}}}", points.collect::<Vec<_>>().join(", "))
 }
 
 fn check_preemption(args: &DefaultPreemptionArgs, path: &str, out: &mut Mistakes) {
@@ -435,19 +427,22 @@ fn check_added(args: &NodeAffinityArgs, path: &str, out: &mut Mistakes) {
         check_term(term, &path, out);
     }
     let preferred = added.preferred_during_scheduling_ignored_during_execution.iter().flatten();
-    for (at, term) in preferred.enumerate() {
+    // One that counts for nothing is not looked at.
+    for (at, term) in preferred.enumerate().filter(|(_, term)| term.weight != 0) {
         check_term(&term.preference, &format!("{path}.preferredDuringSchedulingIgnoredDuringExecution[{at}]"), out);
     }
+}
+
+/// As Go shows a list of texts.
+fn listed(values: &[String]) -> Value {
+    if values.is_empty() { Value::Null } else { values.into() }
 }
 
 fn check_term(term: &NodeSelectorTerm, path: &str, out: &mut Mistakes) {
     for (at, e) in term.match_expressions.iter().flatten().enumerate() {
         let path = format!("{path}.matchExpressions[{at}]");
         let values = e.values.as_deref().unwrap_or_default();
-        let shown = match values {
-            [] => "[]string(nil)".into(),
-            _ => format!("[]string{{{}}}", values.iter().map(|v| format!("{v:?}")).collect::<Vec<_>>().join(", ")),
-        };
+        let shown = listed(values);
         let number = |v: &String| v.parse::<i64>().is_ok();
         check_name(&e.key, &format!("{:?}", e.key), &format!("{path}.key"), out);
         let path = format!("{path}.values");
@@ -474,14 +469,11 @@ fn check_term(term: &NodeSelectorTerm, path: &str, out: &mut Mistakes) {
     }
     for (at, e) in term.match_fields.iter().flatten().enumerate() {
         let path = format!("{path}.matchFields[{at}]");
-        if e.key != "metadata.name" {
-            out.invalid(format!("{path}.key"), format_args!("{:?}", e.key), "not a valid field selector key");
-        }
+        let values = e.values.as_deref().unwrap_or_default();
         if !matches!(e.operator.as_str(), "In" | "NotIn") {
-            out.invalid(format!("{path}.operator"), format_args!("{:?}", e.operator), "not a valid selector operator");
-        }
-        if e.values.as_ref().is_none_or(|v| v.len() != 1) {
-            out.required(format!("{path}.values"), "must have one element");
+            out.unsupported(format!("{path}.operator"), &e.operator, &["In", "NotIn"]);
+        } else if values.len() != 1 {
+            out.invalid(format!("{path}.values"), listed(values), "must have one element");
         }
     }
 }

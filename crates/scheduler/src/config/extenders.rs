@@ -26,7 +26,7 @@ pub fn check(extenders: &[ExtenderFile], out: &mut Mistakes) {
         for (of, resource) in extender.managed_resources.iter().enumerate() {
             let path = format!("{path}.managedResources[{of}].name");
             let name = resource.name.as_str();
-            if !check_name(name, name, &path, out) && !is_extended(name) {
+            if !check_name(name, &format!("{name:?}"), &path, out) && !is_extended(name) {
                 out.invalid(&path, format_args!("{name:?}"), "is an invalid extended resource name");
             }
             if managed.contains(&name) {

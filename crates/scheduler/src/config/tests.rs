@@ -292,6 +292,9 @@ fn arguments_are_taken() {
         json!({"defaultingType": "List", "defaultConstraints": [{"maxSkew": 1, "topologyKey": "rack", "whenUnsatisfiable": "DoNotSchedule"}]}),
     );
     assert!(matches!(&p.spread, SpreadDefaulting::List(l) if l.len() == 1 && l[0].hard));
+    // A wish that counts for nothing may be anything.
+    let idle = json!([{"weight": 0, "preference": {"matchExpressions": [{"key": "a", "operator": "Lt"}]}}]);
+    args("NodeAffinity", json!({"addedAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": idle}}));
     // Plugins without arguments, and those nobody knows, are left alone.
     args("NodePorts", json!({"a": 1}));
     args("Foo", json!({"a": 1}));
@@ -366,6 +369,35 @@ fn what_is_wrong_is_said() {
         (
             bad(json!({"podInitialBackoffSeconds": 20, "podMaxBackoffSeconds": 10})),
             "podMaxBackoffSeconds: Invalid value: 10: must be greater than or equal to PodInitialBackoffSeconds".into(),
+        ),
+        (
+            bad(json!({"apiVersion": ""})),
+            "Object 'apiVersion' is missing in '{\"apiVersion\":\"\",\"kind\":\"KubeSchedulerConfiguration\"}'".into(),
+        ),
+        (bad(json!({"extenders": [{"httpTimeout": "5"}]})), "time: missing unit in duration \"5\"".into()),
+        (bad(json!({"extenders": [{"httpTimeout": "1s5x"}]})), "time: unknown unit \"x\" in duration \"1s5x\"".into()),
+        (bad(json!({"leaderElection": {"retryPeriod": "abc"}})), "time: invalid duration \"abc\"".into()),
+        (
+            bad(json!({"extenders": [{"tlsConfig": {"certData": "not base64!"}}]})),
+            "illegal base64 data at input byte 3".into(),
+        ),
+        (bad(json!({"extenders": [{"tlsConfig": {"caData": "abcde"}}]})), "illegal base64 data at input byte 4".into()),
+        (
+            bad(json!({"profiles": [{"plugins": {"queueSort": {"enabled": [{"name": "PrioritySort"}, {"name": "X"}]}}}]})),
+            "profiles[0].plugins.queueSort.Enabled: Invalid value: 2: only one queue sort plugin can be enabled".into(),
+        ),
+        (
+            bad(json!({"profiles": [{"schedulerName": "a"}, {"schedulerName": "b", "plugins": {"queueSort": {"disabled": [{"name": "*"}]}}}]})),
+            "profiles[1].plugins.queueSort: Invalid value: {\"Enabled\":null,\"Disabled\":[{\"Name\":\"*\",\"Weight\":0}]}: has to match for all profiles".into(),
+        ),
+        (
+            args("NodeAffinity", json!({"addedAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [
+                {"matchFields": [{"key": "metadata.name", "operator": "In", "values": ["x", "y"]}, {"key": "metadata.name", "operator": "Exists"}]}]}}})),
+            format!(
+                "[{}, {}]",
+                of_args("addedAffinity.requiredDuringSchedulingIgnoredDuringExecution.nodeSelectorTerms[0].matchFields[0].values: Invalid value: [\"x\",\"y\"]: must have one element"),
+                of_args("addedAffinity.requiredDuringSchedulingIgnoredDuringExecution.nodeSelectorTerms[0].matchFields[1].operator: Unsupported value: \"Exists\": supported values: \"In\", \"NotIn\""),
+            ),
         ),
         (bad(json!({"podInitialBackoffSeconds": 0})), "podInitialBackoffSeconds: Invalid value: 0: must be greater than 0".into()),
         (bad(json!({"clientConnection": {"burst": -1}})), "clientConnection.burst: Invalid value: -1: must be non-negative".into()),
@@ -453,7 +485,7 @@ fn what_is_wrong_is_said() {
             format!(
                 "[{}, {}]",
                 of_args("bindTimeoutSeconds: Invalid value: -1: invalid BindTimeoutSeconds, should not be a negative value"),
-                of_args("shape: Invalid value: []config.UtilizationShapePoint{config.UtilizationShapePoint{Utilization:0, Score:1}}: unexpected field `shape`, remove it or turn on the feature gate StorageCapacityScoring"),
+                of_args("shape: Invalid value: [{\"Utilization\":0,\"Score\":1}]: unexpected field `shape`, remove it or turn on the feature gate StorageCapacityScoring"),
             ),
         ),
         (
@@ -468,8 +500,8 @@ fn what_is_wrong_is_said() {
             args("DynamicResources", json!({"filterTimeout": "-1s", "bindingTimeout": "10ms"})),
             format!(
                 "[{}, {}]",
-                of_args("filterTimeout: Invalid value: -1s: must be zero or positive"),
-                of_args("bindingTimeout: Invalid value: 10ms: must be at least 1 second"),
+                of_args("filterTimeout: Invalid value: \"-1s\": must be zero or positive"),
+                of_args("bindingTimeout: Invalid value: \"10ms\": must be at least 1 second"),
             ),
         ),
         (
@@ -477,7 +509,7 @@ fn what_is_wrong_is_said() {
                 {"matchExpressions": [{"key": "a", "operator": "In"}, {"key": "b", "operator": "X"}]}]}}})),
             format!(
                 "[{}, {}]",
-                of_args("addedAffinity.requiredDuringSchedulingIgnoredDuringExecution.nodeSelectorTerms[0].matchExpressions[0].values: Invalid value: []string(nil): for 'in', 'notin' operators, values set can't be empty"),
+                of_args("addedAffinity.requiredDuringSchedulingIgnoredDuringExecution.nodeSelectorTerms[0].matchExpressions[0].values: Invalid value: null: for 'in', 'notin' operators, values set can't be empty"),
                 of_args("addedAffinity.requiredDuringSchedulingIgnoredDuringExecution.nodeSelectorTerms[0].matchExpressions[1].operator: Unsupported value: \"X\""),
             ),
         ),
@@ -499,7 +531,7 @@ fn what_is_wrong_is_said() {
         ),
         (
             bad(json!({"leaderElection": {"leaseDuration": "5s"}})),
-            "leaderElection.leaseDuration: Invalid value: 10s: LeaseDuration must be greater than RenewDeadline".into(),
+            "leaderElection.leaseDuration: Invalid value: \"10s\": LeaseDuration must be greater than RenewDeadline".into(),
         ),
         (bad(json!({"leaderElection": {"leaseDuration": "x"}})), "time: invalid duration \"x\"".into()),
     ] {

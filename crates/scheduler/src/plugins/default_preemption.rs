@@ -116,11 +116,11 @@ pub struct Candidate {
 
 impl Candidate {
     /// Smaller is better.
-    fn cost(&self) -> impl Ord {
+    fn cost(&self) -> impl Ord + '_ {
         let highest = self.victims.first().map_or(0, Pod::priority);
         // Shifted to be positive, so that more victims never cost less.
         let sum: i64 = self.victims.iter().map(|v| i64::from(v.priority()) - i64::from(i32::MIN)).sum();
-        let earliest = self.victims.iter().filter(|v| v.priority() == highest).map(|v| v.started.clone()).min();
+        let earliest = self.victims.iter().filter(|v| v.priority() == highest).map(Pod::begun).min();
         (self.broken_budgets, highest, sum, self.victims.len(), Reverse(earliest))
     }
 }
@@ -242,7 +242,7 @@ impl Core {
         if less.is_empty() {
             return Err(Hopeless::NoVictims);
         }
-        less.sort_by(|(_, a), (_, b)| b.priority().cmp(&a.priority()).then_with(|| a.started.cmp(&b.started)));
+        less.sort_by(|(_, a), (_, b)| b.priority().cmp(&a.priority()).then_with(|| a.begun().cmp(&b.begun())));
         let mut trial = Trial { snapshot: &self.snapshot, pod, id, node: node.clone(), prepared: prepared.clone() };
         for other in self.nominations.ahead(node, pod) {
             trial.node.take(other);
