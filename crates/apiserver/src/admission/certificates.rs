@@ -5,7 +5,7 @@ use async_trait::async_trait;
 use meta::{Status, Value};
 use x509_parser::prelude::*;
 
-use super::{Attributes, Operation, Plugin};
+use super::{Attributes, Operation, Plugin, Write};
 use crate::authn::MASTERS;
 use crate::authz::{self, Decision};
 use crate::server::ApiServer;
@@ -21,13 +21,8 @@ impl Plugin for Certificates {
         a.target.group() == GROUP && a.target.plural() == "certificatesigningrequests"
     }
 
-    async fn validate(
-        &self,
-        server: &ApiServer,
-        a: &Attributes<'_>,
-        object: Option<&Value>,
-        old: Option<&Value>,
-    ) -> Result<(), Status> {
+    async fn validate(&self, write: &Write<'_>, object: Option<&Value>) -> Result<(), Status> {
+        let Write { server, a, old } = *write;
         let Some(object) = object else { return Ok(()) };
         let name = object["metadata"]["name"].as_str().unwrap_or_default();
         let signer = old.unwrap_or(object)["spec"]["signerName"].as_str().unwrap_or_default();

@@ -3,7 +3,7 @@
 use async_trait::async_trait;
 use meta::{Status, Value};
 
-use super::{Attributes, Plugin};
+use super::{Attributes, Plugin, Write};
 use crate::server::ApiServer;
 
 pub struct DefaultIngressClass;
@@ -38,13 +38,8 @@ impl Plugin for DefaultIngressClass {
         a.creates(GROUP, "ingresses")
     }
 
-    async fn mutate(
-        &self,
-        server: &ApiServer,
-        _a: &Attributes<'_>,
-        ingress: &mut Value,
-        _old: Option<&Value>,
-    ) -> Result<(), Status> {
+    async fn mutate(&self, write: &Write<'_>, ingress: &mut Value) -> Result<(), Status> {
+        let Write { server, .. } = *write;
         let chosen =
             !ingress["spec"]["ingressClassName"].is_null() || !ingress["metadata"]["annotations"][ANNOTATED].is_null();
         if chosen || !ingress["spec"].is_object() {

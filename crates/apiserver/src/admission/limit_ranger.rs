@@ -8,7 +8,7 @@ use meta::{Status, Value};
 use serde_json::json;
 
 use super::amounts::{self, Amounts, list};
-use super::{Attributes, Operation, Plugin};
+use super::{Attributes, Operation, Plugin, Write};
 use crate::server::ApiServer;
 
 pub struct LimitRanger;
@@ -26,13 +26,8 @@ impl Plugin for LimitRanger {
         a.is("", "pods") || a.is("", "persistentvolumeclaims")
     }
 
-    async fn mutate(
-        &self,
-        server: &ApiServer,
-        a: &Attributes<'_>,
-        pod: &mut Value,
-        _old: Option<&Value>,
-    ) -> Result<(), Status> {
+    async fn mutate(&self, write: &Write<'_>, pod: &mut Value) -> Result<(), Status> {
+        let Write { server, a, .. } = *write;
         if a.creates("", "pods") {
             for range in ranges(server, a)? {
                 default(&range, pod);
@@ -41,13 +36,8 @@ impl Plugin for LimitRanger {
         Ok(())
     }
 
-    async fn validate(
-        &self,
-        server: &ApiServer,
-        a: &Attributes<'_>,
-        object: Option<&Value>,
-        _old: Option<&Value>,
-    ) -> Result<(), Status> {
+    async fn validate(&self, write: &Write<'_>, object: Option<&Value>) -> Result<(), Status> {
+        let Write { server, a, .. } = *write;
         let claim = a.is("", "persistentvolumeclaims") && matches!(a.operation, Operation::Create | Operation::Update);
         let Some(object) = object.filter(|_| claim || a.creates("", "pods")) else { return Ok(()) };
         for range in ranges(server, a)? {

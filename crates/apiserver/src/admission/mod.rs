@@ -89,6 +89,15 @@ impl<'a> Attributes<'a> {
     }
 }
 
+/// What a plugin is asked about, besides the object.
+#[derive(Clone, Copy)]
+pub struct Write<'a> {
+    pub server: &'a ApiServer,
+    pub a: &'a Attributes<'a>,
+    /// The object as it is stored; absent on creates.
+    pub old: Option<&'a Value>,
+}
+
 /// One plugin.
 #[async_trait]
 pub trait Plugin: Send + Sync {
@@ -96,24 +105,12 @@ pub trait Plugin: Send + Sync {
     /// through may still turn out not to matter.
     fn concerns(&self, server: &ApiServer, a: &Attributes<'_>) -> bool;
 
-    async fn mutate(
-        &self,
-        _server: &ApiServer,
-        _a: &Attributes<'_>,
-        _object: &mut Value,
-        _old: Option<&Value>,
-    ) -> Result<(), Status> {
+    async fn mutate(&self, _write: &Write<'_>, _object: &mut Value) -> Result<(), Status> {
         Ok(())
     }
 
     /// `object` is absent on deletes.
-    async fn validate(
-        &self,
-        _server: &ApiServer,
-        _a: &Attributes<'_>,
-        _object: Option<&Value>,
-        _old: Option<&Value>,
-    ) -> Result<(), Status> {
+    async fn validate(&self, _write: &Write<'_>, _object: Option<&Value>) -> Result<(), Status> {
         Ok(())
     }
 }
@@ -232,6 +229,7 @@ async fn fill_in(
     object: &mut Value,
     old: Option<&Value>,
 ) -> Result<(), Status> {
+    let write = Write { server, a, old };
     let mut began = Instant::now();
     let disabled = server.config().settings.disabled_plugins.mutating;
     for (at, (_, plugin)) in MUTATING.iter().enumerate().filter(|(at, _)| disabled & (1 << at) == 0) {
@@ -239,7 +237,7 @@ async fn fill_in(
             instruments::plugin(Half::Admit, at, a.operation, false, Duration::ZERO);
             continue;
         }
-        let result = plugin.mutate(server, a, object, old).await;
+        let result = plugin.mutate(&write, object).await;
         let ended = Instant::now();
         instruments::plugin(Half::Admit, at, a.operation, result.is_err(), ended - began);
         began = ended;
@@ -291,6 +289,7 @@ pub async fn validate(
     if is_mark(a) {
         return Ok(());
     }
+    let write = Write { server, a, old };
     let first = Instant::now();
     let (mut began, mut result) = (first, Ok(()));
     let disabled = server.config().settings.disabled_plugins.validating;
@@ -299,7 +298,7 @@ pub async fn validate(
             instruments::plugin(Half::Validate, at, a.operation, false, Duration::ZERO);
             continue;
         }
-        result = plugin.validate(server, a, object, old).await;
+        result = plugin.validate(&write, object).await;
         let ended = Instant::now();
         instruments::plugin(Half::Validate, at, a.operation, result.is_err(), ended - began);
         began = ended;

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use meta::{Cause, Status, Value};
 
-use super::{Attributes, Operation, Plugin};
+use super::{Attributes, Operation, Plugin, Write};
 use crate::server::ApiServer;
 
 /// Remembers whose end was asked for here: the cache may not know yet, with a store elsewhere.
@@ -78,23 +78,13 @@ impl Plugin for NamespaceLifecycle {
         matches!(a.operation, Operation::Create | Operation::Delete)
     }
 
-    async fn mutate(
-        &self,
-        server: &ApiServer,
-        a: &Attributes<'_>,
-        object: &mut Value,
-        _old: Option<&Value>,
-    ) -> Result<(), Status> {
+    async fn mutate(&self, write: &Write<'_>, object: &mut Value) -> Result<(), Status> {
+        let Write { server, a, .. } = *write;
         self.admit(server, a, object["metadata"]["name"].as_str().unwrap_or_default()).await
     }
 
-    async fn validate(
-        &self,
-        _server: &ApiServer,
-        a: &Attributes<'_>,
-        _object: Option<&Value>,
-        _old: Option<&Value>,
-    ) -> Result<(), Status> {
+    async fn validate(&self, write: &Write<'_>, _object: Option<&Value>) -> Result<(), Status> {
+        let Write { a, .. } = *write;
         if a.operation == Operation::Delete && a.is("", "namespaces") {
             if IMMORTAL.contains(&&*a.target.request.name) {
                 return Err(a.forbid(&a.target.request.name, "this namespace may not be deleted"));

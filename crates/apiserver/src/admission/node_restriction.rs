@@ -6,7 +6,7 @@
 use async_trait::async_trait;
 use meta::{Status, Value};
 
-use super::{Attributes, Operation, Plugin};
+use super::{Attributes, Operation, Plugin, Write};
 use crate::authz::node::{MIRROR, identity};
 use crate::authz::references::{self, Kind};
 use crate::server::ApiServer;
@@ -62,13 +62,8 @@ impl Plugin for NodeRestriction {
         identity(&a.target.caller.user).is_some()
     }
 
-    async fn validate(
-        &self,
-        server: &ApiServer,
-        a: &Attributes<'_>,
-        object: Option<&Value>,
-        old: Option<&Value>,
-    ) -> Result<(), Status> {
+    async fn validate(&self, write: &Write<'_>, object: Option<&Value>) -> Result<(), Status> {
+        let Write { server, a, old } = *write;
         let Some(node) = identity(&a.target.caller.user) else { return Ok(()) };
         if node.is_empty() {
             return Err(a.forbid("", format!("could not determine node from user {:?}", a.target.caller.user.name)));

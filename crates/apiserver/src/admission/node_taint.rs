@@ -4,7 +4,7 @@ use async_trait::async_trait;
 use meta::{Status, Value};
 use serde_json::json;
 
-use super::{Attributes, Plugin};
+use super::{Attributes, Plugin, Write};
 use crate::server::ApiServer;
 
 pub struct TaintNodesByCondition;
@@ -17,13 +17,7 @@ impl Plugin for TaintNodesByCondition {
         a.creates("", "nodes")
     }
 
-    async fn mutate(
-        &self,
-        _server: &ApiServer,
-        _a: &Attributes<'_>,
-        node: &mut Value,
-        _old: Option<&Value>,
-    ) -> Result<(), Status> {
+    async fn mutate(&self, _write: &Write<'_>, node: &mut Value) -> Result<(), Status> {
         taint(node);
         Ok(())
     }

@@ -5,7 +5,7 @@ use async_trait::async_trait;
 use meta::{Status, Value};
 use serde_json::json;
 
-use super::{Attributes, Plugin};
+use super::{Attributes, Plugin, Write};
 use crate::server::ApiServer;
 
 /// Labels a pod takes over from its node.
@@ -19,13 +19,8 @@ impl Plugin for PodTopologyLabels {
         a.creates("", "pods")
     }
 
-    async fn mutate(
-        &self,
-        server: &ApiServer,
-        _a: &Attributes<'_>,
-        pod: &mut Value,
-        _old: Option<&Value>,
-    ) -> Result<(), Status> {
+    async fn mutate(&self, write: &Write<'_>, pod: &mut Value) -> Result<(), Status> {
+        let Write { server, .. } = *write;
         let Some(name) = pod["spec"]["nodeName"].as_str().filter(|n| !n.is_empty()) else { return Ok(()) };
         let Some(node) = server.lookup("", "nodes", "", name) else { return Ok(()) };
         for (key, value) in TOPOLOGY.iter().filter_map(|key| Some((*key, node.meta.label(key)?))) {

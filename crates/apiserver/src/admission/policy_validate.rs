@@ -15,7 +15,7 @@ use serde_json::json;
 
 use super::policy::{Asker, BUDGET, Conditions, Expression, Inputs, Session, Stop};
 use super::policy_match::{self, GROUP};
-use super::{Attributes, Plugin};
+use super::{Attributes, Plugin, Write};
 use crate::server::ApiServer;
 use crate::webhook::admission::Subject;
 
@@ -357,13 +357,8 @@ impl Plugin for ValidatingPolicies {
         server.has_any(GROUP, "validatingadmissionpolicies") && !policy_match::is_exempt(a.target.request)
     }
 
-    async fn validate(
-        &self,
-        server: &ApiServer,
-        a: &Attributes<'_>,
-        object: Option<&Value>,
-        old: Option<&Value>,
-    ) -> Result<(), Status> {
+    async fn validate(&self, write: &Write<'_>, object: Option<&Value>) -> Result<(), Status> {
+        let Write { server, a, old } = *write;
         match Subject::of_write(server, a, object.or(old).unwrap_or(&Value::Null)) {
             Some(subject) => Box::pin(validate(server, &subject, object, old)).await,
             None => Ok(()),

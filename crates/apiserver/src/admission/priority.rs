@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use meta::{Object, Status, Value};
 use serde::Deserialize;
 
-use super::{Attributes, Plugin};
+use super::{Attributes, Plugin, Write};
 use crate::server::ApiServer;
 
 pub struct Priority;
@@ -41,13 +41,8 @@ impl Plugin for Priority {
         a.creates("", "pods") || a.is(GROUP, "priorityclasses")
     }
 
-    async fn mutate(
-        &self,
-        server: &ApiServer,
-        a: &Attributes<'_>,
-        pod: &mut Value,
-        _old: Option<&Value>,
-    ) -> Result<(), Status> {
+    async fn mutate(&self, write: &Write<'_>, pod: &mut Value) -> Result<(), Status> {
+        let Write { server, a, .. } = *write;
         if !a.creates("", "pods") {
             return Ok(());
         }
@@ -85,13 +80,8 @@ impl Plugin for Priority {
         Ok(())
     }
 
-    async fn validate(
-        &self,
-        server: &ApiServer,
-        a: &Attributes<'_>,
-        object: Option<&Value>,
-        _old: Option<&Value>,
-    ) -> Result<(), Status> {
+    async fn validate(&self, write: &Write<'_>, object: Option<&Value>) -> Result<(), Status> {
+        let Write { server, a, .. } = *write;
         let Some(class) = object.filter(|o| a.is(GROUP, "priorityclasses") && o["globalDefault"] == true) else {
             return Ok(());
         };

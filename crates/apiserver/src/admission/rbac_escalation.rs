@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use async_trait::async_trait;
 use meta::{Status, Value};
 
-use super::{Attributes, Operation, Plugin};
+use super::{Attributes, Operation, Plugin, Write};
 use crate::authn::MASTERS;
 use crate::authz::rbac::{GROUP, Rule};
 use crate::authz::{self, Decision};
@@ -22,13 +22,8 @@ impl Plugin for RbacEscalation {
         a.target.group() == GROUP && matches!(a.operation, Operation::Create | Operation::Update)
     }
 
-    async fn validate(
-        &self,
-        server: &ApiServer,
-        a: &Attributes<'_>,
-        object: Option<&Value>,
-        old: Option<&Value>,
-    ) -> Result<(), Status> {
+    async fn validate(&self, write: &Write<'_>, object: Option<&Value>) -> Result<(), Status> {
+        let Write { server, a, old } = *write;
         let Some(object) = object else { return Ok(()) };
         if a.target.caller.user.in_group(MASTERS)
             || old.is_some_and(|old| without_collection(old) == without_collection(object))

@@ -11,7 +11,7 @@ use meta::quantity::Quantity;
 use meta::{Request, Status, Value, Verb};
 
 use super::amounts::{self, Amounts, list};
-use super::{Attributes, Operation, Plugin};
+use super::{Attributes, Operation, Plugin, Write};
 use crate::pipeline::Target;
 use crate::pipeline::write::Change;
 use crate::server::ApiServer;
@@ -30,13 +30,8 @@ impl Plugin for ResourceQuota {
         is_counted(a) && server.has_any("", "resourcequotas")
     }
 
-    async fn validate(
-        &self,
-        server: &ApiServer,
-        a: &Attributes<'_>,
-        object: Option<&Value>,
-        old: Option<&Value>,
-    ) -> Result<(), Status> {
+    async fn validate(&self, write: &Write<'_>, object: Option<&Value>) -> Result<(), Status> {
+        let Write { server, a, old } = *write;
         let Some(object) = object else { return Ok(()) };
         Box::pin(charge(server, a, object, old)).await
     }

@@ -4,7 +4,7 @@ use async_trait::async_trait;
 use meta::{Status, Value};
 use serde_json::json;
 
-use super::{Attributes, Plugin, amounts};
+use super::{Attributes, Plugin, Write, amounts};
 use crate::server::ApiServer;
 
 pub struct RuntimeClass;
@@ -34,24 +34,14 @@ impl Plugin for RuntimeClass {
         a.creates("", "pods")
     }
 
-    async fn mutate(
-        &self,
-        server: &ApiServer,
-        a: &Attributes<'_>,
-        pod: &mut Value,
-        _old: Option<&Value>,
-    ) -> Result<(), Status> {
+    async fn mutate(&self, write: &Write<'_>, pod: &mut Value) -> Result<(), Status> {
+        let Write { server, a, .. } = *write;
         let Some(class) = class_of(server, a, pod).await? else { return Ok(()) };
         apply(&class, pod).map_err(|why| a.forbid(pod["metadata"]["name"].as_str().unwrap_or_default(), why))
     }
 
-    async fn validate(
-        &self,
-        server: &ApiServer,
-        a: &Attributes<'_>,
-        object: Option<&Value>,
-        _old: Option<&Value>,
-    ) -> Result<(), Status> {
+    async fn validate(&self, write: &Write<'_>, object: Option<&Value>) -> Result<(), Status> {
+        let Write { server, a, .. } = *write;
         let Some(pod) = object else { return Ok(()) };
         let class = class_of(server, a, pod).await?;
         let fixed = class.as_ref().map(|class| &class["overhead"]["podFixed"]).filter(|o| o.is_object());

@@ -7,7 +7,7 @@ use meta::{Status, Value};
 use serde::Deserialize;
 use serde_json::json;
 
-use super::{Attributes, Plugin};
+use super::{Attributes, Plugin, Write};
 use crate::pipeline::metadata::generate_name;
 use crate::server::ApiServer;
 
@@ -32,13 +32,8 @@ impl Plugin for ServiceAccount {
         a.creates("", "pods")
     }
 
-    async fn mutate(
-        &self,
-        server: &ApiServer,
-        a: &Attributes<'_>,
-        pod: &mut Value,
-        _old: Option<&Value>,
-    ) -> Result<(), Status> {
+    async fn mutate(&self, write: &Write<'_>, pod: &mut Value) -> Result<(), Status> {
+        let Write { server, a, .. } = *write;
         if !pod["metadata"]["annotations"][MIRROR].is_null() {
             return Ok(());
         }

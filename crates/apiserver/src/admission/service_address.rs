@@ -16,7 +16,7 @@ use resources::Resource;
 use serde_json::json;
 
 use super::service_families::{family_of, settle, texts};
-use super::{Attributes, Operation, Plugin};
+use super::{Attributes, Operation, Plugin, Write};
 use crate::clock;
 use crate::server::ApiServer;
 
@@ -107,13 +107,8 @@ impl Plugin for ServiceAddress {
         a.is("", "services") && matches!(a.operation, Operation::Create | Operation::Update)
     }
 
-    async fn mutate(
-        &self,
-        server: &ApiServer,
-        _a: &Attributes<'_>,
-        service: &mut Value,
-        old: Option<&Value>,
-    ) -> Result<(), Status> {
+    async fn mutate(&self, write: &Write<'_>, service: &mut Value) -> Result<(), Status> {
+        let Write { server, old, .. } = *write;
         let name = service["metadata"]["name"].as_str().unwrap_or_default().to_string();
         let refuse = |errors: Vec<FieldError>| Status::invalid("", "Service", &name, &errors);
         let asked = resources::kinds::service::asked_families(&service["spec"]);

@@ -5,7 +5,7 @@ use meta::quantity::Quantity;
 use meta::{Status, Value};
 
 use super::default_class::default_class;
-use super::{Attributes, Operation, Plugin};
+use super::{Attributes, Operation, Plugin, Write};
 use crate::server::ApiServer;
 
 pub struct DefaultStorageClass;
@@ -22,13 +22,8 @@ impl Plugin for DefaultStorageClass {
         a.creates("", "persistentvolumeclaims")
     }
 
-    async fn mutate(
-        &self,
-        server: &ApiServer,
-        _a: &Attributes<'_>,
-        claim: &mut Value,
-        _old: Option<&Value>,
-    ) -> Result<(), Status> {
+    async fn mutate(&self, write: &Write<'_>, claim: &mut Value) -> Result<(), Status> {
+        let Write { server, .. } = *write;
         let chosen =
             !claim["spec"]["storageClassName"].is_null() || !claim["metadata"]["annotations"][BETA_CLASS].is_null();
         if chosen || !claim["spec"].is_object() {
@@ -47,13 +42,8 @@ impl Plugin for PersistentVolumeClaimResize {
         a.is("", "persistentvolumeclaims") && a.operation == Operation::Update
     }
 
-    async fn validate(
-        &self,
-        server: &ApiServer,
-        a: &Attributes<'_>,
-        object: Option<&Value>,
-        old: Option<&Value>,
-    ) -> Result<(), Status> {
+    async fn validate(&self, write: &Write<'_>, object: Option<&Value>) -> Result<(), Status> {
+        let Write { server, a, old } = *write;
         let (Some(claim), Some(old)) = (object, old) else { return Ok(()) };
         let size = |claim: &Value| {
             Quantity::from_value(&claim["spec"]["resources"]["requests"]["storage"])

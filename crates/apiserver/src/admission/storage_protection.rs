@@ -5,7 +5,7 @@ use async_trait::async_trait;
 use meta::{Status, Value};
 use serde_json::json;
 
-use super::{Attributes, Plugin};
+use super::{Attributes, Plugin, Write};
 use crate::server::ApiServer;
 
 pub struct StorageProtection;
@@ -26,13 +26,8 @@ impl Plugin for StorageProtection {
         finalizer(a).is_some()
     }
 
-    async fn mutate(
-        &self,
-        _server: &ApiServer,
-        a: &Attributes<'_>,
-        object: &mut Value,
-        _old: Option<&Value>,
-    ) -> Result<(), Status> {
+    async fn mutate(&self, write: &Write<'_>, object: &mut Value) -> Result<(), Status> {
+        let Write { a, .. } = *write;
         let Some(finalizer) = finalizer(a) else { return Ok(()) };
         let Some(metadata) = object["metadata"].as_object_mut() else { return Ok(()) };
         let finalizers = metadata.entry("finalizers").or_insert_with(|| json!([]));

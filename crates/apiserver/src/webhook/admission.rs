@@ -13,7 +13,7 @@ use super::asking::{ask, judge};
 use super::conditions;
 use super::configuration::{self, Configuration, Webhook};
 pub use super::subject::Subject;
-use crate::admission::{Attributes, Plugin, policy_validate};
+use crate::admission::{Attributes, Plugin, Write, policy_validate};
 use crate::instruments::Half;
 use crate::pipeline::Caller;
 use crate::server::ApiServer;
@@ -218,13 +218,8 @@ impl Plugin for ValidatingWebhooks {
             && !configuration::is_exempt(&a.target.request.resource)
     }
 
-    async fn validate(
-        &self,
-        server: &ApiServer,
-        a: &Attributes<'_>,
-        object: Option<&Value>,
-        old: Option<&Value>,
-    ) -> Result<(), Status> {
+    async fn validate(&self, write: &Write<'_>, object: Option<&Value>) -> Result<(), Status> {
+        let Write { server, a, old } = *write;
         let hooks = webhooks(server, "validatingwebhookconfigurations");
         if hooks.is_empty() {
             return Ok(());

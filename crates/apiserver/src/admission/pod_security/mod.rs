@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use async_trait::async_trait;
 use meta::{FieldError, FieldPath, Status, Value};
 
-use super::{Attributes, Operation, Plugin};
+use super::{Attributes, Operation, Plugin, Write};
 use crate::server::ApiServer;
 use checks::Level;
 pub use configured::Configured;
@@ -77,13 +77,8 @@ impl Plugin for PodSecurity {
             && (a.is("", "namespaces") || is_pod(a) || template(a).is_some())
     }
 
-    async fn validate(
-        &self,
-        server: &ApiServer,
-        a: &Attributes<'_>,
-        object: Option<&Value>,
-        old: Option<&Value>,
-    ) -> Result<(), Status> {
+    async fn validate(&self, write: &Write<'_>, object: Option<&Value>) -> Result<(), Status> {
+        let Write { server, a, old } = *write;
         let Some(object) = object else { return Ok(()) };
         if a.is("", "namespaces") {
             return namespace(server, a, object, old);
