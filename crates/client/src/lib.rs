@@ -10,6 +10,7 @@
 
 pub mod account;
 pub mod answers;
+mod any_certificate;
 pub mod api;
 pub mod discovery;
 pub mod election;
@@ -32,6 +33,7 @@ pub mod transport;
 mod wire;
 
 pub use account::Account;
+pub use any_certificate::AnyCertificate;
 pub use api::{Api, DeleteOptions, DynamicApi, Kind, ListOptions, Patch, Propagation, gvr_of};
 pub use discovery::ApiResource;
 pub use election::LeaderElection;
