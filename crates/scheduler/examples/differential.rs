@@ -334,7 +334,7 @@ async fn run(arguments: Arguments) -> Result<Tally, String> {
             for (key, node) in compare(&mut cluster, &cases, &decided, &pods, &mut tally) {
                 let node = match node {
                     Some(node) => node,
-                    None => placed_at_last(&pods, &key).await?,
+                    None => placed_at_last(&pods, &key, &cases[&key], &store).await?,
                 };
                 started += 1;
                 let object = match arguments.priorities {
@@ -348,7 +348,9 @@ async fn run(arguments: Arguments) -> Result<Tally, String> {
                 .extend(decided.into_iter().filter(|(_, d)| matches!(d.1, Decision::Refused(_))).map(|(key, _)| key));
         }
         // What was removed and what comes next reach a scheduler by different ways.
-        tidy(&client, &mut cluster, refused, &pods, &mut rng).await?;
+        // Where room is to be made there must be little.
+        let one_in = if arguments.priorities > 0 { 60 } else { 12 };
+        tidy(&client, &mut cluster, refused, &pods, one_in, &mut rng).await?;
         tokio::time::sleep(SETTLE).await;
         eprintln!("round {round}: {tally:?}");
     }
@@ -477,12 +479,18 @@ fn room(cluster: &mut Cluster, pod: &Pod, why: &WhyNot) -> Result<(String, Vec<S
 }
 
 /// Where a pod went once room was made for it.
-async fn placed_at_last(pods: &client::Informer, key: &str) -> Result<String, String> {
+async fn placed_at_last(
+    pods: &client::Informer,
+    key: &str,
+    case: &cells::Case,
+    store: &Store,
+) -> Result<String, String> {
     let begun = Instant::now();
     while begun.elapsed() < ROUND_WITHIN {
         if let Some(Decision::Placed(node)) = pods.get(key).and_then(|o| decision(&o)) {
             return Ok(node);
         }
+        store.provision(case).await?;
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     Err(format!("{key} was not placed in the room made for it"))
@@ -503,11 +511,12 @@ async fn tidy(
     cluster: &mut Cluster,
     refused: HashSet<String>,
     pods: &client::Informer,
+    one_in: u32,
     rng: &mut SmallRng,
 ) -> Result<(), String> {
     let mut gone = refused;
     for object in pods.list(None) {
-        if rng.random_range(0..12) == 0 && matches!(decision(&object), Some(Decision::Placed(_))) {
+        if rng.random_range(0..one_in) == 0 && matches!(decision(&object), Some(Decision::Placed(_))) {
             gone.insert(object.meta.key());
         }
     }

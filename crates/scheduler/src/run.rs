@@ -341,8 +341,18 @@ impl Scheduler {
             let profile = pod.spec.profile.clone();
             async move {
                 let start = Instant::now();
-                let bound = match binder {
-                    Some(extender) => extender.bind(&object, &node).await,
+                let theirs = match &binder {
+                    None => None,
+                    Some(extender) => match extender.bind(&object, &node).await {
+                        Err(why) if extender.is_ignorable() => {
+                            tracing::info!("extender passed over: {why}");
+                            None
+                        }
+                        said => Some(said),
+                    },
+                };
+                let bound = match theirs {
+                    Some(said) => said,
                     None => writes::bind(client, object, node).await.map_err(|s| of_plugin("Bind", "DefaultBinder", s)),
                 };
                 let ended = Ended::of(&bound, Ended::Error);

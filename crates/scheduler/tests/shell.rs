@@ -503,6 +503,58 @@ async fn extenders_have_a_say() {
 }
 
 #[tokio::test]
+async fn extenders_fail_or_are_passed_over() {
+    let url = site(move |path, body| match path {
+        // It keeps no nodes of its own, and would have the second only.
+        "/x/filter" => {
+            let nodes = body["Nodes"]["items"].as_array().unwrap();
+            assert!(body["NodeNames"].is_null() && nodes.iter().all(|n| n["status"]["allocatable"].is_object()));
+            let kept: Vec<&Value> = nodes.iter().filter(|n| n["metadata"]["name"] == "b").collect();
+            json!({"Nodes": {"items": kept}, "FailedNodes": {}})
+        }
+        "/x/invents" => json!({"Nodes": {"items": [{"metadata": {"name": "zz"}}]}}),
+        "/x/closes" => json!({"Nodes": {"items": []}, "FailedAndUnresolvableNodes": {"a": "closed", "b": "closed"}, "FailedNodes": {"a": "full"}}),
+        _ => json!({"Error": format!("{path} is broken")}),
+    })
+    .await;
+    let nowhere = "http://127.0.0.1:1/x";
+    let placed = |node: &'static str| Ok(node);
+    for (what, extender, expect) in [
+        ("it sees whole nodes", json!({"urlPrefix": url, "filterVerb": "filter"}), placed("b")),
+        ("no filter, no scores", json!({"urlPrefix": url}), placed("a")),
+        ("an error", json!({"urlPrefix": url, "filterVerb": "bad"}), Err("/x/bad is broken".to_string())),
+        ("an error passed over", json!({"urlPrefix": url, "filterVerb": "bad", "ignorable": true}), placed("a")),
+        ("nobody there, passed over", json!({"urlPrefix": nowhere, "filterVerb": "f", "ignorable": true}), placed("a")),
+        ("scores that fail", json!({"urlPrefix": url, "prioritizeVerb": "bad", "weight": 1}), placed("a")),
+        (
+            "a node that is not there",
+            json!({"urlPrefix": url, "filterVerb": "invents"}),
+            Err(format!("extender {url:?} claims a filtered node \"zz\" which is not found in the input node list")),
+        ),
+        (
+            "who is in both lists is refused for good",
+            json!({"urlPrefix": url, "filterVerb": "closes"}),
+            Err("0/2 nodes are available: 2 closed. preemption: 0/2 nodes are available: 2 Preemption is not helpful for scheduling.".into()),
+        ),
+        ("a binder that fails", json!({"urlPrefix": url, "bindVerb": "bad"}), Err("Internal error occurred: /x/bad is broken".into())),
+        ("passed over, too", json!({"urlPrefix": url, "bindVerb": "bad", "ignorable": true}), placed("a")),
+    ] {
+        let raw = json!({"apiVersion": "kubescheduler.config.k8s.io/v1", "kind": "KubeSchedulerConfiguration", "extenders": [extender]});
+        let configuration = scheduler::config::read(&raw, scheduler::config::Gates::default()).expect(what);
+        with_options(scheduler::Options::from(&configuration), |api| async move {
+            api.node("a", "4");
+            api.node("b", "3");
+            api.pod("one", cpu("1"));
+            match expect {
+                Ok(node) => api.placed("one", node).await,
+                Err(message) => api.event("FailedScheduling", &message).await,
+            }
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
 async fn extenders_say_who_may_go() {
     // Alone the scheduler would remove `low`, on node a; the extender leaves it node b only. It is told of pods by uid, or
     // whole when it keeps no nodes of its own.
@@ -529,6 +581,8 @@ async fn extenders_say_who_may_go() {
         with_options(
             scheduler::Options::from(&scheduler::config::read(&raw, scheduler::config::Gates::default()).unwrap()),
             |api| async move {
+                // This clock is a real one.
+                api.0.0.lock().unwrap().fast_deletions = usize::MAX;
                 let sized = |priority: i64| json!({"priority": priority, "containers": cpu("2")["containers"]});
                 api.node("a", "2");
                 api.pod("low", sized(1));
