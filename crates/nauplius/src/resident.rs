@@ -1,7 +1,8 @@
-//! What starting needed of memory, given back once the process has settled: of the program's file, and of the heap.
+//! What starting and busy times needed of memory, given back once the process has settled: of the program's file, and of the
+//! heap.
 //!
-//! Starting runs through most of the program once; waiting, four fifths of it are never looked at again, and yet count as
-//! resident. Guarantees that nothing changes but that: only mappings of files are given back of which this process has no
+//! Starting runs through most of the program once, and so does a rush of pods; waiting, four fifths of it are never looked at
+//! again, and yet count as resident. Guarantees that nothing changes but that: only mappings of files are given back of which this process has no
 //! page of its own, and what is needed later is mapped again from the page cache; of the heap, pages that hold nothing. Knows
 //! no role.
 
@@ -13,17 +14,48 @@ use std::ptr::NonNull;
 use std::time::Duration;
 
 use nix::sys::mman::{MmapAdvise, madvise};
+use nix::sys::resource::{UsageWho, getrusage};
 
-/// After this long, what starts has started.
+/// After this long, what starts has started, and what was busy and is not any more has settled.
 const SETTLED: Duration = Duration::from_secs(20);
+/// Processor time within that, from which on a process is busy: 2%.
+const BUSY: Duration = Duration::from_millis(400);
+/// Pages of files, above what is in use at rest, that are worth giving back: 8 MiB.
+const WORTH_PAGES: usize = 2048;
 
 /// Makes the allocator give back the empty pages of all its arenas.
 const PURGE: &CStr = c"arena.4096.purge";
 
-/// Gives back, once, what the first seconds needed of the program, its libraries and the heap.
+/// Gives back what the first seconds needed of the program, its libraries and the heap, and each busy time after them.
 pub async fn give_back_when_settled() {
     tokio::time::sleep(SETTLED).await;
-    give_back_now().await;
+    loop {
+        give_back_now().await;
+        // What comes back by itself is in use.
+        tokio::time::sleep(SETTLED).await;
+        let (mut used, in_use) = (processor_time(), file_pages());
+        loop {
+            tokio::time::sleep(SETTLED).await;
+            let now = processor_time();
+            let busy = now.saturating_sub(std::mem::replace(&mut used, now)) > BUSY;
+            if !busy && file_pages() > in_use + WORTH_PAGES {
+                break;
+            }
+        }
+    }
+}
+
+/// What this process has used of processors so far.
+fn processor_time() -> Duration {
+    let micros = |time: nix::sys::time::TimeVal| time.tv_sec() * 1_000_000 + time.tv_usec();
+    let used = getrusage(UsageWho::RUSAGE_SELF).map(|u| micros(u.user_time()) + micros(u.system_time()));
+    Duration::from_micros(used.unwrap_or(0).max(0) as u64)
+}
+
+/// Pages of files that are resident.
+fn file_pages() -> usize {
+    let text = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    text.split_ascii_whitespace().nth(2).and_then(|shared| shared.parse().ok()).unwrap_or(0)
 }
 
 /// The same for a role that has started and goes on to what needs most memory: the two do not add up then.

@@ -129,11 +129,15 @@ impl Machine {
                 *have = (*have - amount).max(0);
             }
         }
+        // Huge pages are of the same memory.
+        let huge: i64 = out.iter().filter(|(name, _)| name.starts_with("hugepages-")).map(|(_, bytes)| bytes).sum();
         if let Some(memory) = out.get_mut("memory") {
-            *memory = (*memory - config.eviction.kept(Signal::Memory, *memory as u64) as i64).max(0);
+            let kept = config.eviction.kept(Signal::Memory, self.memory_bytes) as i64;
+            *memory = (*memory - huge - kept).max(0);
         }
         if let Some(storage) = out.get_mut("ephemeral-storage") {
-            *storage = (*storage - config.eviction.kept(Signal::NodefsBytes, *storage as u64) as i64).max(0);
+            let kept = config.eviction.kept(Signal::NodefsBytes, self.storage_bytes) as i64;
+            *storage = (*storage - kept).max(0);
         }
         out
     }
