@@ -249,10 +249,12 @@ impl Maker<'_> {
         let dir = dir(self.context, self.pod, "empty-dir", &volume.name);
         let fresh = !dir.exists();
         fs::create_dir_all(&dir).map_err(text)?;
-        let mut remount = false;
+        let (mut remount, mut usual) = (false, 0o777);
         match source.medium.as_deref().unwrap_or_default() {
             "" => {}
             "Memory" => {
+                // As the kernel makes such a file system: nobody removes what is another's.
+                usual = 0o1777;
                 remount = !mounts::below(&dir).contains(&dir);
                 let limit = source.size_limit.as_ref().map(crate::quantity::value).filter(|v| *v > 0);
                 let pod_limit = Some(resources::pod_cgroup(self.pod).memory_limit_in_bytes).filter(|v| *v > 0);
@@ -269,7 +271,7 @@ impl Maker<'_> {
             }
         }
         if fresh || remount {
-            let mode = source.mode.map_or(0o777, |m| m as u32 & 0o7777);
+            let mode = source.mode.map_or(usual, |m| m as u32 & 0o7777);
             fs::set_permissions(&dir, fs::Permissions::from_mode(mode)).map_err(text)?;
             if let Some(group) = fs_group(self.pod) {
                 ownership::give_group(&dir, group, false).map_err(text)?;
