@@ -1,9 +1,11 @@
 //! Kinds that are asked, not stored: token and access reviews, bindings, component statuses.
 
-use meta::{Reply, Status, Value};
+use meta::{FieldError, FieldPath, Reply, Status, Value};
 use serde_json::json;
 
 use crate::authn::User;
+use crate::authz::chain::Authorizer;
+use crate::authz::rbac::Rule;
 use crate::authz::{self, Attributes, Decision};
 use crate::pipeline::{Target, body};
 use crate::server::ApiServer;
@@ -17,20 +19,19 @@ pub async fn create(server: &ApiServer, target: Target<'_>) -> Result<Reply, Sta
     let mut review = body::decode_object(server, &target, &target.request.body)?;
     let caller = &target.caller.user;
     let spec = review["spec"].clone();
+    let plural = &*resource.plural;
+    if plural.ends_with("subjectaccessreviews") {
+        let errors = errors_of(plural, &target.request.namespace, &review["metadata"], &spec);
+        if !errors.is_empty() {
+            // Upstream does not name the kind of a review that is wrong.
+            return Err(Status::invalid("authorization.k8s.io", "", "", &errors));
+        }
+    }
     review["status"] = match &*resource.plural {
         "tokenreviews" => token_review(server, &spec).await?,
         "selfsubjectreviews" => json!({"userInfo": user_info(caller)}),
         "selfsubjectaccessreviews" => access(server, caller, &spec)?,
-        "subjectaccessreviews" => access(server, &subject(&spec)?, &spec)?,
-        "localsubjectaccessreviews" => {
-            let namespace = spec["resourceAttributes"]["namespace"].as_str().unwrap_or_default();
-            if namespace != target.request.namespace {
-                let path = meta::FieldPath::new("spec.resourceAttributes.namespace");
-                let error = meta::FieldError::invalid(&path, namespace, "must match metadata.namespace");
-                return Err(invalid(error));
-            }
-            access(server, &subject(&spec)?, &spec)?
-        }
+        "subjectaccessreviews" | "localsubjectaccessreviews" => access(server, &subject(&spec), &spec)?,
         "selfsubjectrulesreviews" => match spec["namespace"].as_str().unwrap_or_default() {
             "" => return Err(Status::bad_request("no namespace on request")),
             namespace => rules(server, caller, namespace),
@@ -78,8 +79,8 @@ fn strings(list: &Value) -> Vec<String> {
     list.as_array().into_iter().flatten().filter_map(Value::as_str).map(String::from).collect()
 }
 
-fn subject(spec: &Value) -> Result<User, Status> {
-    let user = User {
+fn subject(spec: &Value) -> User {
+    User {
         name: spec["user"].as_str().unwrap_or_default().into(),
         uid: spec["uid"].as_str().unwrap_or_default().into(),
         groups: strings(&spec["groups"]),
@@ -87,33 +88,51 @@ fn subject(spec: &Value) -> Result<User, Status> {
             .as_object()
             .map(|e| e.iter().map(|(k, v)| (k.clone(), strings(v))).collect())
             .unwrap_or_default(),
-    };
-    if user.name.is_empty() && user.groups.is_empty() {
-        let path = meta::FieldPath::new("spec.user");
-        let error = meta::FieldError::invalid(&path, "", "at least one of user or group must be specified");
-        return Err(invalid(error));
     }
-    Ok(user)
 }
 
-/// Upstream does not name the kind of a review that is wrong.
-fn invalid(error: meta::FieldError) -> Status {
-    Status::invalid("authorization.k8s.io", "", "", &[error])
+/// What is wrong with a review of what somebody may do.
+fn errors_of(plural: &str, namespace: &str, metadata: &Value, spec: &Value) -> Vec<FieldError> {
+    let mut errors = Vec::new();
+    let root = FieldPath::new("spec");
+    let (resource, path) = (&spec["resourceAttributes"], &spec["nonResourceAttributes"]);
+    let not_path = root.child("nonResourceAttributes");
+    if resource.is_object() && path.is_object() {
+        let why = "cannot be specified in combination with resourceAttributes";
+        errors.push(FieldError::invalid(&not_path, path.clone(), why));
+    }
+    if !resource.is_object() && !path.is_object() {
+        let why = "exactly one of nonResourceAttributes or resourceAttributes must be specified";
+        errors.push(FieldError::invalid(&root.child("resourceAttributes"), "null", why));
+    }
+    if plural != "selfsubjectaccessreviews"
+        && spec["user"].as_str().unwrap_or_default().is_empty()
+        && strings(&spec["groups"]).is_empty()
+    {
+        errors.push(FieldError::invalid(&root.child("user"), "", "at least one of user or group must be specified"));
+    }
+    let local = plural == "localsubjectaccessreviews";
+    let says = |(field, value): (&String, &Value)| {
+        !(field == "managedFields" || field == "namespace" || value.is_null() || *value == Value::from(""))
+    };
+    if metadata.as_object().is_some_and(|metadata| metadata.iter().any(says)) {
+        let why = if local { "must be empty except for namespace" } else { "must be empty" };
+        errors.push(FieldError::invalid(&FieldPath::new("metadata"), metadata.clone(), why));
+    }
+    let said = resource["namespace"].as_str().unwrap_or_default();
+    if local && resource.is_object() && said != namespace {
+        let why = "must match metadata.namespace";
+        errors.push(FieldError::invalid(&root.child("resourceAttributes").child("namespace"), said, why));
+    }
+    if local && path.is_object() {
+        errors.push(FieldError::invalid(&not_path, path.clone(), "disallowed on this kind of request"));
+    }
+    errors
 }
 
 fn access(server: &ApiServer, user: &User, spec: &Value) -> Result<Value, Status> {
     let text = |at: &'static str, field: &str| spec[at][field].as_str().unwrap_or_default().to_string();
-    let (resource, path) = (spec["resourceAttributes"].is_object(), spec["nonResourceAttributes"].is_object());
-    if resource && path {
-        let field = meta::FieldPath::new("spec.nonResourceAttributes");
-        let why = "cannot be specified in combination with resourceAttributes";
-        return Err(invalid(meta::FieldError::invalid(&field, spec["nonResourceAttributes"].clone(), why)));
-    }
-    if !resource && !path {
-        let field = meta::FieldPath::new("spec.resourceAttributes");
-        let why = "exactly one of nonResourceAttributes or resourceAttributes must be specified";
-        return Err(invalid(meta::FieldError::invalid(&field, "null", why)));
-    }
+    let resource = spec["resourceAttributes"].is_object();
     let decision = if resource {
         let t = |field| text("resourceAttributes", field);
         let (verb, group, version, plural, sub, ns, name) =
@@ -153,7 +172,7 @@ fn access(server: &ApiServer, user: &User, spec: &Value) -> Result<Value, Status
 
 fn rules(server: &ApiServer, user: &User, namespace: &str) -> Value {
     let (mut resource, mut paths) = (Vec::new(), Vec::new());
-    let mut push = |rule: authz::rbac::Rule| {
+    let mut push = |rule: Rule| {
         if rule.non_resource_urls.is_empty() {
             let mut out = json!({"verbs": rule.verbs, "apiGroups": rule.api_groups, "resources": rule.resources});
             if !rule.resource_names.is_empty() {
@@ -164,14 +183,26 @@ fn rules(server: &ApiServer, user: &User, namespace: &str) -> Value {
             paths.push(json!({"verbs": rule.verbs, "nonResourceURLs": rule.non_resource_urls}));
         }
     };
-    if user.in_group(crate::authn::MASTERS) {
+    let everything = || {
         let all = || vec!["*".to_string()];
-        push(authz::rbac::Rule { verbs: all(), api_groups: all(), resources: all(), ..Default::default() });
-        push(authz::rbac::Rule { verbs: all(), non_resource_urls: all(), ..Default::default() });
+        let resources = Rule { verbs: all(), api_groups: all(), resources: all(), ..Rule::default() };
+        vec![resources, Rule { verbs: all(), non_resource_urls: all(), ..Rule::default() }]
+    };
+    let chain = server.authorization().chain();
+    if user.in_group(crate::authn::MASTERS) {
+        everything().into_iter().for_each(&mut push);
     }
-    server.rbac().rules_of(server, user, namespace).into_iter().for_each(push);
+    for member in &chain.0 {
+        let rules = match &member.authorizer {
+            Authorizer::Rbac => server.rbac().rules_of(server, user, namespace),
+            Authorizer::Abac(policies) => policies.rules_of(user, namespace),
+            Authorizer::AlwaysAllow => everything(),
+            Authorizer::Node | Authorizer::AlwaysDeny | Authorizer::Webhook(_) => Vec::new(),
+        };
+        rules.into_iter().for_each(&mut push);
+    }
     // Others say yes or no to one question, and not what they would say yes to.
-    let incomplete = server.authorization().chain().asks_others();
+    let incomplete = chain.asks_others();
     let mut rules = json!({"resourceRules": resource, "nonResourceRules": paths, "incomplete": incomplete});
     if incomplete {
         rules["evaluationError"] = "webhook authorizer does not support user rule resolution".into();

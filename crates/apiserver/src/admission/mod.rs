@@ -3,15 +3,20 @@
 //! Built-in plugins in upstream's order, each in a file of its own. Mutating ones run first, then, on the prepared and
 //! validated object, the validating ones.
 
+mod always_pull_images;
 pub(crate) mod amounts;
+mod anti_affinity;
 mod certificates;
 pub mod configuration;
 mod default_class;
 mod default_tolerations;
+mod extended_resources;
+mod external_ips;
 mod limit_ranger;
 mod namespace_lifecycle;
 mod node_restriction;
 mod node_taint;
+mod owner_references;
 pub mod pod_security;
 pub mod pod_topology;
 pub mod policy;
@@ -122,13 +127,15 @@ pub(crate) static NAMESPACE_LIFECYCLE: namespace_lifecycle::NamespaceLifecycle =
 type Listed = (&'static str, &'static dyn Plugin);
 
 /// Those that fill in.
-pub(crate) static MUTATING: [Listed; 12] = [
+pub(crate) static MUTATING: [Listed; 14] = [
     ("NamespaceLifecycle", &NAMESPACE_LIFECYCLE),
     ("LimitRanger", &limit_ranger::LimitRanger),
     ("ServiceAccount", &service_account::ServiceAccount),
     ("TaintNodesByCondition", &node_taint::TaintNodesByCondition),
+    ("AlwaysPullImages", &always_pull_images::AlwaysPullImages),
     ("Priority", &priority::Priority),
     ("DefaultTolerationSeconds", &default_tolerations::DefaultTolerationSeconds),
+    ("ExtendedResourceToleration", &extended_resources::ExtendedResourceToleration),
     ("DefaultStorageClass", &storage_class::DefaultStorageClass),
     ("StorageObjectInUseProtection", &storage_protection::StorageProtection),
     ("RuntimeClass", &runtime_class::RuntimeClass),
@@ -138,15 +145,19 @@ pub(crate) static MUTATING: [Listed; 12] = [
 ];
 
 /// Those that judge.
-pub(crate) static VALIDATING: [Listed; 12] = [
+pub(crate) static VALIDATING: [Listed; 16] = [
     ("NamespaceLifecycle", &NAMESPACE_LIFECYCLE),
+    ("LimitPodHardAntiAffinityTopology", &anti_affinity::LimitPodHardAntiAffinityTopology),
     ("LimitRanger", &limit_ranger::LimitRanger),
     ("NodeRestriction", &node_restriction::NodeRestriction),
+    ("AlwaysPullImages", &always_pull_images::AlwaysPullImages),
     ("PodSecurity", &pod_security::PodSecurity),
     ("Priority", &priority::Priority),
+    ("OwnerReferencesPermissionEnforcement", &owner_references::OwnerReferencesPermission),
     ("PersistentVolumeClaimResize", &storage_class::PersistentVolumeClaimResize),
     ("RuntimeClass", &runtime_class::RuntimeClass),
     ("CertificateApproval", &certificates::Certificates),
+    ("DenyServiceExternalIPs", &external_ips::DenyServiceExternalIps),
     ("", &rbac_escalation::RbacEscalation),
     ("ValidatingAdmissionPolicy", &policy_validate::ValidatingPolicies),
     ("ValidatingAdmissionWebhook", &webhook::ValidatingWebhooks),
@@ -155,10 +166,10 @@ pub(crate) static VALIDATING: [Listed; 12] = [
 ];
 
 /// Plugins that are not asked, by their places.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Disabled {
-    mutating: u16,
-    validating: u16,
+    mutating: u32,
+    validating: u32,
     policies: bool,
     webhooks: bool,
 }
@@ -169,6 +180,21 @@ const OUTSIDE: [&str; 2] = ["MutatingAdmissionPolicy", "MutatingAdmissionWebhook
 const WITHIN: [&str; 4] =
     ["CertificateSigning", "CertificateSubjectRestriction", "ClusterTrustBundleAttest", "PodTopologyLabels"];
 
+/// Plugins that are asked only where somebody wants them.
+const OPTIONAL: [&str; 5] = [
+    "AlwaysPullImages",
+    "DenyServiceExternalIPs",
+    "ExtendedResourceToleration",
+    "LimitPodHardAntiAffinityTopology",
+    "OwnerReferencesPermissionEnforcement",
+];
+
+impl Default for Disabled {
+    fn default() -> Self {
+        Self::new([], [])
+    }
+}
+
 impl Disabled {
     /// All plugins there are, by upstream's names.
     pub fn known() -> impl Iterator<Item = &'static str> {
@@ -176,9 +202,11 @@ impl Disabled {
         listed.chain(OUTSIDE).chain(WITHIN)
     }
 
-    pub fn new<'n>(names: impl IntoIterator<Item = &'n str>) -> Self {
-        let mut out = Self::default();
-        for name in names {
+    /// What is not asked where some are wanted besides the usual, and others not.
+    pub fn new<'n>(wanted: impl IntoIterator<Item = &'n str>, not: impl IntoIterator<Item = &'n str>) -> Self {
+        let wanted: Vec<&str> = wanted.into_iter().collect();
+        let mut out = Self { mutating: 0, validating: 0, policies: false, webhooks: false };
+        for name in OPTIONAL.into_iter().filter(|name| !wanted.contains(name)).chain(not) {
             let places = |list: &[Listed]| {
                 list.iter().enumerate().filter(|(_, (n, _))| *n == name).fold(0, |bits, (at, _)| bits | 1 << at)
             };

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
+use super::abac::Policies;
 use super::configuration::Configuration;
 use super::webhook::Webhook;
 use super::{Attributes, Decision};
@@ -14,6 +15,7 @@ use crate::server::ApiServer;
 pub enum Authorizer {
     Node,
     Rbac,
+    Abac(Policies),
     AlwaysAllow,
     AlwaysDeny,
     Webhook(Box<Webhook>),
@@ -25,6 +27,7 @@ impl Authorizer {
         match self {
             Self::Node => "Node",
             Self::Rbac => "RBAC",
+            Self::Abac(_) => "ABAC",
             Self::AlwaysAllow => "AlwaysAllow",
             Self::AlwaysDeny => "AlwaysDeny",
             Self::Webhook(_) => "Webhook",
@@ -94,6 +97,7 @@ impl Chain {
         Some(match &member.authorizer {
             Authorizer::Node => server.node_authorizer().decide(server, user, a),
             Authorizer::Rbac => server.rbac().decide(server, user, a),
+            Authorizer::Abac(policies) => policies.decide(user, a),
             Authorizer::AlwaysAllow => Decision::Allow(String::new()),
             Authorizer::AlwaysDeny => Decision::NoOpinion("Everything is forbidden.".into()),
             Authorizer::Webhook(_) => return None,

@@ -11,12 +11,15 @@ use client::remote::Post;
 use meta::{FieldError, FieldPath};
 use serde::Deserialize;
 
+use super::abac::Policies;
 use super::chain::{Authorizer, Chain, Member};
 use super::webhook::{Condition, Options, Webhook};
 use crate::authn::configuration::VERSIONS;
 use crate::document::{self, joined};
 
 const TYPES: [&str; 5] = ["AlwaysAllow", "AlwaysDeny", "Node", "RBAC", "Webhook"];
+/// The mode whose policies are in a file: documents know no such type.
+const ABAC: &str = "ABAC";
 const MAX_CONDITIONS: usize = 64;
 const MAX_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long answers are kept where nobody says, as upstream.
@@ -79,7 +82,12 @@ struct Remote {
 
 /// Who decides, as configured.
 #[derive(Debug)]
-pub struct Configuration(Vec<(String, String, Option<Remote>)>);
+pub struct Configuration {
+    /// Type, name, and whom to ask.
+    authorizers: Vec<(String, String, Option<Remote>)>,
+    /// The file of mode ABAC, which flags alone can name.
+    policies: Option<PathBuf>,
+}
 
 /// A Go duration that must be there; 0 stands for one that is not.
 fn time(said: Option<&str>, usual: Duration, path: &FieldPath, errors: &mut Vec<FieldError>) -> Duration {
@@ -140,20 +148,19 @@ impl Configuration {
             };
             all.push((said.kind, said.name, remote));
         }
-        if errors.is_empty() { Ok(Self(all)) } else { Err(joined(&errors)) }
+        if errors.is_empty() { Ok(Self { authorizers: all, policies: None }) } else { Err(joined(&errors)) }
     }
 
     /// Of `--authorization-mode` and the flags of its webhook.
-    pub fn of_modes(modes: &[String], webhook: Option<(&Path, Options)>) -> Result<Self, String> {
+    pub fn of_modes(
+        modes: &[String],
+        policies: Option<&Path>,
+        webhook: Option<(&Path, Options)>,
+    ) -> Result<Self, String> {
         let mut webhook = webhook;
         let mut all = Vec::new();
         for (at, mode) in modes.iter().enumerate() {
-            if mode == "ABAC" {
-                return Err(
-                    "authorization-mode ABAC is not supported: its policy file has to become RBAC objects".into()
-                );
-            }
-            if !TYPES.contains(&&**mode) {
+            if !TYPES.contains(&&**mode) && mode != ABAC {
                 return Err(format!("authorization-mode {mode:?} is not a valid mode"));
             }
             if modes[..at].contains(mode) {
@@ -173,21 +180,24 @@ impl Configuration {
             };
             all.push((mode.clone(), mode.to_lowercase(), remote));
         }
-        match webhook {
-            Some(_) => Err("cannot specify --authorization-webhook-config-file without mode Webhook".into()),
-            None => Ok(Self(all)),
+        let has_abac = modes.iter().any(|mode| mode == ABAC);
+        match (webhook, has_abac, policies) {
+            (Some(_), ..) => Err("cannot specify --authorization-webhook-config-file without mode Webhook".into()),
+            (_, true, None) => Err("authorization-mode ABAC's authorization policy file not passed".into()),
+            (_, false, Some(_)) => Err("cannot specify --authorization-policy-file without mode ABAC".into()),
+            (_, _, policies) => Ok(Self { authorizers: all, policies: policies.map(Into::into) }),
         }
     }
 
     /// Types besides webhooks: a configuration that is taken up later has the same.
     pub fn local_types(&self) -> BTreeSet<String> {
-        self.0.iter().filter(|(kind, ..)| kind != "Webhook").map(|(kind, ..)| kind.clone()).collect()
+        self.authorizers.iter().filter(|(kind, ..)| kind != "Webhook").map(|(kind, ..)| kind.clone()).collect()
     }
 
     /// Ready to decide.
     pub async fn open(self) -> Result<Chain, String> {
         let mut members = Vec::new();
-        for (kind, name, remote) in self.0 {
+        for (kind, name, remote) in self.authorizers {
             let authorizer = match (&*kind, remote) {
                 (_, Some(Remote { options, kubeconfig, conditions })) => {
                     let post = Post::from_kubeconfig(&kubeconfig, "kube-apiserver").await;
@@ -196,6 +206,7 @@ impl Configuration {
                 }
                 ("Node", _) => Authorizer::Node,
                 ("RBAC", _) => Authorizer::Rbac,
+                (ABAC, _) => Authorizer::Abac(Policies::read(self.policies.as_deref().unwrap_or(Path::new("")))?),
                 ("AlwaysAllow", _) => Authorizer::AlwaysAllow,
                 _ => Authorizer::AlwaysDeny,
             };
@@ -398,13 +409,14 @@ mod tests {
     fn modes_are_refused_as_upstream_refuses_them() {
         let modes = |modes: &[&str]| {
             let modes: Vec<String> = modes.iter().map(ToString::to_string).collect();
-            Configuration::of_modes(&modes, None).map(|c| c.local_types().len())
+            Configuration::of_modes(&modes, None, None).map(|c| c.local_types().len())
         };
         assert_eq!(modes(&["Node", "RBAC"]), Ok(2));
         for (said, expect) in [
             (vec!["Who"], "authorization-mode \"Who\" is not a valid mode"),
             (vec!["RBAC", "RBAC"], "has mode specified more than once"),
             (vec!["Webhook"], "authorization-mode Webhook's authorization config file not passed"),
+            (vec!["ABAC"], "authorization-mode ABAC's authorization policy file not passed"),
         ] {
             assert!(modes(&said).unwrap_err().contains(expect), "{said:?}");
         }

@@ -4,6 +4,7 @@
 //! ([`configuration`]), a node may do what its own pods need ([`node`]); everyone else, and a node beyond that, needs a rule
 //! ([`rbac`]). Others may be asked ([`webhook`]).
 
+pub mod abac;
 pub mod chain;
 pub mod configuration;
 pub mod node;

@@ -121,9 +121,12 @@ pub struct AccessOptions {
     /// An AuthorizationConfiguration: who decides, in which order.
     #[arg(long, value_name = "FILE")]
     pub authorization_config: Option<PathBuf>,
-    /// Who decides: Node, RBAC, Webhook, AlwaysAllow, AlwaysDeny [default: Node,RBAC].
+    /// Who decides: Node, RBAC, ABAC, Webhook, AlwaysAllow, AlwaysDeny [default: Node,RBAC].
     #[arg(long, value_delimiter = ',', value_name = "MODES")]
     pub authorization_mode: Vec<String>,
+    /// The policies of mode ABAC, one JSON object a line.
+    #[arg(long, value_name = "FILE")]
+    pub authorization_policy_file: Option<PathBuf>,
     /// A kubeconfig of the server that mode Webhook asks.
     #[arg(long, value_name = "FILE")]
     pub authorization_webhook_config_file: Option<PathBuf>,
@@ -315,11 +318,14 @@ impl AccessOptions {
                 };
                 (file, options)
             });
-            let chain = Authorizers::of_modes(modes, webhook).map_err(|e| anyhow!(e))?;
+            let chain = Authorizers::of_modes(modes, self.authorization_policy_file.as_deref(), webhook)
+                .map_err(|e| anyhow!(e))?;
             return Ok(Arc::new(Authorization::new(chain.open().await.map_err(|e| anyhow!(e))?)));
         };
         ensure!(
-            self.authorization_mode.is_empty() && self.authorization_webhook_config_file.is_none(),
+            self.authorization_mode.is_empty()
+                && self.authorization_policy_file.is_none()
+                && self.authorization_webhook_config_file.is_none(),
             "--authorization-config can not be specified when --authorization-mode or --authorization-webhook-* flags are defined"
         );
         let bytes = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;

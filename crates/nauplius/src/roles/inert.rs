@@ -5,12 +5,11 @@
 use std::ffi::OsString;
 
 /// A flag, whether it takes a value, and why it makes no difference.
-const INERT: [(&str, bool, &str); 57] = [
+const INERT: [(&str, bool, &str); 56] = [
     ("aggregator-reject-forwarding-redirect", false, "redirects of extension servers are never followed"),
     ("allow-metric-labels", true, "metrics have a bound of their own"),
     ("allow-privileged", false, "PodSecurity decides about privileged containers"),
     ("apiserver-count", true, "endpoints are kept by leases"),
-    ("authorization-policy-file", true, "there is no mode ABAC"),
     ("cert-dir", true, "certificates are in the data directory"),
     ("cloud-config", true, "there are no cloud providers within"),
     ("cloud-provider", true, "there are no cloud providers within"),

@@ -12,17 +12,15 @@ use apiserver::server::Settings;
 use super::duration;
 
 /// Upstream's plugins that are not here, so that they are told from words that mean nothing.
-const ABSENT: [&str; 10] = [
+const ABSENT: [&str; 8] = [
     "AlwaysAdmit",
     "AlwaysDeny",
-    "AlwaysPullImages",
-    "DenyServiceExternalIPs",
     "EventRateLimit",
-    "ExtendedResourceToleration",
     "ImagePolicyWebhook",
-    "LimitPodHardAntiAffinityTopology",
-    "OwnerReferencesPermissionEnforcement",
+    "NamespaceAutoProvision",
+    "NamespaceExists",
     "PodNodeSelector",
+    "PodTolerationRestriction",
 ];
 /// The first node port of upstream's range, and its last.
 const NODE_PORTS: (u16, u16) = (30000, 32767);
@@ -134,7 +132,10 @@ impl ListeningOptions {
         };
         Ok(Settings {
             pod_security,
-            disabled_plugins: Disabled::new(self.disable_admission_plugins.iter().map(String::as_str)),
+            disabled_plugins: Disabled::new(
+                self.enable_admission_plugins.iter().map(String::as_str),
+                self.disable_admission_plugins.iter().map(String::as_str),
+            ),
             event_ttl: self.event_ttl.map(|time| time.as_secs()),
             request_timeout: self.request_timeout,
             cors: Origins::new(&self.cors_allowed_origins).map_err(|e| anyhow!(e))?,
@@ -173,10 +174,11 @@ mod tests {
         };
         assert_eq!(with(&["NodeRestriction"], &[]), Ok(Disabled::default()));
         assert_ne!(with(&[], &["PodSecurity"]), Ok(Disabled::default()));
-        assert_eq!(with(&[], &["AlwaysPullImages"]), Ok(Disabled::default()));
+        assert_eq!(with(&[], &["AlwaysPullImages", "EventRateLimit"]), Ok(Disabled::default()));
+        assert_ne!(with(&["AlwaysPullImages"], &[]), Ok(Disabled::default()));
         for (enable, disable, expect) in [
             (vec!["Who"], vec![], "plugin \"Who\" is unknown"),
-            (vec!["AlwaysPullImages"], vec![], "is not supported"),
+            (vec!["EventRateLimit"], vec![], "is not supported"),
             (vec!["Priority"], vec!["Priority"], "overlapped"),
         ] {
             assert!(with(&enable, &disable).unwrap_err().contains(expect), "{enable:?}");

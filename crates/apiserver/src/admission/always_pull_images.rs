@@ -1,0 +1,75 @@
+//! AlwaysPullImages, off unless asked for: every image is looked up with the pod's own credentials, whoever pulled it before.
+
+use async_trait::async_trait;
+use meta::{Status, Value};
+
+use super::{Attributes, Operation, Plugin};
+use crate::server::ApiServer;
+
+pub struct AlwaysPullImages;
+
+/// Where a pod's containers are.
+const LISTS: [&str; 3] = ["initContainers", "containers", "ephemeralContainers"];
+
+fn images(pod: &Value) -> impl Iterator<Item = (&'static str, usize, &Value)> {
+    LISTS.into_iter().flat_map(|list| {
+        pod["spec"][list].as_array().into_iter().flatten().enumerate().map(move |(at, container)| (list, at, container))
+    })
+}
+
+/// Pods, whatever part of them is written, if they have an image they did not have.
+fn concerns(a: &Attributes<'_>, pod: &Value, old: Option<&Value>) -> bool {
+    let request = a.target.request;
+    if a.target.group() != ""
+        || a.target.plural() != "pods"
+        || !matches!(&*request.subresource, "" | "ephemeralcontainers")
+    {
+        return false;
+    }
+    let had = |image: &Value| old.is_some_and(|old| images(old).any(|(.., container)| container["image"] == *image));
+    match a.operation {
+        Operation::Create => true,
+        Operation::Update => images(pod).any(|(.., container)| !had(&container["image"])),
+        Operation::Delete | Operation::Connect => false,
+    }
+}
+
+#[async_trait]
+impl Plugin for AlwaysPullImages {
+    async fn mutate(
+        &self,
+        _server: &ApiServer,
+        a: &Attributes<'_>,
+        pod: &mut Value,
+        old: Option<&Value>,
+    ) -> Result<(), Status> {
+        if !concerns(a, pod, old) {
+            return Ok(());
+        }
+        for list in LISTS {
+            for container in pod["spec"][list].as_array_mut().into_iter().flatten() {
+                container["imagePullPolicy"] = "Always".into();
+            }
+        }
+        Ok(())
+    }
+
+    async fn validate(
+        &self,
+        _server: &ApiServer,
+        a: &Attributes<'_>,
+        pod: Option<&Value>,
+        old: Option<&Value>,
+    ) -> Result<(), Status> {
+        let Some(pod) = pod.filter(|pod| concerns(a, pod, old)) else { return Ok(()) };
+        match images(pod).find(|(.., container)| container["imagePullPolicy"] != "Always") {
+            None => Ok(()),
+            Some((list, at, container)) => {
+                let path = meta::FieldPath::new("spec").child(list).index(at).child("imagePullPolicy");
+                let said = container["imagePullPolicy"].as_str().unwrap_or_default();
+                let name = pod["metadata"]["name"].as_str().unwrap_or_default();
+                Err(a.forbid(name, meta::FieldError::not_supported(&path, said, &["Always"])))
+            }
+        }
+    }
+}

@@ -1,0 +1,37 @@
+//! LimitPodHardAntiAffinityTopology, off unless asked for: a pod keeps others off its node, and no farther.
+
+use async_trait::async_trait;
+use meta::{Status, Value};
+
+use super::{Attributes, Operation, Plugin};
+use crate::server::ApiServer;
+
+pub struct LimitPodHardAntiAffinityTopology;
+
+const HOSTNAME: &str = "kubernetes.io/hostname";
+
+#[async_trait]
+impl Plugin for LimitPodHardAntiAffinityTopology {
+    async fn validate(
+        &self,
+        _server: &ApiServer,
+        a: &Attributes<'_>,
+        pod: Option<&Value>,
+        _old: Option<&Value>,
+    ) -> Result<(), Status> {
+        let Some(pod) =
+            pod.filter(|_| a.is("", "pods") && matches!(a.operation, Operation::Create | Operation::Update))
+        else {
+            return Ok(());
+        };
+        let terms = &pod["spec"]["affinity"]["podAntiAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"];
+        let keys = terms.as_array().into_iter().flatten().map(|term| term["topologyKey"].as_str().unwrap_or_default());
+        match keys.into_iter().find(|key| *key != HOSTNAME) {
+            None => Ok(()),
+            Some(key) => Err(a.forbid(
+                pod["metadata"]["name"].as_str().unwrap_or_default(),
+                format!("affinity.PodAntiAffinity.RequiredDuringScheduling has TopologyKey {key} but only key {HOSTNAME} is allowed"),
+            )),
+        }
+    }
+}

@@ -1,0 +1,36 @@
+//! DenyServiceExternalIPs, off unless asked for: no Service gains an external address.
+
+use async_trait::async_trait;
+use meta::{Status, Value};
+
+use super::{Attributes, Operation, Plugin};
+use crate::server::ApiServer;
+
+pub struct DenyServiceExternalIps;
+
+fn addresses(service: &Value) -> &[Value] {
+    service["spec"]["externalIPs"].as_array().map_or(&[], Vec::as_slice)
+}
+
+#[async_trait]
+impl Plugin for DenyServiceExternalIps {
+    async fn validate(
+        &self,
+        _server: &ApiServer,
+        a: &Attributes<'_>,
+        service: Option<&Value>,
+        old: Option<&Value>,
+    ) -> Result<(), Status> {
+        let Some(service) =
+            service.filter(|_| a.is("", "services") && matches!(a.operation, Operation::Create | Operation::Update))
+        else {
+            return Ok(());
+        };
+        let had = old.map_or(&[][..], addresses);
+        if addresses(service).iter().all(|address| had.contains(address)) {
+            return Ok(());
+        }
+        let name = service["metadata"]["name"].as_str().unwrap_or_default();
+        Err(a.forbid(name, "Use of external IPs is denied by admission control"))
+    }
+}
