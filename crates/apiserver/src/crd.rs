@@ -23,8 +23,8 @@ use crate::pipeline::write::Change;
 use crate::server::ApiServer;
 use crate::webhook::conversion::Conversion;
 
-const GROUP: &str = "apiextensions.k8s.io";
-const PLURAL: &str = "customresourcedefinitions";
+pub(crate) const GROUP: &str = "apiextensions.k8s.io";
+pub(crate) const PLURAL: &str = "customresourcedefinitions";
 const CLEANUP: &str = "customresourcecleanup.apiextensions.k8s.io";
 
 /// Between two looks at objects whose finalizers hold up their definition's end.
@@ -239,10 +239,14 @@ async fn define(server: &Arc<ApiServer>, object: &Arc<Object>) -> Result<(), Sta
     if object.meta.deletion_timestamp.is_some() {
         return clean_up(server, object, &definition).await;
     }
-    let conflict = name_conflict(server, &definition);
-    let resource = row(&definition);
-    let served = conflict.is_none() && resource.is_ok();
-    if let (Ok(resource), None) = (&resource, &conflict) {
+    let (names, conflict) = names(server, &definition);
+    let mut accepted = definition.clone();
+    accepted["status"]["acceptedNames"] = names.clone();
+    let resource = row(&accepted);
+    // Who is served already stays so under the names that are its own.
+    let established = is_true(&definition, "Established");
+    let served = (conflict.is_none() || established) && resource.is_ok();
+    if let (Ok(resource), true) = (&resource, served) {
         publish(server, resource.clone(), Conversion::of(server, &definition)).await?;
     }
     // The status tells of what is served already, so that whoever waits for it finds it.
@@ -257,18 +261,16 @@ async fn define(server: &Arc<ApiServer>, object: &Arc<Object>) -> Result<(), Sta
             .filter(|v| v["storage"] == true)
             .map(|v| v["name"].clone())
             .collect();
-        let names = current["spec"]["names"].clone();
         if !current["status"].is_object() {
             current["status"] = json!({});
         }
+        current["status"]["acceptedNames"] = names.clone();
         match &conflict {
-            None => {
-                condition(current, "NamesAccepted", true, "NoConflicts", "no conflicts found");
-                current["status"]["acceptedNames"] = names;
-            }
-            Some(why) => condition(current, "NamesAccepted", false, "Conflict", why),
+            None => condition(current, "NamesAccepted", true, "NoConflicts", "no conflicts found"),
+            Some((reason, why)) => condition(current, "NamesAccepted", false, reason, why),
         }
         match &resource {
+            Ok(_) if established => {}
             Ok(_) if served => {
                 condition(current, "Established", true, "InitialNamesAccepted", "the initial names have been accepted")
             }
@@ -315,29 +317,61 @@ async fn change(
     }
 }
 
-/// Another kind of the group that has one of the names.
-fn name_conflict(server: &ApiServer, definition: &Value) -> Option<String> {
-    let (group, names) = (text(&definition["spec"], "group"), &definition["spec"]["names"]);
+fn is_true(definition: &Value, kind: &str) -> bool {
+    let conditions = definition["status"]["conditions"].as_array().into_iter().flatten();
+    conditions.into_iter().any(|c| c["type"] == kind && c["status"] == "True")
+}
+
+/// The names a definition may have: those it asks for, as far as no other kind of the group has them, else those it had. And
+/// which it may not have, and why: of several, the last.
+fn names(server: &ApiServer, definition: &Value) -> (Value, Option<(&'static str, String)>) {
+    let (group, asked) = (text(&definition["spec"], "group"), &definition["spec"]["names"]);
+    let own = format!("{}.{group}", text(asked, "plural"));
     let catalog = server.catalog();
-    let mut others = catalog
+    let others: Vec<&Resource> = catalog
         .kinds()
         .iter()
-        .map(|s| &s.resource)
-        .filter(|r| &*r.group == group && &*r.plural != text(names, "plural"));
-    others.find_map(|other| {
-        let taken = |name: &str| {
-            !name.is_empty()
-                && (name == &*other.plural
-                    || name == &*other.singular
-                    || other.short_names.iter().any(|s| &**s == name))
+        .map(|served| &served.resource)
+        .filter(|other| &*other.group == group && format!("{}.{group}", other.plural) != own)
+        .collect();
+    let is_word = |name: &str| {
+        others.iter().any(|other| {
+            name == &*other.plural || name == &*other.singular || other.short_names.iter().any(|short| &**short == name)
+        })
+    };
+    let is_kind = |name: &str| others.iter().any(|other| name == &*other.kind || name == &*other.list_kind);
+    let mut names = definition["status"]["acceptedNames"].clone();
+    if !names.is_object() {
+        names = json!({});
+    }
+    let mut conflict = None;
+    for (field, reason, is_taken) in [
+        ("plural", "PluralConflict", &is_word as &dyn Fn(&str) -> bool),
+        ("singular", "SingularConflict", &is_word),
+        ("shortNames", "ShortNamesConflict", &is_word),
+        ("kind", "KindConflict", &is_kind),
+        ("listKind", "ListKindConflict", &is_kind),
+    ] {
+        let had = texts(&names[field]);
+        let new: Vec<Arc<str>> = match field {
+            "shortNames" => texts(&asked[field]).into_iter().filter(|name| !had.contains(name)).collect(),
+            _ if names[field] == asked[field] => Vec::new(),
+            _ => vec![text(asked, field).into()],
         };
-        if text(names, "kind") == &*other.kind || text(names, "listKind") == &*other.list_kind {
-            return Some(format!("{:?} is already in use", text(names, "kind")));
+        let taken: Vec<String> =
+            new.iter().filter(|name| is_taken(name)).map(|name| format!("{:?} is already in use", &**name)).collect();
+        match &taken[..] {
+            [] if asked[field].is_null() => drop(names.as_object_mut().and_then(|names| names.remove(field))),
+            [] => names[field] = asked[field].clone(),
+            [one] => conflict = Some((reason, one.clone())),
+            many => conflict = Some((reason, format!("[{}]", many.join(", ")))),
         }
-        let mut mine = texts(&names["shortNames"]);
-        mine.push(text(names, "singular").into());
-        mine.into_iter().find(|name| taken(name)).map(|name| format!("{name:?} is already in use"))
-    })
+    }
+    match &asked["categories"] {
+        Value::Null => drop(names.as_object_mut().and_then(|names| names.remove("categories"))),
+        categories => names["categories"] = categories.clone(),
+    }
+    (names, conflict)
 }
 
 /// Puts a row into the catalog, with the cache it had before or a new one.

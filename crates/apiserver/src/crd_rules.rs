@@ -109,10 +109,19 @@ impl Rules {
 
     /// Runs all rules over an object and what it was before.
     pub fn check(&self, object: &Value, old: Option<&Value>) -> Found {
-        let mut run = Run { found: Found::default(), budget: BUDGET };
         let correlation = Correlation { now: old, unchanged_above: false, known: old.is_some(), root: true };
+        self.run(&FieldPath::root(), object, old, &correlation)
+    }
+
+    /// The same of a value at some place, whether or not it is what it was.
+    fn check_at(&self, path: &FieldPath, value: &Value, old: Option<&Value>) -> Found {
+        self.run(path, value, old, &Correlation { now: None, unchanged_above: false, known: false, root: false })
+    }
+
+    fn run(&self, path: &FieldPath, value: &Value, old: Option<&Value>, correlation: &Correlation<'_>) -> Found {
+        let mut run = Run { found: Found::default(), budget: BUDGET };
         // The budget ran out: what was found until then says so.
-        let _ = run.node(self, &FieldPath::root(), object, old, &correlation, object);
+        let _ = run.node(self, path, value, old, correlation, value);
         run.found
     }
 }
@@ -370,7 +379,15 @@ pub async fn validate_stored(
     old: Option<&Value>,
 ) -> Result<Vec<FieldError>, Status> {
     let (served, version) = (target.served, target.version);
-    if !served.resource.custom || served.is_storage(version) {
+    let resource = &served.resource;
+    if &*resource.plural == crate::crd::PLURAL && &*resource.group == crate::crd::GROUP {
+        return Ok(if old.is_some_and(|old| old["spec"] == object["spec"]) {
+            Vec::new()
+        } else {
+            wrong_defaults(object)
+        });
+    }
+    if !resource.custom || served.is_storage(version) {
         return Ok(validate(target, object, old));
     }
     let mut seen = object.clone();
@@ -389,7 +406,7 @@ pub fn validate(target: &Target<'_>, object: &Value, old: Option<&Value>) -> Vec
     if !served.resource.custom {
         return Vec::new();
     }
-    let mut errors = meta::schema::validate(version.schema.root(), object, &FieldPath::root());
+    let mut errors = meta::schema::validate_with(version.schema.root(), object, &FieldPath::root(), embedded);
     if let (Some(old), Some(schema), false) = (old, &version.published, errors.is_empty()) {
         errors = ratchet(errors, schema, object, old);
     }
@@ -404,6 +421,55 @@ pub fn validate(target: &Target<'_>, object: &Value, old: Option<&Value>) -> Vec
     found.warnings.into_iter().for_each(|warning| target.caller.warn(warning));
     errors.extend(found.errors);
     errors
+}
+
+/// What is wrong with the metadata of an object within an object.
+fn embedded(object: &Value) -> Vec<FieldError> {
+    let metadata = &object["metadata"];
+    let namespaced = metadata["namespace"].as_str().is_some_and(|namespace| !namespace.is_empty());
+    let mut errors = resources::metadata::validate(object, namespaced);
+    for field in ["generateName", "name"] {
+        let said = metadata[field].as_str().unwrap_or_default();
+        if let Some(why) = resources::validate::formats::not_a_path_segment(said) {
+            errors.push(FieldError::invalid(&FieldPath::new("metadata").child(field), said, why));
+        }
+    }
+    errors
+}
+
+/// What is wrong with the defaults of a definition's schemas by their own rules. The schemas are good otherwise.
+pub fn wrong_defaults(definition: &Value) -> Vec<FieldError> {
+    let versions = definition["spec"]["versions"].as_array().map_or(&[][..], Vec::as_slice);
+    let schema = |version: &Value| version["schema"]["openAPIV3Schema"].clone();
+    let alike = versions.iter().all(|version| schema(version) == schema(&versions[0]));
+    let mut errors = Vec::new();
+    for (at, version) in versions.iter().enumerate().take(if alike { 1 } else { versions.len() }) {
+        let path = match alike {
+            true => FieldPath::new("spec.validation.openAPIV3Schema"),
+            false => FieldPath::new("spec.versions").index(at).child("schema.openAPIV3Schema"),
+        };
+        defaults_of(&version["schema"]["openAPIV3Schema"], &path, &mut errors);
+    }
+    errors
+}
+
+fn defaults_of(schema: &Value, path: &FieldPath, errors: &mut Vec<FieldError>) {
+    if let Some(default) = schema.get("default").filter(|default| !default.is_null())
+        && let Some(rules) = Rules::node(schema, schema, false)
+    {
+        let at = path.child("default");
+        // Where there is nothing to be changed, a default is what it was.
+        let found = rules.check_at(&at, default, Some(default));
+        errors.extend(found.errors);
+    }
+    for (name, property) in schema["properties"].as_object().into_iter().flatten() {
+        defaults_of(property, &path.child("properties").key(name), errors);
+    }
+    for below in ["items", "additionalProperties"] {
+        if schema[below].is_object() {
+            defaults_of(&schema[below], &path.child(below), errors);
+        }
+    }
 }
 
 /// Complaints about what the write left as it was: an old object may break a schema that came after it.

@@ -273,10 +273,11 @@ impl Status {
     /// Reads a `Status` object a server answered.
     pub fn from_value(value: &Value) -> Self {
         let text = |key: &str| value[key].as_str().unwrap_or_default();
+        let success = text("status") == "Success";
         Self {
-            success: text("status") == "Success",
+            success,
             reason: Reason::from_wire(text("reason")),
-            code: value["code"].as_u64().and_then(|c| u16::try_from(c).ok()).unwrap_or(500),
+            code: value["code"].as_u64().and_then(|c| u16::try_from(c).ok()).unwrap_or(if success { 200 } else { 500 }),
             message: text("message").to_string(),
             details: Details::deserialize(&value["details"]).ok().map(Box::new),
             continue_token: value["metadata"]["continue"].as_str().map(Into::into),

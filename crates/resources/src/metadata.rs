@@ -27,14 +27,20 @@ pub fn validate(object: &Value, namespaced: bool) -> Vec<FieldError> {
     }
     everywhere(&metadata, &mut errors);
     finalizers(&metadata.child("finalizers"), &mut errors);
-    if built_in(object.text("apiVersion")) {
-        for finalizer in
-            metadata.each("finalizers").filter(|f| !f.str().contains('/') && !STANDARD_FINALIZERS.contains(&f.str()))
-        {
-            errors.invalid(&finalizer, "name is neither a standard finalizer name nor is it fully qualified");
-        }
-    }
+    standard_finalizers(object, &metadata, &mut errors);
     errors.0
+}
+
+/// Built-in kinds have finalizers of a domain, and those Kubernetes knows.
+fn standard_finalizers(object: &Value, metadata: &At<'_>, errors: &mut Errors) {
+    if !built_in(object.text("apiVersion")) {
+        return;
+    }
+    for finalizer in
+        metadata.each("finalizers").filter(|f| !f.str().contains('/') && !STANDARD_FINALIZERS.contains(&f.str()))
+    {
+        errors.invalid(&finalizer, "name is neither a standard finalizer name nor is it fully qualified");
+    }
 }
 
 /// Whether a group is one of the project's own: without a domain, or in its domain.
@@ -68,6 +74,7 @@ pub fn validate_update(object: &Value, old: &Value) -> Vec<FieldError> {
     // What was let in before stays.
     if list.value != old.at("finalizers") {
         finalizers(&list, &mut errors);
+        standard_finalizers(object, &metadata, &mut errors);
     }
     errors.0
 }

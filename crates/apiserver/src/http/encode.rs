@@ -12,7 +12,7 @@ use http::{HeaderValue, Response, StatusCode, header};
 use http_body_util::{BodyExt, StreamBody};
 use hyper::body::Frame;
 use meta::{List, Object, Reason, Reply, Request, Status, Value, WatchEvent, WatchStream};
-use resources::Resource;
+use resources::{Resource, Verbs};
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
@@ -53,6 +53,18 @@ impl Shape {
         })
     }
 
+    /// A view that fits the other of objects and lists, as upstream refuses it.
+    fn not_so(&self, view: &str, what: &str, suffix: &str) -> Status {
+        let go = match self.kind() {
+            Some((resource, _)) if !resource.custom => {
+                let package = resource.group.split('.').next().filter(|first| !first.is_empty()).unwrap_or("core");
+                format!("*{package}.{}{suffix}", resource.kind)
+            }
+            _ => format!("*unstructured.Unstructured{suffix}"),
+        };
+        Status::new(Reason::NotAcceptable, format!("you requested {view}, but the requested object is {what} ({go})"))
+    }
+
     fn kind(&self) -> Option<(&Resource, &resources::ResourceVersion)> {
         let (served, version) = self.resource.as_ref()?;
         Some((&served.resource, &served.resource.versions[*version]))
@@ -85,6 +97,9 @@ pub fn reply(
                 View::Whole if negotiated.format == Format::Json => object.to_json(),
                 View::Whole => value_bytes(shape, &object.value().map_err(Status::internal)?, negotiated.format)?,
                 View::Metadata => value_bytes(shape, &partial(&object)?, negotiated.format)?,
+                View::MetadataList => {
+                    return Err(shape.not_so("PartialObjectMetadataList", "not a list", ""));
+                }
                 View::Table => value_bytes(
                     shape,
                     &tabulate(shape, std::slice::from_ref(&object), &List::default(), true)?,
@@ -95,7 +110,13 @@ pub fn reply(
         }
         Reply::Value { value, code } => {
             let code = StatusCode::from_u16(code).unwrap_or(StatusCode::OK);
-            let format = negotiated.plain.ok_or_else(not_acceptable)?;
+            if negotiated.view == View::Table && shape.kind().is_some_and(|(r, _)| r.verbs == Verbs::ReadOnly) {
+                let table = tabulate(shape, &objects_of(value)?, &List::default(), true)?;
+                return whole(code, negotiated, value_bytes(shape, &table, Format::Json)?);
+            }
+            // What came of a request is told in whatever form its objects were wanted in.
+            let told = (value["kind"] == "Status").then_some(negotiated.format);
+            let format = negotiated.plain.or(told).ok_or_else(not_acceptable)?;
             let bytes = value_bytes(shape, &value, format)?;
             ready(code, format, negotiated, bytes)
         }
@@ -201,6 +222,15 @@ fn protobuf(value: &Value) -> Result<Vec<u8>, Status> {
     meta::protobuf::encode(view, value).map_err(Status::internal)
 }
 
+/// A tree that is an object, or a list of some.
+fn objects_of(mut value: Value) -> Result<Vec<Arc<Object>>, Status> {
+    let items = match value["items"].take() {
+        Value::Array(items) => items,
+        _ => vec![value],
+    };
+    items.iter().map(|item| Object::from_value(item).map(Arc::new).map_err(Status::internal)).collect()
+}
+
 /// `PartialObjectMetadata` of an object.
 fn partial(object: &Object) -> Result<Value, Status> {
     let body = object.value().map_err(Status::internal)?;
@@ -220,10 +250,14 @@ fn list_metadata(list: &List) -> Value {
 
 fn tabulate(shape: &Shape, items: &[Arc<Object>], list: &List, with_columns: bool) -> Result<Value, Status> {
     let (resource, version) = shape.kind().ok_or_else(Status::unknown_path)?;
-    let rows = items
-        .iter()
-        .map(|object| table::row(resource, version, object, &shape.include_object))
-        .collect::<Result<Vec<_>, _>>()?;
+    let include = &*shape.include_object;
+    if !matches!(include, "" | "None" | "Metadata" | "Object") {
+        let why = "must be 'Metadata', 'Object', 'None', or empty";
+        let error = meta::FieldError::invalid(&meta::FieldPath::new("includeObject"), include, why);
+        return Err(Status::bad_request(format!("Unable to convert to Table as requested: {error}")));
+    }
+    let rows =
+        items.iter().map(|object| table::row(resource, version, object, include)).collect::<Result<Vec<_>, _>>()?;
     let mut out = json!({"kind": "Table", "apiVersion": "meta.k8s.io/v1", "metadata": {}, "columnDefinitions": null, "rows": rows});
     if with_columns {
         out["columnDefinitions"] = table::columns(resource, version);
@@ -245,7 +279,8 @@ fn list_reply(list: List, shape: &Shape, negotiated: &Negotiated) -> Result<Resp
             let value = tabulate(shape, &list.items, &list, true)?;
             whole(StatusCode::OK, negotiated, value_bytes(shape, &value, Format::Json)?)
         }
-        (View::Metadata, format) => {
+        (View::Metadata, _) => Err(shape.not_so("PartialObjectMetadata", "a list", "List")),
+        (View::MetadataList, format) => {
             let items = list.items.iter().map(|object| partial(object)).collect::<Result<Vec<_>, _>>()?;
             let value = json!({"kind": "PartialObjectMetadataList", "apiVersion": "meta.k8s.io/v1", "metadata": list_metadata(&list), "items": items});
             whole(StatusCode::OK, negotiated, value_bytes(shape, &value, format)?)
@@ -359,7 +394,7 @@ fn write_event(
                 metadata["annotations"] = json!({"k8s.io/initial-events-end": "true"});
             }
             let value = match view {
-                View::Metadata => {
+                View::Metadata | View::MetadataList => {
                     json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": metadata})
                 }
                 View::Table => {

@@ -16,7 +16,10 @@ pub enum Format {
 pub enum View {
     Whole,
     Table,
+    /// `PartialObjectMetadata`, of one object or as watched.
     Metadata,
+    /// `PartialObjectMetadataList`.
+    MetadataList,
 }
 
 /// What the client takes.
@@ -78,11 +81,12 @@ impl Negotiated {
             };
             known_type = true;
             let (mut view, mut strange) = (View::Whole, false);
-            let (mut group, mut version) = ("meta.k8s.io", "v1");
+            let (mut group, mut version) = ("", "");
             for part in parts {
                 match part.split_once('=').unwrap_or((part, "")) {
                     ("as", "Table") => view = View::Table,
-                    ("as", "PartialObjectMetadata" | "PartialObjectMetadataList") => view = View::Metadata,
+                    ("as", "PartialObjectMetadata") => view = View::Metadata,
+                    ("as", "PartialObjectMetadataList") => view = View::MetadataList,
                     ("as", _) => strange = true,
                     ("g", g) => group = g,
                     ("v", v) => version = v,
@@ -93,7 +97,7 @@ impl Negotiated {
             let fits = match view {
                 View::Whole => true,
                 View::Table => format == Format::Json,
-                View::Metadata => format != Format::Yaml,
+                View::Metadata | View::MetadataList => format != Format::Yaml,
             };
             if known && !strange && fits {
                 best = best.or(Some((format, view)));

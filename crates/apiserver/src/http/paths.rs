@@ -82,7 +82,11 @@ fn index(catalog: &crate::catalog::Catalog, services: &crate::aggregation::Servi
 pub async fn serve(server: &Arc<ApiServer>, parts: &Parts, ending: bool) -> Result<Response<Body>, Status> {
     let accept = parts.headers.get(header::ACCEPT).and_then(|v| v.to_str().ok()).unwrap_or_default();
     let path = parts.uri.path().trim_end_matches('/');
-    let segments: Vec<&str> = path.trim_start_matches('/').split('/').collect();
+    let segments: Vec<&str> = path.strip_prefix('/').unwrap_or(path).split('/').collect();
+    // Checks and numbers are at one path each.
+    if parts.uri.path().ends_with('/') && matches!(segments[0], "healthz" | "livez" | "readyz" | "metrics") {
+        return Ok(not_found());
+    }
     let (catalog, services) = (server.catalog(), server.aggregation().services());
     let aggregated = |core| {
         let body = discovery::aggregated(&catalog, &services, core).to_string();

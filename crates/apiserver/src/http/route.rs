@@ -140,7 +140,7 @@ fn options(query: &str) -> Result<(Options, bool), Status> {
 
 /// Finds out what a path means. Whether such a kind exists is the pipeline's business.
 pub fn parse(method: &Method, path: &str, query: &str) -> Result<Route, Status> {
-    let parts: Vec<&str> = path.trim_matches('/').split('/').collect();
+    let parts: Vec<&str> = path.strip_prefix('/').unwrap_or(path).trim_end_matches('/').split('/').collect();
     let (group, version, mut rest) = match &parts[..] {
         ["api", version, rest @ ..] if !rest.is_empty() => ("", *version, rest),
         ["apis", group, version, rest @ ..] if !rest.is_empty() => (*group, *version, rest),
@@ -200,7 +200,8 @@ pub fn parse(method: &Method, path: &str, query: &str) -> Result<Route, Status> 
     request.verb = match (method, request.name.is_empty()) {
         (&Method::GET, true) if watch || old_watch => Verb::Watch,
         (&Method::GET, true) => Verb::List,
-        (&Method::GET, false) if old_watch || (watch && request.subresource.is_empty()) => Verb::Watch,
+        // One object is watched through its collection, or under the old path: here the word means nothing.
+        (&Method::GET, false) if old_watch => Verb::Watch,
         (&Method::GET, false) => Verb::Get,
         (&Method::POST, true) => Verb::Create,
         (&Method::POST, false) if !request.subresource.is_empty() => Verb::Create,
@@ -223,6 +224,8 @@ mod tests {
             ("GET", "/api/v1/pods", "", "list core/v1/pods ns= name= sub="),
             ("GET", "/api/v1/namespaces/a/pods", "watch=1", "watch core/v1/pods ns=a name= sub="),
             ("GET", "/api/v1/watch/namespaces/a/pods/b", "", "watch core/v1/pods ns=a name=b sub="),
+            ("GET", "/api/v1/namespaces/a/pods/b", "watch=1", "get core/v1/pods ns=a name=b sub="),
+            ("GET", "//api/v1/pods", "", "path"),
             (
                 "PUT",
                 "/apis/apps/v1/namespaces/a/deployments/b/status",

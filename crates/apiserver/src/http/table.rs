@@ -55,7 +55,7 @@ pub fn row(resource: &Resource, version: &ResourceVersion, object: &Object, incl
     }
     let mut out = json!({"cells": cells});
     match include {
-        "None" => {}
+        "None" => out["object"] = Value::Null,
         "Object" => out["object"] = body,
         _ => {
             out["object"] =

@@ -235,7 +235,10 @@ pub fn decode_object(_server: &ApiServer, target: &Target<'_>, body: &RequestBod
             let why = "couldn't get version/kind; json parse error: unexpected end of JSON input";
             return Err(unrecognized(kind, body, why));
         }
-        Err(status) if status.is(meta::Reason::BadRequest) && !is_protobuf(body) => {
+        Err(status)
+            if status.is(meta::Reason::BadRequest)
+                && (!is_protobuf(body) || status.message.contains("does not appear to be a protobuf message")) =>
+        {
             return Err(unrecognized(kind, body, status.message));
         }
         parsed => parsed?,
@@ -363,6 +366,42 @@ pub async fn to_storage(target: &Target<'_>, body: &mut Value) -> Result<(), Sta
     }
 }
 
+/// Who applies says who he is.
+fn named_manager(target: &Target<'_>) -> Result<(), Status> {
+    match target.request.options.field_manager.as_deref().unwrap_or_default() {
+        "" => {
+            let error = FieldError::required(&meta::FieldPath::new("fieldManager"), "is required for apply patch");
+            Err(Status::invalid("meta.k8s.io", "PatchOptions", "", &[error]))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// What is there already has its name: a configuration of it need not say it.
+fn if_named_as_url(target: &Target<'_>, body: &Value) -> Result<(), Status> {
+    if metadata::text(body, "name").is_empty() { Ok(()) } else { metadata::named_as_url(target, body) }
+}
+
+/// And in which version.
+fn said_version(applied: &Value, expected: &str) -> Result<(), Status> {
+    match applied["apiVersion"].as_str().unwrap_or_default() {
+        said if said == expected => Ok(()),
+        said => Err(Status::bad_request(format!(
+            "Incorrect version specified in apply patch. Specified patch version: {said}, expected: {expected}"
+        ))),
+    }
+}
+
+/// The media types of patches that a kind takes.
+fn patches_of(target: &Target<'_>) -> &'static str {
+    match target.served.resource.custom {
+        true => "application/json-patch+json, application/merge-patch+json, application/apply-patch+yaml",
+        false => {
+            "application/json-patch+json, application/merge-patch+json, application/strategic-merge-patch+json, application/apply-patch+yaml"
+        }
+    }
+}
+
 /// A document that makes a new body of an old one, in the requested version.
 pub enum Document {
     Put(Value),
@@ -420,26 +459,18 @@ impl Document {
                 Ok(Self::StrategicPatch(json("")?))
             }
             "application/apply-patch+yaml" | "application/apply-patch+json" => {
-                if options.field_manager.as_deref().unwrap_or_default().is_empty() {
-                    let path = meta::FieldPath::new("fieldManager");
-                    let error = FieldError::required(&path, "is required for apply patch");
-                    return Err(Status::invalid("meta.k8s.io", "PatchOptions", "", &[error]));
-                }
+                named_manager(target)?;
                 let (mut value, issues) = match &target.request.body {
                     RequestBody::Bytes { bytes, .. } => meta::decode::yaml(bytes)
                         .map_err(|e| Status::bad_request(format!("error decoding YAML: {e}")))?,
                     RequestBody::Value { value, .. } => (value.clone(), Issues::default()),
                     RequestBody::None => (Value::Null, Issues::default()),
                 };
-                let said = value["apiVersion"].as_str().unwrap_or_default();
-                let expected = target.served.resource.group_version(&target.version.name).to_string();
-                if matches!(target.request.body, RequestBody::Bytes { .. }) && said != expected {
-                    return Err(Status::bad_request(format!(
-                        "Incorrect version specified in apply patch. Specified patch version: {said}, expected: {expected}"
-                    )));
+                if matches!(target.request.body, RequestBody::Bytes { .. }) {
+                    said_version(&value, &target.served.resource.group_version(&target.version.name).to_string())?;
                 }
                 expect_kind(target, &mut value)?;
-                metadata::named_as_url(target, &value)?;
+                if_named_as_url(target, &value)?;
                 if value["metadata"]["managedFields"].is_array() {
                     return Err(Status::bad_request("metadata.managedFields must be nil"));
                 }
@@ -451,6 +482,7 @@ impl Document {
                     .map_err(|message| Status::bad_request(format!("error strict decoding patch: {message}")))?;
                 Ok(Self::Apply(if unknown.is_empty() { known } else { value }))
             }
+            other if target.served.resource.custom => Err(unsupported(other, patches_of(target))),
             // As the framework under upstream says it.
             _ => Err(Status::new(meta::Reason::UnsupportedMediaType, "415: Unsupported Media Type")),
         }
@@ -461,6 +493,7 @@ impl Document {
         match self {
             Self::Put(body) => Ok(body.clone()),
             Self::Apply(body) => {
+                metadata::named_as_url(target, body)?;
                 let uid = metadata::text(body, "uid");
                 if !uid.is_empty() {
                     let why = format!(
@@ -580,19 +613,27 @@ impl Document {
             }
         };
         expect_kind(target, &mut body)?;
+        metadata::named_as_url(target, &body)?;
         Ok(body)
     }
 }
 
 /// A PUT or patch of a Scale.
-pub struct ScaleDocument(Document);
+pub enum ScaleDocument {
+    Put(Value),
+    JsonPatch(Value),
+    /// A Scale has no lists: strategic patches mean the same.
+    MergePatch(Value),
+    /// A configuration, checked.
+    Apply(Value),
+}
 
 impl ScaleDocument {
     pub fn of(target: &Target<'_>) -> Result<Self, Status> {
         if target.request.verb == Verb::Update {
             let scale = decode_options(&target.request.body, "Scale")?;
             metadata::named_as_url(target, &scale)?;
-            return Ok(Self(Document::Put(scale)));
+            return Ok(Self::Put(scale));
         }
         let (content_type, value) = match &target.request.body {
             RequestBody::Bytes { content_type, bytes } => {
@@ -604,31 +645,34 @@ impl ScaleDocument {
             RequestBody::None => return Err(Status::bad_request("the request has no body")),
         };
         match &*media_type(content_type) {
-            "application/json-patch+json" => Ok(Self(Document::JsonPatch(value))),
-            // A Scale has no lists: all three mean the same.
-            "application/merge-patch+json"
-            | "application/strategic-merge-patch+json"
-            | "application/apply-patch+yaml" => Ok(Self(Document::MergePatch(value))),
-            other => Err(unsupported(
-                other,
-                "application/json-patch+json, application/merge-patch+json, application/strategic-merge-patch+json, application/apply-patch+yaml",
-            )),
+            "application/json-patch+json" => Ok(Self::JsonPatch(value)),
+            "application/merge-patch+json" => Ok(Self::MergePatch(value)),
+            "application/strategic-merge-patch+json" if !target.served.resource.custom => Ok(Self::MergePatch(value)),
+            "application/apply-patch+yaml" | "application/apply-patch+json" => {
+                named_manager(target)?;
+                said_version(&value, "autoscaling/v1")?;
+                if_named_as_url(target, &value)?;
+                let (mut scale, mut issues) = (value, Issues::default());
+                if let Some(view) = options_type("Scale") {
+                    let fits = meta::schema::prune(view, &mut scale, &mut issues).map_err(|error| error.to_string());
+                    fits.and_then(|()| report(target, &issues)).map_err(Status::bad_request)?;
+                }
+                Ok(Self::Apply(scale))
+            }
+            other => Err(unsupported(other, patches_of(target))),
         }
     }
 
     /// The changed Scale; fields that it does not have are told the client.
     pub fn changed(&self, target: &Target<'_>, before: &Value) -> Result<Value, Status> {
         let said = |error: meta::patch::PatchError| Status::bad_request(error.to_string());
-        let came = match &self.0 {
-            Document::Put(scale) => return Ok(scale.clone()),
-            Document::JsonPatch(patch) => meta::patch::json(before.clone(), patch).map_err(said)?,
-            Document::MergePatch(patch) => {
+        let came = match self {
+            Self::Put(scale) | Self::Apply(scale) => return Ok(scale.clone()),
+            Self::JsonPatch(patch) => meta::patch::json(before.clone(), patch).map_err(said)?,
+            Self::MergePatch(patch) => {
                 let mut scale = before.clone();
                 meta::patch::merge(&mut scale, patch).map_err(said)?;
                 scale
-            }
-            Document::StrategicPatch(_) | Document::Apply(_) => {
-                return Err(Status::internal("a scale is not patched this way"));
             }
         };
         let (mut scale, mut issues) = (came.clone(), Issues::default());

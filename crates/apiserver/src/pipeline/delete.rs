@@ -119,6 +119,7 @@ enum Outcome {
 impl ApiServer {
     pub(super) async fn delete(&self, target: Target<'_>) -> Result<Reply, Status> {
         let options = DeleteOptions::of(target.request)?;
+        tell_of_orphans(&target, &options);
         match self.delete_outcome(target, &options).await? {
             Outcome::Kept(object) => {
                 Ok(Reply::Object { object: target.served.present(object, target.version).await?, created: false })
@@ -136,7 +137,10 @@ impl ApiServer {
                     uid,
                     ..Default::default()
                 }));
-                Ok(Reply::Value { value: status.to_value(), code: 200 })
+                let mut value = status.to_value();
+                // As upstream, whose storage does not know what it will be answered with.
+                value.as_object_mut().and_then(|status| status.remove("code"));
+                Ok(Reply::Value { value, code: 200 })
             }
         }
     }
@@ -275,6 +279,7 @@ impl ApiServer {
     pub(super) async fn delete_collection(&self, target: Target<'_>) -> Result<Reply, Status> {
         use futures::{FutureExt, StreamExt, TryStreamExt};
         let options = DeleteOptions::of(target.request)?;
+        tell_of_orphans(&target, &options);
         let list = self.list_stored(target).await?;
         let mut shown = list.items.clone();
         target.served.present_all(&mut shown, target.version).await?;
@@ -292,6 +297,16 @@ impl ApiServer {
         }
         futures::stream::iter(deletions).buffer_unordered(COLLECTION_PARALLEL).try_collect::<Vec<()>>().await?;
         Ok(Reply::List(meta::List { resource_version: list.resource_version, items: shown, ..meta::List::default() }))
+    }
+}
+
+/// A job's pods stay behind unless the client says otherwise, which few expect.
+fn tell_of_orphans(target: &Target<'_>, options: &DeleteOptions) {
+    let resource = &target.served.resource;
+    if &*resource.plural == "jobs" && options.propagation.is_none() && resource.strategy.default_orphans() {
+        target.caller.warn(
+            "child pods are preserved by default when jobs are deleted; set propagationPolicy=Background to remove them or set propagationPolicy=Orphan to suppress this warning",
+        );
     }
 }
 

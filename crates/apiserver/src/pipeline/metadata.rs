@@ -114,6 +114,16 @@ fn drop_empty(metadata: &mut Map<String, Value>) {
     }
 }
 
+/// When an object goes is said by its deletion alone.
+pub fn same_end(target: &Target<'_>, body: &Value, old: &Value) -> Result<(), Status> {
+    let (said, stored) = (text(body, "deletionTimestamp"), text(old, "deletionTimestamp"));
+    if said.is_empty() || said == stored {
+        return Ok(());
+    }
+    let error = FieldError::invalid(&FieldPath::new("metadata.deletionTimestamp"), said, "field is immutable");
+    Err(Status::invalid(target.group(), &target.served.resource.kind, text(old, "name"), &[error]))
+}
+
 /// Restores what an update may not touch. `deletionTimestamp` and its kin are the server's alone.
 pub fn prepare_update(body: &mut Value, old: &Value) -> Result<(), Status> {
     let before = &old["metadata"];
@@ -124,7 +134,6 @@ pub fn prepare_update(body: &mut Value, old: &Value) -> Result<(), Status> {
         "deletionGracePeriodSeconds",
         "generation",
         "uid",
-        "generateName",
         "selfLink",
     ] {
         match before.get(field) {
@@ -153,7 +162,8 @@ pub fn preconditions(target: &Target<'_>, body: &Value, old: &Value) -> Result<b
             target.key()
         ));
     }
-    let version = text(body, "resourceVersion");
+    // 0 is any version, here as in reads.
+    let version = Some(text(body, "resourceVersion")).filter(|version| *version != "0").unwrap_or_default();
     if !version.is_empty() && version != text(old, "resourceVersion") {
         return conflict(MODIFIED.into());
     }

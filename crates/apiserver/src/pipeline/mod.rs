@@ -147,7 +147,9 @@ impl ApiServer {
             }
         }
         if resource.namespaced && request.namespace.is_empty() && !matches!(request.verb, Verb::List | Verb::Watch) {
-            return Err(if request.verb == Verb::Create { Status::wrong_method() } else { Status::unknown_path() });
+            // All namespaces' objects are at that path, to be read alone.
+            let is_path = request.name.is_empty();
+            return Err(if is_path { Status::wrong_method() } else { Status::unknown_path() });
         }
         let in_itself = &*resource.plural == "namespaces" && resource.group.is_empty();
         if !resource.namespaced && !request.namespace.is_empty() && !in_itself || request.name.contains('/') {

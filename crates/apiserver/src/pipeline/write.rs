@@ -27,8 +27,22 @@ const CHANGE_TRIES: usize = 64;
 pub enum Change<'a> {
     /// The client's own: PUT, or any patch.
     Request,
+    /// What a client's request comes to, which named it otherwise.
+    Document(body::Document),
     /// The server's. Says what to do with the current object; runs again when it was changed meanwhile.
-    Server(&'a (dyn Fn(&mut Value) -> Result<(), Status> + Send + Sync)),
+    Server(&'a Amendment<'a>),
+    /// The same for a client, and judged like its own.
+    Judged(&'a Amendment<'a>),
+}
+
+/// What is to be done with an object.
+pub type Amendment<'a> = dyn Fn(&mut Value) -> Result<(), Status> + Send + Sync + 'a;
+
+impl Change<'_> {
+    /// Whether what came of it is prepared and validated.
+    fn is_judged(&self) -> bool {
+        !matches!(self, Change::Server(_))
+    }
 }
 
 /// What the store made of a write.
@@ -232,9 +246,10 @@ impl ApiServer {
         let resource = &target.served.resource;
         let key: store::Key = target.key().into();
         let cache = target.served.cache()?;
-        let mut document = match &change {
-            Change::Request => Some(body::Document::of(self, &target)?),
-            Change::Server(_) => None,
+        let (change, mut document) = match change {
+            Change::Request => (Change::Request, Some(body::Document::of(self, &target)?)),
+            Change::Document(document) => (Change::Request, Some(document)),
+            other => (other, None),
         };
         let read = |stored: store::KeyValue| {
             cache.decode(&stored).map(Arc::new).map_err(|error| crate::cache::unreadable(&stored.key, &error))
@@ -370,11 +385,11 @@ impl ApiServer {
         let mut body;
         let mut named_version = false;
         match (change, document.as_deref_mut()) {
-            (Change::Server(f), _) => {
+            (Change::Server(f) | Change::Judged(f), _) => {
                 body = old.clone();
                 f(&mut body)?;
             }
-            (Change::Request, Some(document)) => {
+            (Change::Request | Change::Document(_), Some(document)) => {
                 body = document.changed(target, old, &now).await?;
                 metadata::agree_with_url(target, &mut body)?;
                 // A patch carries the version it was laid over; were that a demand, no patch could be tried again.
@@ -388,10 +403,13 @@ impl ApiServer {
                     let error = FieldError::invalid(&path, "", "must be specified for an update");
                     return Err(Status::invalid(target.group(), &resource.kind, &target.request.name, &[error]));
                 }
+                metadata::same_end(target, &body, old)?;
                 metadata::prepare_update(&mut body, old)?;
                 keep_other_half(target, &mut body, old);
             }
-            (Change::Request, None) => return Err(Status::internal("a change without a document")),
+            (Change::Request | Change::Document(_), None) => {
+                return Err(Status::internal("a change without a document"));
+            }
         }
         metadata::of(&mut body)?.remove("resourceVersion");
         body::default(target.served, &mut body);
@@ -406,14 +424,14 @@ impl ApiServer {
         if admission::mutate(self, &mut attributes, &mut body, Some(old)).await? {
             body::default(target.served, &mut body);
         }
-        if matches!(change, Change::Request) {
+        if change.is_judged() {
             resource.strategy.prepare_update(&cx, &mut body, old);
         }
         if resource.strategy.tracks_generation(resource.has_status()) {
             let annotations = target.request.subresource.is_empty() && resource.strategy.counts_annotations();
             metadata::bump_generation(&mut body, old, annotations);
         }
-        if matches!(change, Change::Request) {
+        if change.is_judged() {
             let mut errors = resources::metadata::validate_update(&body, old);
             errors.extend(resource.strategy.validate_update(&cx, &body, old));
             errors.extend(crate::crd_rules::validate_stored(target, &body, Some(old)).await?);

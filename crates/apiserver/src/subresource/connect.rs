@@ -58,13 +58,6 @@ pub async fn serve(
     }
     server.await_newest().await?;
     let proxied = r.subresource == "proxy";
-    if proxied
-        && call.rest.is_empty()
-        && matches!(*request.method(), Method::GET | Method::HEAD)
-        && !is_upgrade(request.headers())
-    {
-        return Ok(to_root(request.uri()));
-    }
     // What stands before the proxied path: links in the answer must go through the proxy, too.
     let prefix = request.uri().path().strip_suffix(&*call.rest).unwrap_or_default().to_string();
     let destination = match (&*r.resource.resource, &*r.subresource) {
@@ -79,9 +72,19 @@ pub async fn serve(
                 host: r.name.clone(),
             }
         }
-        ("pods", "log" | "exec" | "attach" | "portforward") => pod_stream(server, &call, request.method())?,
+        ("pods", "log" | "exec" | "attach" | "portforward") => match pod_stream(server, &call, request.method())? {
+            Some(destination) => destination,
+            None => return Ok(nothing()),
+        },
         _ => return Err(Status::unknown_path()),
     };
+    if proxied
+        && call.rest.is_empty()
+        && matches!(*request.method(), Method::GET | Method::HEAD)
+        && !is_upgrade(request.headers())
+    {
+        return Ok(to_root(request.uri()));
+    }
     let response = forward(server, destination, request).await?;
     if proxied { Ok(super::rewrite::links(response, &prefix).await) } else { Ok(response) }
 }
@@ -94,6 +97,12 @@ fn to_root(uri: &Uri) -> Response<Body> {
     if let Ok(location) = HeaderValue::from_str(&location) {
         response.headers_mut().insert(header::LOCATION, location);
     }
+    response
+}
+
+fn nothing() -> Response<Body> {
+    let mut response = Response::new(crate::http::full(bytes::Bytes::new()));
+    *response.status_mut() = StatusCode::NO_CONTENT;
     response
 }
 
@@ -186,17 +195,13 @@ fn pod(server: &ApiServer, namespace: &str, name: &str) -> Result<Value, Status>
     object.value().map_err(Status::internal)
 }
 
-fn pod_stream(server: &ApiServer, call: &Connect, method: &Method) -> Result<Destination, Status> {
+/// Where a pod's stream is; nowhere, where there is nothing to be read yet.
+fn pod_stream(server: &ApiServer, call: &Connect, method: &Method) -> Result<Option<Destination>, Status> {
     let r = &call.request;
     if !matches!(*method, Method::GET | Method::POST) || (r.subresource == "log" && *method != Method::GET) {
         return Err(Status::wrong_method());
     }
     let body = pod(server, &r.namespace, &r.name)?;
-    let node = text(&body, "/spec/nodeName");
-    if node.is_empty() {
-        return Err(Status::bad_request(format!("pod {} does not have a host assigned", r.name)));
-    }
-    let (address, _) = kubelet(server, node)?;
     let options: Vec<(String, String)> = crate::http::route::pairs(&call.query).collect();
     let query_without = |name: &str| {
         let kept = call.query.split('&').filter(|pair| pair.split('=').next() != Some(name) && !pair.is_empty());
@@ -214,7 +219,16 @@ fn pod_stream(server: &ApiServer, call: &Connect, method: &Method) -> Result<Des
         }
         with_query(&format!("/{verb}/{}/{}/{container}", r.namespace, r.name), &query)
     };
-    Ok(Destination { address, tls: true, path, host: node.to_string() })
+    let node = text(&body, "/spec/nodeName");
+    if node.is_empty() {
+        // What has not begun has written nothing yet.
+        if r.subresource == "log" {
+            return Ok(None);
+        }
+        return Err(Status::bad_request(format!("pod {} does not have a host assigned", r.name)));
+    }
+    let (address, _) = kubelet(server, node)?;
+    Ok(Some(Destination { address, tls: true, path, host: node.to_string() }))
 }
 
 /// The ports a client names in advance, which it must over WebSockets: `ports` here is `port` there.

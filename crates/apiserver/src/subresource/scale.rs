@@ -34,7 +34,8 @@ pub(crate) fn scale_of(kind: &SubresourceKind, object: &Value) -> Value {
         "spec": {},
         "status": {"replicas": at(object, status_replicas).as_i64().unwrap_or(0)},
     });
-    if let Some(replicas) = at(object, spec_replicas).as_i64() {
+    // Go leaves out a zero.
+    if let Some(replicas) = at(object, spec_replicas).as_i64().filter(|replicas| *replicas != 0) {
         scale["spec"]["replicas"] = replicas.into();
     }
     if !selector.is_empty() {
@@ -56,6 +57,32 @@ pub(crate) fn set_replicas(kind: &SubresourceKind, object: &mut Value, scale: &V
     *place = scale["spec"]["replicas"].as_i64().unwrap_or(0).into();
 }
 
+fn negative(scale: &Value) -> Option<FieldError> {
+    let replicas = scale["spec"]["replicas"].as_i64().filter(|replicas| *replicas < 0)?;
+    Some(FieldError::invalid(&FieldPath::new("spec.replicas"), replicas, "must be greater than or equal to 0"))
+}
+
+/// Upstream looks for the scales of its own kinds, and for the objects of custom ones.
+fn not_there(target: &Target<'_>) -> Status {
+    match target.served.resource.custom {
+        true => target.not_found(),
+        false => Status::not_found(target.group(), &format!("{}/scale", target.plural()), &target.request.name),
+    }
+}
+
+/// What an applied Scale says of its object: the replicas, which are then owned there.
+fn applied(target: &Target<'_>, kind: &SubresourceKind, scale: &Value) -> body::Document {
+    let resource = &target.served.resource;
+    let mut object = json!({
+        "apiVersion": resource.group_version(&target.version.name).to_string(), "kind": &*resource.kind,
+        "metadata": scale["metadata"],
+    });
+    if scale["spec"]["replicas"].is_number() {
+        set_replicas(kind, &mut object, scale);
+    }
+    body::Document::Apply(object)
+}
+
 pub async fn serve(server: &ApiServer, target: Target<'_>) -> Result<Reply, Status> {
     let sub = target.served.resource.subresource(&target.request.subresource).ok_or_else(Status::unknown_path)?;
     let kind = &sub.kind;
@@ -66,10 +93,16 @@ pub async fn serve(server: &ApiServer, target: Target<'_>) -> Result<Reply, Stat
     };
     if target.request.verb == Verb::Get {
         server.await_newest().await?;
-        let object = target.served.cache()?.get(&target.key()).ok_or_else(|| target.not_found())?;
+        let object = target.served.cache()?.get(&target.key()).ok_or_else(|| not_there(&target))?;
         return answer(&object);
     }
-    let document = body::ScaleDocument::of(&target)?;
+    let document = match body::ScaleDocument::of(&target)? {
+        body::ScaleDocument::Apply(scale) => {
+            let written = server.change(target, Change::Document(applied(&target, kind, &scale))).await?;
+            return answer(&written.object);
+        }
+        document => document,
+    };
     let set = |object: &mut Value| {
         let before = scale_of(kind, object);
         let scale = document.changed(&target, &before)?;
@@ -89,15 +122,12 @@ pub async fn serve(server: &ApiServer, target: Target<'_>) -> Result<Reply, Stat
                 ),
             ));
         }
-        let replicas = scale["spec"]["replicas"].as_i64().unwrap_or(0);
-        if replicas < 0 {
-            let path = FieldPath::new("spec.replicas");
-            let error = FieldError::invalid(&path, replicas, "must be greater than or equal to 0");
+        if let Some(error) = negative(&scale) {
             return Err(Status::invalid("autoscaling", "Scale", &target.request.name, &[error]));
         }
         set_replicas(kind, object, &scale);
         Ok(())
     };
-    let written = server.change(target, Change::Server(&set)).await?;
+    let written = server.change(target, Change::Judged(&set)).await?;
     answer(&written.object)
 }

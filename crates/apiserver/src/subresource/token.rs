@@ -71,7 +71,7 @@ pub async fn create(server: &ApiServer, target: Target<'_>) -> Result<Reply, Sta
             "Node" => ("node", "nodes", ""),
             kind => {
                 let (group, version) = text("apiVersion").split_once('/').unwrap_or(("", text("apiVersion")));
-                let why = format!("cannot bind token for object of type {group}/{version}, Kind={kind}");
+                let why = format!("cannot bind token to object of type {group}/{version}, Kind={kind}");
                 return Err(Status::bad_request(why));
             }
         };
@@ -85,7 +85,8 @@ pub async fn create(server: &ApiServer, target: Target<'_>) -> Result<Reply, Sta
                 "the UID in the bound object reference ({}) does not match the UID in record. The object might have been deleted and then recreated",
                 text("uid")
             );
-            return Err(Status::conflict("", plural, text("name"), why));
+            // Upstream names the kind here, not the resource.
+            return Err(Status::conflict("", text("kind"), text("name"), why));
         }
         about[kind] = json!({"name": &*object.meta.name, "uid": &*object.meta.uid});
         if kind == "pod" {

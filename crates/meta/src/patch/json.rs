@@ -13,6 +13,9 @@ const MAX_COPIED_BYTES: usize = 3 * 1024 * 1024;
 
 /// Applies a patch, a list of operations.
 pub fn json(mut doc: Value, patch: &Value) -> Result<Value, PatchError> {
+    if patch.is_null() {
+        return Ok(doc);
+    }
     let operations = patch.as_array().ok_or_else(|| PatchError::unfit(patch, "[]handlers.jsonPatchOp"))?;
     let mut copied = 0;
     for operation in operations {
@@ -23,19 +26,21 @@ pub fn json(mut doc: Value, patch: &Value) -> Result<Value, PatchError> {
 
 fn apply(doc: &mut Value, operation: &Value, copied: &mut usize) -> Result<(), PatchError> {
     let word = |name: &str| operation.get(name).and_then(Value::as_str);
-    let kind = word("op").ok_or_else(|| PatchError::invalid("error decoding patch: an operation has no \"op\""))?;
-    let path = word("path")
-        .ok_or_else(|| PatchError::invalid(format!("error decoding patch: {kind} operation has no \"path\"")))?;
-    let from = || {
-        word("from")
-            .ok_or_else(|| PatchError::invalid(format!("error decoding patch: {kind} operation has no \"from\"")))
-    };
+    if !operation.is_object() {
+        return Err(PatchError::unfit(operation, "handlers.jsonPatchOp"));
+    }
+    let lacks = |what: &str| PatchError::unprocessable(format!("an operation has no {what:?}"));
+    let kind = word("op").ok_or_else(|| lacks("op"))?;
+    let path = word("path").ok_or_else(|| lacks("path"))?;
+    let from = || word("from").ok_or_else(|| lacks("from"));
     // Go's clients leave out an empty value; upstream takes that for null, whatever RFC 6902 says.
     let value = || operation.get("value").unwrap_or(&Value::Null).clone();
     let to = Pointer::parse(kind, path)?;
     match kind {
         "add" => to.add(doc, value()),
         "remove" => to.remove(doc).map(drop),
+        // The library takes a field that is not there for an empty one.
+        "replace" if to.find(doc).is_err() && to.parent_exists(doc) => to.add(doc, value()),
         "replace" => {
             *to.find_mut(doc)? = value();
             Ok(())
@@ -55,7 +60,12 @@ fn apply(doc: &mut Value, operation: &Value, copied: &mut usize) -> Result<(), P
             to.add(doc, value)
         }
         "copy" => {
-            let value = Pointer::parse(kind, from()?)?.find(doc)?.clone();
+            let source = Pointer::parse(kind, from()?)?;
+            let value = match source.find(doc) {
+                Ok(found) => found.clone(),
+                Err(_) if source.parent_exists(doc) => Value::Null,
+                Err(error) => return Err(error),
+            };
             *copied += json_len(&value);
             if *copied > MAX_COPIED_BYTES {
                 return Err(PatchError::unprocessable(format!(
@@ -259,6 +269,10 @@ mod tests {
                 j!({"a/b": {"m~n": 8}}),
             ),
             (j!({"a": 1}), j!([{"op": "test", "path": "/b", "value": null}]), j!({"a": 1})),
+            // What is not there is empty: the library's habit.
+            (j!({"a": 1}), j!([{"op": "replace", "path": "/b", "value": 2}]), j!({"a": 1, "b": 2})),
+            (j!({"a": 1}), j!([{"op": "copy", "from": "/c", "path": "/b"}]), j!({"a": 1, "b": null})),
+            (j!({"a": 1}), j!(null), j!({"a": 1})),
             (j!({"a": 1}), j!([{"op": "replace", "path": "", "value": {"b": 2}}]), j!({"b": 2})),
             (
                 j!({"a": 1}),
@@ -283,7 +297,10 @@ mod tests {
             j!([{"op": "test", "path": "/s", "value": "y"}]),
             j!([{"op": "test", "path": "/x/y", "value": null}]),
             j!([{"op": "remove", "path": "/nope"}]),
-            j!([{"op": "replace", "path": "/nope", "value": 1}]),
+            j!([{"op": "replace", "path": "/nope/b", "value": 1}]),
+            j!([{"op": "copy", "from": "/a/b/7", "path": "/c"}]),
+            j!([{"path": "/a"}]),
+            j!([{"op": "add"}]),
             j!([{"op": "add", "path": "/x/y", "value": 1}]),
             j!([{"op": "add", "path": "/a/b/7", "value": 1}]),
             j!([{"op": "add", "path": "/a/b/one", "value": 1}]),
@@ -303,7 +320,7 @@ mod tests {
                 other => panic!("{patch}: {other:?}"),
             }
         }
-        for patch in [j!({"op": "remove"}), j!([{"path": "/a"}]), j!([{"op": "add"}]), j!([1])] {
+        for patch in [j!({"op": "remove"}), j!([1])] {
             assert!(matches!(json(doc.clone(), &patch), Err(PatchError::Invalid(_))), "{patch}");
         }
     }

@@ -22,7 +22,7 @@ pub use builtin::builtin;
 pub(crate) use coerce::{JSON_SCHEMA_PROPS, is_zero};
 pub use coerce::{TypeError, conform, default, json_type, prune};
 pub use fields::Fields;
-pub use validate::validate;
+pub use validate::{validate, validate_with};
 
 use std::collections::HashMap;
 use std::sync::Arc;

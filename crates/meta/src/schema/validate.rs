@@ -19,7 +19,15 @@ const MAX_ERRORS: usize = 256;
 
 /// Everything wrong with a value; `path` is where it stands (the root for whole objects).
 pub fn validate(view: View<'_>, value: &Value, path: &FieldPath) -> Vec<FieldError> {
-    let mut check = Check { types: view.types, base: path, errors: Vec::new() };
+    validate_with(view, value, path, |_| Vec::new())
+}
+
+/// What is wrong with an object's metadata, which this room knows nothing of.
+pub type Metadata = fn(&Value) -> Vec<FieldError>;
+
+/// The same; `metadata` judges the metadata of objects within the object.
+pub fn validate_with(view: View<'_>, value: &Value, path: &FieldPath, metadata: Metadata) -> Vec<FieldError> {
+    let mut check = Check { types: view.types, base: path, errors: Vec::new(), metadata };
     check.node(view, value, &Path { parent: None, step: Step::Root });
     check.errors
 }
@@ -28,6 +36,7 @@ struct Check<'c> {
     types: &'c Types,
     base: &'c FieldPath,
     errors: Vec<FieldError>,
+    metadata: Metadata,
 }
 
 impl Check<'_> {
@@ -79,7 +88,7 @@ impl Check<'_> {
                     }
                 }
                 if s.embedded_resource {
-                    self.embedded(map, path);
+                    self.embedded(value, map, path);
                 }
             }
             (Shape::Map { .. }, Value::Object(map)) => {
@@ -116,11 +125,31 @@ impl Check<'_> {
         }
     }
 
-    fn embedded(&mut self, map: &Map<String, Value>, path: &Path<'_>) {
+    fn embedded(&mut self, value: &Value, map: &Map<String, Value>, path: &Path<'_>) {
         for name in ["apiVersion", "kind"] {
-            if map.get(name).and_then(Value::as_str).unwrap_or_default().is_empty() {
-                let at = self.at(&Path { parent: Some(path), step: Step::Key(name) });
-                self.push(FieldError::required(&at, "must not be empty"));
+            let at = self.at(&Path { parent: Some(path), step: Step::Key(name) });
+            let said = map.get(name).and_then(Value::as_str).unwrap_or_default();
+            let wrong = match name {
+                _ if said.is_empty() => {
+                    self.push(FieldError::required(&at, "must not be empty"));
+                    continue;
+                }
+                "kind" => crate::formats::dns_1035_label(&said.to_ascii_lowercase()).join(","),
+                _ if said.matches('/').count() > 1 => {
+                    self.push(FieldError::invalid(&at, said, format!("unexpected GroupVersion string: {said}")));
+                    continue;
+                }
+                _ => String::new(),
+            };
+            if !wrong.is_empty() {
+                let why = format!("may have mixed case, but should otherwise match: {wrong}");
+                self.push(FieldError::invalid(&at, said, why));
+            }
+        }
+        if map.get("metadata").is_some_and(Value::is_object) {
+            let at = self.at(path);
+            for error in (self.metadata)(value) {
+                self.push(FieldError { field: format!("{at}.{}", error.field), ..error });
             }
         }
     }
@@ -230,12 +259,13 @@ impl Check<'_> {
     fn string(&mut self, schema: &Map<String, Value>, text: &str, value: &Value, path: &Path<'_>) {
         if schema.contains_key("maxLength") || schema.contains_key("minLength") {
             let length = text.chars().count();
+            // Of a text, the first complaint is told.
             if let Some(max) = limit(schema, "maxLength").filter(|max| length > *max) {
                 let error = FieldError::too_long(&self.at(path), max);
-                self.push(error);
+                return self.push(error);
             }
             if let Some(min) = limit(schema, "minLength").filter(|min| length < *min) {
-                self.invalid(path, value, &format!("should be at least {min} chars long"));
+                return self.invalid(path, value, &format!("should be at least {min} chars long"));
             }
         }
         if let Some(pattern) = schema.get("pattern").and_then(Value::as_str) {
@@ -312,7 +342,7 @@ impl Check<'_> {
 
     /// What a schema finds wrong, apart.
     fn trial(&self, schema: &Value, value: &Value, path: &Path<'_>) -> Vec<FieldError> {
-        let mut check = Check { types: self.types, base: self.base, errors: Vec::new() };
+        let mut check = Check { types: self.types, base: self.base, errors: Vec::new(), metadata: self.metadata };
         if let Value::Object(schema) = schema {
             check.raw(schema, value, path);
         }

@@ -8,7 +8,7 @@ use crate::kinds::pod::env_warnings;
 use crate::strategy::{Context, Strategy};
 use crate::validate::selectors::labels as check_labels;
 use crate::validate::workloads::{
-    at_most_all, counts, int_or_percent, lasting_pods, number_of, selector as check_selector, template,
+    at_most_all, collisions, counts, int_or_percent, lasting_pods, number_of, selector as check_selector, template,
 };
 use crate::validate::{At, Errors, pod_spec};
 use meta::Tree;
@@ -61,6 +61,12 @@ impl Strategy for Deployment {
         defaults::zero_counts(object, &[]);
     }
 
+    fn prepare_update(&self, cx: &Context<'_>, object: &mut Value, old: &Value) {
+        if cx.subresource == "status" {
+            object.copy_from("metadata.labels", old);
+        }
+    }
+
     fn validate_create(&self, _cx: &Context<'_>, object: &Value) -> Vec<FieldError> {
         let (spec, mut errors) = spec_of(object);
         errors.not_negative(&spec.child("replicas"));
@@ -96,7 +102,10 @@ impl Strategy for Deployment {
     fn validate_update(&self, cx: &Context<'_>, object: &Value, old: &Value) -> Vec<FieldError> {
         if cx.subresource == "status" {
             let mut errors = Errors::default();
-            counts(&At::root(object), &["updatedReplicas", "readyReplicas", "availableReplicas"], &mut errors);
+            let at = At::root(object);
+            counts(&at, &["updatedReplicas", "readyReplicas", "availableReplicas"], "readyReplicas", &mut errors);
+            errors.not_negative(&at.child("status.unavailableReplicas"));
+            collisions(&at, old, &mut errors);
             return errors.0;
         }
         let mut errors = Errors(self.validate_create(cx, object));
@@ -121,6 +130,12 @@ impl Strategy for Deployment {
             LabelSelector::from_value(object.at("spec.selector")).map_or("<invalid>".into(), |s| s.to_string()).into(),
         ]
     }
+}
+
+/// What a ReplicaSet, of whichever age, counts.
+fn replica_counts(object: &Value, errors: &mut Errors) {
+    let fields = ["fullyLabeledReplicas", "readyReplicas", "availableReplicas"];
+    counts(&At::root(object), &fields, "readyReplicas", errors);
 }
 
 fn replicas_row(object: &Value, selector: Value, now: &str) -> Vec<Value> {
@@ -154,7 +169,7 @@ impl Strategy for ReplicaSet {
     fn validate_update(&self, cx: &Context<'_>, object: &Value, old: &Value) -> Vec<FieldError> {
         if cx.subresource == "status" {
             let mut errors = Errors::default();
-            counts(&At::root(object), &["fullyLabeledReplicas", "readyReplicas", "availableReplicas"], &mut errors);
+            replica_counts(object, &mut errors);
             return errors.0;
         }
         let mut errors = Errors(self.validate_create(cx, object));
@@ -203,6 +218,15 @@ impl Strategy for ReplicationController {
         }
         pod_spec::template(&pods, &mut errors);
         lasting_pods(&pods, "ReplicationController", &mut errors);
+        errors.0
+    }
+
+    fn validate_update(&self, cx: &Context<'_>, object: &Value, _old: &Value) -> Vec<FieldError> {
+        if cx.subresource != "status" {
+            return self.validate_create(cx, object);
+        }
+        let mut errors = Errors::default();
+        replica_counts(object, &mut errors);
         errors.0
     }
 

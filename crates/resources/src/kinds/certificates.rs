@@ -61,6 +61,41 @@ fn merge_conditions(object: &mut Value, old: &Value, theirs: impl Fn(&Value) -> 
     }
 }
 
+/// Decisions of which there are as many as there were are the same ones: signers do not change them.
+fn keep_decisions(object: &mut Value, old: &Value) {
+    for kind in DECISIONS {
+        let of = |object: &Value| -> Vec<usize> {
+            let all = object.list("status.conditions").iter().enumerate();
+            all.filter(|(_, c)| c.text("type") == kind).map(|(at, _)| at).collect()
+        };
+        let (before, now) = (of(old), of(object));
+        if before.len() != now.len() {
+            continue;
+        }
+        for (from, to) in before.into_iter().zip(now) {
+            object["status"]["conditions"][to] = old.list("status.conditions")[from].clone();
+        }
+    }
+}
+
+/// A signed certificate is PEM: certificates, and nothing else.
+fn check_certificate(at: &At<'_>, errors: &mut Errors) {
+    let decoded = base64::Engine::decode(&base64::engine::general_purpose::STANDARD, at.str()).unwrap_or_default();
+    let text = String::from_utf8_lossy(&decoded);
+    let kinds = text.split("-----BEGIN ").skip(1).map(|block| block.split("-----").next().unwrap_or_default());
+    let mut blocks = 0;
+    for kind in kinds {
+        if kind != "CERTIFICATE" {
+            let why = format!("only CERTIFICATE PEM blocks are allowed, found {kind:?}");
+            return errors.invalid_as(at, "<certificate data>", why);
+        }
+        blocks += 1;
+    }
+    if blocks == 0 {
+        errors.invalid_as(at, "<certificate data>", "must contain at least one CERTIFICATE PEM block");
+    }
+}
+
 /// A signer's name: `example.com/signer`.
 pub(super) fn check_signer(at: &At<'_>, errors: &mut Errors) {
     if !errors.need(at, "") {
@@ -119,7 +154,10 @@ impl Strategy for CertificateSigningRequest {
                 object.copy_from("status.certificate", old);
                 merge_conditions(object, old, |_| true, cx.now);
             }
-            "status" => merge_conditions(object, old, |c| !decided(c), cx.now),
+            "status" => {
+                keep_decisions(object, old);
+                merge_conditions(object, old, |_| true, cx.now);
+            }
             _ => object.copy_from("status", old),
         }
     }
@@ -162,6 +200,25 @@ impl Strategy for CertificateSigningRequest {
             let kind = before.text("type");
             if conditions.value.find("", "type", kind).is_none() {
                 errors.forbidden(&conditions, format!("updates may not remove a condition of type {kind:?}"));
+            }
+        }
+        let certificate = At::root(object).child("status.certificate");
+        let before = old.text("status.certificate");
+        if cx.subresource == "status" {
+            for kind in DECISIONS {
+                let count =
+                    |object: &Value| object.list("status.conditions").iter().filter(|c| c.text("type") == kind).count();
+                if count(object) > count(old) {
+                    errors.forbidden(&conditions, format!("updates may not add a condition of type {kind:?}"));
+                }
+            }
+            if certificate.str() != before {
+                if !certificate.blank() {
+                    check_certificate(&certificate, &mut errors);
+                }
+                if !before.is_empty() {
+                    errors.forbidden(&certificate, "updates may not modify existing certificate content");
+                }
             }
         }
         errors.0
@@ -302,9 +359,23 @@ mod tests {
             update("approval", "status.conditions", approved())["status"]["conditions"][0]["lastUpdateTime"],
             CX.now
         );
-        assert!(
-            update("status", "status.conditions", approved()).find("status.conditions", "type", "Approved").is_none()
-        );
+        for (path, value, expected) in [
+            (
+                "status.conditions",
+                approved(),
+                "status.conditions: Forbidden: updates may not add a condition of type \"Approved\"",
+            ),
+            (
+                "status.certificate",
+                json!("eA=="),
+                "status.certificate: Invalid value: \"<certificate data>\": must contain at least one CERTIFICATE PEM block",
+            ),
+        ] {
+            let (mut new, cx) = (old.clone(), Context { subresource: "status", ..CX });
+            new.put(path, value);
+            CertificateSigningRequest.prepare_update(&cx, &mut new, &old);
+            expect(&CertificateSigningRequest.validate_update(&cx, &new, &old), &[expected], &new);
+        }
         assert!(!update("", "status.certificate", json!("eA==")).has("status.certificate"));
         assert_eq!(update("", "spec.signerName", json!("other.com/x")).text("spec.signerName"), "example.com/s");
         let bad = json!({"spec": {"request": "", "signerName": "x"}});

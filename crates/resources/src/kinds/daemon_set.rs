@@ -6,7 +6,9 @@ use crate::cells::{age, containers, labels, name, selector};
 use crate::defaults;
 use crate::kinds::apps::{CONTAINERS, HISTORY, spec_of, template_warnings};
 use crate::strategy::{Context, Strategy};
-use crate::validate::workloads::{at_most_all, int_or_percent, number_of, selector as check_selector, template};
+use crate::validate::workloads::{
+    at_most_all, collisions, int_or_percent, number_of, selector as check_selector, template,
+};
 use crate::validate::{At, Errors, same};
 use meta::Tree;
 
@@ -98,6 +100,7 @@ impl Strategy for DaemonSet {
             ] {
                 errors.not_negative(&status.child(field));
             }
+            collisions(&At::root(object), old, &mut errors);
             return errors.0;
         }
         let mut errors = Errors(self.validate_create(cx, object));

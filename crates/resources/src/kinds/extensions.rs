@@ -58,6 +58,26 @@ fn check_names(names: &At<'_>, errors: &mut Errors) {
     }
 }
 
+/// Protected groups name where they were approved, or say that they were not.
+fn disapproved(said: &str, path: &FieldPath) -> Option<FieldError> {
+    const SEE: &str = "see https://github.com/kubernetes/enhancements/pull/1111";
+    let needed = format!("protected groups must have approval annotation {APPROVAL:?}");
+    let is_url = said.split_once("://").is_some_and(|(scheme, rest)| {
+        !scheme.is_empty()
+            && scheme.bytes().all(|b| b.is_ascii_alphanumeric())
+            && !rest.is_empty()
+            && !rest.starts_with('/')
+    });
+    match said {
+        "" => Some(FieldError::required(path, format!("{needed}, {SEE}"))),
+        said if is_url || said.starts_with("unapproved") => None,
+        said => {
+            let why = format!("{needed} with either a URL or a reason starting with \"unapproved\", {SEE}");
+            Some(FieldError::invalid(path, said, why))
+        }
+    }
+}
+
 fn check_scale(scale: &At<'_>, errors: &mut Errors) {
     if !scale.there() {
         return;
@@ -153,7 +173,7 @@ fn check_version(version: &At<'_>, unchanged: &[&str], alike: Alike, first: bool
             rules::schema(&schema, unchanged.contains(&version.value.text("name")), errors);
         }
     } else if !version.value.has("schema.openAPIV3Schema") {
-        errors.required(&version.child("schema.openAPIV3Schema"), "");
+        errors.required(&version.child("schema.openAPIV3Schema"), "schemas are required");
     }
     let fields = part(version, "selectableFields", alike.selectable, "spec.selectableFields", first);
     selectable(&fields, version.value.at("schema.openAPIV3Schema"), errors);
@@ -370,9 +390,10 @@ impl Strategy for CustomResourceDefinition {
         let group = object.text("spec.group");
         let protected =
             PROTECTED.iter().any(|p| group == *p || group.strip_suffix(p).is_some_and(|g| g.ends_with('.')));
-        if protected && object.map("metadata.annotations").get(APPROVAL).is_none_or(|a| a == "") {
-            let detail = "protected groups must have approval annotation \"api-approved.kubernetes.io\", see https://github.com/kubernetes/enhancements/pull/1111";
-            errors.0.push(FieldError::required(&meta::FieldPath::new("metadata.annotations").key(APPROVAL), detail));
+        if protected {
+            let said = object.map("metadata.annotations").get(APPROVAL).and_then(Value::as_str).unwrap_or_default();
+            let path = FieldPath::new("metadata.annotations").key(APPROVAL);
+            errors.0.extend(disapproved(said, &path));
         }
         errors.0
     }
@@ -400,6 +421,20 @@ impl Strategy for CustomResourceDefinition {
 
     fn allow_unconditional_update(&self) -> bool {
         false
+    }
+
+    /// Its objects go before it does.
+    fn prepare_delete(&self, object: &mut Value) {
+        if object.find("status.conditions", "type", "Terminating").is_some() {
+            return;
+        }
+        let mut conditions = object.list("status.conditions").to_vec();
+        conditions.push(json!({
+            "type": "Terminating", "status": "True", "lastTransitionTime": object.text("metadata.deletionTimestamp"),
+            "reason": "InstanceDeletionPending",
+            "message": "CustomResourceDefinition marked for deletion; CustomResource deletion will begin soon",
+        }));
+        object.put("status.conditions", conditions);
     }
 
     fn table_row(&self, object: &Value, now: &str) -> Vec<Value> {

@@ -9,6 +9,7 @@ use serde_json::json;
 use crate::cells::{age, name, quantity};
 use crate::defaults;
 use crate::strategy::{Context, Strategy};
+use crate::validate::conditions::conditions;
 use crate::validate::workloads::{at_most_all, int_or_percent};
 use crate::validate::{At, Errors, IMMUTABLE, formats, resources, selectors};
 use meta::Tree;
@@ -70,6 +71,7 @@ impl Strategy for PodDisruptionBudget {
         for field in BUDGET_COUNTS {
             errors.not_negative(&status.child(field));
         }
+        conditions(&status.child("conditions"), &mut errors);
         errors.0
     }
 

@@ -8,7 +8,7 @@ use crate::defaults;
 use crate::kinds::apps::{CONTAINERS, HISTORY, ready, spec_of, template_warnings};
 use crate::strategy::{Context, Strategy};
 use crate::validate::workloads::{
-    at_most_all, counts, int_or_percent, lasting_pods, selected, selector as check_selector,
+    at_most_all, collisions, counts, int_or_percent, lasting_pods, selected, selector as check_selector,
 };
 use crate::validate::{At, Errors, pod_spec, same};
 use meta::Tree;
@@ -107,7 +107,8 @@ impl Strategy for StatefulSet {
         if cx.subresource == "status" {
             let mut errors = Errors::default();
             let counted = ["readyReplicas", "availableReplicas", "currentReplicas", "updatedReplicas"];
-            counts(&At::root(object), &counted, &mut errors);
+            counts(&At::root(object), &counted, "status.readyReplicas", &mut errors);
+            collisions(&At::root(object), old, &mut errors);
             return errors.0;
         }
         let mut errors = Errors(self.validate_create(cx, object));

@@ -109,6 +109,14 @@ impl Strategy for VolumeAttachment {
         object.put("status.attached", false);
     }
 
+    fn prepare_update(&self, cx: &Context<'_>, object: &mut Value, old: &Value) {
+        if cx.subresource == "status" {
+            for field in ["labels", "annotations", "finalizers", "ownerReferences"] {
+                object.copy_from(&format!("metadata.{field}"), old);
+            }
+        }
+    }
+
     fn validate_create(&self, _cx: &Context<'_>, object: &Value) -> Vec<FieldError> {
         let (spec, mut errors) = (At::new(object.at("spec"), "spec"), Errors::default());
         errors.driver_name(&spec.child("attacher"));

@@ -4,6 +4,7 @@
 //! one kind stand with the kind. Texts and paths are upstream's, for clients match on them. Types have been checked
 //! against the schema before; a value of a wrong type reads as absent here.
 
+pub mod conditions;
 pub mod containers;
 pub mod cron;
 pub mod expressions;

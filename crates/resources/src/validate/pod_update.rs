@@ -123,6 +123,9 @@ pub fn resize(spec: &At<'_>, old: &Value, errors: &mut Errors) {
     }
 }
 
+/// Conditions whose types are Kubernetes' own.
+const SYSTEM_CONDITIONS: [&str; 3] = ["PodScheduled", "Ready", "Initialized"];
+
 /// What a kubelet or scheduler writes.
 pub fn status(pod: &At<'_>, old: &Value, errors: &mut Errors) {
     let status = pod.child("status");
@@ -130,6 +133,14 @@ pub fn status(pod: &At<'_>, old: &Value, errors: &mut Errors) {
     if nominated.value != old.at("status.nominatedNodeName") {
         errors.may_format(&nominated, formats::dns_subdomain);
     }
+    let conditions = pod.value.list("status.conditions").iter().enumerate();
+    for (at, condition) in conditions.filter(|(_, condition)| !SYSTEM_CONDITIONS.contains(&condition.text("type"))) {
+        // Upstream looks for them there.
+        let kind =
+            At { value: condition.at("type"), path: pod.path.child("metadata.conditions").index(at).child("Type") };
+        errors.format(&kind, formats::qualified_name);
+    }
+    addresses(&status, errors);
     // What has ended for good does not start again.
     let policy = old.text("spec.restartPolicy");
     if policy == "Always" || restarts_all(old.at("spec")) {
@@ -150,6 +161,28 @@ pub fn status(pod: &At<'_>, old: &Value, errors: &mut Errors) {
                 errors.forbidden(&status.child(list).child("state"), "may not be transitioned to non-terminated state");
             }
         }
+    }
+}
+
+/// A pod has one address of each family at most.
+fn addresses(status: &At<'_>, errors: &mut Errors) {
+    let list = status.child("podIPs");
+    let (first, only) = (status.child("podIP"), list.path.index(0));
+    let listed: Vec<At<'_>> = list.items().map(|item| At { value: item.value.at("ip"), path: item.path }).collect();
+    // The one is the first of the others, where both are there.
+    if !first.blank() && listed.first().is_none_or(|at| at.value != first.value) {
+        return errors.format(&At { value: first.value, path: only }, formats::ip);
+    }
+    for at in &listed {
+        errors.format(at, formats::ip);
+    }
+    if listed.len() > 1 {
+        let families: Vec<bool> =
+            listed.iter().filter_map(|at| formats::parse_ip(at.str())).map(|ip| ip.is_ipv6()).collect();
+        if listed.len() > 2 || families.len() == 2 && families[0] == families[1] {
+            errors.invalid(&list, "may specify no more than one IP for each IP family");
+        }
+        errors.unique(listed.into_iter());
     }
 }
 

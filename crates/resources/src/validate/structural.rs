@@ -178,6 +178,24 @@ fn lists_and_maps(at: &At<'_>, kind: &str, errors: &mut Errors) {
         errors.one_of(&list, &["atomic", "map", "set"]);
     }
     let items = field(at, "items");
+    if matches!(list.str(), "set" | "map") && items.value.flag("nullable") {
+        let why = format!("cannot be nullable when x-kubernetes-list-type is {}", list.str());
+        errors.forbidden(&items.child("nullable"), why);
+    }
+    if list.str() == "set" {
+        const ATOMIC: &str = "must be atomic as item of a list with x-kubernetes-list-type=set";
+        let says = |key: &str| items.value.get(key).and_then(Value::as_str);
+        // A list is atomic unless it says otherwise, and a map is granular.
+        match items.value.text("type") {
+            "array" if says("x-kubernetes-list-type").is_some_and(|said| said != "atomic") => {
+                errors.invalid(&field(&items, "x-kubernetes-list-type"), ATOMIC);
+            }
+            "object" if says("x-kubernetes-map-type") != Some("atomic") => {
+                errors.invalid(&field(&items, "x-kubernetes-map-type"), ATOMIC);
+            }
+            _ => {}
+        }
+    }
     if list.str() == "map" {
         if keys.value.list("").is_empty() {
             errors.required(&keys, "must not be empty if x-kubernetes-list-type is map");
@@ -265,7 +283,8 @@ fn rules(at: &At<'_>, errors: &mut Errors) {
 fn nested(at: &At<'_>, errors: &mut Errors) {
     for (name, detail) in NOT_NESTED {
         let field = field(at, name);
-        if !super::same(field.value, &Value::Null) {
+        // An empty default is one.
+        if !super::same(field.value, &Value::Null) || name == "default" && field.there() {
             errors.forbidden(&field, detail);
         }
     }

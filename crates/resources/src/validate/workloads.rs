@@ -90,7 +90,7 @@ pub fn template(spec: &At<'_>, kind: &str, errors: &mut Errors) {
 }
 
 /// Counts in a status: none negative, none above `replicas`.
-pub fn counts(object: &At<'_>, fields: &[&str], errors: &mut Errors) {
+pub fn counts(object: &At<'_>, fields: &[&str], ready: &str, errors: &mut Errors) {
     let status = object.child("status");
     let total = status.value.int("replicas");
     for field in ["replicas", "observedGeneration"] {
@@ -104,6 +104,16 @@ pub fn counts(object: &At<'_>, fields: &[&str], errors: &mut Errors) {
     }
     let available = status.child("availableReplicas");
     if available.number().unwrap_or(0) > status.value.int("readyReplicas") {
-        errors.invalid(&available, "cannot be greater than readyReplicas");
+        errors.invalid(&available, format!("cannot be greater than {ready}"));
+    }
+}
+
+/// Collisions of hashes are counted, and the count goes one way.
+pub fn collisions(object: &At<'_>, old: &Value, errors: &mut Errors) {
+    let count = object.child("status.collisionCount");
+    errors.not_negative(&count);
+    let before = old.number("status.collisionCount");
+    if before.is_some_and(|before| count.number().is_none_or(|count| count < before)) {
+        errors.invalid_as(&count, count.number().unwrap_or(0), "cannot be decremented");
     }
 }

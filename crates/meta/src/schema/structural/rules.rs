@@ -48,15 +48,16 @@ pub(super) fn check(schema: &Map<String, Value>, path: &FieldPath, place: Place,
     if let Some(Value::Object(inner)) = schema.get("additionalProperties") {
         check(inner, &path.child("additionalProperties"), Place::Property, errors);
     }
+    let of_root = place == Place::Root;
     for key in JUNCTORS {
         for (at, inner) in schema.get(*key).and_then(Value::as_array).into_iter().flatten().enumerate() {
             if let Value::Object(inner) = inner {
-                junction(inner, schema, path, &path.child(key).index(at), errors);
+                junction(inner, schema, path, &path.child(key).index(at), of_root, errors);
             }
         }
     }
     if let Some(Value::Object(inner)) = schema.get("not") {
-        junction(inner, schema, path, &path.child("not"), errors);
+        junction(inner, schema, path, &path.child("not"), of_root, errors);
     }
 }
 
@@ -238,12 +239,14 @@ fn metadata(schema: &Map<String, Value>, path: &FieldPath, errors: &mut Vec<Fiel
     }
 }
 
-/// A schema below `allOf` and its like may only restrict what the schema around it declares.
+/// A schema below `allOf` and its like may only restrict what the schema around it declares; upstream looks for that at the
+/// root alone.
 fn junction(
     schema: &Map<String, Value>,
     around: &Map<String, Value>,
     around_path: &FieldPath,
     path: &FieldPath,
+    of_root: bool,
     errors: &mut Vec<FieldError>,
 ) {
     if schema.get("type").is_some_and(|t| !t.is_null()) && !said(around, "x-kubernetes-int-or-string") {
@@ -270,27 +273,35 @@ fn junction(
     for (name, inner) in schema.get("properties").and_then(Value::as_object).into_iter().flatten() {
         let (at, declared) = (path.child("properties").key(name), around_path.child("properties").key(name));
         let outer = around.get("properties").and_then(|p| p.get(name)).or_else(|| around.get("additionalProperties"));
-        complete(inner, outer, &declared, &at, errors);
+        complete(inner, outer, &declared, &at, of_root, errors);
     }
     if let Some(inner) = schema.get("items") {
-        complete(inner, around.get("items"), &around_path.child("items"), &path.child("items"), errors);
+        complete(inner, around.get("items"), &around_path.child("items"), &path.child("items"), of_root, errors);
     }
     for key in JUNCTORS {
         for (at, inner) in schema.get(*key).and_then(Value::as_array).into_iter().flatten().enumerate() {
             if let Value::Object(inner) = inner {
-                junction(inner, around, around_path, &path.child(key).index(at), errors);
+                junction(inner, around, around_path, &path.child(key).index(at), of_root, errors);
             }
         }
     }
     if let Some(Value::Object(inner)) = schema.get("not") {
-        junction(inner, around, around_path, &path.child("not"), errors);
+        junction(inner, around, around_path, &path.child("not"), of_root, errors);
     }
 }
 
-fn complete(inner: &Value, outer: Option<&Value>, declared: &FieldPath, at: &FieldPath, errors: &mut Vec<FieldError>) {
+fn complete(
+    inner: &Value,
+    outer: Option<&Value>,
+    declared: &FieldPath,
+    at: &FieldPath,
+    of_root: bool,
+    errors: &mut Vec<FieldError>,
+) {
     match (inner, outer) {
-        (Value::Object(inner), Some(Value::Object(outer))) => junction(inner, outer, declared, at, errors),
+        (Value::Object(inner), Some(Value::Object(outer))) => junction(inner, outer, declared, at, of_root, errors),
         (_, Some(Value::Bool(true))) => {}
+        (Value::Object(inner), None) if !of_root => junction(inner, &Map::new(), declared, at, of_root, errors),
         _ => errors.push(FieldError::required(declared, format!("because it is defined in {at}"))),
     }
 }

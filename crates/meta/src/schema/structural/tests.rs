@@ -136,6 +136,10 @@ fn schemas_must_be_structural() {
             "properties[x]: Required value: because it is defined in spec.versions[0].schema.openAPIV3Schema.anyOf[0].properties[x]",
         ),
         (
+            json!({"type": "object", "properties": {"a": {"type": "string", "anyOf": [{"properties": {"x": {"title": "t"}}}]}}}),
+            "properties[a].anyOf[0].properties[x].title: Forbidden: must be empty to be structural",
+        ),
+        (
             json!({"type": "object", "properties": {"metadata": {"type": "object", "properties": {"labels": {"type": "object"}}}}}),
             "properties[metadata]: Forbidden: must not specify anything other than name and generateName, but metadata is implicitly specified",
         ),
