@@ -17,33 +17,29 @@ fn images(pod: &Value) -> impl Iterator<Item = (&'static str, usize, &Value)> {
     })
 }
 
-/// Pods, whatever part of them is written, if they have an image they did not have.
-fn concerns(a: &Attributes<'_>, pod: &Value, old: Option<&Value>) -> bool {
-    let request = a.target.request;
-    if a.target.group() != ""
-        || a.target.plural() != "pods"
-        || !matches!(&*request.subresource, "" | "ephemeralcontainers")
-    {
-        return false;
-    }
+/// Whether there is an image that was not there.
+fn has_new(pod: &Value, old: Option<&Value>) -> bool {
     let had = |image: &Value| old.is_some_and(|old| images(old).any(|(.., container)| container["image"] == *image));
-    match a.operation {
-        Operation::Create => true,
-        Operation::Update => images(pod).any(|(.., container)| !had(&container["image"])),
-        Operation::Delete | Operation::Connect => false,
-    }
+    images(pod).any(|(.., container)| !had(&container["image"]))
 }
 
 #[async_trait]
 impl Plugin for AlwaysPullImages {
+    fn concerns(&self, _server: &ApiServer, a: &Attributes<'_>) -> bool {
+        a.target.group().is_empty()
+            && a.target.plural() == "pods"
+            && matches!(&*a.target.request.subresource, "" | "ephemeralcontainers")
+            && matches!(a.operation, Operation::Create | Operation::Update)
+    }
+
     async fn mutate(
         &self,
         _server: &ApiServer,
-        a: &Attributes<'_>,
+        _a: &Attributes<'_>,
         pod: &mut Value,
         old: Option<&Value>,
     ) -> Result<(), Status> {
-        if !concerns(a, pod, old) {
+        if !has_new(pod, old) {
             return Ok(());
         }
         for list in LISTS {
@@ -61,7 +57,7 @@ impl Plugin for AlwaysPullImages {
         pod: Option<&Value>,
         old: Option<&Value>,
     ) -> Result<(), Status> {
-        let Some(pod) = pod.filter(|pod| concerns(a, pod, old)) else { return Ok(()) };
+        let Some(pod) = pod.filter(|pod| has_new(pod, old)) else { return Ok(()) };
         match images(pod).find(|(.., container)| container["imagePullPolicy"] != "Always") {
             None => Ok(()),
             Some((list, at, container)) => {

@@ -12,6 +12,10 @@ const HOSTNAME: &str = "kubernetes.io/hostname";
 
 #[async_trait]
 impl Plugin for LimitPodHardAntiAffinityTopology {
+    fn concerns(&self, _server: &ApiServer, a: &Attributes<'_>) -> bool {
+        a.is("", "pods") && matches!(a.operation, Operation::Create | Operation::Update)
+    }
+
     async fn validate(
         &self,
         _server: &ApiServer,
@@ -19,11 +23,7 @@ impl Plugin for LimitPodHardAntiAffinityTopology {
         pod: Option<&Value>,
         _old: Option<&Value>,
     ) -> Result<(), Status> {
-        let Some(pod) =
-            pod.filter(|_| a.is("", "pods") && matches!(a.operation, Operation::Create | Operation::Update))
-        else {
-            return Ok(());
-        };
+        let Some(pod) = pod else { return Ok(()) };
         let terms = &pod["spec"]["affinity"]["podAntiAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"];
         let keys = terms.as_array().into_iter().flatten().map(|term| term["topologyKey"].as_str().unwrap_or_default());
         match keys.into_iter().find(|key| *key != HOSTNAME) {

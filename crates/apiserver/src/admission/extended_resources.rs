@@ -21,16 +21,18 @@ fn is_extended(name: &str) -> bool {
 
 #[async_trait]
 impl Plugin for ExtendedResourceToleration {
+    fn concerns(&self, _server: &ApiServer, a: &Attributes<'_>) -> bool {
+        a.is("", "pods") && matches!(a.operation, Operation::Create | Operation::Update)
+    }
+
     async fn mutate(
         &self,
         _server: &ApiServer,
-        a: &Attributes<'_>,
+        _a: &Attributes<'_>,
         pod: &mut Value,
         _old: Option<&Value>,
     ) -> Result<(), Status> {
-        if a.is("", "pods") && matches!(a.operation, Operation::Create | Operation::Update) {
-            tolerate(pod);
-        }
+        tolerate(pod);
         Ok(())
     }
 }

@@ -14,6 +14,10 @@ fn addresses(service: &Value) -> &[Value] {
 
 #[async_trait]
 impl Plugin for DenyServiceExternalIps {
+    fn concerns(&self, _server: &ApiServer, a: &Attributes<'_>) -> bool {
+        a.is("", "services") && matches!(a.operation, Operation::Create | Operation::Update)
+    }
+
     async fn validate(
         &self,
         _server: &ApiServer,
@@ -21,11 +25,7 @@ impl Plugin for DenyServiceExternalIps {
         service: Option<&Value>,
         old: Option<&Value>,
     ) -> Result<(), Status> {
-        let Some(service) =
-            service.filter(|_| a.is("", "services") && matches!(a.operation, Operation::Create | Operation::Update))
-        else {
-            return Ok(());
-        };
+        let Some(service) = service else { return Ok(()) };
         let had = old.map_or(&[][..], addresses);
         if addresses(service).iter().all(|address| had.contains(address)) {
             return Ok(());

@@ -23,6 +23,10 @@ fn newly_blocking<'o>(object: &'o Value, old: Option<&Value>) -> Vec<&'o Value> 
 
 #[async_trait]
 impl Plugin for OwnerReferencesPermission {
+    fn concerns(&self, _server: &ApiServer, a: &Attributes<'_>) -> bool {
+        matches!(a.operation, Operation::Create | Operation::Update)
+    }
+
     async fn validate(
         &self,
         server: &ApiServer,
@@ -30,9 +34,7 @@ impl Plugin for OwnerReferencesPermission {
         object: Option<&Value>,
         old: Option<&Value>,
     ) -> Result<(), Status> {
-        let Some(object) = object.filter(|_| matches!(a.operation, Operation::Create | Operation::Update)) else {
-            return Ok(());
-        };
+        let Some(object) = object else { return Ok(()) };
         // A pod's status cannot change its owners.
         if a.target.plural() == "pods" && a.target.request.subresource == "status"
             || owners(object) == old.map_or(&[][..], owners)

@@ -128,14 +128,9 @@ pub fn same_end(target: &Target<'_>, body: &Value, old: &Value) -> Result<(), St
 pub fn prepare_update(body: &mut Value, old: &Value) -> Result<(), Status> {
     let before = &old["metadata"];
     let metadata = of(body)?;
-    for field in [
-        "creationTimestamp",
-        "deletionTimestamp",
-        "deletionGracePeriodSeconds",
-        "generation",
-        "uid",
-        "selfLink",
-    ] {
+    for field in
+        ["creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds", "generation", "uid", "selfLink"]
+    {
         match before.get(field) {
             // A wrong uid is a failed precondition, told apart from an absent one by `preconditions`.
             Some(value) => metadata.insert(field.into(), value.clone()),

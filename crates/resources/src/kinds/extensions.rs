@@ -608,7 +608,7 @@ mod tests {
         );
         check(
             &[("spec.versions", json!([{"name": "v1", "storage": true}]))],
-            &["spec.versions[0].schema.openAPIV3Schema: Required value"],
+            &["spec.versions[0].schema.openAPIV3Schema: Required value: schemas are required"],
         );
         assert!(
             CustomResourceDefinition

@@ -21,6 +21,12 @@ fn reason(text: &str) -> Vec<String> {
     vec![meta::formats::pattern(what, "[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?", &examples)]
 }
 
+fn at_most(at: &At<'_>, bytes: usize, errors: &mut Errors) {
+    if at.str().len() > bytes {
+        errors.too_long(at, bytes);
+    }
+}
+
 /// A list of them: one of each type, and each complete.
 pub fn conditions(list: &At<'_>, errors: &mut Errors) {
     errors.unique(list.items().map(|condition| condition.child("type")));
@@ -35,9 +41,9 @@ pub fn conditions(list: &At<'_>, errors: &mut Errors) {
         let said = child("reason");
         if errors.need(&said, "must be set") {
             errors.format(&said, reason);
-            errors.too_long(&said, MAX_REASON);
+            at_most(&said, MAX_REASON, errors);
         }
-        errors.too_long(&child("message"), MAX_MESSAGE);
+        at_most(&child("message"), MAX_MESSAGE, errors);
     }
 }
 
