@@ -56,6 +56,8 @@ pub struct Settings {
     pub disabled_plugins: crate::admission::Disabled,
     /// What PodSecurity asks of namespaces that do not say, and of whom it asks nothing.
     pub pod_security: crate::admission::pod_security::Configured,
+    /// How long pods stay on nodes that fail, unless they say so themselves.
+    pub toleration_seconds: crate::admission::default_tolerations::Seconds,
     /// Seconds an event lives.
     pub event_ttl: Option<u64>,
     /// The longest a request may take.

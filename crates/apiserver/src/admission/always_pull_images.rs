@@ -3,7 +3,7 @@
 use async_trait::async_trait;
 use meta::{Status, Value};
 
-use super::{Attributes, Operation, Plugin};
+use super::{Attributes, Operation, Plugin, Write};
 use crate::server::ApiServer;
 
 pub struct AlwaysPullImages;
@@ -32,14 +32,8 @@ impl Plugin for AlwaysPullImages {
             && matches!(a.operation, Operation::Create | Operation::Update)
     }
 
-    async fn mutate(
-        &self,
-        _server: &ApiServer,
-        _a: &Attributes<'_>,
-        pod: &mut Value,
-        old: Option<&Value>,
-    ) -> Result<(), Status> {
-        if !has_new(pod, old) {
+    async fn mutate(&self, write: &Write<'_>, pod: &mut Value) -> Result<(), Status> {
+        if !has_new(pod, write.old) {
             return Ok(());
         }
         for list in LISTS {
@@ -50,13 +44,8 @@ impl Plugin for AlwaysPullImages {
         Ok(())
     }
 
-    async fn validate(
-        &self,
-        _server: &ApiServer,
-        a: &Attributes<'_>,
-        pod: Option<&Value>,
-        old: Option<&Value>,
-    ) -> Result<(), Status> {
+    async fn validate(&self, write: &Write<'_>, pod: Option<&Value>) -> Result<(), Status> {
+        let Write { a, old, .. } = *write;
         let Some(pod) = pod.filter(|pod| has_new(pod, old)) else { return Ok(()) };
         match images(pod).find(|(.., container)| container["imagePullPolicy"] != "Always") {
             None => Ok(()),

@@ -1,4 +1,4 @@
-//! DefaultTolerationSeconds: a pod stays five minutes on a node that is not ready or out of reach.
+//! DefaultTolerationSeconds: a pod stays five minutes, or as long as is configured, on a node that is not ready or out of reach.
 
 use async_trait::async_trait;
 use meta::{Status, Value};
@@ -9,8 +9,17 @@ use crate::server::ApiServer;
 
 pub struct DefaultTolerationSeconds;
 
-/// Upstream's default for both taints.
-const SECONDS: i64 = 300;
+/// How long pods stay: on nodes that are not ready, and on those out of reach.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Seconds(pub [i64; 2]);
+
+impl Default for Seconds {
+    /// Upstream's.
+    fn default() -> Self {
+        Self([300; 2])
+    }
+}
+
 const TAINTS: [&str; 2] = ["node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"];
 
 #[async_trait]
@@ -19,21 +28,21 @@ impl Plugin for DefaultTolerationSeconds {
         a.is("", "pods") && matches!(a.operation, Operation::Create | Operation::Update)
     }
 
-    async fn mutate(&self, _write: &Write<'_>, pod: &mut Value) -> Result<(), Status> {
-        tolerate(pod);
+    async fn mutate(&self, write: &Write<'_>, pod: &mut Value) -> Result<(), Status> {
+        tolerate(pod, write.server.config().settings.toleration_seconds);
         Ok(())
     }
 }
 
-fn tolerate(pod: &mut Value) {
+fn tolerate(pod: &mut Value, Seconds(seconds): Seconds) {
     let Some(spec) = pod["spec"].as_object_mut() else { return };
     let tolerations = spec.get("tolerations").and_then(Value::as_array);
     let covers = |t: &Value, key: &str| {
         let text = |field: &str| t[field].as_str().unwrap_or_default();
         matches!(text("effect"), "" | "NoExecute") && (text("key") == key || text("key").is_empty())
     };
-    let missing: Vec<&str> =
-        TAINTS.into_iter().filter(|key| !tolerations.is_some_and(|list| list.iter().any(|t| covers(t, key)))).collect();
+    let is_covered = |key: &str| tolerations.is_some_and(|list| list.iter().any(|t| covers(t, key)));
+    let missing: Vec<(&str, i64)> = TAINTS.into_iter().zip(seconds).filter(|(key, _)| !is_covered(key)).collect();
     if missing.is_empty() {
         return;
     }
@@ -44,7 +53,7 @@ fn tolerate(pod: &mut Value) {
     if let Some(list) = list.as_array_mut() {
         list.extend(
             missing.iter().map(
-                |key| json!({"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": SECONDS}),
+                |(key, seconds)| json!({"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": seconds}),
             ),
         );
     }
@@ -67,8 +76,12 @@ mod tests {
             (json!([schedule]), json!([schedule, ours(0), ours(1)])),
         ] {
             let mut pod = json!({"spec": {"tolerations": given}});
-            tolerate(&mut pod);
+            tolerate(&mut pod, Seconds::default());
             assert_eq!(pod["spec"]["tolerations"], expect, "{given}");
         }
+        let mut pod = json!({"spec": {}});
+        tolerate(&mut pod, Seconds([30, 0]));
+        let seconds = [0, 1].map(|at| pod["spec"]["tolerations"][at]["tolerationSeconds"].as_i64());
+        assert_eq!(seconds, [Some(30), Some(0)]);
     }
 }

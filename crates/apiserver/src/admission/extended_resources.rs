@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use meta::{Status, Value};
 use serde_json::json;
 
-use super::{Attributes, Operation, Plugin};
+use super::{Attributes, Operation, Plugin, Write};
 use crate::server::ApiServer;
 
 pub struct ExtendedResourceToleration;
@@ -25,13 +25,7 @@ impl Plugin for ExtendedResourceToleration {
         a.is("", "pods") && matches!(a.operation, Operation::Create | Operation::Update)
     }
 
-    async fn mutate(
-        &self,
-        _server: &ApiServer,
-        _a: &Attributes<'_>,
-        pod: &mut Value,
-        _old: Option<&Value>,
-    ) -> Result<(), Status> {
+    async fn mutate(&self, _write: &Write<'_>, pod: &mut Value) -> Result<(), Status> {
         tolerate(pod);
         Ok(())
     }

@@ -3,7 +3,7 @@
 use async_trait::async_trait;
 use meta::{Status, Value};
 
-use super::{Attributes, Operation, Plugin};
+use super::{Attributes, Operation, Plugin, Write};
 use crate::server::ApiServer;
 
 pub struct DenyServiceExternalIps;
@@ -18,13 +18,8 @@ impl Plugin for DenyServiceExternalIps {
         a.is("", "services") && matches!(a.operation, Operation::Create | Operation::Update)
     }
 
-    async fn validate(
-        &self,
-        _server: &ApiServer,
-        a: &Attributes<'_>,
-        service: Option<&Value>,
-        old: Option<&Value>,
-    ) -> Result<(), Status> {
+    async fn validate(&self, write: &Write<'_>, service: Option<&Value>) -> Result<(), Status> {
+        let Write { a, old, .. } = *write;
         let Some(service) = service else { return Ok(()) };
         let had = old.map_or(&[][..], addresses);
         if addresses(service).iter().all(|address| had.contains(address)) {

@@ -9,7 +9,7 @@ mod anti_affinity;
 mod certificates;
 pub mod configuration;
 mod default_class;
-mod default_tolerations;
+pub mod default_tolerations;
 mod extended_resources;
 mod external_ips;
 mod limit_ranger;

@@ -4,7 +4,7 @@
 use async_trait::async_trait;
 use meta::{Status, Value};
 
-use super::{Attributes, Operation, Plugin};
+use super::{Attributes, Operation, Plugin, Write};
 use crate::authz::{self, Decision};
 use crate::server::ApiServer;
 
@@ -27,13 +27,8 @@ impl Plugin for OwnerReferencesPermission {
         matches!(a.operation, Operation::Create | Operation::Update)
     }
 
-    async fn validate(
-        &self,
-        server: &ApiServer,
-        a: &Attributes<'_>,
-        object: Option<&Value>,
-        old: Option<&Value>,
-    ) -> Result<(), Status> {
+    async fn validate(&self, write: &Write<'_>, object: Option<&Value>) -> Result<(), Status> {
+        let Write { server, a, old } = *write;
         let Some(object) = object else { return Ok(()) };
         // A pod's status cannot change its owners.
         if a.target.plural() == "pods" && a.target.request.subresource == "status"

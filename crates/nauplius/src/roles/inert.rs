@@ -5,7 +5,7 @@
 use std::ffi::OsString;
 
 /// A flag, whether it takes a value, and why it makes no difference.
-const INERT: [(&str, bool, &str); 56] = [
+const INERT: [(&str, bool, &str); 54] = [
     ("aggregator-reject-forwarding-redirect", false, "redirects of extension servers are never followed"),
     ("allow-metric-labels", true, "metrics have a bound of their own"),
     ("allow-privileged", false, "PodSecurity decides about privileged containers"),
@@ -15,8 +15,6 @@ const INERT: [(&str, bool, &str); 56] = [
     ("cloud-provider", true, "there are no cloud providers within"),
     ("contention-profiling", false, "there is no Go runtime to profile"),
     ("debug-socket-path", true, "there is no Go runtime to profile"),
-    ("default-not-ready-toleration-seconds", true, "300 seconds"),
-    ("default-unreachable-toleration-seconds", true, "300 seconds"),
     ("delete-collection-workers", true, "collections are deleted in one transaction after another"),
     ("disabled-metrics", true, "all metrics are shown"),
     ("enable-aggregator-routing", false, "extension servers are reached by their endpoints always"),

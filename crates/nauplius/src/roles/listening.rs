@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use apiserver::admission::Disabled;
+use apiserver::admission::default_tolerations::Seconds;
 use apiserver::http::cors::Origins;
 use apiserver::server::Settings;
 
@@ -70,6 +71,12 @@ pub struct ListeningOptions {
     /// An AdmissionConfiguration: what single plugins are told.
     #[arg(long, value_name = "FILE")]
     pub admission_control_config_file: Option<PathBuf>,
+    /// Seconds pods stay on nodes that are not ready, unless they say so themselves [default: 300].
+    #[arg(long, value_name = "SECONDS")]
+    pub default_not_ready_toleration_seconds: Option<i64>,
+    /// Seconds pods stay on nodes that are out of reach, unless they say so themselves [default: 300].
+    #[arg(long, value_name = "SECONDS")]
+    pub default_unreachable_toleration_seconds: Option<i64>,
     /// How long events are kept [default: 1h].
     #[arg(long, value_parser = duration, value_name = "TIME")]
     pub event_ttl: Option<Duration>,
@@ -104,6 +111,12 @@ impl ListeningOptions {
         self.service_node_port_range.unwrap_or(NODE_PORTS)
     }
 
+    fn toleration_seconds(&self) -> Seconds {
+        let said = [self.default_not_ready_toleration_seconds, self.default_unreachable_toleration_seconds];
+        let Seconds(usual) = Seconds::default();
+        Seconds([said[0].unwrap_or(usual[0]), said[1].unwrap_or(usual[1])])
+    }
+
     pub fn settings(&self) -> Result<Settings> {
         let known: Vec<&str> = Disabled::known().collect();
         for (flag, names) in [
@@ -136,6 +149,7 @@ impl ListeningOptions {
                 self.enable_admission_plugins.iter().map(String::as_str),
                 self.disable_admission_plugins.iter().map(String::as_str),
             ),
+            toleration_seconds: self.toleration_seconds(),
             event_ttl: self.event_ttl.map(|time| time.as_secs()),
             request_timeout: self.request_timeout,
             cors: Origins::new(&self.cors_allowed_origins).map_err(|e| anyhow!(e))?,
