@@ -18,8 +18,7 @@ use netlink_packet_core::{
 use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope};
 use netlink_packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
 use netlink_packet_route::route::{
-    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteMetric, RouteProtocol, RouteScope,
-    RouteType,
+    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::protocols::NETLINK_ROUTE;
@@ -34,10 +33,10 @@ pub const ROUTE_PROTOCOL: u8 = 78;
 /// The metric the kernel gives an IPv6 route that names none; IPv4 has 0 for that.
 const IPV6_METRIC: u32 = 1024;
 
-/// The bit that locks a route's MTU.
-const MTU_LOCK: u32 = 1 << 2;
+/// The table that the tunnel's own packets are routed by, before the main one.
+pub const TUNNEL_TABLE: u8 = 78;
 
-/// One route of the main table.
+/// One route.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Route {
     pub destination: IpNet,
@@ -47,14 +46,14 @@ pub struct Route {
     pub metric: u32,
     /// The link the next hop is on, where no address of it says so.
     pub link: Option<u32>,
-    /// How large packets may be, whatever anybody says of the way; none: as large as the link's, and as is learnt.
-    pub locked_mtu: Option<u32>,
+    /// The main table, or [`TUNNEL_TABLE`].
+    pub table: u8,
 }
 
 impl Route {
     /// The usual one to a destination.
     pub fn to(destination: IpNet, gateway: Option<IpAddr>) -> Route {
-        Route { destination, gateway, metric: 0, link: None, locked_mtu: None }
+        Route { destination, gateway, metric: 0, link: None, table: RouteHeader::RT_TABLE_MAIN }
     }
 }
 
@@ -179,7 +178,7 @@ impl Netlink {
         }
     }
 
-    /// The routes of the main table that carry our mark, of both families.
+    /// The routes of both tables that carry our mark, of both families.
     pub fn routes(&mut self) -> io::Result<Vec<Route>> {
         let mut out = Vec::new();
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
@@ -256,7 +255,7 @@ fn route_message(route: &Route) -> RouteMessage {
     let mut message = RouteMessage::default();
     message.header.address_family = family(route.destination.addr());
     message.header.destination_prefix_length = route.destination.prefix_len();
-    message.header.table = RouteHeader::RT_TABLE_MAIN;
+    message.header.table = route.table;
     message.header.protocol = RouteProtocol::Other(ROUTE_PROTOCOL);
     message.header.scope = RouteScope::Universe;
     message.header.kind = if route.gateway.is_some() { RouteType::Unicast } else { RouteType::Unreachable };
@@ -270,51 +269,55 @@ fn route_message(route: &Route) -> RouteMessage {
         message.header.flags = RouteFlags::Onlink;
         message.attributes.push(RouteAttribute::Oif(link));
     }
-    if let Some(mtu) = route.locked_mtu {
-        message.attributes.push(RouteAttribute::Metrics(vec![RouteMetric::Lock(MTU_LOCK), RouteMetric::Mtu(mtu)]));
-    }
     message
 }
 
-/// Reads a route back, if it is one [`route_message`] could have written into the main table.
+/// Reads a route back, if it is one [`route_message`] could have written.
 fn ours(message: &RouteMessage) -> Option<Route> {
     let header = &message.header;
-    if header.table != RouteHeader::RT_TABLE_MAIN || header.protocol != RouteProtocol::Other(ROUTE_PROTOCOL) {
+    let is_known = matches!(header.table, RouteHeader::RT_TABLE_MAIN | TUNNEL_TABLE);
+    if !is_known || header.protocol != RouteProtocol::Other(ROUTE_PROTOCOL) {
         return None;
     }
-    let read = |address: &RouteAddress| match address {
-        RouteAddress::Inet(v4) => Some(IpAddr::V4(*v4)),
-        RouteAddress::Inet6(v6) => Some(IpAddr::V6(*v6)),
-        _ => None,
-    };
     let v6 = header.address_family == AddressFamily::Inet6;
     let mut destination: IpAddr =
         if v6 { std::net::Ipv6Addr::UNSPECIFIED.into() } else { std::net::Ipv4Addr::UNSPECIFIED.into() };
     let mut gateway = None;
-    let (mut metric, mut link, mut mtu, mut locks) = (0, None, None, 0);
+    let (mut metric, mut link) = (0, None);
     let on_link = header.flags.contains(RouteFlags::Onlink);
     for attribute in &message.attributes {
         match attribute {
-            RouteAttribute::Destination(address) => destination = read(address)?,
-            RouteAttribute::Gateway(address) => gateway = read(address),
+            RouteAttribute::Destination(address) => destination = address_of(address)?,
+            RouteAttribute::Gateway(address) => gateway = address_of(address),
             RouteAttribute::Priority(priority) if v6 && *priority == IPV6_METRIC => {}
             RouteAttribute::Priority(priority) => metric = *priority,
             RouteAttribute::Oif(index) if on_link => link = Some(*index),
-            RouteAttribute::Metrics(metrics) => {
-                for metric in metrics {
-                    match metric {
-                        RouteMetric::Lock(bits) => locks = *bits,
-                        RouteMetric::Mtu(bytes) => mtu = Some(*bytes),
-                        _ => {}
-                    }
-                }
-            }
             _ => {}
         }
     }
     let destination = IpNet::new(destination, header.destination_prefix_length).ok()?;
-    let locked_mtu = mtu.filter(|_| locks & MTU_LOCK != 0);
-    Some(Route { destination, gateway, metric, link, locked_mtu })
+    Some(Route { destination, gateway, metric, link, table: header.table })
+}
+
+/// The link a route leads to, and the next hop if there is one.
+fn next_hop(message: &RouteMessage) -> Option<(u32, Option<IpAddr>)> {
+    let link = message.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Oif(link) => Some(*link),
+        _ => None,
+    })?;
+    let gateway = message.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Gateway(address) => address_of(address),
+        _ => None,
+    });
+    Some((link, gateway))
+}
+
+fn address_of(address: &RouteAddress) -> Option<IpAddr> {
+    match address {
+        RouteAddress::Inet(v4) => Some(IpAddr::V4(*v4)),
+        RouteAddress::Inet6(v6) => Some(IpAddr::V6(*v6)),
+        _ => None,
+    }
 }
 
 fn is(error: &io::Error, errno: Errno) -> bool {

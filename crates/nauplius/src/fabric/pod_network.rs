@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::netlink::Netlink;
 use super::routes;
-use super::vxlan::{self, LINK, Tunnel};
+use super::vxlan::{self, Tunnel};
 
 /// What a link holds when nobody can say: Ethernet's.
 const USUAL_MTU: u32 = 1500;
@@ -92,7 +92,7 @@ pub(super) fn update(
         nodes.iter().map(|node| &**node).partition(|node| node.metadata.name.as_deref() == Some(own_node));
     let wanted = match options.pod_network {
         PodNetwork::Routes => {
-            netlink.delete_link(LINK)?;
+            vxlan::remove(netlink)?;
             others.iter().flat_map(|node| routes::routes_to(node)).collect()
         }
         PodNetwork::Vxlan => match own.first().and_then(|own| Tunnel::plan(own, others.iter().copied())) {

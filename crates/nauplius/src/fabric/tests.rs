@@ -250,6 +250,12 @@ fn a_tunnel_carries_pods_packets() {
         }
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    // The far ends that the tunnel's own packets on the first node have routes to.
+    let own_routes = || -> Vec<String> {
+        let routes = within(&layout.node_namespace(1), || Netlink::here()?.routes()).unwrap();
+        let own = routes.iter().filter(|route| route.table == netlink::TUNNEL_TABLE);
+        own.map(|route| format!("{} {}", route.destination, route.gateway.unwrap())).collect()
+    };
     let reach = |from: u32, to: u32| -> io::Result<Vec<IpAddr>> {
         pod(to)
             .into_iter()
@@ -283,6 +289,7 @@ fn a_tunnel_carries_pods_packets() {
     for (from, to) in [(1, 3), (3, 1), (2, 3), (3, 2)] {
         reach(from, to).unwrap();
     }
+    assert_eq!(own_routes(), ["198.18.0.12/32 198.18.0.12", "198.18.0.13/32 198.18.0.13"]);
     // Its address changes.
     let moved: IpAddr = "198.18.0.77".parse().unwrap();
     {
@@ -309,6 +316,7 @@ fn a_tunnel_carries_pods_packets() {
     // By routes again: no link, no tunnel.
     update(&PodNetworkOptions::default(), &nodes);
     assert_eq!(within(&layout.node_namespace(1), || Netlink::here()?.link(vxlan::LINK)).unwrap(), None);
+    assert!(own_routes().is_empty());
     reach(2, 1).unwrap();
 }
 

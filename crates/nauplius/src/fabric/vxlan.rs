@@ -7,10 +7,10 @@
 //! The link has the first address of each of the node's pod ranges, which no pod gets: it is where the node's own packets
 //! to other nodes' pods come from, so that the answers come back through the tunnel.
 //!
-//! What a node learns of the way to another one is that node's affair, not the tunnel's: a client here whose packet was too
-//! large for a pod behind a node port there is told so in that node's name. Over IPv4 the routes into the tunnel therefore
-//! keep their MTU, and the tunnel's own packets go in pieces while the kernel believes otherwise. IPv6 has no such pieces
-//! for forwarded packets: there pods' packets become smaller for as long.
+//! How large packets to another node may be is learnt of others' packets too: a client here whose packet was too large for a
+//! pod behind a node port there is told so in that node's name. The tunnel has nothing to do with that, so its own packets
+//! have a table of routes of their own, where nothing is learnt; what is too large for the way goes in pieces. IPv6 has no
+//! such pieces: between nodes of IPv6 pods' packets follow what is learnt, and become smaller for as long.
 //!
 //! [`Tunnel::plan`] is pure; [`Tunnel::reconcile`] makes the kernel's tables equal to it.
 
@@ -79,7 +79,7 @@ impl Tunnel {
         Some(tunnel)
     }
 
-    /// Makes link and tables so; returns the routes that lead into it.
+    /// Makes link and tables so; returns the routes that lead into it, and those of its own packets.
     pub fn reconcile(&self, netlink: &mut Netlink, number: u32, mtu: Option<u32>) -> io::Result<BTreeSet<Route>> {
         let mtu = match mtu {
             Some(mtu) => mtu,
@@ -124,14 +124,26 @@ impl Tunnel {
         }
         first?;
         let into = |(destination, gateway): &(IpNet, IpAddr)| Route {
-            destination: *destination,
-            gateway: Some(*gateway),
-            metric: 0,
             link: Some(link),
-            locked_mtu: self.local.is_ipv4().then_some(mtu),
+            ..Route::to(*destination, Some(*gateway))
         };
-        Ok(self.routes.iter().map(into).collect())
+        let mut routes: BTreeSet<Route> = self.routes.iter().map(into).collect();
+        if self.local.is_ipv4() {
+            for neighbour in &self.neighbours {
+                if let Neighbour::Behind(_, far) = neighbour {
+                    routes.extend(netlink.tunnel_route(*far)?);
+                }
+            }
+            netlink.add_tunnel_rule(PORT)?;
+        }
+        Ok(routes)
     }
+}
+
+/// Takes the tunnel away; that there is none is no error. Its routes go with the others.
+pub fn remove(netlink: &mut Netlink) -> io::Result<()> {
+    netlink.delete_link(LINK)?;
+    netlink.delete_tunnel_rule(PORT)
 }
 
 /// The kernel gives every link one of these.

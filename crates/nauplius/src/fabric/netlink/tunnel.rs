@@ -1,5 +1,5 @@
 //! What a tunnel needs beyond plain links and routes: VXLAN links, neighbours that nobody is asked for, whose address is
-//! where, and how large a link's packets may be.
+//! where, how large a link's packets may be, and a table of routes of its own.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -12,11 +12,15 @@ use netlink_packet_route::link::{InfoData, InfoKind, InfoVxlan, LinkAttribute, L
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
-use netlink_packet_route::route::{RouteAttribute, RouteHeader, RouteMessage};
-use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use netlink_packet_route::route::{RouteAttribute, RouteHeader, RouteMessage, RouteProtocol};
+use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage, RulePortRange};
+use netlink_packet_route::{AddressFamily, IpProtocol, RouteNetlinkMessage};
 use nix::errno::Errno;
 
-use super::{Netlink, family, is, new_link};
+use super::{Netlink, ROUTE_PROTOCOL, Route, TUNNEL_TABLE, existing, family, is, new_link, route_address};
+
+/// Where the rule for the tunnel's own packets stands: before the main table's, 32766.
+const RULE_PRIORITY: u32 = 7846;
 
 /// A link's hardware address.
 pub type Hardware = [u8; 6];
@@ -170,6 +174,43 @@ impl Netlink {
         Ok(replies.into_iter().filter_map(read).collect())
     }
 
+    /// The route to an address here, as a route of the tunnel's table; `None` when there is no way.
+    pub fn tunnel_route(&mut self, to: IpAddr) -> io::Result<Option<Route>> {
+        let mut message = RouteMessage::default();
+        message.header.address_family = family(to);
+        message.header.destination_prefix_length = if to.is_ipv4() { 32 } else { 128 };
+        message.attributes.push(RouteAttribute::Destination(route_address(to)));
+        let found = match self.request(RouteNetlinkMessage::GetRoute(message), NLM_F_ACK) {
+            Err(error) if is(&error, Errno::ENETUNREACH) || is(&error, Errno::EHOSTUNREACH) => return Ok(None),
+            other => other?.into_iter().find_map(|reply| match reply {
+                RouteNetlinkMessage::NewRoute(route) => super::next_hop(&route),
+                _ => None,
+            }),
+        };
+        let route = |(link, gateway): (u32, Option<IpAddr>)| Route {
+            // On the link itself the next hop is whom it is for.
+            gateway: gateway.or(Some(to)),
+            link: Some(link),
+            table: TUNNEL_TABLE,
+            ..Route::to(to.into(), None)
+        };
+        Ok(found.map(route))
+    }
+
+    /// Has packets to a UDP port routed by the tunnel's table, before the main one.
+    pub fn add_tunnel_rule(&mut self, port: u16) -> io::Result<()> {
+        let flags = NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL;
+        existing(self.request(RouteNetlinkMessage::NewRule(tunnel_rule(port)), flags))
+    }
+
+    /// Takes that back; what is not there is no error.
+    pub fn delete_tunnel_rule(&mut self, port: u16) -> io::Result<()> {
+        match self.request(RouteNetlinkMessage::DelRule(tunnel_rule(port)), NLM_F_ACK) {
+            Err(error) if is(&error, Errno::ENOENT) => Ok(()),
+            other => other.map(drop),
+        }
+    }
+
     /// The lasting entries of a link's tables.
     pub fn neighbours(&mut self, link: u32) -> io::Result<BTreeSet<Neighbour>> {
         let mut out = BTreeSet::new();
@@ -198,6 +239,20 @@ impl Netlink {
             other => other.map(drop),
         }
     }
+}
+
+fn tunnel_rule(port: u16) -> RuleMessage {
+    let mut message = RuleMessage::default();
+    message.header.family = AddressFamily::Inet;
+    message.header.table = TUNNEL_TABLE;
+    message.header.action = RuleAction::ToTable;
+    message.attributes = vec![
+        RuleAttribute::Priority(RULE_PRIORITY),
+        RuleAttribute::Protocol(RouteProtocol::Other(ROUTE_PROTOCOL)),
+        RuleAttribute::IpProtocol(IpProtocol::Udp),
+        RuleAttribute::DestinationPortRange(RulePortRange { start: port, end: port }),
+    ];
+    message
 }
 
 fn written(link: u32, neighbour: &Neighbour) -> NeighbourMessage {
