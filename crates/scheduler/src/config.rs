@@ -52,8 +52,13 @@ pub struct Configuration {
 impl Configuration {
     /// What holds without a file.
     pub fn usual(gates: Gates) -> Result<Self, Wrong> {
-        read(&json!({"apiVersion": GROUP_VERSION, "kind": "KubeSchedulerConfiguration"}), gates)
+        read(&nothing_said(), gates)
     }
+}
+
+/// A file that says nothing.
+pub fn nothing_said() -> Value {
+    json!({"apiVersion": GROUP_VERSION, "kind": "KubeSchedulerConfiguration"})
 }
 
 /// How leadership is held, where there are several schedulers.
@@ -379,6 +384,48 @@ fn document(file: &File, arguments: &[Vec<(String, Arguments)>]) -> Value {
         profile["PluginConfig"] = arguments.iter().map(|(name, args)| json!({"Name": name, "Args": args})).collect();
     }
     as_go_has_it(&mut out);
+    out
+}
+
+/// A shown document in the form that files have.
+pub fn written(document: &Value) -> Value {
+    /// Names that are no other's with a small first letter.
+    const NAMES: [(&str, &str); 7] = [
+        ("URLPrefix", "urlPrefix"),
+        ("EnableHTTPS", "enableHTTPS"),
+        ("TLSConfig", "tlsConfig"),
+        ("HTTPTimeout", "httpTimeout"),
+        ("CAFile", "caFile"),
+        ("CAData", "caData"),
+        ("QPS", "qps"),
+    ];
+    fn name(field: &str) -> String {
+        if let Some((_, name)) = NAMES.iter().find(|(known, _)| *known == field) {
+            return (*name).into();
+        }
+        let mut letters = field.chars();
+        letters.next().map(|first| first.to_ascii_lowercase().to_string() + letters.as_str()).unwrap_or_default()
+    }
+    fn of(value: &Value) -> Value {
+        match value {
+            Value::Object(map) => {
+                map.iter().filter(|(_, v)| !v.is_null()).map(|(field, value)| (name(field), of(value))).collect()
+            }
+            Value::Array(list) => list.iter().map(of).collect(),
+            other => other.clone(),
+        }
+    }
+    let mut out = of(document);
+    out["kind"] = "KubeSchedulerConfiguration".into();
+    for profile in out["profiles"].as_array_mut().into_iter().flatten() {
+        // The default set is merged in already.
+        profile["plugins"]["multiPoint"]["disabled"] = json!([{"name": "*"}]);
+        for config in profile["pluginConfig"].as_array_mut().into_iter().flatten() {
+            let kind = format!("{}Args", config["name"].as_str().unwrap_or_default());
+            config["args"]["apiVersion"] = GROUP_VERSION.into();
+            config["args"]["kind"] = kind.into();
+        }
+    }
     out
 }
 

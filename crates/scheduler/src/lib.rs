@@ -62,6 +62,8 @@ pub struct Options {
     pub pod_initial_backoff: Duration,
     /// The longest such delay.
     pub pod_max_backoff: Duration,
+    /// How long a pod lies unschedulable at most before it is tried again whatever happened.
+    pub unschedulable_for: Duration,
     /// Calls to the API at once, each some kilobytes: enough to keep a server busy, few enough not to be a flood.
     pub calls_in_flight: usize,
     pub extenders: Vec<extender::Settings>,
@@ -91,6 +93,7 @@ impl Default for Options {
             profiles: vec![profile::ProfileRef::default()],
             pod_initial_backoff: Duration::from_secs(1),
             pod_max_backoff: Duration::from_secs(10),
+            unschedulable_for: queue::UNSCHEDULABLE_FOR,
             calls_in_flight: 128,
             extenders: Vec::new(),
             groups: false,

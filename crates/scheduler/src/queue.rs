@@ -17,8 +17,8 @@ use crate::pod::Pod;
 use crate::profile::ProfileRef;
 use crate::verdict::{Plugin, Plugins};
 
-/// How long a pod may lie unschedulable before it is tried again whatever happened.
-const UNSCHEDULABLE_FOR: Duration = Duration::from_secs(300);
+/// How long a pod may lie unschedulable before it is tried again whatever happened, unless the queue is told otherwise.
+pub const UNSCHEDULABLE_FOR: Duration = Duration::from_secs(300);
 
 /// What wakes a pod for which room was to be made: one that was in the way is gone, or that came to nothing.
 const PREEMPTION: &str = "AssignedPodDelete";
@@ -106,6 +106,7 @@ pub struct PodQueue {
     sequence: u64,
     first: Duration,
     most: Duration,
+    unschedulable_for: Duration,
 }
 
 impl PodQueue {
@@ -122,7 +123,13 @@ impl PodQueue {
             sequence: 0,
             first,
             most,
+            unschedulable_for: UNSCHEDULABLE_FOR,
         }
+    }
+
+    /// The same, with pods lying unschedulable for another time at most.
+    pub fn remembering(self, unschedulable_for: Duration) -> Self {
+        Self { unschedulable_for, ..self }
     }
 
     pub fn get(&self, key: &str) -> Option<&Waiting> {
@@ -431,7 +438,7 @@ impl PodQueue {
         while let Some((_, _, key)) = self.backing_off.first().filter(|b| b.0 <= now).cloned() {
             self.enter(&key, Place::Active, Cause::BackoffComplete);
         }
-        let due = self.unschedulable.iter().take_while(|u| u.0 + UNSCHEDULABLE_FOR <= now);
+        let due = self.unschedulable.iter().take_while(|u| u.0 + self.unschedulable_for <= now);
         let due: Vec<_> = due.map(|u| u.2.clone()).collect();
         for key in due {
             if self.pods.get(&key).is_some_and(|w| w.removals > 0) {
@@ -450,7 +457,7 @@ impl PodQueue {
     /// When time alone will make something ready; `None` when it will not.
     pub fn next(&self) -> Option<Instant> {
         let delayed = self.backing_off.first().map(|b| b.0);
-        let forgotten = self.unschedulable.first().map(|u| u.0 + UNSCHEDULABLE_FOR);
+        let forgotten = self.unschedulable.first().map(|u| u.0 + self.unschedulable_for);
         [delayed, forgotten].into_iter().flatten().min()
     }
 }

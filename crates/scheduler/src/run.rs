@@ -126,7 +126,8 @@ async fn running(
         return Ok(());
     }
     options.synced.store(true, Ordering::Release);
-    let queue = PodQueue::new(options.pod_initial_backoff, options.pod_max_backoff);
+    let queue =
+        PodQueue::new(options.pod_initial_backoff, options.pod_max_backoff).remembering(options.unschedulable_for);
     let mut scheduler = Scheduler {
         world: World::new(queue, options.profiles.clone()),
         recorders: options

@@ -3,10 +3,12 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use client::{Client, Informers, LeaderElection};
 use scheduler::config::{self, Configuration};
+use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
 use super::{FeatureGates, SCHEDULER, connect, status};
@@ -20,7 +22,7 @@ const MAX_FILE: u64 = 1 << 20;
 #[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub struct SchedulerOptions {
     /// Credentials and address of the API server [default: clientConnection.kubeconfig of the configuration file].
-    #[arg(long, required_unless_present = "config")]
+    #[arg(long, required_unless_present_any = ["config", "write_config_to"])]
     pub kubeconfig: Option<PathBuf>,
     /// A KubeSchedulerConfiguration (kubescheduler.config.k8s.io/v1), YAML or JSON.
     #[arg(long)]
@@ -29,11 +31,60 @@ pub struct SchedulerOptions {
     #[arg(long, num_args = 0..=1, default_missing_value = "true")]
     pub leader_elect: Option<bool>,
     #[command(flatten)]
+    pub lease: LeaseFlags,
+    /// The API server's address, whatever the kubeconfig says.
+    #[arg(long)]
+    pub master: Option<String>,
+    /// Write the configuration with its defaults to this file, and end.
+    #[arg(long)]
+    pub write_config_to: Option<PathBuf>,
+    /// How long a pod lies unschedulable before it is tried again whatever happened.
+    #[arg(long, value_parser = super::duration, default_value = "5m0s")]
+    pub pod_max_in_unschedulable_pods_duration: Duration,
+    #[command(flatten)]
     pub port: status::Port,
     #[command(flatten)]
     pub gates: FeatureGates,
+    #[arg(long, hide = true)]
+    kube_api_content_type: Option<String>,
     #[command(subcommand)]
     pub action: Option<Action>,
+}
+
+/// The lease of the one that works: what is said here goes before the configuration file, and is checked as its fields are.
+#[derive(clap::Args, Clone, Default)]
+pub struct LeaseFlags {
+    /// How long the lease holds without being renewed [default: 15s].
+    #[arg(long)]
+    leader_elect_lease_duration: Option<String>,
+    #[arg(long)]
+    leader_elect_renew_deadline: Option<String>,
+    #[arg(long)]
+    leader_elect_retry_period: Option<String>,
+    #[arg(long)]
+    leader_elect_resource_lock: Option<String>,
+    #[arg(long)]
+    leader_elect_resource_name: Option<String>,
+    #[arg(long)]
+    leader_elect_resource_namespace: Option<String>,
+}
+
+impl LeaseFlags {
+    fn put_into(&self, file: &mut Value) {
+        for (field, said) in [
+            ("leaseDuration", &self.leader_elect_lease_duration),
+            ("renewDeadline", &self.leader_elect_renew_deadline),
+            ("retryPeriod", &self.leader_elect_retry_period),
+            ("resourceLock", &self.leader_elect_resource_lock),
+            ("resourceName", &self.leader_elect_resource_name),
+            ("resourceNamespace", &self.leader_elect_resource_namespace),
+        ] {
+            // Of another form it is refused when it is read.
+            if let (Some(said), true) = (said, file["leaderElection"].is_object() || file["leaderElection"].is_null()) {
+                file["leaderElection"][field] = said.as_str().into();
+            }
+        }
+    }
 }
 
 #[derive(clap::Subcommand, Clone)]
@@ -52,20 +103,27 @@ pub enum Action {
     },
 }
 
-/// Reads a configuration file; without one, the defaults.
-fn configuration(file: Option<&Path>, gates: &FeatureGates) -> Result<Configuration> {
+/// Reads a configuration file, under what flags say; without one, the defaults.
+fn configuration(file: Option<&Path>, lease: &LeaseFlags, gates: &FeatureGates) -> Result<Configuration> {
     let gates = config::Gates {
         groups: gates.groups()?,
         topology: gates.topology()?,
         capacity_scoring: gates.scores_capacity()?,
     };
-    let Some(file) = file else { return Ok(Configuration::usual(gates)?) };
+    let Some(file) = file else {
+        let mut raw = config::nothing_said();
+        lease.put_into(&mut raw);
+        return Ok(config::read(&raw, gates)?);
+    };
     let name = || format!("scheduler configuration {}", file.display());
     if std::fs::metadata(file).with_context(name)?.len() > MAX_FILE {
         bail!("{} is larger than {MAX_FILE} bytes", name());
     }
     let text = std::fs::read(file).with_context(name)?;
-    let (raw, issues) = meta::yaml::read(&text).map_err(anyhow::Error::msg).with_context(name)?;
+    let (mut raw, issues) = meta::yaml::read(&text).map_err(anyhow::Error::msg).with_context(name)?;
+    if raw.is_object() {
+        lease.put_into(&mut raw);
+    }
     let configuration = config::read(&raw, gates).with_context(name)?;
     match issues.strict_error() {
         None => Ok(configuration),
@@ -77,21 +135,30 @@ fn configuration(file: Option<&Path>, gates: &FeatureGates) -> Result<Configurat
 pub async fn scheduler(options: SchedulerOptions, cancel: CancellationToken) -> Result<()> {
     if let Some(Action::Explain { pod, namespace, kubeconfig, config }) = &options.action {
         let client = connect(kubeconfig, SCHEDULER).await?;
-        let told =
-            scheduler::explain::explain(&client, &configuration(config.as_deref(), &options.gates)?, namespace, pod)
-                .await?;
+        let told = scheduler::explain::explain(
+            &client,
+            &configuration(config.as_deref(), &options.lease, &options.gates)?,
+            namespace,
+            pod,
+        )
+        .await?;
         print!("{told}");
         return Ok(());
     }
-    let configuration = configuration(options.config.as_deref(), &options.gates)?;
+    let configuration = configuration(options.config.as_deref(), &options.lease, &options.gates)?;
+    if let Some(file) = &options.write_config_to {
+        let text = serde_json::to_vec_pretty(&config::written(&configuration.document))?;
+        return std::fs::write(file, text).with_context(|| format!("cannot write {}", file.display()));
+    }
     let kubeconfig = options.kubeconfig.clone().or_else(|| configuration.kubeconfig.clone().map(Into::into));
     let Some(kubeconfig) = kubeconfig else {
         bail!("no kubeconfig: give --kubeconfig, or clientConnection.kubeconfig in the configuration file");
     };
-    let client = connect(&kubeconfig, SCHEDULER).await?;
+    let client = super::connect_to(&kubeconfig, options.master.as_deref(), SCHEDULER).await?;
     let elect = options.leader_elect.unwrap_or(configuration.leader_election.elect);
     let informers = Informers::new(client.clone());
-    let settings = settings(&configuration, &options.gates)?;
+    let unschedulable_for = options.pod_max_in_unschedulable_pods_duration;
+    let settings = scheduler::Options { unschedulable_for, ..settings(&configuration, &options.gates)? };
     let about = status::About {
         component: SCHEDULER,
         configuration: ("componentconfig", configuration.document.clone()),
@@ -145,7 +212,7 @@ fn resources(
 
 /// The role beside others, by the defaults.
 pub async fn run_scheduler(client: Client, elect: bool, gates: FeatureGates, cancel: CancellationToken) -> Result<()> {
-    let configuration = configuration(None, &gates)?;
+    let configuration = configuration(None, &LeaseFlags::default(), &gates)?;
     let (informers, settings) = (Informers::new(client.clone()), settings(&configuration, &gates)?);
     run_configured(client, elect, &configuration, informers, settings, cancel).await
 }

@@ -338,6 +338,30 @@ fn what_is_in_effect_is_shown() {
 }
 
 #[test]
+fn what_is_written_reads_the_same() {
+    for rest in [
+        json!({}),
+        json!({
+            "profiles": [{"schedulerName": "a", "percentageOfNodesToScore": 7, "plugins": {"score": {"disabled": [{"name": "*"}], "enabled": [{"name": "ImageLocality", "weight": 3}]}},
+                "pluginConfig": [{"name": "NodeResourcesFit", "args": {"scoringStrategy": {"type": "MostAllocated", "resources": [{"name": "cpu", "weight": 2}]}}}]}],
+            "extenders": [{"urlPrefix": "https://x", "enableHTTPS": true, "filterVerb": "f", "tlsConfig": {"caFile": "/ca"}, "httpTimeout": "1s"}],
+            "leaderElection": {"leaseDuration": "20s"}, "clientConnection": {"qps": 7.0},
+        }),
+    ] {
+        let first = file(rest).unwrap();
+        let text = written(&first.document);
+        let second = read(&text, Gates { groups: true, topology: true, ..Gates::default() }).unwrap();
+        assert_eq!(written(&second.document), text);
+        let profile = |c: &Configuration| {
+            let p = &c.profiles[0];
+            (p.scheduler_name.clone(), p.filters, p.weights, p.fit.clone(), p.preempts)
+        };
+        assert_eq!(profile(&first), profile(&second));
+        assert_eq!((&first.extenders, &first.leader_election), (&second.extenders, &second.leader_election));
+    }
+}
+
+#[test]
 fn what_is_wrong_is_said() {
     let bad = |rest: Value| file(rest).unwrap_err().to_string();
     let profile = |profile: Value| bad(json!({"profiles": [profile]}));
