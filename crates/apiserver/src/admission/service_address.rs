@@ -151,6 +151,17 @@ fn keep_addresses(spec: &mut serde_json::Map<String, Value>, old: Option<&Value>
         spec.insert("clusterIPs".into(), json!([one]));
     }
     let Some(before) = before else { return };
+    let has_health_port = |kind: Option<&Value>, policy: Option<&Value>| {
+        kind.and_then(Value::as_str) == Some("LoadBalancer") && policy.and_then(Value::as_str) == Some("Local")
+    };
+    let unsaid = spec.get("healthCheckNodePort").and_then(Value::as_u64).unwrap_or(0) == 0;
+    if let Some(kept) = before.get("healthCheckNodePort")
+        && unsaid
+        && has_health_port(spec.get("type"), spec.get("externalTrafficPolicy"))
+        && has_health_port(before.get("type"), before.get("externalTrafficPolicy"))
+    {
+        spec.insert("healthCheckNodePort".into(), kept.clone());
+    }
     let wants_ports = matches!(kind.as_str(), "NodePort" | "LoadBalancer");
     let had_ports = has_node_ports(before);
     for port in spec.get_mut("ports").and_then(Value::as_array_mut).into_iter().flatten() {

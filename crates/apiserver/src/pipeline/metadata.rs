@@ -114,6 +114,25 @@ fn drop_empty(metadata: &mut Map<String, Value>) {
     }
 }
 
+/// An owner named twice in the same words is one owner, and the client is told.
+pub fn one_of_each_owner(target: &Target<'_>, body: &mut Value) {
+    let Some(owners) = body["metadata"].get_mut("ownerReferences").and_then(Value::as_array_mut) else { return };
+    let (mut kept, mut twice): (Vec<Value>, Vec<String>) = (Vec::with_capacity(owners.len()), Vec::new());
+    for owner in owners.drain(..) {
+        match kept.contains(&owner) {
+            true => twice.push(owner["uid"].as_str().unwrap_or_default().into()),
+            false => kept.push(owner),
+        }
+    }
+    *owners = kept;
+    if !twice.is_empty() {
+        target.caller.warn(format!(
+            ".metadata.ownerReferences contains duplicate entries; API server dedups owner references in 1.20+, and may reject such requests as early as 1.24; please fix your requests; duplicate UID(s) observed: {}",
+            twice.join(", ")
+        ));
+    }
+}
+
 /// When an object goes is said by its deletion alone.
 pub fn same_end(target: &Target<'_>, body: &Value, old: &Value) -> Result<(), Status> {
     let (said, stored) = (text(body, "deletionTimestamp"), text(old, "deletionTimestamp"));

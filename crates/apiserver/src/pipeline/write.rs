@@ -113,6 +113,7 @@ impl ApiServer {
             return Err(Status::bad_request("an empty namespace may not be set during creation"));
         }
         metadata::agree_with_url(&target, &mut body)?;
+        metadata::one_of_each_owner(&target, &mut body);
         let generated = metadata::text(&body, "name").is_empty() && !metadata::text(&body, "generateName").is_empty();
         let mut refused = Status::internal("no attempt was made");
         for left in (0..NAME_TRIES).rev() {
@@ -392,6 +393,7 @@ impl ApiServer {
             (Change::Request | Change::Document(_), Some(document)) => {
                 body = document.changed(target, old, &now).await?;
                 metadata::agree_with_url(target, &mut body)?;
+                metadata::one_of_each_owner(target, &mut body);
                 // A patch carries the version it was laid over; were that a demand, no patch could be tried again.
                 let named = metadata::preconditions(target, &body, old)?;
                 named_version = named && target.request.verb == Verb::Update;

@@ -202,6 +202,10 @@ fn check_policy(spec: &At<'_>, errors: &mut Errors) {
 }
 
 impl Strategy for ValidatingPolicy {
+    fn allow_unconditional_update(&self) -> bool {
+        false
+    }
+
     fn default(&self, object: &mut Value) {
         object.or_put("spec.failurePolicy", "Fail");
         default_matches(object, "spec.matchConstraints");
@@ -248,6 +252,10 @@ impl Strategy for ValidatingPolicy {
 }
 
 impl Strategy for MutatingPolicy {
+    fn allow_unconditional_update(&self) -> bool {
+        false
+    }
+
     fn default(&self, object: &mut Value) {
         object.or_put("spec.failurePolicy", "Fail");
         default_matches(object, "spec.matchConstraints");
@@ -277,6 +285,10 @@ impl Strategy for MutatingPolicy {
 }
 
 impl Strategy for PolicyBinding {
+    fn allow_unconditional_update(&self) -> bool {
+        false
+    }
+
     fn default(&self, object: &mut Value) {
         default_matches(object, "spec.matchResources");
         if let Some(param) = object.at_mut("spec.paramRef") {

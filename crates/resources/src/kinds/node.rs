@@ -129,6 +129,10 @@ impl Strategy for Node {
 }
 
 impl Strategy for RuntimeClass {
+    fn allow_unconditional_update(&self) -> bool {
+        false
+    }
+
     fn validate_create(&self, _cx: &Context<'_>, object: &Value) -> Vec<FieldError> {
         let (at, mut errors) = (At::root(object), Errors::default());
         errors.format(&at.child("handler"), formats::dns_label);
