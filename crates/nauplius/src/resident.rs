@@ -20,27 +20,24 @@ use nix::sys::resource::{UsageWho, getrusage};
 const SETTLED: Duration = Duration::from_secs(20);
 /// Processor time within that, from which on a process is busy: 2%.
 const BUSY: Duration = Duration::from_millis(400);
-/// Pages of files, above what is in use at rest, that are worth giving back: 8 MiB.
-const WORTH_PAGES: usize = 2048;
 
 /// Makes the allocator give back the empty pages of all its arenas.
 const PURGE: &CStr = c"arena.4096.purge";
 
-/// Gives back what the first seconds needed of the program, its libraries and the heap, and each busy time after them.
+/// Gives back what the first seconds needed of the program, its libraries and the heap, and what each busy time did after them.
 pub async fn give_back_when_settled() {
     tokio::time::sleep(SETTLED).await;
     loop {
         give_back_now().await;
-        // What comes back by itself is in use.
-        tokio::time::sleep(SETTLED).await;
-        let (mut used, in_use) = (processor_time(), file_pages());
+        let (mut used, mut was_busy) = (processor_time(), false);
         loop {
             tokio::time::sleep(SETTLED).await;
             let now = processor_time();
             let busy = now.saturating_sub(std::mem::replace(&mut used, now)) > BUSY;
-            if !busy && file_pages() > in_use + WORTH_PAGES {
+            if was_busy && !busy {
                 break;
             }
+            was_busy |= busy;
         }
     }
 }
@@ -50,12 +47,6 @@ fn processor_time() -> Duration {
     let micros = |time: nix::sys::time::TimeVal| time.tv_sec() * 1_000_000 + time.tv_usec();
     let used = getrusage(UsageWho::RUSAGE_SELF).map(|u| micros(u.user_time()) + micros(u.system_time()));
     Duration::from_micros(used.unwrap_or(0).max(0) as u64)
-}
-
-/// Pages of files that are resident.
-fn file_pages() -> usize {
-    let text = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
-    text.split_ascii_whitespace().nth(2).and_then(|shared| shared.parse().ok()).unwrap_or(0)
 }
 
 /// The same for a role that has started and goes on to what needs most memory: the two do not add up then.
