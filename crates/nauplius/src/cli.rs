@@ -98,8 +98,21 @@ fn arguments() -> Vec<std::ffi::OsString> {
     arguments
 }
 
+/// Whether a component, called by its name, is asked for its version, as what installs nodes asks upstream's. By its own name
+/// the binary has its own.
+fn asks_version(arguments: &[std::ffi::OsString]) -> bool {
+    let called = arguments.first().map(PathBuf::from);
+    let component =
+        called.as_deref().and_then(|path| path.file_name()?.to_str()).is_some_and(|n| n.starts_with("kube"));
+    component && arguments.iter().any(|word| word == "--version" || word == "--version=true")
+}
+
 pub fn main() -> ExitCode {
     let mut arguments = arguments();
+    if asks_version(&arguments) {
+        println!("Kubernetes {}", kubelet::config::VERSION);
+        return ExitCode::SUCCESS;
+    }
     let mut inert = Vec::new();
     // The role may stand behind `--log LEVEL`.
     let is = |role: &str| arguments.iter().skip(1).take(3).any(|word| word == role);
@@ -214,4 +227,23 @@ fn stop_signals() -> anyhow::Result<tokio_util::sync::CancellationToken> {
 /// `IP:PORT` of a listener.
 pub fn parse_listen(text: &str) -> Result<SocketAddr, String> {
     text.parse().map_err(|_| format!("{text:?} is not an address and port such as 127.0.0.1:6443"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn components_have_their_own_version() {
+        for (words, expect) in [
+            ("/usr/bin/kubelet kubelet --version", true),
+            ("kube-apiserver apiserver --version=true", true),
+            ("kubelet kubelet --v=2", false),
+            ("nauplius --version", false),
+            ("nauplius-main --version", false),
+        ] {
+            let words: Vec<_> = words.split(' ').map(std::ffi::OsString::from).collect();
+            assert_eq!(asks_version(&words), expect, "{words:?}");
+        }
+    }
 }

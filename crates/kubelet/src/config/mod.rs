@@ -17,6 +17,9 @@ use crate::spec::memory;
 use crate::topology::Wishes;
 use eviction::Eviction;
 
+/// The version of Kubernetes this agent is one of.
+pub const VERSION: &str = "v1.37.0";
+
 /// Everything the agent needs to know; [`Config::new`] fills in upstream's defaults.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -310,7 +313,7 @@ impl Config {
             allowed_unsafe_sysctls: Vec::new(),
             default_sysctls: BTreeMap::new(),
             ids_per_pod: 65_536,
-            version: "v1.37.0".into(),
+            version: VERSION.into(),
             rotate_certificates: false,
             server_tls_bootstrap: false,
             auth: Auth::default(),
