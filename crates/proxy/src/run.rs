@@ -27,7 +27,7 @@ use crate::policies::{Policies, is_service};
 use crate::program::{Delta, NodeView, Ruleset};
 use crate::update::{Update, apply, listing, tables_absent};
 use crate::watch::Watch;
-use crate::{Config, Family, TABLE, settings};
+use crate::{Config, Family, OOM_SCORE_ADJ, TABLE, settings};
 
 /// Put on a node before the cluster autoscaler removes it.
 const LEAVING_TAINT: &str = "ToBeDeletedByClusterAutoscaler";
@@ -53,7 +53,12 @@ async fn running(config: Config, client: Client, cancel: CancellationToken) -> R
     if let Some(score) = config.oom_score_adj
         && let Err(error) = std::fs::write("/proc/self/oom_score_adj", score.to_string())
     {
-        tracing::warn!("cannot set this process's OOM score to {score}: {error}");
+        // What nobody asked for may be as it is.
+        if score == OOM_SCORE_ADJ {
+            tracing::debug!("cannot set this process's OOM score to {score}: {error}");
+        } else {
+            tracing::warn!("cannot set this process's OOM score to {score}: {error}");
+        }
     }
     let mut objects = Objects::start(&client, &config.node_name);
     let informers = Informers::new(client.clone());
