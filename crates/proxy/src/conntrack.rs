@@ -45,7 +45,7 @@ const TUPLE_PROTOCOL: u16 = 2;
 const PROTOCOL_NUMBER: u16 = 1;
 const NESTED: u16 = 0x8000;
 /// Those whose connections outlive their endpoints, by their numbers.
-const CONNECTIONLESS: [(Protocol, u8); 2] = [(Protocol::Udp, 17), (Protocol::Sctp, 132)];
+pub(crate) const CONNECTIONLESS: [(Protocol, u8); 2] = [(Protocol::Udp, 17), (Protocol::Sctp, 132)];
 /// Attribute types carry flags in their upper bits.
 const TYPE_MASK: u16 = 0x3fff;
 
@@ -114,20 +114,20 @@ impl Netfilter {
         }
     }
 
-    /// The remembered UDP and SCTP connections of a family, at most [`MAX_CONNECTIONS`] of them. The kernel leaves out the
-    /// others, of which a node may have very many; one before 5.8 shows them too.
-    pub fn connections(&mut self, family: Family) -> io::Result<Vec<Connection>> {
+    /// The remembered connections of a family and protocol, at most [`MAX_CONNECTIONS`] of them. The kernel leaves out the
+    /// others, of which a node may have very many; one before 5.8 shows them too. It goes through its whole table for each
+    /// question.
+    pub fn connections(&mut self, family: Family, protocol: Protocol) -> io::Result<Vec<Connection>> {
         let mut out = Vec::new();
-        for (protocol, number) in CONNECTIONLESS {
-            let by = written(FILTER | NESTED, &written(FILTER_ORIGINAL, &BY_PROTOCOL.to_ne_bytes()));
-            let wanted = written(TUPLE_PROTOCOL | NESTED, &written(PROTOCOL_NUMBER, &[number]));
-            let filter = [by, written(TUPLE_ORIGINAL | NESTED, &wanted)].concat();
-            self.request(CT_GET, NLM_F_REQUEST | NLM_F_DUMP, number_of(family), &filter, |reply| {
-                let found = parse(reply).filter(|found| found.protocol == protocol);
-                out.extend(found.filter(|_| out.len() < MAX_CONNECTIONS));
-                true
-            })?;
-        }
+        let Some((_, number)) = CONNECTIONLESS.iter().find(|(known, _)| *known == protocol) else { return Ok(out) };
+        let by = written(FILTER | NESTED, &written(FILTER_ORIGINAL, &BY_PROTOCOL.to_ne_bytes()));
+        let wanted = written(TUPLE_PROTOCOL | NESTED, &written(PROTOCOL_NUMBER, &[*number]));
+        let filter = [by, written(TUPLE_ORIGINAL | NESTED, &wanted)].concat();
+        self.request(CT_GET, NLM_F_REQUEST | NLM_F_DUMP, number_of(family), &filter, |reply| {
+            let found = parse(reply).filter(|found| found.protocol == protocol);
+            out.extend(found.filter(|_| out.len() < MAX_CONNECTIONS));
+            true
+        })?;
         Ok(out)
     }
 

@@ -99,8 +99,8 @@ pub struct Delta {
     pub(crate) elements: BTreeMap<Element, (Option<Value>, Option<Value>)>,
     pub(crate) chains: BTreeMap<Arc<str>, Option<Arc<[String]>>>,
     pub(crate) sets: BTreeMap<Arc<str>, Option<Arc<str>>>,
-    /// Fronts of protocols whose connections outlive their endpoints (UDP, SCTP).
-    pub connectionless: bool,
+    /// The protocols of its fronts whose connections outlive their endpoints (UDP, SCTP).
+    pub connectionless: Vec<Protocol>,
 }
 
 impl Delta {
@@ -236,7 +236,10 @@ impl Ruleset {
             for (element, value) in self.behind(front).iter().flat_map(|behind| behind.elements(*front)) {
                 delta.gone(element, value);
             }
-            delta.connectionless |= front.protocol() != Protocol::Tcp;
+            let protocol = front.protocol();
+            if protocol != Protocol::Tcp && !delta.connectionless.contains(&protocol) {
+                delta.connectionless.push(protocol);
+            }
         }
         if let Some(old) = &old {
             for element in old.shared.keys() {

@@ -16,7 +16,7 @@ use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::networking::v1::ServiceCIDR;
 use tokio_util::sync::CancellationToken;
 
-use crate::conntrack::{Netfilter, stale};
+use crate::conntrack::{CONNECTIONLESS, Netfilter, stale};
 use crate::fragment::Fragment;
 use crate::health::{Health, HealthPorts, own_servers};
 use crate::listing::intact;
@@ -25,6 +25,7 @@ use crate::nft::{self, Transaction};
 use crate::objects::Objects;
 use crate::policies::{Policies, is_service};
 use crate::program::{Delta, NodeView, Ruleset};
+use crate::service::Protocol;
 use crate::update::{Update, apply, listing, tables_absent};
 use crate::watch::Watch;
 use crate::{Config, Family, OOM_SCORE_ADJ, TABLE, settings};
@@ -144,6 +145,9 @@ pub async fn clean_up(families: &[Family]) -> Result<()> {
     apply(&transaction).await
 }
 
+/// Whose connections may outlive their endpoints.
+type Connectionless = Vec<(Family, Protocol)>;
+
 struct Shell {
     config: Config,
     node: NodeView,
@@ -224,9 +228,7 @@ impl Shell {
         self.metrics.programmed(self.objects.triggers.drain(..));
         self.metrics.without_local(self.tables.iter().map(Ruleset::without_local));
         tracing::debug!(full, services, took = ?began.elapsed(), "proxy rules written");
-        if connectionless {
-            self.forget_stale();
-        }
+        self.forget_stale(&connectionless);
         let mut wanted = BTreeMap::new();
         for (key, port, count) in self.tables.iter().flat_map(Ruleset::health) {
             // A pod with an address of each family is one endpoint.
@@ -238,7 +240,7 @@ impl Shell {
     }
 
     /// Every Service compiled anew; endpoints keep their places.
-    fn whole(&mut self, policies: Option<&Policies>) -> (Update, bool) {
+    fn whole(&mut self, policies: Option<&Policies>) -> (Update, Connectionless) {
         self.dirty.clear();
         let policy_keys = policies.iter().flat_map(|policies| policies.keys()).map(Arc::from);
         let keys: Vec<Arc<str>> = self.objects.world.keys().cloned().chain(policy_keys).collect();
@@ -256,26 +258,28 @@ impl Shell {
         }
         self.objects.world.pack();
         self.tables = tables;
+        let both = |family: &Family| CONNECTIONLESS.map(|(protocol, _)| (*family, protocol));
+        let all = self.config.families.iter().flat_map(both).collect();
         // Into an empty place the elements go directly: many times faster, and nobody had these Services before.
         let empty = !self.written && tables_absent(&mut self.netfilter, &self.config.families);
         if empty {
             let mut skeleton = Transaction::default();
             self.tables.iter().for_each(|table| skeleton.append(nft::first(table)));
-            return (Update::First(skeleton), true);
+            return (Update::First(skeleton), all);
         }
         let mut out = Transaction::default();
         for table in &self.tables {
             out.append(nft::full(table));
         }
-        (Update::Text(out), true)
+        (Update::Text(out), all)
     }
 
     /// Only the Services that were marked.
-    fn changed(&mut self, policies: Option<&Policies>) -> (Update, bool) {
+    fn changed(&mut self, policies: Option<&Policies>) -> (Update, Connectionless) {
         let dirty = std::mem::take(&mut self.dirty);
         let mut tables = std::mem::take(&mut self.tables);
         let mut deltas = Vec::new();
-        let mut connectionless = false;
+        let mut connectionless = Vec::new();
         for table in &mut tables {
             let mut delta = Delta::default();
             for key in &dirty {
@@ -283,7 +287,7 @@ impl Shell {
                 let fragment = self.compile(key, table.family, previous.as_deref(), policies);
                 table.update(key.clone(), fragment, &mut delta);
             }
-            connectionless |= delta.connectionless;
+            connectionless.extend(delta.connectionless.iter().map(|protocol| (table.family, *protocol)));
             deltas.push(delta);
         }
         self.tables = tables;
@@ -304,10 +308,11 @@ impl Shell {
     }
 
     /// Has the kernel forget UDP and SCTP connections that the program no longer would make.
-    fn forget_stale(&mut self) {
-        for table in &self.tables {
+    fn forget_stale(&mut self, connectionless: &Connectionless) {
+        for (family, protocol) in connectionless {
+            let Some(table) = self.tables.iter().find(|table| table.family == *family) else { continue };
             let began = Instant::now();
-            let forgotten = self.netfilter.connections(table.family).and_then(|connections| {
+            let forgotten = self.netfilter.connections(*family, *protocol).and_then(|connections| {
                 let stale = stale(&connections, table, &self.node);
                 stale.iter().try_for_each(|connection| self.netfilter.forget(connection)).map(|()| stale.len())
             });

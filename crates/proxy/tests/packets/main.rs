@@ -17,6 +17,7 @@ use net::{CLIENT, NODE, Net, VIP, WAIT, spec, translated};
 use proxy::conntrack::{Netfilter, stale};
 use proxy::listing::intact;
 use proxy::nft::full;
+use proxy::service::Protocol;
 use proxy::{Config, Family, Ruleset, TABLE, diff, program};
 use serde_json::{Value, json};
 
@@ -97,7 +98,7 @@ fn packets_go(family: Family) {
     assert_eq!(ask_udp().unwrap(), first);
     net.within("node", || {
         let mut netfilter = Netfilter::open().unwrap();
-        let connections = netfilter.connections(family).unwrap();
+        let connections = netfilter.connections(family, Protocol::Udp).unwrap();
         let stale = stale(&connections, &now, &net.view());
         assert_eq!(stale.len(), 1, "{connections:?}");
         netfilter.forget(stale[0]).unwrap();
