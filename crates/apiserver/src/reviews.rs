@@ -113,7 +113,7 @@ fn errors_of(plural: &str, namespace: &str, metadata: &Value, spec: &Value) -> V
     }
     let local = plural == "localsubjectaccessreviews";
     let says = |(field, value): (&String, &Value)| {
-        !(field == "managedFields" || field == "namespace" || value.is_null() || *value == Value::from(""))
+        !(field == "managedFields" || field == "namespace" || value.is_null() || *value == "")
     };
     if metadata.as_object().is_some_and(|metadata| metadata.iter().any(says)) {
         let why = if local { "must be empty except for namespace" } else { "must be empty" };
