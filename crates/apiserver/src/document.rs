@@ -29,3 +29,16 @@ pub fn joined(errors: &[FieldError]) -> String {
         many => format!("[{}]", many.join(", ")),
     }
 }
+
+/// Checks that a document is taken, or, where anything is expected, refused in these words.
+#[cfg(test)]
+pub fn expect<T>(body: &str, parsed: Result<T, impl std::fmt::Display>, expect: &[&str]) {
+    match parsed {
+        Ok(_) => assert!(expect.is_empty(), "{body} is taken"),
+        Err(said) => {
+            let said = said.to_string();
+            assert!(!expect.is_empty(), "{body}: {said}");
+            expect.iter().for_each(|part| assert!(said.contains(part), "{body}: {said}: says nothing of {part}"));
+        }
+    }
+}
