@@ -19,6 +19,7 @@ pub mod door;
 pub mod embedded;
 mod error;
 pub mod etcd;
+mod etcd_file;
 #[rustfmt::skip]
 #[allow(dead_code, unreachable_pub)]
 mod etcdserverpb;

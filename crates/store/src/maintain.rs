@@ -5,13 +5,14 @@
 //! one. To save a store that is running, see [`Embedded::save`](crate::embedded::Embedded::save).
 
 use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::embedded::history::Version;
 use crate::embedded::log::Log;
 use crate::embedded::recovery::{self, Files, Replay};
 use crate::embedded::snapshot::{self, Contents, snapshot_name};
 use crate::embedded::{Options, Status};
-use crate::{Revision, StoreError};
+use crate::{Revision, StoreError, etcd_file};
 
 /// What a check found; that it returns at all means that every byte was good.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -90,7 +91,7 @@ pub fn save(dir: impl AsRef<Path>, options: &Options, file: impl AsRef<Path>) ->
     Ok((revision, size))
 }
 
-/// Makes a store from a saved file in a directory that holds none. The new store stands `bump` revisions above the saved
+/// Makes a store from a saved file, or from one of etcd's, in a directory that holds none. The new store stands `bump` revisions above the saved
 /// one: clients that saw revisions after the save must not meet them again with another meaning, so give more than were
 /// written since. Gives the revision the store stands at.
 pub fn restore(
@@ -101,7 +102,12 @@ pub fn restore(
 ) -> Result<Revision, StoreError> {
     let (file, dir) = (file.as_ref(), dir.as_ref());
     let mut items = Vec::new();
-    let mut contents = snapshot::read(file, |kv| items.push(kv))?;
+    let mut contents = if etcd_file::is_one(file) {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        etcd_file::read(file, now.as_millis() as u64, |kv| items.push(kv))?
+    } else {
+        snapshot::read(file, |kv| items.push(kv))?
+    };
     let _lock = recovery::lock(dir)?;
     let files = Files::list(dir, true)?;
     if !files.segments.is_empty() || !files.snapshots.is_empty() {

@@ -157,6 +157,11 @@ pub struct Version {
 }
 
 impl Version {
+    /// When it was written, and of which key.
+    pub fn written(&self) -> (Revision, Key) {
+        (self.kv.mod_revision, self.kv.key.clone())
+    }
+
     pub fn is_on_disk(&self) -> bool {
         self.disk.is_some()
     }

@@ -46,7 +46,7 @@ pub fn snapshot_name(revision: Revision) -> String {
     format!("snapshot-{revision:016x}")
 }
 
-fn io_error(doing: &str, path: &Path) -> impl Fn(std::io::Error) -> StoreError {
+pub fn io_error(doing: &str, path: &Path) -> impl Fn(std::io::Error) -> StoreError {
     let what = format!("{doing} {}", path.display());
     move |e| StoreError::io(&what, &e)
 }

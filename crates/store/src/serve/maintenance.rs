@@ -18,9 +18,6 @@ use crate::etcdserverpb::maintenance_server::Maintenance;
 use crate::etcdserverpb::{self as pb, AlarmType};
 use crate::{Backend, Revision, prefix_end};
 
-/// Clients tell a snapshot with a checksum by its length: a multiple of this and 32 bytes more.
-const SNAPSHOT_ALIGN: u64 = 512;
-
 /// Keys hashed at a time, so that the store is not held for long.
 const HASH_PAGE_KEYS: usize = 1000;
 
@@ -145,7 +142,7 @@ impl Served {
         }
     }
 
-    /// Saves the state beside the store, and sends the file, zeros up to the alignment, and the checksum of both.
+    /// Saves the state beside the store in a file of etcd's, and sends it with its checksum.
     fn send_snapshot(
         &self,
         pieces: &mpsc::Sender<Result<pb::SnapshotResponse, Status>>,
@@ -154,13 +151,13 @@ impl Served {
         let number = self.saves.fetch_add(1, Ordering::Relaxed);
         let path = self.store.dir().join(format!("outgoing-{number}"));
         let io = |error: std::io::Error| Status::unavailable(format!("etcdserver: snapshot: {error}"));
-        let (revision, size) = self.store.save(&path).map_err(error::status)?;
+        let (revision, size) = self.store.save_for_etcd(&path).map_err(error::status)?;
         let file = File::open(&path);
         // Open, it needs no name; nothing is left behind whatever happens.
         let removed = std::fs::remove_file(&path);
         let (mut file, ()) = (file.map_err(io)?, removed.map_err(io)?);
-        let padding = size.next_multiple_of(SNAPSHOT_ALIGN) - size;
-        let mut remaining = size + padding + 32;
+        // Clients know by the length that a checksum follows: whole pages, and what is no page.
+        let mut remaining = size + Sha256::output_size() as u64;
         let mut digest = Sha256::new();
         let send = |blob: Bytes, remaining: u64| {
             let response = pb::SnapshotResponse {
@@ -182,10 +179,7 @@ impl Served {
                 return Ok(());
             }
         }
-        let mut last = vec![0; padding as usize];
-        digest.update(&last);
-        last.extend_from_slice(&digest.finalize());
-        send(last.into(), 0);
+        send(digest.finalize().to_vec().into(), 0);
         Ok(())
     }
 }

@@ -9,7 +9,7 @@ mod connections;
 mod convert;
 mod error;
 mod http2;
-mod key;
+pub(crate) mod key;
 mod kv;
 mod lease;
 mod limits;

@@ -59,6 +59,23 @@ impl Server {
         panic!("etcd ends as soon as it is started");
     }
 
+    /// Starts one on what `etcdctl snapshot restore` makes of a file.
+    pub fn of_snapshot(file: &Path) -> Option<Self> {
+        let dir = tempfile::tempdir().unwrap();
+        let endpoint = format!("http://127.0.0.1:{}", free_port());
+        let peer = format!("http://127.0.0.1:{}", free_port());
+        let data = dir.path().join("data");
+        let restored = Command::new("etcdctl")
+            .env("ETCDCTL_API", "3")
+            .args(["snapshot", "restore", "--name", "test", "--initial-advertise-peer-urls", &peer])
+            .args(["--initial-cluster", &format!("test={peer}"), "--data-dir"])
+            .args([&data, file])
+            .output()
+            .ok()?;
+        assert!(restored.status.success(), "{}", String::from_utf8_lossy(&restored.stderr));
+        Server::run(command(&data, &endpoint, &peer), endpoint, peer, dir)
+    }
+
     fn run(mut command: Command, endpoint: String, peer: String, dir: tempfile::TempDir) -> Option<Self> {
         match command.spawn() {
             Ok(process) => Some(Server { process, endpoint, peer, dir }),

@@ -15,7 +15,7 @@ use super::{commit, model, put, scenarios};
 use crate::etcd::wire::Connection;
 use crate::etcdserverpb::event::EventType;
 use crate::etcdserverpb::{self as pb};
-use crate::{Backend, WatchItem, embedded, etcd, maintain, serve};
+use crate::{Backend, StoreError, WatchItem, embedded, etcd, maintain, serve};
 
 /// A served store; the server ends with it.
 pub struct Served {
@@ -304,6 +304,8 @@ async fn etcdctl_works() {
         format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
     };
     let save = format!("snapshot save {}", file.display());
+    // The revision, and the entries of all buckets: two keys, a lease, and three that say how far the file goes.
+    let status = format!("snapshot status {}", file.display());
     let txn = "mod(\"/a\") > \"0\"\n\nput /t yes\n\nput /t no\n\n";
     for (args, input, expected) in [
         ("put /a 1", "", "OK"),
@@ -326,6 +328,7 @@ async fn etcdctl_works() {
         ("alarm list", "", ""),
         ("defrag", "", "Finished defragmenting"),
         (&save, "", "Snapshot saved at"),
+        (&status, "", ", 4, 6, "),
         ("user list", "", "Unimplemented"),
     ] {
         let said = ctl(args, input);
@@ -350,6 +353,56 @@ async fn etcdctl_works() {
     assert!(revision > 1000);
     let store = embedded::open(restored.path(), embedded::Options::default()).unwrap();
     assert_eq!(store.range("/", "0", 0, None).await.unwrap().items.len(), 2, "before the watch");
+}
+
+/// A store's snapshot becomes an etcd, and that one's becomes a store: the same keys, leases and revisions in all.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn snapshots_go_to_etcd_and_back() {
+    if Command::new("etcdctl").arg("version").output().is_err() || Server::start().is_none() {
+        println!("skipped: no etcdctl or etcd found");
+        return;
+    }
+    let files = tempfile::tempdir().unwrap();
+    let save = |endpoint: &str, name: &str| {
+        let file = files.path().join(name);
+        let mut command = Command::new("etcdctl");
+        command.env("ETCDCTL_API", "3").args(["--endpoints", endpoint, "snapshot", "save"]).arg(&file);
+        assert!(command.output().unwrap().status.success());
+        file
+    };
+    let served = Served::start().await;
+    let first = served.backend().await;
+    let lease = first.grant_lease(3600).await.unwrap();
+    for n in 0..300 {
+        let value = vec![b'v'; if n % 50 == 0 { 20_000 } else { n }];
+        let op = |key: String| crate::Op::Put { key: key.into(), value: value.clone().into(), lease: None };
+        commit(&*first, vec![op(format!("/a/{n}")), op(format!("/b/{}", n % 7))]).await;
+    }
+    let leased = crate::Op::Put { key: "/leased".into(), value: "".into(), lease: Some(lease) };
+    commit(&*first, vec![leased]).await;
+    let last = commit(&*first, vec![crate::Op::Delete { key: "/a/17".into() }]).await;
+    let all = first.range("/", "0", 0, None).await.unwrap();
+
+    let second = Server::of_snapshot(&save(&served.endpoint, "ours")).unwrap();
+    let etcd = second.connect().await;
+    let there = etcd.range("/", "0", 0, None).await.unwrap();
+    assert_eq!((there.items, there.current_revision), (all.items.clone(), last));
+    etcd.keep_alive_lease(lease).await.unwrap();
+    let error = etcd.range("/", "0", 0, Some(last - 1)).await.unwrap_err();
+    assert!(matches!(error, StoreError::Compacted { .. }), "{error}");
+
+    // Now with history, and a key that is made and deleted in it.
+    let next = commit(&*etcd, vec![put("/a/17", "again"), crate::Op::Delete { key: "/a/1".into() }]).await;
+    assert_eq!(next, last + 1);
+    commit(&*etcd, vec![put("/a/17", "twice")]).await;
+    let all = etcd.range("/", "0", 0, None).await.unwrap();
+    let restored = tempfile::tempdir().unwrap();
+    let options = embedded::Options::default();
+    let revision = maintain::restore(save(&second.endpoint, "theirs"), restored.path(), &options, 0).unwrap();
+    let third = embedded::open(restored.path(), options).unwrap();
+    let there = third.range("/", "0", 0, None).await.unwrap();
+    assert_eq!((there.items, revision), (all.items, last + 2));
+    third.keep_alive_lease(lease).await.unwrap();
 }
 
 /// What probes and Prometheus ask for, by plain requests on the same port.
