@@ -83,6 +83,8 @@ pub struct Options {
     pub audit: roles::AuditOptions,
     #[command(flatten)]
     pub access: roles::AccessOptions,
+    #[command(flatten)]
+    pub admission: roles::AdmissionOptions,
 }
 
 /// Where a cluster's files are when no one says.
@@ -177,7 +179,7 @@ pub async fn run(options: Options, cancel: CancellationToken) -> Result<()> {
         serving: options.serving.clone(),
         audit: options.audit.clone(),
         access: options.access.clone(),
-        listening: Default::default(),
+        listening: roles::ListeningOptions { admission: options.admission.clone(), ..Default::default() },
     };
     let mut children = Children::new(cancel.clone(), &claim);
     // Ended after everything that still talks to it.

@@ -57,7 +57,7 @@ const GATES: &[(Stage, bool, bool, &str)] = &[
          H2CContainerProbe HPAExternalMetricFallback HPASelectionStrategy ImageVolumeWithDigest InPlacePodVerticalScalingExclusiveCPUs \
          InPlacePodVerticalScalingExclusiveMemory InPlacePodVerticalScalingMemoryBackedVolumes \
          InPlacePodVerticalScalingSchedulerPreemption InformerMetrics InterPodAffinityHostnameFastPath \
-         KubeProxyNFTablesLocalhostNodePorts KubeletAllocatedPodsEndpoint KubeletCertCNValidation MutablePVNodeAffinity \
+         KubeProxyNFTablesLocalhostNodePorts KubeletAllocatedPodsEndpoint KubeletCertCNValidation LoggingAlphaOptions MutablePVNodeAffinity \
          NodeLifecycleConditions NodeSystemPartition PSINodeCondition PerHandlerReadWriteTimeout PerPodPIDLimit PodGroupPreemptionPolicy \
          PodLevelCheckpointRestore PodLogsQuerySplitStreams QOSReserved ReduceDefaultCrashLoopBackOffDecay RuntimeClassInImageCriApi \
          SchedulerPreQueueingHints ShardedListAndWatch SidecarsRestartableDuringPodTermination StatefulSetRecreateStrategy \
@@ -82,7 +82,7 @@ const GATES: &[(Stage, bool, bool, &str)] = &[
          MutablePodResourcesForSuspendedJobs MutableSchedulingDirectivesForSuspendedJobs NFTablesNetlink NativeHistograms \
          NodeControllerLeaseCircuitBreaker NominatedNodeNameForExpectation OpenAPIEnums OpportunisticBatching \
          PersistentVolumeClaimUnusedSinceTime PodDeletionCost PodLevelResourceManagers PodLevelResourcesFixDefaulting \
-         PodLevelResourcesFixKubeletQOSClass PodTopologyLabelsAdmission PodsAPI PortForwardWebsockets ReloadKubeletClientCAFile \
+         PodLevelResourcesFixKubeletQOSClass PodTopologyLabelsAdmission PodsAPI PortForwardWebsockets PreventStaticPodAPIReferences ReloadKubeletClientCAFile \
          ReloadKubeletServerCertificateFile RemoteRequestHeaderUID ResourceHealthStatus ResourceHealthStatusMessage \
          RestartAllContainersOnContainerExits RotateKubeletServerCertificate SchedulerAsyncPreemption SchedulerPopFromBackoffQ \
          ServiceAccountNodeAudienceRestriction SizeBasedListCostEstimate StaleControllerConsistencyDaemonSet \
@@ -113,14 +113,15 @@ const GATES: &[(Stage, bool, bool, &str)] = &[
          SupplementalGroupsPolicy SystemdWatchdog TopologyManagerPolicyOptions UserNamespacesSupport VolumeAttributesClass \
          WatchCacheInitializationPostStartHook WinDSR WinOverlay"),
     (Stage::Deprecated, ON, FREE,
-        "AllowDNSOnlyNodeCSR AllowInsecureKubeletCertificateSigningRequests ChangeContainerStatusOnKubeletRestart \
-         InformerResourceVersion KMSv1 KubeProxyIPVS KubeletPodResourcesListUseActivePods KubeletRegistrationGetOnExistsOnly \
-         ServiceCIDRStatusFieldWiping StorageNamespaceIndex"),
+        "InformerResourceVersion KubeProxyIPVS KubeletPodResourcesListUseActivePods ServiceCIDRStatusFieldWiping \
+         StorageNamespaceIndex"),
     (Stage::Deprecated, ON, LOCKED,
-        "AggregatedDiscoveryRemoveBetaType AllowOverwriteTerminationGracePeriodSeconds DisableCPUQuotaWithExclusiveCPUs \
-         DisableNodeKubeProxyVersion GitRepoVolumeDriver SeparateCacheWatchRPC"),
-    (Stage::Deprecated, OFF, FREE, "WindowsHostNetwork"),
-    (Stage::Deprecated, OFF, LOCKED, "DeclarativeValidationTakeover"),
+        "AggregatedDiscoveryRemoveBetaType DisableCPUQuotaWithExclusiveCPUs DisableNodeKubeProxyVersion"),
+    (Stage::Deprecated, OFF, FREE,
+        "AllowDNSOnlyNodeCSR AllowInsecureKubeletCertificateSigningRequests ChangeContainerStatusOnKubeletRestart KMSv1 \
+         KubeletRegistrationGetOnExistsOnly WindowsHostNetwork"),
+    (Stage::Deprecated, OFF, LOCKED,
+        "AllowOverwriteTerminationGracePeriodSeconds DeclarativeValidationTakeover GitRepoVolumeDriver SeparateCacheWatchRPC"),
 ];
 
 /// Gates that stand for all of a stage.

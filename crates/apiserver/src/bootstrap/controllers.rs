@@ -12,145 +12,204 @@ const PREFIX: &str = "system:controller:";
 const CONTROLLERS: &[(&str, Rules)] = &[
     (
         "attachdetach-controller",
-        "$READ - persistentvolumes,persistentvolumeclaims,nodes,pods; patch,update - nodes/status; $EVENTS; \
-        get,create,delete,list,watch storage.k8s.io volumeattachments; $READ storage.k8s.io csidrivers,csinodes",
+        "\
+        list,watch - persistentvolumeclaims,persistentvolumes; $READ - nodes; patch,update - nodes/status; \
+        list,watch - pods; $EVENTS; create,delete,get,list,watch storage.k8s.io volumeattachments; \
+        $READ storage.k8s.io csidrivers; $READ storage.k8s.io csinodes",
+    ),
+    (
+        "certificate-controller",
+        "\
+        delete,get,list,watch certificates.k8s.io certificatesigningrequests; \
+        update certificates.k8s.io certificatesigningrequests/approval,certificatesigningrequests/status; \
+        approve certificates.k8s.io signers kubernetes.io/kube-apiserver-client-kubelet; \
+        sign certificates.k8s.io signers kubernetes.io/kube-apiserver-client,kubernetes.io/kube-apiserver-client-kubelet,kubernetes.io/kubelet-serving,kubernetes.io/legacy-unknown; \
+        create authorization.k8s.io subjectaccessreviews; $EVENTS",
     ),
     (
         "clusterrole-aggregation-controller",
-        "escalate,get,list,watch,update,patch rbac.authorization.k8s.io clusterroles",
+        "escalate,get,list,patch,update,watch rbac.authorization.k8s.io clusterroles",
     ),
     (
         "cronjob-controller",
-        "$READ,update batch cronjobs; $READ,create,update,delete,patch batch jobs; \
-        update batch cronjobs/status,cronjobs/finalizers; list,delete - pods; $EVENTS",
+        "\
+        get,list,update,watch batch cronjobs; create,delete,get,list,patch,update,watch batch jobs; \
+        update batch cronjobs/status; update batch cronjobs/finalizers; delete,list,watch - pods; $EVENTS",
     ),
     (
         "daemon-set-controller",
-        "$READ extensions,apps daemonsets; update extensions,apps daemonsets/status,daemonsets/finalizers; list,watch - nodes; \
-        list,watch,create,delete,patch - pods; create - pods/binding; $READ,create,delete,update,patch apps controllerrevisions; $EVENTS",
+        "\
+        $READ apps,extensions daemonsets; update apps,extensions daemonsets/status; \
+        update apps,extensions daemonsets/finalizers; list,watch - nodes; create,delete,list,patch,watch - pods; \
+        create - pods/binding; create,delete,get,list,patch,update,watch apps controllerrevisions; $EVENTS",
     ),
     (
         "deployment-controller",
-        "$READ,update extensions,apps deployments; update extensions,apps deployments/status,deployments/finalizers; \
-        $READ,create,update,patch,delete apps,extensions replicasets; $READ,update - pods; $EVENTS",
+        "\
+        get,list,update,watch apps,extensions deployments; update apps,extensions deployments/status; \
+        update apps,extensions deployments/finalizers; \
+        create,delete,get,list,patch,update,watch apps,extensions replicasets; get,list,update,watch - pods; $EVENTS",
     ),
     (
         "device-taint-eviction-controller",
-        "$READ,delete - pods; patch,update - pods/status; $READ resource.k8s.io resourceclaims,resourceslices,devicetaintrules; \
-        patch,update resource.k8s.io devicetaintrules/status; $EVENTS",
+        "\
+        delete,get,list,watch - pods; patch,update - pods/status; $READ resource.k8s.io resourceclaims; \
+        $READ resource.k8s.io resourceslices; $READ resource.k8s.io deviceclasses; $EVENTS; \
+        patch,update resource.k8s.io devicetaintrules/status; $READ resource.k8s.io devicetaintrules",
     ),
     (
         "disruption-controller",
-        "$READ extensions,apps deployments; $READ apps,extensions replicasets; $READ - replicationcontrollers; \
-        $READ policy poddisruptionbudgets; $READ apps statefulsets; update policy poddisruptionbudgets/status; get * */scale; \
-        patch,update - pods/status; $EVENTS",
+        "\
+        $READ apps,extensions deployments; $READ apps,extensions replicasets; $READ - replicationcontrollers; \
+        $READ policy poddisruptionbudgets; $READ apps statefulsets; update policy poddisruptionbudgets/status; \
+        patch,update - pods/status; get * */scale; $EVENTS",
     ),
     (
         "endpoint-controller",
-        "$READ - services,pods; get,list,create,update,delete - endpoints; create - endpoints/restricted; $EVENTS",
+        "$READ - pods,services; create,delete,get,list,update,watch - endpoints; create - endpoints/restricted; $EVENTS",
     ),
     (
         "endpointslice-controller",
-        "$READ - services,pods,nodes; update - services/finalizers; get,list,create,update,delete discovery.k8s.io endpointslices; $EVENTS",
+        "\
+        $READ - nodes,pods,services; update - services/finalizers; \
+        create,delete,get,list,update,watch discovery.k8s.io endpointslices; \
+        create discovery.k8s.io endpointslices/restricted; $EVENTS",
     ),
     (
         "endpointslicemirroring-controller",
-        "$READ - services,endpoints; update - services/finalizers,endpoints/finalizers; \
-        get,list,create,update,delete discovery.k8s.io endpointslices; $EVENTS",
-    ),
-    (
-        "expand-controller",
-        "$READ,update,patch - persistentvolumes; update,patch - persistentvolumeclaims/status; $READ - persistentvolumeclaims; \
-        $READ storage.k8s.io storageclasses; get - services,endpoints,secrets; $EVENTS",
+        "\
+        $READ - endpoints,services; update - services/finalizers; update - endpoints/finalizers; \
+        create,delete,get,list,update,watch discovery.k8s.io endpointslices; \
+        create discovery.k8s.io endpointslices/restricted; $EVENTS",
     ),
     (
         "ephemeral-volume-controller",
-        "$READ - pods; update - pods/finalizers; $READ,create - persistentvolumeclaims; $EVENTS",
+        "$READ - pods; update - pods/finalizers; create,get,list,watch - persistentvolumeclaims; $EVENTS",
     ),
     (
-        "resource-claim-controller",
-        "$READ - pods; update - pods/finalizers; $READ,create,delete resource.k8s.io resourceclaims; \
-        update,patch resource.k8s.io resourceclaims,resourceclaims/status; patch,update - pods/status; $READ resource.k8s.io resourceclaimtemplates; $EVENTS",
+        "expand-controller",
+        "\
+        get,list,patch,update,watch - persistentvolumes; patch,update - persistentvolumeclaims/status; \
+        $READ - persistentvolumeclaims; $EVENTS",
     ),
-    ("generic-garbage-collector", "$READ,patch,update,delete * *; $EVENTS"),
+    ("generic-garbage-collector", "delete,get,list,patch,update,watch * *; $EVENTS"),
     (
         "horizontal-pod-autoscaler",
-        "$READ autoscaling horizontalpodautoscalers; update autoscaling horizontalpodautoscalers/status; get,update * */scale; \
-        list - pods; list metrics.k8s.io pods; get,list custom.metrics.k8s.io,external.metrics.k8s.io *; $EVENTS",
+        "\
+        $READ autoscaling horizontalpodautoscalers; update autoscaling horizontalpodautoscalers/status; \
+        get,update * */scale; list,watch - pods; list,watch metrics.k8s.io pods; $READ custom.metrics.k8s.io *; \
+        $READ external.metrics.k8s.io *; $EVENTS",
     ),
     (
         "job-controller",
-        "$READ,update,patch batch jobs; update batch jobs/status,jobs/finalizers; list,watch,create,delete,patch - pods; $EVENTS",
+        "\
+        get,list,patch,update,watch batch jobs; update batch jobs/status; update batch jobs/finalizers; \
+        create,delete,list,patch,watch - pods; $EVENTS",
+    ),
+    (
+        "kube-apiserver-serving-clustertrustbundle-publisher",
+        "\
+        attest certificates.k8s.io signers kubernetes.io/kube-apiserver-serving; \
+        create,delete,list,update,watch certificates.k8s.io clustertrustbundles; $EVENTS",
     ),
     (
         "legacy-service-account-token-cleaner",
-        "get - configmaps kube-apiserver-legacy-service-account-token-tracking; delete,patch - secrets; $EVENTS",
+        "get - configmaps kube-apiserver-legacy-service-account-token-tracking; delete,patch - secrets",
     ),
     (
         "namespace-controller",
-        "$READ,delete - namespaces; update - namespaces/finalize,namespaces/status; get,list,delete,deletecollection * *",
+        "\
+        delete,get,list,watch - namespaces; update - namespaces/finalize,namespaces/status; \
+        delete,deletecollection,get,list,watch * *",
     ),
     (
         "node-controller",
-        "get,list,update,delete,patch - nodes; patch,update - nodes/status,pods/status; get,list,delete - pods; $EVENTS",
+        "\
+        delete,get,list,patch,update,watch - nodes; patch,update - nodes/status; patch,update - pods/status; \
+        delete,get,list,watch - pods; $EVENTS",
     ),
     (
         "persistent-volume-binder",
-        "$READ,update,create,delete - persistentvolumes; update - persistentvolumes/status,persistentvolumeclaims/status; \
-        $READ,update - persistentvolumeclaims; $READ,create,delete - pods; $READ storage.k8s.io storageclasses; \
-        get,create,update,delete - endpoints; get,create,delete - services; get - secrets; get,list - nodes; watch - events; $EVENTS",
+        "\
+        create,delete,get,list,update,watch - persistentvolumes; update - persistentvolumes/status; \
+        get,list,update,watch - persistentvolumeclaims; update - persistentvolumeclaims/status; \
+        create,delete,get,list,watch - pods; $READ storage.k8s.io storageclasses; list,watch - nodes; $EVENTS; \
+        watch - events",
     ),
-    ("pod-garbage-collector", "list,watch,delete - pods; get,list - nodes; patch,update - pods/status; $EVENTS"),
+    ("pod-garbage-collector", "delete,list,watch - pods; $READ - nodes; patch - pods/status"),
+    ("podgroup-protection-controller", "get,list,update,watch scheduling.k8s.io podgroups; $READ - pods"),
+    ("pv-protection-controller", "get,list,update,watch - persistentvolumes; $EVENTS"),
+    (
+        "pvc-protection-controller",
+        "get,list,update,watch - persistentvolumeclaims; update - persistentvolumeclaims/status; $READ - pods; $EVENTS",
+    ),
     (
         "replicaset-controller",
-        "$READ,update apps,extensions replicasets; update apps,extensions replicasets/status,replicasets/finalizers; \
-        list,watch,patch,create,delete - pods; $EVENTS",
+        "\
+        get,list,update,watch apps,extensions replicasets; update apps,extensions replicasets/status; \
+        update apps,extensions replicasets/finalizers; create,delete,list,patch,watch - pods; $EVENTS",
     ),
     (
         "replication-controller",
-        "$READ,update - replicationcontrollers; update - replicationcontrollers/status,replicationcontrollers/finalizers; \
-        list,watch,patch,create,delete - pods; $EVENTS",
+        "\
+        get,list,update,watch - replicationcontrollers; update - replicationcontrollers/status; \
+        update - replicationcontrollers/finalizers; create,delete,list,patch,watch - pods; $EVENTS",
+    ),
+    (
+        "resource-claim-controller",
+        "\
+        $READ - pods; update - pods/finalizers; create,delete,get,list,watch resource.k8s.io resourceclaims; \
+        patch,update resource.k8s.io resourceclaims,resourceclaims/status; patch,update - pods/status; $EVENTS; \
+        patch,update resource.k8s.io resourceclaims/binding",
     ),
     ("resourcequota-controller", "list,watch * *; update - resourcequotas/status; $EVENTS"),
+    ("root-ca-cert-publisher", "create,update - configmaps; $EVENTS"),
     ("route-controller", "list,watch - nodes; patch - nodes/status; $EVENTS"),
+    (
+        "selinux-warning-controller",
+        "\
+        $EVENTS; $READ - persistentvolumes; $READ - persistentvolumeclaims; $READ - pods; \
+        $READ storage.k8s.io csidrivers",
+    ),
     ("service-account-controller", "create - serviceaccounts; $EVENTS"),
     (
         "service-cidrs-controller",
-        "$READ,patch,update networking.k8s.io servicecidrs; update,patch networking.k8s.io servicecidrs/finalizers,servicecidrs/status; \
+        "\
+        get,list,patch,update,watch networking.k8s.io servicecidrs; \
+        patch,update networking.k8s.io servicecidrs/finalizers; patch,update networking.k8s.io servicecidrs/status; \
         $READ networking.k8s.io ipaddresses; $EVENTS",
     ),
     ("service-controller", "$READ - services; patch,update - services/status; list,watch - nodes; $EVENTS"),
     (
         "statefulset-controller",
-        "list,watch - pods; $READ apps statefulsets; update apps statefulsets/status,statefulsets/finalizers; \
-        get,create,delete,update,patch - pods; get,create,delete,update,patch,list,watch apps controllerrevisions; \
-        get,create,update - persistentvolumeclaims; $EVENTS",
+        "\
+        list,watch - pods; $READ apps statefulsets; update apps statefulsets/status; \
+        update apps statefulsets/finalizers; create,delete,get,patch,update - pods; \
+        create,delete,get,list,patch,update,watch apps controllerrevisions; \
+        create,get,list,watch - persistentvolumeclaims; delete,update - persistentvolumeclaims; \
+        update - pods/finalizers; $EVENTS",
     ),
     (
         "storage-version-migrator-controller",
-        "$READ storagemigration.k8s.io storageversionmigrations; update,patch storagemigration.k8s.io storageversionmigrations/status; \
-        get,list,patch,update * *; update,patch apiextensions.k8s.io customresourcedefinitions/status; $EVENTS",
+        "\
+        create,list,patch * *; get apiextensions.k8s.io customresourcedefinitions; \
+        patch apiextensions.k8s.io customresourcedefinitions/status; \
+        update storagemigration.k8s.io storageversionmigrations/status",
     ),
-    ("ttl-controller", "update,patch,list,watch - nodes; $EVENTS"),
+    ("ttl-after-finished-controller", "delete,get,list,watch batch jobs; $EVENTS"),
+    ("ttl-controller", "list,patch,update,watch - nodes; $EVENTS"),
     (
-        "certificate-controller",
-        "$READ,delete certificates.k8s.io certificatesigningrequests; update certificates.k8s.io certificatesigningrequests/status,certificatesigningrequests/approval; \
-        approve certificates.k8s.io signers kubernetes.io/kube-apiserver-client-kubelet; \
-        sign certificates.k8s.io signers kubernetes.io/legacy-unknown,kubernetes.io/kube-apiserver-client,kubernetes.io/kube-apiserver-client-kubelet,kubernetes.io/kubelet-serving; \
-        create authorization.k8s.io subjectaccessreviews; $EVENTS",
+        "validatingadmissionpolicy-status-controller",
+        "\
+        $READ admissionregistration.k8s.io validatingadmissionpolicies; \
+        get,patch,update admissionregistration.k8s.io validatingadmissionpolicies/status; $EVENTS",
     ),
-    (
-        "pvc-protection-controller",
-        "$READ,update - persistentvolumeclaims; update - persistentvolumeclaims/status; $READ - pods; $EVENTS",
-    ),
-    ("podgroup-protection-controller", "$READ,update scheduling.k8s.io podgroups; $READ - pods; $EVENTS"),
-    ("pv-protection-controller", "$READ,update - persistentvolumes; $EVENTS"),
     (
         "volumeattributesclass-protection-controller",
-        "$READ,update,patch storage.k8s.io volumeattributesclasses; $READ - persistentvolumeclaims,persistentvolumes; $EVENTS",
+        "\
+        $READ - persistentvolumeclaims; $READ - persistentvolumes; \
+        get,list,update,watch storage.k8s.io volumeattributesclasses; $EVENTS",
     ),
-    ("ttl-after-finished-controller", "$READ,delete batch jobs; $EVENTS"),
-    ("root-ca-cert-publisher", "create,update - configmaps; $EVENTS"),
 ];
 
 /// A cluster role and its binding for each controller.

@@ -21,21 +21,30 @@ const ROLES: &[(&str, Rules, &str, &[&str])] = &[
     ("cluster-admin", "* * *; * /*", "", &[]),
     (
         "system:discovery",
-        "get /api; get /api/*; get /apis; get /apis/*; get /healthz; get /livez; get /openapi; get /openapi/*; get /readyz; get /version; get /version/",
+        "get /api,/api/*,/apis,/apis/*,/healthz,/livez,/openapi,/openapi/*,/readyz,/version,/version/",
         "",
         &[],
     ),
-    ("system:public-info-viewer", "get /healthz; get /livez; get /readyz; get /version; get /version/", "", &[]),
+    ("system:public-info-viewer", "get /healthz,/livez,/readyz,/version,/version/", "", &[]),
     (
         "system:monitoring",
-        "get /healthz; get /healthz/*; get /livez; get /livez/*; get /metrics; get /metrics/slis; get /readyz; get /readyz/*",
+        "\
+        get /flagz,/healthz,/healthz/*,/livez,/livez/*,/metrics,/metrics/slis,/readyz,/readyz/*,/statusz; \
+        get - nodes/metrics",
         "",
         &[],
     ),
-    ("system:service-account-issuer-discovery", "get /.well-known/openid-configuration; get /openid/v1/jwks", "", &[]),
+    (
+        "system:service-account-issuer-discovery",
+        "get /.well-known/openid-configuration,/.well-known/openid-configuration/,/openid/v1/jwks,/openid/v1/jwks/",
+        "",
+        &[],
+    ),
     (
         "system:basic-user",
-        "create authorization.k8s.io selfsubjectaccessreviews,selfsubjectrulesreviews; create authentication.k8s.io selfsubjectreviews",
+        "\
+        create authorization.k8s.io selfsubjectaccessreviews,selfsubjectrulesreviews; \
+        create authentication.k8s.io selfsubjectreviews",
         "",
         &[],
     ),
@@ -44,19 +53,23 @@ const ROLES: &[(&str, Rules, &str, &[&str])] = &[
     ("view", "", "edit", &["view"]),
     (
         "system:aggregate-to-admin",
-        "create authorization.k8s.io localsubjectaccessreviews; $FULL rbac.authorization.k8s.io roles,rolebindings",
+        "create authorization.k8s.io localsubjectaccessreviews; $FULL rbac.authorization.k8s.io rolebindings,roles",
         "admin",
         &[],
     ),
     (
         "system:aggregate-to-edit",
         "\
-        $READ - pods/attach,pods/proxy,secrets,services/proxy; create - pods/attach,pods/exec,pods/portforward,pods/proxy,pods/eviction; impersonate - serviceaccounts; \
-        $WRITE - pods,replicationcontrollers,replicationcontrollers/scale,configmaps,events,persistentvolumeclaims,secrets,serviceaccounts,services,services/proxy; \
-        create - serviceaccounts/token; \
+        $READ - pods/attach,pods/exec,pods/portforward,pods/proxy,secrets,services/proxy; \
+        impersonate - serviceaccounts; $WRITE - pods,pods/attach,pods/exec,pods/portforward,pods/proxy; \
+        create - pods/eviction; \
+        $WRITE - configmaps,persistentvolumeclaims,replicationcontrollers,replicationcontrollers/scale,secrets,serviceaccounts,services,services/proxy; \
+        create - serviceaccounts/token; $WRITE -,events.k8s.io events; \
         $WRITE apps daemonsets,deployments,deployments/rollback,deployments/scale,replicasets,replicasets/scale,statefulsets,statefulsets/scale; \
-        $WRITE autoscaling horizontalpodautoscalers; $WRITE batch cronjobs,jobs; $WRITE policy poddisruptionbudgets; \
-        $WRITE networking.k8s.io ingresses,networkpolicies; $FULL coordination.k8s.io leases; $WRITE resource.k8s.io resourceclaims,resourceclaimtemplates",
+        $WRITE autoscaling horizontalpodautoscalers; $WRITE batch cronjobs,jobs; \
+        $WRITE extensions daemonsets,deployments,deployments/rollback,deployments/scale,ingresses,networkpolicies,replicasets,replicasets/scale,replicationcontrollers/scale; \
+        $WRITE policy poddisruptionbudgets; $WRITE networking.k8s.io ingresses,networkpolicies; \
+        $FULL coordination.k8s.io leases; $WRITE resource.k8s.io resourceclaims,resourceclaimtemplates",
         "edit",
         &[],
     ),
@@ -64,32 +77,43 @@ const ROLES: &[(&str, Rules, &str, &[&str])] = &[
         "system:aggregate-to-view",
         "\
         $READ - configmaps,endpoints,persistentvolumeclaims,persistentvolumeclaims/status,pods,replicationcontrollers,replicationcontrollers/scale,serviceaccounts,services,services/status; \
-        $READ - bindings,events,limitranges,namespaces,namespaces/status,pods/log,pods/status,replicationcontrollers/status,resourcequotas,resourcequotas/status; \
-        $READ discovery.k8s.io endpointslices; \
+        $READ - bindings,limitranges,namespaces/status,pods/log,pods/status,replicationcontrollers/status,resourcequotas,resourcequotas/status; \
+        $READ - namespaces; $READ -,events.k8s.io events; $READ discovery.k8s.io endpointslices; \
         $READ apps controllerrevisions,daemonsets,daemonsets/status,deployments,deployments/scale,deployments/status,replicasets,replicasets/scale,replicasets/status,statefulsets,statefulsets/scale,statefulsets/status; \
-        $READ autoscaling horizontalpodautoscalers,horizontalpodautoscalers/status; $READ batch cronjobs,cronjobs/status,jobs,jobs/status; \
-        $READ policy poddisruptionbudgets,poddisruptionbudgets/status; $READ networking.k8s.io ingresses,ingresses/status,networkpolicies; \
-        $READ resource.k8s.io resourceclaims,resourceclaims/status,resourceclaimtemplates; $READ events.k8s.io events",
+        $READ autoscaling horizontalpodautoscalers,horizontalpodautoscalers/status; \
+        $READ batch cronjobs,cronjobs/status,jobs,jobs/status; \
+        $READ extensions daemonsets,daemonsets/status,deployments,deployments/scale,deployments/status,ingresses,ingresses/status,networkpolicies,replicasets,replicasets/scale,replicasets/status,replicationcontrollers/scale; \
+        $READ policy poddisruptionbudgets,poddisruptionbudgets/status; \
+        $READ networking.k8s.io ingresses,ingresses/status,networkpolicies; \
+        $READ resource.k8s.io resourceclaims,resourceclaims/status,resourceclaimtemplates",
         "view",
         &[],
     ),
-    ("system:heapster", "$READ - events,namespaces,nodes,pods; $READ apps deployments", "", &[]),
+    ("system:heapster", "$READ - events,namespaces,nodes,pods; $READ extensions deployments", "", &[]),
     (
         "system:node",
         "\
-        $REVIEWS; create authorization.k8s.io localsubjectaccessreviews; $READ - services; create,get,list,watch - nodes; patch,update - nodes/status,nodes; \
-        $EVENTS; $READ - pods; create,delete - pods; patch,update - pods/status; create - pods/eviction; $READ - configmaps,secrets; \
-        get - persistentvolumeclaims,persistentvolumes; get - endpoints; create,get,list,watch certificates.k8s.io certificatesigningrequests; \
-        create,delete,get,patch,update coordination.k8s.io leases; get storage.k8s.io volumeattachments; create - serviceaccounts/token; \
-        get,patch,update - persistentvolumeclaims/status; create,delete,get,patch,update storage.k8s.io csinodes; $READ storage.k8s.io csidrivers; \
-        $READ node.k8s.io runtimeclasses; get resource.k8s.io resourceclaims; $READ,create,delete,deletecollection,patch,update resource.k8s.io resourceslices; \
-        $READ certificates.k8s.io clustertrustbundles; create,get,list,watch certificates.k8s.io podcertificaterequests",
+        create authentication.k8s.io tokenreviews; \
+        create authorization.k8s.io localsubjectaccessreviews,subjectaccessreviews; $READ - services; \
+        create,get,list,watch - nodes; patch,update - nodes/status; patch,update - nodes; $EVENTS; $READ - pods; \
+        create,delete - pods; patch,update - pods/status; create - pods/eviction; $READ - configmaps,secrets; \
+        get - persistentvolumeclaims,persistentvolumes; get - endpoints; \
+        create,get,list,watch certificates.k8s.io certificatesigningrequests; \
+        create,delete,get,patch,update coordination.k8s.io leases; get storage.k8s.io volumeattachments; \
+        create - serviceaccounts/token; get,patch,update - persistentvolumeclaims/status; \
+        $READ storage.k8s.io csidrivers; create,delete,get,patch,update storage.k8s.io csinodes; \
+        $READ node.k8s.io runtimeclasses; get resource.k8s.io resourceclaims; \
+        deletecollection resource.k8s.io resourceslices; get - serviceaccounts; \
+        $READ certificates.k8s.io clustertrustbundles; \
+        create,get,list,watch certificates.k8s.io podcertificaterequests",
         "",
         &[],
     ),
     (
         "system:node-proxier",
-        "$READ - endpoints,services; get,list,watch - nodes; $EVENTS; $READ discovery.k8s.io endpointslices; $READ networking.k8s.io networkpolicies,servicecidrs; $READ - pods,namespaces",
+        "\
+        list,watch - endpoints,services; $READ - nodes; $EVENTS; list,watch networking.k8s.io servicecidrs; \
+        list,watch discovery.k8s.io endpointslices",
         "",
         &[],
     ),
@@ -97,26 +121,38 @@ const ROLES: &[(&str, Rules, &str, &[&str])] = &[
     ("system:node-bootstrapper", "create,get,list,watch certificates.k8s.io certificatesigningrequests", "", &[]),
     ("system:auth-delegator", "$REVIEWS", "", &[]),
     ("system:kube-aggregator", "$READ - endpoints,services", "", &[]),
-    ("system:kube-dns", "$READ - endpoints,services,pods,namespaces; $READ discovery.k8s.io endpointslices", "", &[]),
+    ("system:kube-dns", "list,watch - endpoints,services", "", &[]),
     (
         "system:persistent-volume-provisioner",
-        "create,delete,get,list,watch - persistentvolumes; $READ,update - persistentvolumeclaims; $READ storage.k8s.io storageclasses; watch - events; $EVENTS",
+        "\
+        create,delete,get,list,watch - persistentvolumes; get,list,update,watch - persistentvolumeclaims; \
+        $READ storage.k8s.io storageclasses; watch - events; $EVENTS",
         "",
         &[],
     ),
     (
         "system:volume-scheduler",
-        "$READ,patch,update - persistentvolumes; $READ storage.k8s.io storageclasses; $READ,patch,update - persistentvolumeclaims",
+        "\
+        get,list,patch,update,watch - persistentvolumes; $READ storage.k8s.io storageclasses; \
+        get,list,patch,update,watch - persistentvolumeclaims",
         "",
         &[],
     ),
     (
         "system:kube-scheduler",
         "\
-        $EVENTS; create coordination.k8s.io leases; get,list,watch,update,patch coordination.k8s.io leases; $READ - nodes; delete,get,list,watch - pods; \
-        create - bindings,pods/binding; patch,update - pods/status; $READ - replicationcontrollers,services,namespaces; $READ apps replicasets,statefulsets; \
-        $READ policy poddisruptionbudgets; $READ - persistentvolumeclaims,persistentvolumes; $REVIEWS; $READ storage.k8s.io csidrivers,csinodes,csistoragecapacities,storageclasses,volumeattachments; \
-        $READ resource.k8s.io deviceclasses,resourceclaims,resourceslices,devicetaintrules; patch,update resource.k8s.io resourceclaims,resourceclaims/status; create,delete resource.k8s.io resourceclaims; $READ scheduling.k8s.io priorityclasses,workloads,podgroups; patch,update scheduling.k8s.io podgroups/status",
+        $EVENTS; create coordination.k8s.io leases; get,list,update,watch coordination.k8s.io leases kube-scheduler; \
+        $FULL coordination.k8s.io leasecandidates; $READ - nodes; delete,get,list,watch - pods; \
+        create - bindings,pods/binding; patch,update - pods/status; $READ - replicationcontrollers,services; \
+        $READ apps,extensions replicasets; $READ apps statefulsets; $READ policy poddisruptionbudgets; \
+        $READ - persistentvolumeclaims,persistentvolumes; $REVIEWS; $READ storage.k8s.io csinodes; \
+        $READ storage.k8s.io volumeattachments; $READ - namespaces; $READ storage.k8s.io csidrivers; \
+        $READ storage.k8s.io csistoragecapacities; $READ resource.k8s.io deviceclasses; \
+        get,list,patch,update,watch resource.k8s.io resourceclaims; \
+        get,list,patch,update,watch resource.k8s.io resourceclaims/status; update - pods/finalizers; \
+        $READ resource.k8s.io resourceslices; create,delete resource.k8s.io resourceclaims; \
+        patch,update resource.k8s.io resourceclaims/binding; $READ resource.k8s.io devicetaintrules; \
+        $READ scheduling.k8s.io podgroups,priorityclasses,workloads; patch,update scheduling.k8s.io podgroups/status",
         "",
         &[],
     ),
@@ -124,9 +160,16 @@ const ROLES: &[(&str, Rules, &str, &[&str])] = &[
     (
         "system:kube-controller-manager",
         "\
-        $EVENTS; get,list,watch,delete,deletecollection,patch,update * *; get /*; create coordination.k8s.io leases; create - serviceaccounts,serviceaccounts/token,secrets,configmaps,endpoints,pods,persistentvolumes,persistentvolumeclaims,services; \
-        create apps replicasets,controllerrevisions; create batch jobs; create discovery.k8s.io endpointslices; create networking.k8s.io ipaddresses,servicecidrs; create resource.k8s.io resourceclaims; \
-        create storage.k8s.io volumeattachments,storageclasses; create certificates.k8s.io clustertrustbundles; approve,sign,attest certificates.k8s.io signers; $REVIEWS; create - pods/eviction; escalate,bind rbac.authorization.k8s.io clusterroles,roles; use * *",
+        $EVENTS; create coordination.k8s.io leases; get,update coordination.k8s.io leases kube-controller-manager; \
+        create - secrets,serviceaccounts; delete - secrets; get - configmaps,namespaces,secrets,serviceaccounts; \
+        update - secrets,serviceaccounts; $REVIEWS; list,watch * *; create - serviceaccounts/token; \
+        get,list,watch,delete,deletecollection,patch,update * *; get /*; create coordination.k8s.io leases; \
+        create - serviceaccounts,serviceaccounts/token,secrets,configmaps,endpoints,pods,persistentvolumes,persistentvolumeclaims,services; \
+        create apps replicasets,controllerrevisions; create batch jobs; create discovery.k8s.io endpointslices; \
+        create networking.k8s.io ipaddresses,servicecidrs; create resource.k8s.io resourceclaims; \
+        create storage.k8s.io volumeattachments,storageclasses; create certificates.k8s.io clustertrustbundles; \
+        approve,sign,attest certificates.k8s.io signers; create - pods/eviction; \
+        escalate,bind rbac.authorization.k8s.io clusterroles,roles; use * *",
         "",
         &[],
     ),
@@ -168,14 +211,16 @@ const ROLES: &[(&str, Rules, &str, &[&str])] = &[
     ),
     (
         "system:kubelet-api-admin",
-        "get,list,watch - nodes; proxy - nodes; * - nodes/log,nodes/metrics,nodes/proxy,nodes/spec,nodes/stats",
+        "\
+        $READ - nodes; proxy - nodes; * - nodes/log,nodes/metrics,nodes/proxy,nodes/stats; \
+        * - nodes/configz,nodes/healthz,nodes/pods",
         "",
         &[],
     ),
     ("system:cluster-trust-bundle-discovery", "get,list,watch certificates.k8s.io clustertrustbundles", "", &[]),
 ];
 
-/// (binding, role, subject kind, subjects)
+/// (binding, role, `Group` or `User`, subjects; one written `namespace/name` is a service account)
 const BINDINGS: &[(&str, &str, &str, &[&str])] = &[
     ("cluster-admin", "cluster-admin", "Group", &["system:masters"]),
     ("system:monitoring", "system:monitoring", "Group", &["system:monitoring"]),
@@ -202,49 +247,58 @@ const BINDINGS: &[(&str, &str, &str, &[&str])] = &[
     // Nodes are judged by what runs on them, not by a binding: the node authorizer applies the role's rules.
     ("system:node", "system:node", "Group", &[]),
     ("system:node-proxier", "system:node-proxier", "User", &["system:kube-proxy"]),
-    ("system:kube-dns", "system:kube-dns", "User", &["system:kube-dns"]),
+    ("system:kube-dns", "system:kube-dns", "User", &["kube-system/kube-dns"]),
     ("system:kube-scheduler", "system:kube-scheduler", "User", &["system:kube-scheduler"]),
     ("system:volume-scheduler", "system:volume-scheduler", "User", &["system:kube-scheduler"]),
     ("system:kube-controller-manager", "system:kube-controller-manager", "User", &["system:kube-controller-manager"]),
 ];
 
-/// (namespace, role, rules, bound users)
-const NAMESPACED: &[(&str, &str, Rules, &[&str])] = &[
-    (
-        "kube-system",
-        "extension-apiserver-authentication-reader",
-        "get,list,watch - configmaps extension-apiserver-authentication",
-        &["system:kube-controller-manager", "system:kube-scheduler"],
-    ),
+/// (namespace, role, rules, binding if it is not named as the role, bound users and service accounts `namespace/name`)
+type Namespaced = (&'static str, &'static str, Rules, &'static str, &'static [&'static str]);
+const ELECTING: Rules = "create,get,list,update,watch coordination.k8s.io leases; create,get,list,update,watch coordination.k8s.io leasecandidates";
+const NAMESPACED: &[Namespaced] = &[
     (
         "kube-public",
         "system:controller:bootstrap-signer",
-        "$READ - configmaps; update,patch - configmaps cluster-info; $EVENTS",
-        &["system:serviceaccount:kube-system:bootstrap-signer"],
+        "$READ - configmaps; update - configmaps cluster-info; $EVENTS",
+        "",
+        &["kube-system/bootstrap-signer"],
     ),
     (
         "kube-system",
-        "system:controller:bootstrap-signer",
-        "$READ - secrets",
-        &["system:serviceaccount:kube-system:bootstrap-signer"],
-    ),
-    (
-        "kube-system",
-        "system:controller:token-cleaner",
-        "$READ,delete - secrets; $EVENTS",
-        &["system:serviceaccount:kube-system:token-cleaner"],
+        "extension-apiserver-authentication-reader",
+        "$READ - configmaps extension-apiserver-authentication",
+        "system::extension-apiserver-authentication-reader",
+        &["system:kube-controller-manager", "system:kube-scheduler"],
     ),
     (
         "kube-system",
         "system::leader-locking-kube-controller-manager",
-        "create,get,list,update,watch - configmaps; get,list,update,watch coordination.k8s.io leases kube-controller-manager",
-        &["system:kube-controller-manager"],
+        ELECTING,
+        "",
+        &["system:kube-controller-manager", "kube-system/kube-controller-manager"],
     ),
     (
         "kube-system",
         "system::leader-locking-kube-scheduler",
-        "create,get,list,update,watch - configmaps; get,list,update,watch coordination.k8s.io leases kube-scheduler",
-        &["system:kube-scheduler"],
+        ELECTING,
+        "",
+        &["system:kube-scheduler", "kube-system/kube-scheduler"],
+    ),
+    ("kube-system", "system:controller:bootstrap-signer", "$READ - secrets", "", &["kube-system/bootstrap-signer"]),
+    (
+        "kube-system",
+        "system:controller:cloud-provider",
+        "create,get,list,watch - configmaps",
+        "",
+        &["kube-system/cloud-provider"],
+    ),
+    (
+        "kube-system",
+        "system:controller:token-cleaner",
+        "delete,get,list,watch - secrets; $EVENTS",
+        "",
+        &["kube-system/token-cleaner"],
     ),
 ];
 
@@ -319,7 +373,11 @@ fn aggregate(to: &str) -> Value {
 }
 
 fn subjects(kind: &str, names: &[&str]) -> Value {
-    names.iter().map(|name| json!({"kind": kind, "apiGroup": RBAC, "name": name})).collect()
+    let subject = |name: &&str| match name.split_once('/') {
+        Some((namespace, name)) => json!({"kind": "ServiceAccount", "name": name, "namespace": namespace}),
+        None => json!({"kind": kind, "apiGroup": RBAC, "name": name}),
+    };
+    names.iter().map(subject).collect()
 }
 
 pub fn bindings() -> Vec<Wanted> {
@@ -335,18 +393,19 @@ pub fn role_and_binding(name: &str, text: Rules, account: &str) -> [Wanted; 2] {
     let role = object(RBAC, "v1", "clusterroles", "", "ClusterRole", name, json!({"rules": rules(text)}));
     let body = json!({
         "roleRef": {"apiGroup": RBAC, "kind": "ClusterRole", "name": name},
-        "subjects": [{"kind": "ServiceAccount", "namespace": "kube-system", "name": account}],
+        "subjects": subjects("User", &[&format!("kube-system/{account}")]),
     });
     let binding = object(RBAC, "v1", "clusterrolebindings", "", "ClusterRoleBinding", name, body);
     [default_metadata(role), default_metadata(binding)]
 }
 
 pub fn namespaced() -> Vec<Wanted> {
-    let both = |(namespace, name, text, users): &(&str, &str, Rules, &[&str])| {
+    let both = |(namespace, name, text, binding, who): &Namespaced| {
         let role = object(RBAC, "v1", "roles", namespace, "Role", name, json!({"rules": rules(text)}));
         let body =
-            json!({"roleRef": {"apiGroup": RBAC, "kind": "Role", "name": name}, "subjects": subjects("User", users)});
-        let binding = object(RBAC, "v1", "rolebindings", namespace, "RoleBinding", name, body);
+            json!({"roleRef": {"apiGroup": RBAC, "kind": "Role", "name": name}, "subjects": subjects("User", who)});
+        let binding = if binding.is_empty() { name } else { binding };
+        let binding = object(RBAC, "v1", "rolebindings", namespace, "RoleBinding", binding, body);
         [default_metadata(role), default_metadata(binding)]
     };
     NAMESPACED.iter().flat_map(both).collect()

@@ -67,7 +67,6 @@ fn schemas() -> Vec<(&'static str, &'static str, u32, &'static str, Value)> {
     let manager = "system:kube-controller-manager";
     let scheduler = "system:kube-scheduler";
     let all = || groups(&["system:unauthenticated", "system:authenticated"]);
-    let elects = ["get", "create", "update"];
     let with = |mut first: Vec<Value>, more: Vec<Value>| {
         first.extend(more);
         first
@@ -76,7 +75,7 @@ fn schemas() -> Vec<(&'static str, &'static str, u32, &'static str, Value)> {
         "subjects": all(),
         "nonResourceRules": [{"verbs": ["get"], "nonResourceURLs": ["/healthz", "/readyz", "/livez"]}],
     });
-    let leases = || resources(&elects, LEASES, &["leases"], false);
+    let leases = resources(&["get", "create", "update"], LEASES, &["leases"], false);
     vec![
         ("exempt", "exempt", 1, "", everything(groups(&["system:masters"]))),
         ("probes", "exempt", 2, "", probes),
@@ -85,27 +84,7 @@ fn schemas() -> Vec<(&'static str, &'static str, u32, &'static str, Value)> {
             "leader-election",
             100,
             "ByUser",
-            of_resources(with(users(&[manager, scheduler]), kube_system(&["*"])), vec![leases()]),
-        ),
-        (
-            "endpoint-controller",
-            "workload-high",
-            150,
-            "ByUser",
-            of_resources(
-                with(users(&[manager]), kube_system(&["endpoint-controller", "endpointslicemirroring-controller"])),
-                vec![resources(&elects, "", &["endpoints"], false)],
-            ),
-        ),
-        (
-            "workload-leader-election",
-            "leader-election",
-            200,
-            "ByUser",
-            of_resources(
-                kube_system(&["*"]),
-                vec![resources(&elects, "", &["endpoints", "configmaps"], false), leases()],
-            ),
+            of_resources(with(users(&[manager, scheduler]), kube_system(&["*"])), vec![leases]),
         ),
         (
             "system-node-high",

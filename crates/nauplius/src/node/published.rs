@@ -67,8 +67,8 @@ pub async fn dns_service(admin: &Client, addresses: &[IpAddr]) -> Result<()> {
     Ok(())
 }
 
-/// What the proxy and the DNS server may read beyond upstream's roles for them: what NetworkPolicies are made of, and the
-/// one ConfigMap that names other servers.
+/// What the proxy and the DNS server may read beyond upstream's roles for them: what NetworkPolicies are made of, what names
+/// are made of (upstream's role is its service account's, ours is a user), and the one ConfigMap that names other servers.
 pub async fn roles(admin: &Client) -> Result<()> {
     const POLICIES: &str = "nauplius:network-policies";
     const DNS: &str = "nauplius:dns";
@@ -106,6 +106,16 @@ pub async fn roles(admin: &Client) -> Result<()> {
         role_ref: reference("ClusterRole", POLICIES),
         subjects: user("system:kube-proxy"),
     };
+    let names = ClusterRole {
+        metadata: named(DNS, None),
+        rules: Some(vec![rule("", &["services", "namespaces"]), rule("discovery.k8s.io", &["endpointslices"])]),
+        ..Default::default()
+    };
+    let answering = ClusterRoleBinding {
+        metadata: named(DNS, None),
+        role_ref: reference("ClusterRole", DNS),
+        subjects: user("system:kube-dns"),
+    };
     let settings = Role {
         metadata: named(DNS, Some(DNS_NAMESPACE)),
         rules: Some(vec![PolicyRule { resource_names: Some(vec![DNS_NAME.into()]), ..rule("", &["configmaps"]) }]),
@@ -118,6 +128,8 @@ pub async fn roles(admin: &Client) -> Result<()> {
     for (name, made) in [
         (POLICIES, admin.api::<ClusterRole>().create(&policies).await.map(drop)),
         (POLICIES, admin.api::<ClusterRoleBinding>().create(&proxies).await.map(drop)),
+        (DNS, admin.api::<ClusterRole>().create(&names).await.map(drop)),
+        (DNS, admin.api::<ClusterRoleBinding>().create(&answering).await.map(drop)),
         (DNS, admin.api::<Role>().namespaced(DNS_NAMESPACE).create(&settings).await.map(drop)),
         (DNS, admin.api::<RoleBinding>().namespaced(DNS_NAMESPACE).create(&servers).await.map(drop)),
     ] {

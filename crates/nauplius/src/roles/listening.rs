@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use apiserver::admission::Disabled;
 use apiserver::admission::default_tolerations::Seconds;
+use apiserver::admission::pod_security::Configured;
 use apiserver::http::cors::Origins;
 use apiserver::server::Settings;
 
@@ -62,6 +63,22 @@ pub struct ListeningOptions {
     /// Ports of NodePort Services [default: 30000-32767].
     #[arg(long, value_parser = ports, value_name = "FROM-TO")]
     pub service_node_port_range: Option<(u16, u16)>,
+    #[command(flatten)]
+    pub admission: AdmissionOptions,
+    /// How long events are kept [default: 1h].
+    #[arg(long, value_parser = duration, value_name = "TIME")]
+    pub event_ttl: Option<Duration>,
+    /// The longest a request may take [default: 1m].
+    #[arg(long, value_parser = duration, value_name = "TIME")]
+    pub request_timeout: Option<Duration>,
+    /// Patterns of the origins whose pages may call this server from a browser.
+    #[arg(long, value_delimiter = ',', value_name = "PATTERNS")]
+    pub cors_allowed_origins: Vec<String>,
+}
+
+/// Which admission plugins are asked, and what they are told.
+#[derive(clap::Args, Clone, Debug, Default)]
+pub struct AdmissionOptions {
     /// Admission plugins to ask besides the usual.
     #[arg(long, value_delimiter = ',', value_name = "NAMES")]
     pub enable_admission_plugins: Vec<String>,
@@ -77,15 +94,6 @@ pub struct ListeningOptions {
     /// Seconds pods stay on nodes that are out of reach, unless they say so themselves [default: 300].
     #[arg(long, value_name = "SECONDS")]
     pub default_unreachable_toleration_seconds: Option<i64>,
-    /// How long events are kept [default: 1h].
-    #[arg(long, value_parser = duration, value_name = "TIME")]
-    pub event_ttl: Option<Duration>,
-    /// The longest a request may take [default: 1m].
-    #[arg(long, value_parser = duration, value_name = "TIME")]
-    pub request_timeout: Option<Duration>,
-    /// Patterns of the origins whose pages may call this server from a browser.
-    #[arg(long, value_delimiter = ',', value_name = "PATTERNS")]
-    pub cors_allowed_origins: Vec<String>,
 }
 
 /// `30000-32767`, or `30000+100`.
@@ -102,22 +110,14 @@ fn ports(text: &str) -> Result<(u16, u16), String> {
     if first == 0 || first > last { Err(bad()) } else { Ok((first, last)) }
 }
 
-impl ListeningOptions {
-    pub fn address(&self, listen: SocketAddr) -> SocketAddr {
-        SocketAddr::new(self.bind_address.unwrap_or(listen.ip()), self.secure_port.unwrap_or(listen.port()))
-    }
-
-    pub fn node_ports(&self) -> (u16, u16) {
-        self.service_node_port_range.unwrap_or(NODE_PORTS)
-    }
-
+impl AdmissionOptions {
     fn toleration_seconds(&self) -> Seconds {
         let said = [self.default_not_ready_toleration_seconds, self.default_unreachable_toleration_seconds];
         let Seconds(usual) = Seconds::default();
         Seconds([said[0].unwrap_or(usual[0]), said[1].unwrap_or(usual[1])])
     }
 
-    pub fn settings(&self) -> Result<Settings> {
+    fn disabled(&self) -> Result<Disabled> {
         let known: Vec<&str> = Disabled::known().collect();
         for (flag, names) in [
             ("enable-admission-plugins", &self.enable_admission_plugins),
@@ -134,22 +134,39 @@ impl ListeningOptions {
         if let Some(name) = both {
             bail!("{name} in enable-admission-plugins and disable-admission-plugins overlapped");
         }
-        let pod_security = match &self.admission_control_config_file {
-            None => Default::default(),
+        Ok(Disabled::new(
+            self.enable_admission_plugins.iter().map(String::as_str),
+            self.disable_admission_plugins.iter().map(String::as_str),
+        ))
+    }
+
+    fn pod_security(&self) -> Result<Configured> {
+        match &self.admission_control_config_file {
+            None => Ok(Configured::default()),
             Some(file) => {
                 let shown = file.display();
                 let bytes = std::fs::read(file).with_context(|| format!("cannot read {shown}"))?;
                 let dir = file.parent().unwrap_or(Path::new("."));
-                apiserver::admission::configuration::parse(&bytes, dir).map_err(|e| anyhow!("{shown}: {e}"))?
+                apiserver::admission::configuration::parse(&bytes, dir).map_err(|e| anyhow!("{shown}: {e}"))
             }
-        };
+        }
+    }
+}
+
+impl ListeningOptions {
+    pub fn address(&self, listen: SocketAddr) -> SocketAddr {
+        SocketAddr::new(self.bind_address.unwrap_or(listen.ip()), self.secure_port.unwrap_or(listen.port()))
+    }
+
+    pub fn node_ports(&self) -> (u16, u16) {
+        self.service_node_port_range.unwrap_or(NODE_PORTS)
+    }
+
+    pub fn settings(&self) -> Result<Settings> {
         Ok(Settings {
-            pod_security,
-            disabled_plugins: Disabled::new(
-                self.enable_admission_plugins.iter().map(String::as_str),
-                self.disable_admission_plugins.iter().map(String::as_str),
-            ),
-            toleration_seconds: self.toleration_seconds(),
+            pod_security: self.admission.pod_security()?,
+            disabled_plugins: self.admission.disabled()?,
+            toleration_seconds: self.admission.toleration_seconds(),
             event_ttl: self.event_ttl.map(|time| time.as_secs()),
             request_timeout: self.request_timeout,
             cors: Origins::new(&self.cors_allowed_origins).map_err(|e| anyhow!(e))?,
@@ -179,12 +196,12 @@ mod tests {
     fn plugins_are_known() {
         let with = |enable: &[&str], disable: &[&str]| {
             let names = |names: &[&str]| names.iter().map(ToString::to_string).collect();
-            let said = ListeningOptions {
+            let said = AdmissionOptions {
                 enable_admission_plugins: names(enable),
                 disable_admission_plugins: names(disable),
-                ..ListeningOptions::default()
+                ..AdmissionOptions::default()
             };
-            said.settings().map(|settings| settings.disabled_plugins).map_err(|e| e.to_string())
+            said.disabled().map_err(|e| e.to_string())
         };
         assert_eq!(with(&["NodeRestriction"], &[]), Ok(Disabled::default()));
         assert_ne!(with(&[], &["PodSecurity"]), Ok(Disabled::default()));

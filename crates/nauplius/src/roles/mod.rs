@@ -24,7 +24,7 @@ pub use access::AccessOptions;
 pub use audit::AuditOptions;
 pub use controller_manager::{ControllerManagerOptions, controller_manager, duration, run_controllers};
 pub use gates::{FeatureGates, Serving};
-pub use listening::ListeningOptions;
+pub use listening::{AdmissionOptions, ListeningOptions};
 pub use scheduler::{SchedulerOptions, run_scheduler, scheduler};
 
 pub const SCHEDULER: &str = "kube-scheduler";

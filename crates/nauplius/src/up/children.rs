@@ -78,6 +78,7 @@ impl Child {
         }
         arguments.extend(options.serving.gates.flag().map(|gates| arg("feature-gates", gates)));
         arguments.extend(roles::status::said_of::<roles::AccessOptions>());
+        arguments.extend(roles::status::said_of::<roles::AdmissionOptions>());
         arguments.extend(options.audit.flags().into_iter().map(|(name, value)| arg(name, value)));
         arguments.extend(options.serving.runtime_config.iter().map(|said| arg("runtime-config", said)));
         if !options.store.etcd_servers.is_empty() {
