@@ -11,6 +11,7 @@ pub(crate) mod index;
 mod keys;
 pub(crate) mod leases;
 pub(crate) mod log;
+pub(crate) mod meter;
 pub(crate) mod record;
 pub(crate) mod recovery;
 pub(crate) mod snapshot;
@@ -155,6 +156,7 @@ struct Shared {
     revision: AtomicU64,
     log_bytes: AtomicU64,
     leases: AtomicU64,
+    meter: meter::Meter,
     closed: AtomicBool,
     /// What requests that wait for the writer hold, in KiB; the writer gives it back when it takes them.
     queue: Semaphore,
@@ -204,6 +206,7 @@ pub fn open(dir: impl AsRef<Path>, options: Options) -> Result<Embedded, StoreEr
         revision: AtomicU64::new(revision),
         log_bytes: AtomicU64::new(recovered.log.bytes()),
         leases: AtomicU64::new(leases.len() as u64),
+        meter: meter::Meter::default(),
         closed: AtomicBool::new(false),
         queue: Semaphore::new(QUEUE_KIB),
         published: tokio::sync::watch::Sender::new(revision),
@@ -371,6 +374,11 @@ impl Embedded {
     /// Tells the newest revision, and wakes whoever waits for it; ends when the store closes.
     pub(crate) fn published(&self) -> tokio::sync::watch::Receiver<Revision> {
         self.shared.published.subscribe()
+    }
+
+    /// What it has done since it was opened.
+    pub(crate) fn meter(&self) -> &meter::Meter {
+        &self.shared.meter
     }
 
     /// What the store was opened with.

@@ -288,6 +288,7 @@ impl Writer {
             return;
         }
         let now = self.clock.now_ms();
+        let began = Instant::now();
         let shared = self.shared.clone();
         let Ok(index) = shared.read() else {
             work.into_iter().for_each(|work| refuse(work, &StoreError::Closed));
@@ -319,16 +320,24 @@ impl Writer {
         drop(index);
         let mut place = Ok((0, 0));
         if !record::is_empty(&self.record) {
+            let (bytes, began) = (self.record.len() as u64, Instant::now());
             place = self.log.append(&mut self.record, revision).map_err(|e| self.failed(e));
+            shared.meter.syncs.add(began.elapsed());
+            shared.meter.written.fetch_add(bytes, Ordering::Relaxed);
         }
         let mut let_go = Vec::new();
+        let granted = pending.iter().filter(|pending| matches!(pending, Pending::Granted(..))).count() as u64;
         let outcome = place.and_then(|(segment, payload_at)| {
             terms.into_iter().for_each(|term| self.leases.set(term));
             self.leases.follow(&staged.changes);
+            shared.meter.changed(&staged.changes);
+            shared.meter.leases_granted.fetch_add(granted, Ordering::Relaxed);
+            shared.meter.leases_ended.fetch_add(ended.len() as u64, Ordering::Relaxed);
             ended.into_iter().for_each(|id| self.leases.remove(id));
             let_go = self.publish(staged, (segment, payload_at), compact, now)?;
             Ok(())
         });
+        shared.meter.groups.add(began.elapsed());
         pending.into_iter().for_each(|pending| pending.settle(&outcome));
         // Only now that everybody has an answer.
         drop(let_go);
@@ -553,7 +562,9 @@ impl Writer {
                 let page = shared.read()?.page(start, snapshot::PAGE_KEYS, revision);
                 page.into_iter().map(Version::load).collect()
             };
+            let began = Instant::now();
             let result = snapshot::write(&path, &contents, page).map(|_| revision);
+            shared.meter.snapshots.add(began.elapsed());
             // The writer being gone, nobody needs to know.
             _ = requests.send(Work::SnapshotDone(result).into());
         };

@@ -20,8 +20,9 @@ use http_body::{Body, Frame};
 use prost::Message;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tonic::codegen::{BoxFuture, Service, http};
-use tonic::{Response, Status};
+use tonic::{Code, Response, Status};
 
+use super::calls::Call;
 use super::{Served, limits};
 use crate::etcdserverpb::cluster_server::ClusterServer;
 use crate::etcdserverpb::kv_server::{Kv, KvServer};
@@ -69,10 +70,19 @@ impl Services {
             Some("etcdserverpb.Watch") => self.watch.call(request),
             Some("etcdserverpb.Lease") => self.lease.call(request),
             Some("etcdserverpb.Maintenance") => self.maintenance.call(request),
-            Some("etcdserverpb.Cluster") => self.cluster.call(request),
+            Some("etcdserverpb.Cluster") if request.uri().path().ends_with("/MemberList") => self.cluster.call(request),
             _ => {
-                let unknown = Status::unimplemented(format!("unknown method {}", request.uri().path()));
-                Box::pin(std::future::ready(Ok(unknown.into_http())))
+                let path = request.uri().path();
+                let why = match path.split('/').nth(1) {
+                    Some("etcdserverpb.Auth") => {
+                        "there are no users and roles: client certificates decide who is served"
+                    }
+                    Some("etcdserverpb.Cluster") => "the store has one member, and takes and loses none",
+                    Some("v3lockpb.Lock" | "v3electionpb.Election") => "locks and elections are the clients' business",
+                    _ => "unknown method",
+                };
+                let refused = Status::unimplemented(format!("etcdserver: {why}: {path}"));
+                Box::pin(std::future::ready(Ok(refused.into_http())))
             }
         }
     }
@@ -133,11 +143,12 @@ async fn probe(ping: Option<h2::PingPong>) {
 
 /// A put or a transaction. An answer that cannot be sent has nobody waiting for it.
 async fn write(request: http::Request<RecvStream>, respond: SendResponse<Bytes>, served: Arc<Served>, largest: usize) {
+    let mut call = Call::start(&served.calls, request.uri().path());
     let put = request.uri().path().ends_with("/Put");
     _ = match message(request.into_body(), largest).await {
-        Err(status) => refuse(respond, status),
-        Ok(message) if put => answer(respond, with(message, |request| served.put(request)).await),
-        Ok(message) => answer(respond, with(message, |request| served.txn(request)).await),
+        Err(status) => refuse(respond, status, &mut call),
+        Ok(message) if put => answer(respond, with(message, |request| served.put(request)).await, &mut call),
+        Ok(message) => answer(respond, with(message, |request| served.txn(request)).await, &mut call),
     };
 }
 
@@ -199,11 +210,16 @@ static WELL: LazyLock<http::HeaderMap> = LazyLock::new(|| {
     [(status, http::HeaderValue::from_static("0"))].into_iter().collect()
 });
 
-fn answer<A: Message>(mut respond: SendResponse<Bytes>, answer: Result<A, Status>) -> Result<(), h2::Error> {
+fn answer<A: Message>(
+    mut respond: SendResponse<Bytes>,
+    answer: Result<A, Status>,
+    call: &mut Call,
+) -> Result<(), h2::Error> {
     let answer = match answer {
         Ok(answer) => answer,
-        Err(status) => return refuse(respond, status),
+        Err(status) => return refuse(respond, status, call),
     };
+    call.ends(Code::Ok);
     let length = answer.encoded_len();
     let mut message = BytesMut::with_capacity(PREFIX + length);
     message.put_u8(0);
@@ -215,12 +231,14 @@ fn answer<A: Message>(mut respond: SendResponse<Bytes>, answer: Result<A, Status
     stream.send_trailers(WELL.clone())
 }
 
-fn refuse(mut respond: SendResponse<Bytes>, status: Status) -> Result<(), h2::Error> {
+fn refuse(mut respond: SendResponse<Bytes>, status: Status, call: &mut Call) -> Result<(), h2::Error> {
+    call.ends(status.code());
     respond.send_response(status.into_http(), true).map(|_| ())
 }
 
 /// A request that has its own task.
 async fn one(request: http::Request<RecvStream>, mut respond: SendResponse<Bytes>, mut services: Services) {
+    let mut counted = Call::start(&services.served.calls, request.uri().path());
     let call = services.call(request.map(Incoming));
     let response = tokio::select! {
         Ok(response) = call => response,
@@ -229,15 +247,25 @@ async fn one(request: http::Request<RecvStream>, mut respond: SendResponse<Bytes
         else => return,
     };
     // What goes wrong here is that the client or the connection has gone.
-    if let Err(error) = send(respond, response).await {
+    if let Err(error) = send(respond, response, &mut counted).await {
         tracing::debug!(%error, "an answer of the etcd API was not taken");
     }
 }
 
-async fn send(mut respond: SendResponse<Bytes>, response: http::Response<tonic::body::Body>) -> Result<(), h2::Error> {
+/// How a call ends, by its last headers.
+fn code(headers: &http::HeaderMap) -> Code {
+    headers.get("grpc-status").map_or(Code::Unknown, |code| Code::from_bytes(code.as_bytes()))
+}
+
+async fn send(
+    mut respond: SendResponse<Bytes>,
+    response: http::Response<tonic::body::Body>,
+    call: &mut Call,
+) -> Result<(), h2::Error> {
     let (head, mut body) = response.into_parts();
     let head = http::Response::from_parts(head, ());
     if body.is_end_stream() {
+        call.ends(code(head.headers()));
         return respond.send_response(head, true).map(|_| ());
     }
     let mut stream = respond.send_response(head, false)?;
@@ -248,13 +276,17 @@ async fn send(mut respond: SendResponse<Bytes>, response: http::Response<tonic::
         };
         let frame = match frame {
             Some(Ok(frame)) => frame,
-            Some(Err(status)) => return stream.send_trailers(status.into_http::<()>().into_parts().0.headers),
+            Some(Err(status)) => {
+                call.ends(status.code());
+                return stream.send_trailers(status.into_http::<()>().into_parts().0.headers);
+            }
             None => return stream.send_data(Bytes::new(), true),
         };
         match frame.into_data() {
             Ok(data) => send_data(&mut stream, data).await?,
             Err(frame) => {
                 if let Ok(trailers) = frame.into_trailers() {
+                    call.ends(code(&trailers));
                     return stream.send_trailers(trailers);
                 }
             }

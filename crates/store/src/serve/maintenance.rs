@@ -95,8 +95,14 @@ impl Maintenance for Arc<Served> {
         Ok(Response::new(ReceiverStream::new(stream)))
     }
 
-    async fn move_leader(&self, _: Request<pb::MoveLeaderRequest>) -> Result<Response<pb::MoveLeaderResponse>, Status> {
-        Err(error::bad_transferee())
+    async fn move_leader(
+        &self,
+        request: Request<pb::MoveLeaderRequest>,
+    ) -> Result<Response<pb::MoveLeaderResponse>, Status> {
+        if request.get_ref().target_id != self.member {
+            return Err(error::bad_transferee());
+        }
+        Ok(Response::new(pb::MoveLeaderResponse { header: Some(self.header_now()) }))
     }
 }
 

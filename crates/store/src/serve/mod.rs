@@ -5,6 +5,7 @@
 //! decided by client certificates alone; etcd's users and roles, its locks and elections are not served. Knows nothing of
 //! the API server.
 
+mod calls;
 mod connections;
 mod convert;
 mod error;
@@ -14,6 +15,7 @@ mod kv;
 mod lease;
 mod limits;
 mod maintenance;
+mod metrics;
 mod opening;
 mod pages;
 mod range;
@@ -91,6 +93,12 @@ pub(crate) struct Served {
     /// Numbers the files snapshots are sent from.
     saves: AtomicU64,
     snapshots: Arc<Semaphore>,
+    calls: Arc<calls::Calls>,
+    /// Events sent to watches.
+    events: AtomicU64,
+    /// Bytes that came and went on all connections.
+    received: AtomicU64,
+    sent: AtomicU64,
     /// Becomes true when the server stops: streams end.
     stopping: tokio::sync::watch::Sender<bool>,
 }
@@ -107,6 +115,10 @@ impl Served {
             full: AtomicBool::new(false),
             saves: AtomicU64::new(0),
             snapshots: Arc::new(Semaphore::new(limits::MAX_SNAPSHOTS)),
+            calls: Arc::default(),
+            events: AtomicU64::new(0),
+            received: AtomicU64::new(0),
+            sent: AtomicU64::new(0),
             stopping: tokio::sync::watch::Sender::new(false),
             store,
         }
@@ -213,6 +225,7 @@ async fn connection(
 
 /// The API in HTTP/2, pages in HTTP/1.1.
 async fn opened(io: impl AsyncRead + AsyncWrite + Unpin, services: http2::Services) -> Result<(), String> {
+    let io = connections::Counted { io, served: services.served().clone() };
     let opened = tokio::time::timeout(limits::HANDSHAKE_TIMEOUT, opening::open(io)).await;
     match opened.map_err(|error| error.to_string())?.map_err(|error| error.to_string())? {
         (true, io) => http2::serve(io, services).await.map_err(|error| error.to_string()),

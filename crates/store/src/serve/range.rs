@@ -72,15 +72,17 @@ pub fn shape(request: &pb::RangeRequest, mut items: Vec<KeyValue>) -> Result<pb:
         within(kv.mod_revision, request.min_mod_revision, request.max_mod_revision)
             && within(kv.create_revision, request.min_create_revision, request.max_create_revision)
     });
-    match request.sort_target() {
-        SortTarget::Key => {}
-        SortTarget::Version => items.sort_by_key(|kv| kv.version),
-        SortTarget::Create => items.sort_by_key(|kv| kv.create_revision),
-        SortTarget::Mod => items.sort_by_key(|kv| kv.mod_revision),
-        SortTarget::Value => items.sort_by(|a, b| a.value.cmp(&b.value)),
-    }
-    if request.sort_order() == SortOrder::Descend {
-        items.reverse();
+    let compare = |a: &KeyValue, b: &KeyValue| match request.sort_target() {
+        SortTarget::Key => a.key.cmp(&b.key),
+        SortTarget::Version => a.version.cmp(&b.version),
+        SortTarget::Create => a.create_revision.cmp(&b.create_revision),
+        SortTarget::Mod => a.mod_revision.cmp(&b.mod_revision),
+        SortTarget::Value => a.value.cmp(&b.value),
+    };
+    // Equals stay in the order of keys, whichever way.
+    match request.sort_order() {
+        SortOrder::Descend => items.sort_by(|a, b| compare(b, a)),
+        _ => items.sort_by(compare),
     }
     let limit = usize::try_from(request.limit).ok().filter(|limit| *limit > 0).unwrap_or(usize::MAX);
     let more = items.len() > limit;

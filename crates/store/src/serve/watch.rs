@@ -322,6 +322,7 @@ impl Stream {
         while let Some((id, events)) = gathered.pop_first() {
             let Some(watch) = self.watches.get_mut(&id) else { continue };
             watch.spoken = true;
+            self.served.events.fetch_add(events.len() as u64, Ordering::Relaxed);
             let fragment = watch.fragment;
             let response = pb::WatchResponse { events, ..self.response(id, revision) };
             let limit = self.served.store.options().max_request_bytes + limits::MESSAGE_OVERHEAD_BYTES;

@@ -329,7 +329,9 @@ async fn etcdctl_works() {
         ("defrag", "", "Finished defragmenting"),
         (&save, "", "Snapshot saved at"),
         (&status, "", ", 4, 6, "),
-        ("user list", "", "Unimplemented"),
+        ("user list", "", "client certificates decide"),
+        ("member add n --peer-urls=http://127.0.0.1:1", "", "takes and loses none"),
+        ("get / --prefix --sort-by=VERSION --order=DESCEND --keys-only", "", "/a\n\n/t\n"),
     ] {
         let said = ctl(args, input);
         assert!(said.contains(expected), "etcdctl {args}: {said}");
@@ -418,6 +420,15 @@ async fn pages_are_served() {
         ("GET /version", "200", serve::API_VERSION),
         ("GET /metrics", "200", "\netcd_server_has_leader 1\n"),
         ("GET /metrics", "200", "\netcd_debugging_mvcc_keys_total 1\n"),
+        ("GET /metrics", "200", "\netcd_mvcc_put_total 1\n"),
+        ("GET /metrics", "200", "\netcd_disk_wal_fsync_duration_seconds_count 1\n"),
+        (
+            "GET /metrics",
+            "200",
+            "grpc_code=\"OK\",grpc_method=\"Put\",grpc_service=\"etcdserverpb.KV\",grpc_type=\"unary\"} 1\n",
+        ),
+        ("GET /metrics", "200", "\nprocess_resident_memory_bytes "),
+        ("GET /readyz", "200", "ok"),
         ("GET /other", "404", "404 page not found"),
         ("POST /health", "405", ""),
     ] {
