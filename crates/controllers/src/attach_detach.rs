@@ -70,6 +70,8 @@ pub struct World<'a> {
     pub elsewhere: &'a dyn Fn(&Attachable) -> bool,
     /// Since when a volume is not needed here.
     pub unneeded_since: &'a dyn Fn(&str) -> Timestamp,
+    /// Whether a volume is taken from an unhealthy node in the end.
+    pub forces: bool,
 }
 
 /// What a node says of itself.
@@ -120,7 +122,7 @@ pub fn plan(world: &World<'_>, now: Timestamp) -> Plan {
         let used = |state: &NodeState| volume.as_ref().is_none_or(|v| state.in_use.contains(&v.unique_name()));
         if let Some(state) = world.state.as_ref().filter(|s| used(s) && !s.out_of_service) {
             let waited = seconds_between((world.unneeded_since)(&object.meta.name), now);
-            if state.healthy || waited < FORCE_AFTER {
+            if state.healthy || !world.forces || waited < FORCE_AFTER {
                 plan.again_after(Duration::from_secs((FORCE_AFTER - waited).max(10).unsigned_abs()));
                 continue;
             }
@@ -149,6 +151,7 @@ struct Gather {
     drivers: Arc<Informer>,
     attachments: Arc<Informer>,
     unneeded: Mutex<HashMap<String, Timestamp>>,
+    forces: bool,
 }
 
 impl Gather {
@@ -232,7 +235,15 @@ impl Gather {
             self.unneeded.lock().unwrap_or_else(PoisonError::into_inner).get(name).copied().unwrap_or(ask.now)
         };
         let status = listed(&attached);
-        let world = World { node: &ask.key, state, needed, attached, elsewhere: &elsewhere, unneeded_since: &since };
+        let world = World {
+            node: &ask.key,
+            state,
+            needed,
+            attached,
+            elsewhere: &elsewhere,
+            unneeded_since: &since,
+            forces: self.forces,
+        };
         let mut plan = plan(&world, ask.now);
         if let Some(node) = &node {
             let known = status_of(node)?;
@@ -260,6 +271,7 @@ pub fn attach_detach(cx: &Context) -> Controller {
         drivers: cx.informers.get::<CSIDriver>(),
         attachments: cx.informers.get::<VolumeAttachment>(),
         unneeded: Mutex::default(),
+        forces: cx.options.force_detach,
     });
     index_pods_by_node(&gather.pods);
     gather.pods.add_index(BY_CLAIM, claims_of);
@@ -314,7 +326,7 @@ mod tests {
             healthy,
             out_of_service: false,
         };
-        // (needed, attached, node, elsewhere, unneeded for minutes, what is done)
+        // (needed, attached, node, elsewhere, unneeded for minutes, what is done); a time below 0: nothing is forced
         for (needed, attached, state, elsewhere, minutes, expect) in [
             (true, false, Some(state(false, true)), false, 0, "create"),
             (true, false, Some(state(false, true)), true, 0, "FailedAttachVolume"),
@@ -324,9 +336,10 @@ mod tests {
             (false, true, Some(state(false, true)), false, 0, "delete"),
             (false, true, Some(state(true, false)), false, 1, ""),
             (false, true, Some(state(true, false)), false, 7, "delete"),
+            (false, true, Some(state(true, false)), false, -7, ""),
             (false, true, None, false, 0, "delete"),
         ] {
-            let since = now - jiff::SignedDuration::from_mins(minutes);
+            let since = now - jiff::SignedDuration::from_mins(i64::abs(minutes));
             let mut attached =
                 if attached { vec![(object("VolumeAttachment", &name), Some(volume.clone()))] } else { Vec::new() };
             // Somebody else's, which nobody here needs: left alone in every case.
@@ -338,6 +351,7 @@ mod tests {
                 attached,
                 elsewhere: &|_| elsewhere,
                 unneeded_since: &|_| since,
+                forces: minutes >= 0,
             };
             let plan = plan(&world, now);
             let mut said: Vec<String> =

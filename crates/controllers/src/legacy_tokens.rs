@@ -19,8 +19,6 @@ use crate::runner::Controller;
 use crate::tokens::{ACCOUNT_TOKEN, account_of};
 use crate::{Context, decoded};
 
-/// Seconds a token may lie unused, and lie invalid.
-const CLEAN_UP: i64 = 365 * 24 * 3600;
 const PERIOD: Duration = Duration::from_secs(24 * 3600);
 /// Where the API server says since when it notes uses.
 const TRACKING: &str = "kube-apiserver-legacy-service-account-token-tracking";
@@ -40,11 +38,13 @@ pub struct World<'a> {
     pub mounted: &'a BTreeSet<String>,
     /// The account by key.
     pub account: &'a dyn Fn(&str) -> Option<Arc<Object>>,
+    /// Seconds a token may lie unused, and lie invalid.
+    pub clean_up: i64,
 }
 
 pub fn plan(secrets: &[Arc<Object>], world: &World<'_>, now: Timestamp) -> Result<Plan, Status> {
     let mut plan = Plan::nothing();
-    let Ok(then) = Timestamp::from_second(now.as_second() - CLEAN_UP) else { return Ok(plan) };
+    let Ok(then) = Timestamp::from_second(now.as_second() - world.clean_up) else { return Ok(plan) };
     let then_day = day(then);
     if world.since.is_empty() || world.since > then_day.as_str() {
         return Ok(plan);
@@ -97,13 +97,14 @@ pub fn cleaner(cx: &Context) -> Controller {
     let fields = format!("metadata.name={TRACKING}");
     let tracking = cx.informers.get_gvr(client::gvr_of::<ConfigMap>(), "kube-system", None, Some(&fields));
     let (of, of_accounts, of_pods, of_tracking) = (secrets.clone(), accounts.clone(), pods.clone(), tracking.clone());
+    let clean_up = i64::try_from(cx.options.legacy_token_clean_up.as_secs()).unwrap_or(i64::MAX / 2);
     Controller::new("legacy-serviceaccount-token-cleaner-controller", move |ask| {
         let Some(map) = of_tracking.get(&format!("kube-system/{TRACKING}")) else { return Ok(Plan::nothing()) };
         let map = decoded::<ConfigMap>(&map)?;
         let since = map.data.as_ref().and_then(|d| d.get("since")).map_or("", String::as_str);
         let mounted = of_pods.list(None).iter().flat_map(secrets_of).collect();
         let account = |key: &str| of_accounts.get(key);
-        plan(&of.list(None), &World { since, mounted: &mounted, account: &account }, ask.now)
+        plan(&of.list(None), &World { since, mounted: &mounted, account: &account, clean_up }, ask.now)
     })
     .every(PERIOD, "")
     .read(&secrets)
@@ -116,6 +117,8 @@ pub fn cleaner(cx: &Context) -> Controller {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const YEAR: i64 = 365 * 24 * 3600;
 
     #[test]
     fn unused_tokens_go_in_two_steps() {
@@ -169,7 +172,7 @@ mod tests {
         ] {
             let mounted = if mounted { BTreeSet::from(["n/s".to_string()]) } else { BTreeSet::new() };
             let of = |_: &str| Some(account(listed));
-            let plan = plan(&[secret], &World { since, mounted: &mounted, account: &of }, now).unwrap();
+            let plan = plan(&[secret], &World { since, mounted: &mounted, account: &of, clean_up: YEAR }, now).unwrap();
             let said: Vec<String> = plan.actions.iter().map(ToString::to_string).collect();
             assert_eq!(said.join(" "), expect, "{what}");
         }

@@ -137,6 +137,10 @@ pub struct Options {
     pub max_endpoints_per_slice: usize,
     /// Finished pods kept before the oldest are deleted.
     pub terminated_pod_gc_threshold: usize,
+    /// How long a token kept in a Secret may lie unused before it is made invalid, and how long it then lies.
+    pub legacy_token_clean_up: Duration,
+    /// Whether volumes are taken from unhealthy nodes that do not let go of them.
+    pub force_detach: bool,
     /// How often controllers look at everything, to find what no event told; that there never is any is [`metrics`]' to say.
     pub resync: Duration,
 }
@@ -170,6 +174,8 @@ impl Default for Options {
             autoscaling: Autoscaling::default(),
             max_endpoints_per_slice: 100,
             terminated_pod_gc_threshold: 12_500,
+            legacy_token_clean_up: Duration::from_secs(365 * 24 * 3600),
+            force_detach: true,
             resync: Duration::from_secs(600),
         }
     }

@@ -38,7 +38,9 @@ pub struct Concurrency {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     concurrent_replicaset_syncs: Option<u16>,
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
-    concurrent_resource_claim_syncs: Option<u16>,
+    concurrent_device_taint_eviction_syncs: Option<u16>,
+    #[arg(long, alias = "concurrent-resource-claim-syncs", value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    concurrent_resourceclaim_syncs: Option<u16>,
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     concurrent_resource_quota_syncs: Option<u16>,
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
@@ -70,7 +72,8 @@ impl Concurrency {
             ("namespace-controller", self.concurrent_namespace_syncs),
             ("replicaset-controller", self.concurrent_replicaset_syncs),
             ("replicationcontroller-controller", self.concurrent_rc_syncs),
-            ("resourceclaim-controller", self.concurrent_resource_claim_syncs),
+            ("device-taint-eviction-controller", self.concurrent_device_taint_eviction_syncs),
+            ("resourceclaim-controller", self.concurrent_resourceclaim_syncs),
             ("resourcequota-controller", self.concurrent_resource_quota_syncs),
             ("serviceaccount-token-controller", self.concurrent_serviceaccount_token_syncs),
             ("statefulset-controller", self.concurrent_statefulset_syncs),
@@ -292,7 +295,17 @@ pub struct TakenFlags {
     #[arg(long, hide = true)]
     node_sync_period: Option<String>,
     #[arg(long, hide = true)]
-    legacy_service_account_token_clean_up_period: Option<String>,
+    allow_metric_labels_manifest: Option<String>,
+    #[arg(long, hide = true)]
+    controller_shutdown_timeout: Option<String>,
+    #[arg(long, hide = true)]
+    log_text_info_buffer_size: Option<String>,
+    #[arg(long, hide = true, num_args = 0..=1, default_missing_value = "true")]
+    log_text_split_stream: Option<String>,
+    #[arg(long, hide = true)]
+    pv_recycler_pod_template_filepath_hostpath: Option<String>,
+    #[arg(long, hide = true)]
+    pv_recycler_pod_template_filepath_nfs: Option<String>,
     #[arg(long, hide = true)]
     pv_recycler_increment_timeout_nfs: Option<String>,
     #[arg(long, hide = true)]

@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use super::controller_flags::{
     AutoscalerFlags, Concurrency, Election, Endpoints, Fixed, Signers, Switches, TakenFlags,
 };
-use super::{CONTROLLER_MANAGER, FeatureGates, connect, seconds, status};
+use super::{CONTROLLER_MANAGER, FeatureGates, seconds, status};
 use crate::cli::{ApiAccess, Ranges};
 use crate::pki::Pki;
 
@@ -77,6 +77,15 @@ pub struct ControllerManagerOptions {
     pub unhealthy_zone_threshold: f64,
     #[arg(long, default_value_t = 12_500)]
     pub terminated_pod_gc_threshold: usize,
+    /// How long a token kept in a Secret may lie unused before it is made invalid, and how long it then lies.
+    #[arg(long, value_parser = duration, default_value = "8760h0m0s")]
+    pub legacy_service_account_token_clean_up_period: Duration,
+    /// Leave volumes on unhealthy nodes that do not let go of them.
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", default_value_t = false, action = clap::ArgAction::Set)]
+    pub disable_force_detach_on_timeout: bool,
+    /// The API server's address, in place of the kubeconfig's.
+    #[arg(long)]
+    pub master: Option<String>,
     /// Keep volumes of the class `local-path` in this directory; only where every node sees it.
     #[arg(long)]
     pub local_path_dir: Option<PathBuf>,
@@ -193,7 +202,7 @@ fn signer(key: &Path) -> Result<Signer> {
 pub async fn controller_manager(options: ControllerManagerOptions, cancel: CancellationToken) -> Result<()> {
     options.election.check()?;
     options.gates.read()?;
-    let client = connect(&options.api.kubeconfig, CONTROLLER_MANAGER).await?;
+    let client = super::connect_to(&options.api.kubeconfig, options.master.as_deref(), CONTROLLER_MANAGER).await?;
     let files = options.cluster_signing_cert_file.as_deref().zip(options.cluster_signing_key_file.as_deref());
     let own_accounts = options.use_service_account_credentials;
     let accounts = own_accounts.then(|| {
@@ -230,6 +239,8 @@ pub async fn controller_manager(options: ControllerManagerOptions, cancel: Cance
         cluster_signing_duration: options.cluster_signing_duration,
         service_account_signer: options.service_account_private_key_file.as_deref().map(signer).transpose()?,
         terminated_pod_gc_threshold: options.terminated_pod_gc_threshold,
+        legacy_token_clean_up: options.legacy_service_account_token_clean_up_period,
+        force_detach: !options.disable_force_detach_on_timeout,
         ..controllers::Options::default()
     };
     let about = status::About {
