@@ -243,3 +243,133 @@ async fn a_server_that_comes_and_goes_and_swallows_answers() {
         leader.killed().await;
     }
 }
+
+/// Numbers that look random and are the same for the same seed.
+struct Dice(u64);
+
+impl Dice {
+    fn below(&mut self, most: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % most
+    }
+}
+
+/// The pods of an app that stay.
+fn staying(sim: &Sim, app: &str) -> Vec<Value> {
+    let stays = |p: &Value| p["metadata"]["labels"]["app"] == app && p["metadata"].get("deletionTimestamp").is_none();
+    sim.all("pods").into_iter().filter(stays).collect()
+}
+
+/// Whether so many pods of an app run, all of one image, and no others are left.
+fn settled(sim: &Sim, app: &str, count: usize, image: &str) -> bool {
+    let fits = |p: &Value| p["status"]["phase"] == "Running" && p["spec"]["containers"][0]["image"] == image;
+    let staying = staying(sim, app);
+    staying.len() == count && staying.iter().all(fits)
+}
+
+/// Orders, deaths, silences and lost answers in any order and at any moment, watches misbehaving in any way.
+async fn random_history(seed: u64) {
+    let mut dice = Dice(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1);
+    let sim = Sim::default();
+    let late = [0, 0, 40, 300][dice.below(4) as usize];
+    sim.misbehave(Chaos { cut: dice.below(2) == 0, duplicate: dice.below(2) == 0, late });
+    let (mut web, mut image, mut db) = (1 + dice.below(5) as usize, "a", 2);
+    let mut most = web;
+    sim.create("deployments", deployment(web as i64));
+    let labels = json!({"app": "db"});
+    sim.create(
+        "statefulsets",
+        json!({"metadata": {"name": "db"}, "spec": {
+            "replicas": db, "serviceName": "db", "selector": {"matchLabels": labels},
+            "template": {"metadata": {"labels": labels}, "spec": {"containers": [{"name": "c", "image": "a"}]}},
+        }}),
+    );
+    let mut leader = Some(Leader::start(&sim));
+    let (mut back, mut reborn, mut orders) = (0, 0, 12);
+    for moment in 0..6000u64 {
+        if moment == back {
+            sim.set_down(false);
+        }
+        if leader.is_none() && moment >= reborn {
+            leader = Some(Leader::start(&sim));
+        }
+        if orders > 0 && dice.below(25) == 0 {
+            orders -= 1;
+            match dice.below(6) {
+                0 if moment >= back => {
+                    web = 1 + dice.below(6) as usize;
+                    most = most.max(web);
+                    sim.patch("deployments", "n/web", "", json!({"spec": {"replicas": web}}));
+                }
+                1 if moment >= back => {
+                    image = ["a", "b", "c"][dice.below(3) as usize];
+                    sim.patch("deployments", "n/web", "", json!({"spec": {"template": template(image)}}));
+                }
+                2 if moment >= back => {
+                    db = 1 + dice.below(3) as usize;
+                    sim.patch("statefulsets", "n/db", "", json!({"spec": {"replicas": db}}));
+                }
+                3 => {
+                    if let Some(leader) = leader.take() {
+                        leader.killed().await;
+                    }
+                    reborn = moment + dice.below(80);
+                }
+                4 => {
+                    sim.set_down(true);
+                    back = moment + 1 + dice.below(150);
+                }
+                _ => sim.lose_an_answer(),
+            }
+        }
+        sim.run_pods(|_| None);
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        // A pod more than the surge has been made twice.
+        let there = staying(&sim, "web").len();
+        assert!(
+            there <= most + 1,
+            "seed {seed}: {there} pods, at most {} were asked for\n{}",
+            most + 1,
+            sim.log().join("\n")
+        );
+        if orders == 0 && moment > back && settled(&sim, "web", web, image) && settled(&sim, "db", db, "a") {
+            break;
+        }
+    }
+    let end = (staying(&sim, "web").len(), staying(&sim, "db").len());
+    assert!(
+        settled(&sim, "web", web, image) && settled(&sim, "db", db, "a"),
+        "seed {seed}: {end:?}, not {web} {image} and {db}\n{}",
+        sim.log().join("\n")
+    );
+    // Names of a Deployment's pods are made up: none was made twice.
+    let made: Vec<String> = sim.made("pods").into_iter().filter(|name| !name.contains("db-")).collect();
+    assert_eq!(distinct(&made), made.len(), "seed {seed}");
+    let leader = leader.unwrap_or_else(|| Leader::start(&sim));
+    tokio::time::sleep(Backoff::RECONCILE.most * 2).await;
+    sim.run_pods(|_| None);
+    tokio::time::sleep(std::time::Duration::from_secs(60)).await;
+    sim.log();
+    tokio::time::sleep(std::time::Duration::from_secs(1300)).await;
+    assert_eq!(sim.log(), Vec::<String>::new(), "seed {seed}");
+    assert_eq!(crate::metrics::resync_found(), 0, "seed {seed}");
+    for pod in sim.all("pods") {
+        let owner = &pod["metadata"]["ownerReferences"][0];
+        let plural = if owner["kind"] == "StatefulSet" { "statefulsets" } else { "replicasets" };
+        let has_owner = sim.all(plural).iter().any(|o| o["metadata"]["uid"] == owner["uid"]);
+        assert!(has_owner, "seed {seed}: {} is an orphan", pod["metadata"]["name"]);
+    }
+    leader.killed().await;
+}
+
+/// A few histories; `CONTROLLERS_CHAOS_SEEDS` asks for more, `CONTROLLERS_CHAOS_FIRST` for others.
+#[tokio::test(start_paused = true)]
+async fn random_histories_end_as_ordered() {
+    let number = |name: &str, or: u64| std::env::var(name).ok().and_then(|n| n.parse().ok()).unwrap_or(or);
+    let first = number("CONTROLLERS_CHAOS_FIRST", 1);
+    for seed in first..first + number("CONTROLLERS_CHAOS_SEEDS", 2) {
+        random_history(seed).await;
+    }
+}

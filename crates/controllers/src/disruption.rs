@@ -141,10 +141,34 @@ pub fn plan(
     if pods.is_empty() && known.is_null() {
         plan.note(Note::normal(object, "NoPods", "No matching pods found"));
     }
+    if needs_scale(spec) && pods.iter().any(|p| p.object.meta.controller().is_none()) {
+        let said = format!(
+            "Pods selected by this PodDisruptionBudget (selector: {}) were found to be unmanaged. As a result, the status of \
+             the PDB cannot be calculated correctly, which may result in undefined behavior. To account for these pods \
+             please set \".spec.minAvailable\" field of the PDB to an integer value.",
+            shown(spec)
+        );
+        plan.note(Note::warning(object, "UnmanagedPods", said));
+    }
     if status != known {
         plan.act(Action::status(&client::gvr_of::<PodDisruptionBudget>(), object, status)?);
     }
     Ok(plan)
+}
+
+/// A budget's selector as upstream's messages show it.
+fn shown(spec: &PodDisruptionBudgetSpec) -> String {
+    let Some(selector) = &spec.selector else { return "nil".into() };
+    let mut text = String::from("&LabelSelector{MatchLabels:map[string]string{");
+    for (key, value) in selector.match_labels.iter().flatten() {
+        text += &format!("{key}: {value},");
+    }
+    text += "},MatchExpressions:[]LabelSelectorRequirement{";
+    for rule in selector.match_expressions.iter().flatten() {
+        let values = rule.values.as_deref().unwrap_or_default().join(" ");
+        text += &format!("LabelSelectorRequirement{{Key:{},Operator:{},Values:[{values}],}},", rule.key, rule.operator);
+    }
+    text + "},}"
 }
 
 /// Budgets select nothing without a selector and everything with an empty one.
