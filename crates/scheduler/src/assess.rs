@@ -13,7 +13,7 @@ use crate::plugins::{
 };
 use crate::pod::Pod;
 use crate::snapshot::NodeId;
-use crate::verdict::{Plugin, Reason, Refusal, WhyNot};
+use crate::verdict::{Plugin, Refusal, WhyNot};
 
 /// A node that would do.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,15 +67,9 @@ impl Core {
                 return out;
             }
         };
-        let only = pod.spec.selection.only_name().filter(|_| pod.spec.profile.has(Plugin::NodeAffinity));
         let mut feasible = Vec::new();
         for id in self.snapshot.ids() {
             let node = self.snapshot.node(id);
-            // A pod that names its one node is not shown to the others.
-            if only.is_some_and(|name| name != node.symbol) {
-                out.refused.push((id, Refusal::unresolvable(Plugin::NodeAffinity, Reason::NodeAffinity)));
-                continue;
-            }
             let verdict = filter_alone(&pod.spec, node)
                 .and_then(|()| prepared.filter(&self.snapshot, id, node))
                 .and_then(|()| with_nominated(&self.snapshot, &self.nominations, pod, id));

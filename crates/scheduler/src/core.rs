@@ -62,6 +62,10 @@ fn filter_watched(spec: &Spec, node: &Node, watch: &mut impl Watch) -> Result<()
     let mut on = |plugin, verdict: fn(&Spec, &Node) -> Result<(), Refusal>| {
         if spec.profile.has(plugin) { watch.filter(plugin, || verdict(spec, node)) } else { Ok(()) }
     };
+    if spec.selection.names_others(node.symbol) && spec.profile.has(Plugin::NodeAffinity) {
+        // Upstream does not even look at them.
+        return Err(Refusal::unresolvable(Plugin::NodeAffinity, Reason::OtherNodes));
+    }
     on(Plugin::NodeUnschedulable, node_unschedulable::filter)?;
     on(Plugin::TaintToleration, taint_toleration::filter)?;
     on(Plugin::NodeAffinity, node_affinity::filter)?;
@@ -454,7 +458,7 @@ impl Core {
                 alone = id.map(|id| look_timed(&pod.spec, self.snapshot.node(id), &self.snapshot, &mut self.timing));
                 let there = usize::from(matches!(alone, Some(Local::Refused(_) | Local::Passed { .. })));
                 if nodes > there {
-                    let refusal = Refusal::unresolvable(Plugin::NodeAffinity, Reason::NodeAffinity);
+                    let refusal = Refusal::unresolvable(Plugin::NodeAffinity, Reason::OtherNodes);
                     refusals.0.push((refusal, nodes - there));
                 }
                 (id.map_or(0, NodeId::index), alone.as_slice())

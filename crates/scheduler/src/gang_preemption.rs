@@ -1,8 +1,8 @@
 //! Making room for a gang: all of it gets a node by the removal of less important pods, or nobody is removed.
 //!
 //! All less important pods are supposed away, and the gang is placed. Then as many as possible are taken back, those under a
-//! disruption budget before the rest and the most important first, as long as every pod of the gang still fits where it
-//! was placed. The pods of a group that can only be disrupted as a whole go, or stay, together, with the group's priority.
+//! disruption budget before the rest and the most important first, as long as enough of the gang still has room: where it was
+//! placed, or elsewhere. The pods of a group that can only be disrupted as a whole go, or stay, together, with the group's priority.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -11,8 +11,10 @@ use std::sync::Arc;
 use rand::Rng;
 
 use crate::core::{Core, Prepared, filter_alone};
+use crate::plugins::{dynamic_resources, volume_binding};
 use crate::pod::Pod;
 use crate::snapshot::{NodeId, Placed};
+use crate::symbol::Symbol;
 
 /// Who goes and stays together: a group, or one pod.
 pub type UnitKey = Arc<str>;
@@ -34,9 +36,28 @@ pub struct GangPlan {
 
 struct Unit {
     priority: i32,
+    /// A group rather than one pod.
+    whole: bool,
     pods: Vec<Placed>,
     /// A budget would be broken.
     protected: bool,
+}
+
+impl Unit {
+    /// Smaller is more important: by priority, then groups before pods, of groups the larger, and who began first.
+    fn importance(&self) -> impl Ord + use<> {
+        let earliest = self.pods.iter().map(|p| p.pod.begun()).min().map(|(not, at)| (not, at.to_string()));
+        let size = if self.whole { self.pods.len() } else { 0 };
+        (Reverse(self.priority), !self.whole, Reverse(size), earliest)
+    }
+}
+
+/// A pod of the gang where it is supposed to be, and what its claims get there.
+struct Held {
+    at: usize,
+    id: NodeId,
+    volumes: Vec<volume_binding::Step>,
+    devices: Vec<dynamic_resources::Step>,
 }
 
 impl Core {
@@ -50,38 +71,60 @@ impl Core {
         rng: &mut impl Rng,
     ) -> Option<GangPlan> {
         let mut units = self.suppose_away(priority, unit_of);
-        let mut places = Vec::new();
-        for (at, pod) in pods.iter().enumerate() {
-            // Devices of those who go are not known to be free before they are gone.
-            if pod.wants_devices() {
-                continue;
-            }
-            if let Ok(id) = self.schedule(pod, rng) {
-                let node = self.snapshot.node(id).name.clone();
-                self.snapshot.place(pod.clone(), &node);
-                places.push((at, id));
-            }
-        }
+        let mut places = self.place_gang(pods, rng);
         let (mut victims, mut gone, mut broken_budgets) = (Vec::new(), 0, 0);
         if places.len() >= needed {
-            let earliest = |u: &Unit| u.pods.iter().map(|p| p.pod.begun()).min().map(|(not, at)| (not, at.to_string()));
-            units.sort_by_cached_key(|u| (!u.protected, Reverse(u.priority), earliest(u)));
+            units.sort_by_cached_key(|u| (!u.protected, u.importance()));
             for unit in units.drain(..) {
                 self.bring_back(&unit.pods);
-                if !self.all_fit(pods, &places, &unit.pods) {
+                if self.all_fit(pods, &places, &unit.pods) {
+                    continue;
+                }
+                // Elsewhere there may be room beside them.
+                let before = std::mem::take(&mut places);
+                before.iter().for_each(|held| self.lift(pods, held));
+                places = self.place_gang(pods, rng);
+                if places.len() < needed {
+                    places.iter().for_each(|held| self.lift(pods, held));
                     unit.pods.iter().for_each(|p| drop(self.snapshot.remove(&p.pod.key)));
+                    before.iter().for_each(|held| self.hold(pods, held));
+                    places = before;
                     (gone, broken_budgets) = (gone + 1, broken_budgets + usize::from(unit.protected));
                     victims.extend(unit.pods);
                 }
             }
         }
-        for (at, _) in &places {
-            self.snapshot.remove(&pods[*at].key);
-        }
+        places.iter().for_each(|held| self.lift(pods, held));
         units.iter().for_each(|u| self.bring_back(&u.pods));
         self.bring_back(&victims);
+        let places = places.into_iter().map(|held| (held.at, held.id)).collect();
         let victims: Vec<_> = victims.into_iter().map(|p| (p.pod, p.node)).collect();
         (!victims.is_empty()).then_some(GangPlan { places, victims, units: gone, broken_budgets })
+    }
+
+    /// Takes a node for each pod, where there is one.
+    fn place_gang(&mut self, pods: &[Pod], rng: &mut impl Rng) -> Vec<Held> {
+        let mut out = Vec::with_capacity(pods.len());
+        for (at, pod) in pods.iter().enumerate() {
+            let Ok(id) = self.schedule(pod, rng) else { continue };
+            let held = Held { at, id, volumes: self.volume_steps(pod, id), devices: self.device_steps(pod, id) };
+            self.hold(pods, &held);
+            out.push(held);
+        }
+        out
+    }
+
+    fn hold(&mut self, pods: &[Pod], held: &Held) {
+        let node = self.snapshot.node(held.id).name.clone();
+        volume_binding::reserve(&mut self.snapshot.storage, &held.volumes, Symbol::of(&node));
+        dynamic_resources::reserve(&mut self.snapshot.devices, &held.devices);
+        self.snapshot.place(pods[held.at].clone(), &node);
+    }
+
+    fn lift(&mut self, pods: &[Pod], held: &Held) {
+        volume_binding::release(&mut self.snapshot.storage, &held.volumes);
+        dynamic_resources::release(&mut self.snapshot.devices, &held.devices);
+        self.snapshot.remove(&pods[held.at].key);
     }
 
     /// Takes away all that is less important.
@@ -97,10 +140,11 @@ impl Core {
         for (priority, mut keys) in keys.into_values() {
             keys.sort();
             let pods: Vec<Placed> = keys.iter().filter_map(|key| self.snapshot.remove(key)).collect();
-            units.push(Unit { priority, pods, protected: false });
+            let whole = pods.first().is_some_and(|p| *unit_of(&p.pod).0 != *p.pod.key);
+            units.push(Unit { priority, whole, pods, protected: false });
         }
         // Those before count against a budget: the most important first.
-        units.sort_by_key(|u| Reverse(u.priority));
+        units.sort_by_cached_key(Unit::importance);
         let broken = self.budgets.broken_by(units.iter().flat_map(|u| &u.pods).map(|p| &p.pod));
         let mut broken = broken.into_iter();
         for unit in &mut units {
@@ -117,29 +161,27 @@ impl Core {
     }
 
     /// Whether the gang's pods still fit beside what came back.
-    fn all_fit(&mut self, pods: &[Pod], places: &[(usize, NodeId)], back: &[Placed]) -> bool {
+    fn all_fit(&mut self, pods: &[Pod], places: &[Held], back: &[Placed]) -> bool {
         let reaches_far = |p: &Pod| p.spec.terms.is_some();
         let far = back.iter().any(|p| reaches_far(&p.pod));
-        places.iter().all(|(at, id)| {
-            let pod = &pods[*at];
-            let near = back.iter().any(|p| p.node == *id);
+        places.iter().all(|held| {
+            let pod = &pods[held.at];
+            let near = back.iter().any(|p| p.node == held.id);
             // What is on other nodes matters to those only who look at them.
             if !(near || far || reaches_far(pod) || !pod.spec.spread.is_empty()) {
                 return true;
             }
-            self.fits_without_itself(pod, *id)
+            self.lift(pods, held);
+            let fits = self.fits(pod, held.id);
+            self.hold(pods, held);
+            fits
         })
     }
 
-    fn fits_without_itself(&mut self, pod: &Pod, id: NodeId) -> bool {
-        let name = self.snapshot.node(id).name.clone();
-        self.snapshot.remove(&pod.key);
-        let node = self.snapshot.node(id);
-        let fits = filter_alone(&pod.spec, node).is_ok()
+    fn fits(&mut self, pod: &Pod, id: NodeId) -> bool {
+        filter_alone(&pod.spec, self.snapshot.node(id)).is_ok()
             && Prepared::new(&mut self.snapshot, pod)
-                .is_ok_and(|p| p.filter(&self.snapshot, id, self.snapshot.node(id)).is_ok());
-        self.snapshot.place(pod.clone(), &name);
-        fits
+                .is_ok_and(|p| p.filter(&self.snapshot, id, self.snapshot.node(id)).is_ok())
     }
 }
 
@@ -160,7 +202,8 @@ mod tests {
             None => (p.key.clone(), p.priority()),
         };
         for (what, placed, gang, needed, expect) in [
-            ("room for all", &[("a1", "a", 0, "3"), ("b1", "b", 0, "3")][..], 2, 2, Some("n/a1 n/b1")),
+            ("room for all", &[("a1", "a", 0, "3"), ("b1", "b", 0, "3")][..], 3, 3, Some("n/a1 n/b1")),
+            ("all of it on one node", &[("a1", "a", 0, "3"), ("b1", "b", 0, "3")], 2, 2, Some("n/b1")),
             (
                 "the least important",
                 &[("a1", "a", 1, "2"), ("a2", "a", 0, "2"), ("b1", "b", 10, "4")],
@@ -170,6 +213,7 @@ mod tests {
             ),
             ("not for a part of it", &[("a1", "a", 0, "4"), ("b1", "b", 10, "4")], 3, 3, None),
             ("a part is enough", &[("a1", "a", 0, "4"), ("b1", "b", 10, "4")], 3, 2, Some("n/a1")),
+            ("wherever the least is lost", &[("a1", "a", 5, "4"), ("b1", "b", 0, "4")], 1, 1, Some("n/b1")),
             ("nobody as important", &[("a1", "a", 10, "4"), ("b1", "b", 10, "4")], 1, 1, None),
             (
                 "a group as a whole",

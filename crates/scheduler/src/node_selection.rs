@@ -69,6 +69,11 @@ impl Term {
         Self(labels.chain(api.match_fields.iter().flatten().map(Condition::of_field)).collect())
     }
 
+    /// The node it names, if it does.
+    fn name(&self) -> Option<Symbol> {
+        self.0.iter().find_map(|c| if let Condition::Name(name, true) = c { Some(*name) } else { None })
+    }
+
     fn matches(&self, node: &Node) -> bool {
         !self.0.is_empty() && self.0.iter().all(|c| c.holds(node))
     }
@@ -80,14 +85,15 @@ pub struct NodeSelection {
     selector: Selector,
     /// One must match, if given.
     terms: Option<Box<[Term]>>,
+    /// The nodes that can match at all, where every term names some.
+    names: Option<Box<[Symbol]>>,
 }
 
 impl NodeSelection {
     pub fn new(selector: &BTreeMap<Box<str>, Box<str>>, affinity: Option<&NodeSelector>) -> Self {
-        Self {
-            selector: Selector::equal(selector.iter().map(|(k, v)| (&**k, &**v))),
-            terms: affinity.map(|a| a.node_selector_terms.iter().map(Term::of).collect()),
-        }
+        let terms: Option<Box<[Term]>> = affinity.map(|a| a.node_selector_terms.iter().map(Term::of).collect());
+        let names = terms.as_ref().filter(|t| !t.is_empty()).and_then(|t| t.iter().map(Term::name).collect());
+        Self { selector: Selector::equal(selector.iter().map(|(k, v)| (&**k, &**v))), terms, names }
     }
 
     /// A storage class's `allowedTopologies`.
@@ -99,7 +105,7 @@ impl NodeSelection {
             });
             Term(conditions.collect())
         };
-        Self { selector: Selector::default(), terms: Some(terms.iter().map(term).collect()) }
+        Self { terms: Some(terms.iter().map(term).collect()), ..Self::default() }
     }
 
     pub fn is_everything(&self) -> bool {
@@ -108,8 +114,12 @@ impl NodeSelection {
 
     /// The one node's name, where it is asked for by name.
     pub fn only_name(&self) -> Option<Symbol> {
-        let [term] = self.terms.as_deref()? else { return None };
-        term.0.iter().find_map(|c| if let Condition::Name(name, true) = c { Some(*name) } else { None })
+        if let Some([name]) = self.names.as_deref() { Some(*name) } else { None }
+    }
+
+    /// Whether it is other nodes that are asked for by name.
+    pub fn names_others(&self, node: Symbol) -> bool {
+        self.names.as_ref().is_some_and(|names| !names.contains(&node))
     }
 
     /// The one value a node's label must have, where only that will do.

@@ -482,14 +482,7 @@ impl Scheduler {
 
     /// Lets go of a claim's devices where that may help the pod.
     fn let_go(&mut self, pod: &Pod, why: &mut WhyNot) {
-        if !pod.wants_devices() || why.nodes == 0 {
-            return;
-        }
-        why.devices = match (&why.to_let_go, &why.pod) {
-            (Some(_), _) => "deallocation of ResourceClaim completed",
-            (None, Some(_)) => "no new claims to deallocate",
-            (None, None) => "still not schedulable",
-        };
+        why.tell_of_devices(pod);
         let claim = why.to_let_go.as_ref().and_then(|key| self.world.core.snapshot.devices.claim(key).cloned());
         let Some((claim, object)) = claim.zip(self.world.queue.get(&pod.key).map(|w| w.object.clone())) else { return };
         let call = writes::deallocate(self.client.clone(), claim);

@@ -16,7 +16,7 @@ use crate::node_selection::NodeSelection;
 use crate::selector::Selector;
 use crate::sources::Source;
 use crate::symbol::{Labels, Symbol, SymbolMap};
-use crate::verdict::Reason;
+use crate::verdict::Unbindable;
 use crate::world::view;
 
 /// Set by whoever completes a binding of claim and volume.
@@ -388,7 +388,7 @@ impl Storage {
 
     /// Whether a driver can make a claim's volume where a node reaches it, as far as it tells: an error when not, and how much
     /// room there is, where that is told.
-    pub fn room_for(&self, claim: &Claim, class: &Class, node: &Labels) -> Result<Option<i64>, Reason> {
+    pub fn room_for(&self, claim: &Claim, class: &Class, node: &Labels) -> Result<Option<i64>, u8> {
         let will_do = |c: &Capacity| {
             c.class == claim.class
                 && c.most.is_some_and(|most| most >= claim.size)
@@ -398,7 +398,7 @@ impl Storage {
             return Ok(None);
         }
         let fitting = self.capacities.values().filter(|c| will_do(c));
-        fitting.map(|c| c.whole).max().map(Some).ok_or(Reason::NoStorageSpace)
+        fitting.map(|c| c.whole).max().map(Some).ok_or(Unbindable::SPACE)
     }
 
     /// The node where a claim's volume is to be made.

@@ -377,12 +377,12 @@ fn nodes_that_will_not_do_are_refused() {
         (
             two(json!({}), json!({"spec": {"unschedulable": true}})),
             by_name("b"),
-            "0/2 nodes are available: 1 node(s) didn't match Pod's node affinity/selector, 1 node(s) were unschedulable.",
+            "0/2 nodes are available: 1 node(s) didn't satisfy plugin(s) [NodeAffinity], 1 node(s) were unschedulable.",
         ),
         (
             two(json!({}), json!({})),
             by_name("c"),
-            "0/2 nodes are available: 2 node(s) didn't match Pod's node affinity/selector.",
+            "0/2 nodes are available: 2 node(s) didn't satisfy plugin(s) [NodeAffinity].",
         ),
         (vec![], json!({}), "no nodes available to schedule pods"),
         (two(json!({}), json!({})), json!({}), "a b"),

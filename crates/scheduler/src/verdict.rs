@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use crate::plugins::dynamic_resources::Obstacle;
 use crate::plugins::node_declared_features::Features;
+use crate::pod::Pod;
 use crate::snapshot::NodeId;
 
 /// The plugins that refuse nodes or pods.
@@ -136,12 +137,28 @@ impl Shortage {
     pub const MAX_EXTENDED: usize = 28;
 }
 
+/// Why a pod's claims cannot be bound on a node, as bits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Unbindable(pub u8);
+
+impl Unbindable {
+    /// A volume cannot be used there.
+    pub const NODE: u8 = 1;
+    /// There is none to be bound.
+    pub const BIND: u8 = 2;
+    pub const SPACE: u8 = 4;
+    /// A volume is not there at all.
+    pub const MISSING: u8 = 8;
+}
+
 /// Why a node will not do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Reason {
     Unschedulable,
     Taint,
     NodeAffinity,
+    /// The pod names other nodes, by a plugin's reading of it.
+    OtherNodes,
     EnforcedNodeAffinity,
     Ports,
     Insufficient(Shortage),
@@ -150,10 +167,7 @@ pub enum Reason {
     VolumeLimit,
     /// What is said of a driver that the node has not.
     MissingDriver(&'static str),
-    VolumeNodeAffinity,
-    NoVolume,
-    NoStorageSpace,
-    MissingVolume,
+    Unbindable(Unbindable),
     VolumeZone,
     Spread,
     SpreadLabel,
@@ -209,6 +223,19 @@ impl Reason {
                 }
                 return;
             }
+            Self::Unbindable(why) => {
+                for (bit, message) in [
+                    (Unbindable::NODE, "node(s) didn't match PersistentVolume's node affinity"),
+                    (Unbindable::BIND, "node(s) didn't find available persistent volumes to bind"),
+                    (Unbindable::SPACE, "node(s) did not have enough free storage"),
+                    (Unbindable::MISSING, "node(s) unavailable due to one or more pvc(s) bound to non-existent pv(s)"),
+                ] {
+                    if why.0 & bit != 0 {
+                        tell(message.into());
+                    }
+                }
+                return;
+            }
             Self::Undeclared(features) => {
                 let names = features.names();
                 return tell(format!("node declared features check failed - unsatisfied requirements: {names}"));
@@ -216,6 +243,7 @@ impl Reason {
             Self::Unschedulable => "node(s) were unschedulable",
             Self::Taint => "node(s) had untolerated taint(s)",
             Self::NodeAffinity => "node(s) didn't match Pod's node affinity/selector",
+            Self::OtherNodes => "node(s) didn't satisfy plugin(s) [NodeAffinity]",
             Self::EnforcedNodeAffinity => "node(s) didn't match scheduler-enforced node affinity",
             Self::Ports => "node(s) didn't have free ports for the requested pod ports",
             Self::DiskConflict => "node(s) had no available disk",
@@ -224,10 +252,6 @@ impl Reason {
             }
             Self::MissingDriver(said) => said,
             Self::VolumeLimit => "node(s) exceed max volume count",
-            Self::VolumeNodeAffinity => "node(s) didn't match PersistentVolume's node affinity",
-            Self::NoVolume => "node(s) didn't find available persistent volumes to bind",
-            Self::NoStorageSpace => "node(s) did not have enough free storage",
-            Self::MissingVolume => "node(s) unavailable due to one or more pvc(s) bound to non-existent pv(s)",
             Self::VolumeZone => "node(s) had no available volume zone",
             Self::Spread => "node(s) didn't match pod topology spread constraints",
             Self::SpreadLabel => "node(s) didn't match pod topology spread constraints (missing required label)",
@@ -278,6 +302,20 @@ impl WhyNot {
                 Self { nodes, fault: Some(fault), ..Self::default() }
             }
         }
+    }
+
+    /// Says what comes of trying to let go of devices: upstream does so for every pod, also for those that claim none.
+    pub fn tell_of_devices(&mut self, pod: &Pod) {
+        if self.nodes == 0 || !pod.spec.profile.has(Plugin::DynamicResources) {
+            return;
+        }
+        self.devices = match (&self.to_let_go, &self.pod) {
+            (Some(_), _) => "deallocation of ResourceClaim completed",
+            (None, None) if pod.wants_devices() => "still not schedulable",
+            (None, None | Some((Plugin::DynamicResources, _))) => "no new claims to deallocate",
+            // Refused before anybody looked at its claims.
+            (None, Some(_)) => "",
+        };
     }
 
     /// Names of the pod's extended resources, as [`Reason::each`] wants them.

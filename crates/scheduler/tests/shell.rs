@@ -294,7 +294,7 @@ async fn what_cannot_be_placed_is_told_once_and_waits_for_what_helps() {
         api.pod("big", cpu("3"));
         api.told("big", "no nodes available to schedule pods").await;
         api.node("a", "2");
-        let message = "0/1 nodes are available: 1 Insufficient cpu. preemption: 0/1 nodes are available: 1 Preemption is not helpful for scheduling.";
+        let message = "0/1 nodes are available: 1 Insufficient cpu. no new claims to deallocate, preemption: 0/1 nodes are available: 1 Preemption is not helpful for scheduling.";
         api.told("big", message).await;
         api.event("FailedScheduling", message).await;
         let pod = api.get("pods", "n/big").unwrap();
@@ -309,7 +309,7 @@ async fn what_cannot_be_placed_is_told_once_and_waits_for_what_helps() {
         assert_eq!(calls, ["patch pods/status n/big", "patch pods/status n/big", "create pods/binding n/big"]);
         // Room that becomes free does.
         api.pod("next", cpu("2"));
-        api.told("next", "0/2 nodes are available: 2 Insufficient cpu. preemption: 0/2 nodes are available: 1 No preemption victims found for incoming pod, 1 Preemption is not helpful for scheduling.").await;
+        api.told("next", "0/2 nodes are available: 2 Insufficient cpu. no new claims to deallocate, preemption: 0/2 nodes are available: 1 No preemption victims found for incoming pod, 1 Preemption is not helpful for scheduling.").await;
         api.remove("pods", "n/big");
         api.placed("next", "b").await;
     })
@@ -346,7 +346,7 @@ async fn room_is_made_for_the_important() {
         api.pod("modest", json!({"priority": 99, "preemptionPolicy": "Never", "containers": cpu("2")["containers"]}));
         api.told(
             "modest",
-            "0/1 nodes are available: 1 Insufficient cpu. preemption: not eligible due to preemptionPolicy=Never.",
+            "0/1 nodes are available: 1 Insufficient cpu. no new claims to deallocate, preemption: not eligible due to preemptionPolicy=Never.",
         )
         .await;
     })
@@ -489,7 +489,7 @@ async fn extenders_have_a_say() {
         api.pod("none", none);
         api.told(
             "none",
-            "0/3 nodes are available: 1 no licence, 2 Insufficient cpu. preemption: not eligible due to preemptionPolicy=Never.",
+            "0/3 nodes are available: 1 no licence, 2 Insufficient cpu. no new claims to deallocate, preemption: not eligible due to preemptionPolicy=Never.",
         )
         .await;
     })
@@ -534,7 +534,7 @@ async fn extenders_fail_or_are_passed_over() {
         (
             "who is in both lists is refused for good",
             json!({"urlPrefix": url, "filterVerb": "closes"}),
-            Err("0/2 nodes are available: 2 closed. preemption: 0/2 nodes are available: 2 Preemption is not helpful for scheduling.".into()),
+            Err("0/2 nodes are available: 2 closed. no new claims to deallocate, preemption: 0/2 nodes are available: 2 Preemption is not helpful for scheduling.".into()),
         ),
         ("a binder that fails", json!({"urlPrefix": url, "bindVerb": "bad"}), Err("Internal error occurred: /x/bad is broken".into())),
         ("passed over, too", json!({"urlPrefix": url, "bindVerb": "bad", "ignorable": true}), placed("a")),
@@ -640,7 +640,7 @@ async fn gangs_are_placed_together_or_not_at_all() {
         }
         // Once it is there, more of it go one by one.
         api.pod("four", member());
-        api.placed("four", "b").await;
+        api.until("four", "placed", |p| p["spec"]["nodeName"].is_string()).await;
         let status = &api.get("podgroups", "n/g").unwrap()["status"]["conditions"][0];
         assert_eq!((&status["type"], &status["status"]), (&json!("PodGroupInitiallyScheduled"), &json!("True")));
     })
@@ -791,7 +791,7 @@ async fn devices_stand_for_extended_resources() {
             "status": {"allocatable": {"cpu": "4", "memory": "8Gi", "pods": "110", "example.com/gpu": "1"}}}));
         let wants = |n: &str| json!({"containers": [{"name": "c", "resources": {"requests": {"example.com/gpu": n}, "limits": {"example.com/gpu": n}}}]});
         api.pod("many", wants("2"));
-        api.told("many", "0/2 nodes are available: 2 Insufficient example.com/gpu. preemption: 0/2 nodes are available: 2 Preemption is not helpful for scheduling.").await;
+        api.told("many", "0/2 nodes are available: 2 Insufficient example.com/gpu. no new claims to deallocate, preemption: 0/2 nodes are available: 2 Preemption is not helpful for scheduling.").await;
         api.put("resourceslices", json!({"apiVersion": "resource.k8s.io/v1", "kind": "ResourceSlice", "metadata": {"name": "s"},
             "spec": {"driver": "d.x", "nodeName": "a", "pool": {"name": "p", "generation": 1, "resourceSliceCount": 1},
                 "devices": [{"name": "x"}, {"name": "y"}, {"name": "z"}]}}));

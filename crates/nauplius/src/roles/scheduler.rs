@@ -145,7 +145,13 @@ pub async fn scheduler(options: SchedulerOptions, cancel: CancellationToken) -> 
         print!("{told}");
         return Ok(());
     }
-    let configuration = configuration(options.config.as_deref(), &options.lease, &options.gates)?;
+    let mut configuration = configuration(options.config.as_deref(), &options.lease, &options.gates)?;
+    if let Some(elect) = options.leader_elect {
+        configuration.document["leaderElection"]["leaderElect"] = elect.into();
+    }
+    if let (None, Some(kubeconfig)) = (&options.config, &options.kubeconfig) {
+        configuration.document["clientConnection"]["kubeconfig"] = kubeconfig.to_string_lossy().into();
+    }
     if let Some(file) = &options.write_config_to {
         let text = serde_json::to_vec_pretty(&config::written(&configuration.document))?;
         return std::fs::write(file, text).with_context(|| format!("cannot write {}", file.display()));

@@ -40,15 +40,6 @@ impl Asked {
     /// An error is a fault of the claim or its classes.
     pub fn of(devices: &Devices, key: &Arc<str>, body: &Arc<api::ResourceClaim>) -> Result<Self, String> {
         let requests = request::read_all(devices, body, key)?;
-        let needed = |alternatives: &Vec<Request>| {
-            alternatives.iter().map(|r| if r.all { 0 } else { r.count }).min().unwrap_or(0)
-        };
-        let least: usize = requests.iter().map(needed).fold(0, usize::saturating_add);
-        if least > MOST_RESULTS {
-            return Err(format!(
-                "claim {key}: number of requested devices {least} exceeds the claim limit of {MOST_RESULTS}"
-            ));
-        }
         let asked = Self { key: key.clone(), body: body.clone(), requests };
         if let Some(at) = asked.constraints().iter().position(|c| Constraint::of(c).is_none()) {
             return Err(format!("claim {key}, constraint #{at}: empty constraint (unsupported constraint type?)"));
@@ -91,11 +82,12 @@ pub fn allocate(
     node: &Node,
     most_steps: usize,
 ) -> Result<Vec<api::AllocationResult>, Failure> {
+    let pools = devices.pools_for(node);
     let mut search = Search {
         devices,
         node,
         asked,
-        pools: devices.pools_for(node.symbol),
+        pools: &pools,
         constraints: asked.iter().map(|a| a.constraints().iter().filter_map(Constraint::of).collect()).collect(),
         picks: asked.iter().map(|_| Vec::new()).collect(),
         taking: SymbolMap::default(),
@@ -106,7 +98,7 @@ pub fn allocate(
         steps: 0,
         most_steps,
     };
-    match search.proceed(Place::default(), Location::default()) {
+    match search.prepare().and_then(|()| search.proceed(Place::default(), Location::default())) {
         Ok(true) => {}
         Ok(false) | Err(Stop::TooMany) if search.pools.iter().any(|p| p.invalid) => return Err(Failure::InvalidPools),
         Ok(false) | Err(Stop::TooMany) => return Err(Failure::None),
@@ -149,7 +141,7 @@ struct Search<'s> {
     devices: &'s Devices,
     node: &'s Node,
     asked: &'s [Asked],
-    pools: Vec<&'s Arc<Pool>>,
+    pools: &'s [Arc<Pool>],
     constraints: Vec<Vec<Constraint<'s>>>,
     picks: Vec<Vec<Pick<'s>>>,
     /// Devices picked whole, and the claims they were picked for.
@@ -167,6 +159,32 @@ struct Search<'s> {
 }
 
 impl<'s> Search<'s> {
+    /// Finds what requests for all devices are for, and refuses claims that can only be met by more devices than one can have.
+    fn prepare(&mut self) -> Result<(), Stop> {
+        let asked = self.asked;
+        for (of, claim) in asked.iter().enumerate() {
+            let mut least = 0usize;
+            for (at, alternatives) in claim.requests.iter().enumerate() {
+                let mut fewest = usize::MAX;
+                for (chosen, request) in alternatives.iter().enumerate() {
+                    let mut count = request.count;
+                    if request.all {
+                        let found = self.all_devices(request, &claim.key)?;
+                        count = found.len();
+                        self.all.insert((of, at, chosen), found);
+                    }
+                    fewest = fewest.min(count);
+                }
+                least = least.saturating_add(if alternatives.is_empty() { 0 } else { fewest });
+            }
+            if least > MOST_RESULTS {
+                let why = format!("number of requested devices {least} exceeds the claim limit of {MOST_RESULTS}");
+                return Err(Stop::Fault(format!("claim {}: {why}", claim.key)));
+            }
+        }
+        Ok(())
+    }
+
     fn proceed(&mut self, at: Place, from: Location) -> Result<bool, Stop> {
         let asked = self.asked;
         let Some(claim) = asked.get(at.claim) else { return Ok(true) };
@@ -179,10 +197,6 @@ impl<'s> Search<'s> {
         };
         let Some(chosen) = at.alternative else { return self.one_of(at, alternatives.len()) };
         let request = &alternatives[chosen];
-        if request.all && !self.all.contains_key(&(at.claim, at.request, chosen)) {
-            let found = self.all_devices(request, &claim.key)?;
-            self.all.insert((at.claim, at.request, chosen), found);
-        }
         let all = self.all.get(&(at.claim, at.request, chosen)).filter(|_| request.all);
         let count = all.map_or(request.count, Vec::len);
         if request.all && count == 0 {
@@ -219,7 +233,7 @@ impl<'s> Search<'s> {
     /// Tries one device after the other.
     fn look(&mut self, claim: usize, request: &'s Request, next: Place, from: Location) -> Result<bool, Stop> {
         for pool in from.pool..self.pools.len() {
-            let here: &'s Pool = self.pools[pool];
+            let here: &'s Pool = &self.pools[pool];
             if here.incomplete || here.invalid {
                 continue;
             }
@@ -230,7 +244,8 @@ impl<'s> Search<'s> {
                 for device in first..of.devices.len() {
                     let found = (here, of, &of.devices[device]);
                     let location = Location { pool, slice, device: device + 1 };
-                    if self.selects(request, found)?
+                    if !self.is_taken(claim, request, found.2)
+                        && self.selects(&self.asked[claim].key, request, found)?
                         && self.pick(claim, request, found, false)?
                         && self.go_on(claim, next, location)?
                     {
@@ -253,7 +268,7 @@ impl<'s> Search<'s> {
 
     fn all_devices(&mut self, request: &'s Request, claim: &str) -> Result<Vec<Found<'s>>, Stop> {
         let mut out = Vec::new();
-        for pool in self.pools.clone() {
+        for pool in self.pools {
             let wrong = match (pool.incomplete, pool.invalid) {
                 (true, _) => "being updated",
                 (_, true) => "invalid",
@@ -262,14 +277,14 @@ impl<'s> Search<'s> {
             if !wrong.is_empty() {
                 return Err(Stop::Fault(format!(
                     "claim {claim}, request {}: asks for all devices, but resource pool {} is currently {wrong}",
-                    request.name,
+                    request.short_name(),
                     pool.path()
                 )));
             }
             for slice in &pool.slices {
                 for device in &slice.devices {
                     let found: Found<'s> = (pool, slice, device);
-                    if self.selects(request, found)? && self.has_capacity(request, device) {
+                    if self.selects(claim, request, found)? && self.has_capacity(request, device) {
                         out.push(found);
                     }
                 }
@@ -278,28 +293,35 @@ impl<'s> Search<'s> {
         Ok(out)
     }
 
-    /// Whether the request could have the device if nobody else had it.
-    fn selects(&mut self, request: &Request, (_, slice, device): Found<'s>) -> Result<bool, Stop> {
+    /// Whether the request could have the device if nobody else had it. Expressions come first: what is wrong with them is told
+    /// wherever the device may be used.
+    fn selects(&mut self, claim: &str, request: &Request, (_, slice, device): Found<'s>) -> Result<bool, Stop> {
         self.steps += 1;
         if self.steps > self.most_steps {
             return Err(Stop::Steps);
         }
-        if !slice.reach.matches(self.node) || !slice.reach_of(device).matches(self.node) {
-            return Ok(false);
-        }
         for (at, selector) in request.selectors.iter().enumerate() {
             let picks = selector.picks(&slice.driver, device).map_err(|why| {
-                let device = format!("{}/{}/{}", slice.driver, slice.pool_name, device.body.name);
-                Stop::Fault(format!(
-                    "request {}: selector #{at} on device {device}: CEL runtime error: {why}",
-                    request.name
-                ))
+                let (whose, at) = match at.checked_sub(request.of_class) {
+                    None => (format!("class {}", request.class_name()), at),
+                    Some(at) => (format!("claim {claim}"), at),
+                };
+                Stop::Fault(format!("{whose}: selector #{at}: CEL runtime error: {why}"))
             })?;
             if !picks {
                 return Ok(false);
             }
         }
-        Ok(true)
+        Ok(slice.reach_of(device).matches(self.node))
+    }
+
+    /// Whether somebody has the device whom the request must not share it with.
+    fn is_taken(&self, claim: usize, request: &Request, device: &Device) -> bool {
+        let taking = self.taking.get(&device.id).map_or(&[][..], Vec::as_slice);
+        match request.admin {
+            true => !device.can_be_shared() && taking.contains(&claim),
+            false => !taking.is_empty() || self.devices.used(device.id).is_some_and(|u| u.is_whole()),
+        }
     }
 
     fn has_capacity(&self, request: &Request, device: &Device) -> bool {
@@ -311,21 +333,13 @@ impl<'s> Search<'s> {
     /// Takes a device for a request, if nothing stands in the way. With `must`, that a constraint does is a fault.
     fn pick(&mut self, claim: usize, request: &'s Request, found: Found<'s>, must: bool) -> Result<bool, Stop> {
         let (pool, slice, device) = found;
-        let used = self.devices.used(device.id);
-        let taking = self.taking.get(&device.id).map_or(&[][..], Vec::as_slice);
-        let in_use = match request.admin {
-            true => !device.can_be_shared() && taking.contains(&claim),
-            false => !taking.is_empty() || used.is_some_and(|u| u.is_whole()),
-        };
-        if in_use
-            || request.is_kept_off(self.devices.taints(slice, &device.body))
-            || !self.has_capacity(request, device)
-        {
+        if self.is_taken(claim, request, device) || request.is_kept_off(self.devices.taints(slice, &device.body)) {
             return Ok(false);
         }
+        let used = self.devices.used(device.id);
         let is_shared = used.is_some_and(|u| u.is_shared()) || self.sharing.contains_key(&device.id);
         let counts = !(device.counters.is_empty() || device.can_be_shared() && is_shared);
-        if counts && !self.counters_suffice(pool, slice.pool, device) {
+        if counts && !self.counters_suffice(pool, device) {
             return Ok(false);
         }
         let mut added = 0;
@@ -335,15 +349,18 @@ impl<'s> Search<'s> {
             }
             added += 1;
         }
-        if added < self.constraints[claim].len() {
+        let allowed = added == self.constraints[claim].len();
+        if !allowed && must {
+            let path = format!("{}/{}/{}", slice.driver, slice.pool_name, device.body.name);
+            return Err(Stop::Fault(format!(
+                "claim {}, request {}: cannot add device {path} because a claim constraint would not be satisfied",
+                self.asked[claim].key,
+                request.short_name()
+            )));
+        }
+        if !allowed || !self.has_capacity(request, device) {
             self.constraints[claim][..added].iter_mut().for_each(|c| c.remove(&request.parent, &request.name));
-            return match must {
-                true => Err(Stop::Fault(format!(
-                    "claim {}, request {}: cannot add device {}/{}/{} because a claim constraint would not be satisfied",
-                    self.asked[claim].key, request.name, slice.driver, slice.pool_name, device.body.name
-                ))),
-                false => Ok(false),
-            };
+            return Ok(false);
         }
         if counts {
             self.count(slice.pool, device, true);
@@ -406,15 +423,17 @@ impl<'s> Search<'s> {
         }
     }
 
-    fn counters_suffice(&mut self, pool: &Pool, id: PoolId, device: &Device) -> bool {
+    /// Whether a device's counters are left, and no counter of its pool is overdrawn.
+    fn counters_suffice(&mut self, pool: &Pool, device: &Device) -> bool {
         let devices = self.devices;
-        let left = self.left.entry(id).or_insert_with(|| counters_left(devices, pool));
-        let taken = self.counted.get(&id);
-        device.counters.iter().all(|(set, counters)| {
-            counters.iter().all(|(name, amount)| {
-                let Some(left) = left.get(set).and_then(|s| s.get(name)) else { return true };
-                let taken = taken.and_then(|t| t.get(set)).and_then(|s| s.get(name));
-                taken.map_or_else(|| amount.clone(), |t| t.add(amount)).cmp(left).is_le()
+        let left = self.left.entry(pool.id).or_insert_with(|| counters_left(devices, pool));
+        let taken = self.counted.get(&pool.id);
+        left.iter().all(|(set, counters)| {
+            counters.iter().all(|(name, left)| {
+                let taken = taken.and_then(|t| t.get(set)?.get(name));
+                let wanted = device.counters.get(set).and_then(|s| s.get(name));
+                let sum = taken.into_iter().chain(wanted).fold(Quantity::zero(), |sum, amount| sum.add(amount));
+                sum.cmp(left).is_le()
             })
         })
     }
@@ -424,7 +443,7 @@ impl<'s> Search<'s> {
 fn counters_left(devices: &Devices, pool: &Pool) -> Counters {
     let mut left: BTreeMap<_, _> = pool.counters.clone();
     let used = |d: &&Device| devices.used(d.id).is_some_and(|u| u.is_whole() || u.is_shared());
-    for device in pool.slices.iter().flat_map(|s| &s.devices).filter(used) {
+    for device in pool.devices().filter(used) {
         for (set, counters) in &device.counters {
             for (name, amount) in counters {
                 if let Some(there) = left.get_mut(set).and_then(|s| s.get_mut(name)) {

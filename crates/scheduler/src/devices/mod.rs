@@ -25,9 +25,10 @@ use meta::Object;
 use meta::quantity::Quantity;
 use serde::de::DeserializeOwned;
 
+use crate::node::Node;
 use crate::sources::Source;
 use crate::symbol::{Symbol, SymbolMap};
-use pool::{Pool, PoolId, Slice};
+use pool::{Pool, PoolId, Slice, only_node};
 use selector::Selectors;
 
 /// Pods that may share a claim (`ResourceClaimReservedForMaxSize`).
@@ -68,6 +69,16 @@ impl Use {
     }
 }
 
+/// What there is of a pool.
+#[derive(Default)]
+struct Published {
+    slices: Vec<Arc<Slice>>,
+    /// As it is for a node that all of it concerns.
+    whole: Option<Arc<Pool>>,
+    /// The one node that all of it is for.
+    node: Option<Symbol>,
+}
+
 /// See the module.
 #[derive(Default)]
 pub struct Devices {
@@ -76,7 +87,7 @@ pub struct Devices {
     claims: HashMap<Arc<str>, Arc<api::ResourceClaim>>,
     classes: HashMap<Arc<str>, Arc<api::DeviceClass>>,
     slices: HashMap<Arc<str>, Arc<Slice>>,
-    pools: HashMap<PoolId, (Arc<Pool>, Vec<Arc<Slice>>)>,
+    pools: HashMap<PoolId, Published>,
     /// Pools whose devices are all on one node, by node; and the others.
     local: SymbolMap<Vec<PoolId>>,
     shared: Vec<PoolId>,
@@ -170,11 +181,11 @@ impl Devices {
             None => self.slices.remove(key),
         };
         let (from, to) = (old.map(|s| s.pool), slice.as_ref().map(|s| s.pool));
-        if let Some((_, slices)) = from.and_then(|id| self.pools.get_mut(&id)) {
-            slices.retain(|s| s.name != *key);
+        if let Some(published) = from.and_then(|id| self.pools.get_mut(&id)) {
+            published.slices.retain(|s| s.name != *key);
         }
         if let Some(slice) = &slice {
-            self.pools.entry(slice.pool).or_default().1.push(slice.clone());
+            self.pools.entry(slice.pool).or_default().slices.push(slice.clone());
         }
         for id in from.into_iter().chain(to.filter(|id| Some(*id) != from)) {
             self.regroup(id);
@@ -184,14 +195,16 @@ impl Devices {
 
     /// Works out a pool anew from its slices.
     fn regroup(&mut self, id: PoolId) {
-        let Some((pool, slices)) = self.pools.get_mut(&id) else { return };
-        let was = pool.node;
-        if slices.is_empty() {
+        let Some(published) = self.pools.get_mut(&id) else { return };
+        let was = published.node;
+        let mut now = None;
+        if published.slices.is_empty() {
             self.pools.remove(&id);
         } else {
-            *pool = Arc::new(Pool::of(slices));
+            published.whole = Pool::gather(&published.slices, |_| true).map(Arc::new);
+            published.node = only_node(&published.slices);
+            now = Some(published.node);
         }
-        let now = self.pools.get(&id).map(|p| p.0.node);
         match was {
             Some(node) => {
                 if let Some(there) = self.local.get_mut(&node) {
@@ -280,10 +293,18 @@ impl Devices {
         device.taints.iter().flatten().chain(self.rules.values().filter(picks).map(|rule| &rule.spec.taint))
     }
 
-    /// The pools that may have devices for a node: those first whose devices need not be made ready, ordered so that the same is found each time.
-    pub fn pools_for(&self, node: Symbol) -> Vec<&Arc<Pool>> {
-        let ids = self.local.get(&node).into_iter().flatten().chain(&self.shared);
-        let mut pools: Vec<_> = ids.filter_map(|id| self.pools.get(id)).map(|p| &p.0).collect();
+    /// The pools that have devices for a node: those first whose devices need not be made ready, ordered so that the same is found each time.
+    pub fn pools_for(&self, node: &Node) -> Vec<Arc<Pool>> {
+        let whole = |published: &Published| published.whole.clone();
+        let local = self.local.get(&node.symbol).into_iter().flatten().filter_map(|id| whole(self.pools.get(id)?));
+        let shared = self.shared.iter().filter_map(|id| {
+            let published = self.pools.get(id)?;
+            if published.slices.iter().all(|s| s.concerns(node)) {
+                return whole(published);
+            }
+            Pool::gather(&published.slices, |s| s.concerns(node)).map(Arc::new)
+        });
+        let mut pools: Vec<_> = local.chain(shared).collect();
         pools.sort_by(|a, b| (a.waits, &a.driver, &a.name).cmp(&(b.waits, &b.driver, &b.name)));
         pools
     }

@@ -144,6 +144,16 @@ impl Slice {
         }
     }
 
+    /// Whether some of it may be used on a node.
+    pub fn concerns(&self, node: &Node) -> bool {
+        // Counters are what the pool cannot do without.
+        !self.counters.is_empty()
+            || match &self.reach {
+                Reach::ByDevice => self.devices.iter().any(|d| d.reach.matches(node)),
+                reach => reach.matches(node),
+            }
+    }
+
     /// Where a device of this slice can be used.
     pub fn reach_of<'a>(&'a self, device: &'a Device) -> &'a Reach {
         if matches!(self.reach, Reach::ByDevice) { &device.reach } else { &self.reach }
@@ -151,49 +161,87 @@ impl Slice {
 }
 
 /// See the module.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Pool {
+    pub id: PoolId,
     pub driver: Box<str>,
     pub name: Box<str>,
-    /// By name.
+    /// Those with devices for the node, by name.
     pub slices: Vec<Arc<Slice>>,
+    /// Those of the rest: their devices take counters too.
+    elsewhere: Vec<Arc<Slice>>,
     pub counters: Counters,
     /// Slices of its generation are missing.
     pub incomplete: bool,
-    /// Two devices of one name.
+    /// Two devices of one name, two sets of counters, or counters that are not there.
     pub invalid: bool,
     /// Some device has to be made ready before a pod that got it is bound.
     pub waits: bool,
-    /// The one node all its devices are on.
-    pub node: Option<Symbol>,
+}
+
+/// The one node that all slices are for, whatever their generation.
+pub fn only_node(all: &[Arc<Slice>]) -> Option<Symbol> {
+    let nodes = all.iter().map(|s| match &s.reach {
+        Reach::Node(_, node) => Some(*node),
+        _ => None,
+    });
+    nodes.reduce(|a, b| a.filter(|_| a == b)).flatten()
 }
 
 impl Pool {
-    /// The pool that slices make up.
-    pub fn of(all: &[Arc<Slice>]) -> Self {
-        let newest = all.iter().map(|s| s.generation).max().unwrap_or(0);
-        let mut slices: Vec<_> = all.iter().filter(|s| s.generation == newest).cloned().collect();
-        slices.sort_by(|a, b| a.name.cmp(&b.name));
-        let Some(first) = slices.first().cloned() else { return Self::default() };
-        let mut names = HashSet::new();
-        let nodes = slices.iter().map(|s| match &s.reach {
-            Reach::Node(_, node) => Some(*node),
-            _ => None,
-        });
-        let one = nodes.reduce(|a, b| a.filter(|_| a == b)).flatten();
+    fn named_as(slice: &Slice) -> Self {
         Self {
-            driver: (&*first.driver).into(),
-            name: (&*first.pool_name).into(),
-            counters: slices.iter().flat_map(|s| s.counters.clone()).collect(),
-            incomplete: slices.len() as i64 != first.expected,
-            invalid: !slices.iter().flat_map(|s| &s.devices).all(|d| names.insert(d.id)),
-            waits: slices
-                .iter()
-                .flat_map(|s| &s.devices)
-                .any(|d| d.body.binding_conditions.iter().flatten().next().is_some()),
-            node: one,
-            slices,
+            id: slice.pool,
+            driver: (&*slice.driver).into(),
+            name: (&*slice.pool_name).into(),
+            slices: Vec::new(),
+            elsewhere: Vec::new(),
+            counters: Counters::default(),
+            incomplete: false,
+            invalid: false,
+            waits: false,
         }
+    }
+
+    /// The pool that slices make up for the node that some of them concern; `None` where it has nothing of it.
+    ///
+    /// What a newer generation has for other nodes makes this one's slices obsolete only once some of them are missing: upstream
+    /// looks no further before.
+    pub fn gather(all: &[Arc<Slice>], concerns: impl Fn(&Slice) -> bool) -> Option<Self> {
+        let newest = all.iter().filter(|s| concerns(s)).map(|s| s.generation).max()?;
+        let of_it: Vec<&Arc<Slice>> = all.iter().filter(|s| s.generation == newest).collect();
+        let (mut here, mut elsewhere): (Vec<_>, Vec<_>) =
+            of_it.iter().map(|s| Arc::clone(s)).partition(|s| concerns(s));
+        let first = here.first()?.clone();
+        let empty = Self::named_as(&first);
+        if here.len() as i64 == first.expected {
+            elsewhere.clear();
+        } else if all.iter().any(|s| s.generation > newest) {
+            return None;
+        } else if of_it.len() as i64 != first.expected {
+            return Some(Self { incomplete: true, ..empty });
+        }
+        here.sort_by(|a, b| a.name.cmp(&b.name));
+        let mut counters = Counters::default();
+        let sets = here.iter().flat_map(|s| &s.counters);
+        let once = sets.fold(true, |once, (name, set)| counters.insert(name.clone(), set.clone()).is_none() && once);
+        let there = |(set, wanted): (&String, &BTreeMap<String, Quantity>)| {
+            counters.get(set).is_some_and(|set| wanted.keys().all(|name| set.contains_key(name)))
+        };
+        let all_there = here.iter().chain(&elsewhere).flat_map(|s| &s.devices).flat_map(|d| &d.counters).all(there);
+        let mut names = HashSet::new();
+        let invalid = !once || !all_there || !here.iter().flat_map(|s| &s.devices).all(|d| names.insert(d.id));
+        if invalid {
+            return Some(Self { invalid, ..empty });
+        }
+        let mut devices = here.iter().flat_map(|s| &s.devices);
+        let waits = devices.any(|d| d.body.binding_conditions.iter().flatten().next().is_some());
+        Some(Self { slices: here, elsewhere, counters, waits, ..empty })
+    }
+
+    /// All devices of its generation.
+    pub fn devices(&self) -> impl Iterator<Item = &Device> {
+        self.slices.iter().chain(&self.elsewhere).flat_map(|s| &s.devices)
     }
 
     /// As messages name it.

@@ -15,8 +15,9 @@ pub struct Request {
     /// The request's own name, also where this is an alternative.
     pub parent: String,
     pub class: Arc<api::DeviceClass>,
-    /// The class's selectors, then its own.
+    /// The class's selectors, so many, then its own.
     pub selectors: Vec<Arc<Selector>>,
+    pub of_class: usize,
     pub all: bool,
     pub count: usize,
     pub admin: bool,
@@ -69,6 +70,7 @@ fn read(devices: &Devices, parent: &str, claim: &str, from: Fields<'_>) -> Resul
         wanted: Wanted::of(from.capacity),
         name: from.name,
         parent: parent.into(),
+        of_class: of_class.len(),
         class,
         selectors,
     })
@@ -111,6 +113,15 @@ pub fn read_all(devices: &Devices, claim: &api::ResourceClaim, key: &str) -> Res
 }
 
 impl Request {
+    pub fn class_name(&self) -> &str {
+        self.class.metadata.name.as_deref().unwrap_or_default()
+    }
+
+    /// Its name among its likes.
+    pub fn short_name(&self) -> &str {
+        self.name.rsplit('/').next().unwrap_or_default()
+    }
+
     /// Whether one of a device's taints keeps this request off it.
     pub fn is_kept_off<'a>(&self, taints: impl Iterator<Item = &'a api::DeviceTaint>) -> bool {
         let mut taints = taints.filter(|t| matches!(&*t.effect, "NoSchedule" | "NoExecute"));

@@ -62,20 +62,14 @@ fn config(claim: &api::ResourceClaim, picks: &[Pick<'_>]) -> Vec<api::DeviceAllo
     }
     for c in super::wanted(claim).into_iter().flat_map(|d| d.config.iter().flatten()) {
         let names = c.requests.as_deref().unwrap_or_default();
-        let concerns = |m: &&(&str, &str, &api::DeviceClass)| names.iter().any(|n| n == m.0 || n == m.1);
-        if names.is_empty() || met.iter().any(|m| concerns(&m)) {
-            out.push(api::DeviceAllocationConfiguration {
-                source: "FromClaim".into(),
-                requests: c.requests.clone(),
-                opaque: c.opaque.clone(),
-            });
-        }
-    }
-    // What concerns every request says so by naming none.
-    for c in &mut out {
-        let names = c.requests.take().unwrap_or_default();
-        let all = met.iter().all(|m| names.iter().any(|n| n == m.0 || n == m.1));
-        c.requests = (!all && !names.is_empty()).then_some(names);
+        let concerned = met.iter().filter(|m| names.iter().any(|n| n == m.0 || n == m.1)).count();
+        // What concerns several requests is told once for each, as upstream does.
+        let times = if names.is_empty() { 1 } else { concerned };
+        out.extend((0..times).map(|_| api::DeviceAllocationConfiguration {
+            source: "FromClaim".into(),
+            requests: c.requests.clone(),
+            opaque: c.opaque.clone(),
+        }));
     }
     out
 }

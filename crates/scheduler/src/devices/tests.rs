@@ -129,10 +129,7 @@ fn requests_find_devices() {
         ("cel.bind(own, device.attributes['d.x'], own.numa == 1)", "r=p/b"),
         ("'e.x' in device.attributes", "None"),
         ("has(device.attributes['e.x'].numa)", "None"),
-        (
-            "device.attributes['e.x'].numa == 1",
-            "request r: selector #1 on device d.x/p/a: CEL runtime error: no such key: numa",
-        ),
+        ("device.attributes['e.x'].numa == 1", "claim c: selector #0: CEL runtime error: no such key: numa"),
         (
             "device.driver",
             "claim c: selector #0: CEL compile error: must evaluate to bool or the unknown type, not string",

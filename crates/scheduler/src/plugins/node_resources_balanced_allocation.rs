@@ -1,4 +1,4 @@
-//! Nodes whose resources are used in like measure are liked.
+//! Nodes are liked whose resources a pod brings to be used in more like measure.
 
 use super::MAX_SCORE;
 use crate::node::Node;
@@ -16,32 +16,31 @@ fn amounts(resource: Resource, spec: &Spec, node: &Node) -> (i64, i64, i64) {
     }
 }
 
-/// Pods that ask for none of the resources leave the balance as it is, so they have no say.
-pub fn score(spec: &Spec, node: &Node) -> i64 {
-    let resources = &spec.profile.balanced;
-    let mut asks = false;
-    let (mut count, mut sum, mut squares) = (0.0, 0.0, 0.0);
-    let (mut first, mut second) = (0.0, 0.0);
-    for resource in resources {
-        let (wanted, used, has) = amounts(*resource, spec, node);
-        asks |= wanted > 0;
-        if has == 0 || (wanted == 0 && matches!(resource, Resource::Other(_))) {
-            continue;
-        }
-        let fraction = ((used + wanted) as f64 / has as f64).min(1.0);
-        (first, second) = (second, fraction);
-        count += 1.0;
-        sum += fraction;
-        squares += fraction * fraction;
-    }
-    if !asks {
-        return 0;
-    }
-    // Of two, the deviation is half their difference; the exact form keeps upstream's rounding.
-    let deviation = match count as usize {
+/// How even a use is: full marks where all resources are used in the same measure, half where nothing could be less even.
+fn evenness(fractions: impl Iterator<Item = f64> + Clone) -> i64 {
+    // Of two, the deviation is half their difference; each form keeps upstream's rounding.
+    let deviation = match fractions.clone().count() {
         0 | 1 => 0.0,
-        2 => f64::abs(first - second) / 2.0,
-        _ => (squares / count - (sum / count) * (sum / count)).max(0.0).sqrt(),
+        2 => fractions.reduce(|a, b| a - b).map_or(0.0, |d| d.abs() / 2.0),
+        many => {
+            let mean = fractions.clone().sum::<f64>() / many as f64;
+            (fractions.map(|f| (f - mean) * (f - mean)).sum::<f64>() / many as f64).sqrt()
+        }
     };
     ((1.0 - deviation) * MAX_SCORE as f64) as i64
+}
+
+/// What the pod makes of the balance: three quarters where it leaves it as it is. Pods that ask for none of the resources
+/// have no say.
+pub fn score(spec: &Spec, node: &Node) -> i64 {
+    let all = spec.profile.balanced.iter().map(|resource| (*resource, amounts(*resource, spec, node)));
+    if all.clone().all(|(_, (wanted, ..))| wanted == 0) {
+        return 0;
+    }
+    let counted = all
+        .filter(|(resource, (wanted, _, has))| *has != 0 && (*wanted != 0 || !matches!(resource, Resource::Other(_))));
+    let fraction = |used: i64, has: i64| (used as f64 / has as f64).min(1.0);
+    let before = evenness(counted.clone().map(|(_, (_, used, has))| fraction(used, has)));
+    let after = evenness(counted.map(|(_, (wanted, used, has))| fraction(used + wanted, has)));
+    MAX_SCORE / 2 + (MAX_SCORE / 2 + after - before) / 2
 }

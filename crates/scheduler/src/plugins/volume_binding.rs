@@ -10,7 +10,7 @@ use crate::profile::Profile;
 use crate::snapshot::{NodeId, Snapshot};
 use crate::storage::{Claim, Storage, Volume, ZONE_LABELS};
 use crate::symbol::{Symbol, SymbolMap};
-use crate::verdict::{Plugin, Reason, Refusal};
+use crate::verdict::{Plugin, Reason, Refusal, Unbindable};
 
 static ZONE_KEYS: LazyLock<Vec<Symbol>> =
     LazyLock::new(|| ZONE_LABELS.iter().flat_map(|(new, old)| [Symbol::of(new), Symbol::of(old)]).collect());
@@ -140,25 +140,25 @@ impl State {
     }
 
     pub fn filter(&self, storage: &Storage, node: &Node) -> Result<(), Refusal> {
-        let refuse = |reason| Err(Refusal::unresolvable(Plugin::VolumeBinding, reason));
-        for (_, volume) in &self.bound {
-            match volume {
-                None => return refuse(Reason::MissingVolume),
-                Some(volume) if !volume.affinity.matches(node) => return refuse(Reason::VolumeNodeAffinity),
-                Some(_) => {}
-            }
+        let bound = self.bound.iter().find_map(|(_, volume)| match volume {
+            None => Some(Unbindable::MISSING),
+            Some(volume) => (!volume.affinity.matches(node)).then_some(Unbindable::NODE),
+        });
+        let why = bound.unwrap_or(0) | self.steps(storage, node).err().unwrap_or(0);
+        match why {
+            0 => Ok(()),
+            why => Err(Refusal::unresolvable(Plugin::VolumeBinding, Reason::Unbindable(Unbindable(why)))),
         }
-        self.steps(storage, node).map_or_else(refuse, |_| Ok(()))
     }
 
-    /// What is to be done to have every claim bound on a node, or why that cannot be.
-    pub fn steps(&self, storage: &Storage, node: &Node) -> Result<Vec<Step>, Reason> {
+    /// What is to be done to have every claim bound on a node, or why that cannot be, as a bit.
+    pub fn steps(&self, storage: &Storage, node: &Node) -> Result<Vec<Step>, u8> {
         let mut steps = Vec::with_capacity(self.waiting.len());
         let mut taken: Vec<&str> = Vec::new();
         for (claim, candidates) in &self.waiting {
             let selected = storage.selected_node(claim);
             if selected.is_some_and(|n| n != node.symbol) {
-                return Err(Reason::NoVolume);
+                return Err(Unbindable::BIND);
             }
             let found = if selected.is_none() { candidates.find(node, &taken) } else { None };
             if let Some(volume) = found {
@@ -170,9 +170,9 @@ impl State {
                 });
                 continue;
             }
-            let class = storage.class(&claim.class).ok_or(Reason::NoVolume)?;
+            let class = storage.class(&claim.class).ok_or(Unbindable::BIND)?;
             if !class.provisions || !class.topologies.matches(node) {
-                return Err(Reason::NoVolume);
+                return Err(Unbindable::BIND);
             }
             storage.room_for(claim, class, &node.labels)?;
             steps.push(Step::Provision { claim: claim.key.clone() });

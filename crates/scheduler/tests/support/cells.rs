@@ -9,6 +9,7 @@ use rand::seq::IndexedRandom;
 use serde_json::{Value, json};
 
 use super::disks::{self, Disks};
+use super::hardware::Hardware;
 
 /// A cell: its number and the names of its nodes.
 pub struct Cell {
@@ -18,10 +19,10 @@ pub struct Cell {
 
 /// A pod, and what is to be known of it.
 pub struct Case {
+    pub cell: u32,
     pub pod: Value,
     pub disks: Disks,
-    /// Whether upstream's v1.26 scores nodes for it as later versions do.
-    pub scores_alike: bool,
+    pub hardware: Hardware,
     /// Whether pods of other cells matter to it: one that wants company may be the first of its kind only while there is
     /// none in any namespace that it looks at.
     pub looks_beyond: bool,
@@ -38,7 +39,7 @@ const IMAGES: &[(&str, i64)] = &[
 pub fn namespaces(cell: u32) -> Vec<Value> {
     let of = |suffix: &str, team: &str| {
         json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": format!("cell-{cell}-{suffix}"),
-               "labels": {"cell": cell.to_string(), "team": team}}})
+               "labels": {"cell": cell.to_string(), "team": team, "resource.kubernetes.io/admin-access": "true"}}})
     };
     vec![of("x", "red"), of("y", "blue")]
 }
@@ -218,14 +219,12 @@ pub fn case(of: &Cell, name: &str, scheduler: &str, rng: &mut SmallRng) -> Case 
         "schedulerName": scheduler, "nodeSelector": {"cell": cell.to_string()}, "containers": containers,
         "automountServiceAccountToken": false, "terminationGracePeriodSeconds": 0,
     });
-    let mut alike = plain;
     if maybe(rng, 10) {
         let mut first = container(9, true, rng);
         if let Some(map) = first.as_object_mut() {
             map.remove("ports");
         }
         spec["initContainers"] = json!([first]);
-        alike = false;
     }
     if maybe(rng, 12) {
         spec["nodeSelector"]["disk"] = pick(rng, &["ssd", "hdd"]).into();
@@ -303,5 +302,5 @@ pub fn case(of: &Cell, name: &str, scheduler: &str, rng: &mut SmallRng) -> Case 
     let disks = if maybe(rng, 22) { disks::give(of, &mut pod, rng) } else { Disks::default() };
     let near = &pod["spec"]["affinity"]["podAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"];
     let looks_beyond = near.as_array().into_iter().flatten().any(|term| !term["namespaceSelector"].is_null());
-    Case { pod, disks, scores_alike: alike, looks_beyond }
+    Case { cell, pod, disks, hardware: Hardware::default(), looks_beyond }
 }

@@ -3,6 +3,7 @@
 
 pub mod cells;
 pub mod disks;
+pub mod hardware;
 
 use std::sync::Arc;
 
@@ -58,6 +59,14 @@ impl Cluster {
         self.core
             .snapshot
             .storage
+            .take(source, &Change { key: object.meta.key().into(), old: None, new: Some(object) });
+    }
+
+    /// A claim on devices, a class or a slice of them.
+    pub fn devices(&mut self, source: Source, object: Arc<Object>) {
+        self.core
+            .snapshot
+            .devices
             .take(source, &Change { key: object.meta.key().into(), old: None, new: Some(object) });
     }
 

@@ -1,17 +1,19 @@
 //! Random clusters and pods, given to a scheduler in a cluster and to this crate's core: do they agree?
 //!
 //! ```text
-//! cargo run --release -p scheduler --example differential -- --kubeconfig ADMIN --config FILE [--cases 2000] [--cells 100] [--seed 1] [--priorities 0]
+//! cargo run --release -p scheduler --example differential -- --kubeconfig ADMIN --config FILE [--cases 2000] [--cells 100] [--seed 1] [--priorities 0] [--devices 0]
 //! ```
 //!
 //! The other scheduler runs in the cluster with the same configuration file, with sampling off (`percentageOfNodesToScore: 100`); each pod is for
 //! one of the file's profiles. Each case is one pod for one cell of nodes. Where the other places it, the core must find it feasible, and best; where
 //! the other finds no node, the core must find none. Volumes of classes that make them are made here. Nodes need no kubelets, but node health must
 //! not be looked after meanwhile (a long grace period), and claims have to be bound. With several priorities, pods make room for
-//! each other, some of them under disruption budgets, and both must agree on where, and who has to go. Differences are printed one a line; the last line sums up; the
-//! exit code is 1 when feasibility ever differed.
+//! each other, some of them under disruption budgets, and both must agree on where, and who has to go. With devices, so many of a hundred pods claim
+//! some (the API server then looks after claims), and what a claim gets must be the same to the letter. Differences are printed one a line; the last
+//! line sums up; the exit code is 1 when feasibility, or what is given, ever differed.
 
-#[path = "../tests/support/mod.rs"]
+mod gear;
+#[path = "../../tests/support/mod.rs"]
 mod support;
 
 use std::collections::{HashMap, HashSet};
@@ -31,7 +33,7 @@ use scheduler::pod::Pod;
 use scheduler::symbol::Symbol;
 use scheduler::verdict::WhyNot;
 use serde_json::{Value, json};
-use support::{Cluster, cells, disks};
+use support::{Cluster, cells, disks, hardware};
 
 /// Calls at once.
 const IN_FLIGHT: usize = 24;
@@ -47,6 +49,7 @@ struct Arguments {
     cells: u32,
     seed: u64,
     priorities: u64,
+    devices: u32,
 }
 
 fn arguments() -> Result<Arguments, String> {
@@ -57,6 +60,7 @@ fn arguments() -> Result<Arguments, String> {
         cells: 100,
         seed: 1,
         priorities: 0,
+        devices: 0,
     };
     let mut rest = std::env::args().skip(1);
     while let Some(flag) = rest.next() {
@@ -69,6 +73,7 @@ fn arguments() -> Result<Arguments, String> {
             "--cells" => out.cells = number()?.clamp(1, 1000) as u32,
             "--seed" => out.seed = number()?,
             "--priorities" => out.priorities = number()?,
+            "--devices" => out.devices = number()?.min(100) as u32,
             _ => return Err(format!("unknown flag {flag}")),
         }
     }
@@ -83,6 +88,7 @@ fn resource(name: &str) -> Gvr {
         "csinodes" | "storageclasses" => "storage.k8s.io",
         "priorityclasses" => "scheduling.k8s.io",
         "poddisruptionbudgets" => "policy",
+        "resourceclaims" | "resourceclaimtemplates" | "resourceslices" | "deviceclasses" => "resource.k8s.io",
         _ => "",
     };
     Gvr::new(group, "v1", name)
@@ -116,6 +122,8 @@ enum Decision {
     Refused(String),
     /// Room is made for it there.
     Nominated(String),
+    /// Something went wrong.
+    Faulted(String),
 }
 
 fn decision(pod: &Object) -> Option<Decision> {
@@ -124,11 +132,15 @@ fn decision(pod: &Object) -> Option<Decision> {
         return Some(Decision::Placed(node.into()));
     }
     let condition = body["status"]["conditions"].as_array()?.iter().find(|c| c["type"] == "PodScheduled")?;
-    let refused = condition["status"] == "False" && condition["reason"] == "Unschedulable";
-    refused.then(|| match body["status"]["nominatedNodeName"].as_str().filter(|n| !n.is_empty()) {
-        Some(node) => Decision::Nominated(node.into()),
-        None => Decision::Refused(condition["message"].as_str().unwrap_or_default().into()),
-    })
+    let message = condition["message"].as_str().unwrap_or_default().to_string();
+    match condition["reason"].as_str().filter(|_| condition["status"] == "False")? {
+        "SchedulerError" => Some(Decision::Faulted(message)),
+        "Unschedulable" => Some(match body["status"]["nominatedNodeName"].as_str().filter(|n| !n.is_empty()) {
+            Some(node) => Decision::Nominated(node.into()),
+            None => Decision::Refused(message),
+        }),
+        _ => None,
+    }
 }
 
 /// The profiles of the configuration that the other scheduler has too. Room for volumes does not count with it.
@@ -225,6 +237,12 @@ struct Tally {
     scores_differ: usize,
     preempted: usize,
     preemption_differs: usize,
+    faulted: usize,
+    let_go: usize,
+    gifts_compared: usize,
+    gifts_differ: usize,
+    words_compared: usize,
+    words_differ: usize,
 }
 
 async fn run(arguments: Arguments) -> Result<Tally, String> {
@@ -284,10 +302,18 @@ async fn run(arguments: Arguments) -> Result<Tally, String> {
         client: client.clone(),
     };
     informers.synced().await;
+    let gear = match arguments.devices {
+        0 => None,
+        _ => Some(gear::Gear::new(&client, &informers, &all, &mut rng).await?),
+    };
     store.fill(all.iter().map(|c| disks::shared(c.number)).collect::<Vec<_>>().iter()).await?;
     tokio::time::sleep(Duration::from_secs(3)).await;
     let mut cluster = Cluster::of(profiles);
     drivers.list(None).into_iter().chain(classes.list(None)).for_each(|o| cluster.storage(o));
+    if let Some(gear) = &gear {
+        gear.begin(&mut cluster);
+    }
+    let mut known = HashSet::new();
     nodes.list(None).iter().for_each(|o| cluster.node(o));
     spaces.list(None).iter().for_each(|o| cluster.namespace(o));
     services.list(None).iter().for_each(|o| cluster.service(o));
@@ -317,11 +343,19 @@ async fn run(arguments: Arguments) -> Result<Tally, String> {
                     let class = format!("p{}", rng.random_range(0..arguments.priorities));
                     case.pod["spec"]["priorityClassName"] = class.into();
                 }
+                if rng.random_range(0..100) < arguments.devices
+                    && let Some(cell) = all.iter().find(|c| c.number == case.cell)
+                {
+                    case.hardware = hardware::give(cell, &mut case.pod, &mut rng);
+                }
                 case
             })
             .map(|case| (format!("{}/{name}", case.pod["metadata"]["namespace"].as_str().unwrap_or_default()), case))
             .collect();
         store.fill(cases.values().map(|c| &c.disks)).await?;
+        if let Some(gear) = &gear {
+            gear.fill(cases.values().map(|c| &c.hardware)).await?;
+        }
         tokio::time::sleep(SETTLE).await;
         // Those to whom other cells matter come one by one, after the rest.
         let (apart, together): (Vec<_>, Vec<_>) = cases.into_iter().partition(|(_, case)| case.looks_beyond);
@@ -329,9 +363,22 @@ async fn run(arguments: Arguments) -> Result<Tally, String> {
         for group in std::iter::once(together).chain(apart.into_iter().map(|case| vec![case])) {
             let cases: HashMap<String, cells::Case> = group.into_iter().collect();
             store.show(&mut cluster);
+            if let Some(gear) = &gear {
+                gear.show(&mut cluster, &mut known);
+            }
             create(&client, "pods", cases.values().map(|c| c.pod.clone()).collect()).await?;
             let decided = decided(&pods, &cases, &store).await?;
-            for (key, node) in compare(&mut cluster, &cases, &decided, &pods, &mut tally) {
+            let mut gifts = HashMap::new();
+            if let Some(gear) = &gear {
+                gear.show_new(&mut cluster, &mut known);
+                for (key, (object, decision)) in &decided {
+                    if matches!(decision, Decision::Placed(_)) {
+                        gifts.insert(key.clone(), gear.given(object, &cluster.pod(object)).await?);
+                    }
+                }
+            }
+            let world = World { cases: &cases, decided: &decided, pods: &pods, gear: gear.as_ref(), gifts };
+            for (key, node) in compare(&mut cluster, &world, &mut tally) {
                 let node = match node {
                     Some(node) => node,
                     None => placed_at_last(&pods, &key, &cases[&key], &store).await?,
@@ -344,13 +391,20 @@ async fn run(arguments: Arguments) -> Result<Tally, String> {
                 let pod = cluster.pod(&object);
                 cluster.core.snapshot.place(pod, &node);
             }
-            refused
-                .extend(decided.into_iter().filter(|(_, d)| matches!(d.1, Decision::Refused(_))).map(|(key, _)| key));
+            refused.extend(
+                decided
+                    .into_iter()
+                    .filter(|(_, d)| matches!(d.1, Decision::Refused(_) | Decision::Faulted(_)))
+                    .map(|(key, _)| key),
+            );
         }
         // What was removed and what comes next reach a scheduler by different ways.
         // Where room is to be made there must be little.
         let one_in = if arguments.priorities > 0 { 60 } else { 12 };
         tidy(&client, &mut cluster, refused, &pods, one_in, &mut rng).await?;
+        if let Some(gear) = &gear {
+            gear.settled(&pods).await?;
+        }
         tokio::time::sleep(SETTLE).await;
         eprintln!("round {round}: {tally:?}");
     }
@@ -386,20 +440,41 @@ async fn decided(
     Ok(out)
 }
 
+/// A round's pods, and what the other scheduler made of them.
+struct World<'a> {
+    cases: &'a HashMap<String, cells::Case>,
+    decided: &'a HashMap<String, (Arc<Object>, Decision)>,
+    pods: &'a client::Informer,
+    gear: Option<&'a gear::Gear>,
+    gifts: HashMap<String, gear::Given>,
+}
+
+/// A pod as it was before anything was found for it.
+fn fresh(object: &Arc<Object>) -> Arc<Object> {
+    let Ok(mut body) = object.value() else { return object.clone() };
+    if let Some(status) = body["status"].as_object_mut() {
+        status.remove("extendedResourceClaimStatus");
+    }
+    Object::from_value(&body).map_or_else(|_| object.clone(), Arc::new)
+}
+
 /// Asks the core about each pod as things were before the round, and takes away who had to go. Answers who was placed, and where if
 /// that is known yet.
-fn compare(
-    cluster: &mut Cluster,
-    cases: &HashMap<String, cells::Case>,
-    decided: &HashMap<String, (Arc<Object>, Decision)>,
-    pods: &client::Informer,
-    tally: &mut Tally,
-) -> Vec<(String, Option<String>)> {
+fn compare(cluster: &mut Cluster, world: &World<'_>, tally: &mut Tally) -> Vec<(String, Option<String>)> {
     let mut placed = Vec::new();
     let mut gone = Vec::new();
-    for (key, (object, decision)) in decided {
-        let pod = cluster.pod(object);
-        let assessment = cluster.core.assess(&pod);
+    for (key, (object, decision)) in world.decided {
+        let shown = &world.cases[key].pod;
+        let pod = cluster.pod(&fresh(object));
+        let mut assessment = cluster.core.assess(&pod);
+        if let (Some(gear), Some(claim)) = (world.gear, &assessment.to_let_go) {
+            // Another attempt follows at once, and it may be that which is seen.
+            tally.let_go += 1;
+            if !matches!(decision, Decision::Refused(_)) {
+                gear.show_empty(cluster, claim);
+                assessment = cluster.core.assess(&pod);
+            }
+        }
         let name = |id| cluster.core.snapshot.node(id).name.to_string();
         tally.cases += 1;
         match decision {
@@ -407,28 +482,43 @@ fn compare(
                 tally.placed += 1;
                 let found = assessment.feasible.iter().find(|l| name(l.id) == *node);
                 match found {
+                    _ if assessment.fault.is_some() => {
+                        tally.feasibility_differs += 1;
+                        println!("FEASIBILITY {key}: placed on {node}, here {:?} {shown}", assessment.fault);
+                    }
                     None => {
                         tally.feasibility_differs += 1;
                         let refused = assessment.refused.iter().find(|r| name(r.0) == *node).map(|r| r.1);
-                        println!("FEASIBILITY {key}: placed on {node}, refused here: {refused:?} {}", cases[key].pod);
+                        println!(
+                            "FEASIBILITY {key}: placed on {node}, refused here: {refused:?} {:?} {shown}",
+                            assessment.pod
+                        );
                     }
-                    Some(own) if cases[key].scores_alike => {
+                    Some(own) => {
                         tally.scores_compared += 1;
                         let best = &assessment.feasible[0];
                         if own.total != best.total {
                             tally.scores_differ += 1;
+                            let (total, scores, here) = (own.total, &own.scores, name(best.id));
                             println!(
-                                "SCORE {key}: placed on {node} {} {:?}; here {} {} {:?} {}",
-                                own.total,
-                                own.scores,
-                                name(best.id),
-                                best.total,
-                                best.scores,
-                                cases[key].pod
+                                "SCORE {key}: placed on {node} {total} {scores:?}; here {here} {} {:?} {shown}",
+                                best.total, best.scores
                             );
                         }
                     }
-                    Some(_) => {}
+                }
+                if let (Some(gear), Some(given), Some(_)) =
+                    (world.gear, world.gifts.get(key).filter(|g| !g.is_empty()), found)
+                {
+                    tally.gifts_compared += 1;
+                    let own = gear.would_give(cluster, &pod, node);
+                    if own.as_ref() != Ok(given) {
+                        tally.gifts_differ += 1;
+                        println!(
+                            "GIFT {key}: {given:?} on {node}, here {own:?} {shown} {:?}",
+                            world.cases[key].hardware.claims
+                        );
+                    }
                 }
                 placed.push((key.clone(), Some(node.clone())));
             }
@@ -437,31 +527,69 @@ fn compare(
                 let snapshot = &cluster.core.snapshot;
                 let there = snapshot.node_id(Symbol::of(node)).into_iter().flat_map(|id| snapshot.pods_on(id));
                 let mut theirs: Vec<String> =
-                    there.map(|(_, p)| p.key.to_string()).filter(|k| pods.get(k).is_none()).collect();
+                    there.map(|(_, p)| p.key.to_string()).filter(|k| world.pods.get(k).is_none()).collect();
                 theirs.sort();
                 let own =
                     assessment.why_not(&pod, cluster.core.snapshot.present()).map(|why| room(cluster, &pod, &why));
                 if own != Some(Ok((node.clone(), theirs.clone()))) {
                     tally.preemption_differs += 1;
-                    println!("PREEMPTION {key}: on {node} by {theirs:?}, here {own:?} {}", cases[key].pod);
+                    println!("PREEMPTION {key}: on {node} by {theirs:?}, here {own:?} {shown}");
                 }
                 gone.extend(theirs);
                 placed.push((key.clone(), None));
+            }
+            Decision::Faulted(message) => {
+                tally.faulted += 1;
+                // Which node's fault is told is chance.
+                let of_any = |text: &str| {
+                    text.split([' ', '/'])
+                        .filter(|w| !w.starts_with(['c', 'd']) || !w.ends_with(|c: char| c.is_ascii_digit()))
+                        .collect::<String>()
+                };
+                if assessment.fault.as_deref().map(of_any) != Some(of_any(message)) {
+                    let differs = if assessment.fault.is_some() {
+                        &mut tally.words_differ
+                    } else {
+                        &mut tally.feasibility_differs
+                    };
+                    *differs += 1;
+                    println!(
+                        "FAULT {key}: {message}; here {:?} {shown} {:?}",
+                        assessment.fault, world.cases[key].hardware.claims
+                    );
+                }
             }
             Decision::Refused(message) => {
                 tally.refused += 1;
                 if let Some(best) = assessment.feasible.first() {
                     tally.feasibility_differs += 1;
                     println!(
-                        "FEASIBILITY {key}: refused ({message}), here {} would do: {}",
+                        "FEASIBILITY {key}: refused ({message}), here {} would do: {shown} {:?}",
                         name(best.id),
-                        cases[key].pod
+                        world.cases[key].hardware.claims
                     );
+                    continue;
                 }
-                let why = assessment.why_not(&pod, cluster.core.snapshot.present());
-                if let Some(Ok(plan)) = why.map(|why| room(cluster, &pod, &why)) {
-                    tally.preemption_differs += 1;
-                    println!("PREEMPTION {key}: refused ({message}), here {plan:?} {}", cases[key].pod);
+                if assessment.fault.is_some() {
+                    tally.feasibility_differs += 1;
+                    println!("FEASIBILITY {key}: refused ({message}), here {:?} {shown}", assessment.fault);
+                    continue;
+                }
+                let Some(mut why) = assessment.why_not(&pod, cluster.core.snapshot.present()) else { continue };
+                match room(cluster, &pod, &why) {
+                    Ok(plan) => {
+                        tally.preemption_differs += 1;
+                        println!("PREEMPTION {key}: refused ({message}), here {plan:?} {shown}");
+                    }
+                    Err(said) => {
+                        why.preemption = said;
+                        tally.words_compared += 1;
+                        why.tell_of_devices(&pod);
+                        if *message != why.to_string() {
+                            tally.words_differ += 1;
+                            println!("WORDS {key}:\n  {message}\n  {why}");
+                        }
+                    }
                 }
             }
         }
@@ -549,7 +677,7 @@ async fn main() -> ExitCode {
         Ok(arguments) => match run(arguments).await {
             Ok(tally) => {
                 println!("{tally:?}");
-                if tally.feasibility_differs == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+                if tally.feasibility_differs + tally.gifts_differ == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
             }
             Err(why) => {
                 eprintln!("{why}");
