@@ -107,10 +107,7 @@ pub fn row(definition: &Value) -> Result<Resource, String> {
             verbs: GET_PATCH_UPDATE,
         });
     }
-    let selectable = spec["versions"][storage]["selectableFields"].as_array().into_iter().flatten();
-    let selectable = selectable
-        .filter_map(|f| Some(Selectable { name: dotted(&f["jsonPath"])?, value: SelectableValue::Path }))
-        .collect();
+    let selectable = versions.get(storage).map(|version| version.selectable.clone()).unwrap_or_default();
     versions_in_order(&mut versions, &mut storage);
     let or = |field: &str, default: String| {
         if text(names, field).is_empty() { default } else { text(names, field).to_string() }
@@ -174,6 +171,10 @@ fn version(group: &str, kind: &str, version: &Value) -> Result<ResourceVersion, 
         let said = text(version, "deprecationWarning");
         if said.is_empty() { format!("{group}/{name} {kind} is deprecated").into() } else { said.into() }
     });
+    let selectable = version["selectableFields"].as_array().into_iter().flatten();
+    let selectable = selectable
+        .filter_map(|f| Some(Selectable { name: dotted(&f["jsonPath"])?, value: SelectableValue::Path }))
+        .collect();
     Ok(ResourceVersion {
         name: name.into(),
         served: version["served"] == true,
@@ -181,6 +182,7 @@ fn version(group: &str, kind: &str, version: &Value) -> Result<ResourceVersion, 
         schema,
         columns: columns.into(),
         published: published.is_object().then(|| Arc::new(published.clone())),
+        selectable,
     })
 }
 

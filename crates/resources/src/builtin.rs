@@ -428,6 +428,7 @@ impl Row {
             },
             columns: columns.clone(),
             published: None,
+            selectable: Arc::default(),
         };
         let stored = matches!(self.verbs, Verbs::All | Verbs::NoDeleteCollection);
         Resource {

@@ -45,7 +45,7 @@ pub struct Resource {
     pub verbs: Verbs,
     pub subresources: Vec<Subresource>,
     /// Field selectors beyond `metadata.name` and `metadata.namespace`; [`meta::Object::fields`] follows this order.
-    pub selectable: Vec<Selectable>,
+    pub selectable: Arc<[Selectable]>,
     pub strategy: Arc<dyn Strategy>,
     /// From a CustomResourceDefinition.
     pub custom: bool,
@@ -66,6 +66,8 @@ pub struct ResourceVersion {
     pub columns: Arc<[Column]>,
     /// A CustomResourceDefinition's `openAPIV3Schema` as its author wrote it, for OpenAPI.
     pub published: Option<Arc<Value>>,
+    /// A custom kind's version has selectable fields of its own; a built-in kind's are the resource's.
+    pub selectable: Arc<[Selectable]>,
 }
 
 impl ResourceVersion {
@@ -200,21 +202,26 @@ impl Resource {
         if self.namespaced { format!("{}/{namespace}/{name}", self.prefix) } else { format!("{}/{name}", self.prefix) }
     }
 
-    /// The texts of the selectable fields of a body, in the row's order.
+    /// [`select_fields`] by the row's fields.
     pub fn select_fields(&self, body: &Value) -> Box<[Box<str>]> {
-        self.selectable
-            .iter()
-            .map(|field| match field.value {
-                SelectableValue::Path => scalar_text(body, &field.name, ""),
-                SelectableValue::PathOr(absent) => scalar_text(body, &field.name, absent),
-                SelectableValue::At(path) => scalar_text(body, path, ""),
-                SelectableValue::AtOr(path, absent) => scalar_text(body, path, absent),
-                SelectableValue::Either(first, second) => Some(scalar_text(body, first, ""))
-                    .filter(|t| !t.is_empty())
-                    .unwrap_or_else(|| scalar_text(body, second, "")),
-            })
-            .collect()
+        select_fields(&self.selectable, body)
     }
+}
+
+/// The texts of the selectable fields of a body, in the order of `fields`.
+pub fn select_fields(fields: &[Selectable], body: &Value) -> Box<[Box<str>]> {
+    fields
+        .iter()
+        .map(|field| match field.value {
+            SelectableValue::Path => scalar_text(body, &field.name, ""),
+            SelectableValue::PathOr(absent) => scalar_text(body, &field.name, absent),
+            SelectableValue::At(path) => scalar_text(body, path, ""),
+            SelectableValue::AtOr(path, absent) => scalar_text(body, path, absent),
+            SelectableValue::Either(first, second) => Some(scalar_text(body, first, ""))
+                .filter(|t| !t.is_empty())
+                .unwrap_or_else(|| scalar_text(body, second, "")),
+        })
+        .collect()
 }
 
 /// The scalar at a dotted path as text; `absent` when there is none.

@@ -88,6 +88,10 @@ impl<'a> Attributes<'a> {
         self.operation == Operation::Create && self.is(group, plural)
     }
 
+    pub fn updates(&self, group: &str, plural: &str) -> bool {
+        self.operation == Operation::Update && self.is(group, plural)
+    }
+
     /// A 403 in the words of this write's object.
     pub fn forbid(&self, name: &str, why: impl std::fmt::Display) -> Status {
         Status::forbidden(self.target.group(), self.target.plural(), name, why)

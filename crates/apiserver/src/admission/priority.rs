@@ -38,11 +38,15 @@ fn view(class: &Object) -> Result<Arc<Class>, Status> {
 #[async_trait]
 impl Plugin for Priority {
     fn concerns(&self, _server: &ApiServer, a: &Attributes<'_>) -> bool {
-        a.creates("", "pods") || a.is(GROUP, "priorityclasses")
+        a.creates("", "pods") || a.updates("", "pods") || a.is(GROUP, "priorityclasses")
     }
 
     async fn mutate(&self, write: &Write<'_>, pod: &mut Value) -> Result<(), Status> {
         let Write { server, a, .. } = *write;
+        if a.updates("", "pods") {
+            keep(pod, write.old);
+            return Ok(());
+        }
         if !a.creates("", "pods") {
             return Ok(());
         }
@@ -95,6 +99,18 @@ impl Plugin for Priority {
                 ))
             }
             _ => Ok(()),
+        }
+    }
+}
+
+/// An update that leaves out what was filled in here takes it over.
+fn keep(pod: &mut Value, old: Option<&Value>) {
+    let (Some(spec), Some(before)) = (pod["spec"].as_object_mut(), old.and_then(|old| old["spec"].as_object())) else {
+        return;
+    };
+    for field in ["priority", "preemptionPolicy"] {
+        if let Some(kept) = before.get(field).filter(|_| spec.get(field).is_none_or(Value::is_null)) {
+            spec.insert(field.into(), kept.clone());
         }
     }
 }

@@ -32,18 +32,20 @@ pub fn is_service(resource: &Resource) -> bool {
     resource.group.is_empty() && &*resource.plural == "services"
 }
 
+type Spec = serde_json::Map<String, Value>;
+
 fn strings(list: &Value) -> impl Iterator<Item = &str> {
     list.as_array().into_iter().flatten().filter_map(Value::as_str)
 }
 
-fn has_addresses(spec: &Value) -> bool {
-    matches!(spec["type"].as_str(), None | Some("ClusterIP" | "NodePort" | "LoadBalancer"))
+fn has_addresses(spec: &Spec) -> bool {
+    matches!(spec.get("type").and_then(Value::as_str), None | Some("ClusterIP" | "NodePort" | "LoadBalancer"))
 }
 
-fn has_node_ports(spec: &Value) -> bool {
-    match spec["type"].as_str() {
+fn has_node_ports(spec: &Spec) -> bool {
+    match spec.get("type").and_then(Value::as_str) {
         Some("NodePort") => true,
-        Some("LoadBalancer") => spec["allocateLoadBalancerNodePorts"].as_bool().unwrap_or(true),
+        Some("LoadBalancer") => spec.get("allocateLoadBalancerNodePorts").and_then(Value::as_bool).unwrap_or(true),
         _ => false,
     }
 }
@@ -53,7 +55,7 @@ pub fn claims(resource: &Resource, body: Option<&Value>) -> BTreeMap<String, Byt
     let mut out = BTreeMap::new();
     let Some(body) = body.filter(|_| is_service(resource)) else { return out };
     let (spec, metadata) = (&body["spec"], &body["metadata"]);
-    if has_addresses(spec) {
+    if spec.as_object().is_some_and(has_addresses) {
         for ip in strings(&spec["clusterIPs"]).filter_map(|ip| ip.parse::<IpAddr>().ok()) {
             // As it is written canonically, whatever the client wrote: one address, one key.
             let (family, ip) = (family_of(ip), ip.to_string());
@@ -118,70 +120,89 @@ impl Plugin for ServiceAddress {
         let Some(spec) = service["spec"].as_object_mut() else { return Ok(()) };
         let before = old.and_then(|old| old["spec"].as_object());
         keep_addresses(spec, old);
-        if has_addresses(&Value::Object(spec.clone())) {
+        if has_addresses(spec) {
             settle(spec, before, &families(server)).map_err(refuse)?;
             assign_cluster_ips(server, spec, before).map_err(|error| refuse(vec![error]))?;
         }
-        if has_node_ports(&Value::Object(spec.clone())) {
+        if has_node_ports(spec) {
             assign_node_ports(server, spec).map_err(|error| refuse(vec![error]))?;
         }
         Ok(())
     }
 }
 
-/// An update that leaves an address out keeps it; one that changes the type gives it up.
-fn keep_addresses(spec: &mut serde_json::Map<String, Value>, old: Option<&Value>) {
-    let kind = spec.get("type").and_then(Value::as_str).unwrap_or("ClusterIP").to_string();
-    let before = old.map(|o| &o["spec"]);
-    let text = |spec: &serde_json::Map<String, Value>| {
-        spec.get("clusterIP").and_then(Value::as_str).unwrap_or_default().to_string()
+/// What an update leaves out, and what clients of one address do not know of: values that were given out are taken over
+/// first, then `clusterIP` and `clusterIPs` are brought together (upstream's service storage does it in that order).
+fn keep_addresses(spec: &mut Spec, old: Option<&Value>) {
+    let one = |spec: &Spec| spec.get("clusterIP").and_then(Value::as_str).unwrap_or_default().to_string();
+    let Some(before) = old.and_then(|old| old["spec"].as_object()) else {
+        let one = one(spec);
+        if !one.is_empty() && texts(spec, "clusterIPs").is_empty() {
+            spec.insert("clusterIPs".into(), json!([one]));
+        }
+        return;
     };
-    if let Some(before) = before.filter(|before| kind != "ExternalName" && has_addresses(before)) {
-        if text(spec).is_empty() && !before["clusterIP"].is_null() {
-            spec.insert("clusterIP".into(), before["clusterIP"].clone());
-        }
-        if texts(spec, "clusterIPs").is_empty() && before["clusterIP"] == text(spec) && before["clusterIPs"].is_array()
-        {
-            spec.insert("clusterIPs".into(), before["clusterIPs"].clone());
+    let addressed = has_addresses(spec) && has_addresses(before);
+    if addressed && one(spec).is_empty() && !one(before).is_empty() {
+        spec.insert("clusterIP".into(), one(before).into());
+    }
+    if texts(spec, "clusterIPs").is_empty()
+        && (addressed || one(spec) == one(before))
+        && let Some(ips) = before.get("clusterIPs")
+    {
+        spec.insert("clusterIPs".into(), ips.clone());
+    }
+    keep_health_port(spec, before);
+    keep_node_ports(spec, before);
+    let (now, was) = (one(spec), one(before));
+    if now != was && texts(spec, "clusterIPs") == texts(before, "clusterIPs") {
+        if now.is_empty() {
+            spec.remove("clusterIPs");
+        } else {
+            spec.insert("clusterIPs".into(), json!([now]));
         }
     }
-    // Old clients know one address only.
-    let one = text(spec);
-    if !one.is_empty() && texts(spec, "clusterIPs").is_empty() {
-        spec.insert("clusterIPs".into(), json!([one]));
-    }
-    let Some(before) = before else { return };
-    let has_health_port = |kind: Option<&Value>, policy: Option<&Value>| {
-        kind.and_then(Value::as_str) == Some("LoadBalancer") && policy.and_then(Value::as_str) == Some("Local")
+}
+
+fn keep_health_port(spec: &mut Spec, before: &Spec) {
+    let has = |spec: &Spec| {
+        let is = |field: &str, value: &str| spec.get(field).and_then(Value::as_str) == Some(value);
+        is("type", "LoadBalancer") && is("externalTrafficPolicy", "Local")
     };
     let unsaid = spec.get("healthCheckNodePort").and_then(Value::as_u64).unwrap_or(0) == 0;
     if let Some(kept) = before.get("healthCheckNodePort")
         && unsaid
-        && has_health_port(spec.get("type"), spec.get("externalTrafficPolicy"))
-        && has_health_port(before.get("type"), before.get("externalTrafficPolicy"))
+        && has(spec)
+        && has(before)
     {
         spec.insert("healthCheckNodePort".into(), kept.clone());
     }
-    let wants_ports = matches!(kind.as_str(), "NodePort" | "LoadBalancer");
-    let had_ports = has_node_ports(before);
+}
+
+/// Node ports go by the names of ports. A Service that no longer has any gives them up unless its author changed them too:
+/// then they are judged.
+fn keep_node_ports(spec: &mut Spec, before: &Spec) {
+    if !has_node_ports(before) {
+        return;
+    }
+    let number = |port: &Value| port["nodePort"].as_u64().filter(|number| *number != 0);
+    let ports = |spec: &Spec| spec.get("ports").and_then(Value::as_array).cloned().unwrap_or_default();
+    let used = |ports: &[Value]| ports.iter().filter_map(number).collect::<std::collections::BTreeSet<u64>>();
+    let (had, wants) = (ports(before), has_node_ports(spec));
+    let (was, now) = (used(&had), used(&ports(spec)));
     for port in spec.get_mut("ports").and_then(Value::as_array_mut).into_iter().flatten() {
-        let same = |o: &&Value| o["port"] == port["port"] && o["protocol"] == port["protocol"];
-        let kept = before["ports"]
-            .as_array()
-            .into_iter()
-            .flatten()
-            .find(same)
-            .map(|o| o["nodePort"].clone())
-            .filter(|p| !p.is_null());
+        let name = |port: &Value| port["name"].as_str().unwrap_or_default().to_string();
+        let kept = had.iter().rfind(|old| name(old) == name(port)).and_then(number);
+        let unsaid = number(port).is_none();
         let Some(port) = port.as_object_mut() else { continue };
-        let named = port.get("nodePort").and_then(Value::as_u64).unwrap_or(0) != 0;
-        if !wants_ports && had_ports && kept.as_ref() == port.get("nodePort") {
-            port.remove("nodePort");
-        } else if wants_ports
-            && !named
-            && let Some(kept) = kept
-        {
-            port.insert("nodePort".into(), kept);
+        match kept {
+            Some(kept) if wants && unsaid && !now.contains(&kept) => {
+                port.insert("nodePort".into(), kept.into());
+            }
+            _ if !wants && was == now => {
+                port.remove("nodePort");
+            }
+            _ => {}
         }
     }
 }
@@ -207,11 +228,7 @@ fn ranges(server: &ApiServer) -> Vec<IpNet> {
 }
 
 /// An address of each of the Service's families: the one asked for, or a free one. What it had already it keeps.
-fn assign_cluster_ips(
-    server: &ApiServer,
-    spec: &mut serde_json::Map<String, Value>,
-    before: Option<&serde_json::Map<String, Value>>,
-) -> Result<(), FieldError> {
+fn assign_cluster_ips(server: &ApiServer, spec: &mut Spec, before: Option<&Spec>) -> Result<(), FieldError> {
     let mut ips: Vec<String> = texts(spec, "clusterIPs").into_iter().map(str::to_string).collect();
     if ips.first().is_some_and(|ip| ip == "None") {
         return Ok(());

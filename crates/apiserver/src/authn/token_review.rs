@@ -66,7 +66,7 @@ impl Reviewer {
         let review = json!({
             "apiVersion": format!("authentication.k8s.io/{}", self.version),
             "kind": "TokenReview",
-            "metadata": {"creationTimestamp": null},
+            "metadata": {},
             "spec": spec,
             "status": {"user": {}},
         });

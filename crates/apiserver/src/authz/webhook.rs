@@ -292,7 +292,7 @@ impl Webhook {
         let review = json!({
             "apiVersion": format!("authorization.k8s.io/{}", self.options.version),
             "kind": "SubjectAccessReview",
-            "metadata": {"creationTimestamp": null},
+            "metadata": {},
             "spec": spec,
             "status": {"allowed": false},
         });

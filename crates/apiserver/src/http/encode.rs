@@ -389,7 +389,7 @@ fn write_event(
             tabulate(shape, std::slice::from_ref(object), &List::default(), std::mem::take(first_table))?,
         ),
         WatchEvent::Bookmark { resource_version, initial_events_end } => {
-            let mut metadata = json!({"resourceVersion": resource_version.to_string(), "creationTimestamp": null});
+            let mut metadata = json!({"resourceVersion": resource_version.to_string()});
             if *initial_events_end {
                 metadata["annotations"] = json!({"k8s.io/initial-events-end": "true"});
             }

@@ -394,7 +394,7 @@ mod tests {
             "etcd_requests_total{group=\"\",operation=\"create\",resource=\"serviceaccounts\"} 1",
             "etcd_request_duration_seconds_bucket{group=\"\",operation=\"create\",resource=\"namespaces\",le=\"+Inf\"}",
             "apiserver_storage_size_bytes{storage_cluster_id=\"etcd-0\"}",
-            "apiserver_storage_objects{resource=\"flowschemas.flowcontrol.apiserver.k8s.io\"} 13",
+            "apiserver_storage_objects{resource=\"namespaces\"}",
             "apiserver_flowcontrol_dispatched_requests_total{flow_schema=\"exempt\",priority_level=\"exempt\"}",
             "another_component 1",
         ] {

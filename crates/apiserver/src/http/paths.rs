@@ -5,6 +5,7 @@ use std::sync::Arc;
 use http::request::Parts;
 use http::{HeaderValue, Response, header};
 use meta::{Status, Value};
+use serde::Serialize;
 use serde_json::json;
 
 use super::{Body, full, health, metrics, zpages};
@@ -43,8 +44,11 @@ const METRICS: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 const AGGREGATED: &str = "g=apidiscovery.k8s.io";
 
-pub fn json_response(value: &Value) -> Response<Body> {
-    with_type(value.to_string() + "\n", "application/json")
+/// Trees and the documents served here always encode.
+pub fn json_response(value: &impl Serialize) -> Response<Body> {
+    let mut text = serde_json::to_vec(value).unwrap_or_default();
+    text.push(b'\n');
+    with_type(text, "application/json")
 }
 
 pub fn with_type(text: impl Into<bytes::Bytes>, content_type: &'static str) -> Response<Body> {
@@ -89,8 +93,8 @@ pub async fn serve(server: &Arc<ApiServer>, parts: &Parts, ending: bool) -> Resu
     }
     let (catalog, services) = (server.catalog(), server.aggregation().services());
     let aggregated = |core| {
-        let body = discovery::aggregated(&catalog, &services, core).to_string();
-        with_type(body, "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList")
+        let body = discovery::aggregated(&catalog, &services, core).map_err(Status::internal)?;
+        Ok(with_type(body, "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList"))
     };
     let wants_aggregated = accept
         .split(',')
@@ -102,9 +106,9 @@ pub async fn serve(server: &Arc<ApiServer>, parts: &Parts, ending: bool) -> Resu
             Ok(health::serve(server, asker, &check.join("/"), query, ending).await.unwrap_or_else(not_found))
         }
         ["version"] => Ok(indented(&version())),
-        ["api"] if wants_aggregated => Ok(aggregated(true)),
+        ["api"] if wants_aggregated => aggregated(true),
         ["api"] => Ok(json_response(&discovery::core_versions(&server.config().advertise.to_string()))),
-        ["apis"] if wants_aggregated => Ok(aggregated(false)),
+        ["apis"] if wants_aggregated => aggregated(false),
         ["apis"] => Ok(json_response(&discovery::group_list(&catalog, &services))),
         ["apis", group] => {
             Ok(discovery::group(&catalog, &services, group).map_or_else(not_found, |v| json_response(&v)))

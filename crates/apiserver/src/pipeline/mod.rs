@@ -5,6 +5,7 @@
 //! itself.
 
 pub mod body;
+mod converted;
 pub mod delete;
 mod list_options;
 pub mod metadata;

@@ -10,11 +10,12 @@ use std::time::Duration;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use futures::StreamExt;
-use meta::{FieldSelector, LabelSelector, List, Object, Options, Reply, Status, Verb, WatchStream};
+use meta::{FieldSelector, LabelSelector, List, Object, Options, Reply, Status, Verb, WatchEvent, WatchStream};
 use rand::Rng;
 use serde::{Deserialize, Serialize};
 use store::{Revision, StoreError};
 
+use super::converted::Converted;
 use super::{FRESHNESS_LIMIT, Target};
 use crate::cache::watcher::{self, Selection, Start};
 use crate::instruments::Asked;
@@ -76,17 +77,19 @@ fn freshness(options: &Options) -> Result<Freshness, Status> {
     }
 }
 
-/// Parses both selectors and narrows a collection to them.
-pub fn selection(target: &Target<'_>) -> Result<Selection, Status> {
+/// Parses both selectors and narrows a collection to them, but for what can only be told of converted objects.
+fn selection(target: &Target<'_>) -> Result<(Selection, Option<Converted>), Status> {
     let options = &target.request.options;
     let resource = &target.served.resource;
     let labels =
         LabelSelector::parse(options.label_selector.as_deref().unwrap_or_default()).map_err(Status::bad_request)?;
     let mut fields =
         FieldSelector::parse(options.field_selector.as_deref().unwrap_or_default()).map_err(Status::bad_request)?;
+    let converted = Converted::split(resource, target.version, &mut fields);
+    let own = if resource.custom { &target.version.selectable } else { &resource.selectable };
     for (field, _, _) in &fields.terms {
-        let known = matches!(&**field, "metadata.name" | "metadata.namespace")
-            || resource.selectable.iter().any(|s| *s.name == **field);
+        let known =
+            matches!(&**field, "metadata.name" | "metadata.namespace") || own.iter().any(|s| *s.name == **field);
         if !known {
             // A kind that selects by nothing of its own is upstream's general case.
             let general = resource.selectable.is_empty() && !resource.custom;
@@ -107,7 +110,7 @@ pub fn selection(target: &Target<'_>) -> Result<Selection, Status> {
         (true, ns) if !ns.is_empty() => format!("{}/{ns}/", resource.prefix),
         _ => format!("{}/", resource.prefix),
     };
-    Ok(Selection::new(resource, &prefix, labels, fields))
+    Ok((Selection::new(resource, &prefix, labels, fields), converted))
 }
 
 /// The store's troubles, as clients see them.
@@ -168,7 +171,7 @@ impl ApiServer {
     pub async fn list_stored(&self, target: Target<'_>) -> Result<List, Status> {
         let options = &target.request.options;
         super::list_options::check(options, false)?;
-        let selection = selection(&target)?;
+        let (selection, converted) = selection(&target)?;
         let limit = options.limit.filter(|n| *n > 0).map_or(usize::MAX, |n| usize::try_from(n).unwrap_or(usize::MAX));
         let token = options.continue_token.as_deref().filter(|t| !t.is_empty()).map(parse_token).transpose()?;
         let (after, at) = match token {
@@ -221,7 +224,15 @@ impl ApiServer {
             let start = last.strip_prefix(&*selection.prefix).unwrap_or(&last).to_string();
             let rv = i64::try_from(page.revision).map_err(Status::internal)?;
             list.continue_token = Some(ContinueToken { v: TOKEN_VERSION.into(), rv, start }.encode()?);
-            list.remaining_item_count = selection.is_everything().then_some(page.remaining as u64);
+            let all = selection.is_everything() && converted.is_none();
+            list.remaining_item_count = all.then_some(page.remaining as u64);
+        }
+        if let Some(converted) = converted {
+            let mut shown = list.items.clone();
+            target.served.present_all(&mut shown, target.version).await?;
+            let selected: Result<Vec<bool>, Status> = shown.iter().map(|object| converted.selects(object)).collect();
+            let mut selected = selected?.into_iter();
+            list.items.retain(|_| selected.next() == Some(true));
         }
         Ok(list)
     }
@@ -266,7 +277,7 @@ impl ApiServer {
     pub(super) async fn watch(&self, target: Target<'_>) -> Result<Reply, Status> {
         let options = &target.request.options;
         super::list_options::check(options, true)?;
-        let selection = selection(&target)?;
+        let (selection, converted) = selection(&target)?;
         let cache = target.served.cache()?.clone();
         let version = options.resource_version.as_deref().unwrap_or_default();
         let streaming_list = options.send_initial_events == Some(true);
@@ -303,22 +314,31 @@ impl ApiServer {
             };
         }
         let (served, shown) = (target.served.clone(), target.version.clone());
+        let converted = Arc::new(converted);
         let events = watcher::watch(cache, self.feed().clone(), selection, start);
         let events = events.then(move |batch| {
-            let (served, shown) = (served.clone(), shown.clone());
+            let (served, shown, converted) = (served.clone(), shown.clone(), converted.clone());
             async move {
                 let mut events = Vec::with_capacity(batch.len());
                 for seen in batch {
-                    events.push(match seen.into_watch_event() {
-                        meta::WatchEvent::Object { kind, object } => match served.present(object, &shown).await {
-                            Ok(object) => meta::WatchEvent::Object { kind, object },
-                            Err(status) => {
-                                events.push(meta::WatchEvent::Error(status));
-                                return [Some(events), None];
-                            }
-                        },
+                    let event = match &*converted {
+                        Some(converted) => converted.see(seen, &served, &shown).await,
+                        None => Ok(Some(seen.into_watch_event())),
+                    };
+                    let event = match event {
+                        Ok(Some(WatchEvent::Object { kind, object })) => {
+                            let object = served.present(object, &shown).await;
+                            object.map(|object| Some(WatchEvent::Object { kind, object }))
+                        }
                         other => other,
-                    });
+                    };
+                    match event {
+                        Ok(event) => events.extend(event),
+                        Err(status) => {
+                            events.push(WatchEvent::Error(status));
+                            return [Some(events), None];
+                        }
+                    }
                 }
                 [Some(events), Some(Vec::new())]
             }

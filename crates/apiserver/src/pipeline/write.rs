@@ -302,7 +302,9 @@ impl ApiServer {
             let managed = managed.as_deref().filter(|entries| !entries.is_empty());
             let raw = meta::object::encode_stored_with(&body, managed).map_err(Status::internal)?;
             if target.dry_run()? {
-                let object = Object::from_value(&body).map_err(Status::internal)?;
+                // Nothing is stored, so its version is the one it has.
+                let version = old_object.resource_version;
+                let object = Object::from_stored_body(raw, &body, version).map_err(Status::internal)?;
                 return Ok(Written { object: Arc::new(object), created: false, removed: finished });
             }
             // The same value is written again where the store holds it in another form, or encrypted with a key of the past.

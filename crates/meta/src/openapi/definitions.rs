@@ -244,36 +244,34 @@ impl<'a> Definitions<'a> {
     fn custom(&mut self, gvk: &Gvk, schema: &Value) -> Value {
         let name = custom_name(gvk);
         if !self.done.contains_key(&name) {
+            let open = schema.get("x-kubernetes-preserve-unknown-fields") == Some(&Value::Bool(true));
             let mut body = match schema {
-                Value::Object(map) => map.clone(),
+                Value::Object(map) if !(open && self.version == Version::V2) => self.with_common_fields(map.clone()),
+                // No fields at all, or clients take those that are named for all there are.
                 _ => object([("type", "object".into())]),
             };
-            if self.version == Version::V2 {
-                simplify(&mut body);
-                // A schema that says nothing but "anything" is published as saying nothing.
-                if !body.contains_key("properties") {
-                    body.remove("x-kubernetes-preserve-unknown-fields");
-                }
-            }
-            let properties = body.entry("properties").or_insert_with(|| json!({}));
-            if let Value::Object(properties) = properties {
-                properties.insert("apiVersion".into(), self.text("apiVersion"));
-                properties.insert("kind".into(), self.text("kind"));
-                // Held back while the reference is made, which needs the definitions.
-                properties.insert("metadata".into(), Value::Null);
-            }
-            let mut metadata = self.named(&format!("{META}.ObjectMeta"));
-            // What every kind says of its metadata, a built-in one says it in.
-            if let Value::Object(metadata) = &mut metadata {
-                self.sentence(metadata, EVERY_KIND, Some("metadata"));
-            }
-            if let Some(slot) = body.get_mut("properties").and_then(|p| p.get_mut("metadata")) {
-                *slot = metadata;
-            }
             body.insert("x-kubernetes-group-version-kind".into(), json!([gvk_value(gvk)]));
             self.done.insert(name.clone(), body.into());
         }
         json!({"$ref": self.reference(&name)})
+    }
+
+    /// A CRD's schema with the fields every object has.
+    fn with_common_fields(&mut self, mut body: Map<String, Value>) -> Map<String, Value> {
+        if self.version == Version::V2 {
+            simplify(&mut body);
+        }
+        let mut metadata = self.named(&format!("{META}.ObjectMeta"));
+        // What every kind says of its metadata, a built-in one says it in.
+        if let Value::Object(metadata) = &mut metadata {
+            self.sentence(metadata, EVERY_KIND, Some("metadata"));
+        }
+        if let Value::Object(properties) = body.entry("properties").or_insert_with(|| json!({})) {
+            properties.insert("apiVersion".into(), self.text("apiVersion"));
+            properties.insert("kind".into(), self.text("kind"));
+            properties.insert("metadata".into(), metadata);
+        }
+        body
     }
 
     /// A node's schema; `owner` is the definition it is used in.

@@ -112,6 +112,33 @@ fn custom_kinds_bring_their_own_schema() {
     );
 }
 
+/// A client that knows no fields takes any; one that knows three refuses the others.
+#[test]
+fn custom_kinds_open_at_the_root_name_no_fields() {
+    for (schema, named_in_v3) in [
+        (json!(null), false),
+        (
+            json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true, "properties": {"a": {"type": "string"}}}),
+            true,
+        ),
+    ] {
+        let custom = || Kind {
+            gvk: Gvk::new("example.com", "v1", "Open"),
+            list_kind: "OpenList",
+            plural: "opens",
+            namespaced: true,
+            schema: Source::Custom(&schema),
+            verbs: ALL,
+            subresources: Vec::new(),
+            delete_returns_object: false,
+        };
+        let (old, new) = (v2(&[custom()], &()), v3(&[custom()], &[], &()));
+        assert_eq!(old["definitions"]["com.example.v1.Open"].get("properties"), None, "{schema}");
+        let new = &new["components"]["schemas"]["com.example.v1.Open"];
+        assert_eq!(new["properties"]["metadata"].is_object(), named_in_v3, "{schema}");
+    }
+}
+
 #[test]
 fn gnostic_names_every_definition() {
     let document = v2(&[pods()], &());

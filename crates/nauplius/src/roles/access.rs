@@ -273,9 +273,9 @@ impl AccessOptions {
             }
             None => None,
         };
-        let open = self.authorization_mode == ["AlwaysAllow"];
-        // Who lets everybody do everything does not mean strangers unless they say so.
-        let anonymous = Anonymous { enabled: self.anonymous_auth.unwrap_or(!open), paths: Vec::new() };
+        // Who lets everybody do everything does not mean strangers, whatever --anonymous-auth says.
+        let open = self.authorization_mode.iter().any(|mode| mode == "AlwaysAllow");
+        let anonymous = Anonymous { enabled: self.anonymous_auth.unwrap_or(true) && !open, paths: Vec::new() };
         let oidc = self.oidc()?;
         let mut authentication = Authentication::default();
         authentication.tokens = tokens;

@@ -124,10 +124,11 @@ fn below(at: &At<'_>, level: Level, kind: &str, errors: &mut Errors) {
     for (_, property) in properties.entries() {
         structure(&property, Level::Field, errors);
     }
-    if more.there() && more.value != &Value::Bool(false) {
-        if level == Level::Root {
+    if more.there() {
+        let (open, named) = (more.value == &Value::Bool(true), !properties.value.map("").is_empty());
+        if level == Level::Root && more.value != &Value::Bool(false) {
             errors.forbidden(&more, "must not be used at the root");
-        } else if !properties.value.map("").is_empty() {
+        } else if named && !open {
             errors.forbidden(&more, "additionalProperties and properties are mutual exclusive");
         } else if more.value.is_object() {
             structure(&more, Level::Field, errors);
