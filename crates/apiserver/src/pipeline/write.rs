@@ -150,10 +150,8 @@ impl ApiServer {
         body::default(target.served, &mut body);
         metadata::prepare_create(&mut body, &now, tracks)?;
 
-        if resource.has_status()
-            && resource.strategy.drops_status_on_create()
-            && let Some(map) = body.as_object_mut()
-        {
+        let drops_status = resource.has_status() && resource.strategy.drops_status_on_create();
+        if let Some(map) = body.as_object_mut().filter(|_| drops_status) {
             map.remove("status");
         }
         // What admission and strategies fill in is nobody's: ownership is of what the client sent.
@@ -170,6 +168,10 @@ impl ApiServer {
         let mut attributes = Attributes::new(&target, Operation::Create)?;
         if admission::mutate(self, &mut attributes, &mut body, None).await? {
             body::default(target.served, &mut body);
+        }
+        // A struct in Go: it is there even when nothing is in it, and JSON patches add to it.
+        if let Some(map) = body.as_object_mut().filter(|_| drops_status && !resource.custom) {
+            map.insert("status".into(), serde_json::json!({}));
         }
         resource.strategy.prepare_create(&cx, &mut body);
 
