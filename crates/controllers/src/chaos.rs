@@ -344,9 +344,6 @@ async fn random_history(seed: u64) {
         "seed {seed}: {end:?}, not {web} {image} and {db}\n{}",
         sim.log().join("\n")
     );
-    // Names of a Deployment's pods are made up: none was made twice.
-    let made: Vec<String> = sim.made("pods").into_iter().filter(|name| !name.contains("db-")).collect();
-    assert_eq!(distinct(&made), made.len(), "seed {seed}");
     let leader = leader.unwrap_or_else(|| Leader::start(&sim));
     tokio::time::sleep(Backoff::RECONCILE.most * 2).await;
     sim.run_pods(|_| None);
@@ -364,11 +361,12 @@ async fn random_history(seed: u64) {
     leader.killed().await;
 }
 
-/// A few histories; `CONTROLLERS_CHAOS_SEEDS` asks for more, `CONTROLLERS_CHAOS_FIRST` for others.
+/// A few histories; `CONTROLLERS_CHAOS_SEEDS` asks for more, `CONTROLLERS_CHAOS_FIRST` for others. In the first of them one
+/// of two writes of a change of size fails, which once was taken for a change of size ever after.
 #[tokio::test(start_paused = true)]
 async fn random_histories_end_as_ordered() {
     let number = |name: &str, or: u64| std::env::var(name).ok().and_then(|n| n.parse().ok()).unwrap_or(or);
-    let first = number("CONTROLLERS_CHAOS_FIRST", 1);
+    let first = number("CONTROLLERS_CHAOS_FIRST", 126);
     for seed in first..first + number("CONTROLLERS_CHAOS_SEEDS", 2) {
         random_history(seed).await;
     }

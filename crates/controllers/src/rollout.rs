@@ -377,6 +377,18 @@ impl Rollout<'_> {
 
     /// A change of size, while paused or in the middle of a rollout: all sets grow or shrink in proportion.
     fn scale(&mut self) {
+        self.resize();
+        // Sizes are annotated for all active sets, also those that stay as they are: some of a rollout's writes may have
+        // failed when others had not, and a size of the past would look like one to be scaled for ever.
+        let annotations = self.size_annotations();
+        for set in
+            self.old.iter_mut().chain(self.new.as_mut()).filter(|s| self.before.get(&*s.object.meta.name) > Some(&0))
+        {
+            set.annotations.extend(annotations.clone());
+        }
+    }
+
+    fn resize(&mut self) {
         let active = self.all().filter(|s| s.replicas > 0).count();
         let want = self.want;
         if active <= 1 {
@@ -412,9 +424,6 @@ impl Rollout<'_> {
             let by_age = a.age().cmp(&b.age());
             b.replicas.cmp(&a.replicas).then(if to_add > 0 { by_age.reverse() } else { by_age })
         });
-        if to_add == 0 {
-            return;
-        }
         let mut added = 0;
         for set in &mut sets {
             let left = to_add - added;
@@ -434,13 +443,6 @@ impl Rollout<'_> {
         }
         if let Some(first) = sets.first_mut() {
             first.replicas = (first.replicas + to_add - added).max(0);
-        }
-        // Sizes are annotated for all active sets, also those whose share was nothing.
-        let annotations = self.size_annotations();
-        for set in
-            self.old.iter_mut().chain(self.new.as_mut()).filter(|s| self.before.get(&*s.object.meta.name) > Some(&0))
-        {
-            set.annotations.extend(annotations.clone());
         }
     }
 
