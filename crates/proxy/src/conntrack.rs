@@ -2,10 +2,12 @@
 //!
 //! A TCP connection to an endpoint that is gone ends by itself. A UDP "connection" goes on for as long as the client
 //! sends: to an endpoint that left, or to nowhere if the first packet came before the first endpoint. [`stale`] says
-//! which remembered connections contradict the program; the shell has the kernel forget them. SCTP likewise.
+//! which remembered connections lead to nobody who serves; the shell has the kernel forget them. SCTP likewise. Who still
+//! serves keeps the connections it has, as with TCP, also where new ones would go to others.
 //!
 //! Spoken over netlink directly: no tool needs to be installed for it.
 
+use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -61,23 +63,28 @@ pub struct Connection {
     name: Vec<u8>,
 }
 
-/// The connections the program no longer would make.
-pub fn stale<'a>(connections: &'a [Connection], ruleset: &Ruleset, node: &NodeView) -> Vec<&'a Connection> {
-    let contradicts = |connection: &&Connection| {
+/// The connections to a front behind which others serve, and not who answers them. `serving` tells, of a Service, who does
+/// behind a front.
+pub fn stale<'a>(
+    connections: &'a [Connection],
+    ruleset: &Ruleset,
+    node: &NodeView,
+    serving: impl Fn(&str, &Front) -> BTreeSet<Endpoint>,
+) -> Vec<&'a Connection> {
+    let mut known: HashMap<Front, BTreeSet<Endpoint>> = HashMap::new();
+    let mut contradicts = |connection: &&Connection| {
         let (address, port) = connection.destination;
         let front = Front::Address(address, connection.protocol, port);
-        let behind = ruleset.behind(&front).or_else(|| {
-            let here = node.addresses.contains(&address);
-            ruleset.behind(&Front::NodePort(connection.protocol, port)).filter(|_| here)
+        let owned = ruleset.owner(&front).map(|owner| (front, owner)).or_else(|| {
+            let front = Front::NodePort(connection.protocol, port);
+            ruleset.owner(&front).filter(|_| node.addresses.contains(&address)).map(|owner| (front, owner))
         });
-        behind.is_some_and(|behind| {
-            let rewritten = connection.responder != Endpoint { address, port };
-            let none = behind.cluster.is_empty() && behind.local.is_empty();
-            let known = behind.cluster.contains(&connection.responder) || behind.local.contains(&connection.responder);
-            !known && (rewritten || !none)
+        owned.is_some_and(|(front, owner)| {
+            let serving = known.entry(front).or_insert_with(|| serving(owner, &front));
+            !serving.is_empty() && !serving.contains(&connection.responder)
         })
     };
-    connections.iter().filter(contradicts).collect()
+    connections.iter().filter(|connection| contradicts(connection)).collect()
 }
 
 /// A channel to the netfilter of the calling thread's network namespace.

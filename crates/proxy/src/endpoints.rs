@@ -36,16 +36,22 @@ pub fn candidates<'a>(
         let ports = slice.ports.iter().filter(|p| p.name == port.name && p.protocol == port.protocol);
         for number in ports.map(|p| p.number) {
             for candidate in &slice.endpoints {
-                // The same address may be in two slices while an endpoint moves from one to the other.
+                // The same address may be in two slices while an endpoint moves from one to the other, or a pod has the
+                // address of one that is still going.
                 let at = Endpoint { address: candidate.address, port: number };
                 let known = out.entry(at).or_insert(candidate);
-                if candidate.ready && !known.ready {
+                if rank(candidate) > rank(known) {
                     *known = candidate;
                 }
             }
         }
     }
     out
+}
+
+/// Which of two with one address is believed.
+fn rank(known: &Known) -> (bool, bool) {
+    (!known.terminating, known.ready)
 }
 
 /// The endpoints for traffic that may go to any node.

@@ -135,8 +135,9 @@ pub(crate) fn compile<'a>(
         for ip in &service.external_ips {
             compiler.front(front(ip), external, &cluster, &local, affinity.as_ref(), &[]);
         }
+        let sources = sources(service, node);
         for ip in &service.balancer_ips {
-            compiler.front(front(ip), external, &cluster, &local, affinity.as_ref(), &service.source_ranges);
+            compiler.front(front(ip), external, &cluster, &local, affinity.as_ref(), &sources);
         }
         if let Some(number) = port.node_port {
             let front = Front::NodePort(port.protocol, number);
@@ -150,6 +151,17 @@ pub(crate) fn compile<'a>(
     chains.shrink();
     sets.shrink();
     compiler.fragment
+}
+
+/// Who may use the Service's load balancer addresses. Where this node may and holds such an address itself, as some
+/// balancers have it, its own packets come from that address.
+fn sources(service: &Service, node: &NodeView) -> Vec<IpNet> {
+    let ranges = &service.source_ranges;
+    if !ranges.iter().any(|range| node.addresses.iter().any(|address| range.contains(address))) {
+        return ranges.to_vec();
+    }
+    let own = service.balancer_ips.iter().map(|ip| IpNet::from(*ip));
+    IpNet::aggregate(&ranges.iter().copied().chain(own).collect())
 }
 
 /// From where a front is meant to be used, and whether only this node's endpoints may serve it.

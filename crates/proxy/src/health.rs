@@ -4,16 +4,18 @@ use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use client::answers::{Answer, serve};
-use serde_json::json;
+use client::{EventType, Recorder};
+use k8s_openapi::api::core::v1::ObjectReference;
+use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio_util::sync::DropGuard;
 
 use crate::metrics::Metrics;
-use crate::{Config, pages};
+use crate::{Config, Family, pages};
 
 /// Rules that could not be written for this long make the proxy unhealthy.
 const LATE: Duration = Duration::from_secs(60);
@@ -22,19 +24,26 @@ const LATE: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub struct Health {
     began: Instant,
+    families: Vec<Family>,
     /// Milliseconds after `began` since when rules wait to be written; 0: none do.
     waiting_since: AtomicU64,
-    /// 1 while the Node is being deleted.
-    leaving: AtomicU64,
-}
-
-impl Default for Health {
-    fn default() -> Self {
-        Health { began: Instant::now(), waiting_since: AtomicU64::new(0), leaving: AtomicU64::new(0) }
-    }
+    /// Likewise when they were last written.
+    written: AtomicU64,
+    /// There is a Node, and it stays.
+    node_stays: AtomicBool,
 }
 
 impl Health {
+    pub fn new(families: &[Family]) -> Health {
+        Health {
+            began: Instant::now(),
+            families: families.to_vec(),
+            waiting_since: AtomicU64::new(0),
+            written: AtomicU64::new(0),
+            node_stays: AtomicBool::new(false),
+        }
+    }
+
     fn now(&self) -> u64 {
         self.began.elapsed().as_millis() as u64 + 1
     }
@@ -45,11 +54,13 @@ impl Health {
     }
 
     pub fn done(&self) {
+        self.written.store(self.now(), Ordering::Relaxed);
         self.waiting_since.store(0, Ordering::Relaxed);
     }
 
-    pub fn leaving(&self, leaving: bool) {
-        self.leaving.store(u64::from(leaving), Ordering::Relaxed);
+    /// The Node was seen, and is to stay or to go. Until it was nobody should send traffic here.
+    pub fn node_is(&self, staying: bool) {
+        self.node_stays.store(staying, Ordering::Relaxed);
     }
 
     /// For how long rules have been waiting.
@@ -65,17 +76,26 @@ impl Health {
     }
 
     pub fn healthy(&self) -> bool {
-        self.in_time() && self.leaving.load(Ordering::Relaxed) == 0
+        self.in_time() && self.node_stays.load(Ordering::Relaxed)
     }
 
     /// `of_node`: whether the Node is one to send traffic to is part of it.
     fn answer(&self, of_node: bool) -> Answer {
-        let (now, leaving) = (jiff::Timestamp::now(), self.leaving.load(Ordering::Relaxed) == 1);
-        let healthy = if of_node { self.healthy() } else { self.in_time() };
-        let updated = if self.in_time() { now } else { now - self.waits() };
-        let mut body = json!({"lastUpdated": updated.to_string(), "currentTime": now.to_string(), "healthy": healthy});
+        let (now, in_time) = (jiff::Timestamp::now(), self.in_time());
+        let healthy = if of_node { self.healthy() } else { in_time };
+        let ago = self.now().saturating_sub(self.written.load(Ordering::Relaxed));
+        let written = (now - Duration::from_millis(ago)).to_string();
+        // Who is healthy is up to date, though nothing has been written for long.
+        let updated = if healthy { now.to_string() } else { written.clone() };
+        let of_family = |family: &Family| {
+            (family.address_type().to_string(), json!({"lastUpdated": written.as_str(), "healthy": in_time}))
+        };
+        let status: serde_json::Map<String, Value> = self.families.iter().map(of_family).collect();
+        let mut body = json!({
+            "lastUpdated": updated, "currentTime": now.to_string(), "healthy": healthy, "status": status,
+        });
         if of_node {
-            body["nodeEligible"] = (!leaving).into();
+            body["nodeEligible"] = self.node_stays.load(Ordering::Relaxed).into();
         }
         let body = body.to_string();
         let status = if healthy { 200 } else { 503 };
@@ -137,7 +157,14 @@ pub struct HealthPorts {
 
 impl HealthPorts {
     /// `wanted`: port → Service key and its count of local ready endpoints.
-    pub async fn set(&mut self, wanted: &BTreeMap<u16, (String, usize)>, addresses: &[IpAddr], health: &Arc<Health>) {
+    /// That a port cannot be opened is said in an event of its Service.
+    pub async fn set(
+        &mut self,
+        wanted: &BTreeMap<u16, (String, usize)>,
+        addresses: &[IpAddr],
+        health: &Arc<Health>,
+        (node, recorder): (&str, &Recorder),
+    ) {
         self.open.retain(|(address, port), (key, _, _)| {
             addresses.contains(address) && wanted.get(port).is_some_and(|(service, _)| service == key)
         });
@@ -153,6 +180,11 @@ impl HealthPorts {
                         tracing::warn!(
                             "cannot open the health check port {port} of Service {key} on {address}: {error}"
                         );
+                        let said = format!(
+                            "node {node} failed to start healthcheck {key:?} on port {port}: listen {address}: {error}"
+                        );
+                        let warning = EventType::Warning;
+                        recorder.event(&service_reference(key), warning, "FailedToStartServiceHealthcheck", said);
                         continue;
                     }
                 };
@@ -164,6 +196,17 @@ impl HealthPorts {
                 self.open.insert((*address, *port), (key.clone(), known, guard));
             }
         }
+    }
+}
+
+fn service_reference(key: &str) -> ObjectReference {
+    let (namespace, name) = key.split_once('/').unwrap_or(("", key));
+    ObjectReference {
+        api_version: Some("v1".into()),
+        kind: Some("Service".into()),
+        namespace: Some(namespace.into()),
+        name: Some(name.into()),
+        ..Default::default()
     }
 }
 

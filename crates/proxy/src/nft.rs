@@ -111,7 +111,7 @@ pub(crate) fn base(family: Family, node: &NodeView, config: &Config) -> Vec<Stri
         ),
         format!("add rule services {ip} daddr . meta l4proto . th dport vmap @frontends"),
         format!("add rule services {ip} daddr @node-addresses meta l4proto . th dport vmap @node-ports"),
-        format!("add rule services {ip} daddr @cluster-ips meta l4proto {{ tcp, udp, sctp }} goto {REFUSE}"),
+        format!("add rule services {ip} daddr @cluster-ips goto {REFUSE}"),
         // Nobody's yet: whoever has it by the time the client asks again must be asked anew.
         format!("add rule services {ip} daddr @service-networks fib daddr type != local drop"),
         "add chain postrouting { type nat hook postrouting priority srcnat ; }".to_string(),

@@ -200,6 +200,11 @@ impl Ruleset {
         self.fragments.iter().map(|(key, fragment)| (&**key, &**fragment))
     }
 
+    /// The Service that has a front.
+    pub fn owner(&self, front: &Front) -> Option<&str> {
+        self.owners.get(front).map(|key| &**key)
+    }
+
     /// The endpoints a front leads to, of whichever Service has it.
     pub fn behind(&self, front: &Front) -> Option<&Behind> {
         self.fragments.get(self.owners.get(front)?)?.fronts.get(front)

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use client::{Client, Informer, Informers, gvr_of};
+use client::{Client, Informer, Informers, Recorder, gvr_of};
 use futures::future::BoxFuture;
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::networking::v1::ServiceCIDR;
@@ -25,7 +25,7 @@ use crate::nft::{self, Transaction};
 use crate::objects::Objects;
 use crate::policies::{Policies, is_service};
 use crate::program::{Delta, NodeView, Ruleset};
-use crate::service::Protocol;
+use crate::service::{Front, Protocol};
 use crate::update::{Update, apply, listing, tables_absent};
 use crate::watch::Watch;
 use crate::{Config, Family, OOM_SCORE_ADJ, TABLE, settings};
@@ -67,7 +67,7 @@ async fn running(config: Config, client: Client, cancel: CancellationToken) -> R
     let nodes = informers.get_gvr(gvr_of::<core::Node>(), "", None, Some(&own));
     let ranges = informers.get::<ServiceCIDR>();
     let (mut node_changes, mut range_changes) = (nodes.subscribe(), ranges.subscribe());
-    let health = Arc::new(Health::default());
+    let health = Arc::new(Health::new(&config.families));
     let metrics = Arc::new(Metrics::new(&config.families));
     let _servers = own_servers(&config, &health, &metrics).await?;
     let ready = async { tokio::join!(objects.ready(), nodes.synced()) };
@@ -94,11 +94,11 @@ async fn running(config: Config, client: Client, cancel: CancellationToken) -> R
         tables: Vec::new(),
         dirty: BTreeSet::new(),
         rewrite: true,
-        written: false,
         known_generation,
         failures: 0,
-        is_crowded: false,
+        room: settings::Room::default(),
         health_ports: HealthPorts::default(),
+        recorder: Recorder::new(&client, "kube-proxy", &config.node_name),
         config,
         objects,
         nodes,
@@ -130,7 +130,7 @@ async fn running(config: Config, client: Client, cancel: CancellationToken) -> R
             batch = node_changes.next() => if batch.is_none() { return Ok(()) },
             batch = range_changes.next() => if batch.is_none() { return Ok(()) },
             _ = look.tick() => shell.look().await,
-            _ = look_for_room.tick() => shell.look_for_room(),
+            _ = look_for_room.tick() => shell.room.look(),
             () = tokio::time::sleep(pause.unwrap_or_default()), if pause.is_some() => {}
         }
     }
@@ -156,12 +156,9 @@ struct Shell {
     dirty: BTreeSet<Arc<str>>,
     /// The whole table is to be written: at the start, when the node changed, after a failure or a disturbance.
     rewrite: bool,
-    /// Something has been written by this process.
-    written: bool,
     known_generation: u32,
     failures: u32,
-    /// There was no room for another connection.
-    is_crowded: bool,
+    room: settings::Room,
     objects: Objects,
     nodes: Arc<Informer>,
     ranges: Arc<Informer>,
@@ -169,13 +166,16 @@ struct Shell {
     health: Arc<Health>,
     metrics: Arc<Metrics>,
     health_ports: HealthPorts,
+    recorder: Recorder,
 }
 
 impl Shell {
     /// Brings the table up to date. Says how long to wait before trying again when that failed.
     async fn sync(&mut self, mut policies: Option<&mut Policies>) -> Result<Option<Duration>> {
         let node = self.nodes.get(&self.config.node_name).and_then(|node| node.typed::<core::Node>().ok());
-        self.health.leaving(node.as_deref().is_some_and(is_leaving));
+        if let Some(node) = node.as_deref() {
+            self.health.node_is(!is_leaving(node));
+        }
         let links = if self.config.node_port_addresses.is_empty() { Vec::new() } else { link_addresses() };
         let ranges: Vec<Arc<ServiceCIDR>> =
             self.ranges.list(None).iter().filter_map(|object| object.typed().ok()).collect();
@@ -203,7 +203,6 @@ impl Shell {
         if !update.is_empty() {
             let before = self.netfilter.generation().unwrap_or(self.known_generation);
             let written = update.write(&mut self.netfilter, &self.tables).await;
-            self.written = true;
             if let Err(error) = &written {
                 self.metrics.failed();
                 if self.failures == 0 {
@@ -235,7 +234,8 @@ impl Shell {
             let known = wanted.entry(port).or_insert((key.to_string(), 0usize));
             known.1 = known.1.max(count);
         }
-        self.health_ports.set(&wanted, &self.node.addresses, &self.health).await;
+        let teller = (&*self.config.node_name, &self.recorder);
+        self.health_ports.set(&wanted, &self.node.addresses, &self.health, teller).await;
         Ok(None)
     }
 
@@ -260,9 +260,9 @@ impl Shell {
         self.tables = tables;
         let both = |family: &Family| CONNECTIONLESS.map(|(protocol, _)| (*family, protocol));
         let all = self.config.families.iter().flat_map(both).collect();
-        // Into an empty place the elements go directly: many times faster, and nobody had these Services before.
-        let empty = !self.written && tables_absent(&mut self.netfilter, &self.config.families);
-        if empty {
+        // Into an empty place, at the start or when somebody took the tables away, the elements go directly: many times
+        // faster, and nobody has these Services meanwhile.
+        if tables_absent(&mut self.netfilter, &self.config.families) {
             let mut skeleton = Transaction::default();
             self.tables.iter().for_each(|table| skeleton.append(nft::first(table)));
             return (Update::First(skeleton), all);
@@ -313,25 +313,14 @@ impl Shell {
             let Some(table) = self.tables.iter().find(|table| table.family == *family) else { continue };
             let began = Instant::now();
             let forgotten = self.netfilter.connections(*family, *protocol).and_then(|connections| {
-                let stale = stale(&connections, table, &self.node);
+                let serving = |key: &str, front: &Front| self.objects.world.serving(key, *family, front);
+                let stale = stale(&connections, table, &self.node, serving);
                 stale.iter().try_for_each(|connection| self.netfilter.forget(connection)).map(|()| stale.len())
             });
             match forgotten {
                 Ok(count) => self.metrics.forgotten(count, began.elapsed()),
                 Err(error) => tracing::warn!("cannot clean up connections whose endpoint is gone: {error}"),
             }
-        }
-    }
-
-    /// Tells when the kernel has no room for another connection, once, and when it has again.
-    fn look_for_room(&mut self) {
-        let Some((count, most)) = settings::table() else { return };
-        if !self.is_crowded && count >= most {
-            self.is_crowded = true;
-            tracing::warn!("{count} connections are all that the kernel remembers here: no other is let through");
-        } else if self.is_crowded && count < most - most / 10 {
-            self.is_crowded = false;
-            tracing::warn!("there is room for connections again: {count} of {most}");
         }
     }
 

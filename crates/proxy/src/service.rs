@@ -160,9 +160,10 @@ fn addresses<'a>(texts: impl Iterator<Item = &'a String>, family: Family) -> Box
     out.into()
 }
 
-/// Merged, so that no two overlap: nft sets of ranges do not take overlapping ones.
+/// Merged, so that no two overlap: nft sets of ranges do not take overlapping ones. One that has every address in it is as
+/// none: everybody.
 fn source_ranges<'a>(texts: impl Iterator<Item = &'a String>, family: Family) -> Box<[IpNet]> {
     let nets = texts.filter_map(|text| text.trim().parse::<IpNet>().ok());
     let mine: Vec<IpNet> = nets.filter(|net| Family::of(net.addr()) == family).map(|net| net.trunc()).collect();
-    IpNet::aggregate(&mine).into()
+    if mine.iter().any(|net| net.prefix_len() == 0) { Box::default() } else { IpNet::aggregate(&mine).into() }
 }

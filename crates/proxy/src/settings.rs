@@ -18,6 +18,34 @@ pub fn table() -> Option<(u64, u64)> {
     Some((number("nf_conntrack_count")?, number("nf_conntrack_max")?))
 }
 
+/// Whether there was room for another connection.
+#[derive(Debug, Default)]
+pub struct Room {
+    is_crowded: bool,
+}
+
+impl Room {
+    /// Tells when the kernel has no room for another connection, once, and when it has again.
+    pub fn look(&mut self) {
+        if let Some(news) = table().and_then(|(count, most)| self.news(count, most)) {
+            tracing::warn!("{news}");
+        }
+    }
+
+    /// What is new with so many connections, where so many are the most.
+    fn news(&mut self, count: u64, most: u64) -> Option<String> {
+        if !self.is_crowded && count >= most {
+            self.is_crowded = true;
+            Some(format!("{count} connections are all that the kernel remembers here: no other is let through"))
+        } else if self.is_crowded && count < most - most / 10 {
+            self.is_crowded = false;
+            Some(format!("there is room for connections again: {count} of {most}"))
+        } else {
+            None
+        }
+    }
+}
+
 /// `KubeProxyConfiguration.conntrack`; zero leaves a setting alone.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Conntrack {
@@ -78,5 +106,18 @@ impl Conntrack {
                 Ok(()) => {}
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A full table is told of once, and that there is room again only when there is some.
+    #[test]
+    fn a_full_table_is_news_once() {
+        let mut room = Room::default();
+        let said = [99, 100, 101, 100, 95, 89, 50, 100].map(|count| room.news(count, 100).is_some());
+        assert_eq!(said, [false, true, false, false, false, true, false, true]);
     }
 }

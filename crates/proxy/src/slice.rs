@@ -106,7 +106,7 @@ impl Reader {
                 address,
                 local: endpoint.node_name.as_deref().is_some_and(is_here),
                 ready,
-                serving: conditions.and_then(|c| c.serving).unwrap_or(ready),
+                serving: conditions.and_then(|c| c.serving).unwrap_or(true),
                 terminating: conditions.and_then(|c| c.terminating).unwrap_or(false),
                 nodes,
                 zones: (!zones.0.is_empty()).then(|| shared(&mut self.zones, zones)),

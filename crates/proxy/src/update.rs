@@ -24,7 +24,7 @@ pub fn tables_absent(netfilter: &mut Netfilter, families: &[Family]) -> bool {
 /// What is to be written.
 pub enum Update {
     Text(Transaction),
-    /// The first table, where there was none: without elements, then those, of which there are too many to have them all
+    /// A table where there was none: without elements, then those, of which there are too many to have them all
     /// at once.
     First(Transaction),
     /// Elements only, for the kernel itself; and as text, in case that cannot be.

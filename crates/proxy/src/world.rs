@@ -10,9 +10,10 @@ use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
+use crate::endpoints::{Endpoint, candidates};
 use crate::fragment::{Fragment, compile};
 use crate::program::NodeView;
-use crate::service::Service;
+use crate::service::{Front, Service, ServicePort};
 use crate::slice::{Reader, Slice};
 use crate::{Config, Family};
 
@@ -134,13 +135,33 @@ impl World {
         config: &Config,
         previous: Option<&Fragment>,
     ) -> Option<Fragment> {
+        let (service, slices) = self.of_family(key, family)?;
+        Some(compile(key, service, slices, family, node, config, previous))
+    }
+
+    /// Who serves behind a front of a Service, wherever it is and whatever goes to whom from here.
+    pub fn serving(&self, key: &str, family: Family, front: &Front) -> BTreeSet<Endpoint> {
+        let Some((service, slices)) = self.of_family(key, family) else { return BTreeSet::new() };
+        let ports = service.ports.iter().filter(|port| is_at(port, front));
+        let candidates = ports.flat_map(|port| candidates(slices.clone(), port));
+        candidates.filter(|(_, known)| known.serving).map(|(endpoint, _)| endpoint).collect()
+    }
+
+    fn of_family(&self, key: &str, family: Family) -> Option<(&Service, impl Iterator<Item = &Slice> + Clone)> {
         let known = self.services.get(key)?;
         let service = match family {
             Family::V4 => known.v4.as_deref()?,
             Family::V6 => known.v6.as_deref()?,
         };
-        let slices = known.slices.iter().map(|(_, slice)| slice).filter(|slice| slice.family == family);
-        Some(compile(key, service, slices, family, node, config, previous))
+        Some((service, known.slices.iter().map(|(_, slice)| slice).filter(move |slice| slice.family == family)))
+    }
+}
+
+/// Whether a Service's port answers at a front.
+fn is_at(port: &ServicePort, front: &Front) -> bool {
+    match *front {
+        Front::Address(_, protocol, number) => (port.protocol, port.port) == (protocol, number),
+        Front::NodePort(protocol, number) => (port.protocol, port.node_port) == (protocol, Some(number)),
     }
 }
 

@@ -419,30 +419,46 @@ fn places_are_kept() {
     }
 }
 
+/// Who serves keeps what he has, though new connections go to others; with nobody there, there is nobody to go to.
 #[test]
 fn stale_connections() {
-    let spec = json!({"type": "NodePort", "clusterIP": "10.7.0.1", "ports": [{"port": 53, "protocol": "UDP", "nodePort": 30053}]});
-    let endpoints = slice("web", json!([{"port": 53, "protocol": "UDP"}]), json!([{"addresses": ["10.8.0.2"]}]));
-    let with = table(&[service("web", spec.clone())], &[endpoints]);
-    let without = table(&[service("web", spec)], &[]);
+    let spec = json!({"type": "NodePort", "clusterIP": "10.7.0.1", "internalTrafficPolicy": "Local",
+        "ports": [{"port": 53, "protocol": "UDP", "nodePort": 30053}]});
+    let going = json!({"ready": false, "serving": true, "terminating": true});
+    let gone = json!({"ready": false, "serving": false, "terminating": true});
+    let endpoints = json!([{"addresses": ["10.8.0.2"], "nodeName": "here"}, {"addresses": ["10.8.0.4"]},
+        {"addresses": ["10.8.0.5"], "conditions": going}, {"addresses": ["10.8.0.6"], "conditions": gone}]);
+    let slice = slice("web", json!([{"port": 53, "protocol": "UDP"}]), endpoints);
+    let service = service("web", spec);
     let ip = |text: &str| text.parse::<IpAddr>().unwrap();
-    // destination, responder, stale with an endpoint, stale without any
-    for (to, port, by, on, expect_with, expect_without) in [
-        ("10.7.0.1", 53, "10.8.0.2", 53, false, true),
-        ("10.7.0.1", 53, "10.8.0.3", 53, true, true),
-        ("10.7.0.1", 53, "10.7.0.1", 53, true, false),
-        ("192.0.2.1", 30053, "10.8.0.3", 53, true, true),
-        ("192.0.2.1", 30053, "10.8.0.2", 53, false, true),
-        ("192.0.2.9", 30053, "10.8.0.3", 53, false, false),
-        ("10.7.0.2", 53, "10.8.0.3", 53, false, false),
-    ] {
+    let mut world = World::new("here");
+    world.set_service(&service);
+    let without = table(std::slice::from_ref(&service), &[]);
+    // destination, responder, stale with endpoints; nothing is without any
+    let cases = [
+        ("10.7.0.1", 53, "10.8.0.2", 53, false),
+        ("10.7.0.1", 53, "10.8.0.4", 53, false),
+        ("10.7.0.1", 53, "10.8.0.5", 53, false),
+        ("10.7.0.1", 53, "10.8.0.6", 53, true),
+        ("10.7.0.1", 53, "10.8.0.3", 53, true),
+        ("10.7.0.1", 53, "10.7.0.1", 53, true),
+        ("192.0.2.1", 30053, "10.8.0.3", 53, true),
+        ("192.0.2.1", 30053, "10.8.0.2", 53, false),
+        ("192.0.2.9", 30053, "10.8.0.3", 53, false),
+        ("10.7.0.2", 53, "10.8.0.3", 53, false),
+    ];
+    let is_stale = |world: &World, table: &Ruleset, (to, port, by, on, _): (&str, u16, &str, u16, bool)| {
         let connection = [Connection::example(Protocol::Udp, (ip(to), port), Endpoint { address: ip(by), port: on })];
-        assert_eq!(!stale(&connection, &with, &view()).is_empty(), expect_with, "{to}:{port} by {by}");
-        assert_eq!(
-            !stale(&connection, &without, &view()).is_empty(),
-            expect_without,
-            "{to}:{port} by {by}, no endpoints"
-        );
+        let serving = |key: &str, front: &_| world.serving(key, Family::V4, front);
+        !stale(&connection, table, &view(), serving).is_empty()
+    };
+    for case in cases {
+        assert!(!is_stale(&world, &without, case), "{case:?}, no endpoints");
+    }
+    world.set_slice(&slice);
+    let with = table(&[service], &[slice]);
+    for case in cases {
+        assert_eq!(is_stale(&world, &with, case), case.4, "{case:?}");
     }
 }
 

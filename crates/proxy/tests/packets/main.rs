@@ -17,7 +17,7 @@ use net::{CLIENT, NODE, Net, VIP, WAIT, spec, translated};
 use proxy::conntrack::{Netfilter, stale};
 use proxy::listing::intact;
 use proxy::nft::full;
-use proxy::service::Protocol;
+use proxy::service::{Front, Protocol};
 use proxy::{Config, Family, Ruleset, TABLE, diff, program};
 use serde_json::{Value, json};
 
@@ -99,7 +99,8 @@ fn packets_go(family: Family) {
     net.within("node", || {
         let mut netfilter = Netfilter::open().unwrap();
         let connections = netfilter.connections(family, Protocol::Udp).unwrap();
-        let stale = stale(&connections, &now, &net.view());
+        let serving = |_: &str, front: &Front| now.behind(front).iter().flat_map(|b| b.cluster.to_vec()).collect();
+        let stale = stale(&connections, &now, &net.view(), serving);
         assert_eq!(stale.len(), 1, "{connections:?}");
         netfilter.forget(stale[0]).unwrap();
         netfilter.forget(stale[0]).unwrap();
