@@ -325,10 +325,11 @@ fn everywhere(address: IpNet) -> IpNet {
 /// What a node needs of its kernel: forwarding between pods and the bridge, bridged pod traffic seen by the proxy's
 /// rules, connections kept through address rewriting even when segments arrive late, and no source check that would
 /// drop a rewritten reply.
-const NODE_SYSCTLS: [(&str, &str); 9] = [
+const NODE_SYSCTLS: [(&str, &str); 10] = [
     ("net/ipv4/ip_forward", "1"),
     ("net/ipv6/conf/all/forwarding", "1"),
     ("net/ipv6/conf/default/accept_dad", "0"),
+    FORWARD_LEARNT_MTU,
     ("net/ipv4/conf/all/rp_filter", "0"),
     ("net/ipv4/conf/default/rp_filter", "0"),
     ("net/bridge/bridge-nf-call-iptables", "1"),
@@ -337,6 +338,10 @@ const NODE_SYSCTLS: [(&str, &str); 9] = [
     // A crowded node's pods close many short connections: let the table forget them sooner than in two minutes.
     ("net/netfilter/nf_conntrack_tcp_timeout_time_wait", "30"),
 ];
+
+/// What is learnt of the way between nodes holds for pods' IPv4 packets too, as it does for IPv6's: else one that is too large
+/// for a tunnel between nodes of IPv6, which takes nothing apart, is lost and nobody told.
+const FORWARD_LEARNT_MTU: (&str, &str) = ("net/ipv4/ip_forward_use_pmtu", "1");
 
 /// Sets one of the calling thread's namespace's parameters. Kernels without the feature behind it lack the file, and
 /// then have nothing to set either.

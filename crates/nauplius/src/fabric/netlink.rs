@@ -9,6 +9,7 @@ mod tunnel;
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use netlink_packet_core::{
@@ -32,6 +33,10 @@ pub const ROUTE_PROTOCOL: u8 = 78;
 
 /// The metric the kernel gives an IPv6 route that names none; IPv4 has 0 for that.
 const IPV6_METRIC: u32 = 1024;
+
+/// How long an address may take until packets for it are taken, and how often that is looked at.
+const LOCAL_WITHIN: Duration = Duration::from_secs(1);
+const LOCAL_LOOK: Duration = Duration::from_millis(1);
 
 /// The table that the tunnel's own packets are routed by, before the main one.
 pub const TUNNEL_TABLE: u8 = 78;
@@ -135,7 +140,7 @@ impl Netlink {
     }
 
     /// Gives a link an address, at once: addresses here are ours to give, nobody has to be asked whether he has one.
-    /// One it has already is no error.
+    /// Packets for it are taken from then on. One it has already is no error.
     pub fn add_address(&mut self, index: u32, address: IpNet) -> io::Result<()> {
         let mut message = AddressMessage::default();
         message.header.family = family(address.addr());
@@ -151,7 +156,42 @@ impl Netlink {
             IpNet::V4(_) => {}
             IpNet::V6(_) => message.header.flags = AddressHeaderFlags::Nodad,
         }
-        existing(self.request(RouteNetlinkMessage::NewAddress(message), NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL))
+        existing(self.request(RouteNetlinkMessage::NewAddress(message), NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL))?;
+        if address.addr().is_ipv6() { self.wait_until_local(address.addr()) } else { Ok(()) }
+    }
+
+    /// Waits until packets for an address of this namespace are taken. The kernel gives an IPv6 address its route some time
+    /// after it said that it is there, and drops or sends away what comes for it until then.
+    fn wait_until_local(&mut self, address: IpAddr) -> io::Result<()> {
+        let until = Instant::now() + LOCAL_WITHIN;
+        while !self.is_local(address)? {
+            if Instant::now() >= until {
+                tracing::debug!("packets for {address} are not taken yet");
+                break;
+            }
+            std::thread::sleep(LOCAL_LOOK);
+        }
+        Ok(())
+    }
+
+    fn is_local(&mut self, address: IpAddr) -> io::Result<bool> {
+        let found = self.route_to(address)?;
+        Ok(found.is_some_and(|route| route.header.kind == RouteType::Local))
+    }
+
+    /// The route that a packet to an address would take; `None` when there is no way.
+    fn route_to(&mut self, address: IpAddr) -> io::Result<Option<RouteMessage>> {
+        let mut message = RouteMessage::default();
+        message.header.address_family = family(address);
+        message.header.destination_prefix_length = if address.is_ipv4() { 32 } else { 128 };
+        message.attributes.push(RouteAttribute::Destination(route_address(address)));
+        match self.request(RouteNetlinkMessage::GetRoute(message), NLM_F_ACK) {
+            Err(error) if is(&error, Errno::ENETUNREACH) || is(&error, Errno::EHOSTUNREACH) => Ok(None),
+            other => Ok(other?.into_iter().find_map(|reply| match reply {
+                RouteNetlinkMessage::NewRoute(route) => Some(route),
+                _ => None,
+            })),
+        }
     }
 
     /// Puts a route in place, over one of ours or anybody's with the same destination and metric.

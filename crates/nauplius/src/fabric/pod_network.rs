@@ -77,6 +77,9 @@ pub async fn pod_network(
     own_node: &str,
     cancel: CancellationToken,
 ) -> io::Result<()> {
+    if options.pod_network == PodNetwork::Vxlan {
+        super::sysctl(super::FORWARD_LEARNT_MTU.0, super::FORWARD_LEARNT_MTU.1);
+    }
     let mut netlink = Netlink::here()?;
     routes::follow(informers, cancel, |nodes| update(&mut netlink, options, own_node, nodes)).await
 }

@@ -1,5 +1,7 @@
 //! The fabric for real, under names of its own. Needs root; says so and passes without it.
 
+mod paths;
+
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
@@ -264,7 +266,6 @@ fn a_tunnel_carries_pods_packets() {
                 let target = listener.local_addr()?;
                 let namespace = layout.node_namespace(from);
                 runtime.block_on(async {
-                    // On a busy machine a first packet may be lost; it is sent again after a second.
                     tokio::time::timeout(Duration::from_secs(5), connect_in(&namespace, target)).await
                 })??;
                 Ok(listener.accept()?.1.ip())

@@ -17,7 +17,7 @@ use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage, RulePor
 use netlink_packet_route::{AddressFamily, IpProtocol, RouteNetlinkMessage};
 use nix::errno::Errno;
 
-use super::{Netlink, ROUTE_PROTOCOL, Route, TUNNEL_TABLE, existing, family, is, new_link, route_address};
+use super::{Netlink, ROUTE_PROTOCOL, Route, TUNNEL_TABLE, existing, family, is, new_link};
 
 /// Where the rule for the tunnel's own packets stands: before the main table's, 32766.
 const RULE_PRIORITY: u32 = 7846;
@@ -176,17 +176,7 @@ impl Netlink {
 
     /// The route to an address here, as a route of the tunnel's table; `None` when there is no way.
     pub fn tunnel_route(&mut self, to: IpAddr) -> io::Result<Option<Route>> {
-        let mut message = RouteMessage::default();
-        message.header.address_family = family(to);
-        message.header.destination_prefix_length = if to.is_ipv4() { 32 } else { 128 };
-        message.attributes.push(RouteAttribute::Destination(route_address(to)));
-        let found = match self.request(RouteNetlinkMessage::GetRoute(message), NLM_F_ACK) {
-            Err(error) if is(&error, Errno::ENETUNREACH) || is(&error, Errno::EHOSTUNREACH) => return Ok(None),
-            other => other?.into_iter().find_map(|reply| match reply {
-                RouteNetlinkMessage::NewRoute(route) => super::next_hop(&route),
-                _ => None,
-            }),
-        };
+        let found = self.route_to(to)?.as_ref().and_then(super::next_hop);
         let route = |(link, gateway): (u32, Option<IpAddr>)| Route {
             // On the link itself the next hop is whom it is for.
             gateway: gateway.or(Some(to)),
