@@ -3,7 +3,8 @@
 //! [`zone`] holds what is known, an immutable set of records for each Service, replaced one by one as the API changes;
 //! [`answer`] turns one packet into one packet, a pure function of the zone; [`run`] listens on UDP and TCP, and
 //! [`forward`] asks other servers about other names, where there are any ([`upstreams`], and what a ConfigMap says of them,
-//! [`settings`]), and [`cache`] remembers what they said; [`metrics`] counts.
+//! [`settings`]), and [`cache`] remembers what they said; [`metrics`] counts; [`untracked`](mod@untracked) keeps a node's
+//! questions to its own server out of the kernel's table of connections.
 //!
 //! It follows the Kubernetes DNS specification, version 1.1. Where it runs: in every node, on the cluster IP of the
 //! Service `kube-dns` itself, which it holds as an address of `lo` ([`address`]). So a pod's query is answered on its
@@ -23,6 +24,7 @@ mod run;
 pub mod settings;
 #[cfg(test)]
 mod tests;
+mod untracked;
 pub mod upstreams;
 pub mod world;
 pub mod zone;
@@ -39,6 +41,8 @@ pub const METRICS_PORT: u16 = 9153;
 pub struct Config {
     /// Where it listens, UDP and TCP. An address this machine lacks is added to `lo` and taken off again at the end.
     pub listen: Vec<SocketAddr>,
+    /// Keep questions to those addresses, and answers, out of the kernel's table of connections.
+    pub untracked: bool,
     /// The cluster's domain, without a dot at the end.
     pub domain: String,
     /// Servers to ask about other names, in order. Without any, other names are refused.
@@ -57,6 +61,7 @@ impl Default for Config {
     fn default() -> Config {
         Config {
             listen: Vec::new(),
+            untracked: false,
             domain: "cluster.local".into(),
             upstreams: Vec::new(),
             stub_domains: Vec::new(),

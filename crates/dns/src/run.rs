@@ -28,6 +28,7 @@ use crate::answer::{Outcome, Takes, Transport, add_foreign, answer, encode};
 use crate::cache::Cache;
 use crate::metrics::{Answered, By, Metrics};
 use crate::settings::Settings;
+use crate::untracked::untracked;
 use crate::upstreams::Upstreams;
 use crate::world::{World, triggered};
 use crate::zone::Zone;
@@ -63,6 +64,13 @@ async fn running(config: Config, client: Client, cancel: CancellationToken) -> R
         forwarded: Arc::new(Semaphore::new(MAX_FORWARDED)),
         connections: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
     });
+    let untracked = match config.untracked {
+        true => untracked(&config.listen).await,
+        false => Ok(None),
+    };
+    if let Err(error) = &untracked {
+        tracing::warn!("the kernel remembers every question as a connection: {error:#}");
+    }
     let mut held = Vec::new();
     let mut tasks = tokio::task::JoinSet::new();
     for address in &config.listen {
@@ -87,6 +95,7 @@ async fn running(config: Config, client: Client, cancel: CancellationToken) -> R
         .await;
     tasks.shutdown().await;
     drop(pages);
+    drop(untracked);
     drop(held);
     Ok(())
 }

@@ -275,3 +275,61 @@ async fn it_serves() {
     cancel.cancel();
     tokio::time::timeout(WAIT, running).await.expect("it stops").unwrap().unwrap();
 }
+
+/// Each question comes from a port of its own; the kernel's table of connections has none of them, if it is told so.
+#[test]
+fn questions_are_not_remembered() {
+    let has = |tool: &str| std::process::Command::new(tool).arg("-V").output().is_ok();
+    if !nix::unistd::geteuid().is_root() || !has("ip") || !has("nft") {
+        println!("skipped: needs root, ip and nft");
+        return;
+    }
+    // A thread with a network of its own, which goes with it.
+    let run = |program: &str, arguments: &[&str]| {
+        let done = std::process::Command::new(program).args(arguments).status().unwrap();
+        assert!(done.success(), "{program} {arguments:?}");
+    };
+    let asked = std::thread::spawn(move || {
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+        run("ip", &["link", "set", "lo", "up"]);
+        // The kernel remembers connections where somebody asks for their state.
+        run("nft", &["table inet t { chain c { type filter hook input priority 0 ; ct state new counter ; } ; }"]);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        [false, true].map(|untracked| {
+            let server = SocketAddr::new(if untracked { "fd00::53" } else { "192.0.2.53" }.parse().unwrap(), 53);
+            let config = dns::Config { listen: vec![server], untracked, ..dns::Config::default() };
+            let (_let_through, second) = watch::channel(false);
+            let client = Client::new(Api { second, stub_domains: "{}".into() });
+            let cancel = CancellationToken::new();
+            runtime.block_on(async {
+                let running = tokio::spawn(dns::run(config, client, cancel.clone()));
+                for _ in 0..50 {
+                    let socket = loop {
+                        // The server brings its address with it.
+                        if let Ok(socket) = UdpSocket::bind((server.ip(), 0)).await {
+                            break socket;
+                        }
+                        tokio::time::sleep(Duration::from_millis(10)).await;
+                    };
+                    socket.connect(server).await.unwrap();
+                    let question = question("one.ns.svc.cluster.local.").to_vec().unwrap();
+                    let mut buffer = [0; 512];
+                    loop {
+                        // Refused until the server listens.
+                        let _ = socket.send(&question).await;
+                        if let Ok(Ok(_)) = tokio::time::timeout(WAIT, socket.recv(&mut buffer)).await {
+                            break;
+                        }
+                    }
+                }
+                let count = std::fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_count").unwrap();
+                cancel.cancel();
+                running.await.unwrap().unwrap();
+                count.trim().parse::<u32>().unwrap()
+            })
+        })
+    });
+    let [remembered, more] = asked.join().unwrap();
+    assert!(remembered >= 50, "{remembered}");
+    assert!(more <= remembered, "{more} after {remembered}");
+}

@@ -130,6 +130,7 @@ impl NodePlace {
     fn dns(&self) -> dns::Config {
         dns::Config {
             listen: self.dns_addresses.iter().map(|address| SocketAddr::new(*address, 53)).collect(),
+            untracked: true,
             domain: CLUSTER_DOMAIN.into(),
             config_map: Some((published::DNS_NAMESPACE.into(), published::DNS_NAME.into())),
             // At the address that is the node's own while it answers there.
@@ -241,6 +242,9 @@ pub struct DnsOptions {
     pub api: ApiAccess,
     #[arg(long, value_delimiter = ',', default_value = "127.0.0.1:53")]
     pub listen: Vec<SocketAddr>,
+    /// Keep questions and answers out of the kernel's table of connections; needs nft.
+    #[arg(long)]
+    pub untracked: bool,
     #[arg(long, default_value = CLUSTER_DOMAIN)]
     pub cluster_domain: String,
     /// Servers for names outside the cluster, `ADDRESS[:PORT]`, joined by commas.
@@ -354,6 +358,7 @@ pub async fn dns(options: DnsOptions, cancel: CancellationToken) -> Result<()> {
     dns::run(
         dns::Config {
             listen: options.listen,
+            untracked: options.untracked,
             domain: options.cluster_domain,
             upstreams: options.upstream,
             stub_domains: options.stub_domain,
