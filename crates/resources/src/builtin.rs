@@ -614,7 +614,7 @@ mod tests {
             let root = row.storage_version().schema.root();
             for subresource in ["", "status", "approval", "finalize", "resize", "ephemeralcontainers"] {
                 for _ in 0..20 {
-                    let cx = crate::Context { now: "2026-01-01T00:00:00Z", user: "u", groups: &[], subresource };
+                    let cx = crate::Context { subresource, ..crate::Context::SOMEBODY };
                     let (mut object, old) = (invent(root, 9, &mut dice), invent(root, 9, &mut dice));
                     if !object.is_object() || !old.is_object() {
                         continue;

@@ -3,6 +3,8 @@
 //! Follows upstream's `registry/rest` strategies. A strategy sees JSON trees in the storage version, fully defaulted by the
 //! schema; it never does IO and never decides order, authorization or admission.
 
+use std::collections::BTreeMap;
+
 use meta::{FieldError, Status, Value};
 
 /// What a strategy may know about the request.
@@ -12,8 +14,17 @@ pub struct Context<'a> {
     pub now: &'a str,
     pub user: &'a str,
     pub groups: &'a [String],
+    pub uid: &'a str,
+    pub extra: &'a BTreeMap<String, Vec<String>>,
     /// Empty, or the subresource being written (`status`, `approval`, …).
     pub subresource: &'a str,
+}
+
+#[cfg(test)]
+impl Context<'static> {
+    /// A plain user's write of the object itself.
+    pub const SOMEBODY: Self =
+        Self { now: "2026-01-01T00:00:00Z", user: "u", groups: &[], uid: "", extra: &BTreeMap::new(), subresource: "" };
 }
 
 /// Deletion as the strategy wants it.

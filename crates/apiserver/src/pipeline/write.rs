@@ -494,10 +494,13 @@ fn keep_other_half(target: &Target<'_>, body: &mut Value, old: &Value) {
 }
 
 pub(super) fn context<'a>(target: &Target<'a>, now: &'a str) -> Context<'a> {
+    let user = &target.caller.user;
     Context {
         now,
-        user: &target.caller.user.name,
-        groups: &target.caller.user.groups,
+        user: &user.name,
+        groups: &user.groups,
+        uid: &user.uid,
+        extra: &user.extra,
         subresource: &target.request.subresource,
     }
 }

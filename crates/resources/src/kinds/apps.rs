@@ -302,7 +302,7 @@ pub(super) mod tests {
     use crate::kinds::daemon_set::DaemonSet;
     use crate::validate::tests::expect;
 
-    pub const CX: Context<'static> = Context { now: "2026-01-01T00:00:00Z", user: "u", groups: &[], subresource: "" };
+    pub const CX: Context<'static> = Context::SOMEBODY;
 
     pub fn workload(changes: Value) -> Value {
         let mut object = json!({"metadata": {"name": "w"}, "spec": {"selector": {"matchLabels": {"a": "b"}}, "template": {

@@ -139,12 +139,16 @@ fn check_conditions(object: &Value, errors: &mut Errors) {
 impl Strategy for CertificateSigningRequest {
     /// Who asks is the server's word, not the client's.
     fn prepare_create(&self, cx: &Context<'_>, object: &mut Value) {
-        for field in ["uid", "extra"] {
-            object.drop(&format!("spec.{field}"));
-        }
         object.put("spec.username", cx.user);
         object.put("spec.groups", json!(cx.groups));
-        object.put("status", json!({}));
+        match cx.uid {
+            "" => object.drop("spec.uid"),
+            uid => object.put("spec.uid", uid),
+        }
+        match cx.extra.is_empty() {
+            true => object.drop("spec.extra"),
+            false => object.put("spec.extra", json!(cx.extra)),
+        }
     }
 
     fn prepare_update(&self, cx: &Context<'_>, object: &mut Value, old: &Value) {
@@ -336,7 +340,7 @@ mod tests {
     use super::*;
     use crate::validate::tests::expect;
 
-    const CX: Context<'static> = Context { now: "2026-01-01T00:00:00Z", user: "u", groups: &[], subresource: "" };
+    const CX: Context<'static> = Context::SOMEBODY;
 
     #[test]
     fn approvers_decide_and_signers_sign() {
@@ -345,6 +349,10 @@ mod tests {
         let mut old = json!({"spec": {"request": pem, "usages": ["client auth"], "signerName": "example.com/s", "username": "forged"}});
         CertificateSigningRequest.prepare_create(&CX, &mut old);
         assert_eq!(old.text("spec.username"), "u");
+        let extra = std::collections::BTreeMap::from([("k".into(), vec!["v".into()])]);
+        let mut told = json!({"spec": {"uid": "forged", "extra": {"forged": []}}});
+        CertificateSigningRequest.prepare_create(&Context { uid: "1", extra: &extra, ..CX }, &mut told);
+        assert_eq!(told["spec"], json!({"username": "u", "groups": [], "uid": "1", "extra": {"k": ["v"]}}));
         expect(&CertificateSigningRequest.validate_create(&CX, &old), &[], &old);
         let update = |subresource, path: &str, value: Value| {
             let mut new = old.clone();

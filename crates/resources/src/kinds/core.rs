@@ -347,7 +347,7 @@ mod tests {
     use super::*;
     use crate::validate::tests::expect;
 
-    const CX: Context<'static> = Context { now: "2026-01-01T00:00:00Z", user: "u", groups: &[], subresource: "" };
+    const CX: Context<'static> = Context::SOMEBODY;
 
     #[test]
     fn secrets_take_texts_and_keep_bytes() {

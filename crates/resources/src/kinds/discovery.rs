@@ -152,7 +152,7 @@ mod tests {
     use super::*;
     use crate::validate::tests::expect;
 
-    const CX: Context<'static> = Context { now: "2026-01-01T00:00:00Z", user: "u", groups: &[], subresource: "" };
+    const CX: Context<'static> = Context::SOMEBODY;
 
     #[test]
     fn slices_are_checked() {

@@ -567,7 +567,7 @@ mod tests {
     use super::*;
     use crate::validate::tests::expect;
 
-    const CX: Context<'static> = Context { now: "2026-01-01T00:00:00Z", user: "u", groups: &[], subresource: "" };
+    const CX: Context<'static> = Context::SOMEBODY;
 
     fn definition(changes: &[(&str, Value)]) -> Value {
         let mut object = json!({"metadata": {"name": "foos.example.com"}, "spec": {"group": "example.com", "scope": "Namespaced",

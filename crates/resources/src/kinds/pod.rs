@@ -195,7 +195,7 @@ mod tests {
     }
 
     fn cx(subresource: &'static str) -> Context<'static> {
-        Context { now: "2026-01-01T00:00:00Z", user: "u", groups: &[], subresource }
+        Context { subresource, ..Context::SOMEBODY }
     }
 
     #[test]
