@@ -13,6 +13,12 @@ use tokio_stream::wrappers::UnboundedReceiverStream;
 
 use crate::Transport;
 
+#[derive(Clone, Copy)]
+enum Unstreamed {
+    Refused,
+    Broken,
+}
+
 #[derive(Default)]
 struct State {
     revision: u64,
@@ -20,8 +26,8 @@ struct State {
     watches: Vec<mpsc::UnboundedSender<Vec<WatchEvent>>>,
     /// Watches from before this version are refused with 410.
     oldest: u64,
-    /// A server of old: its watches cannot begin with everything there is.
-    old: bool,
+    /// Why its watches cannot begin with everything there is.
+    unstreamed: Option<Unstreamed>,
     log: Vec<String>,
 }
 
@@ -69,9 +75,14 @@ impl Fake {
         }
     }
 
-    /// From now on a server of old.
+    /// From now on a server of old, which refuses lists as watches.
     pub fn age(&self) {
-        self.0.lock().unwrap().old = true;
+        self.0.lock().unwrap().unstreamed = Some(Unstreamed::Refused);
+    }
+
+    /// From now on one over a store of old, which begins such a watch and then cannot.
+    pub fn age_store(&self) {
+        self.0.lock().unwrap().unstreamed = Some(Unstreamed::Broken);
     }
 
     pub fn log(&self) -> Vec<String> {
@@ -102,8 +113,15 @@ impl Transport for Fake {
             Verb::Watch => {
                 let mut state = self.0.lock().unwrap();
                 let everything = request.options.send_initial_events == Some(true);
-                if everything && state.old {
-                    return Err(Status::new(Reason::Invalid, "sendInitialEvents is forbidden for watch"));
+                match state.unstreamed.filter(|_| everything) {
+                    Some(Unstreamed::Refused) => {
+                        return Err(Status::new(Reason::Invalid, "sendInitialEvents is forbidden for watch"));
+                    }
+                    Some(Unstreamed::Broken) => {
+                        let error = vec![WatchEvent::Error(Status::internal("RequestWatchProgress is disabled"))];
+                        return Ok(Reply::Watch(futures::stream::iter([error]).boxed()));
+                    }
+                    None => {}
                 }
                 let from: u64 = if everything { 0 } else { version.unwrap().parse().unwrap() };
                 if from < state.oldest && !everything {

@@ -69,6 +69,8 @@ enum Ended {
     Resume,
     /// The version is gone: list again.
     Expired,
+    /// A list cannot be had as the beginning of a watch.
+    Unstreamed,
     Failed(Status),
 }
 
@@ -127,6 +129,7 @@ impl<S: Sink> Follower<S> {
                 Ended::Failed(status) if self.version.is_none() && self.streams && is_refusal(&status) => {
                     self.streams = false;
                 }
+                Ended::Unstreamed => self.streams = false,
                 Ended::Failed(status) => {
                     self.failures = self.failures.saturating_add(1);
                     // The first failures of a start are no news; after that once each doubling is enough.
@@ -190,10 +193,11 @@ impl<S: Sink> Follower<S> {
                 }
                 Ok(None) | Err(_) => return Ended::Resume,
             };
-            (heard, self.failures) = (true, 0);
+            heard = true;
             if let Some(ended) = self.take(batch).await {
                 return ended;
             }
+            self.failures = 0;
         }
     }
 
@@ -219,7 +223,13 @@ impl<S: Sink> Follower<S> {
                 }
                 WatchEvent::Error(status) => {
                     let expired = status.code == 410 || matches!(status.reason, Reason::Expired | Reason::Gone);
-                    ended = Some(if expired { Ended::Expired } else { Ended::Failed(status) });
+                    // Whatever is the matter with that, a list may yet be had.
+                    let unstreamed = self.version.is_none();
+                    ended = Some(match (expired, unstreamed) {
+                        (true, _) => Ended::Expired,
+                        (false, true) => Ended::Unstreamed,
+                        (false, false) => Ended::Failed(status),
+                    });
                     break;
                 }
             }

@@ -227,3 +227,29 @@ pub fn service_health(key: &str, local_endpoints: u64, proxy_healthy: bool) -> A
         body: body.to_string(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Nobody is sent to a node that was not seen yet, or goes; the proxy lives all the same.
+    #[test]
+    fn of_the_node_and_of_each_family() {
+        let health = Health::new(&[Family::V4, Family::V6]);
+        let said = |of_node: bool| {
+            let answer = health.answer(of_node);
+            let body: Value = serde_json::from_str(&answer.body).unwrap();
+            let families: Vec<&str> = body["status"].as_object().unwrap().keys().map(String::as_str).collect();
+            assert_eq!(families, ["IPv4", "IPv6"]);
+            assert_eq!(body["status"]["IPv6"]["healthy"], true);
+            (answer.status, body["healthy"].as_bool().unwrap(), body["nodeEligible"].as_bool())
+        };
+        assert_eq!(said(true), (503, false, Some(false)));
+        assert_eq!(said(false), (200, true, None));
+        health.node_is(true);
+        assert_eq!(said(true), (200, true, Some(true)));
+        health.node_is(false);
+        assert_eq!(said(true), (503, false, Some(false)));
+        assert_eq!(said(false), (200, true, None));
+    }
+}
