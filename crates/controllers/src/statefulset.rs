@@ -342,18 +342,39 @@ impl<'a> Work<'a> {
         json!({"apiVersion": &*o.api_version, "kind": &*o.kind, "name": &*o.meta.name, "uid": &*o.meta.uid, "controller": true, "blockOwnerDeletion": true})
     }
 
-    /// Claims belong to the set, or to a pod about to go for good, as the retention policy says.
+    /// Claims belong to the set, or to a pod about to go for good, as the retention policy says; unless somebody else has them.
     fn keep_claims(&mut self) {
+        let retains = self.retention(true) == "Retain" && self.retention(false) == "Retain";
         let resource = client::gvr_of::<PersistentVolumeClaim>();
         for (at, pod) in self.by_ordinal() {
             let condemned = !(self.start..self.end).contains(&at);
             for (name, _) in self.claim_names(at) {
                 let Some(claim) = (self.world.claim)(&name) else { continue };
-                let by_set = claim.meta.owner_references.iter().any(|r| *r.uid == *self.object.meta.uid);
-                let by_pod = claim.meta.owner_references.iter().any(|r| *r.uid == *pod.object.meta.uid);
-                let want_pod = condemned && self.retention(false) == "Delete";
-                let want_set = self.retention(true) == "Delete" && !want_pod;
-                if by_set == want_set && by_pod == want_pod {
+                let owners = || claim.meta.owner_references.iter();
+                let names = |r: &meta::OwnerReference, of: &Object| r.kind == *of.kind && r.name == *of.meta.name;
+                let is_ours = |r: &meta::OwnerReference| names(r, self.object) || names(r, &pod.object);
+                let by_set = owners().any(|r| *r.uid == *self.object.meta.uid);
+                let by_pod = owners().any(|r| *r.uid == *pod.object.meta.uid);
+                // Of a set or a pod of these names that was before: the claim is the garbage collector's.
+                let of_the_past = owners().any(|r| {
+                    names(r, self.object) && *r.uid != *self.object.meta.uid
+                        || names(r, &pod.object) && *r.uid != *pod.object.meta.uid
+                });
+                let another = owners().any(|r| r.controller == Some(true) && !is_ours(r));
+                if !retains && (of_the_past || another) {
+                    let said = format!(
+                        "PersistentVolumeClaim {name} has a conflicting OwnerReference that acts as a manging controller, the retention policy is ignored for this claim"
+                    );
+                    self.plan.note(Note::warning(self.object, "ConflictingController", said));
+                }
+                if of_the_past {
+                    continue;
+                }
+                let alone = retains || !another;
+                let want_pod = alone && condemned && self.retention(false) == "Delete";
+                let want_set = alone && self.retention(true) == "Delete" && !want_pod;
+                let controls = owners().all(|r| r.controller == Some(true) || !is_ours(r));
+                if by_set == want_set && by_pod == want_pod && controls {
                     continue;
                 }
                 let others = claim

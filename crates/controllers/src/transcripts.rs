@@ -551,6 +551,32 @@ fn stateful_sets_step_by_step() {
 }
 
 #[test]
+fn claims_of_another_controller_are_left_to_it() {
+    let spec = json!({
+        "replicas": 1, "persistentVolumeClaimRetentionPolicy": {"whenDeleted": "Delete", "whenScaled": "Delete"},
+        "volumeClaimTemplates": [{"metadata": {"name": "data"}, "spec": {"accessModes": ["ReadWriteOnce"]}}],
+    });
+    let owner = |kind: &str, name: &str, uid: &str, controller: bool| json!({"apiVersion": "apps/v1", "kind": kind, "name": name, "uid": uid, "controller": controller});
+    let (set, other) = (owner("StatefulSet", "s", "uid-s", true), owner("Other", "o", "uid-o", true));
+    for (what, owners, is_written, is_told) in [
+        ("nobody's", json!([]), true, false),
+        ("its own", json!([set]), false, false),
+        ("its own, not under its control", json!([owner("StatefulSet", "s", "uid-s", false)]), true, false),
+        ("another's", json!([other]), false, true),
+        ("another's too", json!([set, other]), true, true),
+        ("a friend's", json!([set, owner("Other", "o", "uid-o", false)]), false, false),
+        ("of a set before", json!([owner("StatefulSet", "s", "gone", true)]), false, true),
+    ] {
+        let claim = |_: &str| {
+            Some(object("PersistentVolumeClaim", "data-s-0", json!({"metadata": {"ownerReferences": owners}})))
+        };
+        let said = stateful(spec.clone(), &[(0, "new", true)], &claim);
+        assert_eq!(said.iter().any(|line| line == "patch persistentvolumeclaims n/data-s-0"), is_written, "{what}");
+        assert_eq!(said.iter().any(|line| line.starts_with("ConflictingController ")), is_told, "{what}");
+    }
+}
+
+#[test]
 fn a_new_pod_waits_for_its_predecessors_claim_to_go() {
     let claims =
         json!({"volumeClaimTemplates": [{"metadata": {"name": "data"}, "spec": {"accessModes": ["ReadWriteOnce"]}}]});

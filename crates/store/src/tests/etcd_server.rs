@@ -98,7 +98,8 @@ impl Server {
 
     pub async fn connect(&self) -> Arc<Etcd> {
         let endpoints = vec![self.endpoint.clone()];
-        connect(etcd::Options { endpoints, request_timeout: Duration::from_secs(2), ..etcd::Options::default() }).await
+        // Far above what a busy machine takes: nothing here waits for a request to run out of time.
+        connect(etcd::Options { endpoints, request_timeout: Duration::from_secs(20), ..etcd::Options::default() }).await
     }
 }
 
