@@ -230,7 +230,7 @@ fn options_kind(target: &Target<'_>) -> &'static str {
 /// The body of a create or update, in the requested version.
 pub fn decode_object(_server: &ApiServer, target: &Target<'_>, body: &RequestBody) -> Result<Value, Status> {
     let kind = &target.served.resource.kind;
-    let (mut value, issues) = match parse(body) {
+    let (value, issues) = match parse(body) {
         Err(_) if matches!(body, RequestBody::None) => {
             let why = "couldn't get version/kind; json parse error: unexpected end of JSON input";
             return Err(unrecognized(kind, body, why));
@@ -243,6 +243,16 @@ pub fn decode_object(_server: &ApiServer, target: &Target<'_>, body: &RequestBod
         }
         parsed => parsed?,
     };
+    object(target, body, value, issues)
+}
+
+/// The same of a tree that was handed over.
+pub fn take_object(target: &Target<'_>, value: Value) -> Result<Value, Status> {
+    object(target, &target.request.body, value, Issues::default())
+}
+
+fn object(target: &Target<'_>, body: &RequestBody, mut value: Value, issues: Issues) -> Result<Value, Status> {
+    let kind = &target.served.resource.kind;
     if !value.is_object() && !value.is_null() {
         let go =
             r#"struct { APIVersion string "json:\"apiVersion,omitempty\""; Kind string "json:\"kind,omitempty\"" }"#;
@@ -415,9 +425,7 @@ impl Document {
     pub fn of(server: &ApiServer, target: &Target<'_>) -> Result<Self, Status> {
         check_options(target)?;
         if target.request.verb == Verb::Update {
-            let body = decode_object(server, target, &target.request.body)?;
-            metadata::named_as_url(target, &body)?;
-            return Ok(Self::Put(body));
+            return Self::put(target, decode_object(server, target, &target.request.body)?);
         }
         let content_type = match &target.request.body {
             RequestBody::None => return Err(Status::bad_request("the request has no body")),
@@ -486,6 +494,17 @@ impl Document {
             // As the framework under upstream says it.
             _ => Err(Status::new(meta::Reason::UnsupportedMediaType, "415: Unsupported Media Type")),
         }
+    }
+
+    /// The same of a PUT whose tree was handed over.
+    pub fn of_tree(target: &Target<'_>, tree: Value) -> Result<Self, Status> {
+        check_options(target)?;
+        Self::put(target, take_object(target, tree)?)
+    }
+
+    fn put(target: &Target<'_>, body: Value) -> Result<Self, Status> {
+        metadata::named_as_url(target, &body)?;
+        Ok(Self::Put(body))
     }
 
     /// The body to create when there is nothing to change.

@@ -16,8 +16,8 @@ pub mod write;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
-use meta::{Reply, Request, Status, Verb};
-use resources::{ResourceVersion, SubresourceKind, Verbs};
+use meta::{Reply, Request, RequestBody, Status, Verb};
+use resources::{Resource, ResourceVersion, SubresourceKind, Verbs};
 
 use crate::audit::Trail;
 use crate::authn::User;
@@ -135,7 +135,7 @@ impl ApiServer {
     }
 
     /// Serves one request that is already authorized.
-    pub async fn serve(&self, caller: &Caller, request: Request) -> Result<Reply, Status> {
+    pub async fn serve(&self, caller: &Caller, mut request: Request) -> Result<Reply, Status> {
         let catalog = self.catalog();
         let (served, version) = catalog.get(&request.resource).ok_or_else(Status::unknown_path)?;
         let resource = &served.resource;
@@ -161,6 +161,12 @@ impl ApiServer {
         {
             return Err(Status::bad_request(format!("Name parameter invalid: {:?}: {why}", request.name)));
         }
+        // A tree that was handed over becomes the object; the audit log looks at it in the request.
+        let sent = match &mut request.body {
+            RequestBody::Value { value, .. } if caller.trail.is_none() => Some(value),
+            _ => None,
+        };
+        let sent = sent.filter(|_| stores(resource, request.verb, &request.subresource)).map(std::mem::take);
         let target = Target { caller, served, version, request: &request };
         if let Some(trail) = &caller.trail {
             Box::pin(tell_body(trail, &target)).await;
@@ -175,7 +181,7 @@ impl ApiServer {
                 }
                 (SubresourceKind::Status | SubresourceKind::Part, Verb::Get) => Box::pin(self.get(target)).await,
                 (SubresourceKind::Status | SubresourceKind::Part, Verb::Update | Verb::Patch) => {
-                    Box::pin(self.update(target)).await
+                    Box::pin(self.update(target, sent)).await
                 }
                 (SubresourceKind::Scale { .. }, Verb::Get | Verb::Update | Verb::Patch) => {
                     Box::pin(crate::subresource::scale::serve(self, target)).await
@@ -197,26 +203,31 @@ impl ApiServer {
             (_, Verb::Get) => Box::pin(self.get(target)).await,
             (_, Verb::List) => Box::pin(self.list(target)).await,
             (_, Verb::Watch) => Box::pin(self.watch(target)).await,
-            (_, Verb::Create) => Box::pin(self.create(target)).await,
-            (_, Verb::Update | Verb::Patch) => Box::pin(self.update(target)).await,
+            (_, Verb::Create) => Box::pin(self.create(target, sent)).await,
+            (_, Verb::Update | Verb::Patch) => Box::pin(self.update(target, sent)).await,
             (_, Verb::Delete) => Box::pin(self.delete(target)).await,
             (_, Verb::DeleteCollection) => Box::pin(self.delete_collection(target)).await,
         }
     }
 }
 
-/// Tells the audit log what was sent, where that is needed.
-async fn tell_body(trail: &Trail, target: &Target<'_>) {
-    let request = target.request;
-    let stored = match (target.served.resource.verbs, request.verb) {
+/// Whether a request's body is an object of the kind, to be stored.
+fn stores(resource: &Resource, verb: Verb, subresource: &str) -> bool {
+    match (resource.verbs, verb) {
         (Verbs::CreateOnly, _) => false,
-        (_, Verb::Create) => request.subresource.is_empty(),
+        (_, Verb::Create) => subresource.is_empty(),
         (_, Verb::Update) => {
-            let sub = target.served.resource.subresource(&request.subresource);
+            let sub = resource.subresource(subresource);
             sub.is_none_or(|sub| matches!(sub.kind, SubresourceKind::Status | SubresourceKind::Part))
         }
         _ => false,
-    };
+    }
+}
+
+/// Tells the audit log what was sent, where that is needed.
+async fn tell_body(trail: &Trail, target: &Target<'_>) {
+    let request = target.request;
+    let stored = stores(&target.served.resource, request.verb, &request.subresource);
     match stored.then(|| body::decode_quietly(target)).flatten() {
         Some(body) => trail.sent(target, &body).await,
         None => trail.sent_as_it_is(&request.body),

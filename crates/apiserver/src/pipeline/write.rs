@@ -27,6 +27,8 @@ const CHANGE_TRIES: usize = 64;
 pub enum Change<'a> {
     /// The client's own: PUT, or any patch.
     Request,
+    /// A PUT whose tree was handed over.
+    Tree(Value),
     /// What a client's request comes to, which named it otherwise.
     Document(body::Document),
     /// The server's. Says what to do with the current object; runs again when it was changed meanwhile.
@@ -99,9 +101,13 @@ pub struct Written {
 }
 
 impl ApiServer {
-    pub(super) async fn create(&self, target: Target<'_>) -> Result<Reply, Status> {
+    /// Creates what the request says, or the tree that was handed over with it.
+    pub(super) async fn create(&self, target: Target<'_>, tree: Option<Value>) -> Result<Reply, Status> {
         body::check_options(&target)?;
-        let body = body::decode_object(self, &target, &target.request.body)?;
+        let body = match tree {
+            Some(tree) => body::take_object(&target, tree)?,
+            None => body::decode_object(self, &target, &target.request.body)?,
+        };
         let object = self.create_object(target, body).await?;
         Ok(Reply::Object { object: target.served.present(object, target.version).await?, created: true })
     }
@@ -236,8 +242,8 @@ impl ApiServer {
         Err(Status::invalid(target.group(), &target.served.resource.kind, metadata::text(body, "name"), errors))
     }
 
-    pub(super) async fn update(&self, target: Target<'_>) -> Result<Reply, Status> {
-        let written = self.change(target, Change::Request).await?;
+    pub(super) async fn update(&self, target: Target<'_>, tree: Option<Value>) -> Result<Reply, Status> {
+        let written = self.change(target, tree.map_or(Change::Request, Change::Tree)).await?;
         Ok(Reply::Object {
             object: target.served.present(written.object, target.version).await?,
             created: written.created,
@@ -249,20 +255,28 @@ impl ApiServer {
         let resource = &target.served.resource;
         let key: store::Key = target.key().into();
         let cache = target.served.cache()?;
+        // The cache may be a moment behind; the transaction tells, and then the store is asked.
+        let mut current = cache.get(&key);
+        let mut spare = None;
         let (change, mut document) = match change {
             Change::Request => (Change::Request, Some(body::Document::of(self, &target)?)),
+            Change::Tree(tree) => {
+                spare = Some(spare_of(&tree, current.as_deref().filter(|_| !resource.custom)));
+                (Change::Request, Some(body::Document::of_tree(&target, tree)?))
+            }
             Change::Document(document) => (Change::Request, Some(document)),
             other => (other, None),
         };
         let read = |stored: store::KeyValue| {
             cache.decode(&stored).map(Arc::new).map_err(|error| crate::cache::unreadable(&stored.key, &error))
         };
-        // The cache may be a moment behind; the transaction tells, and then the store is asked.
-        let mut current = cache.get(&key);
         let mut certain = false;
         for _ in 0..CHANGE_TRIES {
             if document.as_ref().is_some_and(body::Document::is_spent) {
-                document = Some(body::Document::of(self, &target)?);
+                document = Some(match &spare {
+                    Some(tree) => body::Document::of_tree(&target, tree.clone())?,
+                    None => body::Document::of(self, &target)?,
+                });
             }
             if current.is_none() && !certain {
                 let get = self.store().get(&key, None);
@@ -394,7 +408,7 @@ impl ApiServer {
                 body = old.clone();
                 f(&mut body)?;
             }
-            (Change::Request | Change::Document(_), Some(document)) => {
+            (Change::Request | Change::Tree(_) | Change::Document(_), Some(document)) => {
                 body = document.changed(target, old, &now).await?;
                 metadata::agree_with_url(target, &mut body)?;
                 metadata::one_of_each_owner(target, &mut body);
@@ -413,7 +427,7 @@ impl ApiServer {
                 metadata::prepare_update(&mut body, old)?;
                 keep_other_half(target, &mut body, old);
             }
-            (Change::Request | Change::Document(_), None) => {
+            (Change::Request | Change::Tree(_) | Change::Document(_), None) => {
                 return Err(Status::internal("a change without a document"));
             }
         }
@@ -449,6 +463,20 @@ impl ApiServer {
         admission::validate(self, &attributes, Some(&body), Some(old)).await?;
         Ok((body, managed, named_version))
     }
+}
+
+/// What further tries put of a tree that goes into the first. One that names the very version at hand is refused by
+/// whatever other version there is then: for that, what it is the body of is enough. A body that something else converts
+/// must be whole, so `current` is of built-in kinds alone.
+fn spare_of(tree: &Value, current: Option<&Object>) -> Value {
+    let named = metadata::text(tree, "resourceVersion").parse::<u64>();
+    if current.is_none_or(|current| named != Ok(current.resource_version)) {
+        return tree.clone();
+    }
+    let kept = ["name", "namespace", "uid", "resourceVersion"].into_iter();
+    let kept = kept.filter_map(|field| Some((field.to_string(), tree["metadata"].get(field)?.clone())));
+    let kept = Value::Object(kept.collect());
+    serde_json::json!({"kind": tree["kind"], "apiVersion": tree["apiVersion"], "metadata": kept})
 }
 
 /// A deleted object that nothing holds any more goes with this very write.
@@ -502,5 +530,32 @@ pub(super) fn context<'a>(target: &Target<'a>, now: &'a str) -> Context<'a> {
         uid: &user.uid,
         extra: &user.extra,
         subresource: &target.request.subresource,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_tree_that_can_be_tried_again_is_kept() {
+        let at = |version: Value| {
+            let metadata = json!({"name": "a", "namespace": "b", "resourceVersion": version, "labels": {"c": "d"}});
+            json!({"kind": "ConfigMap", "apiVersion": "v1", "metadata": metadata, "data": {"e": "f"}})
+        };
+        let mut current = Object::from_value(&at("7".into())).expect("an object");
+        current.resource_version = 7;
+        let named = at("7".into());
+        let identity = json!({"name": "a", "namespace": "b", "resourceVersion": "7"});
+        assert_eq!(
+            spare_of(&named, Some(&current)),
+            json!({"kind": "ConfigMap", "apiVersion": "v1", "metadata": identity})
+        );
+        assert_eq!(spare_of(&named, None), named);
+        for other in [at("6".into()), at("".into()), at(Value::Null)] {
+            assert_eq!(spare_of(&other, Some(&current)), other);
+        }
     }
 }
