@@ -12,6 +12,7 @@ pub mod ast;
 pub mod check;
 pub mod cost;
 pub mod decl;
+pub mod device;
 pub mod eval;
 pub mod functions;
 mod issue;

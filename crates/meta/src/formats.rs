@@ -25,6 +25,11 @@ pub fn too_long(max: usize) -> String {
     format!("must be no more than {max} characters")
 }
 
+/// The same of what upstream's newer checks count.
+fn too_many_bytes(max: usize) -> String {
+    format!("must be no more than {max} bytes")
+}
+
 /// The complaint about an empty text.
 const EMPTY: &str = "must be non-empty";
 
@@ -110,7 +115,7 @@ pub fn qualified_name(text: &str) -> Complaints {
     if name.is_empty() {
         complaints.push(format!("name part {EMPTY}"));
     } else if name.len() > MAX_LABEL {
-        complaints.push(format!("name part {}", too_long(MAX_LABEL)));
+        complaints.push(format!("name part {}", too_many_bytes(MAX_LABEL)));
     }
     if !edged(name, alphanumeric, b"-_.") {
         complaints.push(format!("name part {}", shape()));
@@ -120,11 +125,14 @@ pub fn qualified_name(text: &str) -> Complaints {
 
 /// A label's value.
 pub fn label_value(text: &str) -> Complaints {
-    check(text, MAX_LABEL, text.is_empty() || edged(text, alphanumeric, b"-_."), || {
+    let fits = text.is_empty() || edged(text, alphanumeric, b"-_.");
+    let length = (text.len() > MAX_LABEL).then(|| too_many_bytes(MAX_LABEL));
+    let shape = || {
         pattern(
             "a valid label must be an empty string or consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric character",
             "(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?",
             &["MyValue", "my_value", "12345"],
         )
-    })
+    };
+    length.into_iter().chain((!fits).then(shape)).collect()
 }

@@ -489,6 +489,11 @@ impl FieldError {
         Self::new(FieldErrorKind::NotFound, field, value.into(), "")
     }
 
+    /// As `not_found`, with what it was looked for in.
+    pub fn not_found_of(field: &FieldPath, value: impl Into<Value>, detail: impl Into<String>) -> Self {
+        Self::new(FieldErrorKind::NotFound, field, value.into(), detail)
+    }
+
     pub fn not_supported(field: &FieldPath, value: impl Into<Value>, supported: &[&str]) -> Self {
         let mut list: Vec<String> = supported.iter().map(|s| format!("{s:?}")).collect();
         list.sort();

@@ -327,7 +327,7 @@ static ROWS: &[Row] = &[
     cluster(FLOW, "FlowSchema", "flowschemas").status().is::<flowcontrol::FlowSchema>(),
     cluster(FLOW, "PriorityLevelConfiguration", "prioritylevelconfigurations").status().is::<flowcontrol::PriorityLevel>(),
 
-    cluster(RESOURCE, "DeviceClass", "deviceclasses").off(DEVICES_OFF).returned().is::<resource::NameAge>(),
+    cluster(RESOURCE, "DeviceClass", "deviceclasses").off(DEVICES_OFF).returned().is::<resource::DeviceClass>(),
     cluster(RESOURCE, "DeviceTaintRule", "devicetaintrules").off(&["v1beta2", "v1alpha3"]).behind("DRADeviceTaintRules")
         .returned().status().is::<resource::DeviceTaintRule>(),
     row(RESOURCE, "ResourceClaim", "resourceclaims").off(DEVICES_OFF).returned().status().is::<resource::ResourceClaim>(),

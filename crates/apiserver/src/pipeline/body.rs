@@ -540,7 +540,10 @@ impl Document {
             && let Err(why) = check_patched(target, &mut body)
         {
             // Checking left it other than it was.
-            return Err(wrong_patch(&self.laid_over(target, old, now).await?, why));
+            let came = self.laid_over(target, old, now).await?;
+            let restored = matches!(self, Self::StrategicPatch(_))
+                .then(|| meta::schema::restore::misfit(target.version.schema.root(), &came));
+            return Err(wrong_patch(&came, restored.flatten().unwrap_or(why)));
         }
         to_storage(target, &mut body).await?;
         Ok(body)

@@ -15,6 +15,7 @@
 mod builtin;
 mod coerce;
 mod fields;
+pub mod restore;
 pub mod structural;
 mod validate;
 

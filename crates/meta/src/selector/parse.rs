@@ -260,7 +260,7 @@ mod tests {
             (
                 &format!("a in (x,{})", "y".repeat(64)),
                 &format!(
-                    "unable to parse requirement: values[1][a]: Invalid value: \"{}\": must be no more than 63 characters",
+                    "unable to parse requirement: values[1][a]: Invalid value: \"{}\": must be no more than 63 bytes",
                     "y".repeat(64)
                 ),
             ),

@@ -92,8 +92,10 @@ fn check_webhook(hook: &At<'_>, errors: &mut Errors) {
     errors.may_one_of(&hook.child("matchPolicy"), &["Equivalent", "Exact"]);
     errors.may_one_of(&hook.child("reinvocationPolicy"), &["IfNeeded", "Never"]);
     let effects = hook.child("sideEffects");
-    if errors.need(&effects, "must specify one of None, NoneOnDryRun") {
+    if effects.there() {
         errors.one_of(&effects, &["None", "NoneOnDryRun"]);
+    } else {
+        errors.required(&effects, "must specify one of None, NoneOnDryRun");
     }
     let timeout = hook.child("timeoutSeconds");
     if timeout.number().is_some_and(|s| !(1..=30).contains(&s)) {
@@ -176,7 +178,7 @@ fn default_matches(holder: &mut Value, path: &str) {
 
 /// Matching and parameters, which both kinds of policies have. Expressions are compiled by who evaluates them.
 fn check_policy(spec: &At<'_>, errors: &mut Errors) {
-    errors.need_one_of(&spec.child("failurePolicy"), &["Fail", "Ignore"]);
+    errors.one_of(&spec.child("failurePolicy"), &["Fail", "Ignore"]);
     let kind = spec.child("paramKind");
     if kind.there() {
         errors.need(&kind.child("apiVersion"), "");
@@ -193,9 +195,13 @@ fn check_policy(spec: &At<'_>, errors: &mut Errors) {
     }
     selectors::label_selector(&matches.child("namespaceSelector"), errors);
     selectors::label_selector(&matches.child("objectSelector"), errors);
-    for named in ["matchConditions", "variables"].iter().flat_map(|list| spec.each(list)) {
-        errors.need(&named.child("name"), "");
-        errors.need(&named.child("expression"), "");
+    for condition in spec.each("matchConditions") {
+        errors.need(&condition.child("name"), "");
+        errors.need(&condition.child("expression"), "");
+    }
+    for variable in spec.each("variables") {
+        errors.need(&variable.child("name"), "name is not specified");
+        errors.need(&variable.child("expression"), "expression is not specified");
     }
     errors.unique(spec.each("matchConditions").map(|c| c.child("name")));
     expressions::policy(spec, errors);
@@ -216,7 +222,7 @@ impl Strategy for ValidatingPolicy {
         check_policy(&spec, &mut errors);
         let (validations, audits) = (spec.child("validations"), spec.child("auditAnnotations"));
         if validations.value.list("").is_empty() && audits.value.list("").is_empty() {
-            let detail = "validations or auditAnnotations must be specified; neither were provided";
+            let detail = "validations or auditAnnotations must contain at least one item";
             errors.required(&validations, detail);
             errors.required(&audits, detail);
         }

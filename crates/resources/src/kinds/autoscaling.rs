@@ -5,7 +5,7 @@ use serde_json::json;
 
 use crate::cells::{age, name, quantity, some_of};
 use crate::strategy::{Context, Strategy};
-use crate::validate::{At, Errors};
+use crate::validate::{At, Errors, NOT_NEGATIVE, formats, resources};
 use meta::Tree;
 
 kinds! {
@@ -58,6 +58,8 @@ const SOURCES: [(&str, &str); 5] = [
     ("Pods", "pods"),
     ("Resource", "resource"),
 ];
+/// The fields again, in the order upstream looks at them.
+const SOURCES_LOOKED_AT: [&str; 5] = ["object", "external", "pods", "resource", "containerResource"];
 /// Where `v1` keeps what it has no fields for: annotation and path in `v2`.
 const V1_ANNOTATIONS: [(&str, &str); 4] = [
     ("autoscaling.alpha.kubernetes.io/metrics", "spec.metrics"),
@@ -137,7 +139,7 @@ fn check_target(at: &At<'_>, errors: &mut Errors) {
     let kind = at.child("type");
     errors.need(&kind, "must specify a metric target type");
     if !["AverageValue", "Utilization", "Value"].contains(&kind.str()) {
-        errors.invalid(&kind, "must be either Utilization, Value, or AverageValue");
+        errors.invalid_as(&kind, kind.str(), "must be either Utilization, Value, or AverageValue");
     }
     for amount in ["value", "averageValue"].map(|f| at.child(f)).into_iter().filter(At::there) {
         if meta::quantity::Quantity::from_value(amount.value).is_ok_and(|q| q.sign() != 1) {
@@ -152,57 +154,96 @@ fn check_metric(at: &At<'_>, errors: &mut Errors) {
     let names = SOURCES.map(|(name, _)| name);
     errors.need(&kind, "must specify a metric source type");
     errors.one_of(&kind, &names);
-    let Some((_, field)) = SOURCES.iter().find(|(name, _)| *name == kind.str()) else { return };
-    let source = at.child(field);
-    if !source.there() {
-        return errors.required(&source, "must populate information for the given metric source");
+    // Only the first of several is looked into.
+    let given = || SOURCES_LOOKED_AT.iter().filter(|field| at.value.has(field));
+    if let Some(field) = given().next() {
+        check_source(&at.child(field), field, errors);
     }
-    for (_, other) in SOURCES.iter().filter(|(_, f)| f != field && at.value.has(f)) {
-        errors.forbidden(&at.child(other), "must populate the given metric source only");
+    let Some((_, wanted)) = SOURCES.iter().find(|(name, _)| *name == kind.str()) else {
+        return errors.not_supported(&kind, &names);
+    };
+    if !at.value.has(wanted) {
+        errors.required(&at.child(wanted), "must populate information for the given metric source");
     }
+    if given().count() != 1 {
+        for other in given().filter(|field| *field != wanted) {
+            errors.forbidden(&at.child(other), "must populate the given metric source only");
+        }
+    }
+}
+
+fn check_source(source: &At<'_>, field: &str, errors: &mut Errors) {
     let target = source.child("target");
-    check_target(&target, errors);
     let has = |f: &str| target.value.has(f);
-    match *field {
+    let name = source.child("metric.name");
+    match field {
         "resource" | "containerResource" => {
-            errors.need(&source.child("name"), "must specify a resource name");
-            if *field == "containerResource" {
-                errors.need(&source.child("container"), "must specify a container");
+            let (resource, container) = (source.child("name"), source.child("container"));
+            if errors.need(&resource, "must specify a resource name") && field == "containerResource" {
+                resources::container_name(&resource, resource.str(), errors);
             }
-            match (has("averageUtilization"), has("averageValue")) {
-                (false, false) => errors.required(
-                    &target.child("averageUtilization"),
-                    "must set either a target raw value or a target utilization",
-                ),
-                (true, true) => errors.forbidden(
-                    &target.child("averageValue"),
-                    "may not set both a target raw value and a target utilization",
-                ),
-                _ => {}
+            if field == "containerResource" && errors.need(&container, "must specify a container") {
+                errors.format(&container, formats::dns_label);
             }
         }
-        other => {
-            errors.need(&source.child("metric.name"), "must specify a metric name");
-            errors.path_segment(&source.child("metric.name"));
-            if other == "object" {
-                errors.need(&source.child("describedObject.kind"), "");
-                errors.need(&source.child("describedObject.name"), "");
+        _ => {
+            if field == "object" {
+                check_reference(&source.child("describedObject"), Versions { empty_group: true, any: false }, errors);
             }
-            if other == "external" && has("value") && has("averageValue") {
-                errors.forbidden(
-                    &target.child("value"),
-                    "may not set both a target value for metric and a per-pod target",
-                );
-            }
-            if other == "pods" && !has("averageValue") {
-                errors.required(&target.child("averageValue"), "must specify a positive target averageValue");
-            } else if other != "pods" && !has("value") && !has("averageValue") {
-                errors.required(
-                    &target.child("averageValue"),
-                    "must set either a target value for metric or a per-pod target",
-                );
+            if errors.need(&name, "must specify a metric name") {
+                errors.path_segment(&name);
             }
         }
+    }
+    check_target(&target, errors);
+    let (average, utilization) = (target.child("averageValue"), target.child("averageUtilization"));
+    match field {
+        "resource" | "containerResource" => match (has("averageUtilization"), has("averageValue")) {
+            (false, false) => {
+                errors.required(&utilization, "must set either a target raw value or a target utilization");
+            }
+            (true, true) => {
+                errors.forbidden(&average, "may not set both a target raw value and a target utilization");
+            }
+            _ => {}
+        },
+        "pods" if !has("averageValue") => errors.required(&average, "must specify a positive target averageValue"),
+        "object" if !has("value") && !has("averageValue") => {
+            errors.required(&average, "must set either a target value or averageValue");
+        }
+        "external" if !has("value") && !has("averageValue") => {
+            errors.required(&average, "must set either a target value for metric or a per-pod target");
+        }
+        "external" if has("value") && has("averageValue") => {
+            let both = "may not set both a target value for metric and a per-pod target";
+            errors.forbidden(&target.child("value"), both);
+        }
+        _ => {}
+    }
+}
+
+/// What may be said of the API a reference is to.
+#[derive(Clone, Copy)]
+struct Versions {
+    empty_group: bool,
+    any: bool,
+}
+
+fn check_reference(at: &At<'_>, versions: Versions, errors: &mut Errors) {
+    for field in ["kind", "name"].map(|f| at.child(f)) {
+        if errors.need(&field, "") {
+            errors.path_segment(&field);
+        }
+    }
+    let version = at.child("apiVersion");
+    if versions.any {
+        return;
+    }
+    let slashes = version.str().matches('/').count();
+    if slashes > 1 {
+        errors.invalid(&version, format!("unexpected GroupVersion string: {}", version.str()));
+    } else if !versions.empty_group && version.str().split_once('/').is_none_or(|(group, _)| group.is_empty()) {
+        errors.invalid_as(&version, version.str(), "apiVersion must specify API group");
     }
 }
 
@@ -231,6 +272,43 @@ fn check_scaling(at: &At<'_>, errors: &mut Errors) {
                 .invalid(&policy.child("periodSeconds"), format!("must be less than or equal to {MAX_PERIOD_SECONDS}"));
         }
     }
+    let tolerance = at.child("tolerance");
+    if meta::quantity::Quantity::from_value(tolerance.value).is_ok_and(|q| q.sign() < 0) {
+        errors.invalid(&tolerance, NOT_NEGATIVE);
+    }
+}
+
+fn check(object: &Value, old: Option<&Value>) -> Vec<FieldError> {
+    let (spec, mut errors) = (At::new(object.at("spec"), "spec"), Errors::default());
+    let (least, most) = (spec.child("minReplicas"), spec.child("maxReplicas"));
+    errors.not_negative(&least);
+    let max = most.number().unwrap_or(0);
+    match max {
+        0 => errors.required(&most, "must be set and greater than 0"),
+        ..0 => errors.invalid(&most, "must be greater than or equal to 1"),
+        _ => {}
+    }
+    if least.number().is_some_and(|min| max < min) {
+        errors.invalid_as(&most, max, "must be greater than or equal to `minReplicas`");
+    }
+    let target = spec.child("scaleTargetRef");
+    // What stands there already may stay; the core API has one kind that scales.
+    let kept = old.is_some_and(|old| {
+        ["apiVersion", "kind"].iter().all(|f| old.at("spec.scaleTargetRef").text(f) == target.value.text(f))
+    });
+    let versions = Versions { empty_group: target.value.text("kind") == "ReplicationController", any: kept };
+    check_reference(&target, versions, &mut errors);
+    for metric in spec.each("metrics") {
+        check_metric(&metric, &mut errors);
+    }
+    let from_outside = |metric: &Value| ["External", "Object"].contains(&metric.text("type"));
+    if least.number() == Some(0) && !spec.value.list("metrics").iter().any(from_outside) {
+        let detail = "must specify at least one Object or External metric to support scaling to zero replicas";
+        errors.forbidden(&spec.child("metrics"), detail);
+    }
+    check_scaling(&spec.child("behavior.scaleUp"), &mut errors);
+    check_scaling(&spec.child("behavior.scaleDown"), &mut errors);
+    errors.0
 }
 
 impl Strategy for HorizontalPodAutoscaler {
@@ -261,31 +339,12 @@ impl Strategy for HorizontalPodAutoscaler {
     }
 
     fn validate_create(&self, _cx: &Context<'_>, object: &Value) -> Vec<FieldError> {
-        let (spec, mut errors) = (At::new(object.at("spec"), "spec"), Errors::default());
-        let (least, most) = (spec.child("minReplicas"), spec.child("maxReplicas"));
-        errors.at_least(&least, 1, "must be greater than or equal to 1");
-        let max = most.number().unwrap_or(0);
-        if max < 1 {
-            errors.invalid_as(&most, max, "must be greater than 0");
-        }
-        if least.number().is_some_and(|min| max < min) {
-            errors.invalid_as(&most, max, "must be greater than or equal to `minReplicas`");
-        }
-        for field in ["scaleTargetRef.kind", "scaleTargetRef.name"].map(|f| spec.child(f)) {
-            errors.need(&field, "");
-            errors.path_segment(&field);
-        }
-        for metric in spec.each("metrics") {
-            check_metric(&metric, &mut errors);
-        }
-        check_scaling(&spec.child("behavior.scaleUp"), &mut errors);
-        check_scaling(&spec.child("behavior.scaleDown"), &mut errors);
-        errors.0
+        check(object, None)
     }
 
-    fn validate_update(&self, cx: &Context<'_>, object: &Value, _old: &Value) -> Vec<FieldError> {
+    fn validate_update(&self, cx: &Context<'_>, object: &Value, old: &Value) -> Vec<FieldError> {
         if cx.subresource != "status" {
-            return self.validate_create(cx, object);
+            return check(object, Some(old));
         }
         let (status, mut errors) = (At::new(object.at("status"), "status"), Errors::default());
         errors.not_negative(&status.child("currentReplicas"));
@@ -356,12 +415,12 @@ mod tests {
             expect(&HorizontalPodAutoscaler.validate_create(&CX, &object), expected, &object);
             object
         };
-        let target = || json!({"kind": "Deployment", "name": "d"});
+        let target = || json!({"apiVersion": "apps/v1", "kind": "Deployment", "name": "d"});
         let good = check(json!({"maxReplicas": 3, "scaleTargetRef": target(), "behavior": {}}), &[]);
         let row = HorizontalPodAutoscaler.table_row(&good, CX.now);
         assert_eq!((&row[1], &row[2], &row[3]), (&json!("Deployment/d"), &json!("cpu: <unknown>/80%"), &json!("1")));
         check(
-            json!({"maxReplicas": 1, "minReplicas": 2, "scaleTargetRef": {"kind": "Deployment"}}),
+            json!({"maxReplicas": 1, "minReplicas": 2, "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment"}}),
             &[
                 "spec.maxReplicas: Invalid value: 1: must be greater than or equal to `minReplicas`",
                 "spec.scaleTargetRef.name: Required value",

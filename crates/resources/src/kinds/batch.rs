@@ -5,6 +5,7 @@ use serde_json::{Map, json};
 
 use crate::cells::{age, containers, human_duration, name, seconds_between, selector, since, titled};
 use crate::defaults;
+use crate::kinds::job_policies;
 use crate::kinds::pod::env_warnings;
 use crate::strategy::{Context, Strategy};
 use crate::validate::workloads::{matches, selected};
@@ -36,8 +37,11 @@ const UID_LABELS: [&str; 2] = ["batch.kubernetes.io/controller-uid", "controller
 const INDEXED: &str = "Indexed";
 /// Above this an indexed job's status grows too large.
 const MAX_INDEXED_PARALLELISM: i64 = 100_000;
-const MAX_FAILURE_RULES: usize = 20;
-const MAX_EXIT_CODES: usize = 255;
+const MAX_FAILED_INDEXES: i64 = 100_000;
+/// Above this many completions, limits for each index need limits of their own.
+const MANY_COMPLETIONS: i64 = 100_000;
+const MANY_COMPLETIONS_LIMIT: i64 = 10_000;
+const MAX_MANAGER: usize = 63;
 
 /// Defaults of a job's spec, also of one in a cron job's template.
 fn default_spec(spec: &mut Value) {
@@ -59,51 +63,50 @@ fn default_spec(spec: &mut Value) {
     defaults::template(spec, "template");
 }
 
-fn failure_policy(spec: &At<'_>, errors: &mut Errors) {
-    let containers: Vec<&str> = ["containers", "initContainers"]
-        .iter()
-        .flat_map(|l| spec.value.at("template.spec").list(l))
-        .map(|c| c.text("name"))
-        .collect();
-    let rules = spec.child("podFailurePolicy.rules");
-    let count = rules.value.list("").len();
-    if count > MAX_FAILURE_RULES {
-        errors.0.push(FieldError::too_many(&rules.path, count, MAX_FAILURE_RULES));
+/// Who looks after the job instead of the usual controller.
+fn check_manager(at: &At<'_>, errors: &mut Errors) {
+    if !at.there() {
+        return;
     }
-    for rule in rules.items() {
-        errors.need_one_of(&rule.child("action"), &["Count", "FailIndex", "FailJob", "Ignore"]);
-        let (codes, conditions) = (rule.child("onExitCodes"), rule.child("onPodConditions"));
-        match (codes.there(), conditions.value.list("").is_empty()) {
-            (true, false) => errors.invalid(&rule, "specifying both OnExitCodes and OnPodConditions is not supported"),
-            (false, true) => errors.invalid(&rule, "specifying one of OnExitCodes and OnPodConditions is required"),
-            _ => {}
-        }
-        if codes.there() {
-            errors.need_one_of(&codes.child("operator"), &["In", "NotIn"]);
-            let container = codes.child("containerName");
-            if container.there() && !containers.contains(&container.str()) {
-                errors.invalid(&container, "must be one of the container or initContainer names in the pod template");
-            }
-            let values = codes.child("values");
-            match values.value.list("").len() {
-                0 => errors.invalid(&values, "at least one value is required"),
-                many if many > MAX_EXIT_CODES => {
-                    errors.0.push(FieldError::too_many(&values.path, many, MAX_EXIT_CODES))
-                }
-                _ => {}
-            }
-            for value in values.items().filter(|v| codes.value.text("operator") == "In" && v.number() == Some(0)) {
-                errors.invalid(&value, "must not be 0 for the In operator");
-            }
-            errors.unique(values.items());
-            if !values.value.list("").is_sorted_by_key(|v| v.as_i64()) {
-                errors.invalid(&values, "must be ordered");
+    match at.str().split_once('/') {
+        _ if at.blank() => errors.required(at, ""),
+        Some((host, path)) if !host.is_empty() && !path.is_empty() => {
+            formats::dns_subdomain(host).into_iter().for_each(|why| errors.invalid_as(at, host, why));
+            let fits = |b: u8| b.is_ascii_alphanumeric() || b"/%-._~!$&'()*+,;=:".contains(&b);
+            if !path.bytes().all(fits) {
+                let what = meta::formats::pattern("Invalid path", "[A-Za-z0-9/\\-._~%!$&'()*+,;=:]+", &[]);
+                errors.invalid_as(at, path, what);
             }
         }
-        for pattern in conditions.items() {
-            errors.format(&pattern.child("type"), formats::qualified_name);
-            errors.need_one_of(&pattern.child("status"), &["False", "True", "Unknown"]);
-        }
+        _ => errors.invalid(at, "must be a domain-prefixed path (such as \"acme.io/foo\")"),
+    }
+    if at.str().len() > MAX_MANAGER {
+        errors.too_long(at, MAX_MANAGER);
+    }
+}
+
+/// How many indexes of an indexed job may fail.
+fn check_failed_indexes(spec: &At<'_>, errors: &mut Errors) {
+    let (failed, parallelism) = (spec.child("maxFailedIndexes"), spec.child("parallelism"));
+    let completions = spec.value.number("completions");
+    let most = failed.number();
+    if most.zip(completions).is_some_and(|(most, completions)| most > completions) {
+        errors.invalid(&failed, "must be less than or equal to completions");
+    }
+    if most.is_some_and(|most| most > MAX_FAILED_INDEXES) {
+        errors.invalid(&failed, format!("must be less than or equal to {MAX_FAILED_INDEXES}"));
+    }
+    if completions.is_none_or(|n| n <= MANY_COMPLETIONS) || !spec.value.has("backoffLimitPerIndex") {
+        return;
+    }
+    if most.is_none() {
+        errors.required(&failed, &format!("must be specified when completions is above {MANY_COMPLETIONS}"));
+    }
+    for field in [parallelism, failed].iter().filter(|f| f.number().is_some_and(|n| n > MANY_COMPLETIONS_LIMIT)) {
+        let detail = format!(
+            "must be less than or equal to {MANY_COMPLETIONS_LIMIT} when completions are above {MANY_COMPLETIONS} and used with backoff limit per index"
+        );
+        errors.invalid(field, detail);
     }
 }
 
@@ -120,6 +123,10 @@ fn check_spec(spec: &At<'_>, errors: &mut Errors) {
     ] {
         errors.not_negative(&spec.child(field));
     }
+    if spec.value.has("maxFailedIndexes") && !spec.value.has("backoffLimitPerIndex") {
+        errors.required(&spec.child("backoffLimitPerIndex"), "when maxFailedIndexes is specified");
+    }
+    check_manager(&spec.child("managedBy"), errors);
     let (mode, completions, parallelism) =
         (spec.child("completionMode"), spec.child("completions"), spec.child("parallelism"));
     errors.may_one_of(&mode, &[INDEXED, "NonIndexed"]);
@@ -133,11 +140,21 @@ fn check_spec(spec: &At<'_>, errors: &mut Errors) {
                 format!("must be less than or equal to {MAX_INDEXED_PARALLELISM} when completion mode is Indexed"),
             );
         }
-    } else if spec.value.has("backoffLimitPerIndex") {
-        errors.invalid(&spec.child("backoffLimitPerIndex"), "requires indexed completion mode");
+        check_failed_indexes(spec, errors);
+    } else if ["", "NonIndexed"].contains(&mode.str()) {
+        for field in ["backoffLimitPerIndex", "maxFailedIndexes"].map(|f| spec.child(f)).into_iter().filter(At::there) {
+            errors.invalid(&field, "requires indexed completion mode");
+        }
     }
-    errors.may_one_of(&spec.child("podReplacementPolicy"), &["Failed", "TerminatingOrFailed"]);
-    failure_policy(spec, errors);
+    if spec.value.has("podFailurePolicy") {
+        job_policies::failure(spec, errors);
+    }
+    if spec.value.has("successPolicy") {
+        job_policies::success(spec, errors);
+    }
+    let replacement: &[&str] =
+        if spec.value.has("podFailurePolicy") { &["Failed"] } else { &["Failed", "TerminatingOrFailed"] };
+    errors.may_one_of(&spec.child("podReplacementPolicy"), replacement);
     pod_spec::template(&spec.child("template"), errors);
     let policy = spec.child("template.spec.restartPolicy");
     match policy.str() {
@@ -160,6 +177,14 @@ fn generate_selector(job: &mut Value) {
         }
     }
     job.dig("spec.selector.matchLabels").entry(UID_LABELS[0]).or_insert(uid);
+}
+
+/// A job without labels has its template's.
+fn label_as_template(job: &mut Value) {
+    let labels = job.map("spec.template.metadata.labels").clone();
+    if !labels.is_empty() && job.map("metadata.labels").is_empty() {
+        job.put("metadata.labels", labels);
+    }
 }
 
 fn check_generated_selector(job: &At<'_>, errors: &mut Errors) {
@@ -196,11 +221,12 @@ fn check_generated_selector(job: &At<'_>, errors: &mut Errors) {
 impl Strategy for Job {
     fn default(&self, object: &mut Value) {
         defaults::zero_counts(object, &[]);
-        let labels = object.map("spec.template.metadata.labels").clone();
-        if !labels.is_empty() && object.map("metadata.labels").is_empty() {
-            object.put("metadata.labels", labels);
+        // A new job's template gets its labels later on.
+        if object.flag("spec.manualSelector") || object.has("spec.selector") {
+            label_as_template(object);
         }
         if let Some(spec) = object.at_mut("spec") {
+            spec.or_put("manualSelector", false);
             default_spec(spec);
         }
     }
@@ -210,6 +236,7 @@ impl Strategy for Job {
         if !object.flag("spec.manualSelector") {
             generate_selector(object);
         }
+        label_as_template(object);
     }
 
     fn validate_create(&self, _cx: &Context<'_>, object: &Value) -> Vec<FieldError> {

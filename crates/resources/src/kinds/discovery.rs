@@ -76,11 +76,12 @@ impl Strategy for EndpointSlice {
                 let ip = formats::parse_ip(address.str());
                 match kind.str() {
                     "FQDN" => errors.format(&address, formats::fully_qualified_name),
+                    "IPv4" | "IPv6" if ip.is_none() => errors.format(&address, formats::ip),
                     "IPv4" if !ip.is_some_and(|ip| ip.is_ipv4()) => {
-                        errors.invalid(&address, "must be a valid IPv4 address")
+                        errors.invalid_as(&addresses, address.str(), "must be an IPv4 address");
                     }
                     "IPv6" if !ip.is_some_and(|ip| ip.is_ipv6()) => {
-                        errors.invalid(&address, "must be a valid IPv6 address")
+                        errors.invalid_as(&addresses, address.str(), "must be an IPv6 address");
                     }
                     _ => {
                         if let Some(complaint) = unreachable_address(address.str()) {
@@ -164,7 +165,7 @@ mod tests {
         check(
             json!({"addressType": "IPv4", "endpoints": [{"addresses": ["::1"]}, {}], "ports": [{}, {}]}),
             &[
-                "endpoints[0].addresses[0]: Invalid value: \"::1\": must be a valid IPv4 address",
+                "endpoints[0].addresses: Invalid value: \"::1\": must be an IPv4 address",
                 "endpoints[1].addresses: Required value: must contain at least 1 address",
                 "ports[1].name: Duplicate value: \"\"",
             ],

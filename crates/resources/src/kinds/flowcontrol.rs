@@ -1,6 +1,7 @@
 //! flowcontrol.apiserver.k8s.io: flow schemas and priority levels.
 
 use meta::{FieldError, Value};
+use serde_json::json;
 
 use crate::cells::{age, name, or_none};
 use crate::strategy::{Context, Strategy};
@@ -15,23 +16,110 @@ kinds! {
 const PRECEDENCE: i64 = 1000;
 const MAX_PRECEDENCE: i64 = 10_000;
 
+const SUBJECTS: [(&str, &str); 3] = [("Group", "group"), ("ServiceAccount", "serviceAccount"), ("User", "user")];
+const VERBS: [&str; 9] = ["create", "delete", "deletecollection", "get", "list", "patch", "proxy", "update", "watch"];
+
 fn check_subject(at: &At<'_>, errors: &mut Errors) {
-    errors.need_one_of(&at.child("kind"), &["Group", "ServiceAccount", "User"]);
-    let field = match at.value.text("kind") {
-        "Group" => "group",
-        "ServiceAccount" => "serviceAccount",
-        "User" => "user",
-        _ => return,
+    let kind = at.child("kind");
+    let Some((kind, field)) = SUBJECTS.iter().find(|(name, _)| *name == kind.str()) else {
+        return errors.not_supported(&kind, &SUBJECTS.map(|(name, _)| name));
     };
     let subject = at.child(field);
     if !subject.there() {
-        return errors
-            .required(&subject, &format!("{field} is required when subject kind is '{}'", at.value.text("kind")));
+        errors.required(&subject, &format!("{field} is required when subject kind is '{kind}'"));
+    } else {
+        let (name, namespace) = (subject.child("name"), subject.child("namespace"));
+        let named = errors.need(&name, "");
+        if *field == "serviceAccount" {
+            if named && name.str() != "*" {
+                errors.format(&name, formats::dns_subdomain);
+            }
+            if errors.need(&namespace, "must specify namespace for service account") {
+                errors.format(&namespace, formats::dns_label);
+            }
+        }
     }
-    errors.need(&subject.child("name"), "");
-    if field == "serviceAccount" {
-        errors.need(&subject.child("namespace"), "must specify namespace for service account");
+    for (kind, other) in SUBJECTS.iter().rev().filter(|(_, other)| other != field && at.value.has(other)) {
+        errors.forbidden(&at.child(other), format!("{other} is forbidden when subject kind is not '{kind}'"));
     }
+}
+
+fn has_star(at: &At<'_>) -> bool {
+    at.value.list("").iter().any(|item| item == "*")
+}
+
+/// A list that must not be empty, and in which a star stands alone.
+fn check_list(at: &At<'_>, empty: &str, others: &str, errors: &mut Errors) {
+    match at.value.list("").len() {
+        0 => errors.required(at, empty),
+        1 => {}
+        _ if has_star(at) => errors.invalid(at, format!("if '*' is present, must not specify other {others}")),
+        _ => {}
+    }
+}
+
+fn check_verbs(rule: &At<'_>, errors: &mut Errors) {
+    let verbs = rule.child("verbs");
+    check_list(&verbs, "verbs must contain at least one value", "verbs", errors);
+    if !has_star(&verbs) && verbs.items().any(|verb| !VERBS.contains(&verb.str())) {
+        errors.not_supported(&verbs, &VERBS);
+    }
+}
+
+fn check_resource_rule(rule: &At<'_>, errors: &mut Errors) {
+    check_verbs(rule, errors);
+    let groups = "resource rules must supply at least one api group";
+    check_list(&rule.child("apiGroups"), groups, "api groups", errors);
+    check_list(&rule.child("resources"), "resource rules must supply at least one resource", "resources", errors);
+    let namespaces = rule.child("namespaces");
+    if namespaces.value.list("").is_empty() {
+        if !rule.value.flag("clusterScope") {
+            let detail = "resource rules that are not cluster scoped must supply at least one namespace";
+            errors.required(&namespaces, detail);
+        }
+    } else if has_star(&namespaces) {
+        check_list(&namespaces, "", "namespaces", errors);
+    } else {
+        for namespace in namespaces.items() {
+            for complaint in formats::dns_label(namespace.str()) {
+                let detail = format!("each member of this list must be '*' or a DNS-1123 label; {complaint}");
+                errors.invalid(&namespace, detail);
+            }
+        }
+    }
+}
+
+fn check_other_rule(rule: &At<'_>, errors: &mut Errors) {
+    check_verbs(rule, errors);
+    let paths = rule.child("nonResourceURLs");
+    check_list(&paths, "nonResourceURLs must contain at least one value", "non-resource URLs", errors);
+    if has_star(&paths) {
+        return;
+    }
+    for at in paths.items() {
+        let path = at.str();
+        let wrong = match path {
+            "" => "must not be empty",
+            "/" => continue,
+            _ if !path.starts_with('/') => "must start with slash",
+            _ if path.contains(' ') => "must not contain white-space",
+            _ if path.contains("//") => "must not contain double slash",
+            _ if path.strip_suffix("/*").unwrap_or(path).contains('*') => "wildcard can only do suffix matching",
+            _ => continue,
+        };
+        errors.invalid(&at, wrong);
+    }
+}
+
+/// Conditions of a status: each type once.
+fn check_conditions(object: &Value) -> Vec<FieldError> {
+    let (status, mut errors) = (At::new(object.at("status"), "status"), Errors::default());
+    let kinds = || status.each("conditions").map(|condition| condition.child("type"));
+    errors.unique(kinds());
+    for kind in kinds() {
+        errors.need(&kind, "");
+    }
+    errors.0
 }
 
 impl Strategy for FlowSchema {
@@ -44,14 +132,27 @@ impl Strategy for FlowSchema {
     fn validate_create(&self, _cx: &Context<'_>, object: &Value) -> Vec<FieldError> {
         let (spec, mut errors) = (At::new(object.at("spec"), "spec"), Errors::default());
         let precedence = spec.child("matchingPrecedence");
-        if !(1..=MAX_PRECEDENCE).contains(&precedence.number().unwrap_or(0)) {
-            errors.invalid(&precedence, format!("must be between 1 and {MAX_PRECEDENCE}"));
+        match precedence.number().unwrap_or(0) {
+            ..=0 => errors.invalid(&precedence, "must be a positive value"),
+            1 if object.text("metadata.name") != "exempt" => {
+                errors.invalid(&precedence, "only the schema named 'exempt' may have matchingPrecedence 1");
+            }
+            n if n > MAX_PRECEDENCE => {
+                errors.invalid(&precedence, format!("must not be greater than {MAX_PRECEDENCE}"));
+            }
+            _ => {}
+        }
+        let method = spec.child("distinguisherMethod");
+        let kind = method.child("type");
+        if method.there() && !["ByNamespace", "ByUser"].contains(&kind.str()) {
+            // The whole method is shown, as upstream's internal type prints it.
+            let shown = json!({"Type": kind.str()});
+            errors.0.push(FieldError::not_supported(&kind.path, shown, &["ByNamespace", "ByUser"]));
         }
         let level = spec.child("priorityLevelConfiguration.name");
         if errors.need(&level, "must reference a priority level") {
             errors.format(&level, formats::dns_subdomain);
         }
-        errors.may_one_of(&spec.child("distinguisherMethod.type"), &["ByNamespace", "ByUser"]);
         for rule in spec.each("rules") {
             let subjects = rule.child("subjects");
             if subjects.value.list("").is_empty() {
@@ -63,12 +164,15 @@ impl Strategy for FlowSchema {
             if rule.value.list("resourceRules").is_empty() && rule.value.list("nonResourceRules").is_empty() {
                 errors.required(&rule, "at least one of resourceRules and nonResourceRules has to be non-empty");
             }
+            rule.each("resourceRules").for_each(|rule| check_resource_rule(&rule, &mut errors));
+            rule.each("nonResourceRules").for_each(|rule| check_other_rule(&rule, &mut errors));
         }
+        errors.0.extend(check_conditions(object));
         errors.0
     }
 
     fn validate_update(&self, cx: &Context<'_>, object: &Value, _old: &Value) -> Vec<FieldError> {
-        if cx.subresource == "status" { Vec::new() } else { self.validate_create(cx, object) }
+        if cx.subresource == "status" { check_conditions(object) } else { self.validate_create(cx, object) }
     }
 
     fn table_row(&self, object: &Value, now: &str) -> Vec<Value> {
@@ -88,6 +192,58 @@ const QUEUES: i64 = 64;
 const HAND_SIZE: i64 = 8;
 const QUEUE_LENGTH: i64 = 50;
 const MAX_QUEUES: i64 = 10_000_000;
+
+/// Bits of entropy a hand of queues may take.
+const MAX_HASH_BITS: f64 = 60.0;
+
+fn check_shares(at: &At<'_>, errors: &mut Errors) {
+    errors.at_least(&at.child("nominalConcurrencyShares"), 0, "must be a non-negative integer");
+}
+
+fn check_lendable(at: &At<'_>, errors: &mut Errors) {
+    let lendable = at.child("lendablePercent");
+    if lendable.number().is_some_and(|p| !(0..=100).contains(&p)) {
+        errors.invalid(&lendable, "must be between 0 and 100, inclusive");
+    }
+}
+
+fn check_limited(limited: &At<'_>, errors: &mut Errors) {
+    check_shares(limited, errors);
+    let (response, queuing) = (limited.child("limitResponse.type"), limited.child("limitResponse.queuing"));
+    match response.str() {
+        "Reject" if queuing.there() => {
+            errors.forbidden(&queuing, "must be nil if limited.limitResponse.type is not Limited");
+        }
+        "Queue" if queuing.there() => check_queuing(&queuing, errors),
+        "Queue" => errors.required(&queuing, "must not be empty if limited.limitResponse.type is Limited"),
+        "Reject" => {}
+        _ => errors.not_supported(&response, &["Queue", "Reject"]),
+    }
+    check_lendable(limited, errors);
+    let borrowing = limited.child("borrowingLimitPercent");
+    errors.at_least(&borrowing, 0, "if specified, must be a non-negative integer");
+}
+
+fn check_queuing(at: &At<'_>, errors: &mut Errors) {
+    const POSITIVE: &str = "must be positive";
+    errors.at_least(&at.child("queueLengthLimit"), 1, POSITIVE);
+    let (queues, hand) = (at.child("queues"), at.child("handSize"));
+    let (deck, size) = (queues.number().unwrap_or(0), hand.number().unwrap_or(0));
+    errors.at_least(&queues, 1, POSITIVE);
+    if deck > MAX_QUEUES {
+        errors.invalid(&queues, format!("must not be greater than {MAX_QUEUES}"));
+    }
+    if size <= 0 {
+        errors.invalid(&hand, POSITIVE);
+    } else if size > deck {
+        errors.invalid(&hand, format!("should not be greater than queues ({deck})"));
+    } else if ((deck as f64).log2() * size as f64).ceil() > MAX_HASH_BITS {
+        let detail = format!(
+            "required entropy bits of deckSize {deck} and handSize {size} should not be greater than {MAX_HASH_BITS}"
+        );
+        errors.invalid(&hand, detail);
+    }
+}
 
 impl Strategy for PriorityLevel {
     fn default(&self, object: &mut Value) {
@@ -113,53 +269,36 @@ impl Strategy for PriorityLevel {
     fn validate_create(&self, _cx: &Context<'_>, object: &Value) -> Vec<FieldError> {
         let (spec, mut errors) = (At::new(object.at("spec"), "spec"), Errors::default());
         let (exempt, limited) = (spec.child("exempt"), spec.child("limited"));
-        errors.need_one_of(&spec.child("type"), &["Exempt", "Limited"]);
-        match spec.value.text("type") {
-            "Exempt" if limited.there() => errors.forbidden(&limited, "must be nil if the type is not Limited"),
+        let kind = spec.child("type");
+        if (object.text("metadata.name") == "exempt") != (kind.str() == "Exempt") {
+            errors.invalid_as(&kind, kind.str(), "must be 'Exempt' if and only if `name` is 'exempt'");
+        }
+        match kind.str() {
+            "Exempt" => {
+                if limited.there() {
+                    errors.forbidden(&limited, "must be nil if the type is not Limited");
+                }
+                check_shares(&exempt, &mut errors);
+                check_lendable(&exempt, &mut errors);
+            }
             "Limited" => {
                 if exempt.there() {
                     errors.forbidden(&exempt, "must be nil if the type is Limited");
                 }
-                if !limited.there() {
+                if limited.there() {
+                    check_limited(&limited, &mut errors);
+                } else {
                     errors.required(&limited, "must not be empty when type is Limited");
-                    return errors.0;
-                }
-                errors.not_negative(&limited.child("nominalConcurrencyShares"));
-                let lendable = limited.child("lendablePercent");
-                if lendable.number().is_some_and(|p| !(0..=100).contains(&p)) {
-                    errors.invalid(&lendable, "must be between 0 and 100, inclusive");
-                }
-                let (response, queuing) = (limited.child("limitResponse.type"), limited.child("limitResponse.queuing"));
-                errors.need_one_of(&response, &["Queue", "Reject"]);
-                match (response.str(), queuing.there()) {
-                    ("Reject", true) => {
-                        errors.forbidden(&queuing, "must be nil if limited.limitResponse.type is not Limited")
-                    }
-                    ("Queue", false) => {
-                        errors.required(&queuing, "must not be empty if limited.limitResponse.type is Limited")
-                    }
-                    _ => {}
-                }
-                for field in ["queues", "handSize", "queueLengthLimit"].map(|f| queuing.child(f)) {
-                    errors.positive(&field);
-                }
-                if queuing.value.int("queues") > MAX_QUEUES {
-                    errors.invalid(&queuing.child("queues"), format!("must not be greater than {MAX_QUEUES}"));
-                }
-                if queuing.value.int("handSize") > queuing.value.int("queues") {
-                    errors.invalid(
-                        &queuing.child("handSize"),
-                        format!("should not be greater than queues ({})", queuing.value.int("queues")),
-                    );
                 }
             }
-            _ => {}
+            _ => errors.not_supported(&kind, &["Exempt", "Limited"]),
         }
+        errors.0.extend(check_conditions(object));
         errors.0
     }
 
     fn validate_update(&self, cx: &Context<'_>, object: &Value, _old: &Value) -> Vec<FieldError> {
-        if cx.subresource == "status" { Vec::new() } else { self.validate_create(cx, object) }
+        if cx.subresource == "status" { check_conditions(object) } else { self.validate_create(cx, object) }
     }
 
     fn table_row(&self, object: &Value, now: &str) -> Vec<Value> {

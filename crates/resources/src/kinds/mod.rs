@@ -37,6 +37,7 @@ pub mod discovery;
 pub mod events;
 pub mod extensions;
 pub mod flowcontrol;
+pub mod job_policies;
 pub mod networking;
 pub mod node;
 pub mod pod;

@@ -46,8 +46,8 @@ fn check_backend(at: &At<'_>, errors: &mut Errors) {
         (false, false) => errors.invalid_as(at, "", "resource or service backend is required"),
         (true, false) => {
             errors.format_if_set(&resource.child("apiGroup"), formats::dns_subdomain);
-            for (field, detail) in [("kind", "kind is required"), ("name", "name is required")] {
-                errors.need(&resource.child(field), detail);
+            for field in ["kind", "name"] {
+                errors.need(&resource.child(field), "");
                 errors.path_segment(&resource.child(field));
             }
         }
@@ -208,8 +208,8 @@ impl Strategy for IngressClass {
         let parameters = spec.child("parameters");
         if parameters.there() {
             errors.format_if_set(&parameters.child("apiGroup"), formats::dns_subdomain);
-            for (field, detail) in [("kind", "kind is required"), ("name", "name is required")] {
-                errors.need(&parameters.child(field), detail);
+            for field in ["kind", "name"] {
+                errors.need(&parameters.child(field), "");
                 errors.path_segment(&parameters.child(field));
             }
             errors.may_one_of(&parameters.child("scope"), &["Cluster", "Namespace"]);

@@ -245,7 +245,7 @@ mod tests {
             &request(&[]),
             &request(&[("status.conditions", condition("Issued"))]),
             &[
-                "status.certificateChain: Invalid value: null: issued certificate chain must contain at least one certificate",
+                "status.certificateChain: Invalid value: \"\": issued certificate chain must contain at least one certificate",
                 "status.notBefore: Required value: must be present and consistent with the issued certificate",
                 "status.notAfter: Required value: must be present and consistent with the issued certificate",
                 "status.beginRefreshAt: Required value: must be present and in the range [notbefore+10min, notafter-10min]",

@@ -148,8 +148,13 @@ impl Strategy for ResourceQuota {
         if (has("BestEffort") && has("NotBestEffort")) || (has("Terminating") && has("NotTerminating")) {
             errors.invalid(&scopes, "conflicting scopes");
         }
-        for expression in spec.each("scopeSelector.matchExpressions") {
-            errors.one_of(&expression.child("scopeName"), &SCOPES);
+        let list = spec.child("scopeSelector.matchExpressions");
+        // Upstream says of all of them where the list is.
+        for expression in list.items().map(|item| At { path: list.path.clone(), ..item }) {
+            let scope = expression.child("scopeName");
+            if !SCOPES.contains(&scope.str()) {
+                errors.invalid(&scope, "unsupported scope");
+            }
             let values = expression.child("values");
             match expression.value.text("operator") {
                 "In" | "NotIn" if values.value.list("").is_empty() => {

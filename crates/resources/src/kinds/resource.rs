@@ -4,19 +4,37 @@ use meta::{FieldError, Status, Value};
 
 use crate::cells::{age, name, or_none};
 use crate::strategy::{Context, Strategy};
-use crate::validate::{At, Errors, formats};
+use crate::validate::{At, Errors, devices, formats, resources, slices};
 use meta::Tree;
 
 kinds! {
-    /// Device classes: nothing more to print.
-    NameAge: "Name|Age";
+    DeviceClass: "Name|Age";
     DeviceTaintRule: "Name|Age";
     ResourceClaimTemplate: "Name|Age";
     ResourceClaim: "Name|State|Age";
     ResourceSlice: "Name|Node|Driver|Pool|Age";
 }
 
-impl Strategy for NameAge {
+impl Strategy for DeviceClass {
+    fn validate_create(&self, _cx: &Context<'_>, object: &Value) -> Vec<FieldError> {
+        let (spec, mut errors) = (At::new(object.at("spec"), "spec"), Errors::default());
+        devices::selectors(&spec.child("selectors"), &mut errors);
+        devices::configurations(&spec.child("config"), &mut errors);
+        let extended = spec.child("extendedResourceName");
+        if extended.there() && !resources::is_extended(extended.str()) {
+            errors.invalid(&extended, "must be a valid extended resource name");
+        }
+        errors.0
+    }
+
+    fn validate_update(&self, cx: &Context<'_>, object: &Value, _old: &Value) -> Vec<FieldError> {
+        self.validate_create(cx, object)
+    }
+
+    fn tracks_generation(&self, _has_status: bool) -> bool {
+        true
+    }
+
     fn table_row(&self, object: &Value, now: &str) -> Vec<Value> {
         vec![name(object), age(object, now)]
     }
@@ -40,12 +58,38 @@ impl Strategy for DeviceTaintRule {
         self.prepare_create(cx, object);
     }
 
+    fn validate_create(&self, _cx: &Context<'_>, object: &Value) -> Vec<FieldError> {
+        check_rule(object, None)
+    }
+
+    fn validate_update(&self, cx: &Context<'_>, object: &Value, old: &Value) -> Vec<FieldError> {
+        if cx.subresource.is_empty() {
+            return check_rule(object, Some(old));
+        }
+        let mut errors = Errors::default();
+        crate::validate::conditions::conditions(&At::root(object).child("status.conditions"), &mut errors);
+        errors.0
+    }
+
     fn table_row(&self, object: &Value, now: &str) -> Vec<Value> {
         vec![name(object), age(object, now)]
     }
 }
 
-const MAX_REQUESTS: usize = 32;
+fn check_rule(object: &Value, old: Option<&Value>) -> Vec<FieldError> {
+    let (spec, mut errors) = (At::new(object.at("spec"), "spec"), Errors::default());
+    let selector = spec.child("deviceSelector");
+    let [driver, pool, device] = ["driver", "pool", "device"].map(|f| selector.child(f));
+    if driver.there() {
+        errors.driver_name(&driver);
+    }
+    if pool.there() {
+        devices::pool_name(&pool, &mut errors);
+    }
+    errors.format_if_set(&device, formats::dns_label);
+    devices::taint(&spec.child("taint"), old.map(|old| old.at("spec.taint")), &mut errors);
+    errors.0
+}
 
 /// Defaults of a claim's spec: one device, if not said otherwise.
 fn default_claim(spec: &mut Value) {
@@ -64,32 +108,6 @@ fn default_request(request: &mut Value) {
     if request.text("allocationMode") == "ExactCount" && request.int("count") == 0 {
         request.put("count", 1);
     }
-}
-
-fn check_claim(spec: &At<'_>, errors: &mut Errors) {
-    let requests = spec.child("devices.requests");
-    let count = requests.value.list("").len();
-    if count > MAX_REQUESTS {
-        errors.0.push(FieldError::too_many(&requests.path, count, MAX_REQUESTS));
-    }
-    for request in requests.items() {
-        errors.need_format(&request.child("name"), formats::dns_label);
-        let alternatives = request.child("firstAvailable");
-        if request.value.has("exactly") != alternatives.value.list("").is_empty() {
-            errors.invalid_as(&request, "", "exactly one of `exactly` or `firstAvailable` is required");
-        }
-        for one in [request.child("exactly")].into_iter().filter(At::there).chain(alternatives.items()) {
-            errors.need_format(&one.child("deviceClassName"), formats::dns_subdomain);
-            let (mode, number) = (one.child("allocationMode"), one.child("count"));
-            errors.need_one_of(&mode, &["All", "ExactCount"]);
-            if mode.str() == "ExactCount" {
-                errors.positive(&number);
-            } else if number.number().unwrap_or(0) != 0 {
-                errors.invalid(&number, "must not be specified when allocationMode is 'All'");
-            }
-        }
-    }
-    errors.unique(requests.items().map(|r| r.child("name")));
 }
 
 /// What v1beta1 says of a request itself, and later versions of what is asked for exactly.
@@ -156,7 +174,7 @@ impl Strategy for ResourceClaimTemplate {
     fn validate_create(&self, _cx: &Context<'_>, object: &Value) -> Vec<FieldError> {
         let (spec, mut errors) = (At::new(object.at("spec"), "spec"), Errors::default());
         crate::metadata::template(&spec.child("metadata"), &mut errors);
-        check_claim(&spec.child("spec"), &mut errors);
+        devices::claim(&spec.child("spec"), &mut errors);
         errors.0
     }
 
@@ -185,7 +203,7 @@ impl Strategy for ResourceClaim {
 
     fn validate_create(&self, _cx: &Context<'_>, object: &Value) -> Vec<FieldError> {
         let mut errors = Errors::default();
-        check_claim(&At::new(object.at("spec"), "spec"), &mut errors);
+        devices::claim(&At::new(object.at("spec"), "spec"), &mut errors);
         errors.0
     }
 
@@ -193,6 +211,8 @@ impl Strategy for ResourceClaim {
         let mut errors = Errors::default();
         if cx.subresource.is_empty() {
             errors.immutable(&At::root(object).child("spec"), old.at("spec"));
+        } else {
+            devices::claim_status(object, old, &mut errors);
         }
         errors.0
     }
@@ -242,32 +262,14 @@ impl Strategy for ResourceSlice {
     }
 
     fn validate_create(&self, _cx: &Context<'_>, object: &Value) -> Vec<FieldError> {
-        let (spec, mut errors) = (At::new(object.at("spec"), "spec"), Errors::default());
-        errors.need_format(&spec.child("driver"), formats::dns_subdomain);
-        errors.need(&spec.child("pool.name"), "");
-        errors.positive(&spec.child("pool.resourceSliceCount"));
-        let places = ["nodeName", "nodeSelector", "allNodes", "perDeviceNodeSelection"];
-        if places.iter().filter(|p| spec.value.has(p) && spec.value.at(p) != false && spec.value.at(p) != "").count()
-            != 1
-        {
-            errors.invalid_as(
-                &spec,
-                "",
-                "exactly one of `nodeName`, `nodeSelector`, `allNodes`, `perDeviceNodeSelection` is required",
-            );
-        }
-        for device in spec.each("devices") {
-            errors.need_format(&device.child("name"), formats::dns_label);
-        }
-        errors.unique(spec.each("devices").map(|d| d.child("name")));
+        let mut errors = Errors::default();
+        slices::slice(&At::new(object.at("spec"), "spec"), None, &mut errors);
         errors.0
     }
 
-    fn validate_update(&self, cx: &Context<'_>, object: &Value, old: &Value) -> Vec<FieldError> {
-        let (spec, mut errors) = (At::new(object.at("spec"), "spec"), Errors(self.validate_create(cx, object)));
-        for field in ["driver", "pool.name", "nodeName"] {
-            errors.immutable(&spec.child(field), old.at("spec").at(field));
-        }
+    fn validate_update(&self, _cx: &Context<'_>, object: &Value, old: &Value) -> Vec<FieldError> {
+        let mut errors = Errors::default();
+        slices::slice(&At::new(object.at("spec"), "spec"), Some(old.at("spec")), &mut errors);
         errors.0
     }
 

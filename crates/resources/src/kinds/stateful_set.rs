@@ -6,11 +6,12 @@ use serde_json::{Map, json};
 use crate::cells::{age, containers, name};
 use crate::defaults;
 use crate::kinds::apps::{CONTAINERS, HISTORY, ready, spec_of, template_warnings};
+use crate::kinds::volume::check_claim;
 use crate::strategy::{Context, Strategy};
 use crate::validate::workloads::{
     at_most_all, collisions, counts, int_or_percent, lasting_pods, selected, selector as check_selector,
 };
-use crate::validate::{At, Errors, pod_spec, same};
+use crate::validate::{At, Errors, formats, pod_spec, same};
 use meta::Tree;
 
 kinds! {
@@ -29,6 +30,39 @@ fn template_with_claims(spec: &Value) -> Value {
     template
 }
 
+fn check(object: &Value) -> Vec<FieldError> {
+    let (spec, mut errors) = spec_of(object);
+    let policy = spec.child("podManagementPolicy");
+    if errors.need(&policy, "") && !["OrderedReady", "Parallel"].contains(&policy.str()) {
+        errors.invalid(&policy, "must be 'OrderedReady' or 'Parallel'");
+    }
+    let (strategy, rolling) = (spec.child("updateStrategy"), spec.child("updateStrategy.rollingUpdate"));
+    match strategy.value.text("type") {
+        "" => errors.required(&strategy, ""),
+        "OnDelete" if rolling.there() => errors.invalid(&rolling, "only allowed for updateStrategy 'RollingUpdate'"),
+        "OnDelete" => {}
+        "RollingUpdate" => {
+            errors.not_negative(&rolling.child("partition"));
+            int_or_percent(&rolling.child("maxUnavailable"), &mut errors);
+            at_most_all(&rolling.child("maxUnavailable"), &mut errors);
+        }
+        _ => errors.invalid(&strategy, "must be 'RollingUpdate' or 'OnDelete'"),
+    }
+    for when in ["whenDeleted", "whenScaled"] {
+        errors.one_of(&spec.child("persistentVolumeClaimRetentionPolicy").child(when), &["Delete", "Retain"]);
+    }
+    for field in ["replicas", "minReadySeconds", "ordinals.start"] {
+        errors.not_negative(&spec.child(field));
+    }
+    check_selector(&spec.child("selector"), "statefulset", &mut errors);
+    selected(&spec, &mut errors);
+    let pods = template_with_claims(spec.value);
+    let pods = At { value: &pods, path: spec.path.child("template") };
+    pod_spec::template(&pods, &mut errors);
+    lasting_pods(&pods, "StatefulSet", &mut errors);
+    errors.0
+}
+
 impl Strategy for StatefulSet {
     fn default(&self, object: &mut Value) {
         defaults::zero_counts(object, &["replicas", "availableReplicas"]);
@@ -40,6 +74,7 @@ impl Strategy for StatefulSet {
         }
         if spec.text("updateStrategy.type") == "RollingUpdate" && spec.has("updateStrategy.rollingUpdate") {
             spec.or_put("updateStrategy.rollingUpdate.partition", 0);
+            spec.or_put("updateStrategy.rollingUpdate.maxUnavailable", 1);
         }
         for when in ["whenDeleted", "whenScaled"] {
             spec.or_put(&format!("persistentVolumeClaimRetentionPolicy.{when}"), "Retain");
@@ -59,38 +94,16 @@ impl Strategy for StatefulSet {
         defaults::zero_counts(object, &["replicas", "availableReplicas"]);
     }
 
+    fn validate_name(&self, name: &str, generate: bool) -> Result<(), String> {
+        formats::name(formats::dns_label, name, generate)
+    }
+
     fn validate_create(&self, _cx: &Context<'_>, object: &Value) -> Vec<FieldError> {
-        let (spec, mut errors) = spec_of(object);
-        let policy = spec.child("podManagementPolicy");
-        if errors.need(&policy, "") && !["OrderedReady", "Parallel"].contains(&policy.str()) {
-            errors.invalid(&policy, "must be 'OrderedReady' or 'Parallel'");
-        }
-        let (strategy, rolling) = (spec.child("updateStrategy"), spec.child("updateStrategy.rollingUpdate"));
-        match strategy.value.text("type") {
-            "" => errors.required(&strategy, ""),
-            "OnDelete" if rolling.there() => {
-                errors.invalid(&rolling, "only allowed for updateStrategy 'RollingUpdate'")
-            }
-            "OnDelete" => {}
-            "RollingUpdate" => {
-                errors.not_negative(&rolling.child("partition"));
-                int_or_percent(&rolling.child("maxUnavailable"), &mut errors);
-                at_most_all(&rolling.child("maxUnavailable"), &mut errors);
-            }
-            _ => errors.invalid(&strategy, "must be 'RollingUpdate' or 'OnDelete'"),
-        }
-        for when in ["whenDeleted", "whenScaled"] {
-            errors.one_of(&spec.child("persistentVolumeClaimRetentionPolicy").child(when), &["Delete", "Retain"]);
-        }
-        for field in ["replicas", "minReadySeconds", "ordinals.start", "revisionHistoryLimit"] {
-            errors.not_negative(&spec.child(field));
-        }
-        check_selector(&spec.child("selector"), "statefulset", &mut errors);
-        selected(&spec, &mut errors);
-        let pods = template_with_claims(spec.value);
-        let pods = At { value: &pods, path: spec.path.child("template") };
-        pod_spec::template(&pods, &mut errors);
-        lasting_pods(&pods, "StatefulSet", &mut errors);
+        let mut errors = Errors(check(object));
+        // What was stored before these were looked at may stay.
+        let spec = At::new(object.at("spec"), "spec");
+        errors.may_format(&spec.child("serviceName"), formats::dns_label);
+        spec.each("volumeClaimTemplates").for_each(|claim| check_claim(&claim.child("spec"), &mut errors));
         errors.0
     }
 
@@ -111,7 +124,7 @@ impl Strategy for StatefulSet {
             collisions(&At::root(object), old, &mut errors);
             return errors.0;
         }
-        let mut errors = Errors(self.validate_create(cx, object));
+        let mut errors = Errors(check(object));
         let mut rest = object.at("spec").clone();
         for field in MUTABLE {
             rest.copy_from(field, old.at("spec"));
@@ -143,7 +156,7 @@ mod tests {
 
     #[test]
     fn stateful_sets_mount_their_claims() {
-        let claims = json!([{"metadata": {"name": "data"}, "spec": {"accessModes": ["ReadWriteOnce"]}}]);
+        let claims = json!([{"metadata": {"name": "data"}, "spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}}]);
         let containers = json!([{"name": "c", "image": "x", "volumeMounts": [{"name": "data", "mountPath": "/d"}]}]);
         let old = check(
             &StatefulSet,

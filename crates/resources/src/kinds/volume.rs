@@ -178,7 +178,7 @@ impl Strategy for PersistentVolume {
             errors.required(&capacity, "");
         }
         if !capacity.value.has("storage") || capacity.value.map("").len() > 1 {
-            errors.not_supported(&capacity, &["storage"]);
+            errors.0.push(FieldError::not_supported(&capacity.path, capacity.value.clone(), &["storage"]));
         }
         for (_, amount) in capacity.entries() {
             check_positive(&amount, &mut errors);
@@ -186,6 +186,15 @@ impl Strategy for PersistentVolume {
         errors.may_one_of(&spec.child("persistentVolumeReclaimPolicy"), &["Delete", "Recycle", "Retain"]);
         errors.may_one_of(&spec.child("volumeMode"), &["Block", "Filesystem"]);
         errors.may_format(&spec.child("storageClassName"), formats::dns_subdomain);
+        let attributes = spec.child("volumeAttributesClassName");
+        if attributes.there() {
+            if errors.need(&attributes, "an empty string is disallowed") {
+                errors.format(&attributes, formats::dns_subdomain);
+            }
+            if !spec.value.has("csi") {
+                errors.required(&spec.child("csi"), "has to be specified when using volumeAttributesClassName");
+            }
+        }
         let affinity = spec.child("nodeAffinity");
         if affinity.there() {
             if affinity.value.has("required") {
@@ -427,7 +436,7 @@ mod tests {
             &[
                 "spec.accessModes: Required value",
                 "spec.capacity: Required value",
-                "spec.capacity: Unsupported value: \"\": supported values: \"storage\"",
+                "spec.capacity: Unsupported value: null: supported values: \"storage\"",
                 "spec: Required value: must specify a volume type",
             ],
         );

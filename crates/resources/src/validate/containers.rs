@@ -2,7 +2,8 @@
 
 use std::collections::HashSet;
 
-use super::volumes::{descending_path, field_ref, resource_ref};
+use super::devices::at_most;
+use super::volumes::{descending_path, field_ref, no_backsteps, resource_ref};
 use super::{At, Errors, formats, resources, security};
 use meta::Tree;
 
@@ -44,12 +45,12 @@ fn ports(at: &At<'_>, errors: &mut Errors) {
             errors.port(&port.child("hostPort"));
         }
         errors.need_one_of(&port.child("protocol"), &PROTOCOLS);
-        errors.may_format(&port.child("hostIP"), formats::ip);
     }
 }
 
 fn environment(container: &At<'_>, errors: &mut Errors) {
-    const ONE: &str = "must specify one of: `fieldRef`, `resourceFieldRef`, `configMapKeyRef` or `secretKeyRef`";
+    const ONE: &str =
+        "must specify one of: `fieldRef`, `resourceFieldRef`, `configMapKeyRef`, `secretKeyRef` or `fileKeyRef`";
     for variable in container.each("env") {
         errors.need_format(&variable.child("name"), formats::env_name);
         let from = variable.child("valueFrom");
@@ -72,6 +73,14 @@ fn environment(container: &At<'_>, errors: &mut Errors) {
         for source in ["configMapKeyRef", "secretKeyRef"].map(|s| from.child(s)).into_iter().filter(At::there) {
             errors.format(&source.child("name"), formats::dns_subdomain);
             errors.need_format(&source.child("key"), formats::config_key);
+        }
+        let file = from.child("fileKeyRef");
+        if file.there() {
+            errors.need_format(&file.child("key"), formats::env_name);
+            errors.need_format(&file.child("volumeName"), formats::dns_label);
+            if errors.need(&file.child("path"), "") {
+                no_backsteps(&file.child("path"), errors);
+            }
         }
         match count {
             0 => errors.invalid_as(&from, "", ONE),
@@ -129,6 +138,21 @@ fn mounts<'v>(container: &At<'v>, volumes: &HashSet<&str>, errors: &mut Errors) 
             errors
                 .forbidden(&propagation, "Bidirectional mount propagation is available only to privileged containers");
         }
+        let recursive = of_list(mount.child("recursiveReadOnly"), "recursiveReadOnly");
+        match recursive.str() {
+            _ if !recursive.there() => {}
+            "Disabled" => {}
+            "Enabled" | "IfPossible" => {
+                if !mount.value.flag("readOnly") {
+                    errors.forbidden(&recursive, "may only be specified when readOnly is true");
+                }
+                if propagation.there() && propagation.str() != "None" {
+                    let detail = "may only be specified when mountPropagation is None or not specified";
+                    errors.forbidden(&recursive, detail);
+                }
+            }
+            _ => errors.not_supported(&recursive, &["Disabled", "Enabled", "IfPossible"]),
+        }
     }
     for device in container.each("volumeDevices") {
         let (name, path) = (device.child("name"), device.child("devicePath"));
@@ -154,7 +178,7 @@ fn http_get(at: &At<'_>, errors: &mut Errors) {
 }
 
 /// What a probe or hook does: exactly one thing.
-fn handler(at: &At<'_>, sleep: bool, errors: &mut Errors) {
+fn handler(at: &At<'_>, grace: Option<i64>, sleep: bool, errors: &mut Errors) {
     let mut kinds = ["exec", "httpGet", "tcpSocket", "grpc", "sleep"]
         .into_iter()
         .filter(|k| at.value.has(k) && (sleep || *k != "sleep"));
@@ -168,6 +192,13 @@ fn handler(at: &At<'_>, sleep: bool, errors: &mut Errors) {
         "httpGet" => http_get(&one, errors),
         "tcpSocket" => errors.port_or_name(&one.child("port")),
         "grpc" => errors.port(&one.child("port")),
+        "sleep" => {
+            let seconds = one.value.int("seconds");
+            if let Some(grace) = grace.filter(|grace| !(0..=*grace).contains(&seconds)) {
+                let detail = format!("must be non-negative and less than terminationGracePeriodSeconds ({grace})");
+                errors.invalid_as(&one, seconds, detail);
+            }
+        }
         _ => {}
     }
     for more in kinds {
@@ -179,7 +210,7 @@ fn probe(at: &At<'_>, errors: &mut Errors) {
     if !at.there() {
         return;
     }
-    handler(at, false, errors);
+    handler(at, None, false, errors);
     for field in ["initialDelaySeconds", "timeoutSeconds", "periodSeconds", "successThreshold", "failureThreshold"] {
         errors.not_negative(&at.child(field));
     }
@@ -187,10 +218,11 @@ fn probe(at: &At<'_>, errors: &mut Errors) {
 }
 
 /// Lifecycle hooks and probes, of containers that run alongside each other.
-fn running(container: &At<'_>, errors: &mut Errors) {
+fn running(container: &At<'_>, spec: &At<'_>, errors: &mut Errors) {
+    let grace = spec.value.number("terminationGracePeriodSeconds");
     for hook in ["lifecycle.postStart", "lifecycle.preStop"].map(|h| container.child(h)) {
         if hook.there() {
-            handler(&hook, true, errors);
+            handler(&hook, grace, true, errors);
         }
     }
     for (name, once) in [("livenessProbe", true), ("readinessProbe", false), ("startupProbe", true)] {
@@ -201,13 +233,88 @@ fn running(container: &At<'_>, errors: &mut Errors) {
             errors.invalid_as(&threshold, threshold.number().unwrap_or(0), "must be 1");
         }
     }
-    let grace = container.child("readinessProbe.terminationGracePeriodSeconds");
-    if grace.there() {
-        errors.invalid(&grace, "must not be set for readinessProbes");
+    let own = container.child("readinessProbe.terminationGracePeriodSeconds");
+    if own.there() {
+        errors.invalid(&own, "must not be set for readinessProbes");
     }
 }
 
-fn common(container: &At<'_>, volumes: &HashSet<&str>, errors: &mut Errors) {
+/// What happens when a container ends, by its exit code.
+fn restarts(container: &At<'_>, errors: &mut Errors) {
+    const MAX_RULES: usize = 20;
+    const MAX_CODES: usize = 255;
+    let (policy, rules) = (container.child("restartPolicy"), container.child("restartPolicyRules"));
+    if !policy.there() {
+        if rules.value.list("").is_empty() {
+            return;
+        }
+        errors.required(&policy, "must specify restartPolicy when restart rules are used");
+    } else {
+        errors.one_of(&policy, &["Always", "Never", "OnFailure"]);
+    }
+    at_most(&rules, MAX_RULES, errors);
+    for rule in rules.items() {
+        errors.one_of(&rule.child("action"), &["Restart", "RestartAllContainers"]);
+        let codes = rule.child("exitCodes");
+        if codes.there() {
+            errors.one_of(&codes.child("operator"), &["In", "NotIn"]);
+            at_most(&codes.child("values"), MAX_CODES, errors);
+        } else {
+            errors.required(&codes, "must be specified");
+        }
+    }
+}
+
+/// Changes in place; upstream says of all of them where the list is.
+fn resizing(list: &At<'_>, never_restarts: bool, errors: &mut Errors) {
+    let mut seen = HashSet::new();
+    for policy in list.items() {
+        let at = |field: &str| At { path: list.path.clone(), ..policy.child(field) };
+        let (resource, restart) = (at("resourceName"), at("restartPolicy"));
+        if !seen.insert(resource.str()) {
+            errors.0.push(meta::FieldError::duplicate(&policy.path, resource.str()));
+        }
+        errors.need_one_of(&resource, &["cpu", "memory"]);
+        errors.need_one_of(&restart, &["NotRequired", "RestartContainer"]);
+        if never_restarts && restart.str() != "NotRequired" {
+            let detail = "must be 'NotRequired' when pod `restartPolicy` is 'Never'";
+            errors.invalid_as(&restart, restart.str(), detail);
+        }
+    }
+}
+
+/// Claims a container uses are the pod's, each once or by requests.
+fn claims(list: &At<'_>, spec: &At<'_>, errors: &mut Errors) {
+    let mut known: Vec<&str> = spec.each("resourceClaims").map(|claim| claim.value.text("name")).collect();
+    known.sort_unstable();
+    known.dedup();
+    let mut seen: HashSet<String> = HashSet::new();
+    for claim in list.items() {
+        let (name, request) = (claim.value.text("name"), claim.child("request"));
+        if name.is_empty() {
+            errors.required(&claim, "");
+            continue;
+        }
+        if seen.contains(name) {
+            errors.0.push(meta::FieldError::duplicate(&claim.path, name));
+        } else {
+            errors.may_format(&request, formats::dns_label);
+            let key = if request.blank() { name.to_string() } else { format!("{name}/{}", request.str()) };
+            let of_this = |key: &String| key.split_once('/').is_some_and(|(first, _)| first == name);
+            if seen.contains(&key) || request.blank() && seen.iter().any(of_this) {
+                errors.0.push(meta::FieldError::duplicate(&claim.path, key.as_str()));
+            }
+            seen.insert(key);
+        }
+        if !known.contains(&name) {
+            let names = if known.is_empty() { " which is empty".into() } else { format!(": {}", known.join(", ")) };
+            let detail = format!("must be one of the names in pod.spec.resourceClaims{names}");
+            errors.0.push(meta::FieldError::not_found_of(&claim.path, name, detail));
+        }
+    }
+}
+
+fn common(container: &At<'_>, spec: &At<'_>, volumes: &HashSet<&str>, errors: &mut Errors) {
     errors.need_format(&container.child("name"), formats::dns_label);
     errors.need(&container.child("image"), "");
     errors.need_one_of(&container.child("terminationMessagePolicy"), &["FallbackToLogsOnError", "File"]);
@@ -216,10 +323,8 @@ fn common(container: &At<'_>, volumes: &HashSet<&str>, errors: &mut Errors) {
     mounts(container, volumes, errors);
     errors.need_one_of(&container.child("imagePullPolicy"), &PULL_POLICIES);
     resources::requirements(&container.child("resources"), errors);
-    for policy in container.each("resizePolicy") {
-        errors.need_one_of(&policy.child("resourceName"), &["cpu", "memory"]);
-        errors.need_one_of(&policy.child("restartPolicy"), &["NotRequired", "RestartContainer"]);
-    }
+    claims(&container.child("resources.claims"), spec, errors);
+    resizing(&container.child("resizePolicy"), spec.value.text("restartPolicy") == "Never", errors);
     security::of_container(&container.child("securityContext"), errors);
 }
 
@@ -249,28 +354,28 @@ pub fn of_spec(spec: &At<'_>, volumes: &HashSet<&str>, errors: &mut Errors) {
         }
     };
     for container in containers.items() {
-        common(&container, volumes, errors);
+        common(&container, spec, volumes, errors);
         named(&container, errors);
-        running(&container, errors);
-        let policy = container.child("restartPolicy");
-        errors.may_one_of(&policy, &["Always", "Never", "OnFailure"]);
+        running(&container, spec, errors);
+        restarts(&container, errors);
     }
     host_ports(containers.items(), errors);
     if spec.value.flag("hostNetwork") {
         for port in containers.items().flat_map(|c| c.each("ports")) {
             if port.value.int("hostPort") != port.value.int("containerPort") {
-                errors.invalid(&port.child("containerPort"), "must match `hostPort` when `hostNetwork` is true");
+                let detail = "must match `containerPort` when `hostNetwork` is true";
+                errors.invalid_as(&port.child("hostPort"), port.value.int("hostPort"), detail);
             }
         }
     }
     for container in spec.each("initContainers") {
-        common(&container, volumes, errors);
+        common(&container, spec, volumes, errors);
         named(&container, errors);
         host_ports(std::iter::once(container.clone()), errors);
         let sidecar = container.value.text("restartPolicy") == "Always";
-        errors.may_one_of(&container.child("restartPolicy"), &["Always", "Never", "OnFailure"]);
+        restarts(&container, errors);
         if sidecar {
-            running(&container, errors);
+            running(&container, spec, errors);
         } else {
             forbid(
                 &container,
@@ -281,7 +386,7 @@ pub fn of_spec(spec: &At<'_>, volumes: &HashSet<&str>, errors: &mut Errors) {
         }
     }
     for container in spec.each("ephemeralContainers") {
-        common(&container, volumes, errors);
+        common(&container, spec, volumes, errors);
         named(&container, errors);
         let target = container.child("targetContainerName");
         if !target.blank()
@@ -296,6 +401,23 @@ pub fn of_spec(spec: &At<'_>, volumes: &HashSet<&str>, errors: &mut Errors) {
         }
         for mount in container.each("volumeMounts").filter(|m| m.value.has("subPath") || m.value.has("subPathExpr")) {
             errors.forbidden(&mount.child("subPath"), "cannot be set for an Ephemeral Container");
+        }
+    }
+}
+
+/// Files that variables come from lie in volumes that containers fill.
+pub fn variable_files(spec: &At<'_>, errors: &mut Errors) {
+    for variable in security::containers(spec).flat_map(|container| container.each("env")) {
+        let name = variable.child("valueFrom.fileKeyRef.volumeName");
+        if !variable.value.has("valueFrom.fileKeyRef") {
+            continue;
+        }
+        match spec.value.find("volumes", "name", name.str()) {
+            None => errors.not_found(&name),
+            Some(volume) if !volume.has("emptyDir") => {
+                errors.invalid(&name, "referenced volume must be of type emptyDir");
+            }
+            Some(_) => {}
         }
     }
 }

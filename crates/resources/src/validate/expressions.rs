@@ -294,17 +294,21 @@ pub fn policy(spec: &At<'_>, errors: &mut Errors) {
             ("jsonPatch", "JSONPatch", Purpose::JsonPatch),
         ] {
             let patch = mutation.child(field);
-            match (mutation.value.text("patchType") == kind, patch.there()) {
+            let said = mutation.value.text("patchType");
+            let known = ["ApplyConfiguration", "JSONPatch"].contains(&said);
+            match (said == kind, patch.there()) {
                 (true, false) => {
                     errors.required(&patch, &format!("must be specified when patchType is {kind}"));
                 }
-                (false, true) => errors.forbidden(&patch, format!("must be unset when patchType is not {kind}")),
+                (false, true) if known => {
+                    errors.forbidden(&patch, format!("must be unset when patchType is not {kind}"));
+                }
                 (true, true) => {
                     let expression = patch.child("expression");
-                    errors.need(&expression, "expression is not specified");
+                    errors.need(&expression, "");
                     check(&scope, &expression, purpose, errors);
                 }
-                (false, false) => {}
+                (false, _) => {}
             }
         }
     }

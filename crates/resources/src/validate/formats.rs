@@ -27,6 +27,19 @@ pub fn wildcard_subdomain(text: &str) -> Complaints {
     })
 }
 
+/// A subdomain whose labels may hold underscores, as names of services often do.
+pub fn relaxed_subdomain(text: &str) -> Complaints {
+    const LABEL: &str = "_?[a-z0-9]([-_a-z0-9]*[a-z0-9])?";
+    let fits = text.split('.').all(|part| edged(part.strip_prefix('_').unwrap_or(part), lower_or_digit, b"-_"));
+    check(text, MAX_SUBDOMAIN, fits, || {
+        pattern(
+            "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '_', '-' or '.', and must start and end with an alphanumeric character",
+            &format!("{LABEL}(\\.{LABEL})*"),
+            &["example.com"],
+        )
+    })
+}
+
 /// A subdomain with two labels at least.
 pub fn fully_qualified_name(text: &str) -> Complaints {
     let complaints = dns_subdomain(text);

@@ -7,6 +7,7 @@
 pub mod conditions;
 pub mod containers;
 pub mod cron;
+pub mod devices;
 pub mod expressions;
 pub mod formats;
 pub mod pod_spec;
@@ -16,6 +17,7 @@ pub mod rules;
 pub mod scheduling;
 pub mod security;
 pub mod selectors;
+pub mod slices;
 pub mod structural;
 pub mod volumes;
 pub mod webhooks;
@@ -99,8 +101,9 @@ impl Errors {
         self.0.push(FieldError::required(&at.path, detail));
     }
 
+    /// Absent is the empty string, in Go.
     pub fn invalid(&mut self, at: &At<'_>, detail: impl Into<String>) {
-        self.0.push(FieldError::invalid(&at.path, at.value.clone(), detail));
+        self.0.push(FieldError::invalid(&at.path, shown(at), detail));
     }
 
     /// As `invalid`, where what is shown is not what stands there.
@@ -117,13 +120,11 @@ impl Errors {
     }
 
     pub fn not_found(&mut self, at: &At<'_>) {
-        self.0.push(FieldError::not_found(&at.path, at.value.clone()));
+        self.0.push(FieldError::not_found(&at.path, shown(at)));
     }
 
-    /// Absent is the empty string, in Go.
     pub fn not_supported(&mut self, at: &At<'_>, supported: &[&str]) {
-        let found = if at.there() { at.value.clone() } else { "".into() };
-        self.0.push(FieldError::not_supported(&at.path, found, supported));
+        self.0.push(FieldError::not_supported(&at.path, shown(at), supported));
     }
 
     pub fn too_long(&mut self, at: &At<'_>, max_bytes: usize) {
@@ -255,6 +256,10 @@ impl Errors {
             self.immutable(at, old);
         }
     }
+}
+
+fn shown(at: &At<'_>) -> Value {
+    if at.there() { at.value.clone() } else { "".into() }
 }
 
 /// Whether two values mean the same: what is empty, false or null is as good as absent.

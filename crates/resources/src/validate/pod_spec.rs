@@ -37,8 +37,7 @@ fn dns(spec: &At<'_>, errors: &mut Errors) {
         );
     }
     for search in searches.items().filter(|s| s.str() != ".") {
-        // Names of services with an underscore are common here.
-        for complaint in formats::dns_subdomain(&search.str().trim_end_matches('.').replace('_', "x")) {
+        for complaint in formats::relaxed_subdomain(search.str().trim_end_matches('.')) {
             errors.invalid(&search, complaint);
         }
     }
@@ -49,7 +48,7 @@ fn dns(spec: &At<'_>, errors: &mut Errors) {
 
 /// A pod's spec. `pod` is the name of the pod, empty in templates.
 pub fn spec(spec: &At<'_>, pod: &str, errors: &mut Errors) {
-    let volumes = volumes::volumes(&spec.child("volumes"), errors);
+    let volumes = volumes::volumes(&spec.child("volumes"), !pod.is_empty(), errors);
     if !pod.is_empty() {
         volumes::ephemeral_claims(spec, pod, errors);
     }
@@ -58,9 +57,6 @@ pub fn spec(spec: &At<'_>, pod: &str, errors: &mut Errors) {
     dns(spec, errors);
     security::of_pod(spec, errors);
     scheduling::of_spec(spec, errors);
-    for secret in spec.each("imagePullSecrets") {
-        errors.need(&secret.child("name"), "");
-    }
     for gate in spec.each("readinessGates") {
         errors.format(&gate.child("conditionType"), formats::qualified_name);
     }
@@ -74,7 +70,7 @@ pub fn spec(spec: &At<'_>, pod: &str, errors: &mut Errors) {
     if deadline.number().is_some_and(|s| !(1..=i64::from(i32::MAX)).contains(&s)) {
         errors.invalid(&deadline, format!("must be between 1 and {}, inclusive", i32::MAX));
     }
-    errors.not_negative(&spec.child("terminationGracePeriodSeconds"));
+    host_name(spec, errors);
     errors.may_one_of(&spec.child("preemptionPolicy"), &["Never", "PreemptLowerPriority"]);
     for alias in spec.each("hostAliases") {
         errors.format(&alias.child("ip"), formats::ip);
@@ -85,22 +81,55 @@ pub fn spec(spec: &At<'_>, pod: &str, errors: &mut Errors) {
     resources::list(&spec.child("overhead"), errors);
     resources::requirements(&spec.child("resources"), errors);
     let os = spec.child("os");
-    if os.there() {
-        errors.need_one_of(&os.child("name"), &["linux", "windows"]);
+    if os.there() && errors.need(&os.child("name"), "") {
+        errors.one_of(&At { path: os.path.clone(), ..os.child("name") }, &["linux", "windows"]);
+        security::of_system(spec, errors);
     }
+    security::host_processes(spec, errors);
     if spec.value.at("hostUsers") == false {
-        for field in ["hostNetwork", "hostPID", "hostIPC"].into_iter().filter(|f| spec.value.flag(f)) {
-            errors.forbidden(&spec.child(field), "when `hostUsers` is false");
+        for (field, shown) in [("hostNetwork", "hostNetwork"), ("hostPID", "HostPID"), ("hostIPC", "HostIPC")] {
+            if spec.value.flag(field) {
+                errors.forbidden(&spec.child(shown), "when `hostUsers` is false");
+            }
+        }
+        for container in security::containers(spec) {
+            if !container.value.list("volumeDevices").is_empty() {
+                errors.forbidden(&container.child("volumeDevices"), "when `hostUsers` is false");
+            }
         }
     }
     let claims = || spec.each("resourceClaims").map(|c| c.child("name"));
     for claim in spec.each("resourceClaims") {
         errors.need_format(&claim.child("name"), formats::dns_label);
-        if claim.value.has("resourceClaimName") == claim.value.has("resourceClaimTemplateName") {
-            errors.invalid(&claim, "must specify one of: `resourceClaimName`, `resourceClaimTemplateName`");
+        let names = ["resourceClaimName", "resourceClaimTemplateName"].map(|f| claim.child(f));
+        match names.iter().filter(|name| name.there()).count() {
+            0 => errors.invalid(&claim, "must specify one of: `resourceClaimName`, `resourceClaimTemplateName`"),
+            1 => {}
+            _ => {
+                let detail = "at most one of `resourceClaimName` or `resourceClaimTemplateName` may be specified";
+                errors.invalid(&claim, detail);
+            }
         }
+        names.iter().for_each(|name| errors.format_if_set(name, formats::dns_subdomain));
     }
     errors.unique(claims());
+    containers::variable_files(spec, errors);
+}
+
+/// The name a pod has instead of its own.
+fn host_name(spec: &At<'_>, errors: &mut Errors) {
+    const MAX: usize = 64;
+    let name = spec.child("hostnameOverride");
+    if !name.there() {
+        return;
+    }
+    for field in ["setHostnameAsFQDN", "hostNetwork"].into_iter().filter(|f| spec.value.flag(f)) {
+        errors.forbidden(&name, format!("may not be specified when {field} is true"));
+    }
+    if name.str().len() > MAX {
+        errors.too_long(&name, MAX);
+    }
+    errors.format(&name, formats::dns_subdomain);
 }
 
 /// A pod template: metadata and spec.
@@ -180,7 +209,7 @@ mod tests {
             with(json!({"env": [{"name": "A=B", "value": "x"}, {"name": "C", "valueFrom": {}}]})),
             &[
                 "spec.containers[0].env[0].name: Invalid value: \"A=B\": a valid environment variable name must consist only of printable ASCII characters other than '='",
-                "spec.containers[0].env[1].valueFrom: Invalid value: \"\": must specify one of: `fieldRef`, `resourceFieldRef`, `configMapKeyRef` or `secretKeyRef`",
+                "spec.containers[0].env[1].valueFrom: Invalid value: \"\": must specify one of: `fieldRef`, `resourceFieldRef`, `configMapKeyRef`, `secretKeyRef` or `fileKeyRef`",
             ],
         );
         check(

@@ -49,6 +49,11 @@ fn native(name: &str) -> bool {
     !name.contains('/') || name.contains("kubernetes.io/")
 }
 
+/// In a domain of its own, and fit for a quota: asked for as processors are.
+pub fn is_extended(name: &str) -> bool {
+    !native(name) && !name.starts_with("requests.") && formats::qualified_name(&format!("requests.{name}")).is_empty()
+}
+
 /// Whether more may be asked for than there is.
 fn overcommittable(name: &str) -> bool {
     native(name) && !huge_pages(name)
@@ -73,7 +78,8 @@ pub fn quota_name(at: &At<'_>, shown: &str, errors: &mut Errors) {
     }
 }
 
-fn container_name(at: &At<'_>, shown: &str, errors: &mut Errors) {
+/// A name that a container may ask for.
+pub fn container_name(at: &At<'_>, shown: &str, errors: &mut Errors) {
     name(at, shown, errors);
     if !shown.contains('/') {
         if !CONTAINER_RESOURCES.contains(&shown) && !huge_pages(shown) {

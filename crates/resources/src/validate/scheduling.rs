@@ -186,7 +186,8 @@ pub fn spread(at: &At<'_>, errors: &mut Errors) {
         let domains = constraint.child("minDomains");
         errors.at_least(&domains, 1, POSITIVE);
         if domains.there() && when.str() != "DoNotSchedule" {
-            errors.invalid(&domains, "can only use minDomains if whenUnsatisfiable=DoNotSchedule");
+            let detail = format!("can only use minDomains if whenUnsatisfiable=DoNotSchedule, not {}", when.str());
+            errors.invalid(&domains, detail);
         }
         for policy in ["nodeAffinityPolicy", "nodeTaintsPolicy"] {
             errors.may_one_of(&constraint.child(policy), &["Honor", "Ignore"]);
@@ -214,7 +215,8 @@ pub fn of_spec(spec: &At<'_>, errors: &mut Errors) {
     affinity(&spec.child("affinity"), errors);
     tolerations(&spec.child("tolerations"), errors);
     spread(&spec.child("topologySpreadConstraints"), errors);
-    let gates = || spec.each("schedulingGates").map(|g| g.child("name"));
+    // Upstream says of a gate's name where the gate is.
+    let gates = || spec.each("schedulingGates").map(|g| At { value: g.value.at("name"), path: g.path });
     for gate in gates() {
         errors.format(&gate, formats::qualified_name);
     }

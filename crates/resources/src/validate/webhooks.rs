@@ -78,8 +78,8 @@ pub fn client(at: &At<'_>, errors: &mut Errors) {
     match (url.there(), service.there()) {
         (true, false) => self::url(&url, errors),
         (false, true) => {
-            errors.need(&service.child("name"), "service name is required");
-            errors.need(&service.child("namespace"), "service namespace is required");
+            errors.need(&service.child("name"), "");
+            errors.need(&service.child("namespace"), "");
             port(&service.child("port"), errors);
             service_path(&service.child("path"), errors);
         }

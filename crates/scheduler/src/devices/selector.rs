@@ -9,8 +9,9 @@ use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
 use std::sync::{Arc, Mutex};
 
+use cel::device::{DEVICE, compile};
 use cel::value::{Key, Mapping, Text, Value};
-use cel::{Env, Library, Opaque, Program, Provider, Type};
+use cel::{Opaque, Program};
 use k8s_openapi::api::resource::v1 as api;
 
 use super::pool::{Device, Verdict};
@@ -20,23 +21,6 @@ use super::quantity;
 const MOST_COST: u64 = 1_000_000;
 /// Compiled expressions kept, each some kilobytes. When there are more, all begin anew.
 const KEPT: usize = 1024;
-const DEVICE: &str = "kubernetes.DRADevice";
-
-struct DeviceType;
-
-impl Provider for DeviceType {
-    fn field(&self, name: &str, field: &str) -> Option<Type> {
-        let by_domain = |of: Type| Type::map(Type::String, Type::map(Type::String, of));
-        match (name, field) {
-            (DEVICE, "driver") => Some(Type::String),
-            (DEVICE, "allowMultipleAllocations") => Some(Type::Bool),
-            (DEVICE, "attributes") => Some(by_domain(Type::Dyn)),
-            (DEVICE, "capacity") => Some(by_domain(Type::opaque("kubernetes.Quantity"))),
-            _ => None,
-        }
-    }
-}
-
 /// An expression, compiled, or why it cannot be.
 pub struct Selector {
     id: u64,
@@ -52,15 +36,6 @@ struct Kept {
 /// The compiled expressions.
 #[derive(Default)]
 pub struct Selectors(Mutex<Kept>);
-
-fn compile(text: &str) -> Result<Program, String> {
-    let env = Env::new(&DeviceType).var("device", Type::Struct(DEVICE.into())).library(Library::Bindings);
-    let program = env.compile(text).map_err(|issues| format!("compilation failed: {issues}"))?;
-    match program.output() {
-        Type::Bool | Type::Dyn => Ok(program),
-        other => Err(format!("must evaluate to bool or the unknown type, not {}", other.full())),
-    }
-}
 
 impl Selectors {
     pub fn get(&self, text: &str) -> Arc<Selector> {
