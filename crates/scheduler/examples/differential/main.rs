@@ -134,6 +134,12 @@ fn decision(pod: &Object) -> Option<Decision> {
     let condition = body["status"]["conditions"].as_array()?.iter().find(|c| c["type"] == "PodScheduled")?;
     let message = condition["message"].as_str().unwrap_or_default().to_string();
     match condition["reason"].as_str().filter(|_| condition["status"] == "False")? {
+        // It had a node, and what it knew of a claim was not the newest: it tries again.
+        "SchedulerError"
+            if ["Reserve", "PreBind"].iter().any(|p| message.starts_with(&format!("running {p} plugin"))) =>
+        {
+            None
+        }
         "SchedulerError" => Some(Decision::Faulted(message)),
         "Unschedulable" => Some(match body["status"]["nominatedNodeName"].as_str().filter(|n| !n.is_empty()) {
             Some(node) => Decision::Nominated(node.into()),
@@ -543,7 +549,7 @@ fn compare(cluster: &mut Cluster, world: &World<'_>, tally: &mut Tally) -> Vec<(
                 // Which node's fault is told is chance.
                 let of_any = |text: &str| {
                     text.split([' ', '/'])
-                        .filter(|w| !w.starts_with(['c', 'd']) || !w.ends_with(|c: char| c.is_ascii_digit()))
+                        .filter(|w| !w.contains("cell-") && !w.contains(".example.com") && !w.starts_with('d'))
                         .collect::<String>()
                 };
                 if assessment.fault.as_deref().map(of_any) != Some(of_any(message)) {

@@ -198,30 +198,29 @@ impl State {
         };
         let away = self.reach.iter().filter(|(_, reach)| !reach.matches(node));
         let away = away.fold(self.broken, |bits, (at, _)| bits | 1u64.checked_shl(*at as u32).unwrap_or(0));
+        let missing = self.missing(node);
+        if !self.asked.is_empty() || missing != 0 {
+            // What is wrong with a claim, or with what the node has, is told before that another claim is elsewhere.
+            match self.allocate(snapshot, node, missing) {
+                Ok(found) if self.ranked && away == 0 => {
+                    let rank = self.rank(&found);
+                    note(&|f| *f.ranks.entry(node.symbol).or_default() = rank);
+                }
+                Ok(_) => {}
+                Err(Failure::None) => return refuse(Reason::NoDevices),
+                Err(Failure::InvalidPools) => return refuse(Reason::InvalidPools),
+                Err(Failure::TimedOut) => return refuse(Reason::DevicesTimedOut),
+                Err(Failure::Fault(why)) => {
+                    note(&|f| f.fault = Some(why.clone()));
+                    return refuse(Reason::NoDevices);
+                }
+            }
+        }
         if away != 0 {
             note(&|f| f.unavailable |= away);
             return refuse(Reason::ClaimElsewhere);
         }
-        let missing = self.missing(node);
-        if self.asked.is_empty() && missing == 0 {
-            return Ok(());
-        }
-        match self.allocate(snapshot, node, missing) {
-            Ok(found) => {
-                if self.ranked {
-                    let rank = self.rank(&found);
-                    note(&|f| *f.ranks.entry(node.symbol).or_default() = rank);
-                }
-                Ok(())
-            }
-            Err(Failure::None) => refuse(Reason::NoDevices),
-            Err(Failure::InvalidPools) => refuse(Reason::InvalidPools),
-            Err(Failure::TimedOut) => refuse(Reason::DevicesTimedOut),
-            Err(Failure::Fault(why)) => {
-                note(&|f| f.fault = Some(why.clone()));
-                refuse(Reason::NoDevices)
-            }
-        }
+        Ok(())
     }
 
     /// Which extended resources the node has no number of.
