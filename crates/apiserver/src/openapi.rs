@@ -146,6 +146,7 @@ fn kind_of<'a>(resource: &'a Resource, version: &'a ResourceVersion) -> Kind<'a>
         verbs: verbs(resource),
         subresources: resource.subresources.iter().map(part).collect(),
         delete_returns_object: resource.delete_returns_object,
+        selectable: version.selectable.iter().map(|field| &*field.name).collect(),
     }
 }
 

@@ -195,7 +195,7 @@ impl<'a> Definitions<'a> {
     pub(super) fn kind(&mut self, kind: &Kind<'_>) -> Value {
         match kind.schema {
             Source::Builtin(view) => self.schema(view, ""),
-            Source::Custom(schema) => self.custom(&kind.gvk, schema),
+            Source::Custom(schema) => self.custom(kind, schema),
         }
     }
 
@@ -241,8 +241,8 @@ impl<'a> Definitions<'a> {
         }
     }
 
-    fn custom(&mut self, gvk: &Gvk, schema: &Value) -> Value {
-        let name = custom_name(gvk);
+    fn custom(&mut self, kind: &Kind<'_>, schema: &Value) -> Value {
+        let name = custom_name(&kind.gvk);
         if !self.done.contains_key(&name) {
             let open = schema.get("x-kubernetes-preserve-unknown-fields") == Some(&Value::Bool(true));
             let mut body = match schema {
@@ -250,7 +250,11 @@ impl<'a> Definitions<'a> {
                 // No fields at all, or clients take those that are named for all there are.
                 _ => object([("type", "object".into())]),
             };
-            body.insert("x-kubernetes-group-version-kind".into(), json!([gvk_value(gvk)]));
+            body.insert("x-kubernetes-group-version-kind".into(), json!([gvk_value(&kind.gvk)]));
+            if !kind.selectable.is_empty() {
+                let fields: Vec<Value> = kind.selectable.iter().map(|path| json!({"fieldPath": path})).collect();
+                body.insert("x-kubernetes-selectable-fields".into(), fields.into());
+            }
             self.done.insert(name.clone(), body.into());
         }
         json!({"$ref": self.reference(&name)})
@@ -261,15 +265,18 @@ impl<'a> Definitions<'a> {
         if self.version == Version::V2 {
             simplify(&mut body);
         }
-        let mut metadata = self.named(&format!("{META}.ObjectMeta"));
+        let reference = self.named(&format!("{META}.ObjectMeta"));
+        // Beside a reference nothing counts in v3.
+        let mut metadata = match (self.version, reference) {
+            (Version::V2, Value::Object(reference)) => reference,
+            (_, reference) => object([("allOf", json!([reference]))]),
+        };
         // What every kind says of its metadata, a built-in one says it in.
-        if let Value::Object(metadata) = &mut metadata {
-            self.sentence(metadata, EVERY_KIND, Some("metadata"));
-        }
+        self.sentence(&mut metadata, EVERY_KIND, Some("metadata"));
         if let Value::Object(properties) = body.entry("properties").or_insert_with(|| json!({})) {
             properties.insert("apiVersion".into(), self.text("apiVersion"));
             properties.insert("kind".into(), self.text("kind"));
-            properties.insert("metadata".into(), metadata);
+            properties.insert("metadata".into(), metadata.into());
         }
         body
     }

@@ -33,6 +33,8 @@ pub struct Kind<'a> {
     pub subresources: Vec<Part<'a>>,
     /// A delete is answered with the object rather than a `Status`.
     pub delete_returns_object: bool,
+    /// A custom kind's own selectable fields: dotted paths.
+    pub selectable: Vec<&'a str>,
 }
 
 /// Where a kind's schema comes from.

@@ -17,6 +17,7 @@ fn kind<'a>(gvk: Gvk, list_kind: &'a str, plural: &'a str, subresources: Vec<Par
         verbs: ALL,
         subresources,
         delete_returns_object: false,
+        selectable: Vec::new(),
     }
 }
 
@@ -88,6 +89,7 @@ fn custom_kinds_bring_their_own_schema() {
         verbs: ALL,
         subresources: Vec::new(),
         delete_returns_object: false,
+        selectable: Vec::new(),
     };
     let document = v3(&[custom()], &[], &());
     check_references(&document, &document);
@@ -131,11 +133,13 @@ fn custom_kinds_open_at_the_root_name_no_fields() {
             verbs: ALL,
             subresources: Vec::new(),
             delete_returns_object: false,
+            selectable: vec!["a"],
         };
         let (old, new) = (v2(&[custom()], &()), v3(&[custom()], &[], &()));
         assert_eq!(old["definitions"]["com.example.v1.Open"].get("properties"), None, "{schema}");
         let new = &new["components"]["schemas"]["com.example.v1.Open"];
-        assert_eq!(new["properties"]["metadata"].is_object(), named_in_v3, "{schema}");
+        assert_eq!(new["x-kubernetes-selectable-fields"], json!([{"fieldPath": "a"}]));
+        assert_eq!(new["properties"]["metadata"]["allOf"].is_array(), named_in_v3, "{schema}");
     }
 }
 
