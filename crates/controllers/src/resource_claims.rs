@@ -119,7 +119,8 @@ pub fn plan_claim(claim: &Object, uses: &dyn Fn(&str) -> bool) -> Result<Plan, S
     let free = fields.get("allocation").is_none();
     if status != known {
         plan.act(Action::status(&resource(), claim, status)?);
-    } else if free {
+    } else if free && claim.meta.deletion_timestamp.is_some() {
+        // Not sooner: a scheduler adds it, and only then writes the allocation.
         plan.actions.extend(finalizer(&resource(), claim, FINALIZER, false)?);
     }
     Ok(plan)
@@ -260,6 +261,7 @@ mod tests {
                 &["update resourceclaims/status n/c"][..],
             ),
             (json!({}), true, false, &["update resourceclaims n/c"][..]),
+            (json!({}), false, false, &[][..]),
         ] {
             assert_eq!(lines(&plan_claim(&claim(status, leaving), &|_| used).unwrap()), expect);
         }
