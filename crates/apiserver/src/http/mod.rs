@@ -246,8 +246,9 @@ pub fn error(status: &Status) -> Response<Body> {
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
     let retry = status.details.as_ref().map_or(0, |d| d.retry_after_seconds);
-    if status.is(Reason::TooManyRequests) || retry > 0 {
-        headers.insert(header::RETRY_AFTER, HeaderValue::from(retry.max(1)));
+    // Clients try again by themselves what comes with a time: not what a budget refuses.
+    if retry > 0 {
+        headers.insert(header::RETRY_AFTER, HeaderValue::from(retry));
     }
     response
 }
