@@ -256,17 +256,9 @@ impl Cgroups {
             return vec![CgroupMount { name: String::new(), kind: "cgroup2".into(), data: String::new() }];
         }
         let name = |h: &Hierarchy| h.mountpoint.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let mut mounts: Vec<CgroupMount> = self
-            .v1
-            .iter()
-            .map(|h| CgroupMount { name: name(h), kind: "cgroup".into(), data: h.controllers.join(",") })
-            .collect();
-        mounts.extend(self.v2.iter().map(|h| CgroupMount {
-            name: name(h),
-            kind: "cgroup2".into(),
-            data: String::new(),
-        }));
-        mounts
+        // In the hybrid, version 2 manages nothing, and programs that find it mounted read their limits there.
+        let named = |h: &Hierarchy| CgroupMount { name: name(h), kind: "cgroup".into(), data: h.controllers.join(",") };
+        self.v1.iter().map(named).collect()
     }
 
     /// Every process of a group and its descendants.

@@ -5,8 +5,9 @@
 //! begins: one that ended with the agent is known for one. An image without a record was not pulled by this agent and is
 //! the node's.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 use std::time::SystemTime;
 
 use ring::digest::{SHA256, digest};
@@ -87,6 +88,8 @@ fn repository(image: &str) -> &str {
 pub struct Access {
     dir: PathBuf,
     verification: Verification,
+    /// Pulls of each image.
+    under_way: Mutex<HashMap<String, usize>>,
 }
 
 impl Verification {
@@ -126,7 +129,7 @@ impl Verification {
 
 impl Access {
     pub fn new(dir: impl Into<PathBuf>, verification: Verification) -> Self {
-        Self { dir: dir.into(), verification }
+        Self { dir: dir.into(), verification, under_way: Mutex::default() }
     }
 
     fn file(&self, id: &str) -> PathBuf {
@@ -157,17 +160,40 @@ impl Access {
 
     /// Notes that an image is about to be pulled; one whose pull nobody could know of must not be.
     pub fn pulling(&self, image: &str) -> Result<(), String> {
+        let mut under_way = self.under_way.lock().unwrap_or_else(PoisonError::into_inner);
         let written = self.write(&self.intent(image), image.as_bytes());
-        written.map_err(|e| format!("failed to record image pull intent: {e}"))
+        written.map_err(|e| format!("failed to record image pull intent: {e}"))?;
+        *under_way.entry(image.into()).or_default() += 1;
+        Ok(())
+    }
+
+    /// A pull has ended; nothing is left to be known of it once others of the same image have, too.
+    fn ended(&self, image: &str, known: bool) {
+        let mut under_way = self.under_way.lock().unwrap_or_else(PoisonError::into_inner);
+        let left = under_way.get(image).map_or(0, |n| n.saturating_sub(1));
+        if left > 0 {
+            under_way.insert(image.into(), left);
+            return;
+        }
+        under_way.remove(image);
+        if known {
+            let _ = std::fs::remove_file(self.intent(image));
+        }
     }
 
     /// Notes that it was not.
     pub fn not_pulled(&self, image: &str) {
-        let _ = std::fs::remove_file(self.intent(image));
+        self.ended(image, true);
     }
 
     /// Notes how an image was pulled.
     pub fn pulled(&self, id: &str, image: &str, origin: Option<&Origin>) {
+        // Where that cannot be written down, that it was pulled stays known by its intent.
+        self.ended(image, self.note(id, image, origin));
+    }
+
+    /// Writes down with what an image may be used; whether that is on disk.
+    fn note(&self, id: &str, image: &str, origin: Option<&Origin>) -> bool {
         let name = repository(image);
         let had = self.record(id);
         let mut record = had.clone().unwrap_or_default();
@@ -176,14 +202,15 @@ impl Access {
             Some(_) if record.with.len() >= MAX_NOTED => {}
             Some(origin) => drop(record.with.insert((name.into(), origin.clone()))),
         }
-        if had.as_ref() != Some(&record) {
-            let bytes = serde_json::to_vec(&record).map_err(std::io::Error::from);
-            if let Err(error) = bytes.and_then(|bytes| self.write(&self.file(id), &bytes)) {
-                // That it was pulled stays known by its intent.
-                return tracing::warn!(image, "how the image was pulled is not written down: {error}");
-            }
+        if had.as_ref() == Some(&record) {
+            return true;
         }
-        self.not_pulled(image);
+        let bytes = serde_json::to_vec(&record).map_err(std::io::Error::from);
+        let written = bytes.and_then(|bytes| self.write(&self.file(id), &bytes));
+        if let Err(error) = &written {
+            tracing::warn!(image, "how the image was pulled is not written down: {error}");
+        }
+        written.is_ok()
     }
 
     /// Forgets images that are gone, as they were listed; what was noted after `listed` may be of newer ones.
@@ -217,7 +244,7 @@ impl Access {
         let known = credentials.await.into_iter().find(|c| of_image.iter().any(|o| same(o, &c.origin)));
         if let Some(known) = &known {
             // The same secret with other words, or these words in another secret, are good from now on.
-            self.pulled(id, image, Some(&known.origin));
+            self.note(id, image, Some(&known.origin));
         }
         known.is_some()
     }
@@ -284,6 +311,14 @@ mod tests {
                 has.iter().map(|o| Credential { origin: o.clone(), auth: AuthConfig::default() }).collect();
             let got = access(verification).allows(id, image, async { credentials }).await;
             assert_eq!(got, expect, "{verification:?} {image} {has:?}");
+        }
+        // Of two pulls of one image, one ends.
+        for (step, known) in [("begins", true), ("begins", true), ("ends", true), ("ends", false)] {
+            match step {
+                "begins" => writer.pulling("r/twice:1").unwrap(),
+                _ => writer.not_pulled("r/twice:1"),
+            }
+            assert_eq!(writer.intent("r/twice:1").exists(), known, "{step}");
         }
         writer.not_pulled("r/cut:1");
         let listed = SystemTime::now();
