@@ -22,7 +22,11 @@ use crate::plugins::devices::Amounts;
 const MAX_NAMES: usize = 5;
 
 /// What the control plane has to know of this agent before it sends pods that ask for it; sorted.
-const DECLARED: [&str; 1] = ["RestartAllContainersOnContainerExits"];
+const DECLARED: [&str; 3] = [
+    "InPlacePodLevelResourcesVerticalScaling",
+    "InPlacePodVerticalScalingInitContainers",
+    "RestartAllContainersOnContainerExits",
+];
 
 /// The object to register.
 pub fn object(context: &Context, status: &NodeStatus) -> Node {

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use k8s_openapi::api::core::v1::{Pod, ResourceRequirements};
 use serde::{Deserialize, Serialize};
@@ -60,6 +61,14 @@ impl Allocation {
             && names.into_iter().all(|n| resizable(self.containers.get(n)) == resizable(other.containers.get(n)))
     }
 
+    /// Whether both ask for the same of a resource, container by container.
+    pub fn requests_as_much(&self, other: &Allocation, resource: &str) -> bool {
+        let of = |grant: &Allocation, name: &String| {
+            quantity::amount(grant.containers.get(name).and_then(|r| r.requests.as_ref()), resource)
+        };
+        self.containers.keys().chain(other.containers.keys()).all(|name| of(self, name) == of(other, name))
+    }
+
     /// The pod as granted.
     pub fn apply(&self, pod: &Arc<Pod>) -> Arc<Pod> {
         if self.equals(&Self::of(pod)) {
@@ -80,7 +89,10 @@ impl Allocation {
 #[derive(Default)]
 pub struct Allocations {
     granted: Mutex<HashMap<String, Allocation>>,
-    deferred: Mutex<HashSet<String>>,
+    /// Since when.
+    deferred: Mutex<HashMap<String, Instant>>,
+    /// Who looks for room has it until it is granted.
+    judging: Mutex<()>,
 }
 
 fn file(config: &Config, uid: &str) -> PathBuf {
@@ -143,19 +155,24 @@ impl Allocations {
         self.granted().insert(uid.into(), allocation);
     }
 
+    /// Nobody else looks for room meanwhile.
+    pub fn judging(&self) -> std::sync::MutexGuard<'_, ()> {
+        self.judging.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// The pod waits for room, or no longer does.
     pub fn defer(&self, uid: &str, waits: bool) {
         let mut deferred = self.deferred.lock().unwrap_or_else(PoisonError::into_inner);
         if waits {
-            deferred.insert(uid.into());
+            deferred.entry(uid.into()).or_insert_with(Instant::now);
         } else {
             deferred.remove(uid);
         }
     }
 
-    /// Those who wait for room.
-    pub fn waiting(&self) -> Vec<String> {
-        self.deferred.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
+    /// Those who wait for room, and since when.
+    pub fn waiting(&self) -> HashMap<String, Instant> {
+        self.deferred.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// A pod is gone.

@@ -55,6 +55,10 @@ pub struct Memory {
     pub resize_pending: Option<Waiting>,
     /// One was granted and is not yet made.
     pub resizing: bool,
+    /// The generation of the pod that the one under way was granted to.
+    pub resize_since: Option<i64>,
+    /// The generation whose wish was judged last.
+    pub resize_judged: i64,
     /// What went wrong with one that was begun.
     pub resize_error: Option<Waiting>,
 }

@@ -395,9 +395,12 @@ fn conditions(
     }
     let generation = pod.metadata.generation;
     for condition in &mut out {
-        condition.observed_generation = generation;
+        let begun = facts.memory.resize_since.filter(|_| condition.type_ == "PodResizeInProgress");
+        condition.observed_generation = begun.or(generation);
         let before = facts.before.conditions.iter().flatten().find(|b| b.type_ == condition.type_);
-        let same = before.filter(|b| b.status == condition.status);
+        // Of a resize, another reason is another state.
+        let is_resize = condition.type_.starts_with("PodResize");
+        let same = before.filter(|b| b.status == condition.status && !(is_resize && b.reason != condition.reason));
         condition.last_transition_time = same.and_then(|b| b.last_transition_time.clone()).or(Some(Time(facts.now)));
         // Sent as null, as upstream sends it, so that field managers agree.
         condition.last_probe_time = None;
