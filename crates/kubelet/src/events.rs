@@ -1,7 +1,7 @@
 //! Events about pods, their containers and the node, worded as upstream words them.
 
 use client::{Client, EventType, Recorder};
-use k8s_openapi::api::core::v1::{ObjectReference, Pod};
+use k8s_openapi::api::core::v1::{ObjectReference, PersistentVolumeClaim, Pod};
 
 use crate::spec::{self, Kind};
 
@@ -44,6 +44,18 @@ impl Events {
     pub fn about_named(&self, pod: &Pod, name: &str) -> About {
         let kind = spec::find_container(pod, name).map_or(Kind::Main, |(kind, _)| kind);
         self.about_container(pod, kind, name)
+    }
+
+    pub fn about_claim(&self, claim: &PersistentVolumeClaim) -> About {
+        ObjectReference {
+            api_version: Some("v1".into()),
+            kind: Some("PersistentVolumeClaim".into()),
+            namespace: claim.metadata.namespace.clone(),
+            name: claim.metadata.name.clone(),
+            uid: claim.metadata.uid.clone(),
+            resource_version: claim.metadata.resource_version.clone(),
+            field_path: None,
+        }
     }
 
     pub fn about_node(&self) -> About {

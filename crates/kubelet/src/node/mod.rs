@@ -99,12 +99,30 @@ fn tell_start(context: &Context, before: &NodeStatus, now: &NodeStatus) {
     if context.config.cgroups_per_qos {
         context.events.normal(&about, "NodeAllocatableEnforced", "Updated Node Allocatable limit across pods");
     }
+    if !crate::cgroups::is_v2() {
+        context.events.warning(
+            &about,
+            "CgroupV1",
+            "cgroup v1 detected. Support for it is deprecated: please migrate to cgroup v2.",
+        );
+    }
     let boot = |status: &NodeStatus| status.node_info.as_ref().map(|i| i.boot_id.clone()).filter(|id| !id.is_empty());
     if let (Some(had), Some(has)) = (boot(before), boot(now))
         && had != has
     {
         let message = format!("Node {name} has been rebooted, boot id: {has}");
         context.events.warning(&about, "Rebooted", &message);
+    }
+}
+
+/// Says that the node was closed to new pods, or opened.
+fn tell_cordon(context: &Context, before: &mut bool) {
+    let Some(node) = context.node() else { return };
+    let is_cordoned = node.spec.as_ref().and_then(|s| s.unschedulable).unwrap_or(false);
+    if std::mem::replace(before, is_cordoned) != is_cordoned {
+        let reason = if is_cordoned { "NodeNotSchedulable" } else { "NodeSchedulable" };
+        let message = format!("Node {} status is now: {reason}", context.config.node_name);
+        context.events.normal(&context.events.about_node(), reason, &message);
     }
 }
 
@@ -151,7 +169,9 @@ pub async fn run(context: Arc<Context>) {
     // What a create made of the status is the server's business: the first patch sends all of it.
     let mut sent: Option<(NodeStatus, Instant)> = None;
     let mut node_changes = context.nodes.subscribe();
+    let mut is_cordoned = false;
     loop {
+        tell_cordon(&context, &mut is_cordoned);
         hand_on_pod_cidr(&context, &mut pod_cidr).await;
         let now = status::compute(&context, &before).await;
         let due = sent

@@ -313,7 +313,14 @@ impl Maker<'_> {
         }
         if let Some(wanted) = csi::wanted::Wanted::persistent(&volume, read_only) {
             let ready = self.csi(&wanted).await?;
-            self.context.csi.grow(self.pod, &wanted, &volume, &claim).await?;
+            if self.context.csi.grow(self.pod, &wanted, &volume, &claim).await? {
+                let node = &self.context.config.node_name;
+                let message = format!("MountVolume.NodeExpandVolume succeeded for volume {name:?} {node}");
+                let events = &self.context.events;
+                for about in [events.about_pod(self.pod), events.about_claim(&claim)] {
+                    events.normal(&about, "FileSystemResizeSuccessful", &message);
+                }
+            }
             return Ok(ready);
         }
         let block = volume_spec.volume_mode.as_deref() == Some("Block");

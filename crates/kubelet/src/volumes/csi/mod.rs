@@ -335,17 +335,17 @@ impl Csi {
             .await
     }
 
-    /// Has a published volume's file system follow its volume's size, and tells the claim.
+    /// Has a published volume's file system follow its volume's size, and tells the claim. Whether it grew.
     pub async fn grow(
         &self,
         pod: &Pod,
         wanted: &Wanted,
         volume: &PersistentVolume,
         claim: &PersistentVolumeClaim,
-    ) -> Result<(), String> {
+    ) -> Result<bool, String> {
         let driver = self.driver(&wanted.driver)?;
         let Some(size) = wanted::growth(volume, claim).filter(|_| driver.abilities.expand && !wanted.read_only) else {
-            return Ok(());
+            return Ok(false);
         };
         let dir = record::dir(&self.root.join("pods").join(spec::uid(pod)), &wanted.name);
         let held = self.held(&wanted.unique_name());
@@ -358,7 +358,9 @@ impl Csi {
             volume_capability: Some(wanted.capability(&driver.abilities, None)),
             secrets: self.secret(wanted.expand_secret.as_ref()).await?,
         };
-        let status = match driver.expand(request).await {
+        let expanded = driver.expand(request).await;
+        let grew = expanded.is_ok();
+        let status = match expanded {
             Ok(_) => {
                 let capacity = volume.spec.as_ref().and_then(|s| s.capacity.as_ref()?.get("storage"));
                 let conditions: Vec<_> = (claim.status.iter().flat_map(|s| s.conditions.iter().flatten()))
@@ -374,7 +376,7 @@ impl Csi {
         };
         let api = self.client.api::<PersistentVolumeClaim>().namespaced(spec::namespace(pod));
         let name = claim.metadata.name.as_deref().unwrap_or_default();
-        api.patch_status(name, Patch::Merge(json!({"status": status}))).await.map(drop).map_err(|e| e.to_string())
+        api.patch_status(name, Patch::Merge(json!({"status": status}))).await.map(|_| grew).map_err(|e| e.to_string())
     }
 
     /// How full a published volume is; none when its driver does not count.
